@@ -1,0 +1,201 @@
+"""The supervisor's end of the conversation with the agent in the guest.
+
+The guest is hostile: whatever comes is checked and bounded, frames of unknown streams are
+dropped, and a command that sends more than its window is ended.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from tapwright.agent import protocol
+from tapwright.agent.protocol import Frame
+from tapwright.errors import AgentError
+
+_log = logging.getLogger(__name__)
+_READ_BYTES = 64 * 1024
+
+OnFrame = Callable[[Frame], None]
+
+
+class AgentClient:
+    """Speaks to the agent over a connected socket. Use it from one event loop."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._decoder = protocol.Decoder()
+        self._assembler = protocol.Assembler()
+        self._session = 0
+        self._last_stream = 0
+        self._streams: dict[int, OnFrame] = {}
+        self._open_windows: dict[tuple[int, int], int] = {}
+        self._ready = asyncio.Event()
+        self._sending = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+        self.facts: dict[str, Any] = {}
+        self._reader = asyncio.create_task(self._read())
+        self._in_background(self._open_session())
+
+    async def connect(self, timeout: float) -> dict[str, Any]:
+        """Wait until the agent answers; return what it says of itself. Raises AgentError."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            raise AgentError(f"the agent did not answer within {timeout:g} s") from None
+        if self._reader.done():
+            raise AgentError("the agent's port was closed")
+        return self.facts
+
+    async def call(self, op: str, timeout: float = 15.0, **arguments: Any) -> dict[str, Any]:
+        """Have the agent do something; return its reply. Raises AgentError."""
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+        def take(frame: Frame) -> None:
+            if answer.done():
+                return
+            try:
+                content = self._assembler.add(frame)
+                reply = None if content is None else protocol.read_json(content)
+            except protocol.ProtocolError as error:
+                answer.set_exception(AgentError(f"the agent answered {op} with {error}"))
+                return
+            if reply is None:
+                return
+            if frame.kind == protocol.REPLY:
+                answer.set_result(reply)
+            else:
+                reason = str(reply.get("message", "no reason given"))[:1000]
+                answer.set_exception(AgentError(f"the agent refused {op}: {reason}"))
+
+        stream = await self.open({"op": op, **arguments}, take)
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            raise AgentError(f"the agent did not answer {op} within {timeout:g} s") from None
+        finally:
+            self.close_stream(stream, cancel=not answer.done() or answer.cancelled())
+
+    async def open(self, request: dict[str, Any], on_frame: OnFrame) -> int:
+        """Begin a request and return its stream. `on_frame` gets every frame of it; an agent
+        that restarts or goes away ends it by an ERROR. Raises AgentError."""
+        self._check()
+        self._last_stream += 1
+        stream = self._last_stream
+        self._streams[stream] = on_frame
+        try:
+            data = protocol.message(protocol.REQUEST, self._session, stream, request)
+        except protocol.ProtocolError as error:
+            del self._streams[stream]
+            raise AgentError(f"the request is too large: {error}") from None
+        await self._send(data)
+        return stream
+
+    async def send(self, stream: int, kind: int, payload: bytes) -> None:
+        """Send a frame of an open stream (STDIN, SIGNAL, CREDIT). Raises AgentError."""
+        if kind == protocol.CREDIT:
+            channel, count = protocol.read_credit(payload)
+            key = stream, channel
+            self._open_windows[key] = max(0, self._open_windows.get(key, 0) - count)
+        await self._send(protocol.encode(Frame(kind, self._session, stream, payload)))
+
+    def close_stream(self, stream: int, cancel: bool = False) -> None:
+        """Forget a stream; with `cancel` the agent ends what still runs for it."""
+        if self._streams.pop(stream, None) is None:
+            return
+        self._assembler.forget(stream)
+        for channel in (protocol.STDOUT, protocol.STDERR):
+            self._open_windows.pop((stream, channel), None)
+        if cancel and not self._reader.done():
+            frame = Frame(protocol.CANCEL, self._session, stream)
+            self._in_background(self._send(protocol.encode(frame)))
+
+    async def close(self) -> None:
+        tasks = [self._reader, *self._background]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check(self) -> None:
+        if self._reader.done():
+            raise AgentError("the agent's port is closed")
+        if not self._ready.is_set():
+            raise AgentError("the agent has not answered yet")
+
+    async def _open_session(self) -> None:
+        self._session = secrets.randbits(31) + 1
+        await self._send(protocol.hello(self._session, {}))
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            async with self._sending:
+                await asyncio.get_running_loop().sock_sendall(self._socket, data)
+        except OSError as error:
+            raise AgentError(f"the agent's port is closed: {error}") from None
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await loop.sock_recv(self._socket, _READ_BYTES):
+                for frame in self._decoder.feed(data):
+                    self._take(frame)
+        except OSError:
+            pass
+        finally:
+            self._fail_streams("the agent's port was closed")
+            self._ready.set()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == protocol.HELLO:
+            self._greeted(frame)
+        elif frame.session == self._session and (on_frame := self._streams.get(frame.stream)):
+            if self._within_window(frame):
+                on_frame(frame)
+            else:
+                self._break_stream(frame.stream, "the agent sent more than its window allows")
+
+    def _greeted(self, frame: Frame) -> None:
+        if frame.session == 0:
+            # It has just started, maybe again: what it knew of us is gone.
+            self._fail_streams("the agent in the guest restarted")
+            self._ready.clear()
+            self._in_background(self._open_session())
+        elif frame.session == self._session:
+            with contextlib.suppress(protocol.ProtocolError):
+                self.facts = protocol.read_json(frame.payload)
+            self._ready.set()
+
+    def _within_window(self, frame: Frame) -> bool:
+        if frame.kind not in (protocol.STDOUT, protocol.STDERR):
+            return True
+        key = frame.stream, frame.kind
+        held = self._open_windows[key] = self._open_windows.get(key, 0) + len(frame.payload)
+        return held <= protocol.WINDOW
+
+    def _fail_streams(self, reason: str) -> None:
+        for stream in list(self._streams):
+            self._break_stream(stream, reason)
+
+    def _break_stream(self, stream: int, reason: str) -> None:
+        _log.warning("stream %d: %s", stream, reason)
+        on_frame = self._streams[stream]
+        self.close_stream(stream, cancel=True)
+        (payload,) = protocol.Decoder().feed(
+            protocol.message(protocol.ERROR, 0, stream, {"message": reason})
+        )
+        on_frame(payload)
+
+    def _in_background(self, work: Any) -> None:
+        async def quietly() -> None:
+            with contextlib.suppress(AgentError):
+                await work
+
+        task = asyncio.create_task(quietly())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

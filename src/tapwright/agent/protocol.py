@@ -1,0 +1,181 @@
+"""What travels between supervisor and agent, and between `sandbox exec` and supervisor.
+
+A byte stream without beginning or end (a virtio-serial port outlives both its users) carries
+frames:
+
+    magic 4 | version 1 | kind 1 | flags 2 | session 4 | stream 4 | length 4 | crc32 4 | payload
+
+in network byte order; the checksum covers the header before it and the payload.
+
+*Sessions.* An agent that starts sends HELLO with session 0. The supervisor answers with a HELLO
+that opens a session under a random number, and so it does first of all when it is the one that
+started; the agent answers it with a HELLO of its own. From then on both ignore frames of any
+other session: what an earlier life of either end left in the pipe hurts nobody.
+
+*Garbage.* A decoder that meets anything but a whole, sound frame moves on by one byte and looks
+for the next. A HELLO is preceded by as many zero bytes as a frame can be long, so that half a
+frame left by an end that died can't swallow it.
+
+*Streams.* A REQUEST opens a stream, and a REPLY or ERROR ends it. In between, a command's stream
+carries STDIN, STDOUT and STDERR (an empty one is the end of file) and SIGNAL. Who receives such
+data returns CREDIT for what it has passed on; who sends it never has more than WINDOW bytes of a
+channel without credit. So no reader, however slow, makes the other end hold more than that.
+
+*Bounds.* A payload is at most MAX_PAYLOAD bytes, a message made of several (flag MORE) at most
+MAX_MESSAGE, an agent serves at most MAX_STREAMS streams.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+VERSION = 1
+PORT_NAME = "org.tapwright.agent.0"
+
+MAX_PAYLOAD = 32 * 1024
+MAX_MESSAGE = 1024 * 1024
+MAX_STREAMS = 256
+WINDOW = 256 * 1024
+
+HELLO, REQUEST, REPLY, ERROR, STDIN, STDOUT, STDERR, SIGNAL, CREDIT, CANCEL = range(1, 11)
+MORE = 1  # flag: the message goes on in the next frame of the stream
+
+_MAGIC = b"TWRT"
+_HEADER = struct.Struct("!4sBBHIIII")
+_CHECKED = struct.Struct("!4sBBHIII")
+_CREDIT = struct.Struct("!BI")
+PREAMBLE = bytes(_HEADER.size + MAX_PAYLOAD)
+
+
+class ProtocolError(Exception):
+    """The other end broke a rule of this protocol."""
+
+
+class Frame(NamedTuple):
+    kind: int
+    session: int
+    stream: int
+    payload: bytes = b""
+    flags: int = 0
+
+
+def encode(frame: Frame) -> bytes:
+    """The bytes of a frame. Raises ProtocolError when its payload is too long."""
+    if len(frame.payload) > MAX_PAYLOAD:
+        raise ProtocolError(f"a payload of {len(frame.payload)} bytes")
+    checked = _CHECKED.pack(
+        *(_MAGIC, VERSION, frame.kind, frame.flags),
+        *(frame.session, frame.stream, len(frame.payload)),
+    )
+    crc = zlib.crc32(frame.payload, zlib.crc32(checked))
+    return checked + struct.pack("!I", crc) + frame.payload
+
+
+def hello(session: int, facts: dict[str, Any]) -> bytes:
+    """A HELLO that is understood whatever was sent before it."""
+    return PREAMBLE + encode(Frame(HELLO, session, 0, json.dumps(facts).encode()))
+
+
+def message(kind: int, session: int, stream: int, content: Any) -> bytes:
+    """The frames of a JSON message. Raises ProtocolError when it is too long."""
+    data = json.dumps(content).encode()
+    if len(data) > MAX_MESSAGE:
+        raise ProtocolError(f"a message of {len(data)} bytes, more than {MAX_MESSAGE}")
+    frames = []
+    for start in range(0, max(len(data), 1), MAX_PAYLOAD):
+        flags = MORE if start + MAX_PAYLOAD < len(data) else 0
+        part = data[start : start + MAX_PAYLOAD]
+        frames.append(encode(Frame(kind, session, stream, part, flags)))
+    return b"".join(frames)
+
+
+def credit(channel: int, count: int) -> bytes:
+    """The payload of a CREDIT: `count` bytes of `channel` (STDIN, STDOUT, STDERR) passed on."""
+    return _CREDIT.pack(channel, count)
+
+
+def read_credit(payload: bytes) -> tuple[int, int]:
+    """(channel, count) of a CREDIT frame. Raises ProtocolError."""
+    if len(payload) != _CREDIT.size:
+        raise ProtocolError("a CREDIT of the wrong length")
+    channel, count = _CREDIT.unpack(payload)
+    return channel, count
+
+
+def read_json(data: bytes) -> dict[str, Any]:
+    """A message's content, which is always an object. Raises ProtocolError."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ProtocolError("a message that is not JSON") from None
+    if not isinstance(content, dict):
+        raise ProtocolError("a message that is not a JSON object")
+    return content
+
+
+class Decoder:
+    """Finds the frames in a byte stream, and steps over all else. `garbage` counts the bytes
+    stepped over."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.garbage = 0
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take in some bytes, give out the frames that they complete."""
+        buffer = self._buffer
+        buffer += data
+        position = 0
+        while True:
+            start = buffer.find(_MAGIC, position)
+            if start < 0:
+                # The end may be the beginning of a magic.
+                start = max(position, len(buffer) - len(_MAGIC) + 1)
+            self.garbage += start - position
+            position = start
+            if len(buffer) - position < _HEADER.size:
+                break
+            _, version, kind, flags, session, stream, length, crc = _HEADER.unpack_from(
+                buffer, position
+            )
+            if version != VERSION or not HELLO <= kind <= CANCEL or length > MAX_PAYLOAD:
+                self.garbage += 1
+                position += 1
+                continue
+            body = position + _HEADER.size
+            if len(buffer) - body < length:
+                break
+            payload = bytes(buffer[body : body + length])
+            if zlib.crc32(payload, zlib.crc32(buffer[position : body - 4])) != crc:
+                self.garbage += 1
+                position += 1
+                continue
+            position = body + length
+            yield Frame(kind, session, stream, payload, flags)
+        del buffer[:position]
+
+
+class Assembler:
+    """Puts the messages of streams together that came in several frames."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, bytearray] = {}
+
+    def add(self, frame: Frame) -> bytes | None:
+        """The whole message, or None while more is to come. Raises ProtocolError."""
+        if not frame.flags & MORE and frame.stream not in self._parts:
+            return frame.payload
+        part = self._parts.setdefault(frame.stream, bytearray())
+        part += frame.payload
+        if len(part) > MAX_MESSAGE or len(self._parts) > MAX_STREAMS:
+            self.forget(frame.stream)
+            raise ProtocolError("a message without end")
+        if frame.flags & MORE:
+            return None
+        self.forget(frame.stream)
+        return bytes(part)
+
+    def forget(self, stream: int) -> None:
+        self._parts.pop(stream, None)

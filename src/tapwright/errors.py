@@ -1,0 +1,45 @@
+"""The exceptions that a caller of Tapwright can act on.
+
+Each message is one sentence or two: what failed, why, and what to do. `tapwright.cni` has its
+own, since it stands alone.
+"""
+
+
+class TapwrightError(Exception):
+    """The root of them all."""
+
+
+class UsageError(TapwrightError):
+    """The caller asked for something that can't be: a bad id, an impossible option."""
+
+
+class ConfigError(TapwrightError):
+    """A configuration file that can't be used."""
+
+
+class ImageError(TapwrightError):
+    """The guest image is missing or can't be built."""
+
+
+class HypervisorError(TapwrightError):
+    """QEMU is missing, did not start, or refused a command."""
+
+
+class AgentError(TapwrightError):
+    """The agent in the guest refused a request, or does not answer."""
+
+
+class NetworkError(TapwrightError):
+    """A network could not be set up or taken down."""
+
+
+class SandboxNotFoundError(TapwrightError):
+    """No sandbox has that id."""
+
+
+class SandboxExistsError(TapwrightError):
+    """A sandbox of that id is there already."""
+
+
+class SandboxStateError(TapwrightError):
+    """The sandbox is not in a state in which that can be done."""

@@ -1,0 +1,334 @@
+"""One virtual machine: QEMU's command line, its process, and the NICs plugged into it.
+
+QEMU gets nothing that it could misuse: a user id of its own, no privileges and no way to new
+ones, a seccomp filter, the sandbox's network namespace, and TAPs, monitor, agent port and console
+as file descriptors. It dies with the supervisor (PR_SET_PDEATHSIG), and the supervisor waits for
+its end through a pidfd.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tapwright.agent.protocol import PORT_NAME
+from tapwright.errors import HypervisorError
+from tapwright.hypervisor.qmp import Qmp, QmpError
+from tapwright.linux import libc
+
+# QEMU of sandbox N runs as user BASE + pid of N's supervisor: a number no account has (systemd's
+# docs/UIDS-GIDS.md), and no two living sandboxes share, so one QEMU can't reach for another's.
+_UID_BASE = 0x70000000
+
+_SLOTS_PER_DEVICE = 8
+_FIRST_SLOT_ADDRESS = 0x10
+_UNPLUG_SECONDS = 10.0
+_STOP_SECONDS = 2.0
+_TAIL_BYTES = 16 * 1024
+
+_KERNEL_PARAMETERS = (
+    "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
+    "rcupdate.rcu_expedited=1 i8042.noaux=1 i8042.nopnp=1 i8042.dumbkbd=1 random.trust_cpu=on "
+    "net.ifnames=0"
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to start. `netns` is the namespace QEMU lives in, None for the caller's."""
+
+    kernel: Path
+    initrd: Path
+    accelerator: str
+    path: str = "qemu-system-x86_64"
+    memory_mib: int = 256
+    vcpus: int = 1
+    slots: int = 8
+    kernel_parameters: str = ""
+    netns: str | None = None
+
+    def command(self, qmp_fd: int, agent_fd: int, console_fd: int) -> list[str]:
+        """QEMU's argument list (qemu-system-x86_64(1))."""
+        tcg = self.accelerator == "tcg"
+        parameters = f"{_KERNEL_PARAMETERS} {self.kernel_parameters}".strip()
+        if tcg:
+            # Emulated code does not speculate; the guest would only pay for it.
+            parameters += " mitigations=off"
+        return [
+            self.path,
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+            *("-machine", f"q35,accel={self.accelerator},smm=off,vmport=off"),
+            *("-cpu", "max" if tcg else "host"),
+            *("-m", str(self.memory_mib), "-smp", str(self.vcpus)),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", parameters),
+            *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+            *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
+            *("-device", "virtio-serial-pci,max_ports=2"),
+            *("-chardev", f"socket,id=agent,fd={agent_fd}"),
+            *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
+            *("-object", "rng-random,id=rng,filename=/dev/urandom"),
+            *("-device", "virtio-rng-pci,rng=rng"),
+            *(word for slot in range(self.slots) for word in ("-device", _root_port(slot))),
+        ]
+
+
+def _root_port(slot: int) -> str:
+    """A PCI Express port to plug one NIC into; eight of them make one multifunction device."""
+    address = _FIRST_SLOT_ADDRESS + slot // _SLOTS_PER_DEVICE
+    function = slot % _SLOTS_PER_DEVICE
+    first = ",multifunction=on" if function == 0 else ""
+    number = slot + 1
+    return (
+        f"pcie-root-port,id=slot{slot},bus=pcie.0,chassis={number},slot={number},"
+        f"addr={address:#x}.{function:#x}{first}"
+    )
+
+
+@dataclass
+class Qemu:
+    """A started QEMU. `agent` is the host's end of the agent's port."""
+
+    qmp: Qmp
+    agent: socket.socket
+    uid: int
+    _machine: Machine
+    _process: subprocess.Popen[bytes]
+    _console: "Tail"
+    _stderr: "Tail"
+    _exited: asyncio.Future[None]
+    _slots: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    async def start(cls, machine: Machine) -> "Qemu":
+        """Start QEMU and wait until it takes commands. Raises HypervisorError."""
+        for path in (machine.kernel, machine.initrd):
+            if not path.exists():
+                raise HypervisorError(f"{path} is missing; build an image or name another one")
+        pairs = [socket.socketpair() for _ in range(3)]
+        ours = [pair[0] for pair in pairs]
+        theirs = [pair[1].fileno() for pair in pairs]
+        stderr_read, stderr_write = os.pipe()
+        uid = _UID_BASE + os.getpid()
+        try:
+            process = subprocess.Popen(
+                machine.command(*theirs),
+                stdin=subprocess.DEVNULL,
+                stdout=stderr_write,
+                stderr=stderr_write,
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                cwd="/",
+                pass_fds=theirs,
+                preexec_fn=_confinement(uid, machine.netns),  # noqa: PLW1509
+            )
+        except OSError as error:
+            os.close(stderr_read)
+            for sock in ours:
+                sock.close()
+            raise HypervisorError(
+                f"QEMU ({machine.path}) can't be started: {error.strerror}; install "
+                "qemu-system-x86 or set path in [hypervisor.qemu]"
+            ) from None
+        finally:
+            os.close(stderr_write)
+            for _, sock in pairs:
+                sock.close()
+        qmp, agent, console = ours
+        console_fd = os.dup(console.fileno())
+        console.close()
+        qemu = cls(
+            Qmp(qmp),
+            agent,
+            uid,
+            machine,
+            process,
+            Tail(console_fd),
+            Tail(stderr_read),
+            _exit_of(process),
+        )
+        try:
+            await qemu.qmp.connect()
+        except HypervisorError:
+            await qemu.kill()
+            raise HypervisorError(f"QEMU did not start: {qemu.last_words()}") from None
+        except asyncio.CancelledError:
+            await qemu.kill()
+            raise
+        return qemu
+
+    async def plug_nic(self, name: str, tap_fd: int, mac: str) -> int:
+        """Hot-plug a virtio NIC on a TAP; return its slot. `name` is QEMU's id for it.
+
+        After a failure nothing of the NIC is left. Raises HypervisorError.
+        """
+        slot = next((n for n in range(self._machine.slots) if n not in self._slots), None)
+        if slot is None:
+            raise HypervisorError(f"all {self._machine.slots} slots for NICs are taken")
+        self._slots[slot] = name
+        netdev = f"net-{name}"
+        try:
+            await self.qmp.execute_with_fd(tap_fd, "getfd", fdname=netdev)
+            try:
+                await self.qmp.execute("netdev_add", type="tap", id=netdev, fd=netdev)
+            except QmpError:
+                with contextlib.suppress(QmpError):
+                    await self.qmp.execute("closefd", fdname=netdev)
+                raise
+            try:
+                await self.qmp.execute(
+                    "device_add",
+                    driver="virtio-net-pci",
+                    id=name,
+                    netdev=netdev,
+                    mac=mac,
+                    bus=f"slot{slot}",
+                    romfile="",
+                )
+            except QmpError:
+                await self.qmp.execute("netdev_del", id=netdev)
+                raise
+        except HypervisorError:
+            del self._slots[slot]
+            raise
+        return slot
+
+    async def unplug_nic(self, name: str) -> None:
+        """Take a NIC out and wait until the guest has let go of it. Raises HypervisorError."""
+
+        def gone(event: dict[str, object]) -> bool:
+            data = event.get("data")
+            return (
+                event["event"] == "DEVICE_DELETED"
+                and isinstance(data, dict)
+                and data.get("device") == name
+            )
+
+        with self.qmp.expect(gone) as deleted:
+            await self.qmp.execute("device_del", id=name)
+            try:
+                await asyncio.wait_for(deleted, _UNPLUG_SECONDS)
+            except TimeoutError:
+                raise HypervisorError(
+                    f"the guest did not let go of the NIC {name} within {_UNPLUG_SECONDS:.0f} s"
+                ) from None
+        await self.qmp.execute("netdev_del", id=f"net-{name}")
+        self._slots = {slot: held for slot, held in self._slots.items() if held != name}
+
+    async def wait(self) -> int:
+        """Wait for QEMU's end; return its exit status, negative for a signal."""
+        await asyncio.shield(self._exited)
+        return self._process.wait()
+
+    async def stop(self) -> None:
+        """End the machine at once; a QEMU that does not quit is killed."""
+        with contextlib.suppress(HypervisorError, TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                with contextlib.suppress(HypervisorError):
+                    await self.qmp.execute("quit")
+                await self.wait()
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End QEMU's process, wait for its end, and close what we hold of it."""
+        if not self._exited.done():
+            self._process.send_signal(signal.SIGKILL)
+        await self.wait()
+        await self.qmp.close()
+        self.agent.close()
+        self._console.close()
+        self._stderr.close()
+
+    def last_words(self) -> str:
+        """What QEMU, or else the guest's console, said last: for error messages."""
+        for tail in (self._stderr, self._console):
+            tail.read()
+            if lines := tail.lines():
+                return " / ".join(lines[-3:])
+        return "it said nothing"
+
+
+class Tail:
+    """Reads a descriptor so that its writer never blocks, and keeps only the last of it: the
+    guest decides how much it writes to its console."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._kept = bytearray()
+        asyncio.get_running_loop().add_reader(fd, self.read)
+
+    def read(self) -> None:
+        try:
+            while self._fd >= 0 and (data := os.read(self._fd, 4096)):
+                self._kept += data
+                del self._kept[:-_TAIL_BYTES]
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.close()
+
+    def lines(self) -> list[str]:
+        text = self._kept.decode(errors="replace")
+        printable = "".join(c for c in text if c.isprintable() or c == "\n")
+        return [line.strip() for line in printable.splitlines() if line.strip()]
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _confinement(uid: int, netns: str | None) -> Callable[[], None]:
+    """What the new process does to itself before it becomes QEMU.
+
+    In Python between fork and exec, because only there is no moment at which QEMU lives and the
+    supervisor's death would pass it by.
+    """
+    parent = os.getpid()
+    netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if netns else None
+    groups = _groups()
+
+    def confine() -> None:
+        if netns_fd is not None:
+            libc.setns(netns_fd, libc.CLONE_NEWNET)
+        os.setgroups(groups)
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+        # After the change of user, which clears it (prctl(2)).
+        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return confine
+
+
+def _groups() -> list[int]:
+    """The group that may use /dev/kvm, where there is one."""
+    try:
+        status = os.stat("/dev/kvm")
+    except OSError:
+        return []
+    return [status.st_gid] if status.st_gid and status.st_mode & 0o060 == 0o060 else []
+
+
+def _exit_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    pidfd = os.pidfd_open(process.pid)
+
+    def ended() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        process.wait()
+        future.set_result(None)
+
+    loop.add_reader(pidfd, ended)
+    return future

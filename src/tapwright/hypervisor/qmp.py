@@ -1,0 +1,128 @@
+"""QMP: commands to a running QEMU, and its events (docs/interop/qmp-spec in QEMU's sources).
+
+Ours instead of the `qemu.qmp` package because NICs are handed over as file descriptors, which
+that package can do only through a private attribute of asyncio's sockets.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from tapwright.errors import HypervisorError
+
+_LINE_LIMIT = 16 * 1024 * 1024
+Event = dict[str, Any]
+
+
+class QmpError(HypervisorError):
+    """QEMU refused a command. `kind` is its error class, such as DeviceNotFound."""
+
+    def __init__(self, command: str, kind: str, description: str) -> None:
+        super().__init__(f"QEMU refused {command}: {description}")
+        self.kind = kind
+
+
+class Qmp:
+    """One QMP connection over a connected socket. Use it from one event loop."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._listeners: list[Callable[[Event], None]] = []
+        self._last_id = 0
+        self._sending = asyncio.Lock()
+        self._greeting = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read())
+
+    async def connect(self) -> None:
+        """Wait for QEMU's greeting and enter command mode. Raises HypervisorError."""
+        await self._greeting
+        await self.execute("qmp_capabilities")
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Run a command and return its answer. Raises QmpError, HypervisorError."""
+        return await self._execute(command, arguments)
+
+    async def execute_with_fd(self, fd: int, command: str, **arguments: Any) -> Any:
+        """The same with a file descriptor on the way (for getfd, add-fd). It stays ours too."""
+        return await self._execute(command, arguments, fd)
+
+    @contextlib.contextmanager
+    def expect(self, matches: Callable[[Event], bool]) -> Any:
+        """Give a future of the first event that matches and comes after entering the block."""
+        future: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+
+        def listen(event: Event) -> None:
+            if not future.done() and matches(event):
+                future.set_result(event)
+
+        self._listeners.append(listen)
+        try:
+            yield future
+        finally:
+            self._listeners.remove(listen)
+
+    async def close(self) -> None:
+        self._reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._reader
+        self._socket.close()
+
+    async def _execute(self, command: str, arguments: dict[str, Any], fd: int | None = None) -> Any:
+        if self._reader.done():
+            raise HypervisorError(f"QEMU is gone; {command} was not sent")
+        self._last_id += 1
+        ident = self._last_id
+        names = {key.replace("_", "-"): value for key, value in arguments.items()}
+        line = json.dumps({"execute": command, "arguments": names, "id": ident}).encode() + b"\n"
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending[ident] = answer
+        try:
+            async with self._sending:
+                if fd is not None:
+                    # One byte carries the descriptor; QEMU skips white space between commands.
+                    socket.send_fds(self._socket, [b" "], [fd])
+                await asyncio.get_running_loop().sock_sendall(self._socket, line)
+            reply = await answer
+        except OSError as error:
+            raise HypervisorError(f"QEMU does not listen any more: {error}") from None
+        finally:
+            self._pending.pop(ident, None)
+        if "error" in reply:
+            error = reply["error"]
+            raise QmpError(command, error.get("class", ""), error.get("desc", "no reason given"))
+        return reply["return"]
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        buffer = b""
+        try:
+            while data := await loop.sock_recv(self._socket, 64 * 1024):
+                buffer += data
+                *lines, buffer = buffer.split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line))
+                if len(buffer) > _LINE_LIMIT:
+                    break
+        except (OSError, ValueError):
+            pass
+        finally:
+            gone = HypervisorError("QEMU has ended")
+            for future in (self._greeting, *self._pending.values()):
+                if not future.done():
+                    future.set_exception(gone)
+            self._greeting.exception()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "event" in message:
+            for listener in list(self._listeners):
+                listener(message)
+        elif "QMP" in message:
+            if not self._greeting.done():
+                self._greeting.set_result(None)
+        elif (answer := self._pending.get(message.get("id", 0))) and not answer.done():
+            answer.set_result(message)

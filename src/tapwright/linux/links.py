@@ -1,0 +1,131 @@
+"""Network interfaces: list, find, make, change, remove (RTM_*LINK, rtnetlink(7))."""
+
+import errno
+import struct
+from typing import NamedTuple
+
+from tapwright.linux import netlink
+from tapwright.linux.netlink import Netlink, NetlinkError, attribute, nested, text, u32
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTMGRP_LINK = 0x1
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_IFALIAS = 13, 16, 18, 28, 20
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+VETH_INFO_PEER = 1
+
+IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
+OPERSTATE_DOWN = 2
+
+_IFINFO = struct.Struct("=BxHiII")
+
+
+class Link(NamedTuple):
+    """A network interface. `kind` is the driver's (veth, tun, macvlan, …), empty for hardware."""
+
+    index: int
+    name: str
+    kind: str
+    mac: str
+    mtu: int
+    flags: int
+    txqlen: int = 1000
+    operstate: int = 0
+    master: int = 0
+    parent: int = 0
+    alias: str = ""
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self.flags & IFF_UP)
+
+    @property
+    def is_loopback(self) -> bool:
+        return bool(self.flags & IFF_LOOPBACK)
+
+
+def decode(body: bytes) -> Link:
+    """Read the body of an RTM_NEWLINK or RTM_DELLINK message."""
+    _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    found = netlink.attributes(body, _IFINFO.size)
+    info = netlink.attributes(found.get(IFLA_LINKINFO, b""))
+    return Link(
+        index=index,
+        name=text(found, IFLA_IFNAME),
+        kind=text(info, IFLA_INFO_KIND),
+        mac=netlink.unpack_mac(found.get(IFLA_ADDRESS, b"")),
+        mtu=u32(found, IFLA_MTU),
+        flags=flags,
+        txqlen=u32(found, IFLA_TXQLEN),
+        operstate=found.get(IFLA_OPERSTATE, b"\0")[0],
+        master=u32(found, IFLA_MASTER),
+        parent=u32(found, IFLA_LINK),
+        alias=text(found, IFLA_IFALIAS),
+    )
+
+
+def listing(nl: Netlink) -> list[Link]:
+    """All interfaces of the namespace, in the order of their index."""
+    bodies = nl.dump("list interfaces", RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
+    return sorted(map(decode, bodies))
+
+
+def find(nl: Netlink, name: str) -> Link | None:
+    """The interface of that name, or None."""
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name)
+    try:
+        return decode(nl.get(f"find interface {name}", RTM_GETLINK, payload))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def set_up(nl: Netlink, index: int) -> None:
+    _set(nl, "bring up", index, flags=IFF_UP)
+
+
+def set_down(nl: Netlink, index: int) -> None:
+    _set(nl, "bring down", index, flags=0)
+
+
+def set_mtu(nl: Netlink, index: int, mtu: int) -> None:
+    _set(nl, f"set MTU {mtu}", index, attribute(IFLA_MTU, mtu))
+
+
+def rename(nl: Netlink, index: int, name: str) -> None:
+    """Rename an interface; kernels before 6.2 want it down."""
+    _set(nl, f"rename to {name}", index, attribute(IFLA_IFNAME, name))
+
+
+def set_alias(nl: Netlink, index: int, alias: str) -> None:
+    _set(nl, "set alias", index, attribute(IFLA_IFALIAS, alias.encode()))
+
+
+def remove(nl: Netlink, index: int) -> None:
+    payload = _IFINFO.pack(0, 0, index, 0, 0)
+    nl.request(f"remove interface {index}", RTM_DELLINK, payload)
+
+
+def add_veth(nl: Netlink, name: str, peer: str, peer_netns_fd: int | None = None) -> None:
+    """Make a veth pair; the peer end is born in another namespace where its fd is given."""
+    peer_parts = attribute(IFLA_IFNAME, peer)
+    if peer_netns_fd is not None:
+        peer_parts += attribute(IFLA_NET_NS_FD, peer_netns_fd)
+    peer_message = _IFINFO.pack(0, 0, 0, 0, 0) + peer_parts
+    info = nested(
+        IFLA_LINKINFO,
+        [
+            attribute(IFLA_INFO_KIND, "veth"),
+            nested(IFLA_INFO_DATA, [attribute(VETH_INFO_PEER, peer_message)]),
+        ],
+    )
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name) + info
+    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+    nl.request(f"make veth pair {name}, {peer}", RTM_NEWLINK, payload, flags)
+
+
+def _set(nl: Netlink, verb: str, index: int, change: bytes = b"", flags: int | None = None) -> None:
+    header = _IFINFO.pack(0, 0, index, flags or 0, IFF_UP if flags is not None else 0)
+    nl.request(f"{verb} (interface {index})", RTM_NEWLINK, header + change)

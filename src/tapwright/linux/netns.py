@@ -1,0 +1,100 @@
+"""Network namespaces, named by path as `ip netns` keeps them (ip-netns(8), setns(2))."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from tapwright.linux import libc, links
+from tapwright.linux.netlink import Netlink
+
+DIRECTORY = "/run/netns"
+
+
+def path_of(name: str) -> str:
+    """Where the namespace called `name` is bound."""
+    return f"{DIRECTORY}/{name}"
+
+
+def create(path: str) -> None:
+    """Make a namespace, its loopback up, bound at `path`; `ip netns` lists it.
+
+    Raises FileExistsError when the path is taken.
+    """
+    _prepare_directory()
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    try:
+        with _own_netns_kept():
+            libc.unshare(libc.CLONE_NEWNET)
+            libc.mount("/proc/thread-self/ns/net", path, libc.MS_BIND)
+            with Netlink() as nl:
+                links.set_up(nl, 1)
+    except BaseException:
+        remove(path)
+        raise
+
+
+def remove(path: str) -> None:
+    """Unbind the namespace and remove its path; nothing happens where there is none.
+
+    The namespace itself ends with its last process, socket or TAP.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        while True:
+            try:
+                libc.unmount(path)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    break  # not, or no longer, a mount point
+                raise
+        os.unlink(path)
+
+
+def exists(path: str) -> bool:
+    """Whether a namespace is bound at `path`."""
+    try:
+        with entered(path):
+            return True
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def entered(path: str) -> Iterator[None]:
+    """Be in the namespace at `path` for the length of the block, in this thread only.
+
+    Sockets and TAPs opened inside stay there. Never await inside. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with _own_netns_kept():
+            libc.setns(fd, libc.CLONE_NEWNET)
+            yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _own_netns_kept() -> Iterator[None]:
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            yield
+        finally:
+            libc.setns(own, libc.CLONE_NEWNET)
+    finally:
+        os.close(own)
+
+
+def _prepare_directory() -> None:
+    """Make the directory a shared mount, as `ip netns add` does, so that namespaces bound
+    there are seen from (and can be removed from) every mount namespace."""
+    os.makedirs(DIRECTORY, 0o755, exist_ok=True)
+    flags = libc.MS_SHARED | libc.MS_REC
+    try:
+        libc.mount("", DIRECTORY, flags)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        libc.mount(DIRECTORY, DIRECTORY, libc.MS_BIND | libc.MS_REC)
+        libc.mount("", DIRECTORY, flags)
