@@ -1,6 +1,7 @@
 """Network interfaces: list, find, make, change, remove (RTM_*LINK, rtnetlink(7))."""
 
 import errno
+import socket
 import struct
 from typing import NamedTuple
 
@@ -11,11 +12,13 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTMGRP_LINK = 0x1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_IFALIAS = 13, 16, 18, 28, 20
+IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = 13, 16, 18, 20, 28
+IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 
 IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
+ARPHRD_ETHER = 1
 OPERSTATE_DOWN = 2
 
 _IFINFO = struct.Struct("=BxHiII")
@@ -35,6 +38,11 @@ class Link(NamedTuple):
     master: int = 0
     parent: int = 0
     alias: str = ""
+    hardware: int = ARPHRD_ETHER
+
+    @property
+    def is_ethernet(self) -> bool:
+        return self.hardware == ARPHRD_ETHER
 
     @property
     def is_up(self) -> bool:
@@ -47,7 +55,7 @@ class Link(NamedTuple):
 
 def decode(body: bytes) -> Link:
     """Read the body of an RTM_NEWLINK or RTM_DELLINK message."""
-    _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    _, hardware, index, flags, _ = _IFINFO.unpack_from(body)
     found = netlink.attributes(body, _IFINFO.size)
     info = netlink.attributes(found.get(IFLA_LINKINFO, b""))
     return Link(
@@ -62,6 +70,7 @@ def decode(body: bytes) -> Link:
         master=u32(found, IFLA_MASTER),
         parent=u32(found, IFLA_LINK),
         alias=text(found, IFLA_IFALIAS),
+        hardware=hardware,
     )
 
 
@@ -101,6 +110,13 @@ def rename(nl: Netlink, index: int, name: str) -> None:
 
 def set_alias(nl: Netlink, index: int, alias: str) -> None:
     _set(nl, "set alias", index, attribute(IFLA_IFALIAS, alias.encode()))
+
+
+def leave_ipv6_alone(nl: Netlink, index: int) -> None:
+    """Keep the kernel from giving the interface a link-local address of its own."""
+    mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+    change = nested(IFLA_AF_SPEC, [nested(socket.AF_INET6, [mode])])
+    _set(nl, "set address generation", index, change)
 
 
 def remove(nl: Netlink, index: int) -> None:

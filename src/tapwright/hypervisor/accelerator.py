@@ -1,0 +1,83 @@
+"""KVM or TCG? Only a guest that boots can tell.
+
+/dev/kvm can open, and QEMU start on it, while an ordinary guest kernel hangs: a KVM built for
+paravirtual guests only, as on some cloud machines. So the real guest is booted under a deadline,
+once, and the verdict kept for this boot of the host, its kernel, this QEMU and this guest.
+"""
+
+import asyncio
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+from tapwright.agent.client import AgentClient
+from tapwright.errors import AgentError, ConfigError, HypervisorError
+from tapwright.hypervisor.qemu import Machine, Qemu
+
+CHOICES = ("auto", "kvm", "tcg")
+_VERDICT = Path("/run/tapwright/accelerator.json")  # /run is empty after each boot of the host
+_DEADLINE = 6.0
+
+
+async def choose(machine: Machine, wanted: str) -> tuple[str, str]:
+    """The accelerator for a machine, and why. Raises ConfigError for an unknown wish."""
+    if wanted not in CHOICES:
+        raise ConfigError(f"accelerator: {wanted!r} is none of {', '.join(CHOICES)}")
+    if wanted != "auto":
+        return wanted, "configured"
+    if not os.path.exists("/dev/kvm"):
+        return "tcg", "there is no /dev/kvm"
+    _VERDICT.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with _VERDICT.with_suffix(".lock").open("w") as lock:
+        # In a thread, for the one that holds it may be booting a guest.
+        await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        return await _remembered_or_probed(machine)
+
+
+async def _remembered_or_probed(machine: Machine) -> tuple[str, str]:
+    conditions = _conditions(machine)
+    try:
+        verdict = json.loads(_VERDICT.read_text())
+        if verdict["conditions"] == conditions:
+            return verdict["accelerator"], verdict["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    accelerator, reason = await _probe(machine)
+    verdict = {"accelerator": accelerator, "reason": reason, "conditions": conditions}
+    temporary = _VERDICT.with_suffix(".new")
+    temporary.write_text(json.dumps(verdict))
+    temporary.rename(_VERDICT)
+    return accelerator, reason
+
+
+async def _probe(machine: Machine) -> tuple[str, str]:
+    trial = dataclasses.replace(machine, accelerator="kvm", netns=None)
+    try:
+        async with asyncio.timeout(_DEADLINE):
+            qemu = await Qemu.start(trial)
+    except (HypervisorError, TimeoutError) as error:
+        return "tcg", f"KVM does not start: {error}"
+    agent = AgentClient(qemu.agent)
+    try:
+        await agent.connect(_DEADLINE)
+    except AgentError:
+        return "tcg", f"a guest on KVM did not boot within {_DEADLINE:g} s"
+    finally:
+        await agent.close()
+        await qemu.kill()
+    return "kvm", "a guest booted on it"
+
+
+def _conditions(machine: Machine) -> list[str]:
+    """All that the verdict depends on and that can change while the host runs."""
+    found = [os.uname().release]
+    for path in (shutil.which(machine.path) or machine.path, machine.kernel, machine.initrd):
+        try:
+            status = os.stat(path)
+            found.append(f"{path} {status.st_size} {status.st_mtime_ns}")
+        except OSError:
+            found.append(f"{path} missing")
+    return found
