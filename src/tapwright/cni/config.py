@@ -86,7 +86,7 @@ def load_network(path: Path) -> Network:
 def parse_network(raw: bytes, source: str) -> Network:
     """Read a configuration; `source` names it in errors. Raises ConfigurationError."""
     try:
-        content = json.loads(raw)
+        content = json.loads(raw.decode())
     except json.JSONDecodeError as error:
         raise ConfigurationError(
             f"{source}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}"

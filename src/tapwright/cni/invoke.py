@@ -103,7 +103,9 @@ class Invocation:
         self, process: subprocess.Popen[bytes], data: bytes, timeout: float
     ) -> tuple[bytes, str]:
         """Feed and read the plugin within bounds of size and time; end it where it exceeds one."""
-        assert process.stdin and process.stdout and process.stderr  # noqa: S101 - made as pipes
+        assert process.stdin is not None  # noqa: S101 - all three were made as pipes
+        assert process.stdout is not None  # noqa: S101
+        assert process.stderr is not None  # noqa: S101
         deadline = time.monotonic() + timeout
         output: dict[Any, bytes] = {process.stdout: b"", process.stderr: b""}
         try:

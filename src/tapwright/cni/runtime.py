@@ -63,8 +63,11 @@ class Runtime:
                     raise run.error("it printed no result")
                 result = answer
             assert result is not None  # noqa: S101 - a network has at least one plugin
-            cache.write(self._cache_path(network, attachment), _entry(network, attachment, result),
-                        network.raw)
+            cache.write(
+                self._cache_path(network, attachment),
+                _entry(network, attachment, result),
+                network.raw,
+            )
         return result
 
     def delete(self, network: Network, attachment: Attachment) -> None:
@@ -115,9 +118,7 @@ def _config(
         config.pop(reserved, None)
     capabilities = config.pop("capabilities", {})
     told = {
-        name: value
-        for name, value in attachment.capability_args.items()
-        if capabilities.get(name)
+        name: value for name, value in attachment.capability_args.items() if capabilities.get(name)
     }
     if told:
         config["runtimeConfig"] = told

@@ -31,6 +31,7 @@ _UNPLUG_SECONDS = 10.0
 _STOP_SECONDS = 2.0
 _TAIL_BYTES = 16 * 1024
 
+_SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _KERNEL_PARAMETERS = (
     "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
     "rcupdate.rcu_expedited=1 i8042.noaux=1 i8042.nopnp=1 i8042.dumbkbd=1 random.trust_cpu=on "
@@ -62,7 +63,7 @@ class Machine:
         return [
             self.path,
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+            *("-sandbox", _SECCOMP),
             *("-machine", f"q35,accel={self.accelerator},smm=off,vmport=off"),
             *("-cpu", "max" if tcg else "host"),
             *("-m", str(self.memory_mib), "-smp", str(self.vcpus)),
@@ -124,7 +125,7 @@ class Qemu:
                 env={"PATH": os.environ.get("PATH", os.defpath)},
                 cwd="/",
                 pass_fds=theirs,
-                preexec_fn=_confinement(uid, machine.netns),  # noqa: PLW1509
+                preexec_fn=_confinement(uid, machine.netns),
             )
         except OSError as error:
             os.close(stderr_read)

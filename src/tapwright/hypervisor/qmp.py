@@ -93,8 +93,9 @@ class Qmp:
         finally:
             self._pending.pop(ident, None)
         if "error" in reply:
-            error = reply["error"]
-            raise QmpError(command, error.get("class", ""), error.get("desc", "no reason given"))
+            refusal = reply["error"]
+            reason = refusal.get("desc", "no reason given")
+            raise QmpError(command, refusal.get("class", ""), reason)
         return reply["return"]
 
     async def _read(self) -> None:

@@ -68,8 +68,8 @@ def own_sources() -> dict[str, Path]:
         for path in sorted(package.glob(pattern)):
             found[f"{_OWN}/tapwright/{path.relative_to(package)}"] = path
     guest = package / "image" / "guest"
-    for path, name in (("init", "init"), ("etc/inittab", "inittab")):
-        found[path] = guest / name
+    for target, name in (("init", "init"), ("etc/inittab", "inittab")):
+        found[target] = guest / name
     found[f"{_OWN}/agent"] = guest / "agent"
     return found
 
@@ -77,7 +77,8 @@ def own_sources() -> dict[str, Path]:
 def sources_digest() -> str:
     """A digest of everything in the image that is ours, this recipe included."""
     digest = hashlib.sha256()
-    recipe = {name: Path(__file__).parent / name for name in ("build.py", "archive.py", "kernel.py")}
+    here = Path(__file__).parent
+    recipe = {name: here / name for name in ("build.py", "archive.py", "kernel.py")}
     for name, path in sorted((own_sources() | recipe).items()):
         digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
@@ -123,7 +124,8 @@ def _compile(stage: Path) -> None:
     for name in (_PYTHON, _OWN):
         command = [
             *(stage / "lib64/ld-linux-x86-64.so.2", "--library-path", stage / _LIBRARIES),
-            *(stage / "usr/bin/python3.11", "-B", "-s", "-S", "-m", "compileall", "-q", "-b", "-j1"),
+            *(stage / "usr/bin/python3.11", "-B", "-s", "-S"),
+            *("-m", "compileall", "-q", "-b", "-j1"),
             *("--invalidation-mode", "unchecked-hash", "-s", stage, "-p", "/", stage / name),
         ]
         done = subprocess.run(

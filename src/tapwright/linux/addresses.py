@@ -1,5 +1,6 @@
 """IP addresses of interfaces: list, add, remove (RTM_*ADDR, rtnetlink(7))."""
 
+import socket
 import struct
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def remove(nl: Netlink, index: int, address: Address) -> None:
 def _encode(index: int, address: Address) -> bytes:
     family = netlink.family_of(address.address)
     flags = address.flags
-    if family == netlink.socket.AF_INET6:
+    if family == socket.AF_INET6:
         flags |= IFA_F_NODAD
     local = netlink.pack_address(address.address)
     parts = [

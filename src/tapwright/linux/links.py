@@ -27,7 +27,7 @@ _IFINFO = struct.Struct("=BxHiII")
 class Link(NamedTuple):
     """A network interface. `kind` is the driver's (veth, tun, macvlan, …), empty for hardware."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # not tuple.index
     name: str
     kind: str
     mac: str

@@ -132,9 +132,9 @@ class Agent:
         self._waiting.pop(stream, None)
         try:
             self._message(protocol.REPLY, stream, operation(self._netlink, request))
-        except network.NotThereYet:
+        except network.NotThereYetError:
             self._waiting[stream] = operation, request, deadline
-        except (OSError, ValueError, KeyError, TypeError, network.Refused) as error:
+        except (OSError, ValueError, KeyError, TypeError, network.RefusedError) as error:
             self._error(stream, f"{type(error).__name__}: {error}")
 
     def _links_changed(self) -> None:

@@ -1,7 +1,7 @@
 """The guest's network: what the agent does to interfaces, routes, neighbours and resolv.conf.
 
 Each request states what shall be, so doing one twice is doing it once. One that needs a NIC
-which the kernel has not found yet raises NotThereYet, and is done again at the next change of
+which the kernel has not found yet raises NotThereYetError, and is done again at the next change of
 an interface.
 """
 
@@ -15,11 +15,11 @@ RESOLV_CONF = "/etc/resolv.conf"
 _ROUTE_ORDER = 3
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that can't be done, with the reason for the caller."""
 
 
-class NotThereYet(Exception):
+class NotThereYetError(Exception):
     """The NIC with this MAC address has not been found by the kernel so far."""
 
 
@@ -40,7 +40,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     wanted = [record(addresses.Address, item) for item in request.get("addresses", [])]
     link = _find_by_mac(nl, mac)
     if link is None:
-        raise NotThereYet(mac)
+        raise NotThereYetError(mac)
     name = request.get("name") or link.name
     if name != link.name:
         _make_way(nl, name)
@@ -70,7 +70,7 @@ def replace_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
             routes.remove(nl, route)
     # A gateway must be reachable when its route is added: routes without one go first, and a
     # list in an order that still does not fit is tried again.
-    pending = sorted(wanted, key=lambda route: (route.gateway is not None))
+    pending = sorted(wanted, key=lambda route: route.gateway is not None)
     for attempt in range(_ROUTE_ORDER):
         failed = []
         for route in pending:
@@ -161,7 +161,7 @@ def _make_way(nl: Netlink, name: str) -> None:
     if holder is None:
         return
     if holder.is_up:
-        raise Refused(f"the name {name} is taken by the NIC {holder.mac}")
+        raise RefusedError(f"the name {name} is taken by the NIC {holder.mac}")
     links.rename(nl, holder.index, f"tw{holder.index}")
 
 
@@ -172,7 +172,7 @@ def _identity(address: addresses.Address) -> tuple[str, int, str | None]:
 def _device(nl: Netlink, name: str) -> links.Link:
     link = links.find(nl, name)
     if link is None:
-        raise Refused(f"the guest has no interface called {name!r}")
+        raise RefusedError(f"the guest has no interface called {name!r}")
     return link
 
 

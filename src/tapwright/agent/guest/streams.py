@@ -1,5 +1,6 @@
 """Commands that the agent runs, and the flow of their stdin, stdout and stderr."""
 
+import contextlib
 import os
 import select
 import signal
@@ -52,7 +53,7 @@ class Command:
         self._watch = watch
         self._send = send
         self._finish = finish
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(
             [str(word) for word in request["argv"]],
             stdin=subprocess.PIPE if request.get("stdin") else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -93,10 +94,8 @@ class Command:
 
     def signal(self, number: int) -> None:
         """Send a signal to the command and what it started in its session."""
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
 
     def credit(self, channel: int, count: int) -> None:
         if channel not in self._window:
@@ -104,9 +103,7 @@ class Command:
         was_shut = self._window[channel] <= 0
         self._window[channel] = min(self._window[channel] + count, protocol.WINDOW)
         if was_shut and self._window[channel] > 0 and self._outputs[channel] >= 0:
-            self._watch.add(
-                self._outputs[channel], select.EPOLLIN, lambda: self._drain(channel)
-            )
+            self._watch.add(self._outputs[channel], select.EPOLLIN, lambda: self._drain(channel))
             self._drain(channel)
 
     def cancel(self) -> None:
