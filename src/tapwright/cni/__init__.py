@@ -14,7 +14,7 @@ Imports nothing else of tapwright and is useful alone:
 attachments as libcni does, `locks` keeps operations on one container apart.
 """
 
-from tapwright.cni.config import Network, find_network, load_networks
+from tapwright.cni.config import Network, find_network, load_networks, parse_network
 from tapwright.cni.errors import CniError, ConfigurationError, PluginError
 from tapwright.cni.runtime import Attachment, Runtime
 
@@ -27,4 +27,5 @@ __all__ = [
     "Runtime",
     "find_network",
     "load_networks",
+    "parse_network",
 ]

@@ -10,6 +10,9 @@ from tapwright.linux.neighbours import Neighbour
 from tapwright.linux.netlink import Netlink
 from tapwright.linux.routes import Route
 
+OUR_ALIAS = "tapwright"
+"""The alias of every device that Tapwright makes in a namespace, by which it is known as ours."""
+
 # Routes of these origins appear by themselves in the guest: the kernel makes them from the
 # addresses, and router advertisements and redirects reach the guest's own stack.
 _RTPROT_REDIRECT, _RTPROT_RA = 1, 9
@@ -26,7 +29,7 @@ class Interface(NamedTuple):
 
 
 def scan(nl: Netlink) -> list[Interface]:
-    """The interfaces of the namespace that can become NICs of a VM: Ethernet and up.
+    """The interfaces of the namespace that can become NICs of a VM: Ethernet, up, not ours.
 
     That leaves out loopback and the tunnels that kernels put into each new namespace.
     """
@@ -49,7 +52,7 @@ def scan(nl: Netlink) -> list[Interface]:
             neighbours=tuple(entry for entry in all_neighbours if entry.device == link.index),
         )
         for link in links.listing(nl)
-        if link.is_ethernet and link.is_up
+        if link.is_ethernet and link.is_up and link.alias != OUR_ALIAS
     ]
 
 

@@ -7,13 +7,11 @@ its place. Works for whatever carries Ethernet frames: veth, macvlan, bridge por
 
 import os
 
+from tapwright.endpoint.discovery import OUR_ALIAS
 from tapwright.errors import NetworkError
 from tapwright.linux import links, netns, tc, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, NetlinkError
-
-ALIAS = "tapwright"
-"""The alias of every device we make, by which it is known as ours."""
 
 
 def attach(nl: Netlink, netns_path: str, link: Link) -> int:
@@ -32,7 +30,7 @@ def attach(nl: Netlink, netns_path: str, link: Link) -> int:
         tap = links.find(nl, name)
         if tap is None:
             raise NetworkError(f"the TAP {name} vanished from {netns_path}")
-        links.set_alias(nl, tap.index, ALIAS)
+        links.set_alias(nl, tap.index, OUR_ALIAS)
         links.set_mtu(nl, tap.index, link.mtu)
         links.leave_ipv6_alone(nl, tap.index)
         links.set_up(nl, tap.index)

@@ -11,19 +11,26 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError, ConfigError, HypervisorError
 from tapwright.hypervisor.qemu import Machine, Qemu
 
+Progress = Callable[[str], None]
+
 CHOICES = ("auto", "kvm", "tcg")
 _VERDICT = Path("/run/tapwright/accelerator.json")  # /run is empty after each boot of the host
 _DEADLINE = 6.0
 
 
-async def choose(machine: Machine, wanted: str) -> tuple[str, str]:
-    """The accelerator for a machine, and why. Raises ConfigError for an unknown wish."""
+async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
+    """The accelerator for a machine that wants `machine.accelerator`, and why.
+
+    Raises ConfigError for an unknown wish.
+    """
+    wanted = machine.accelerator
     if wanted not in CHOICES:
         raise ConfigError(f"accelerator: {wanted!r} is none of {', '.join(CHOICES)}")
     if wanted != "auto":
@@ -34,10 +41,10 @@ async def choose(machine: Machine, wanted: str) -> tuple[str, str]:
     with _VERDICT.with_suffix(".lock").open("w") as lock:
         # In a thread, for the one that holds it may be booting a guest.
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        return await _remembered_or_probed(machine)
+        return await _remembered_or_probed(machine, progress)
 
 
-async def _remembered_or_probed(machine: Machine) -> tuple[str, str]:
+async def _remembered_or_probed(machine: Machine, progress: Progress) -> tuple[str, str]:
     conditions = _conditions(machine)
     try:
         verdict = json.loads(_VERDICT.read_text())
@@ -45,6 +52,7 @@ async def _remembered_or_probed(machine: Machine) -> tuple[str, str]:
             return verdict["accelerator"], verdict["reason"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    progress("see whether KVM boots the guest (once for this boot of the host)")
     accelerator, reason = await _probe(machine)
     verdict = {"accelerator": accelerator, "reason": reason, "conditions": conditions}
     temporary = _VERDICT.with_suffix(".new")

@@ -9,6 +9,7 @@ its end through a pidfd.
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -333,3 +334,32 @@ def _exit_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
 
     loop.add_reader(pidfd, ended)
     return future
+
+
+def end_orphans(supervisor: int) -> None:
+    """Kill what QEMU is left of a supervisor that has ended, and wait for its end.
+
+    It dies with the supervisor anyway; this makes sure, also of a QEMU that a guest has taken
+    over. A new process may bear the supervisor's pid: that one's own QEMU is left alone.
+    """
+    for pid in _processes_of(_UID_BASE + supervisor, parent_not=supervisor):
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [], _STOP_SECONDS)
+            finally:
+                os.close(pidfd)
+
+
+def _processes_of(uid: int, parent_not: int) -> list[int]:
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            status = Path("/proc", name, "status").read_text()
+        except OSError:
+            continue  # ended in the meantime
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        if int(fields["Uid"].split()[0]) == uid and int(fields["PPid"]) != parent_not:
+            found.append(int(name))
+    return found

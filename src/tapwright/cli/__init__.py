@@ -1,0 +1,69 @@
+"""The `tapwright` command: parse, call, print. One module a command group; no logic here.
+
+Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage. Only the answer goes to
+stdout. Modules of the groups import what they call when they call it: starting up is part of
+every command's time.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from tapwright import __version__
+from tapwright.cli import image, sandbox
+from tapwright.config import DEFAULT_ROOT
+from tapwright.errors import TapwrightError, UsageError
+
+_FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    arguments = _parser().parse_args(argv)
+    # The supervisor, a process of its own, takes it from there.
+    os.environ["TAPWRIGHT_LOG_LEVEL"] = arguments.log_level
+    from tapwright.cni.errors import CniError
+
+    try:
+        status: int = arguments.run(arguments)
+    except UsageError as error:
+        return _complain(error, _WRONG_USAGE)
+    except (TapwrightError, CniError) as error:
+        return _complain(error, _FAILED)
+    except PermissionError as error:
+        return _complain(f"{error}. Are you root?", _FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", _INTERRUPTED)
+    return status
+
+
+def _complain(what: object, status: int) -> int:
+    print(f"tapwright: {what}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tapwright",
+        description="Networking for secure containers: CNI networks carried into virtual machines.",
+        epilog="'tapwright GROUP COMMAND --help' tells all about a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"tapwright {__version__}")
+    parser.add_argument("--config", metavar="FILE", help="configuration.toml to use")
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        default=DEFAULT_ROOT,
+        help="where the state of sandboxes is kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="what supervisors write to their logs (default: %(default)s)",
+    )
+    groups = parser.add_subparsers(metavar="GROUP", required=True)
+    for group in (image, sandbox):
+        group.add_commands(groups)
+    return parser

@@ -1,0 +1,71 @@
+"""`tapwright image`: build and list guest images."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tapwright.cli import output
+
+
+def add_commands(groups: Any) -> None:
+    group = groups.add_parser("image", help="the guest's kernel and initrd")
+    commands = group.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "build",
+        help="build the guest image from Debian packages",
+        description="Build the guest image from today's Debian packages. The same packages and "
+        "the same Tapwright give the same bytes; an image that is there already is kept.",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_build)
+    command = commands.add_parser("list", help="list the images built so far")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_list)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from tapwright import config
+    from tapwright.image import store
+
+    directory = Path(config.load(arguments.config).image.store)
+    try:
+        image = store.build_image(directory, output.show_progress)
+    finally:
+        output.end_progress()
+    if arguments.json:
+        output.print_json(_described(image))
+    else:
+        print(image.key)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from tapwright import config
+    from tapwright.image import store
+
+    images = [
+        _described(image)
+        for image in store.listing(Path(config.load(arguments.config).image.store))
+    ]
+    if arguments.json:
+        output.print_json(images)
+        return 0
+    rows = [
+        (image["key"], image["kernel_package"], "yes" if image["current"] else "no")
+        for image in images
+    ]
+    output.print_table(("IMAGE", "KERNEL", "CURRENT"), rows)
+    return 0
+
+
+def _described(image: Any) -> dict[str, Any]:
+    packages = {entry["name"]: entry["version"] for entry in image.manifest["packages"]}
+    kernels = [name for name in packages if name.startswith("linux-image-")]
+    return {
+        "key": image.key,
+        "current": image.current,
+        "kernel": str(image.kernel),
+        "initrd": str(image.initrd),
+        "kernel_package": " ".join(kernels),
+        "packages": packages,
+    }

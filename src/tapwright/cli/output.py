@@ -1,0 +1,33 @@
+"""How commands print: JSON for programs, tables for people, progress on stderr."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def print_json(content: Any) -> None:
+    print(json.dumps(content))
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they must be; the head alone when there are no rows."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def show_progress(text: str) -> None:
+    """Say what is going on: in place on a terminal, as plain lines elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text} …", end="", file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Clear the line that progress was shown on."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

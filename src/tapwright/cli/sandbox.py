@@ -1,0 +1,301 @@
+"""`tapwright sandbox`: run, list, inspect, exec, delete."""
+
+import argparse
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from tapwright.cli import output
+from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError
+
+if TYPE_CHECKING:
+    from tapwright.config import Config
+    from tapwright.sandbox.lifecycle import Sandbox
+
+_CAPTURED_BYTES = 64 * 1024 * 1024
+
+
+def add_commands(groups: Any) -> None:
+    group = groups.add_parser("sandbox", help="virtual machines on CNI networks")
+    commands = group.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_exec(commands)
+    command = commands.add_parser("list", help="list sandboxes", description="List sandboxes.")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_list)
+    command = commands.add_parser(
+        "inspect",
+        help="show all about a sandbox",
+        description="Show all that is known of a sandbox.",
+    )
+    command.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    command.add_argument("--json", action="store_true", help="print JSON on one line")
+    command.set_defaults(run=_inspect)
+    command = commands.add_parser(
+        "delete",
+        help="end a sandbox and take back all it holds",
+        description="End sandboxes, in whatever state they are, and take back all they hold on "
+        "the host. Deleting one that is not there is no failure.",
+    )
+    command.add_argument("ids", metavar="ID", nargs="+", help="its id, or the beginning of it")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_delete)
+
+
+def _add_run(commands: Any) -> None:
+    command = commands.add_parser(
+        "run",
+        help="start a sandbox on its networks",
+        description="Start a virtual machine and attach it to CNI networks; return when the "
+        "guest is on them. Without --network it is on none.",
+    )
+    command.add_argument("id", metavar="ID", help="letters, digits, '_', '.', '-'; at most 64")
+    command.add_argument(
+        "--network",
+        metavar="NAME[:IFNAME]",
+        action="append",
+        default=[],
+        help="attach to this CNI network (repeatable); the interface is eth0, eth1, … by default",
+    )
+    command.add_argument(
+        "--publish",
+        metavar="[IP:]HOSTPORT:PORT[/PROTOCOL]",
+        action="append",
+        default=[],
+        help="make the guest's port reachable on the host (repeatable)",
+    )
+    command.add_argument(
+        "--netns", metavar="PATH", default="", help="use this network namespace, make none"
+    )
+    command.add_argument("--net-dir", metavar="DIR", help="where CNI network configurations are")
+    command.add_argument(
+        "--plugin-dir",
+        metavar="DIR",
+        action="append",
+        help="where CNI plugins are (repeatable, searched in order)",
+    )
+    command.add_argument("--memory", metavar="MIB", type=_positive, default=0)
+    command.add_argument("--vcpus", metavar="N", type=_positive, default=0)
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_run)
+
+
+def _add_exec(commands: Any) -> None:
+    command = commands.add_parser(
+        "exec",
+        help="run a command in the guest",
+        description="Run a command in the guest. Its stdin, stdout, stderr and signals are ours; "
+        "so is its exit status (128 + N for signal N, 127 when there is no such command, 126 when "
+        "it can't be run).",
+    )
+    command.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    command.add_argument("--env", metavar="KEY=VALUE", action="append", default=[])
+    command.add_argument("--cwd", metavar="DIR", default="/")
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="print status, stdout and stderr as JSON when the command has ended; exit 0",
+    )
+    command.add_argument("argv", metavar="-- COMMAND", nargs="+")
+    command.set_defaults(run=_exec)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    started = time.monotonic()
+    from tapwright.sandbox import lifecycle
+    from tapwright.sandbox.planning import Wish, parse_published, plan
+
+    _need_root()
+    lifecycle.check_id(arguments.id)
+    wish = Wish(
+        networks=[_network(text) for text in arguments.network],
+        published=[parse_published(text) for text in arguments.publish],
+        netns=os.path.abspath(arguments.netns) if arguments.netns else "",
+        memory_mib=arguments.memory,
+        vcpus=arguments.vcpus,
+    )
+    try:
+        spec = plan(_config(arguments), wish, output.show_progress)
+        lifecycle.run(arguments.root, arguments.id, spec, output.show_progress, started)
+    finally:
+        output.end_progress()
+    sandbox = lifecycle.find(arguments.root, arguments.id)
+    if arguments.json:
+        output.print_json(_described(sandbox))
+    else:
+        _print_sandbox(sandbox)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from tapwright.sandbox import lifecycle
+
+    _need_root()
+    sandboxes = lifecycle.listing(arguments.root)
+    if arguments.json:
+        output.print_json([_described(sandbox) for sandbox in sandboxes])
+        return 0
+    rows = []
+    for sandbox in sandboxes:
+        interfaces = sandbox.record.interfaces if sandbox.record else []
+        addresses = [address for interface in interfaces for address in interface.addresses]
+        rows.append((sandbox.id, sandbox.status, _created(sandbox), ", ".join(addresses)))
+    output.print_table(("ID", "STATUS", "CREATED", "ADDRESSES"), rows)
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    import json
+
+    from tapwright.sandbox import lifecycle
+
+    _need_root()
+    described = _described(lifecycle.find(arguments.root, arguments.id))
+    print(json.dumps(described, indent=None if arguments.json else 2))
+    return 0
+
+
+def _exec(arguments: argparse.Namespace) -> int:
+    from tapwright.sandbox import lifecycle
+    from tapwright.sandbox.execution import execute
+
+    _need_root()
+    sandbox = lifecycle.find(arguments.root, arguments.id)
+    environment = dict(_pair(text) for text in arguments.env)
+    captured = {"stdout": bytearray(), "stderr": bytearray()}
+
+    def sink(name: str, fd: int) -> Any:
+        def write(data: bytes) -> None:
+            if not arguments.json:
+                while data:
+                    data = data[os.write(fd, data) :]
+            elif len(captured[name]) + len(data) > _CAPTURED_BYTES:
+                raise TapwrightError(f"the command printed more than {_CAPTURED_BYTES} bytes")
+            else:
+                captured[name].extend(data)
+
+        return write
+
+    try:
+        status = execute(
+            sandbox,
+            arguments.argv,
+            stdin=0,
+            stdout=sink("stdout", 1),
+            stderr=sink("stderr", 2),
+            environment=environment,
+            cwd=arguments.cwd,
+        )
+    except BrokenPipeError:
+        return 128 + 13  # SIGPIPE: who read our output has gone
+    if not arguments.json:
+        return status
+    texts = {name: data.decode(errors="replace") for name, data in captured.items()}
+    output.print_json({"id": sandbox.id, "status": status, **texts})
+    return 0
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    from tapwright.sandbox import lifecycle
+
+    _need_root()
+    deleted, status = [], 0
+    for given in arguments.ids:
+        try:
+            found = lifecycle.find(arguments.root, given)
+            lifecycle.delete(arguments.root, found.id)
+            deleted.append(found.id)
+        except SandboxNotFoundError:
+            print(f"tapwright: there is no sandbox {given!r}", file=sys.stderr)
+        except TapwrightError as error:
+            print(f"tapwright: {error}", file=sys.stderr)
+            status = 1
+    if arguments.json:
+        output.print_json({"deleted": deleted})
+    else:
+        print("".join(f"{name}\n" for name in deleted), end="")
+    return status
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise TapwrightError(
+            "only root can do this: sandboxes need network namespaces and TAP devices. Run it "
+            "with sudo"
+        )
+
+
+def _config(arguments: argparse.Namespace) -> "Config":
+    import dataclasses
+
+    from tapwright import config
+
+    loaded = config.load(arguments.config)
+    changes: dict[str, Any] = {}
+    if arguments.net_dir:
+        changes["conf_dir"] = arguments.net_dir
+    if arguments.plugin_dir:
+        changes["bin_dirs"] = tuple(map(os.path.abspath, arguments.plugin_dir))
+    return dataclasses.replace(loaded, cni=dataclasses.replace(loaded.cni, **changes))
+
+
+def _described(sandbox: "Sandbox") -> dict[str, Any]:
+    """A sandbox as JSON: the same in every command."""
+    import dataclasses
+
+    from tapwright.sandbox import ownership
+
+    described: dict[str, Any] = {"id": sandbox.id, "status": sandbox.status}
+    if sandbox.problem:
+        described["problem"] = sandbox.problem
+    record = sandbox.record
+    if record is None:
+        return described
+    supervisor = ownership.supervisor_pid(sandbox.directory) if sandbox.status != "dead" else None
+    return described | {
+        "created": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="seconds"),
+        "netns": record.netns,
+        "networks": [
+            {"name": network.name, "ifname": network.ifname} for network in record.spec.networks
+        ],
+        "interfaces": [dataclasses.asdict(interface) for interface in record.interfaces],
+        "accelerator": record.accelerator,
+        "accelerator_reason": record.accelerator_reason,
+        "memory_mib": record.spec.memory_mib,
+        "vcpus": record.spec.vcpus,
+        "supervisor_pid": supervisor,
+        "phases": [dataclasses.asdict(phase) for phase in record.phases],
+    }
+
+
+def _print_sandbox(sandbox: "Sandbox") -> None:
+    print(f"{sandbox.id} {sandbox.status}")
+    for interface in sandbox.record.interfaces if sandbox.record else ():
+        addresses = " ".join(interface.addresses) or "no address"
+        print(f"  {interface.name}  {addresses}  {interface.mac}  mtu {interface.mtu}")
+
+
+def _created(sandbox: "Sandbox") -> str:
+    if sandbox.record is None:
+        return "?"
+    return datetime.fromtimestamp(sandbox.record.created, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _network(text: str) -> tuple[str, str]:
+    name, _, ifname = text.partition(":")
+    return name, ifname
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)

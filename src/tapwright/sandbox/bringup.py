@@ -1,0 +1,232 @@
+"""How a sandbox gets onto its networks: namespace, QEMU beside the CNI chain, NICs, guest.
+
+Runs in the supervisor. What is made is entered in the journal first; after a failure the caller
+stops QEMU and calls `teardown`.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tapwright import cni
+from tapwright.agent.client import AgentClient
+from tapwright.endpoint import discovery, tcfilter
+from tapwright.errors import AgentError, NetworkError
+from tapwright.hypervisor import accelerator
+from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.linux import netns
+from tapwright.linux.netlink import Netlink
+from tapwright.sandbox.record import Interface, Journal, NetworkRequest, Phase
+
+Progress = Callable[[str], None]
+Result = dict[str, Any]
+
+
+@dataclass
+class Guest:
+    """A running VM and the way to talk to it."""
+
+    qemu: Qemu
+    agent: AgentClient
+
+    async def stop(self) -> None:
+        await self.agent.close()
+        await self.qemu.stop()
+
+
+class Bringup:
+    """Brings up the sandbox of a journal. `guest` is there as soon as QEMU runs."""
+
+    def __init__(self, journal: Journal, progress: Progress) -> None:
+        self._journal = journal
+        self._record = journal.record
+        self._progress = progress
+        self.guest: Guest | None = None
+
+    async def run(self) -> Guest:
+        """All of it. Raises NetworkError, HypervisorError, AgentError, ConfigError."""
+        with self._phase("accelerator"):
+            machine = await self._machine()
+        with self._phase("namespace"):
+            self._make_netns()
+        results = await self._network_while_booting(machine)
+        assert self.guest is not None  # noqa: S101 - set by the boot that has ended
+        with self._phase("join"):
+            interfaces = await self._join(self.guest.qemu)
+        with self._phase("guest"):
+            await self._configure(self.guest.agent, interfaces, results)
+        return self.guest
+
+    async def _machine(self) -> Machine:
+        spec = self._record.spec
+        machine = Machine(
+            kernel=Path(spec.kernel),
+            initrd=Path(spec.initrd),
+            accelerator=spec.accelerator,
+            path=spec.qemu,
+            memory_mib=spec.memory_mib,
+            vcpus=spec.vcpus,
+            kernel_parameters=spec.kernel_params,
+            netns=self._record.netns,
+        )
+        chosen, reason = await accelerator.choose(machine, self._progress)
+        self._record.accelerator, self._record.accelerator_reason = chosen, reason
+        return dataclasses.replace(machine, accelerator=chosen)
+
+    def _make_netns(self) -> None:
+        path = self._record.netns
+        if self._record.spec.netns:
+            if not netns.exists(path):
+                raise NetworkError(f"there is no network namespace at {path}")
+            return
+        if os.path.exists(path):
+            raise NetworkError(f"{path} exists, and is not this sandbox's; choose another id")
+        entry = self._journal.hold("netns", path=path)
+        try:
+            netns.create(path)
+        except OSError as error:
+            self._journal.release(entry)
+            raise NetworkError(f"no network namespace at {path}: {error.strerror}") from None
+
+    async def _network_while_booting(self, machine: Machine) -> list[Result]:
+        """Neither needs the other, and both take their time. The first failure ends it; a
+        plugin that runs then is waited for at the end of the event loop."""
+        booting = asyncio.create_task(self._boot(machine))
+        attaching = asyncio.create_task(asyncio.to_thread(self._attach_all))
+        try:
+            await asyncio.gather(booting, attaching)
+        except BaseException:
+            booting.cancel()
+            await asyncio.gather(booting, return_exceptions=True)
+            raise
+        return attaching.result()
+
+    async def _boot(self, machine: Machine) -> None:
+        with self._phase("qemu"):
+            qemu = await Qemu.start(machine)
+        self.guest = Guest(qemu, AgentClient(qemu.agent))
+        with self._phase("boot"):
+            await self._agent_answers(self.guest)
+
+    async def _agent_answers(self, guest: Guest) -> None:
+        answered = asyncio.create_task(guest.agent.connect(self._record.spec.boot_timeout))
+        ended = asyncio.create_task(guest.qemu.wait())
+        try:
+            await asyncio.wait((answered, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise AgentError(f"QEMU ended while booting: {guest.qemu.last_words()}")
+            await answered
+        except AgentError as error:
+            raise AgentError(
+                f"the guest did not come up: {error}. Its last words: {guest.qemu.last_words()}"
+            ) from None
+        finally:
+            for task in (answered, ended):
+                task.cancel()
+            await asyncio.gather(answered, ended, return_exceptions=True)
+
+    def _attach_all(self) -> list[Result]:
+        return [self._attach(request) for request in self._record.spec.networks]
+
+    def _attach(self, request: NetworkRequest) -> Result:
+        spec, record = self._record.spec, self._record
+        self._journal.hold(
+            "attachment",
+            network=request.name,
+            ifname=request.ifname,
+            container_id=record.id,
+            netns=record.netns,
+            config=request.config,
+            source=request.source,
+            capability_args=request.capability_args,
+            plugin_path=spec.plugin_path,
+            cache=spec.cni_cache,
+        )
+        attachment = cni.Attachment(
+            container_id=record.id,
+            ifname=request.ifname,
+            netns=record.netns,
+            capability_args=request.capability_args,
+        )
+        try:
+            with self._phase(f"network {request.name}"):
+                network = cni.parse_network(request.config.encode(), request.source)
+                return cni.Runtime(spec.plugin_path, spec.cni_cache).add(network, attachment)
+        except cni.CniError as error:
+            raise NetworkError(str(error)) from None
+
+    async def _join(self, qemu: Qemu) -> list[discovery.Interface]:
+        """Give every interface of the namespace a TAP and a NIC."""
+        path = self._record.netns
+        with netns.entered(path):
+            nl = Netlink()
+        with nl:
+            interfaces = discovery.scan(nl)
+            for interface in interfaces:
+                link = interface.link
+                entry = self._journal.hold("tcfilter", netns=path, ifname=link.name)
+                try:
+                    tap = tcfilter.attach(nl, path, link)
+                except NetworkError:
+                    self._journal.release(entry)
+                    raise
+                try:
+                    slot = await qemu.plug_nic(f"nic{link.index}", tap, link.mac)
+                finally:
+                    os.close(tap)
+                self._record.interfaces.append(self._described(interface, slot))
+        return interfaces
+
+    def _described(self, interface: discovery.Interface, slot: int) -> Interface:
+        link = interface.link
+        networks = {request.ifname: request.name for request in self._record.spec.networks}
+        return Interface(
+            name=link.name,
+            mac=link.mac,
+            mtu=link.mtu,
+            addresses=[str(address) for address in interface.addresses],
+            network=networks.get(link.name, ""),
+            slot=slot,
+        )
+
+    async def _configure(
+        self, agent: AgentClient, interfaces: list[discovery.Interface], results: list[Result]
+    ) -> None:
+        requests = [
+            {"op": "set_hostname", "hostname": self._record.id},
+            {"op": "set_clock", "seconds": time.time()},
+            *discovery.guest_requests(interfaces),
+        ]
+        if dns := _dns(results):
+            requests.append({"op": "set_dns", **dns})
+        await agent.call("batch", requests=requests)
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            took = time.monotonic() - start
+            since = start - self._record.started
+            self._record.phases.append(Phase(name, round(since * 1e3, 1), round(took * 1e3, 1)))
+
+
+def _dns(results: list[Result]) -> dict[str, Any]:
+    """One resolver configuration out of those of all networks, each thing once."""
+    found: dict[str, Any] = {}
+    for result in results:
+        dns = result.get("dns") or {}
+        for key in ("nameservers", "search", "options"):
+            merged = found.get(key, []) + (dns.get(key) or [])
+            if merged:
+                found[key] = list(dict.fromkeys(merged))
+        if dns.get("domain"):
+            found.setdefault("domain", dns["domain"])
+    return found

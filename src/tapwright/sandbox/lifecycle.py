@@ -1,0 +1,280 @@
+"""Run, find, list and delete sandboxes: plain blocking calls, for commands and programs.
+
+All state is under `root`; nothing here waits for a sandbox that has died.
+"""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tapwright import errors
+from tapwright.errors import (
+    NetworkError,
+    SandboxNotFoundError,
+    SandboxStateError,
+    TapwrightError,
+    UsageError,
+)
+from tapwright.linux import netns
+from tapwright.sandbox import ownership
+from tapwright.sandbox.record import CREATING, LOG, RUNNING, Journal, Record, Spec, load
+
+DEAD = "dead"
+
+Progress = Callable[[str], None]
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
+_DELETE_SECONDS = 60.0
+_SUPERVISOR_SECONDS = 10.0
+_PID_PAUSE = 0.01
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What there is to know of a sandbox. `status` is creating, running, or dead when nobody
+    supervises it any more; `problem` says why, or why its record can't be read."""
+
+    id: str
+    status: str
+    directory: Path
+    record: Record | None
+    problem: str = ""
+
+
+def directory_of(root: str | Path) -> Path:
+    return Path(root, "sandboxes")
+
+
+def check_id(sandbox_id: str) -> None:
+    """Raises UsageError for what can't be a sandbox's id."""
+    if not _ID.fullmatch(sandbox_id):
+        raise UsageError(
+            f"{sandbox_id!r} is not a sandbox id: 1 to 64 letters, digits, '_', '.', '-', "
+            "the first a letter or digit"
+        )
+
+
+def run(
+    root: str | Path,
+    sandbox_id: str,
+    spec: Spec,
+    progress: Progress = lambda text: None,
+    started: float | None = None,
+) -> Record:
+    """Make a sandbox; return when its guest is on its networks.
+
+    `started` (monotonic clock) is where its phases are counted from. When it fails, all that was
+    made has been taken back. Raises UsageError, SandboxExistsError, and what `Bringup.run` does.
+    """
+    check_id(sandbox_id)
+    if spec.netns and _is_ours(spec.netns):
+        raise UsageError(f"{spec.netns} is this host's own namespace; a sandbox would cut it off")
+    record = Record(
+        id=sandbox_id,
+        spec=spec,
+        created=time.time(),
+        started=time.monotonic() if started is None else started,
+        netns=spec.netns or netns.path_of(f"tapwright-{sandbox_id}"),
+    )
+    directory, alive_fd = ownership.claim(directory_of(root), record)
+    ours, theirs = socket.socketpair()
+    try:
+        try:
+            _start_supervisor(directory, alive_fd, theirs)
+        finally:
+            os.close(alive_fd)
+            theirs.close()
+        with ours:
+            _wait_for(ours, progress)
+        return load(directory)
+    except _Silence:
+        said = _last_of_log(directory)
+        delete(root, sandbox_id)
+        raise SandboxStateError(f"the sandbox's supervisor died: {said}") from None
+
+
+def find(root: str | Path, prefix: str) -> Sandbox:
+    """The sandbox of that id, or the only one whose id begins so.
+
+    Raises SandboxNotFoundError, and UsageError when there are several.
+    """
+    known = ownership.names(directory_of(root))
+    found = [prefix] if prefix in known else [name for name in known if name.startswith(prefix)]
+    if not found or not prefix:
+        raise SandboxNotFoundError(f"there is no sandbox {prefix!r}; see 'tapwright sandbox list'")
+    if len(found) > 1:
+        raise UsageError(f"{prefix!r} is the beginning of several ids: {', '.join(found)}")
+    sandbox = _look_at(directory_of(root) / found[0])
+    if sandbox is None:
+        raise SandboxNotFoundError(f"the sandbox {found[0]!r} has just been deleted")
+    return sandbox
+
+
+def listing(root: str | Path) -> list[Sandbox]:
+    """All sandboxes, from files alone, in the order of their ids."""
+    directories = [directory_of(root) / name for name in ownership.names(directory_of(root))]
+    return [sandbox for sandbox in map(_look_at, directories) if sandbox]
+
+
+def delete(root: str | Path, sandbox_id: str) -> None:
+    """End the sandbox and take back all it holds, in whatever state it is; nothing happens when
+    there is none.
+
+    Raises NetworkError when something could not be taken back: the sandbox stays then, dead, and
+    can be deleted again. Raises SandboxStateError when somebody else is deleting it.
+    """
+    from tapwright.sandbox import teardown
+
+    directory = directory_of(root) / sandbox_id
+    with ownership.taking_down(directory, _DELETE_SECONDS) as there:
+        if not there:
+            return
+        _end_supervisor(directory)
+        try:
+            record = load(directory)
+        except SandboxStateError as error:
+            ownership.discard(directory)
+            raise SandboxStateError(
+                f"{error}. The sandbox is gone, but what it held on the host is not known: look "
+                "for its namespace, and for leases of its networks"
+            ) from None
+        left = teardown.take_back(Journal(directory, record))
+        if left:
+            raise NetworkError(f"sandbox {sandbox_id!r} is not fully taken back: {'; '.join(left)}")
+        ownership.discard(directory)
+
+
+def _look_at(directory: Path) -> Sandbox | None:
+    # First whether somebody lives, then the record: so a sandbox that ends in between is not
+    # taken for one that never ran.
+    alive = ownership.is_alive(directory)
+    try:
+        record = load(directory)
+    except FileNotFoundError:
+        return None
+    except SandboxStateError as error:
+        return Sandbox(directory.name, DEAD, directory, None, str(error))
+    if alive:
+        return Sandbox(record.id, record.status, directory, record)
+    reasons = {
+        CREATING: "it was never finished",
+        RUNNING: "its supervisor was killed",
+    }
+    return Sandbox(record.id, DEAD, directory, record, record.failure or reasons[record.status])
+
+
+class _Silence(Exception):  # noqa: N818 - never leaves this module
+    """The supervisor ended without a last word."""
+
+
+def _start_supervisor(directory: Path, alive_fd: int, report: socket.socket) -> None:
+    fds = alive_fd, report.fileno()
+    with (directory / LOG).open("w") as log:
+        subprocess.run(
+            [
+                *(sys.executable, "-P", "-m", "tapwright.sandbox.supervisor"),
+                *map(str, (directory, *fds)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            pass_fds=fds,
+            start_new_session=True,
+            check=False,
+        )
+
+
+def _wait_for(report: socket.socket, progress: Progress) -> None:
+    """Until the sandbox runs. Raises what its bringing up raised, or _Silence."""
+    try:
+        for message in _messages(report):
+            if "progress" in message:
+                progress(message["progress"])
+            elif "running" in message:
+                return
+            else:
+                raise _failure(message)
+    except KeyboardInterrupt:
+        # The supervisor takes that for our end, and takes everything back.
+        report.shutdown(socket.SHUT_WR)
+        for _ in _messages(report):
+            pass
+        raise
+    raise _Silence
+
+
+def _messages(report: socket.socket) -> Iterator[dict[str, Any]]:
+    with report.makefile() as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _failure(message: dict[str, Any]) -> TapwrightError:
+    kind = getattr(errors, message["kind"], TapwrightError)
+    text = message["failed"]
+    if message["left"]:
+        text += (
+            f". Not everything could be taken back ({'; '.join(message['left'])}): delete the "
+            "sandbox to try again"
+        )
+    error: TapwrightError = kind(text)
+    return error
+
+
+def _end_supervisor(directory: Path) -> None:
+    """End the supervisor and its QEMU, and wait until both are gone."""
+    deadline = time.monotonic() + _SUPERVISOR_SECONDS
+    while ownership.is_alive(directory):
+        if time.monotonic() > deadline:
+            raise SandboxStateError(f"the sandbox {directory.name!r} is only being made; try later")
+        if pid := ownership.supervisor_pid(directory):
+            _end(directory, pid)
+        else:
+            time.sleep(_PID_PAUSE)  # a supervisor that starts writes its pid; nothing tells when
+    if pid := ownership.supervisor_pid(directory):
+        from tapwright.hypervisor.qemu import end_orphans
+
+        end_orphans(pid)
+
+
+def _end(directory: Path, pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # The lock tells that the pid is still the supervisor's, now that it can't be reused.
+        if not ownership.is_alive(directory):
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+            if select.select([pidfd], [], [], _SUPERVISOR_SECONDS)[0]:
+                return
+    finally:
+        os.close(pidfd)
+
+
+def _is_ours(path: str) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(path, "/proc/self/ns/net")
+    return False
+
+
+def _last_of_log(directory: Path) -> str:
+    with suppress(OSError):
+        if lines := (directory / LOG).read_text(errors="replace").strip().splitlines():
+            return lines[-1]
+    return "it said nothing"

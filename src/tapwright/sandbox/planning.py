@@ -1,0 +1,121 @@
+"""From what a caller asks for to a specification: networks found, names given, the image built,
+and whatever can be known to be wrong said before anything is made."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tapwright import cni
+from tapwright.config import Config
+from tapwright.errors import HypervisorError, NetworkError, UsageError
+from tapwright.image import store
+from tapwright.sandbox.record import NetworkRequest, Spec
+
+Progress = Callable[[str], None]
+
+_PUBLISH = re.compile(
+    r"(?:(?P<ip>[0-9.]+|\[[0-9A-Fa-f:.]+\]):)?(?P<host>\d+):(?P<container>\d+)"
+    r"(?:/(?P<protocol>tcp|udp|sctp))?"
+)
+_PORTS = range(1, 65536)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a caller asks for. `networks` are (name, ifname), ifname empty for eth0, eth1, …;
+    `published` are portMappings entries (CNI conventions, "port mappings")."""
+
+    networks: Sequence[tuple[str, str]] = ()
+    published: Sequence[dict[str, Any]] = ()
+    netns: str = ""
+    memory_mib: int = 0
+    vcpus: int = 0
+
+
+def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
+    """The specification for `lifecycle.run`. Builds the guest image where there is none.
+
+    Raises UsageError, NetworkError, HypervisorError, ImageError.
+    """
+    networks = _networks(config, wish)
+    qemu = config.qemu
+    if shutil.which(qemu.path) is None:
+        raise HypervisorError(
+            f"QEMU ({qemu.path}) is not installed: install qemu-system-x86, or set path in "
+            "[hypervisor.qemu]"
+        )
+    kernel, initrd = _guest(config, progress)
+    return Spec(
+        kernel=kernel,
+        initrd=initrd,
+        netns=wish.netns,
+        networks=networks,
+        plugin_path=list(config.cni.bin_dirs),
+        cni_cache=config.cni.cache_dir,
+        qemu=qemu.path,
+        accelerator=qemu.accelerator,
+        kernel_params=qemu.kernel_params,
+        memory_mib=wish.memory_mib or qemu.default_memory,
+        vcpus=wish.vcpus or qemu.default_vcpus,
+        boot_timeout=qemu.boot_timeout,
+    )
+
+
+def parse_published(text: str) -> dict[str, Any]:
+    """Read `[IP:]HOSTPORT:PORT[/PROTOCOL]`, an IPv6 address in brackets. Raises UsageError."""
+    match = _PUBLISH.fullmatch(text)
+    ports = [int(match["host"]), int(match["container"])] if match else []
+    if match is None or any(port not in _PORTS for port in ports):
+        raise UsageError(f"{text!r} is not a port to publish, [IP:]HOSTPORT:PORT[/tcp|udp|sctp]")
+    mapping = {
+        "hostPort": ports[0],
+        "containerPort": ports[1],
+        "protocol": match["protocol"] or "tcp",
+    }
+    if match["ip"]:
+        mapping["hostIP"] = match["ip"].strip("[]")
+    return mapping
+
+
+def _networks(config: Config, wish: Wish) -> list[NetworkRequest]:
+    ifnames = _ifnames([ifname for _, ifname in wish.networks])
+    published = list(wish.published)
+    requests = []
+    for (name, _), ifname in zip(wish.networks, ifnames, strict=True):
+        try:
+            network = cni.find_network(config.cni.conf_dir, name)
+        except cni.ConfigurationError as error:
+            raise NetworkError(str(error)) from None
+        capability_args = {}
+        if published and "portMappings" in network.capabilities:
+            # The first network that can: a port of the host leads to one place.
+            capability_args["portMappings"], published = published, []
+        requests.append(
+            NetworkRequest(name, ifname, network.raw.decode(), network.source, capability_args)
+        )
+    if published:
+        raise UsageError(
+            "a port can't be published: none of the networks has a plugin with the capability "
+            "'portMappings' (the reference plugin is portmap)"
+        )
+    return requests
+
+
+def _ifnames(wanted: Sequence[str]) -> list[str]:
+    chosen = {name for name in wanted if name}
+    if len(chosen) < sum(map(bool, wanted)):
+        raise UsageError("two networks can't have the same interface name")
+    free = (name for name in (f"eth{n}" for n in range(len(wanted) + 1)) if name not in chosen)
+    return [name or next(free) for name in wanted]
+
+
+def _guest(config: Config, progress: Progress) -> tuple[str, str]:
+    """(kernel, initrd): the configured ones, or those of our image."""
+    qemu = config.qemu
+    if qemu.kernel and qemu.initrd:
+        return qemu.kernel, qemu.initrd
+    image = store.ensure(Path(config.image.store), progress)
+    return qemu.kernel or str(image.kernel), qemu.initrd or str(image.initrd)

@@ -1,0 +1,60 @@
+"""Takes back what a sandbox holds on the host, entry by entry of its journal, last one first.
+
+Every undoing is one that may find its work done: by an earlier try, by a kill of the namespace,
+by somebody's hands.
+"""
+
+from typing import Any
+
+from tapwright import cni
+from tapwright.endpoint import tcfilter
+from tapwright.linux import netns
+from tapwright.linux.netlink import Netlink
+from tapwright.sandbox.record import Journal
+
+
+def take_back(journal: Journal) -> list[str]:
+    """Undo all entries; return what failed, in words. Those entries stay, for another try."""
+    failures = []
+    for entry in reversed(list(journal.record.held)):
+        try:
+            _UNDO[entry["kind"]](entry)
+        except (OSError, cni.CniError) as error:
+            failures.append(str(error))
+        except ExceptionGroup as group:
+            failures.extend(str(error) for error in group.exceptions)
+        else:
+            journal.release(entry)
+    return failures
+
+
+def _undo_netns(entry: dict[str, Any]) -> None:
+    netns.remove(entry["path"])
+
+
+def _undo_attachment(entry: dict[str, Any]) -> None:
+    network = cni.parse_network(entry["config"].encode(), entry["source"])
+    path = entry["netns"] if netns.exists(entry["netns"]) else ""
+    attachment = cni.Attachment(
+        container_id=entry["container_id"],
+        ifname=entry["ifname"],
+        netns=path,
+        capability_args=entry["capability_args"],
+    )
+    cni.Runtime(entry["plugin_path"], entry["cache"]).delete(network, attachment)
+
+
+def _undo_tcfilter(entry: dict[str, Any]) -> None:
+    if not netns.exists(entry["netns"]):
+        return
+    with netns.entered(entry["netns"]):
+        nl = Netlink()
+    with nl:
+        tcfilter.detach(nl, entry["ifname"])
+
+
+_UNDO = {
+    "netns": _undo_netns,
+    "attachment": _undo_attachment,
+    "tcfilter": _undo_tcfilter,
+}
