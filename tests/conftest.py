@@ -1,0 +1,64 @@
+"""What all tests stand on: a private network namespace as their "host", and a snapshot of it.
+
+The whole session runs in a namespace of its own, so whatever a test makes, and whatever fails,
+the machine's own network is never touched and everything ends with the session.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tapwright.linux import libc, links
+from tapwright.linux.netlink import Netlink
+from tests.host import Host
+from tests.sandboxes import Networks, Tapwright
+
+_KERNEL_DEVICES = {"sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.geteuid() != 0:
+        raise pytest.UsageError("the tests make namespaces, TAPs and virtual machines: run as root")
+    libc.unshare(libc.CLONE_NEWNET)
+    with Netlink() as nl:
+        links.set_up(nl, 1)
+
+
+@pytest.fixture
+def scratch_netns() -> Iterator[str]:
+    """A fresh namespace, made by `ip netns`; its path."""
+    name = f"twtest-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    yield f"/run/netns/{name}"
+    subprocess.run(["ip", "netns", "delete", name], check=False, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
+    """The CNI networks that tests attach to, used once so that bridges and chains are there."""
+    return Networks(tmp_path_factory.mktemp("net"))
+
+
+@pytest.fixture(scope="session")
+def tapwright(tmp_path_factory: pytest.TempPathFactory, networks: Networks) -> Iterator[Tapwright]:
+    """The command, with a root and a configuration of its own."""
+    command = Tapwright(tmp_path_factory.mktemp("tapwright"), networks)
+    yield command
+    command.delete_all()
+
+
+@pytest.fixture
+def host(tapwright: Tapwright, networks: Networks) -> Host:
+    """The host as the snapshot sees it."""
+    return Host([tapwright.root, tapwright.cache, networks.leases, Path("/run/tapwright")])
+
+
+@pytest.fixture
+def nothing_left(host: Host) -> Iterator[None]:
+    """Fails when the test leaves anything on the host that was not there before."""
+    before = host.snapshot()
+    yield
+    host.assert_same(before)

@@ -1,0 +1,119 @@
+"""A full snapshot of what a sandbox could leave on a host."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+Snapshot = dict[str, list[str]]
+_SETTLE_SECONDS = 5.0
+
+
+class Host:
+    """The machine, seen from the caller's network namespace. `directories` hold state."""
+
+    def __init__(self, directories: Iterable[Path]) -> None:
+        self._directories = list(directories)
+
+    def snapshot(self) -> Snapshot:
+        """Everything by its kind, each thing a line."""
+        return {
+            "links": [_line(link, "ifname", "link_type", "mtu", "master") for link in _ip("link")],
+            "addresses": [
+                f"{link['ifname']} {address['local']}/{address['prefixlen']}"
+                for link in _ip("address")
+                for address in link["addr_info"]
+                if address["scope"] != "link"
+            ],
+            "routes": _run("ip", "route", "show", "table", "all"),
+            "rules": _run("ip", "rule"),
+            "namespaces": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else [],
+            "qdiscs": [_line(qdisc, "dev", "kind", "handle") for qdisc in _tc("qdisc")],
+            "filters": [line for link in _ip("link") for line in _filters(link["ifname"])],
+            "iptables": _rules("iptables-save"),
+            "ip6tables": _rules("ip6tables-save"),
+            "nft": _run("nft", "list", "tables"),
+            "processes": sorted(_processes()),
+            "mounts": sorted(line.split(" ")[4] for line in _read("/proc/self/mountinfo")),
+            "files": sorted(
+                str(path)
+                for directory in self._directories
+                for path in directory.rglob("*")
+                if not path.name.startswith("last_reserved_ip")
+            ),
+        }
+
+    def assert_same(self, before: Snapshot) -> None:
+        """Fail with what is new or missing. What the kernel takes away in its own time (links of
+        a namespace that has ended) is waited for."""
+        eventually(lambda: self.snapshot() == before, _SETTLE_SECONDS)
+        now = self.snapshot()
+        changes = [
+            f"{kind}: {sign} {line}"
+            for kind in before
+            for sign, ours, theirs in (("new", now, before), ("gone", before, now))
+            for line in ours[kind]
+            if line not in theirs[kind]
+        ]
+        assert not changes, "\n".join(changes)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether the condition comes true within the time; for what sends no event."""
+    deadline = time.monotonic() + seconds
+    while not (true := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return true
+
+
+def _processes() -> Iterable[str]:
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            command = Path("/proc", name, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if any(word in command for word in ("qemu-system", "tapwright", "/cni/")):
+            # Not the pid: the same sandbox before and after must look the same.
+            yield command[:120]
+
+
+def _filters(device: str) -> list[str]:
+    return _run("tc", "filter", "show", "dev", device, "parent", "ffff:")
+
+
+def _rules(command: str) -> list[str]:
+    counters = str.maketrans("", "", "0123456789[]:")
+    return [
+        line.translate(counters) if line.startswith(":") else line
+        for line in _run(command)
+        if not line.startswith("#")
+    ]
+
+
+def _ip(what: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(_output("ip", "-details", "-json", what))
+    return [entry for entry in found if entry]
+
+
+def _tc(what: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(_output("tc", "-json", what, "show") or "[]")
+    return found
+
+
+def _line(entry: dict[str, Any], *keys: str) -> str:
+    return " ".join(str(entry.get(key, "-")) for key in keys)
+
+
+def _run(*command: str) -> list[str]:
+    return _output(*command).splitlines()
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def _read(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
