@@ -57,8 +57,14 @@ def host(tapwright: Tapwright, networks: Networks) -> Host:
 
 
 @pytest.fixture
-def nothing_left(host: Host) -> Iterator[None]:
+def nothing_left(host: Host, tapwright: Tapwright) -> Iterator[None]:
     """Fails when the test leaves anything on the host that was not there before."""
+    sandboxes = tapwright.names()
     before = host.snapshot()
     yield
-    host.assert_same(before)
+    try:
+        host.assert_same(before)
+    finally:
+        # So that the fault of one test is not that of all which follow.
+        for name in tapwright.names() - sandboxes:
+            tapwright.delete(name)

@@ -16,6 +16,7 @@ attachments as libcni does, `locks` keeps operations on one container apart.
 
 from tapwright.cni.config import Network, find_network, load_networks, parse_network
 from tapwright.cni.errors import CniError, ConfigurationError, PluginError
+from tapwright.cni.invoke import find_plugin
 from tapwright.cni.runtime import Attachment, Runtime
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PluginError",
     "Runtime",
     "find_network",
+    "find_plugin",
     "load_networks",
     "parse_network",
 ]
