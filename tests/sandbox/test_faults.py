@@ -52,9 +52,7 @@ def test_no_address_left(tapwright: Tapwright, refusal: Refusal, networks: Netwo
     tapwright.delete("full")
 
 
-def test_plugin_in_the_middle_of_a_chain_fails(
-    refusal: Refusal, broken_networks: Networks
-) -> None:
+def test_plugin_in_the_middle_of_a_chain_fails(refusal: Refusal, broken_networks: Networks) -> None:
     before = broken_networks.leased("small")
     said = refusal("sandbox", "run", "half", "--network", "half")
     assert "plugin 'tuning' failed to ADD" in said
@@ -220,5 +218,3 @@ def test_errors_of_the_configuration(
     config.write_text("[hypervisor.qemu]\ndefault_memory = 'much'\n")
     said = refusal("sandbox", "run", "x", config=config)
     assert f"{config}: [hypervisor.qemu] default_memory = 'much': must be a whole number" in said
-
-

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,7 @@ def test_plugins_interface_gone(tapwright: Tapwright, victim: Any) -> None:
     tapwright.delete("victim")
 
 
-def test_namespace_of_somebody_else_is_as_before(
-    tapwright: Tapwright, scratch_netns: str
-) -> None:
+def test_namespace_of_somebody_else_is_as_before(tapwright: Tapwright, scratch_netns: str) -> None:
     def seen() -> list[Any]:
         return [
             json.loads(
@@ -167,9 +166,7 @@ def test_supervisor_killed_as_it_makes(tapwright: Tapwright, networks: Networks,
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_all_killed_at_a_random_moment(
-    tapwright: Tapwright, networks: Networks, seed: int
-) -> None:
+def test_all_killed_at_a_random_moment(tapwright: Tapwright, networks: Networks, seed: int) -> None:
     """Both the caller and the supervisor, so that nobody is there to take anything back."""
     moment = random.Random(seed).uniform(0.1, 3.0)  # noqa: S311 - a moment, no secret
     running = tapwright.start(*RUN)
@@ -177,10 +174,9 @@ def test_all_killed_at_a_random_moment(
         # The moment itself is what is tested: no event belongs to it.
         running.wait(moment)
     running.kill()
-    try:
+    # It may not have begun, or have ended already.
+    with suppress(FileNotFoundError, ValueError, ProcessLookupError):
         kill_supervisor(tapwright)
-    except (FileNotFoundError, ValueError, ProcessLookupError):
-        pass  # it had not begun, or has already ended
     running.communicate()
     tapwright.delete("victim")
     assert tapwright.json("sandbox", "list") == []
