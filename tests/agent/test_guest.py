@@ -14,6 +14,7 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError, HypervisorError
+from tapwright.hypervisor.nics import Tap
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.linux import tuntap
 
@@ -46,10 +47,10 @@ def tell(machine: Machine, *stories: Story) -> None:
     asyncio.run(all_of_them())
 
 
-async def plugged(qemu: Qemu, name: str, mac: str) -> None:
+async def plugged(qemu: Qemu, name: str, mac: str) -> int:
     fd = tuntap.create(name)
     try:
-        await qemu.plug_nic(name, fd, mac)
+        return await qemu.nics.plug(Tap([fd]), mac)
     finally:
         os.close(fd)
 
@@ -164,7 +165,7 @@ def test_network(machine: Machine) -> None:
             await agent.call("set_interface", mac="02:00:00:00:00:5b", name="lan0")
 
     async def unplugged(qemu: Qemu, agent: AgentClient) -> None:
-        await qemu.unplug_nic("twt1")
+        await qemu.nics.unplug(1)
         listed = await agent.call("list_network")
         assert "late0" not in [entry["name"] for entry in listed["interfaces"]]
 
@@ -305,7 +306,7 @@ def test_slots_run_out(machine: Machine) -> None:
             await plugged(qemu, f"twt{number}", f"02:00:00:00:00:0{number}")
         with pytest.raises(HypervisorError, match="all 2 slots for NICs are taken"):
             await plugged(qemu, "twt2", "02:00:00:00:00:02")
-        await qemu.unplug_nic("twt0")
+        await qemu.nics.unplug(0)
         await plugged(qemu, "twt3", "02:00:00:00:00:03")
 
     tell(replace(machine, slots=2), story)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from tapwright import __version__
-from tapwright.cli import image, sandbox
+from tapwright.cli import image, kata_network, sandbox
 from tapwright.config import DEFAULT_ROOT
 from tapwright.errors import TapwrightError, UsageError
 
@@ -45,12 +45,16 @@ def _complain(what: object, status: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tapwright",
+        # A link named kata-runtime is called as such.
+        prog=os.path.basename(sys.argv[0]).removesuffix(".py") or "tapwright",
         description="Networking for secure containers: CNI networks carried into virtual machines.",
         epilog="'tapwright GROUP COMMAND --help' tells all about a command.",
     )
     parser.add_argument("--version", action="version", version=f"tapwright {__version__}")
-    parser.add_argument("--config", metavar="FILE", help="configuration.toml to use")
+    # The second name is that of kata-runtime, whose scripts run through a link of its name.
+    parser.add_argument(
+        "--config", "--kata-config", metavar="FILE", help="configuration.toml to use"
+    )
     parser.add_argument(
         "--root",
         metavar="DIR",
@@ -64,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         help="what supervisors write to their logs (default: %(default)s)",
     )
     groups = parser.add_subparsers(metavar="GROUP", required=True)
-    for group in (image, sandbox):
+    for group in (image, kata_network, sandbox):
         group.add_commands(groups)
     return parser

@@ -50,6 +50,7 @@ _OWN_SOURCES = (
     "linux/addresses.py",
     "linux/routes.py",
     "linux/neighbours.py",
+    "linux/ethtool.py",
 )
 
 _DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "var", "mnt")
