@@ -14,6 +14,7 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError, HypervisorError
+from tapwright.hypervisor import nics
 from tapwright.hypervisor.nics import Tap
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.linux import tuntap
@@ -298,6 +299,29 @@ def test_qemu_is_confined(machine: Machine) -> None:
             assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
     asyncio.run(story())
+
+
+def test_guest_that_does_not_let_go(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The NIC stays, and so does what is known of it, until the guest runs again."""
+    monkeypatch.setattr(nics, "UNPLUG_SECONDS", 0.3)
+
+    async def story(qemu: Qemu, agent: AgentClient) -> None:
+        gone = []
+        qemu.nics.on_gone = gone.append
+        slot = await plugged(qemu, "twt0", MAC)
+        await agent.call("set_interface", mac=MAC, name="lan0")
+        await qemu.qmp.execute("stop")
+        for _ in range(2):
+            with pytest.raises(HypervisorError, match="did not let go of the NIC within 0.3 s"):
+                await qemu.nics.unplug(slot)
+        assert gone == []
+        assert await plugged(qemu, "twt1", "02:00:00:00:00:5b") != slot
+        await qemu.qmp.execute("cont")
+        await asyncio.wait_for(_until(lambda: gone), 10)
+        assert gone == [slot]
+        assert await plugged(qemu, "twt2", "02:00:00:00:00:5c") == slot
+
+    tell(machine, story)
 
 
 def test_slots_run_out(machine: Machine) -> None:

@@ -76,8 +76,9 @@ class Kata:
     """Runs `kata-network` on the VM through a link named kata-runtime, as a script of Kata's
     operators does. JSON goes in and comes out."""
 
-    def __init__(self, tapwright: Tapwright, directory: Path) -> None:
+    def __init__(self, tapwright: Tapwright, directory: Path, sandbox: str = VM) -> None:
         self._tapwright = tapwright
+        self._sandbox = sandbox
         self.link = directory / "kata-runtime"
         self.link.symlink_to(COMMAND)
 
@@ -87,12 +88,12 @@ class Kata:
         return [str(self.link), *words, "kata-network", verb, sandbox, *end]
 
     def run(
-        self, verb: str, content: Json = None, sandbox: str = VM
+        self, verb: str, content: Json = None, sandbox: str = ""
     ) -> subprocess.CompletedProcess[str]:
         text = content if isinstance(content, str) else json.dumps(content)
         has_input = not verb.startswith("list-")
         return subprocess.run(
-            self.command(verb, sandbox, has_input),
+            self.command(verb, sandbox or self._sandbox, has_input),
             input=text if has_input else None,
             capture_output=True,
             text=True,
@@ -100,14 +101,14 @@ class Kata:
             timeout=120,
         )
 
-    def __call__(self, verb: str, content: Json = None, sandbox: str = VM) -> Json:
+    def __call__(self, verb: str, content: Json = None, sandbox: str = "") -> Json:
         """Insist on success; the answer, which is one line."""
         done = self.run(verb, content, sandbox)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.count("\n") == 1
         return json.loads(done.stdout)
 
-    def refused(self, verb: str, content: Json = None, sandbox: str = VM) -> str:
+    def refused(self, verb: str, content: Json = None, sandbox: str = "") -> str:
         """Insist on a failure that prints null; the reason, which is one line."""
         done = self.run(verb, content, sandbox)
         assert (done.returncode, done.stdout) in ((1, "null\n"), (2, "null\n")), done
@@ -233,6 +234,22 @@ def test_addresses_of_both_families_and_none(
     assert answers_ping("fd16::5")
     for name in ("eth-test", "bare0"):
         kata("del-iface", {"name": name})
+
+
+def test_address_that_was_elsewhere(kata: Kata, taps: Any, clean: None) -> None:
+    """A guest says where its address is now, so that nobody goes on sending to where it was."""
+    taps("tap-test")
+    for address, mac in (
+        ("172.16.0.3", "02:42:20:6f:a3:01"),
+        ("172.16.0.3", "02:42:20:6f:a3:02"),
+        ("fd16::3", "02:42:20:6f:a3:03"),
+        ("fd16::3", "02:42:20:6f:a3:04"),
+    ):
+        addresses = [{"address": address, "mask": "64" if ":" in address else "16"}]
+        kata("add-iface", interface("tap-test", hwAddr=mac, IPAddresses=addresses))
+        assert answers_ping(address)
+        assert mac in ip(f"neighbour show {address} dev {BRIDGE}")
+        kata("del-iface", {"name": "eth-test"})
 
 
 def test_routes(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:

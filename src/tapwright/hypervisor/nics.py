@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from tapwright.errors import HypervisorError
 from tapwright.hypervisor.qmp import Qmp, QmpError
 
 UNPLUG_SECONDS = 10.0
+BACKEND_SECONDS = 10.0
+_PAUSE = 0.02
 
 _FIRST_ADDRESS = 0x1
 _PORTS_PER_DEVICE = 8
@@ -36,12 +39,18 @@ class Tap:
 
 @dataclass(frozen=True)
 class VhostUser:
-    """The host's side of a NIC: a unix socket to a vhost-user backend, connected or (`listening`)
-    waiting for it. The descriptor stays the caller's."""
+    """The host's side of a NIC: a unix socket to a vhost-user backend.
+
+    `fd` (O_PATH; stays the caller's) is the backend's socket, which QEMU must have the right to
+    connect to; or, with a `name`, the directory in which QEMU must have the right to make a socket
+    of that name, to listen on. `opened` is called when it has done so. QEMU must have been started
+    with a `memory_directory`.
+    """
 
     fd: int
-    listening: bool
+    name: str
     queues: int
+    opened: Callable[[], None]
 
 
 Backend = Tap | VhostUser
@@ -77,8 +86,9 @@ class Nics:
     the guest let go of only after `unplug` had given up on it.
     """
 
-    def __init__(self, qmp: Qmp, slots: int) -> None:
+    def __init__(self, qmp: Qmp, slots: int, kvm: bool) -> None:
         self._qmp = qmp
+        self._kvm = kvm
         self._slots = slots
         self._plugged: dict[int, Backend] = {}
         self._leaving: dict[int, asyncio.Future[None]] = {}
@@ -109,7 +119,7 @@ class Nics:
                     mac=mac,
                     bus=f"slot{slot}",
                     romfile="",
-                    **_queue_options(backend.queues),
+                    **self._device_options(backend),
                 )
                 undo.pop_all()
         except HypervisorError:
@@ -137,6 +147,14 @@ class Nics:
                 f"the guest did not let go of the NIC within {UNPLUG_SECONDS:g} s; is it running?"
             ) from None
 
+    def _device_options(self, backend: Backend) -> dict[str, Any]:
+        # A vector for each queue's two rings, one for control, one for configuration.
+        options = {"mq": True, "vectors": 2 * backend.queues + 2} if backend.queues > 1 else {}
+        if isinstance(backend, VhostUser) and not self._kvm:
+            # QEMU 7.2 crashes without: it looks for KVM's interrupt of an MSI-X vector.
+            options["vectors"] = 0
+        return options
+
     async def _make_tap(self, slot: int, tap: Tap, undo: contextlib.AsyncExitStack) -> None:
         with _vhost_fds(tap.queues) as vhost_fds:
             names = [await self._pass(fd, f"net{slot}-{n}") for n, fd in enumerate(tap.fds)]
@@ -156,27 +174,56 @@ class Nics:
     async def _make_vhost_user(
         self, slot: int, backend: VhostUser, undo: contextlib.AsyncExitStack
     ) -> None:
-        name = await self._pass(backend.fd, f"sock{slot}")
-        socket = {"addr": {"type": "fd", "data": {"str": name}}, "server": backend.listening}
-        if backend.listening:
-            socket["wait"] = False
+        chardev = f"char{slot}"
+        await self._open_socket(chardev, backend)
+        try:
+            if backend.name:
+                await self._connected(chardev)
+            # Only now, for QEMU stands still until the backend has answered.
+            await self._qmp.execute(
+                "netdev_add",
+                type="vhost-user",
+                id=f"net{slot}",
+                chardev=chardev,
+                queues=backend.queues,
+            )
+        except HypervisorError:
+            await self._qmp.execute("chardev-remove", id=chardev)
+            raise
+        # With the netdev goes its chardev.
+        undo.push_async_callback(self._qmp.execute, "netdev_del", id=f"net{slot}")
+
+    async def _open_socket(self, chardev: str, backend: VhostUser) -> None:
+        passed = await self._qmp.execute_with_fd(backend.fd, "add-fd")
+        path = f"/proc/self/fd/{passed['fd']}"
+        if backend.name:
+            address = {"type": "unix", "data": {"path": f"{path}/{backend.name}"}}
+            data = {"addr": address, "server": True, "wait": False}
+        else:
+            data = {"addr": {"type": "unix", "data": {"path": path}}, "server": False}
         try:
             await self._qmp.execute(
-                "chardev-add", id=f"char{slot}", backend={"type": "socket", "data": socket}
+                "chardev-add", id=chardev, backend={"type": "socket", "data": data}
             )
-        except QmpError:
-            with contextlib.suppress(QmpError):
-                await self._qmp.execute("closefd", fdname=name)
-            raise
-        undo.push_async_callback(self._qmp.execute, "chardev-remove", id=f"char{slot}")
-        await self._qmp.execute(
-            "netdev_add",
-            type="vhost-user",
-            id=f"net{slot}",
-            chardev=f"char{slot}",
-            queues=backend.queues,
+        finally:
+            await self._qmp.execute("remove-fd", fdset_id=passed["fdset-id"])
+        try:
+            backend.opened()
+        except OSError as error:
+            await self._qmp.execute("chardev-remove", id=chardev)
+            raise HypervisorError(f"the vhost-user socket can't be put in place: {error}") from None
+
+    async def _connected(self, chardev: str) -> None:
+        deadline = time.monotonic() + BACKEND_SECONDS
+        while time.monotonic() < deadline:
+            for entry in await self._qmp.execute("query-chardev"):
+                if entry["label"] == chardev and not entry["filename"].startswith("disconnected:"):
+                    return
+            await asyncio.sleep(_PAUSE)  # QEMU sends no event for it
+        raise HypervisorError(
+            f"no vhost-user backend has connected within {BACKEND_SECONDS:g} s; does its port lead "
+            "to this socket (Open vSwitch: type dpdkvhostuserclient, options:vhost-server-path)?"
         )
-        undo.push_async_callback(self._qmp.execute, "netdev_del", id=f"net{slot}")
 
     async def _pass(self, fd: int, name: str) -> str:
         await self._qmp.execute_with_fd(fd, "getfd", fdname=name)
@@ -191,11 +238,8 @@ class Nics:
             task.add_done_callback(self._releasing.discard)
 
     async def _release(self, slot: int) -> None:
-        backend = self._plugged[slot]
         try:
             await self._qmp.execute("netdev_del", id=f"net{slot}")
-            if isinstance(backend, VhostUser):
-                await self._qmp.execute("chardev-remove", id=f"char{slot}")
         except HypervisorError as error:
             _log.error("slot %d is lost: %s", slot, error)
             return
@@ -203,11 +247,6 @@ class Nics:
         self.on_gone(slot)
         if leaving := self._leaving.pop(slot, None):
             leaving.set_result(None)
-
-
-def _queue_options(queues: int) -> dict[str, Any]:
-    # A vector for each queue's two rings, one for control, one for configuration.
-    return {"mq": True, "vectors": 2 * queues + 2} if queues > 1 else {}
 
 
 @contextlib.contextmanager

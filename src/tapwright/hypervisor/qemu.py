@@ -147,7 +147,7 @@ class Qemu:
         monitor = Qmp(qmp)
         qemu = cls(
             monitor,
-            nics.Nics(monitor, machine.slots),
+            nics.Nics(monitor, machine.slots, kvm=machine.accelerator == "kvm"),
             agent,
             uid,
             process,

@@ -14,6 +14,7 @@ from typing import Any
 from tapwright.errors import HypervisorError
 
 _LINE_LIMIT = 16 * 1024 * 1024
+_ANSWER_SECONDS = 20.0
 
 
 class QmpError(HypervisorError):
@@ -75,7 +76,12 @@ class Qmp:
                     # One byte carries the descriptor; QEMU skips white space between commands.
                     socket.send_fds(self._socket, [b" "], [fd])
                 await asyncio.get_running_loop().sock_sendall(self._socket, line)
-            reply = await answer
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                reply = await answer
+        except TimeoutError:
+            raise HypervisorError(
+                f"QEMU did not answer {command} within {_ANSWER_SECONDS:g} s"
+            ) from None
         except OSError as error:
             raise HypervisorError(f"QEMU does not listen any more: {error}") from None
         finally:

@@ -50,6 +50,7 @@ _OWN_SOURCES = (
     "linux/addresses.py",
     "linux/routes.py",
     "linux/neighbours.py",
+    "linux/announcement.py",
     "linux/ethtool.py",
 )
 

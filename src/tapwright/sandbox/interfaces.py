@@ -38,6 +38,7 @@ class Interfaces:
         self._journal = journal
         self._record = journal.record
         self._nics = qemu.nics
+        self._uid = qemu.uid
         self._agent = agent
         self._nics.on_gone = self._gone
 
@@ -131,9 +132,11 @@ class Interfaces:
                     'file_mem_backend in [hypervisor.qemu], such as "/dev/shm", and make the '
                     "sandbox anew"
                 )
-            entry = await self._claim(interface, "vhost_user", socket=path)
+            entry = await self._claim(
+                interface, "vhost_user", socket=path, owner=vhost_user.owner_of(path)
+            )
             with self._given_back_on_failure(entry):
-                await self._plug(interface, vhost_user.attach(path, queues))
+                await self._plug(interface, vhost_user.attach(path, queues, self._uid))
             return
         place, link = self._find(request.device)
         found = tap.look_at(place, link)

@@ -64,7 +64,7 @@ def _undo_tap(entry: dict[str, Any]) -> None:
 
 
 def _undo_vhost_user(entry: dict[str, Any]) -> None:
-    vhost_user.detach(entry["socket"])
+    vhost_user.detach(entry["socket"], entry["owner"])
 
 
 _UNDO = {

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tapwright.linux import addresses, ethtool, links, neighbours, routes
+from tapwright.linux.announcement import announce
 from tapwright.linux.netlink import Netlink, NetlinkError, record
 
 RESOLV_CONF = "/etc/resolv.conf"
@@ -61,6 +62,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
             addresses.remove(nl, link.index, address)
     for address in wanted:
         addresses.add(nl, link.index, address)
+        announce(name, link.mac, address.address)
     return {"name": name, "index": link.index}
 
 
