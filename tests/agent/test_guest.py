@@ -306,13 +306,13 @@ def test_guest_that_does_not_let_go(machine: Machine, monkeypatch: pytest.Monkey
     monkeypatch.setattr(nics, "UNPLUG_SECONDS", 0.3)
 
     async def story(qemu: Qemu, agent: AgentClient) -> None:
-        gone = []
+        gone: list[int] = []
         qemu.nics.on_gone = gone.append
         slot = await plugged(qemu, "twt0", MAC)
         await agent.call("set_interface", mac=MAC, name="lan0")
         await qemu.qmp.execute("stop")
         for _ in range(2):
-            with pytest.raises(HypervisorError, match="did not let go of the NIC within 0.3 s"):
+            with pytest.raises(HypervisorError, match="did not let go of the NIC within"):
                 await qemu.nics.unplug(slot)
         assert gone == []
         assert await plugged(qemu, "twt1", "02:00:00:00:00:5b") != slot
