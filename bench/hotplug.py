@@ -26,7 +26,7 @@ from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.image import store
 from tapwright.linux import libc, tuntap
-from tapwright.sandbox import client, lifecycle
+from tapwright.sandbox import client, lifecycle, registry
 from tapwright.sandbox.planning import Wish, plan
 
 BRIDGE, TAP, NAME = "br-bench", "tap-bench", "eth-bench"
@@ -134,7 +134,7 @@ def interface(address: str) -> client.Json:
 
 
 def library(root: str, address: str) -> tuple[Milliseconds, Milliseconds]:
-    sandbox = lifecycle.find(root, "bench")
+    sandbox = registry.find(root, "bench")
     start = time.monotonic()
     client.add_interface(sandbox, interface(address))
     ping(address)

@@ -563,10 +563,10 @@ def test_thirty_at_once_then_no_slot(kata: Kata, taps: Any, clean: None) -> None
 def test_many_times_without_growth(
     kata: Kata, tapwright: Tapwright, vm: Json, taps: Any, clean: None
 ) -> None:
-    from tapwright.sandbox import client, lifecycle
+    from tapwright.sandbox import client, registry
 
     taps("tap-test")
-    sandbox = lifecycle.find(tapwright.root, VM)
+    sandbox = registry.find(tapwright.root, VM)
     supervisor, qemu = pids_of(tapwright.json("sandbox", "inspect", VM))
 
     def size() -> dict[str, int]:

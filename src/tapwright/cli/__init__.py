@@ -6,21 +6,28 @@ every command's time.
 """
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from tapwright import __version__
-from tapwright.cli import image, kata_network, sandbox
-from tapwright.config import DEFAULT_ROOT
 from tapwright.errors import TapwrightError, UsageError
 
+DEFAULT_ROOT = "/var/lib/tapwright"
+
+_GROUPS = {
+    "image": "the guest's kernel and initrd",
+    "kata-network": "NICs and routes of a running sandbox",
+    "sandbox": "virtual machines on CNI networks",
+}
 _FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser(argv).parse_args(argv)
     # The supervisor, a process of its own, takes it from there.
     os.environ["TAPWRIGHT_LOG_LEVEL"] = arguments.log_level
     from tapwright.cni.errors import CniError
@@ -43,7 +50,8 @@ def _complain(what: object, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser that knows all groups by name, and the commands of those that `argv` may mean."""
     parser = argparse.ArgumentParser(
         # A link named kata-runtime is called as such.
         prog=os.path.basename(sys.argv[0]).removesuffix(".py") or "tapwright",
@@ -68,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         help="what supervisors write to their logs (default: %(default)s)",
     )
     groups = parser.add_subparsers(metavar="GROUP", required=True)
-    for group in (image, kata_network, sandbox):
-        group.add_commands(groups)
+    for name, summary in _GROUPS.items():
+        group = groups.add_parser(name, help=summary)
+        if name in argv:
+            module = importlib.import_module(f"tapwright.cli.{name.replace('-', '_')}")
+            module.add_commands(group)
     return parser

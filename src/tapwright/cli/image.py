@@ -7,8 +7,7 @@ from typing import Any
 from tapwright.cli import output
 
 
-def add_commands(groups: Any) -> None:
-    group = groups.add_parser("image", help="the guest's kernel and initrd")
+def add_commands(group: argparse.ArgumentParser) -> None:
     commands = group.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser(
         "build",

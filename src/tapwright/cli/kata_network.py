@@ -45,14 +45,10 @@ Prints the answer as one line of JSON; after a failure null (del-iface: the inte
 not be removed), and the reason on stderr. docs/tap-networking.md tells all."""
 
 
-def add_commands(groups: Any) -> None:
-    group = groups.add_parser(
-        "kata-network",
-        help="NICs and routes of a running sandbox",
-        description="Plug existing TAPs into a running sandbox and set the guest's routes.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_commands(group: argparse.ArgumentParser) -> None:
+    group.description = "Plug existing TAPs into a running sandbox and set the guest's routes."
+    group.epilog = _EPILOG
+    group.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = group.add_subparsers(metavar="VERB", required=True)
     for name, verb in _VERBS.items():
         command = commands.add_parser(name, help=verb.help, description=f"{verb.help}.")
@@ -66,7 +62,7 @@ def add_commands(groups: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from tapwright.sandbox import client, lifecycle
+    from tapwright.sandbox import client, registry
 
     verb: Verb = arguments.verb
     content: Json = None
@@ -74,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         output.need_root()
         content = _read(arguments.file) if verb.takes else None
-        sandbox = lifecycle.find(arguments.root, arguments.id)
+        sandbox = registry.find(arguments.root, arguments.id)
         answer = call(sandbox, content) if verb.takes else call(sandbox)
     except TapwrightError as error:
         _print(_left(error, content) if call is client.remove_interface else None)

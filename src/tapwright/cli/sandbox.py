@@ -12,13 +12,12 @@ from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError
 
 if TYPE_CHECKING:
     from tapwright.config import Config
-    from tapwright.sandbox.lifecycle import Sandbox
+    from tapwright.sandbox.registry import Sandbox
 
 _CAPTURED_BYTES = 64 * 1024 * 1024
 
 
-def add_commands(groups: Any) -> None:
-    group = groups.add_parser("sandbox", help="virtual machines on CNI networks")
+def add_commands(group: argparse.ArgumentParser) -> None:
     commands = group.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_exec(commands)
@@ -104,7 +103,7 @@ def _add_exec(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
-    from tapwright.sandbox import lifecycle
+    from tapwright.sandbox import lifecycle, registry
     from tapwright.sandbox.planning import Wish, parse_published, plan
 
     output.need_root()
@@ -121,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
         lifecycle.run(arguments.root, arguments.id, spec, output.show_progress, started)
     finally:
         output.end_progress()
-    sandbox = lifecycle.find(arguments.root, arguments.id)
+    sandbox = registry.find(arguments.root, arguments.id)
     if arguments.json:
         output.print_json(_described(sandbox))
     else:
@@ -130,10 +129,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from tapwright.sandbox import lifecycle
+    from tapwright.sandbox import registry
 
     output.need_root()
-    sandboxes = lifecycle.listing(arguments.root)
+    sandboxes = registry.listing(arguments.root)
     if arguments.json:
         output.print_json([_described(sandbox) for sandbox in sandboxes])
         return 0
@@ -149,20 +148,20 @@ def _list(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     import json
 
-    from tapwright.sandbox import lifecycle
+    from tapwright.sandbox import registry
 
     output.need_root()
-    described = _described(lifecycle.find(arguments.root, arguments.id))
+    described = _described(registry.find(arguments.root, arguments.id))
     print(json.dumps(described, indent=None if arguments.json else 2))
     return 0
 
 
 def _exec(arguments: argparse.Namespace) -> int:
-    from tapwright.sandbox import lifecycle
+    from tapwright.sandbox import registry
     from tapwright.sandbox.execution import execute
 
     output.need_root()
-    sandbox = lifecycle.find(arguments.root, arguments.id)
+    sandbox = registry.find(arguments.root, arguments.id)
     environment = dict(_pair(text) for text in arguments.env)
     captured = {"stdout": bytearray(), "stderr": bytearray()}
 
@@ -198,13 +197,13 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    from tapwright.sandbox import lifecycle
+    from tapwright.sandbox import lifecycle, registry
 
     output.need_root()
     deleted, status = [], 0
     for given in arguments.ids:
         try:
-            found = lifecycle.find(arguments.root, given)
+            found = registry.find(arguments.root, given)
             lifecycle.delete(arguments.root, found.id)
             deleted.append(found.id)
         except SandboxNotFoundError:

@@ -15,8 +15,8 @@ from typing import Any
 from tapwright import errors
 from tapwright.agent import protocol
 from tapwright.errors import SandboxStateError, TapwrightError
-from tapwright.sandbox.lifecycle import Sandbox
 from tapwright.sandbox.record import RUNNING
+from tapwright.sandbox.registry import Sandbox
 
 SOCKET = "control.sock"
 _SECONDS = 120.0

@@ -14,7 +14,7 @@ from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError, SandboxStateError
 from tapwright.sandbox.client import connect
-from tapwright.sandbox.lifecycle import Sandbox
+from tapwright.sandbox.registry import Sandbox
 
 FORWARDED_SIGNALS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),

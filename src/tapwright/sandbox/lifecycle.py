@@ -1,7 +1,4 @@
-"""Run, find, list and delete sandboxes: plain blocking calls, for commands and programs.
-
-All state is under `root`; nothing here waits for a sandbox that has died.
-"""
+"""Run and delete sandboxes: plain blocking calls, for commands and programs."""
 
 import json
 import os
@@ -14,23 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tapwright import errors
-from tapwright.errors import (
-    NetworkError,
-    SandboxNotFoundError,
-    SandboxStateError,
-    TapwrightError,
-    UsageError,
-)
+from tapwright.errors import NetworkError, SandboxStateError, TapwrightError, UsageError
 from tapwright.linux import netns
 from tapwright.sandbox import ownership
-from tapwright.sandbox.record import CREATING, LOG, RUNNING, Journal, Record, Spec, load
-
-DEAD = "dead"
+from tapwright.sandbox.record import LOG, Journal, Record, Spec, load
+from tapwright.sandbox.registry import directory_of
 
 Progress = Callable[[str], None]
 
@@ -38,22 +27,6 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _DELETE_SECONDS = 60.0
 _SUPERVISOR_SECONDS = 10.0
 _PID_PAUSE = 0.01
-
-
-@dataclass(frozen=True)
-class Sandbox:
-    """What there is to know of a sandbox. `status` is creating, running, or dead when nobody
-    supervises it any more; `problem` says why, or why its record can't be read."""
-
-    id: str
-    status: str
-    directory: Path
-    record: Record | None
-    problem: str = ""
-
-
-def directory_of(root: str | Path) -> Path:
-    return Path(root, "sandboxes")
 
 
 def check_id(sandbox_id: str) -> None:
@@ -104,29 +77,6 @@ def run(
         raise SandboxStateError(f"the sandbox's supervisor died: {said}") from None
 
 
-def find(root: str | Path, prefix: str) -> Sandbox:
-    """The sandbox of that id, or the only one whose id begins so.
-
-    Raises SandboxNotFoundError, and UsageError when there are several.
-    """
-    known = ownership.names(directory_of(root))
-    found = [prefix] if prefix in known else [name for name in known if name.startswith(prefix)]
-    if not found or not prefix:
-        raise SandboxNotFoundError(f"there is no sandbox {prefix!r}; see 'tapwright sandbox list'")
-    if len(found) > 1:
-        raise UsageError(f"{prefix!r} is the beginning of several ids: {', '.join(found)}")
-    sandbox = _look_at(directory_of(root) / found[0])
-    if sandbox is None:
-        raise SandboxNotFoundError(f"the sandbox {found[0]!r} has just been deleted")
-    return sandbox
-
-
-def listing(root: str | Path) -> list[Sandbox]:
-    """All sandboxes, from files alone, in the order of their ids."""
-    directories = [directory_of(root) / name for name in ownership.names(directory_of(root))]
-    return [sandbox for sandbox in map(_look_at, directories) if sandbox]
-
-
 def delete(root: str | Path, sandbox_id: str) -> None:
     """End the sandbox and take back all it holds, in whatever state it is; nothing happens when
     there is none.
@@ -153,25 +103,6 @@ def delete(root: str | Path, sandbox_id: str) -> None:
         if left:
             raise NetworkError(f"sandbox {sandbox_id!r} is not fully taken back: {'; '.join(left)}")
         ownership.discard(directory)
-
-
-def _look_at(directory: Path) -> Sandbox | None:
-    # First whether somebody lives, then the record: so a sandbox that ends in between is not
-    # taken for one that never ran.
-    alive = ownership.is_alive(directory)
-    try:
-        record = load(directory)
-    except FileNotFoundError:
-        return None
-    except SandboxStateError as error:
-        return Sandbox(directory.name, DEAD, directory, None, str(error))
-    if alive:
-        return Sandbox(record.id, record.status, directory, record)
-    reasons = {
-        CREATING: "it was never finished",
-        RUNNING: "its supervisor was killed",
-    }
-    return Sandbox(record.id, DEAD, directory, record, record.failure or reasons[record.status])
 
 
 class _Silence(Exception):  # noqa: N818 - never leaves this module

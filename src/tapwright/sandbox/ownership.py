@@ -12,7 +12,6 @@ All locks are flock(2): the kernel frees them with their last holder, however it
 import contextlib
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +54,7 @@ def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
                 f"a sandbox {record.id!r} exists; delete it or choose another id"
             ) from None
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove_tree(draft)
         raise
     return target, fd
 
@@ -151,7 +150,7 @@ def discard(directory: Path) -> None:
     """Remove the directory of a sandbox that holds nothing any more; its name is free at once."""
     grave = directory.with_name(f"{_DELETED}{directory.name}-{os.getpid()}")
     directory.rename(grave)
-    shutil.rmtree(grave)
+    _remove_tree(grave)
 
 
 def names(sandboxes: Path) -> list[str]:
@@ -167,7 +166,13 @@ def _sweep(sandboxes: Path) -> None:
     for path in sandboxes.glob(".*"):
         pid = path.name.rpartition("-")[2]
         if path.name.startswith((_NEW, _DELETED)) and not os.path.exists(f"/proc/{pid}"):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_tree(path)
+
+
+def _remove_tree(directory: Path) -> None:
+    import shutil  # not of use to commands that only look
+
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _locked_within(fd: int, seconds: float) -> bool:
