@@ -13,7 +13,6 @@ from tapwright.errors import ConfigError
 
 ENVIRONMENT_VARIABLE = "TAPWRIGHT_CONFIG"
 PLACES = ("/etc/tapwright/configuration.toml",)
-DEFAULT_ROOT = "/var/lib/tapwright"
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,22 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from tapwright import __version__
-from tapwright.cli import image, sandbox
-from tapwright.config import DEFAULT_ROOT
 from tapwright.errors import TapwrightError, UsageError
 
+_GROUPS = ("cni", "image", "sandbox")
+_DEFAULT_ROOT = "/var/lib/tapwright"
 _FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # Only the group that is asked for is imported, where the words tell which one that is.
+    asked = tuple(word for word in argv if word in _GROUPS)
+    arguments = _parser(asked if len(asked) == 1 else _GROUPS).parse_args(argv)
     # The supervisor, a process of its own, takes it from there.
     os.environ["TAPWRIGHT_LOG_LEVEL"] = arguments.log_level
     from tapwright.cni.errors import CniError
@@ -30,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _complain(error, _WRONG_USAGE)
     except (TapwrightError, CniError) as error:
-        return _complain(error, _FAILED)
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        return _complain(f"{error}{notes}", _FAILED)
     except PermissionError as error:
         return _complain(f"{error}. Are you root?", _FAILED)
     except KeyboardInterrupt:
@@ -43,7 +48,7 @@ def _complain(what: object, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(names: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tapwright",
         description="Networking for secure containers: CNI networks carried into virtual machines.",
@@ -54,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--root",
         metavar="DIR",
-        default=DEFAULT_ROOT,
+        default=_DEFAULT_ROOT,
         help="where the state of sandboxes is kept (default: %(default)s)",
     )
     parser.add_argument(
@@ -64,6 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         help="what supervisors write to their logs (default: %(default)s)",
     )
     groups = parser.add_subparsers(metavar="GROUP", required=True)
-    for group in (image, sandbox):
-        group.add_commands(groups)
+    for name in names:
+        import_module(f"tapwright.cli.{name}").add_commands(groups)
     return parser

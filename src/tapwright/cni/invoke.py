@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from tapwright.cni import process, strictjson
 from tapwright.cni.errors import PluginError
-
-DEFAULT_PATH = ("/opt/cni/bin", "/usr/lib/cni")
+from tapwright.cni.pluginpath import find_plugin
 
 # Those of an attachment: what our own environment has of them is nobody's order.
 _PARAMETERS = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
@@ -36,15 +35,6 @@ class Run(NamedTuple):
 
 
 Trace = Callable[[Run], None]
-
-
-def find_plugin(kind: str, directories: Sequence[str]) -> str | None:
-    """The plugin's executable in the first directory that has it, or None."""
-    for directory in directories:
-        path = os.path.join(directory, kind)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    return None
 
 
 class Invocation(NamedTuple):

@@ -7,9 +7,10 @@ from typing import Any
 from tapwright.cni import cache, locks, results, versions
 from tapwright.cni.chain import Chain, Result
 from tapwright.cni.errors import CniError, ConfigurationError
-from tapwright.cni.invoke import DEFAULT_PATH, Trace
+from tapwright.cni.invoke import Trace
 from tapwright.cni.negotiation import Negotiation
 from tapwright.cni.network import Network, parse_network
+from tapwright.cni.pluginpath import DEFAULT_PATH
 from tapwright.cni.request import Attachment, check_attachment
 
 

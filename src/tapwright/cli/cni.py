@@ -1,0 +1,347 @@
+"""`tapwright cni`: run CNI networks; a drop-in for cnitool."""
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tapwright.cli import output
+from tapwright.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tapwright.cni import Attachment, CniError, Entry, Network, Run, Runtime
+
+_ENVIRONMENT = """\
+environment (as cnitool has it):
+  NETCONFPATH  the directory of networks (default: /etc/cni/net.d)
+  CNI_PATH     where plugins are, separated by ':' (default: /opt/cni/bin:/usr/lib/cni)
+  CNI_IFNAME   the interface in the namespace (default: eth0)
+  CNI_ARGS     arguments for all plugins: KEY=VALUE;KEY=VALUE
+  CAP_ARGS     capability arguments as JSON: {"portMappings": [{"hostPort": 80, …}]}
+"""
+
+
+def add_commands(groups: Any) -> None:
+    group = groups.add_parser("cni", help="run CNI networks and their plugins")
+    commands = group.add_subparsers(metavar="COMMAND", required=True)
+    for name, run, words in (
+        ("add", _add, "attach a network namespace to a network; print the result"),
+        ("check", _check, "check that an attachment is as it was made"),
+        ("del", _delete, "take an attachment down; no failure if it is not there"),
+    ):
+        command = _command(commands, name, run, words)
+        command.add_argument("network", metavar="NET", help="the network's name")
+        command.add_argument("netns", metavar="NETNS", help="the path of the network namespace")
+        command.add_argument("-i", "--ifname", metavar="NAME", help="instead of CNI_IFNAME")
+        command.add_argument("--container-id", metavar="ID", help="default: made from NETNS")
+    _add_gc(commands)
+    command = _command(commands, "status", _status, "ask a network's plugins if they are ready")
+    command.add_argument("network", metavar="NET", help="the network's name")
+    command.add_argument("netns", metavar="NETNS", nargs="?", help="taken for cnitool's sake only")
+    command = _command(commands, "version", _version, "the versions supported here and by plugins")
+    command.add_argument("plugins", metavar="PLUGIN", nargs="*", help="plugins to ask")
+    _command(commands, "list", _list, "list the networks, and the files that are broken")
+    command = _command(commands, "validate", _validate, "tell what is wrong with networks")
+    command.add_argument("networks", metavar="NET", nargs="*", help="default: all")
+    command = _command(commands, "attachments", _attachments, "list what is attached")
+    command.add_argument("--container-id", metavar="ID", help="only this container's")
+
+
+def _command(commands: Any, name: str, run: Any, words: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=words,
+        description=f"{words[0].upper()}{words[1:]}.",
+        epilog=_ENVIRONMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--cache-dir", metavar="DIR", help="default: /var/lib/cni")
+    command.add_argument(
+        "--trace", action="store_true", help="show every run of a plugin on stderr"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_gc(commands: Any) -> None:
+    command = _command(
+        commands, "gc", _gc, "take down what is left of attachments that are gone, then run GC"
+    )
+    command.add_argument("network", metavar="NET", help="the network's name")
+    command.add_argument("netns", metavar="NETNS", nargs="?", help="taken for cnitool's sake only")
+    command.add_argument(
+        "--keep",
+        metavar="ID/IFNAME",
+        action="append",
+        help="these alone are still valid (repeatable); default: those whose namespace exists",
+    )
+    command.add_argument("--all", action="store_true", help="none is valid any more, as in cnitool")
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    network, attachment = _network(arguments), _attachment(arguments)
+    if not os.path.exists(attachment.netns):
+        from tapwright.cni import CniError
+
+        raise CniError(
+            f"there is no network namespace {attachment.netns}; make one with 'ip netns add'"
+        )
+    result = _runtime(arguments).add(network, attachment)
+    print(json.dumps(result, indent=4))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    network = _network(arguments)
+    checked = _runtime(arguments).check(network, _attachment(arguments))
+    if arguments.json:
+        output.print_json({"network": network.name, "checked": checked})
+    return 0
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    network = _network(arguments)
+    try:
+        _runtime(arguments).delete(network, _attachment(arguments))
+    except ExceptionGroup as group:
+        return _complain(group.exceptions)
+    if arguments.json:
+        output.print_json({"network": network.name, "deleted": True})
+    return 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    network, runtime = _network(arguments), _runtime(arguments)
+    entries, _ = runtime.attachments()
+    before = [entry for entry in entries if entry.network == network.name]
+    try:
+        problems = runtime.gc(network, _valid(arguments, before))
+    except ExceptionGroup as group:
+        return _complain(group.exceptions)
+    _complain(problems)
+    if arguments.json:
+        left = [entry.attachment[:2] for entry in runtime.attachments()[0]]
+        gone = [entry for entry in before if entry.attachment[:2] not in left]
+        output.print_json({"network": network.name, "deleted": [_described(e) for e in gone]})
+    return 0
+
+
+def _valid(arguments: argparse.Namespace, entries: "list[Entry]") -> "Iterable[tuple[str, str]]":
+    if arguments.all:
+        return []
+    if arguments.keep is None:
+        pairs = ((entry.attachment, entry.attachment.netns) for entry in entries)
+        return [(a.container_id, a.ifname) for a, netns in pairs if not netns or _is_netns(netns)]
+    for text in arguments.keep:
+        if "/" not in text:
+            raise UsageError(f"--keep {text!r}: must be a container id, '/', an interface name")
+    split = (text.split("/", 1) for text in arguments.keep)
+    return [(container_id, ifname) for container_id, ifname in split]
+
+
+def _is_netns(path: str) -> bool:
+    """Whether a namespace is mounted there: an empty file may be left of one that is gone."""
+    try:
+        return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+    except OSError:
+        return False
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    network = _network(arguments)
+    asked = _runtime(arguments).status(network)
+    if arguments.json:
+        output.print_json({"network": network.name, "ready": True, "asked": asked})
+    return 0
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    from tapwright.cni import versions
+
+    supported = {"tapwright": versions.VERSIONS}
+    runtime = _runtime(arguments)
+    for kind in arguments.plugins:
+        supported[kind] = runtime.version(kind)
+    if arguments.json:
+        output.print_json(supported)
+    else:
+        rows = [(kind, ", ".join(known)) for kind, known in supported.items()]
+        output.print_table(("WHO", "VERSIONS"), rows)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from tapwright.cni import load_networks
+
+    networks, problems = load_networks(_net_dir(arguments))
+    _complain(problems)
+    listed = [
+        {
+            "name": network.name,
+            "versions": network.versions,
+            "plugins": [plugin["type"] for plugin in network.plugins],
+            "capabilities": sorted(network.capabilities),
+            "file": network.source,
+        }
+        for network in networks
+    ]
+    if arguments.json:
+        output.print_json(listed)
+        return 0
+    rows = [
+        (entry.name, entry.cni_version, ", ".join(p["type"] for p in entry.plugins), entry.source)
+        for entry in networks
+    ]
+    output.print_table(("NETWORK", "VERSION", "PLUGINS", "FILE"), rows)
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from tapwright.cni import find_network, load_networks
+
+    directory = _net_dir(arguments)
+    problems: list[str] = []
+    if arguments.networks:
+        networks = [find_network(directory, name) for name in arguments.networks]
+    else:
+        networks, broken = load_networks(directory)
+        problems += map(str, broken)
+    runtime = _runtime(arguments)
+    for network in networks:
+        problems += runtime.validate(network)
+    if arguments.json:
+        output.print_json(
+            {"networks": [network.name for network in networks], "problems": problems}
+        )
+        return 1 if problems else 0
+    return _complain(problems)
+
+
+def _attachments(arguments: argparse.Namespace) -> int:
+    entries, problems = _runtime(arguments).attachments()
+    _complain(problems)
+    if arguments.container_id is not None:
+        entries = [e for e in entries if e.attachment.container_id == arguments.container_id]
+    if arguments.json:
+        output.print_json([_described(entry) | {"result": entry.result} for entry in entries])
+        return 0
+    rows = []
+    for entry in entries:
+        addresses = [ip.get("address", "?") for ip in (entry.result or {}).get("ips") or ()]
+        a = entry.attachment
+        state = "attached" if entry.result else "half attached"
+        rows.append((entry.network, a.container_id, a.ifname, a.netns, state, " ".join(addresses)))
+    output.print_table(("NETWORK", "CONTAINER", "INTERFACE", "NETNS", "STATE", "ADDRESSES"), rows)
+    return 0
+
+
+def _described(entry: "Entry") -> dict[str, Any]:
+    attachment = entry.attachment
+    return {
+        "network": entry.network,
+        "container_id": attachment.container_id,
+        "ifname": attachment.ifname,
+        "netns": attachment.netns,
+        "attached": entry.result is not None,
+    }
+
+
+def _network(arguments: argparse.Namespace) -> "Network":
+    from tapwright.cni import find_network
+
+    return find_network(_net_dir(arguments), arguments.network)
+
+
+def _attachment(arguments: argparse.Namespace) -> "Attachment":
+    """As cnitool has it, down to the container id (cnitool/cmd/root.go)."""
+    from hashlib import sha512
+
+    from tapwright.cni import Attachment
+
+    netns = os.path.abspath(arguments.netns)
+    made_up = f"cnitool-{sha512(os.fsencode(netns)).digest()[:10].hex()}"
+    return Attachment(
+        container_id=arguments.container_id or made_up,
+        ifname=arguments.ifname or os.environ.get("CNI_IFNAME") or "eth0",
+        netns=netns,
+        args=_cni_args(os.environ.get("CNI_ARGS", "")),
+        capability_args=_capability_args(os.environ.get("CAP_ARGS", "")),
+    )
+
+
+def _cni_args(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for part in text.split(";") if text else ():
+        key, _, value = part.partition("=")
+        if not key or not value or "=" in value:
+            raise UsageError(f"CNI_ARGS: {part!r} is not KEY=VALUE; pairs are separated by ';'")
+        pairs.append((key, value))
+    return tuple(pairs)
+
+
+def _capability_args(text: str) -> dict[str, Any]:
+    from tapwright.cni import strictjson
+
+    try:
+        told = strictjson.parse(text.encode()) if text else {}
+    except ValueError as error:
+        raise UsageError(f"CAP_ARGS is not JSON: {error}") from None
+    if not isinstance(told, dict):
+        raise UsageError('CAP_ARGS must be a JSON object such as {"mac": "02:00:00:00:00:01"}')
+    return told
+
+
+def _runtime(arguments: argparse.Namespace) -> "Runtime":
+    from tapwright.cni import Runtime
+
+    configured = _configured(arguments)
+    path = os.environ.get("CNI_PATH", "").split(os.pathsep)
+    options: dict[str, Any] = {}
+    if directories := [entry for entry in path if entry] or list(configured.get("bin_dirs", ())):
+        options["plugin_path"] = directories
+    if cache := arguments.cache_dir or configured.get("cache_dir"):
+        options["cache_directory"] = os.path.abspath(cache)
+    return Runtime(trace=_show_run if arguments.trace else None, **options)
+
+
+def _net_dir(arguments: argparse.Namespace) -> str:
+    from tapwright.cni.directory import DEFAULT_DIRECTORY
+
+    configured = _configured(arguments).get("conf_dir", DEFAULT_DIRECTORY)
+    return os.environ.get("NETCONFPATH") or str(configured)
+
+
+def _configured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """[cni] of configuration.toml, where there is one: reading it takes as long as a plugin."""
+    places = (arguments.config, os.environ.get("TAPWRIGHT_CONFIG"))
+    if not any(places) and not os.path.exists("/etc/tapwright/configuration.toml"):
+        return {}
+    from tapwright import config
+
+    return vars(config.load(arguments.config).cni)
+
+
+def _show_run(run: "Run") -> None:
+    """One run for a person's eyes."""
+    end = "not run to its end" if run.status is None else f"exit {run.status}"
+    lines = [f"--- {run.command} {run.plugin} ({run.path}): {end}, {run.seconds * 1000:.1f} ms"]
+    lines += [f"    {name}={value}" for name, value in run.environment.items()]
+    for name, text in (("stdin", run.stdin), ("stdout", run.stdout), ("stderr", run.stderr)):
+        if text.strip():
+            lines += [f"    {name}:", *(f"      {line}" for line in text.strip().splitlines())]
+    if run.problem:
+        lines.append(f"    problem: {run.problem}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _complain(problems: "Iterable[CniError | Exception | str]") -> int:
+    """Tell each on stderr; 1 if there are any."""
+    status = 0
+    for problem in problems:
+        print(f"tapwright: {problem}", file=sys.stderr)
+        status = 1
+    return status
