@@ -10,7 +10,7 @@ from tapwright.cli import output
 from tapwright.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tapwright.cni import Attachment, CniError, Entry, Network, Run, Runtime
 
@@ -24,55 +24,46 @@ environment (as cnitool has it):
 """
 
 
-def add_commands(groups: Any) -> None:
+def add_commands(groups: Any, words: "Sequence[str]" = ()) -> None:
+    """`words` are those of the command line: a command that is not among them gets no arguments
+    of its own, since making them all takes as long as a plugin."""
     group = groups.add_parser("cni", help="run CNI networks and their plugins")
-    commands = group.add_subparsers(metavar="COMMAND", required=True)
-    for name, run, words in (
-        ("add", _add, "attach a network namespace to a network; print the result"),
-        ("check", _check, "check that an attachment is as it was made"),
-        ("del", _delete, "take an attachment down; no failure if it is not there"),
-    ):
-        command = _command(commands, name, run, words)
-        command.add_argument("network", metavar="NET", help="the network's name")
-        command.add_argument("netns", metavar="NETNS", help="the path of the network namespace")
-        command.add_argument("-i", "--ifname", metavar="NAME", help="instead of CNI_IFNAME")
-        command.add_argument("--container-id", metavar="ID", help="default: made from NETNS")
-    _add_gc(commands)
-    command = _command(commands, "status", _status, "ask a network's plugins if they are ready")
+    # With `prog` given, argparse need not measure the terminal (2 ms).
+    commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
+    for name, (run, add_arguments, help_text) in _COMMANDS.items():
+        if words and name not in words:
+            commands.add_parser(name, help=help_text, add_help=False)
+            continue
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=f"{help_text[0].upper()}{help_text[1:]}.",
+            epilog=_ENVIRONMENT,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_arguments(command)
+        command.add_argument("--cache-dir", metavar="DIR", help="default: /var/lib/cni")
+        command.add_argument(
+            "--trace", action="store_true", help="show every run of a plugin on stderr"
+        )
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.set_defaults(run=run)
+
+
+def _attachment_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("network", metavar="NET", help="the network's name")
+    command.add_argument("netns", metavar="NETNS", help="the path of the network namespace")
+    command.add_argument("-i", "--ifname", metavar="NAME", help="instead of CNI_IFNAME")
+    command.add_argument("--container-id", metavar="ID", help="default: made from NETNS")
+
+
+def _network_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("network", metavar="NET", help="the network's name")
     command.add_argument("netns", metavar="NETNS", nargs="?", help="taken for cnitool's sake only")
-    command = _command(commands, "version", _version, "the versions supported here and by plugins")
-    command.add_argument("plugins", metavar="PLUGIN", nargs="*", help="plugins to ask")
-    _command(commands, "list", _list, "list the networks, and the files that are broken")
-    command = _command(commands, "validate", _validate, "tell what is wrong with networks")
-    command.add_argument("networks", metavar="NET", nargs="*", help="default: all")
-    command = _command(commands, "attachments", _attachments, "list what is attached")
-    command.add_argument("--container-id", metavar="ID", help="only this container's")
 
 
-def _command(commands: Any, name: str, run: Any, words: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=words,
-        description=f"{words[0].upper()}{words[1:]}.",
-        epilog=_ENVIRONMENT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("--cache-dir", metavar="DIR", help="default: /var/lib/cni")
-    command.add_argument(
-        "--trace", action="store_true", help="show every run of a plugin on stderr"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_gc(commands: Any) -> None:
-    command = _command(
-        commands, "gc", _gc, "take down what is left of attachments that are gone, then run GC"
-    )
-    command.add_argument("network", metavar="NET", help="the network's name")
-    command.add_argument("netns", metavar="NETNS", nargs="?", help="taken for cnitool's sake only")
+def _gc_arguments(command: argparse.ArgumentParser) -> None:
+    _network_arguments(command)
     command.add_argument(
         "--keep",
         metavar="ID/IFNAME",
@@ -80,6 +71,22 @@ def _add_gc(commands: Any) -> None:
         help="these alone are still valid (repeatable); default: those whose namespace exists",
     )
     command.add_argument("--all", action="store_true", help="none is valid any more, as in cnitool")
+
+
+def _version_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("plugins", metavar="PLUGIN", nargs="*", help="plugins to ask")
+
+
+def _validate_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("networks", metavar="NET", nargs="*", help="default: all")
+
+
+def _attachments_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--container-id", metavar="ID", help="only this container's")
+
+
+def _no_arguments(_: argparse.ArgumentParser) -> None:
+    pass
 
 
 def _add(arguments: argparse.Namespace) -> int:
@@ -162,7 +169,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _version(arguments: argparse.Namespace) -> int:
     from tapwright.cni import versions
 
-    supported = {"tapwright": versions.VERSIONS}
+    supported: dict[str, tuple[str, ...]] = {"tapwright": versions.VERSIONS}
     runtime = _runtime(arguments)
     for kind in arguments.plugins:
         supported[kind] = runtime.version(kind)
@@ -192,11 +199,11 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.print_json(listed)
         return 0
-    rows = [
+    lines = [
         (entry.name, entry.cni_version, ", ".join(p["type"] for p in entry.plugins), entry.source)
         for entry in networks
     ]
-    output.print_table(("NETWORK", "VERSION", "PLUGINS", "FILE"), rows)
+    output.print_table(("NETWORK", "VERSION", "PLUGINS", "FILE"), lines)
     return 0
 
 
@@ -345,3 +352,16 @@ def _complain(problems: "Iterable[CniError | Exception | str]") -> int:
         print(f"tapwright: {problem}", file=sys.stderr)
         status = 1
     return status
+
+
+_COMMANDS = {
+    "add": (_add, _attachment_arguments, "attach a namespace to a network; print the result"),
+    "check": (_check, _attachment_arguments, "check that an attachment is as it was made"),
+    "del": (_delete, _attachment_arguments, "take an attachment down, if it is there"),
+    "gc": (_gc, _gc_arguments, "take down what is left of attachments that are gone; run GC"),
+    "status": (_status, _network_arguments, "ask a network's plugins if they are ready"),
+    "version": (_version, _version_arguments, "the versions known here and by plugins"),
+    "list": (_list, _no_arguments, "list the networks, and the files that are broken"),
+    "validate": (_validate, _validate_arguments, "tell what is wrong with networks"),
+    "attachments": (_attachments, _attachments_arguments, "list what is attached"),
+}

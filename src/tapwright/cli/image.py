@@ -1,13 +1,14 @@
 """`tapwright image`: build and list guest images."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tapwright.cli import output
 
 
-def add_commands(groups: Any) -> None:
+def add_commands(groups: Any, _words: Sequence[str] = ()) -> None:
     group = groups.add_parser("image", help="the guest's kernel and initrd")
     commands = group.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser(

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _CAPTURED_BYTES = 64 * 1024 * 1024
 
 
-def add_commands(groups: Any) -> None:
+def add_commands(groups: Any, _words: Sequence[str] = ()) -> None:
     group = groups.add_parser("sandbox", help="virtual machines on CNI networks")
     commands = group.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)

@@ -12,7 +12,7 @@ import binascii
 import contextlib
 import json
 import os
-import threading
+from _thread import get_ident
 from typing import Any, NamedTuple
 
 from tapwright.cni import strictjson
@@ -66,7 +66,7 @@ def write(path: str, entry: Entry) -> None:
 def _replace(path: str, data: str) -> None:
     folder, name = os.path.split(path)
     # Not like any attachment's name, and not longer than one may be.
-    temporary = os.path.join(folder, f".{os.getpid()}-{threading.get_ident()}")
+    temporary = os.path.join(folder, f".{os.getpid()}-{get_ident()}")
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
