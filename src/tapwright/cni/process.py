@@ -107,14 +107,15 @@ def _watch(pid: int, stdout: int, stderr: int, timeout: float) -> Finished:
         for fd in (pidfd, stdout, stderr):
             poll.register(fd, select.POLLIN)
         while status is None and not failure:
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            ready = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
             if not ready:
                 failure = f"it did not end within {timeout:g} s"
-            for fd, _ in ready:
-                if fd == pidfd:
-                    status = os.waitpid(pid, 0)[1]
-                    _drain(output)
-                elif not _read(fd, output[fd]):
+            if pidfd in ready:
+                status = os.waitpid(pid, 0)[1]
+                _drain(output)
+                ready = []
+            for fd in ready:
+                if not _read(fd, output[fd]):
                     poll.unregister(fd)
             if any(len(data) > OUTPUT_LIMIT for data in output.values()):
                 failure = f"it printed more than {OUTPUT_LIMIT} bytes"

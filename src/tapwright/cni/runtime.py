@@ -176,18 +176,18 @@ class Runtime:
 
     def _delete(self, chain: Chain, attachment: Attachment, entry: cache.Entry | None) -> None:
         network, result = chain.network, None
-        if entry is not None and not _is_of(entry, network, attachment):
-            entry = None
-        elif entry is not None and entry.result is not None:
-            # A result that no longer fits the network is no help: libcni goes on without it too.
-            with contextlib.suppress(ValueError):
-                result = results.as_version(entry.result, chain.version)
-        if entry is not None:
+        is_ours = entry is None or _is_of(entry, network, attachment)
+        if entry is not None and is_ours:
             attachment = _completed(attachment, entry)
+            if entry.result is not None:
+                # One that no longer fits the network is no help: libcni goes on without it too.
+                with contextlib.suppress(ValueError):
+                    result = results.as_version(entry.result, chain.version)
         failures = chain.delete(attachment, result)
         if failures:
             raise ExceptionGroup(f"network {network.name!r} was not fully taken down", failures)
-        cache.remove(self._path(network, attachment))
+        if is_ours:
+            cache.remove(self._path(network, attachment))
 
     def _delete_stale(
         self, network: Network, entry: cache.Entry, fds: Sequence[int]
