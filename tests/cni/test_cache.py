@@ -74,7 +74,7 @@ def test_torn_and_foreign_files_are_reported_and_skipped(fakes: Fakes) -> None:
     assert [entry.attachment for entry in entries] == [WEB]
     assert len(problems) == 6
     assert all(str(fakes.cache) in problem for problem in problems)
-    assert runtime.gc(network("p"), [("web", "eth0")]) == problems
+    assert runtime.gc(network("p"), [("web", "eth0")]).problems == problems
 
 
 def test_delete_of_a_torn_entry(fakes: Fakes) -> None:

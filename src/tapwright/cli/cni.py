@@ -122,40 +122,28 @@ def _delete(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    network, runtime = _network(arguments), _runtime(arguments)
-    entries, _ = runtime.attachments()
-    before = [entry for entry in entries if entry.network == network.name]
+    network = _network(arguments)
     try:
-        problems = runtime.gc(network, _valid(arguments, before))
+        collected = _runtime(arguments).gc(network, _valid(arguments))
     except ExceptionGroup as group:
         return _complain(group.exceptions)
-    _complain(problems)
+    _complain(collected.problems)
     if arguments.json:
-        left = [entry.attachment[:2] for entry in runtime.attachments()[0]]
-        gone = [entry for entry in before if entry.attachment[:2] not in left]
-        output.print_json({"network": network.name, "deleted": [_described(e) for e in gone]})
+        deleted = [_described(entry) for entry in collected.deleted]
+        output.print_json({"network": network.name, "deleted": deleted})
     return 0
 
 
-def _valid(arguments: argparse.Namespace, entries: "list[Entry]") -> "Iterable[tuple[str, str]]":
+def _valid(arguments: argparse.Namespace) -> "list[tuple[str, str]] | None":
     if arguments.all:
         return []
     if arguments.keep is None:
-        pairs = ((entry.attachment, entry.attachment.netns) for entry in entries)
-        return [(a.container_id, a.ifname) for a, netns in pairs if not netns or _is_netns(netns)]
+        return None
     for text in arguments.keep:
         if "/" not in text:
             raise UsageError(f"--keep {text!r}: must be a container id, '/', an interface name")
     split = (text.split("/", 1) for text in arguments.keep)
     return [(container_id, ifname) for container_id, ifname in split]
-
-
-def _is_netns(path: str) -> bool:
-    """Whether a namespace is mounted there: an empty file may be left of one that is gone."""
-    try:
-        return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
-    except OSError:
-        return False
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,9 @@
 """The operations on networks, each under its lock and with its traces in the cache (section 3)."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tapwright.cni import cache, locks, results, versions
 from tapwright.cni.chain import Chain, Result
@@ -12,6 +13,13 @@ from tapwright.cni.negotiation import Negotiation
 from tapwright.cni.network import Network, parse_network
 from tapwright.cni.pluginpath import DEFAULT_PATH
 from tapwright.cni.request import Attachment, check_attachment
+
+
+class Collected(NamedTuple):
+    """What GC took down, and what is wrong with the files of the cache that it skipped."""
+
+    deleted: list[cache.Entry]
+    problems: list[str]
 
 
 class Runtime:
@@ -114,29 +122,33 @@ class Runtime:
             chain.check(_completed(attachment, entry), result)
         return True
 
-    def gc(self, network: Network, valid: Iterable[tuple[str, str]]) -> list[str]:
+    def gc(self, network: Network, valid: Iterable[tuple[str, str]] | None = None) -> Collected:
         """Take down what is left of attachments other than `valid`, pairs of container id and
         interface name: DEL for each one that is remembered, then the chain's GC.
 
-        Does nothing when the network says `disableGC`. Returns what is wrong with files in the
-        cache, which were skipped. Goes on past failures, and raises them as an ExceptionGroup.
+        Without `valid`, those that are remembered and whose namespace still exists are valid, and
+        those of which no namespace is known. Does nothing when the network says `disableGC`. Goes
+        on past failures, and raises them as an ExceptionGroup.
         """
         if network.disable_gc:
-            return []
-        keep = sorted(set(valid))
+            return Collected([], [])
+        deleted: list[cache.Entry] = []
         failures: list[CniError] = []
         with locks.everything(self.cache_directory, self.timeout) as fds:
             entries, problems = cache.entries(self.cache_directory)
+            entries = [entry for entry in entries if entry.network == network.name]
+            keep = {_pair(e) for e in entries if _is_alive(e)} if valid is None else set(valid)
             for entry in entries:
-                pair = entry.attachment.container_id, entry.attachment.ifname
-                if entry.network == network.name and pair not in keep:
-                    failures += self._delete_stale(network, entry, fds)
+                if _pair(entry) not in keep:
+                    failed = self._delete_stale(network, entry, fds)
+                    failures += failed
+                    deleted += [] if failed else [entry]
             chain = self._chain(network, fds)
             if versions.at_least(chain.version, versions.GC):
-                failures += chain.gc(keep)
+                failures += chain.gc(sorted(keep))
         if failures:
             raise ExceptionGroup(f"network {network.name!r}: not all was cleaned up", failures)
-        return problems
+        return Collected(deleted, problems)
 
     def status(self, network: Network) -> bool:
         """Ask the chain's plugins for their STATUS.
@@ -200,6 +212,20 @@ class Runtime:
         except ExceptionGroup as group:
             return [error for error in group.exceptions if isinstance(error, CniError)]
         return []
+
+
+def _pair(entry: cache.Entry) -> tuple[str, str]:
+    return entry.attachment.container_id, entry.attachment.ifname
+
+
+def _is_alive(entry: cache.Entry) -> bool:
+    """Whether its namespace exists: the path may be left as an empty file when it has gone."""
+    if not entry.attachment.netns:
+        return True
+    try:
+        return os.stat(entry.attachment.netns).st_dev == os.stat("/proc/self/ns/net").st_dev
+    except OSError:
+        return False
 
 
 def _expect_none(

@@ -263,7 +263,7 @@ def test_disable_gc(fakes: Fakes) -> None:
     fakes.plugin("a")
     runtime, net = fakes.runtime(), network("a", disableGC=True)
     runtime.add(net, WEB)
-    assert runtime.gc(net, []) == []
+    assert runtime.gc(net, []).deleted == []
     assert [run.command for run in fakes.seen()] == ["ADD"]
 
 
