@@ -457,3 +457,31 @@ def test_success_and_failure_by_exit_status(fakes: Fakes) -> None:
     fakes.script("b", f"echo '{json.dumps(RESULT)}'; exit 1")
     with pytest.raises(PluginError):
         fakes.runtime().add(network("b"), WEB._replace(ifname="eth1"))
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 6, 7, 11, 50, 51, 100, 999])
+def test_error_codes_reach_the_caller(fakes: Fakes, code: int) -> None:
+    """Error: every code, with message and details, so that the caller can act on it."""
+    fakes.failing("a", "ADD", code=code, msg="words", details="more")
+    with pytest.raises(PluginError) as caught:
+        fakes.runtime().add(network("a"), WEB)
+    error = caught.value
+    assert (error.code, error.message, error.details) == (code, "words", "more")
+
+
+def test_a_failed_status_prevents_nothing(fakes: Fakes) -> None:
+    """STATUS: informational only; other operations go on."""
+    fakes.failing("a", "STATUS", code=50)
+    runtime, net = fakes.runtime(), network("a")
+    with pytest.raises(PluginError):
+        runtime.status(net)
+    runtime.add(net, WEB)
+    runtime.delete(net, WEB)
+
+
+def test_add_needs_a_namespace(fakes: Fakes) -> None:
+    """Lifecycle & Ordering: there must be one before any plugin is run."""
+    fakes.plugin("a")
+    with pytest.raises(CniError, match="network namespace"):
+        fakes.runtime().add(network("a"), WEB._replace(netns=""))
+    assert not fakes.seen()

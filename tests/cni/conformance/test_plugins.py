@@ -255,3 +255,49 @@ def test_delegate_is_undone_when_add_fails(fakes: Fakes, add: str) -> None:
         fakes.failing("addresses", "ADD")
     assert written(fakes, add=add).run("ADD", WITH_IPAM).status == 1
     assert [run.command for run in fakes.seen()] == ["ADD", "DEL"]
+
+
+def test_unsupported_fields_are_named(fakes: Fakes) -> None:
+    """Error, code 2: the message has the key and the value."""
+    refuse = """
+for key in set(request.config) - {"cniVersion", "name", "type"}:
+    raise plugin.Error(f"unsupported: {key}={request.config[key]!r}", 2)
+"""
+    answer = written(fakes, add=refuse).run("ADD", CONFIG | {"colour": "red"})
+    assert (answer.output["code"], answer.output["msg"]) == (2, "unsupported: colour='red'")
+
+
+def test_gc_goes_on_and_reports(fakes: Fakes) -> None:
+    """GC: remove what can be removed, go on past an error, and report it."""
+    for lease in ("web", "old", "stuck"):
+        (fakes.directory / lease).touch()
+    (fakes.directory / "stuck").unlink()
+    (fakes.directory / "stuck").mkdir()
+    collect = f"""
+valid = [container for container, _ in request.valid_attachments]
+errors = []
+for lease in ("stuck", "old", "web"):
+    if lease not in valid:
+        try:
+            os.unlink("{fakes.directory}/" + lease)
+        except OSError as error:
+            errors.append(str(error))
+if errors:
+    raise plugin.Error("; ".join(errors))
+"""
+    plugin = WrittenPlugin(fakes.bin / "p", main="add, delete, gc=gc", gc=collect)
+    valid = {"cni.dev/valid-attachments": [{"containerID": "web", "ifname": "eth0"}]}
+    answer = plugin.run("GC", CONFIG | valid)
+    assert (answer.status, "stuck" in answer.output["msg"]) == (1, True)
+    assert (fakes.directory / "web").exists()
+    assert not (fakes.directory / "old").exists()
+
+
+def test_status_of_a_plugin(fakes: Fakes) -> None:
+    """STATUS: 0 when ready, else an error of code 50 or 51; ADD works whatever it says."""
+    full = "raise plugin.Error('no address left', 50)"
+    plugin = WrittenPlugin(fakes.bin / "p", main="add, delete, status=status", status=full)
+    answer = plugin.run("STATUS")
+    assert (answer.status, answer.output["code"]) == (1, 50)
+    assert plugin.run("ADD").status == 0
+    assert written(fakes).run("STATUS") == (0, None, "")
