@@ -30,6 +30,8 @@ def run() -> NoReturn:
         sys.stdout.flush()
     except SystemExit as end:  # from argparse
         status = end.code if isinstance(end.code, int) else _FAILED
+    except BrokenPipeError:  # who read our output has gone
+        status = _FAILED
     sys.stderr.flush()
     os._exit(status)
 
