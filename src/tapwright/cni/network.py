@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from tapwright.cni import strictjson
 from tapwright.cni.errors import ConfigurationError
+from tapwright.cni.names import is_name
 from tapwright.cni.versions import VERSIONS
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-z.\-]+)?")
 _RESERVED = ("runtimeConfig", "prevResult")
 
@@ -44,11 +44,6 @@ class Network(NamedTuple):
             for name, enabled in plugin.get("capabilities", {}).items()
             if enabled
         }
-
-
-def is_network_name(text: str) -> bool:
-    """Whether the text may name a network, or identify a container: the rule is the same."""
-    return _NAME.fullmatch(text) is not None
 
 
 def is_reserved(key: str) -> bool:
@@ -102,7 +97,7 @@ def build_network(document: Document, others: Iterable[Plugin]) -> Network:
     """The network of a file, with `others` (plugins from its folder) behind its own."""
     content = document.content
     name = content.get("name")
-    if not isinstance(name, str) or not is_network_name(name):
+    if not isinstance(name, str) or not is_name(name):
         raise document.error(
             "name",
             "must be a network name (letters, digits, '_', '.' and '-', the first a letter or "

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tapwright.cni.errors import CniError
-from tapwright.cni.network import Network, Plugin, is_network_name, is_reserved
+from tapwright.cni.names import is_interface_name, is_name
+from tapwright.cni.network import Network, Plugin, is_reserved
 
-_MAX_IFNAME = 15
 _EMPTY: Mapping[str, Any] = {}
 
 
@@ -29,19 +29,14 @@ class Attachment(NamedTuple):
 def check_attachment(attachment: Attachment) -> None:
     """Raises CniError where a name breaks the rules of section 2, "Parameters", or of the kernel
     (libcni, pkg/utils/utils.go)."""
-    if not is_network_name(attachment.container_id):
+    if not is_name(attachment.container_id):
         raise CniError(
             f"{attachment.container_id!r} is not a container id: it has letters, digits, '_', '.' "
             "and '-', the first a letter or digit"
         )
-    name = attachment.ifname
-    if (
-        not 0 < len(name.encode()) <= _MAX_IFNAME
-        or name in (".", "..")
-        or re.search(r"[/:\s\x00]", name)
-    ):
+    if not is_interface_name(attachment.ifname):
         raise CniError(
-            f"{name!r} is not an interface name: it has 1 to {_MAX_IFNAME} bytes, without '/', "
+            f"{attachment.ifname!r} is not an interface name: it has 1 to 15 bytes, without '/', "
             "':' and white space"
         )
     for key, value in attachment.args:

@@ -99,8 +99,7 @@ def _result(answer: "Any", request: Request) -> "Result":
     if answer is None:
         answer = request.prev_result or {}
     try:
-        current = results.check(answer, CURRENT)
-        return results.convert(current, request.version)
+        return results.convert(results.check(answer, CURRENT), request.version)
     except ValueError as error:
         request.undo_delegated()
         raise Error(f"the plugin's own result is wrong: {error}", errors.INTERNAL) from None

@@ -4,6 +4,7 @@ import os
 import sys
 
 from tapwright.cni import errors, results, strictjson
+from tapwright.cni.names import is_interface_name, is_name
 from tapwright.cni.versions import CHECK, CURRENT, GC, STATUS, VERSIONS, at_least
 
 TYPE_CHECKING = False
@@ -67,7 +68,11 @@ class Request:
         """Raises Error when the plugin, which knows these versions, can't do it."""
         _check_version(self, versions)
         _check_netns(self)
-        self.prev_result = _previous(self)
+        previous = self.config.get("prevResult")
+        try:
+            self.prev_result = self._current(previous) if previous else None
+        except ValueError as error:
+            raise Error(f"key 'prevResult': {error}", errors.DECODING_FAILURE) from None
 
     def ipam(self) -> "Result":
         """Run the IPAM plugin that the configuration names, for the same command.
@@ -92,12 +97,16 @@ class Request:
                 print(f"DEL of {kind} after the failure: {failure.message}", file=sys.stderr)
         self._delegated.clear()
 
+    def _current(self, result: "Any") -> "Result":
+        """A result, as version 1.1.0 has it; one that names no version has the request's."""
+        return results.convert(results.check(result, self.version), CURRENT)
+
     def _delegate(self, kind: str, command: str) -> "Result":
         from tapwright.cni.plugin import delegate
 
         answer = delegate.run(kind, command, self.path, self.stdin)
         try:
-            return results.as_version(answer, CURRENT) if answer else {}
+            return self._current(answer) if answer else {}
         except ValueError as error:
             raise Error(f"{kind}: its result can't be used: {error}", errors.INTERNAL) from None
 
@@ -115,22 +124,13 @@ def check_environment(command: str, environment: "Mapping[str, str]") -> None:
     if command in ("GC", "STATUS"):
         return
     container_id = environment["CNI_CONTAINERID"]
-    if not _is_name(container_id):
+    if not is_name(container_id):
         raise Error(
             f"CNI_CONTAINERID: {container_id!r} is not a container id", errors.INVALID_ENVIRONMENT
         )
     ifname = environment["CNI_IFNAME"]
-    if (
-        len(ifname.encode()) > 15
-        or ifname in (".", "..")
-        or any(c in "/:" or c.isspace() for c in ifname)
-    ):
+    if not is_interface_name(ifname):
         raise Error(f"CNI_IFNAME: {ifname!r} is not an interface name", errors.INVALID_ENVIRONMENT)
-
-
-def _is_name(text: str) -> bool:
-    """A container id or network name; without `re`, which would be imported for this alone."""
-    return text.isascii() and text[:1].isalnum() and all(c.isalnum() or c in "_.-" for c in text)
 
 
 def _config(stdin: bytes) -> "dict[str, Any]":
@@ -143,7 +143,7 @@ def _config(stdin: bytes) -> "dict[str, Any]":
     if not isinstance(config.get("cniVersion", ""), str):
         raise Error("key 'cniVersion' is not a string", errors.DECODING_FAILURE)
     name = config.get("name")
-    if not isinstance(name, str) or not _is_name(name):
+    if not isinstance(name, str) or not is_name(name):
         raise Error(f"key 'name': {name!r} is not a network name", errors.INVALID_CONFIGURATION)
     for key in ("ipam", "runtimeConfig", "prevResult"):
         if not isinstance(config.get(key) or {}, dict):
@@ -180,13 +180,3 @@ def _check_netns(request: Request) -> None:
         raise Error(
             f"CNI_NETNS: {request.netns} is the plugin's own namespace", errors.INVALID_NETNS
         )
-
-
-def _previous(request: Request) -> "Result | None":
-    previous = request.config.get("prevResult")
-    if not previous:
-        return None
-    try:
-        return results.convert(results.check(previous, request.version), CURRENT)
-    except ValueError as error:
-        raise Error(f"key 'prevResult': {error}", errors.DECODING_FAILURE) from None
