@@ -6,22 +6,14 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tapwright.cli import cni_environment as environment
 from tapwright.cli import output
 from tapwright.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tapwright.cni import Attachment, CniError, Entry, Network, Run, Runtime
-
-_ENVIRONMENT = """\
-environment (as cnitool has it):
-  NETCONFPATH  the directory of networks (default: /etc/cni/net.d)
-  CNI_PATH     where plugins are, separated by ':' (default: /opt/cni/bin:/usr/lib/cni)
-  CNI_IFNAME   the interface in the namespace (default: eth0)
-  CNI_ARGS     arguments for all plugins: KEY=VALUE;KEY=VALUE
-  CAP_ARGS     capability arguments as JSON: {"portMappings": [{"hostPort": 80, …}]}
-"""
+    from tapwright.cni import CniError, Entry, Run, Runtime
 
 
 def add_commands(groups: Any, words: "Sequence[str]" = ()) -> None:
@@ -38,7 +30,7 @@ def add_commands(groups: Any, words: "Sequence[str]" = ()) -> None:
             name,
             help=help_text,
             description=f"{help_text[0].upper()}{help_text[1:]}.",
-            epilog=_ENVIRONMENT,
+            epilog=environment.DESCRIPTION,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_arguments(command)
@@ -90,7 +82,7 @@ def _no_arguments(_: argparse.ArgumentParser) -> None:
 
 
 def _add(arguments: argparse.Namespace) -> int:
-    network, attachment = _network(arguments), _attachment(arguments)
+    network, attachment = environment.network(arguments), environment.attachment(arguments)
     if not os.path.exists(attachment.netns):
         from tapwright.cni import CniError
 
@@ -103,17 +95,17 @@ def _add(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    network = _network(arguments)
-    checked = _runtime(arguments).check(network, _attachment(arguments))
+    network = environment.network(arguments)
+    checked = _runtime(arguments).check(network, environment.attachment(arguments))
     if arguments.json:
         output.print_json({"network": network.name, "checked": checked})
     return 0
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    network = _network(arguments)
+    network = environment.network(arguments)
     try:
-        _runtime(arguments).delete(network, _attachment(arguments))
+        _runtime(arguments).delete(network, environment.attachment(arguments))
     except ExceptionGroup as group:
         return _complain(group.exceptions)
     if arguments.json:
@@ -122,7 +114,7 @@ def _delete(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    network = _network(arguments)
+    network = environment.network(arguments)
     try:
         collected = _runtime(arguments).gc(network, _valid(arguments))
     except ExceptionGroup as group:
@@ -147,7 +139,7 @@ def _valid(arguments: argparse.Namespace) -> "list[tuple[str, str]] | None":
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    network = _network(arguments)
+    network = environment.network(arguments)
     asked = _runtime(arguments).status(network)
     if arguments.json:
         output.print_json({"network": network.name, "ready": True, "asked": asked})
@@ -172,7 +164,7 @@ def _version(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from tapwright.cni import load_networks
 
-    networks, problems = load_networks(_net_dir(arguments))
+    networks, problems = load_networks(environment.net_dir(arguments))
     _complain(problems)
     listed = [
         {
@@ -198,7 +190,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _validate(arguments: argparse.Namespace) -> int:
     from tapwright.cni import find_network, load_networks
 
-    directory = _net_dir(arguments)
+    directory = environment.net_dir(arguments)
     problems: list[str] = []
     if arguments.networks:
         networks = [find_network(directory, name) for name in arguments.networks]
@@ -245,86 +237,8 @@ def _described(entry: "Entry") -> dict[str, Any]:
     }
 
 
-def _network(arguments: argparse.Namespace) -> "Network":
-    from tapwright.cni import find_network
-
-    return find_network(_net_dir(arguments), arguments.network)
-
-
-def _attachment(arguments: argparse.Namespace) -> "Attachment":
-    """As cnitool has it, down to the container id (cnitool/cmd/root.go)."""
-    from tapwright.cni import Attachment
-
-    netns = os.path.abspath(arguments.netns)
-    made_up = f"cnitool-{_sha512(os.fsencode(netns))[:10].hex()}"
-    return Attachment(
-        container_id=arguments.container_id or made_up,
-        ifname=arguments.ifname or os.environ.get("CNI_IFNAME") or "eth0",
-        netns=netns,
-        args=_cni_args(os.environ.get("CNI_ARGS", "")),
-        capability_args=_capability_args(os.environ.get("CAP_ARGS", "")),
-    )
-
-
-def _sha512(data: bytes) -> bytes:
-    try:
-        # Without OpenSSL, which takes 2 ms to load; as `random` in the standard library does it.
-        from _sha512 import sha512  # type: ignore[import-not-found]
-    except ImportError:
-        from hashlib import sha512
-    return bytes(sha512(data).digest())
-
-
-def _cni_args(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for part in text.split(";") if text else ():
-        key, _, value = part.partition("=")
-        if not key or not value or "=" in value:
-            raise UsageError(f"CNI_ARGS: {part!r} is not KEY=VALUE; pairs are separated by ';'")
-        pairs.append((key, value))
-    return tuple(pairs)
-
-
-def _capability_args(text: str) -> dict[str, Any]:
-    from tapwright.cni import strictjson
-
-    try:
-        told = strictjson.parse(text.encode()) if text else {}
-    except ValueError as error:
-        raise UsageError(f"CAP_ARGS is not JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise UsageError('CAP_ARGS must be a JSON object such as {"mac": "02:00:00:00:00:01"}')
-    return told
-
-
 def _runtime(arguments: argparse.Namespace) -> "Runtime":
-    from tapwright.cni import Runtime
-
-    configured = _configured(arguments)
-    path = os.environ.get("CNI_PATH", "").split(os.pathsep)
-    options: dict[str, Any] = {}
-    if directories := [entry for entry in path if entry] or list(configured.get("bin_dirs", ())):
-        options["plugin_path"] = directories
-    if cache := arguments.cache_dir or configured.get("cache_dir"):
-        options["cache_directory"] = os.path.abspath(cache)
-    return Runtime(trace=_show_run if arguments.trace else None, **options)
-
-
-def _net_dir(arguments: argparse.Namespace) -> str:
-    from tapwright.cni.directory import DEFAULT_DIRECTORY
-
-    configured = _configured(arguments).get("conf_dir", DEFAULT_DIRECTORY)
-    return os.environ.get("NETCONFPATH") or str(configured)
-
-
-def _configured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """[cni] of configuration.toml, where there is one: reading it takes as long as a plugin."""
-    places = (arguments.config, os.environ.get("TAPWRIGHT_CONFIG"))
-    if not any(places) and not os.path.exists("/etc/tapwright/configuration.toml"):
-        return {}
-    from tapwright import config
-
-    return vars(config.load(arguments.config).cni)
+    return environment.runtime(arguments, _show_run if arguments.trace else None)
 
 
 def _show_run(run: "Run") -> None:
