@@ -150,9 +150,12 @@ class Tapwright:
         done = self.run("sandbox", "delete", sandbox)
         assert done.returncode == 0, done.stderr
 
+    def names(self) -> set[str]:
+        return {sandbox["id"] for sandbox in self.json("sandbox", "list")}
+
     def delete_all(self) -> None:
-        for sandbox in self.json("sandbox", "list"):
-            self.delete(sandbox["id"])
+        for name in self.names():
+            self.delete(name)
 
 
 def pids_of(sandbox: dict[str, Any]) -> tuple[int, int]:

@@ -163,6 +163,15 @@ def test_two_networks_with_their_mtus(tapwright: Tapwright, wide: Sandbox) -> No
     assert "mtu 9000" in tapwright.exec("wide", "ip", "link", "show", "data0")
 
 
+def test_network_of_ipv6_alone(tapwright: Tapwright) -> None:
+    sandbox = tapwright.json("sandbox", "run", "v6", "--network", "six")
+    (address,) = sandbox["interfaces"][0]["addresses"]
+    assert address.startswith("fd94::")
+    assert "inet " not in tapwright.exec("v6", "ip", "address", "show", "dev", "eth0")
+    assert send_to_guest(tapwright, "v6", address.partition("/")[0], 7008) == DIGEST
+    tapwright.delete("v6")
+
+
 @pytest.mark.parametrize(("gateway", "payload"), [("10.92.0.1", 1400 - 28), ("10.93.0.1", 8972)])
 def test_frames_of_full_mtu_pass(
     tapwright: Tapwright, wide: Sandbox, gateway: str, payload: int

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tapwright.agent import protocol
@@ -39,7 +39,7 @@ class AgentClient:
         self._background: set[asyncio.Task[None]] = set()
         self.facts: dict[str, Any] = {}
         self._reader = asyncio.create_task(self._read())
-        self._in_background(self._open_session())
+        self._in_background(self._open_session)
 
     async def connect(self, timeout: float) -> dict[str, Any]:
         """Wait until the agent answers; return what it says of itself. Raises AgentError."""
@@ -113,8 +113,8 @@ class AgentClient:
         for channel in (protocol.STDOUT, protocol.STDERR):
             self._open_windows.pop((stream, channel), None)
         if cancel and not self._reader.done():
-            frame = Frame(protocol.CANCEL, self._session, stream)
-            self._in_background(self._send(protocol.encode(frame)))
+            data = protocol.encode(Frame(protocol.CANCEL, self._session, stream))
+            self._in_background(lambda: self._send(data))
 
     async def close(self) -> None:
         tasks = [self._reader, *self._background]
@@ -165,7 +165,7 @@ class AgentClient:
             # It has just started, maybe again: what it knew of us is gone.
             self._fail_streams("the agent in the guest restarted")
             self._ready.clear()
-            self._in_background(self._open_session())
+            self._in_background(self._open_session)
         elif frame.session == self._session:
             with contextlib.suppress(protocol.ProtocolError):
                 self.facts = protocol.read_json(frame.payload)
@@ -191,10 +191,10 @@ class AgentClient:
         )
         on_frame(payload)
 
-    def _in_background(self, work: Any) -> None:
+    def _in_background(self, work: Callable[[], Awaitable[None]]) -> None:
         async def quietly() -> None:
             with contextlib.suppress(AgentError):
-                await work
+                await work()
 
         task = asyncio.create_task(quietly())
         self._background.add(task)

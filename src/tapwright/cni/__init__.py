@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tapwright.cni.errors import CniError, ConfigurationError, PluginError
     from tapwright.cni.invoke import Run
     from tapwright.cni.network import Network, parse_network
+    from tapwright.cni.pluginpath import find_plugin
     from tapwright.cni.request import Attachment
     from tapwright.cni.runtime import Runtime
     from tapwright.cni.watch import NetworkWatcher
@@ -41,6 +42,7 @@ __all__ = [
     "Run",
     "Runtime",
     "find_network",
+    "find_plugin",
     "load_network",
     "load_networks",
     "parse_network",
@@ -54,6 +56,7 @@ _MODULES = {
     "Run": "invoke",
     "Runtime": "runtime",
     "find_network": "directory",
+    "find_plugin": "pluginpath",
     "load_network": "directory",
     "load_networks": "directory",
     "parse_network": "network",

@@ -117,6 +117,7 @@ class Qemu:
         theirs = [pair[1].fileno() for pair in pairs]
         stderr_read, stderr_write = os.pipe()
         uid = _UID_BASE + os.getpid()
+        netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
         try:
             process = subprocess.Popen(
                 machine.command(*theirs),
@@ -126,7 +127,7 @@ class Qemu:
                 env={"PATH": os.environ.get("PATH", os.defpath)},
                 cwd="/",
                 pass_fds=theirs,
-                preexec_fn=_confinement(uid, machine.netns),
+                preexec_fn=_confinement(uid, netns_fd),
             )
         except OSError as error:
             os.close(stderr_read)
@@ -138,6 +139,8 @@ class Qemu:
             ) from None
         finally:
             os.close(stderr_write)
+            if netns_fd is not None:
+                os.close(netns_fd)
             for _, sock in pairs:
                 sock.close()
         qmp, agent, console = ours
@@ -287,14 +290,13 @@ class Tail:
             self._fd = -1
 
 
-def _confinement(uid: int, netns: str | None) -> Callable[[], None]:
+def _confinement(uid: int, netns_fd: int | None) -> Callable[[], None]:
     """What the new process does to itself before it becomes QEMU.
 
     In Python between fork and exec, because only there is no moment at which QEMU lives and the
     supervisor's death would pass it by.
     """
     parent = os.getpid()
-    netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if netns else None
     groups = _groups()
 
     def confine() -> None:

@@ -27,9 +27,15 @@ _PAUSE = 0.02
 def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
     """Make the directory of a new sandbox; return it with the descriptor of its `alive` lock.
 
-    Raises SandboxExistsError.
+    Raises SandboxExistsError, SandboxStateError.
     """
-    sandboxes.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        sandboxes.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SandboxStateError(
+            f"the state directory {sandboxes} can't be made: {error.strerror}; choose another "
+            "one with --root"
+        ) from None
     _sweep(sandboxes)
     target = sandboxes / record.id
     draft = sandboxes / f"{_NEW}{record.id}-{os.getpid()}"

@@ -89,6 +89,7 @@ def _networks(config: Config, wish: Wish) -> list[NetworkRequest]:
             network = cni.find_network(config.cni.conf_dir, name)
         except cni.ConfigurationError as error:
             raise NetworkError(str(error)) from None
+        _check_plugins(network, config.cni.bin_dirs)
         capability_args = {}
         if published and "portMappings" in network.capabilities:
             # The first network that can: a port of the host leads to one place.
@@ -102,6 +103,16 @@ def _networks(config: Config, wish: Wish) -> list[NetworkRequest]:
             "'portMappings' (the reference plugin is portmap)"
         )
     return requests
+
+
+def _check_plugins(network: cni.Network, directories: Sequence[str]) -> None:
+    """A chain with a plugin missing could not be taken down again."""
+    for plugin in network.plugins:
+        if cni.find_plugin(plugin["type"], directories) is None:
+            raise NetworkError(
+                f"network {network.name!r} needs the plugin {plugin['type']!r}, which is not in "
+                f"{' or '.join(directories)}: install it, or name its directory with --plugin-dir"
+            )
 
 
 def _ifnames(wanted: Sequence[str]) -> list[str]:

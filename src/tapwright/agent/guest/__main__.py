@@ -122,7 +122,7 @@ class Agent:
         elif request.get("op") == "exec":
             self._execute(stream, request)
         elif operation := OPERATIONS.get(str(request.get("op"))):
-            deadline = time.monotonic() + float(request.get("timeout", _LINK_TIMEOUT))
+            deadline = time.monotonic() + float(request.get("link_timeout", _LINK_TIMEOUT))
             self._try(stream, operation, request, deadline)
         else:
             self._error(stream, f"unknown request {request.get('op')!r}")

@@ -1,0 +1,311 @@
+"""The agent in a real guest, spoken to directly: what it does, and what it survives."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tapwright.agent import protocol
+from tapwright.agent.client import AgentClient
+from tapwright.agent.protocol import Frame
+from tapwright.errors import AgentError, HypervisorError
+from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.linux import tuntap
+
+MAC = "02:00:00:00:00:5a"
+BOOT_SECONDS = 60
+
+Story = Callable[[Qemu, AgentClient], Awaitable[None]]
+
+
+@asynccontextmanager
+async def running(machine: Machine) -> AsyncIterator[tuple[Qemu, AgentClient]]:
+    qemu = await Qemu.start(machine)
+    agent = AgentClient(qemu.agent)
+    try:
+        await agent.connect(BOOT_SECONDS)
+        yield qemu, agent
+    finally:
+        await agent.close()
+        await qemu.stop()
+
+
+def tell(machine: Machine, *stories: Story) -> None:
+    """Boot one guest and let the stories have it, one after the other."""
+
+    async def all_of_them() -> None:
+        async with running(machine) as (qemu, agent):
+            for story in stories:
+                await story(qemu, agent)
+
+    asyncio.run(all_of_them())
+
+
+async def plugged(qemu: Qemu, name: str, mac: str) -> None:
+    fd = tuntap.create(name)
+    try:
+        await qemu.plug_nic(name, fd, mac)
+    finally:
+        os.close(fd)
+
+
+async def run(agent: AgentClient, *argv: str) -> tuple[Any, bytes]:
+    """A command's reply and stdout."""
+    over: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    output = bytearray()
+
+    def take(frame: Frame) -> None:
+        if frame.kind == protocol.STDOUT:
+            output.extend(frame.payload)
+        elif frame.kind in (protocol.REPLY, protocol.ERROR) and not over.done():
+            over.set_result(protocol.read_json(frame.payload))
+
+    await agent.open({"op": "exec", "argv": list(argv)}, take)
+    return await asyncio.wait_for(over, 20), bytes(output)
+
+
+def interface(listed: dict[str, Any], mac: str) -> Any:
+    (found,) = [entry for entry in listed["interfaces"] if entry["mac"] == mac]
+    return found
+
+
+def test_network(machine: Machine) -> None:
+    async def interface_is_what_was_asked(qemu: Qemu, agent: AgentClient) -> None:
+        await plugged(qemu, "twt0", MAC)
+        request: dict[str, Any] = {
+            "mac": MAC.upper(),
+            "name": "lan0",
+            "mtu": 1400,
+            "addresses": [
+                {"address": "10.1.0.2", "prefix_length": 24},
+                {"address": "fd00::2", "prefix_length": 64, "field of a newer version": 1},
+            ],
+        }
+        for _ in range(2):
+            await agent.call("set_interface", **request)
+            found = interface(await agent.call("list_network"), MAC)
+            assert (found["name"], found["mtu"], found["up"]) == ("lan0", 1400, True)
+            shown = {a["address"] for a in found["addresses"] if a["address"][:4] != "fe80"}
+            assert shown == {"10.1.0.2", "fd00::2"}
+        request["addresses"] = [{"address": "10.1.0.3", "prefix_length": 24}]
+        await agent.call("set_interface", **request)
+        found = interface(await agent.call("list_network"), MAC)
+        shown = {a["address"] for a in found["addresses"] if a["address"][:4] != "fe80"}
+        assert shown == {"10.1.0.3"}
+
+    async def routes_are_replaced(qemu: Qemu, agent: AgentClient) -> None:
+        default = {"destination": "0.0.0.0/0", "device": "lan0", "gateway": "169.254.1.1"}
+        link = {"destination": "169.254.1.1/32", "device": "lan0", "scope": 253}
+        other = {
+            "destination": "10.9.0.0/16",
+            "device": "lan0",
+            "gateway": "10.1.0.1",
+            "source": "10.1.0.3",
+            "metric": 50,
+            "table": 100,
+        }
+        await agent.call("replace_routes", routes=[default, link, other])
+        listed = (await agent.call("list_network"))["routes"]
+        for route in (default, link, other):
+            assert any(route.items() <= entry.items() for entry in listed), route
+        await agent.call("replace_routes", routes=[link])
+        listed = [entry["destination"] for entry in (await agent.call("list_network"))["routes"]]
+        assert "0.0.0.0/0" not in listed
+        assert "169.254.1.1/32" in listed
+
+    async def neighbours_are_replaced(qemu: Qemu, agent: AgentClient) -> None:
+        entry = {"address": "10.1.0.1", "mac": "02:00:00:00:00:01", "device": "lan0"}
+        await agent.call("set_neighbours", neighbours=[entry])
+        (listed,) = (await agent.call("list_network"))["neighbours"]
+        assert entry.items() <= listed.items()
+        await agent.call("set_neighbours", neighbours=[])
+        assert (await agent.call("list_network"))["neighbours"] == []
+
+    async def dns(qemu: Qemu, agent: AgentClient) -> None:
+        await agent.call(
+            "set_dns", nameservers=["10.0.0.1", "fd00::1"], domain="a.b", options=["ndots:2"]
+        )
+        _, content = await run(agent, "cat", "/etc/resolv.conf")
+        assert content == b"nameserver 10.0.0.1\nnameserver fd00::1\ndomain a.b\noptions ndots:2\n"
+
+    async def refusals_say_why(qemu: Qemu, agent: AgentClient) -> None:
+        refused: list[tuple[str, dict[str, Any], str]] = [
+            ("nonsense", {}, "unknown request 'nonsense'"),
+            ("set_interface", {}, "mac"),
+            ("set_interface", {"mac": "02:99:00:00:00:01", "link_timeout": 0.1}, "found the NIC"),
+            ("replace_routes", {"routes": [{"destination": "0.0.0.0/0", "device": "no"}]}, "'no'"),
+            ("replace_routes", {"routes": "x"}, "TypeError"),
+            (
+                "set_interface",
+                {"mac": MAC, "addresses": [{"address": "10.1.0.2", "prefix_length": 99}]},
+                "10.1.0.2/99",
+            ),
+            ("batch", {"requests": [{"op": "nonsense"}]}, "nonsense"),
+        ]
+        for op, arguments, reason in refused:
+            with pytest.raises(AgentError, match=reason):
+                await agent.call(op, **arguments)
+
+    async def a_nic_may_come_later(qemu: Qemu, agent: AgentClient) -> None:
+        mac = "02:00:00:00:00:5b"
+        asked = asyncio.create_task(agent.call("set_interface", mac=mac, name="late0"))
+        await agent.call("list_network")
+        assert not asked.done()
+        await plugged(qemu, "twt1", mac)
+        assert (await asked)["name"] == "late0"
+
+    async def a_name_in_use(qemu: Qemu, agent: AgentClient) -> None:
+        with pytest.raises(AgentError, match="lan0 is taken"):
+            await agent.call("set_interface", mac="02:00:00:00:00:5b", name="lan0")
+
+    async def unplugged(qemu: Qemu, agent: AgentClient) -> None:
+        await qemu.unplug_nic("twt1")
+        listed = await agent.call("list_network")
+        assert "late0" not in [entry["name"] for entry in listed["interfaces"]]
+
+    tell(
+        machine,
+        interface_is_what_was_asked,
+        routes_are_replaced,
+        neighbours_are_replaced,
+        dns,
+        refusals_say_why,
+        a_nic_may_come_later,
+        a_name_in_use,
+        unplugged,
+    )
+
+
+def test_conversation(machine: Machine) -> None:
+    async def garbage(qemu: Qemu, agent: AgentClient) -> None:
+        loop = asyncio.get_running_loop()
+        for data in (os.urandom(100_000), b"TWRT\x01\x02\0\0" * 1000, protocol.PREAMBLE):
+            await loop.sock_sendall(qemu.agent, data)
+        assert "interfaces" in await agent.call("list_network")
+
+    async def other_end_restarts(qemu: Qemu, agent: AgentClient) -> None:
+        """A client that died in the middle of a frame, with a command running."""
+        await agent.open({"op": "exec", "argv": ["sleep", "86399"]}, lambda frame: None)
+        half = protocol.message(protocol.REQUEST, 1, 1, {"op": "x" * 5000})[:3000]
+        await asyncio.get_running_loop().sock_sendall(qemu.agent, half)
+        copy = socket.socket(fileno=os.dup(qemu.agent.fileno()))
+        await agent.close()
+        again = AgentClient(copy)
+        await again.connect(10)
+        _, listed = await run(again, "ps", "-o", "args")
+        assert b"sleep 86399" not in listed
+        await again.close()
+        copy.close()
+
+    async def agent_restarts(qemu: Qemu, agent: AgentClient) -> None:
+        copy = socket.socket(fileno=os.dup(qemu.agent.fileno()))
+        client = AgentClient(copy)
+        before = await client.connect(10)
+        reply, _ = await run(client, "sh", "-c", "kill -9 $PPID")
+        assert reply["message"] == "the agent in the guest restarted"
+        after = await client.connect(30)
+        assert before["boot_id"] == after["boot_id"]
+        assert "interfaces" in await client.call("list_network")
+        await client.close()
+        copy.close()
+
+    tell(machine, garbage, other_end_restarts, agent_restarts)
+
+
+def test_shutdown(machine: Machine) -> None:
+    async def story() -> None:
+        async with running(machine) as (qemu, agent):
+            with pytest.raises(AgentError):
+                await agent.call("shutdown")
+            assert await asyncio.wait_for(qemu.wait(), 30) == 0
+
+    asyncio.run(story())
+
+
+def test_hostile_agent_is_bounded(machine: Machine) -> None:
+    """The far end of a socket pair plays a guest that has been taken over."""
+
+    async def story() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        agent = AgentClient(ours)
+        decoder = protocol.Decoder()
+
+        async def frames() -> list[Frame]:
+            while not (found := list(decoder.feed(await loop.sock_recv(theirs, 1 << 20)))):
+                pass
+            return found
+
+        (hello,) = await frames()
+        session = hello.session
+        await loop.sock_sendall(theirs, protocol.hello(session, {}))
+        await agent.connect(5)
+
+        async def answer(*answers: bytes) -> None:
+            await frames()
+            await loop.sock_sendall(theirs, b"".join(answers))
+
+        for data, reason in (
+            (protocol.encode(Frame(protocol.REPLY, session, 1, b"{")), "not JSON"),
+            (protocol.encode(Frame(protocol.REPLY, session, 2, b"[]")), "not a JSON object"),
+            (protocol.message(protocol.ERROR, session, 3, {"message": "x" * 9999}), "x{1000}$"),
+            (
+                protocol.encode(Frame(protocol.REPLY, session, 4, bytes(32768), protocol.MORE))
+                * 33,
+                "without end",
+            ),
+        ):
+            answering = asyncio.create_task(answer(data))
+            with pytest.raises(AgentError, match=reason):
+                await agent.call("anything")
+            await answering
+
+        # A command that floods is ended, for its window was not opened again.
+        got: list[Frame] = []
+        stream = await agent.open({"op": "exec"}, got.append)
+        flood = protocol.encode(Frame(protocol.STDOUT, session, stream, bytes(32768)))
+        await loop.sock_sendall(theirs, flood * 16)
+        await asyncio.wait_for(_until(lambda: got[-1:] and got[-1].kind == protocol.ERROR), 10)
+        assert sum(len(f.payload) for f in got if f.kind == protocol.STDOUT) <= protocol.WINDOW
+        await agent.close()
+        theirs.close()
+
+    asyncio.run(story())
+
+
+async def _until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_qemu_is_confined(machine: Machine) -> None:
+    """An unprivileged user of its own, no capabilities, no way to new ones, a seccomp filter."""
+
+    async def story() -> None:
+        async with running(machine) as (qemu, _):
+            with open(f"/proc/{qemu._process.pid}/status") as file:
+                status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
+            assert set(status["Uid"].split()) == {str(qemu.uid)}
+            assert int(status["Uid"].split()[0]) > 1000
+            assert status["CapEff"] == status["CapPrm"] == "0000000000000000"
+            assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+    asyncio.run(story())
+
+
+def test_slots_run_out(machine: Machine) -> None:
+    async def story(qemu: Qemu, agent: AgentClient) -> None:
+        for number in range(2):
+            await plugged(qemu, f"twt{number}", f"02:00:00:00:00:0{number}")
+        with pytest.raises(HypervisorError, match="all 2 slots for NICs are taken"):
+            await plugged(qemu, "twt2", "02:00:00:00:00:02")
+        await qemu.unplug_nic("twt0")
+        await plugged(qemu, "twt3", "02:00:00:00:00:03")
+
+    tell(replace(machine, slots=2), story)

@@ -1,0 +1,64 @@
+"""The rooms of docs/architecture.md: who may import whom."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tapwright
+
+PACKAGE = Path(tapwright.__file__).parent
+ORDER = ("cli", "sandbox", "endpoint", "hypervisor", "agent", "image", "cni", "linux")
+EVERYBODYS = ("config", "errors")
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [alias.name for alias in node.names]
+            yield from (
+                [f"tapwright.{name}" for name in names]
+                if node.module == "tapwright"
+                else [node.module]
+            )
+
+
+def rooms(path: Path) -> set[str]:
+    return {
+        name.split(".")[1]
+        for name in imports(path)
+        if name.startswith("tapwright.") and name != "tapwright.__version__"
+    }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_downwards(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        allowed: tuple[str, ...] = ()
+    elif room == "cni":
+        allowed = ("cni",)
+    elif room in ORDER:
+        allowed = (*ORDER[ORDER.index(room) :], *EVERYBODYS)
+    else:
+        allowed = EVERYBODYS
+    assert rooms(path) <= set(allowed)
+
+
+def test_what_runs_in_the_guest_is_standard_library() -> None:
+    from tapwright.image import build
+
+    for path in build.own_sources().values():
+        if path.suffix == ".py":
+            roots = {name.split(".")[0] for name in imports(path)} - {"tapwright"}
+            assert roots <= sys.stdlib_module_names, path
+
+
+def test_every_room_says_what_belongs_there() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
