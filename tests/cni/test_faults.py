@@ -132,6 +132,7 @@ def test_a_daemon_left_behind_holds_nothing_up(fakes: Fakes) -> None:
     try:
         fakes.runtime().add(network("p"), WEB)
         fakes.runtime(timeout=5).delete(network("p"), WEB)
+        fakes.runtime(timeout=5).gc(network("p"), [])
         assert is_running(int(pid.read_text()))
     finally:
         os.kill(int(pid.read_text()), 9)
