@@ -1,5 +1,6 @@
-#!/usr/bin/env python3
-"""What running a CNI network costs on top of its plugins. Run as root: bench/cni.py [ROUNDS]
+"""What running a CNI network costs on top of its plugins. Run as root:
+
+    .venv/bin/python bench/cni.py [ROUNDS]
 
 ADD and DEL of bridge + host-local + tuning, in a network namespace of its own:
 

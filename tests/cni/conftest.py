@@ -11,7 +11,6 @@ from hypothesis import settings
 
 from tests.cni.fakes import Fakes
 
-
 # How long an example takes depends on what else the machine does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

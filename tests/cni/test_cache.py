@@ -70,9 +70,10 @@ def test_torn_and_foreign_files_are_reported_and_skipped(fakes: Fakes) -> None:
     place(fakes, "d-short", networkName="net")
     place(fakes, "e-config", networkName="net", containerId="x", ifName="y", config="%")
     place(fakes, "f-args", networkName="net", containerId="x", ifName="y", cniArgs=[["a"]])
+    place(fakes, "g-path", networkName="g", containerId="a", ifName="/../path")
     entries, problems = runtime.attachments()
     assert [entry.attachment for entry in entries] == [WEB]
-    assert len(problems) == 6
+    assert len(problems) == 7
     assert all(str(fakes.cache) in problem for problem in problems)
     assert runtime.gc(network("p"), [("web", "eth0")]).problems == problems
 

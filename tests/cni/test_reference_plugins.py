@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tapwright.cni import Attachment
+from tapwright.cni import Attachment, Runtime
 from tests.cni.reference import (
+    PLUGINS,
     SUBNETS,
     Reference,
     addresses,
@@ -260,7 +261,7 @@ def test_a_failing_plugin_does_not_keep_the_lease(
         "python3 -c \"import json; print(json.dumps(json.load(open('$0.in'))['prevResult']))\"\n"
     )
     broken.chmod(0o755)
-    reference.runtime.plugin_path = (*reference.runtime.plugin_path, str(tmp_path / "bin"))
+    reference.runtime = Runtime([PLUGINS, str(tmp_path / "bin")], str(reference.cache))
     network = reference.network(reference.bridge(), {"type": "broken"})
     where = attachment(make_netns())
     reference.runtime.add(network, where)

@@ -7,7 +7,6 @@ runs, without a result, so that a kill in the middle leaves a trace for GC; and 
 the result.
 """
 
-import base64
 import binascii
 import contextlib
 import json
@@ -34,8 +33,11 @@ class Entry(NamedTuple):
 
 
 def path_of(directory: str, network: str, attachment: Attachment) -> str:
-    name = f"{network}-{attachment.container_id}-{attachment.ifname}"
-    return os.path.join(directory, "results", name)
+    return os.path.join(directory, "results", _file_name(network, attachment))
+
+
+def _file_name(network: str, attachment: Attachment) -> str:
+    return f"{network}-{attachment.container_id}-{attachment.ifname}"
 
 
 def write(path: str, entry: Entry) -> None:
@@ -45,7 +47,7 @@ def write(path: str, entry: Entry) -> None:
     content = {
         "kind": _KIND,
         "containerId": attachment.container_id,
-        "config": base64.b64encode(entry.config).decode(),
+        "config": binascii.b2a_base64(entry.config, newline=False).decode(),
         "ifName": attachment.ifname,
         "networkName": entry.network,
     }
@@ -94,9 +96,15 @@ def read(path: str) -> Entry | None:
     except OSError as error:
         raise CniError(f"{path} can't be read: {error.strerror}") from None
     try:
-        return _entry(strictjson.parse(raw))
+        entry = _entry(strictjson.parse(raw))
+        # GC removes the file that an entry names: it must be this one, and no path elsewhere.
+        if _file_name(entry.network, entry.attachment) != os.path.basename(path):
+            raise ValueError("what it says does not fit its name")
+        return entry
     except (ValueError, TypeError, KeyError, binascii.Error) as error:
-        raise CniError(f"{path} is not a remembered attachment: {error}") from None
+        raise CniError(
+            f"{path} is not a remembered attachment: {error}. DEL of that attachment removes it"
+        ) from None
 
 
 def _entry(content: Any) -> Entry:
@@ -110,7 +118,7 @@ def _entry(content: Any) -> Entry:
         args=tuple((str(key), str(value)) for key, value in content.get("cniArgs") or ()),
         capability_args=_object(content, "capabilityArgs") or {},
     )
-    config = base64.b64decode(content.get("config") or "", validate=True)
+    config = binascii.a2b_base64(content.get("config") or "", strict_mode=True)
     return Entry(network, attachment, config, _object(content, "result"))
 
 
