@@ -53,7 +53,8 @@ def test_a_broken_file_never_hides_the_good_ones(tmp_path: Path) -> None:
     assert find_network(tmp_path, "good").name == "good"
     _, problems = load_networks(tmp_path)
     told = {Path(problem.source).name: problem for problem in problems}
-    assert told["10-broken.conflist"].reason.startswith("not JSON: line 3, column 3: ")
+    assert told["10-broken.conflist"].line == 3
+    assert told["10-broken.conflist"].reason.startswith("not JSON: ")
     assert "must be unique" in told["30-twice.conflist"].reason
     assert "No such file" in told["40-gone.conflist"].reason
     assert set(told) >= {"50-fifo.conflist", "60-binary.conflist"}

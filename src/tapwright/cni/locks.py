@@ -5,9 +5,10 @@ Each lock is a flock(2) that plugins inherit with its descriptor. So it is held 
 them runs, even when the process that took it was killed in between: a DEL that follows waits for
 the ADD that nobody watches any more, and then finds all that it made.
 
-Two kinds of files in <cache>/locks: "gc", shared by all operations on containers and exclusive to
-GC; and one a container. They are taken in this order only, so nothing can wait in a circle. A GC
-that waits holds "gc.next", which others pass through, so that they can't keep it waiting for ever.
+Three locks in the cache directory, taken in this order only, so that nothing can wait in a circle:
+the directory "locks", which a GC that waits keeps for itself and others pass through, so that they
+can't keep it waiting for ever; the directory "results", shared by all operations on containers and
+exclusive to GC; and a file a container, which is gone when nobody uses it.
 """
 
 import contextlib
@@ -25,11 +26,11 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 def container(directory: str, container_id: str, timeout: float) -> Iterator[tuple[int, ...]]:
     """Be the only one to work on this container, with no GC going on; gives the descriptors that
     plugins are to inherit. Raises CniError when that can't be had within `timeout` seconds."""
-    folder = _folder(directory)
+    gate, results = _directories(directory)
     deadline = time.monotonic() + timeout
-    with _held(os.path.join(folder, "gc.next"), fcntl.LOCK_SH, deadline, "GC"):
-        shared = _acquire(os.path.join(folder, "gc"), fcntl.LOCK_SH, deadline, "GC")
-    path = os.path.join(folder, f"container-{container_id}")
+    with _held(gate, fcntl.LOCK_SH, deadline, "GC"):
+        shared = _acquire(results, fcntl.LOCK_SH, deadline, "GC")
+    path = os.path.join(gate, f"container-{container_id}")
     try:
         own = _acquire(path, fcntl.LOCK_EX, deadline, f"another operation on {container_id!r}")
         try:
@@ -45,25 +46,26 @@ def container(directory: str, container_id: str, timeout: float) -> Iterator[tup
 @contextlib.contextmanager
 def everything(directory: str, timeout: float) -> Iterator[tuple[int, ...]]:
     """For GC: no operation on any container goes on. Raises CniError like `container`."""
-    folder = _folder(directory)
+    gate, results = _directories(directory)
     deadline = time.monotonic() + timeout
     with (
-        _held(os.path.join(folder, "gc.next"), fcntl.LOCK_EX, deadline, "another GC"),
-        _held(os.path.join(folder, "gc"), fcntl.LOCK_EX, deadline, "an ADD, DEL or CHECK") as fd,
+        _held(gate, fcntl.LOCK_EX, deadline, "another GC"),
+        _held(results, fcntl.LOCK_EX, deadline, "an ADD, DEL or CHECK") as fd,
     ):
         yield (fd,)
 
 
-def _folder(directory: str) -> str:
-    folder = os.path.join(directory, "locks")
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise CniError(
-            f"no locks can be kept in {folder}: {error.strerror}. Run as root, or choose another "
-            "cache directory"
-        ) from None
-    return folder
+def _directories(directory: str) -> tuple[str, str]:
+    paths = os.path.join(directory, "locks"), os.path.join(directory, "results")
+    for path in paths:
+        try:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise CniError(
+                f"{path} can't be made: {error.strerror}. Run as root, or choose another cache "
+                "directory"
+            ) from None
+    return paths
 
 
 @contextlib.contextmanager
@@ -98,8 +100,9 @@ def _acquire(path: str, kind: int, deadline: float, holder: str) -> int:
 
 
 def _open(path: str) -> int:
+    kind = os.O_RDONLY | os.O_DIRECTORY if os.path.isdir(path) else os.O_RDWR | os.O_CREAT
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path, kind | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CniError(f"the lock {path} can't be opened: {error.strerror}") from None
 

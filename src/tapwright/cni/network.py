@@ -70,6 +70,9 @@ class Document:
         self.source = source
         try:
             content = strictjson.parse(raw)
+        except json.JSONDecodeError as error:
+            reason = f"not JSON: {error.msg} (column {error.colno})"
+            raise ConfigurationError(source, reason, line=error.lineno) from None
         except ValueError as error:
             raise ConfigurationError(source, f"not JSON: {error}") from None
         if not isinstance(content, dict):

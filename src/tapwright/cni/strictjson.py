@@ -13,12 +13,10 @@ MAX_DEPTH = 100
 
 
 def parse(data: bytes) -> "Any":
-    """The value that the bytes stand for. Raises ValueError, which says what is wrong, with
-    line and column where JSON is broken."""
+    """The value that the bytes stand for. Raises ValueError, which says what is wrong: its
+    subclass JSONDecodeError, with line and column, where the text is not JSON."""
     try:
         value = json.loads(data.decode(), parse_constant=_refuse, parse_float=_finite)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from None
     except RecursionError:
