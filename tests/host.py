@@ -10,6 +10,7 @@ from typing import Any
 
 Snapshot = dict[str, list[str]]
 _SETTLE_SECONDS = 5.0
+_UID_BASE = 0x70000000  # of QEMU, in hypervisor/qemu.py
 
 
 class Host:
@@ -36,14 +37,14 @@ class Host:
                 if "proto kernel" not in line
             ],
             "rules": _run("ip", "rule"),
-            "namespaces": sorted(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else [],
+            "namespaces": sorted(name for name in os.listdir("/run/netns") if _is_ours(name)),
             "qdiscs": [_line(qdisc, "dev", "kind", "handle") for qdisc in _tc("qdisc")],
             "filters": [line for link in _ip("link") for line in _filters(link["ifname"])],
             "iptables": _rules("iptables-save"),
             "ip6tables": _rules("ip6tables-save"),
             "nft": _run("nft", "list", "tables"),
             "processes": sorted(_processes()),
-            "mounts": sorted(line.split(" ")[4] for line in _read("/proc/self/mountinfo")),
+            "mounts": sorted(_mounts()),
             "files": sorted(
                 str(path)
                 for directory in self._directories
@@ -67,6 +68,18 @@ class Host:
         assert not changes, "\n".join(changes)
 
 
+def _is_ours(namespace: str) -> bool:
+    """Other namespaces come and go, also those of tests."""
+    return namespace.startswith("tapwright-")
+
+
+def _mounts() -> Iterable[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        path = line.split(" ")[4]
+        if "tapwright" in path:
+            yield path
+
+
 def _is_the_plugins_own(path: Path) -> bool:
     """host-local keeps these for good beside its leases."""
     return path.name == "lock" or path.name.startswith("last_reserved_ip")
@@ -81,12 +94,15 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 def _processes() -> Iterable[str]:
-    for name in filter(str.isdecimal, os.listdir("/proc")):
+    """Those of ours: in this session's namespace, or a QEMU of a supervisor's."""
+    here = os.stat("/proc/self/ns/net").st_ino
+    for process in map(Path("/proc").joinpath, filter(str.isdecimal, os.listdir("/proc"))):
         try:
-            command = Path("/proc", name, "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            ours = (process / "ns/net").stat().st_ino == here or process.stat().st_uid >= _UID_BASE
         except OSError:
             continue
-        if any(word in command for word in ("qemu-system", "tapwright", "/cni/")):
+        if ours and any(word in command for word in ("qemu-system", "tapwright", "/cni/")):
             # Not the pid: the same sandbox before and after must look the same.
             yield command[:120]
 
@@ -124,7 +140,3 @@ def _run(*command: str) -> list[str]:
 
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-
-def _read(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()

@@ -27,6 +27,7 @@ class Qemu:
     default_vcpus: int = 1
     default_memory: int = 256
     boot_timeout: int = 60
+    file_mem_backend: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ own, since it stands alone.
 
 
 class TapwrightError(Exception):
-    """The root of them all."""
+    """The root of them all. `result` is what an operation that failed has to show all the same."""
+
+    result: object = None
 
 
 class UsageError(TapwrightError):

@@ -14,6 +14,8 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError, HypervisorError
+from tapwright.hypervisor import nics
+from tapwright.hypervisor.nics import Tap
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.linux import tuntap
 
@@ -46,10 +48,10 @@ def tell(machine: Machine, *stories: Story) -> None:
     asyncio.run(all_of_them())
 
 
-async def plugged(qemu: Qemu, name: str, mac: str) -> None:
+async def plugged(qemu: Qemu, name: str, mac: str) -> int:
     fd = tuntap.create(name)
     try:
-        await qemu.plug_nic(name, fd, mac)
+        return await qemu.nics.plug(Tap([fd]), mac)
     finally:
         os.close(fd)
 
@@ -164,7 +166,7 @@ def test_network(machine: Machine) -> None:
             await agent.call("set_interface", mac="02:00:00:00:00:5b", name="lan0")
 
     async def unplugged(qemu: Qemu, agent: AgentClient) -> None:
-        await qemu.unplug_nic("twt1")
+        await qemu.nics.unplug(1)
         listed = await agent.call("list_network")
         assert "late0" not in [entry["name"] for entry in listed["interfaces"]]
 
@@ -299,13 +301,36 @@ def test_qemu_is_confined(machine: Machine) -> None:
     asyncio.run(story())
 
 
+def test_guest_that_does_not_let_go(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The NIC stays, and so does what is known of it, until the guest runs again."""
+    monkeypatch.setattr(nics, "UNPLUG_SECONDS", 0.3)
+
+    async def story(qemu: Qemu, agent: AgentClient) -> None:
+        gone = []
+        qemu.nics.on_gone = gone.append
+        slot = await plugged(qemu, "twt0", MAC)
+        await agent.call("set_interface", mac=MAC, name="lan0")
+        await qemu.qmp.execute("stop")
+        for _ in range(2):
+            with pytest.raises(HypervisorError, match="did not let go of the NIC within 0.3 s"):
+                await qemu.nics.unplug(slot)
+        assert gone == []
+        assert await plugged(qemu, "twt1", "02:00:00:00:00:5b") != slot
+        await qemu.qmp.execute("cont")
+        await asyncio.wait_for(_until(lambda: gone), 10)
+        assert gone == [slot]
+        assert await plugged(qemu, "twt2", "02:00:00:00:00:5c") == slot
+
+    tell(machine, story)
+
+
 def test_slots_run_out(machine: Machine) -> None:
     async def story(qemu: Qemu, agent: AgentClient) -> None:
         for number in range(2):
             await plugged(qemu, f"twt{number}", f"02:00:00:00:00:0{number}")
         with pytest.raises(HypervisorError, match="all 2 slots for NICs are taken"):
             await plugged(qemu, "twt2", "02:00:00:00:00:02")
-        await qemu.unplug_nic("twt0")
+        await qemu.nics.unplug(0)
         await plugged(qemu, "twt3", "02:00:00:00:00:03")
 
     tell(replace(machine, slots=2), story)

@@ -121,7 +121,8 @@ def test_routes(nl: Netlink, scratch_netns: str, veth: links.Link, route: Route)
     addresses.add(nl, veth.index, Address("fd00::5", 64))
     route = route._replace(device=veth.index)
     routes.add(nl, route)
-    routes.add(nl, route)
+    with pytest.raises(NetlinkError, match="File exists"):
+        routes.add(nl, route)
     assert route in routes.listing(nl)
     family = "-6" if route.family == socket.AF_INET6 else "-4"
     name = "default" if route.destination in ("0.0.0.0/0", "::/0") else route.destination

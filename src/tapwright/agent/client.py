@@ -82,6 +82,13 @@ class AgentClient:
         finally:
             self.close_stream(stream, cancel=not answer.done() or answer.cancelled())
 
+    async def listing(self, what: str) -> list[dict[str, Any]]:
+        """The guest's `interfaces`, `routes` or `neighbours`. Raises AgentError."""
+        found = (await self.call("list_network")).get(what)
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise AgentError(f"the agent's answer has no list of {what}")
+        return found
+
     async def open(self, request: dict[str, Any], on_frame: OnFrame) -> int:
         """Begin a request and return its stream. `on_frame` gets every frame of it; an agent
         that restarts or goes away ends it by an ERROR. Raises AgentError."""

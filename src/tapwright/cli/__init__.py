@@ -15,7 +15,7 @@ from typing import NoReturn
 from tapwright import __version__
 from tapwright.errors import TapwrightError, UsageError
 
-_GROUPS = ("cni", "image", "sandbox")
+_GROUPS = ("cni", "image", "kata-network", "sandbox")
 _DEFAULT_ROOT = "/var/lib/tapwright"
 _FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
@@ -66,12 +66,16 @@ def _complain(what: object, status: int) -> int:
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tapwright",
+        # A link named kata-runtime is called as such.
+        prog=os.path.basename(sys.argv[0]).removesuffix(".py") or "tapwright",
         description="Networking for secure containers: CNI networks carried into virtual machines.",
         epilog="'tapwright GROUP COMMAND --help' tells all about a command.",
     )
     parser.add_argument("--version", action="version", version=f"tapwright {__version__}")
-    parser.add_argument("--config", metavar="FILE", help="configuration.toml to use")
+    # The second name is that of kata-runtime, whose scripts run through a link of its name.
+    parser.add_argument(
+        "--config", "--kata-config", metavar="FILE", help="configuration.toml to use"
+    )
     parser.add_argument(
         "--root",
         metavar="DIR",
@@ -88,5 +92,5 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     # Only the group that is asked for is imported, where the words tell which one that is.
     asked = tuple(word for word in argv if word in _GROUPS)
     for name in asked if len(asked) == 1 else _GROUPS:
-        import_module(f"tapwright.cli.{name}").add_commands(groups, argv)
+        import_module(f"tapwright.cli.{name.replace('-', '_')}").add_commands(groups, argv)
     return parser

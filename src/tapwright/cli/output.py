@@ -1,9 +1,21 @@
-"""How commands print: JSON for programs, tables for people, progress on stderr."""
+"""What commands have in common: JSON for programs, tables for people, progress on stderr, and
+who may run them."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from tapwright.errors import TapwrightError
+
+
+def need_root() -> None:
+    if os.geteuid() != 0:
+        raise TapwrightError(
+            "only root can do this: sandboxes need network namespaces and TAP devices. Run it "
+            "with sudo"
+        )
 
 
 def print_json(content: Any) -> None:

@@ -108,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from tapwright.sandbox import lifecycle
     from tapwright.sandbox.planning import Wish, parse_published, plan
 
-    _need_root()
+    output.need_root()
     lifecycle.check_id(arguments.id)
     wish = Wish(
         networks=[_network(text) for text in arguments.network],
@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from tapwright.sandbox import lifecycle
 
-    _need_root()
+    output.need_root()
     sandboxes = lifecycle.listing(arguments.root)
     if arguments.json:
         output.print_json([_described(sandbox) for sandbox in sandboxes])
@@ -152,7 +152,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     from tapwright.sandbox import lifecycle
 
-    _need_root()
+    output.need_root()
     described = _described(lifecycle.find(arguments.root, arguments.id))
     print(json.dumps(described, indent=None if arguments.json else 2))
     return 0
@@ -162,7 +162,7 @@ def _exec(arguments: argparse.Namespace) -> int:
     from tapwright.sandbox import lifecycle
     from tapwright.sandbox.execution import execute
 
-    _need_root()
+    output.need_root()
     sandbox = lifecycle.find(arguments.root, arguments.id)
     environment = dict(_pair(text) for text in arguments.env)
     captured = {"stdout": bytearray(), "stderr": bytearray()}
@@ -201,7 +201,7 @@ def _exec(arguments: argparse.Namespace) -> int:
 def _delete(arguments: argparse.Namespace) -> int:
     from tapwright.sandbox import lifecycle
 
-    _need_root()
+    output.need_root()
     deleted, status = [], 0
     for given in arguments.ids:
         try:
@@ -218,14 +218,6 @@ def _delete(arguments: argparse.Namespace) -> int:
     else:
         print("".join(f"{name}\n" for name in deleted), end="")
     return status
-
-
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        raise TapwrightError(
-            "only root can do this: sandboxes need network namespaces and TAP devices. Run it "
-            "with sudo"
-        )
 
 
 def _config(arguments: argparse.Namespace) -> "Config":

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from tapwright.linux import addresses, links, neighbours, routes
+from tapwright.linux import addresses, links, neighbours, netns, routes
 from tapwright.linux.addresses import Address
 from tapwright.linux.links import Link
 from tapwright.linux.neighbours import Neighbour
@@ -54,6 +54,15 @@ def scan(nl: Netlink) -> list[Interface]:
         for link in links.listing(nl)
         if link.is_ethernet and link.is_up and link.alias != OUR_ALIAS
     ]
+
+
+def find(name: str, netns_paths: Iterable[str]) -> tuple[str, Link] | None:
+    """The interface of that name and the path of its namespace, the first of some that has it."""
+    for path in netns_paths:
+        with netns.entered(path), Netlink() as nl:
+            if link := links.find(nl, name):
+                return path, link
+    return None
 
 
 def guest_requests(interfaces: Iterable[Interface]) -> list[dict[str, Any]]:

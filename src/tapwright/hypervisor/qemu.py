@@ -1,4 +1,4 @@
-"""One virtual machine: QEMU's command line, its process, and the NICs plugged into it.
+"""One virtual machine: QEMU's command line and process.
 
 QEMU gets nothing that it could misuse: a user id of its own, no privileges and no way to new
 ones, a seccomp filter, the sandbox's network namespace, and TAPs, monitor, agent port and console
@@ -14,21 +14,22 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tapwright.agent.protocol import PORT_NAME
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor.qmp import Qmp, QmpError
+from tapwright.hypervisor import nics
+from tapwright.hypervisor.qmp import Qmp
 from tapwright.linux import libc
 
 # QEMU of sandbox N runs as user BASE + pid of N's supervisor: a number no account has (systemd's
 # docs/UIDS-GIDS.md), and no two living sandboxes share, so one QEMU can't reach for another's.
 _UID_BASE = 0x70000000
 
-_SLOTS_PER_DEVICE = 8
-_FIRST_SLOT_ADDRESS = 0x10
-_UNPLUG_SECONDS = 10.0
+# Above those of the ports for NICs, which are counted from 1.
+_SERIAL_ADDRESS, _RNG_ADDRESS = "0x10", "0x11"
+
 _STOP_SECONDS = 2.0
 _TAIL_BYTES = 16 * 1024
 
@@ -42,7 +43,8 @@ _KERNEL_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """What to start. `netns` is the namespace QEMU lives in, None for the caller's."""
+    """What to start. `netns` is the namespace QEMU lives in, None for the caller's; with a
+    `memory_directory` the guest's memory is a file there that other processes can share."""
 
     kernel: Path
     initrd: Path
@@ -50,7 +52,8 @@ class Machine:
     path: str = "qemu-system-x86_64"
     memory_mib: int = 256
     vcpus: int = 1
-    slots: int = 8
+    slots: int = 32
+    memory_directory: str = ""
     kernel_parameters: str = ""
     netns: str | None = None
 
@@ -61,35 +64,31 @@ class Machine:
         if tcg:
             # Emulated code does not speculate; the guest would only pay for it.
             parameters += " mitigations=off"
+        shared = ",memory-backend=memory" if self.memory_directory else ""
         return [
             self.path,
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-sandbox", _SECCOMP),
-            *("-machine", f"q35,accel={self.accelerator},smm=off,vmport=off"),
+            *("-machine", f"q35,accel={self.accelerator},smm=off,vmport=off{shared}"),
+            *self._shared_memory(),
             *("-cpu", "max" if tcg else "host"),
             *("-m", str(self.memory_mib), "-smp", str(self.vcpus)),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", parameters),
             *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
-            *("-device", "virtio-serial-pci,max_ports=2"),
+            *("-device", f"virtio-serial-pci,max_ports=2,addr={_SERIAL_ADDRESS}"),
             *("-chardev", f"socket,id=agent,fd={agent_fd}"),
             *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
             *("-object", "rng-random,id=rng,filename=/dev/urandom"),
-            *("-device", "virtio-rng-pci,rng=rng"),
-            *(word for slot in range(self.slots) for word in ("-device", _root_port(slot))),
+            *("-device", f"virtio-rng-pci,rng=rng,addr={_RNG_ADDRESS}"),
+            *(word for slot in range(self.slots) for word in ("-device", nics.port(slot))),
         ]
 
-
-def _root_port(slot: int) -> str:
-    """A PCI Express port to plug one NIC into; eight of them make one multifunction device."""
-    address = _FIRST_SLOT_ADDRESS + slot // _SLOTS_PER_DEVICE
-    function = slot % _SLOTS_PER_DEVICE
-    first = ",multifunction=on" if function == 0 else ""
-    number = slot + 1
-    return (
-        f"pcie-root-port,id=slot{slot},bus=pcie.0,chassis={number},slot={number},"
-        f"addr={address:#x}.{function:#x}{first}"
-    )
+    def _shared_memory(self) -> list[str]:
+        if not self.memory_directory:
+            return []
+        options = f"size={self.memory_mib}M,mem-path={self.memory_directory},share=on"
+        return ["-object", f"memory-backend-file,id=memory,{options}"]
 
 
 @dataclass
@@ -97,14 +96,13 @@ class Qemu:
     """A started QEMU. `agent` is the host's end of the agent's port."""
 
     qmp: Qmp
+    nics: nics.Nics
     agent: socket.socket
     uid: int
-    _machine: Machine
     _process: subprocess.Popen[bytes]
     _console: "Tail"
     _stderr: "Tail"
     _exited: asyncio.Future[None]
-    _slots: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     async def start(cls, machine: Machine) -> "Qemu":
@@ -146,11 +144,12 @@ class Qemu:
         qmp, agent, console = ours
         console_fd = os.dup(console.fileno())
         console.close()
+        monitor = Qmp(qmp)
         qemu = cls(
-            Qmp(qmp),
+            monitor,
+            nics.Nics(monitor, machine.slots, kvm=machine.accelerator == "kvm"),
             agent,
             uid,
-            machine,
             process,
             Tail(console_fd),
             Tail(stderr_read),
@@ -165,64 +164,6 @@ class Qemu:
             await qemu.kill()
             raise
         return qemu
-
-    async def plug_nic(self, name: str, tap_fd: int, mac: str) -> int:
-        """Hot-plug a virtio NIC on a TAP; return its slot. `name` is QEMU's id for it.
-
-        After a failure nothing of the NIC is left. Raises HypervisorError.
-        """
-        slot = next((n for n in range(self._machine.slots) if n not in self._slots), None)
-        if slot is None:
-            raise HypervisorError(f"all {self._machine.slots} slots for NICs are taken")
-        self._slots[slot] = name
-        netdev = f"net-{name}"
-        try:
-            await self.qmp.execute_with_fd(tap_fd, "getfd", fdname=netdev)
-            try:
-                await self.qmp.execute("netdev_add", type="tap", id=netdev, fd=netdev)
-            except QmpError:
-                with contextlib.suppress(QmpError):
-                    await self.qmp.execute("closefd", fdname=netdev)
-                raise
-            try:
-                await self.qmp.execute(
-                    "device_add",
-                    driver="virtio-net-pci",
-                    id=name,
-                    netdev=netdev,
-                    mac=mac,
-                    bus=f"slot{slot}",
-                    romfile="",
-                )
-            except QmpError:
-                await self.qmp.execute("netdev_del", id=netdev)
-                raise
-        except HypervisorError:
-            del self._slots[slot]
-            raise
-        return slot
-
-    async def unplug_nic(self, name: str) -> None:
-        """Take a NIC out and wait until the guest has let go of it. Raises HypervisorError."""
-
-        def gone(event: dict[str, object]) -> bool:
-            data = event.get("data")
-            return (
-                event["event"] == "DEVICE_DELETED"
-                and isinstance(data, dict)
-                and data.get("device") == name
-            )
-
-        with self.qmp.expect(gone) as deleted:
-            await self.qmp.execute("device_del", id=name)
-            try:
-                await asyncio.wait_for(deleted, _UNPLUG_SECONDS)
-            except TimeoutError:
-                raise HypervisorError(
-                    f"the guest did not let go of the NIC {name} within {_UNPLUG_SECONDS:.0f} s"
-                ) from None
-        await self.qmp.execute("netdev_del", id=f"net-{name}")
-        self._slots = {slot: held for slot, held in self._slots.items() if held != name}
 
     async def wait(self) -> int:
         """Wait for QEMU's end; return its exit status, negative for a signal."""

@@ -14,7 +14,7 @@ from typing import Any
 from tapwright.errors import HypervisorError
 
 _LINE_LIMIT = 16 * 1024 * 1024
-Event = dict[str, Any]
+_ANSWER_SECONDS = 20.0
 
 
 class QmpError(HypervisorError):
@@ -32,7 +32,7 @@ class Qmp:
         connection.setblocking(False)
         self._socket = connection
         self._pending: dict[int, asyncio.Future[Any]] = {}
-        self._listeners: list[Callable[[Event], None]] = []
+        self._listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._last_id = 0
         self._sending = asyncio.Lock()
         self._greeting = asyncio.get_running_loop().create_future()
@@ -51,20 +51,9 @@ class Qmp:
         """The same with a file descriptor on the way (for getfd, add-fd). It stays ours too."""
         return await self._execute(command, arguments, fd)
 
-    @contextlib.contextmanager
-    def expect(self, matches: Callable[[Event], bool]) -> Any:
-        """Give a future of the first event that matches and comes after entering the block."""
-        future: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
-
-        def listen(event: Event) -> None:
-            if not future.done() and matches(event):
-                future.set_result(event)
-
-        self._listeners.append(listen)
-        try:
-            yield future
-        finally:
-            self._listeners.remove(listen)
+    def on_event(self, name: str, listener: Callable[[dict[str, Any]], None]) -> None:
+        """Have the data of each event of that name passed to the listener."""
+        self._listeners[name] = listener
 
     async def close(self) -> None:
         self._reader.cancel()
@@ -87,7 +76,12 @@ class Qmp:
                     # One byte carries the descriptor; QEMU skips white space between commands.
                     socket.send_fds(self._socket, [b" "], [fd])
                 await asyncio.get_running_loop().sock_sendall(self._socket, line)
-            reply = await answer
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                reply = await answer
+        except TimeoutError:
+            raise HypervisorError(
+                f"QEMU did not answer {command} within {_ANSWER_SECONDS:g} s"
+            ) from None
         except OSError as error:
             raise HypervisorError(f"QEMU does not listen any more: {error}") from None
         finally:
@@ -120,8 +114,8 @@ class Qmp:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:
-            for listener in list(self._listeners):
-                listener(message)
+            if listener := self._listeners.get(message["event"]):
+                listener(message.get("data", {}))
         elif "QMP" in message:
             if not self._greeting.done():
                 self._greeting.set_result(None)

@@ -50,6 +50,8 @@ _OWN_SOURCES = (
     "linux/addresses.py",
     "linux/routes.py",
     "linux/neighbours.py",
+    "linux/announcement.py",
+    "linux/ethtool.py",
 )
 
 _DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "var", "mnt")

@@ -1,5 +1,5 @@
 """Verbs on kernel objects: netns, links, addresses, routes, neighbours, tc, TAP devices.
 
-Nothing here knows what a sandbox is. `netlink`, `links`, `addresses`, `routes` and `neighbours`
-are also packed into the guest, so they import the standard library only, and little of it.
+Nothing here knows what a sandbox is. All but `libc`, `netns`, `tc` and `tuntap` is also packed into
+the guest: it imports the standard library only, and little of it.
 """

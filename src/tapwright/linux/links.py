@@ -39,6 +39,8 @@ class Link(NamedTuple):
     parent: int = 0
     alias: str = ""
     hardware: int = ARPHRD_ETHER
+    info: bytes = b""
+    """The driver's own attributes (IFLA_INFO_DATA), for who knows the driver."""
 
     @property
     def is_ethernet(self) -> bool:
@@ -71,6 +73,7 @@ def decode(body: bytes) -> Link:
         parent=u32(found, IFLA_LINK),
         alias=text(found, IFLA_IFALIAS),
         hardware=hardware,
+        info=info.get(IFLA_INFO_DATA, b""),
     )
 
 

@@ -9,6 +9,8 @@ from tapwright.linux import libc, links
 from tapwright.linux.netlink import Netlink
 
 DIRECTORY = "/run/netns"
+OWN = "/proc/self/ns/net"
+"""The namespace of this process, as a path."""
 
 
 def path_of(name: str) -> str:

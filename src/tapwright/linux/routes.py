@@ -92,13 +92,10 @@ def listing(nl: Netlink) -> list[Route]:
 
 
 def add(nl: Netlink, route: Route) -> None:
-    """Add a route. One that is there already is left as it is."""
-    try:
-        flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-        nl.request(f"add route {route}", RTM_NEWROUTE, _encode(route), flags)
-    except NetlinkError as error:
-        if error.errno != errno.EEXIST:
-            raise
+    """Add a route. Raises NetlinkError (EEXIST: one to the same destination and of the same
+    metric is there)."""
+    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+    nl.request(f"add route {route}", RTM_NEWROUTE, _encode(route), flags)
 
 
 def remove(nl: Netlink, route: Route) -> None:

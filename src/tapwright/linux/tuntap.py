@@ -1,14 +1,62 @@
-"""TAP devices (Documentation/networking/tuntap.rst in the kernel's sources)."""
+"""TAP devices: made, taken over, given back (Documentation/networking/tuntap.rst and
+drivers/net/tun.c in the kernel's sources)."""
 
 import fcntl
 import os
 import struct
+from typing import NamedTuple
 
-TUNSETIFF = 0x400454CA
+from tapwright.linux import netlink
+from tapwright.linux.links import Link
+
+KIND = "tun"
+"""The kind of TUN and TAP devices alike, in rtnetlink."""
+
+TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
+IFF_MULTI_QUEUE = 0x0100
+IFLA_TUN_TYPE, IFLA_TUN_PI, IFLA_TUN_VNET_HDR, IFLA_TUN_PERSIST, IFLA_TUN_MULTI_QUEUE = range(3, 8)
+
+_DEVICE = "/dev/net/tun"
+
+
+class Tap(NamedTuple):
+    """With which flags a TAP was made."""
+
+    packet_info: bool
+    vnet_hdr: bool
+    persistent: bool
+    multi_queue: bool
+
+    @property
+    def flags(self) -> int:
+        """The same for TUNSETIFF."""
+        return (
+            IFF_TAP
+            | (0 if self.packet_info else IFF_NO_PI)
+            | (IFF_VNET_HDR if self.vnet_hdr else 0)
+            | (IFF_MULTI_QUEUE if self.multi_queue else 0)
+        )
+
+
+def settings(link: Link) -> Tap | None:
+    """How an interface was made; None when it is no TAP."""
+    found = netlink.attributes(link.info)
+
+    def flag(kind: int) -> bool:
+        return found.get(kind, b"\0") != b"\0"
+
+    if link.kind != KIND or found.get(IFLA_TUN_TYPE) != bytes([IFF_TAP]):
+        return None
+    return Tap(
+        packet_info=flag(IFLA_TUN_PI),
+        vnet_hdr=flag(IFLA_TUN_VNET_HDR),
+        persistent=flag(IFLA_TUN_PERSIST),
+        multi_queue=flag(IFLA_TUN_MULTI_QUEUE),
+    )
 
 
 def create(name: str) -> int:
@@ -18,11 +66,58 @@ def create(name: str) -> int:
     checksum and segmentation offload pass between guest and kernel. Raises OSError (EBUSY:
     the name is taken).
     """
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    return _open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL)
+
+
+def attach(name: str, tap: Tap, queues: int) -> list[int]:
+    """Take queues of a TAP that is there, in the calling thread's namespace; return a descriptor
+    for each. Its settings stay what they are, but for packet information, which virtual machines
+    can't do with. Raises OSError (EBUSY: a queue is somebody else's, E2BIG: it has no more).
+    """
+    fds: list[int] = []
     try:
-        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
+        for _ in range(queues):
+            fds.append(_open(name, tap.flags | IFF_NO_PI))
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds
+
+
+def reset(name: str, tap: Tap) -> None:
+    """Give a TAP, all of whose queues are free, its settings back, offloads off as after its
+    making."""
+    fd = _open(name, tap.flags)
+    try:
+        fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
+    finally:
+        os.close(fd)
+
+
+def _open(name: str, flags: int) -> int:
+    fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def holders(name: str) -> list[int]:
+    """The processes that hold a TAP of this name, in whatever namespace (fdinfo of proc(5))."""
+    line = f"iff:\t{name}\n"
+    return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _has(pid, line)]
+
+
+def _has(pid: int, line: str) -> bool:
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            if os.readlink(f"/proc/{pid}/fd/{fd}") == _DEVICE:
+                with open(f"/proc/{pid}/fdinfo/{fd}") as file:
+                    if line in file.readlines():
+                        return True
+    except OSError:
+        pass  # it has ended, or is not ours to look into
+    return False

@@ -16,13 +16,14 @@ from typing import Any
 
 from tapwright import cni
 from tapwright.agent.client import AgentClient
-from tapwright.endpoint import discovery, tcfilter
+from tapwright.endpoint import discovery
 from tapwright.errors import AgentError, NetworkError
 from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.linux import netns
 from tapwright.linux.netlink import Netlink
-from tapwright.sandbox.record import Interface, Journal, NetworkRequest, Phase
+from tapwright.sandbox.interfaces import Interfaces
+from tapwright.sandbox.record import Journal, NetworkRequest, Phase
 
 Progress = Callable[[str], None]
 Result = dict[str, Any]
@@ -34,6 +35,7 @@ class Guest:
 
     qemu: Qemu
     agent: AgentClient
+    interfaces: Interfaces
 
     async def stop(self) -> None:
         await self.agent.close()
@@ -58,7 +60,7 @@ class Bringup:
         results = await self._network_while_booting(machine)
         assert self.guest is not None  # noqa: S101 - set by the boot that has ended
         with self._phase("join"):
-            interfaces = await self._join(self.guest.qemu)
+            interfaces = await self._join(self.guest)
         with self._phase("guest"):
             await self._configure(self.guest.agent, interfaces, results)
         return self.guest
@@ -73,6 +75,7 @@ class Bringup:
             memory_mib=spec.memory_mib,
             vcpus=spec.vcpus,
             kernel_parameters=spec.kernel_params,
+            memory_directory=spec.memory_directory,
             netns=self._record.netns,
         )
         chosen, reason = await accelerator.choose(machine, self._progress)
@@ -110,7 +113,8 @@ class Bringup:
     async def _boot(self, machine: Machine) -> None:
         with self._phase("qemu"):
             qemu = await Qemu.start(machine)
-        self.guest = Guest(qemu, AgentClient(qemu.agent))
+        agent = AgentClient(qemu.agent)
+        self.guest = Guest(qemu, agent, Interfaces(self._journal, qemu, agent))
         with self._phase("boot"):
             await self._agent_answers(self.guest)
 
@@ -161,39 +165,14 @@ class Bringup:
         except cni.CniError as error:
             raise NetworkError(str(error)) from None
 
-    async def _join(self, qemu: Qemu) -> list[discovery.Interface]:
+    async def _join(self, guest: Guest) -> list[discovery.Interface]:
         """Give every interface of the namespace a TAP and a NIC."""
-        path = self._record.netns
-        with netns.entered(path):
-            nl = Netlink()
-        with nl:
-            interfaces = discovery.scan(nl)
-            for interface in interfaces:
-                link = interface.link
-                entry = self._journal.hold("tcfilter", netns=path, ifname=link.name)
-                try:
-                    tap = tcfilter.attach(nl, path, link)
-                except NetworkError:
-                    self._journal.release(entry)
-                    raise
-                try:
-                    slot = await qemu.plug_nic(f"nic{link.index}", tap, link.mac)
-                finally:
-                    os.close(tap)
-                self._record.interfaces.append(self._described(interface, slot))
-        return interfaces
-
-    def _described(self, interface: discovery.Interface, slot: int) -> Interface:
-        link = interface.link
         networks = {request.ifname: request.name for request in self._record.spec.networks}
-        return Interface(
-            name=link.name,
-            mac=link.mac,
-            mtu=link.mtu,
-            addresses=[str(address) for address in interface.addresses],
-            network=networks.get(link.name, ""),
-            slot=slot,
-        )
+        with netns.entered(self._record.netns), Netlink() as nl:
+            found = discovery.scan(nl)
+        for interface in found:
+            await guest.interfaces.carry(interface, networks.get(interface.link.name, ""))
+        return found
 
     async def _configure(
         self, agent: AgentClient, interfaces: list[discovery.Interface], results: list[Result]

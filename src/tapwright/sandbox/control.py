@@ -1,36 +1,45 @@
 """The control socket: what a running sandbox can be asked.
 
-A connection begins with one JSON object on a line, the request. For `exec` (fields as in the
-agent's request) it goes on with frames of `agent.protocol`, session 0 and stream 0, both ways
-until REPLY or ERROR; credit flows from end to end, so the supervisor never holds more than a
-window. A client that hangs up ends its command.
+A connection begins with one JSON object on a line, the request: `op`, and its arguments. The
+answer is a REPLY or ERROR in frames of `agent.protocol`, session 0 and stream 0. What has begun is
+done to its end, also when the client hangs up.
+
+For `exec` (fields as in the agent's request) frames go both ways until then; credit flows from end
+to end, so the supervisor never holds more than a window. A client that hangs up ends its command.
 """
 
 import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
-from tapwright.errors import AgentError
+from tapwright.errors import TapwrightError
+from tapwright.sandbox.client import address
 
-SOCKET = "control.sock"
+Operations = Mapping[str, Callable[..., Awaitable[Any]]]
+
 _FROM_CLIENT = (protocol.STDIN, protocol.SIGNAL, protocol.CREDIT)
 _BACKLOG_BYTES = 4 * protocol.WINDOW
 
 
 @contextlib.asynccontextmanager
-async def serving(directory: Path, agent: AgentClient) -> AsyncIterator[None]:
-    """Answer on the directory's socket for the length of the block; only root may connect."""
+async def serving(
+    directory: Path, agent: AgentClient, operations: Operations
+) -> AsyncIterator[None]:
+    """Answer on the directory's socket for the length of the block; only root may connect.
+
+    `operations` are the requests but for `exec`, by name; each takes its arguments by keyword.
+    """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
-            await _serve(agent, reader, writer)
+            await _serve(agent, operations, reader, writer)
         writer.close()
 
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -45,26 +54,29 @@ async def serving(directory: Path, agent: AgentClient) -> AsyncIterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def address(directory: Path) -> Iterator[str]:
-    """The socket's address, short enough for any depth of the directory (unix(7): 107 bytes)."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{SOCKET}"
-    finally:
-        os.close(fd)
-
-
 async def _serve(
-    agent: AgentClient, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    agent: AgentClient,
+    operations: Operations,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> None:
     try:
         request = protocol.read_json(await reader.readline())
-        if request.get("op") != "exec":
-            raise protocol.ProtocolError(f"unknown request {request.get('op')!r}")
-        await _relay(agent, request, reader, writer)
-    except (protocol.ProtocolError, AgentError, ValueError) as error:
-        writer.write(protocol.message(protocol.ERROR, 0, 0, {"message": str(error)}))
+        op = request.pop("op", None)
+        if op == "exec":
+            await _relay(agent, {"op": op, **request}, reader, writer)
+        elif operation := operations.get(op):
+            answer = {"result": await operation(**request)}
+            writer.write(protocol.message(protocol.REPLY, 0, 0, answer))
+        else:
+            raise protocol.ProtocolError(f"unknown request {op!r}")
+    except (protocol.ProtocolError, TapwrightError, TypeError, ValueError) as error:
+        refusal = {
+            "message": str(error),
+            "kind": type(error).__name__,
+            "result": getattr(error, "result", None),
+        }
+        writer.write(protocol.message(protocol.ERROR, 0, 0, refusal))
     await writer.drain()
 
 

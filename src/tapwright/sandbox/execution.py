@@ -13,9 +13,8 @@ from typing import Any
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError, SandboxStateError
-from tapwright.sandbox import control
+from tapwright.sandbox.client import connect
 from tapwright.sandbox.lifecycle import Sandbox
-from tapwright.sandbox.record import RUNNING
 
 FORWARDED_SIGNALS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
@@ -42,10 +41,7 @@ def execute(
     `stdin` is a descriptor to read, None for none. Signals to this process go to the command.
     To be called from the main thread. Raises SandboxStateError, AgentError.
     """
-    if sandbox.status != RUNNING:
-        reason = f" ({sandbox.problem})" if sandbox.problem else ""
-        raise SandboxStateError(f"sandbox {sandbox.id!r} is {sandbox.status}{reason}, not running")
-    connection = _connect(sandbox)
+    connection = connect(sandbox)
     request = {
         "op": "exec",
         "argv": list(argv),
@@ -140,19 +136,6 @@ class _Conversation:
         # A command that has ended hangs up while we may still be sending: its REPLY is on the way.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._connection.sendall(protocol.encode(Frame(kind, 0, 0, payload)))
-
-
-def _connect(sandbox: Sandbox) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with control.address(sandbox.directory) as path:
-            connection.connect(path)
-    except OSError as error:
-        connection.close()
-        raise SandboxStateError(
-            f"sandbox {sandbox.id!r} does not answer: {error.strerror}"
-        ) from None
-    return connection
 
 
 @contextmanager

@@ -269,7 +269,7 @@ def _end(directory: Path, pid: int) -> None:
 
 def _is_ours(path: str) -> bool:
     with suppress(OSError):
-        return os.path.samefile(path, "/proc/self/ns/net")
+        return os.path.samefile(path, netns.OWN)
     return False
 
 

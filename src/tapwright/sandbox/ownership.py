@@ -3,7 +3,8 @@
 *Its name* belongs to whoever first renamed a complete directory to it. *`alive`* is a lock held
 by the caller that makes the sandbox and handed on to the supervisor with the descriptor: it is
 free exactly when both are gone. The file holds the supervisor's pid. *The directory itself* is
-locked by whoever takes the sandbox down.
+locked by whoever takes the sandbox down. *A device of the host* belongs to the sandbox in whose
+journal it is; the directory of all sandboxes is locked by whoever enters one.
 
 All locks are flock(2): the kernel frees them with their last holder, however it ended.
 """
@@ -15,12 +16,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from tapwright.errors import SandboxExistsError, SandboxStateError
-from tapwright.sandbox.record import Record, save
+from tapwright.errors import NetworkError, SandboxExistsError, SandboxStateError
+from tapwright.sandbox.record import Journal, Record, load, save
 
 _ALIVE = "alive"
 _NEW, _DELETED = ".new-", ".deleted-"
+_DEVICE_SECONDS = 10.0
 _PAUSE = 0.02
 
 
@@ -91,22 +94,57 @@ def taking_down(directory: Path, timeout: float) -> Iterator[bool]:
 
     Raises SandboxStateError when somebody else is at it for longer than `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         yield False
         return
     try:
-        while not _locked(fd):
-            if time.monotonic() >= deadline:
-                raise SandboxStateError(
-                    f"somebody else is deleting the sandbox {directory.name!r}; try again later"
-                )
-            time.sleep(_PAUSE)  # flock(2) can wait, but not for a bounded time
+        if not _locked_within(fd, timeout):
+            raise SandboxStateError(
+                f"somebody else is deleting the sandbox {directory.name!r}; try again later"
+            )
         yield _is_still(fd, directory)
     finally:
         os.close(fd)
+
+
+def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Enter a device of the host in a sandbox's journal, unless one has it already; return the
+    entry. `entry` has `device` and either the `netns` that it is in or its `socket`.
+
+    Raises NetworkError, and SandboxStateError when the devices stay locked.
+    """
+    sandboxes = journal.directory.parent
+    place = _place(entry)
+    fd = os.open(sandboxes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not _locked_within(fd, _DEVICE_SECONDS):
+            raise SandboxStateError("another sandbox takes very long to claim a device; try again")
+        for name in names(sandboxes):
+            for held in _held(sandboxes / name):
+                if held.get("place") == place:
+                    raise NetworkError(
+                        f"device: {entry['device']} is in use by sandbox {name!r} as "
+                        f"{held['nic']}; remove it there first"
+                    )
+        return journal.hold(kind, **entry, place=place)
+    finally:
+        os.close(fd)
+
+
+def _place(entry: dict[str, Any]) -> str:
+    """What tells a device apart from all others of the host."""
+    if "socket" in entry:
+        return f"socket {os.path.realpath(entry['socket'])}"
+    return f"netns {os.stat(entry['netns']).st_ino} {entry['device']}"
+
+
+def _held(directory: Path) -> list[dict[str, Any]]:
+    try:
+        return load(directory).held
+    except (FileNotFoundError, SandboxStateError):
+        return []  # just deleted; a damaged record is told of where it is asked for
 
 
 def discard(directory: Path) -> None:
@@ -132,12 +170,17 @@ def _sweep(sandboxes: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _locked_within(fd: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_PAUSE)  # flock(2) can wait, but not for a bounded time
+        else:
+            return True
 
 
 def _is_still(fd: int, directory: Path) -> bool:

@@ -61,6 +61,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         memory_mib=wish.memory_mib or qemu.default_memory,
         vcpus=wish.vcpus or qemu.default_vcpus,
         boot_timeout=qemu.boot_timeout,
+        memory_directory=qemu.file_mem_backend,
     )
 
 

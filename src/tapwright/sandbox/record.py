@@ -47,19 +47,23 @@ class Spec:
     memory_mib: int = 256
     vcpus: int = 1
     boot_timeout: float = 60.0
+    memory_directory: str = ""
 
 
 @dataclass
 class Interface:
-    """A NIC of the guest; addresses as ADDRESS/PREFIX. `network` is the CNI network that made
-    it, empty for one that was found in the namespace."""
+    """A NIC of the guest; addresses as ADDRESS/PREFIX. `device` is the host's interface that it
+    is joined with; `network` the CNI network that made that one, empty for another's."""
 
     name: str
+    device: str
     mac: str
     mtu: int
     addresses: list[str]
     network: str = ""
     slot: int = 0
+    queues: int = 0
+    vhost_user_socket: str = ""
 
 
 @dataclass

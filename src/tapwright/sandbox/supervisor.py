@@ -23,6 +23,7 @@ from typing import Any
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.sandbox import control, ownership, teardown
 from tapwright.sandbox.bringup import Bringup
+from tapwright.sandbox.operations import Operations
 from tapwright.sandbox.record import LOG, RUNNING, Journal, load
 
 LOG_LEVEL_VARIABLE = "TAPWRIGHT_LOG_LEVEL"
@@ -112,7 +113,8 @@ class Supervisor:
         bringup = Bringup(self._journal, self._report.progress)
         try:
             guest = await bringup.run()
-            async with control.serving(self._journal.directory, guest.agent):
+            operations = Operations(guest.interfaces, guest.agent).by_name()
+            async with control.serving(self._journal.directory, guest.agent, operations):
                 record.status = RUNNING
                 self._journal.save()
                 asyncio.get_running_loop().remove_reader(self._report.fileno())

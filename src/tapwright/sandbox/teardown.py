@@ -7,9 +7,9 @@ by somebody's hands.
 from typing import Any
 
 from tapwright import cni
-from tapwright.endpoint import tcfilter
-from tapwright.linux import netns
-from tapwright.linux.netlink import Netlink
+from tapwright.endpoint import tap, tcfilter, vhost_user
+from tapwright.linux import netns, tuntap
+from tapwright.linux.netlink import Netlink, record
 from tapwright.sandbox.record import Journal
 
 
@@ -18,7 +18,7 @@ def take_back(journal: Journal) -> list[str]:
     failures = []
     for entry in reversed(list(journal.record.held)):
         try:
-            _UNDO[entry["kind"]](entry)
+            undo(entry)
         except (OSError, cni.CniError) as error:
             failures.append(str(error))
         except ExceptionGroup as group:
@@ -26,6 +26,11 @@ def take_back(journal: Journal) -> list[str]:
         else:
             journal.release(entry)
     return failures
+
+
+def undo(entry: dict[str, Any]) -> None:
+    """Undo one entry, which stays in the journal. Raises OSError, CniError, ExceptionGroup."""
+    _UNDO[entry["kind"]](entry)
 
 
 def _undo_netns(entry: dict[str, Any]) -> None:
@@ -50,11 +55,22 @@ def _undo_tcfilter(entry: dict[str, Any]) -> None:
     with netns.entered(entry["netns"]):
         nl = Netlink()
     with nl:
-        tcfilter.detach(nl, entry["ifname"])
+        tcfilter.detach(nl, entry["device"])
+
+
+def _undo_tap(entry: dict[str, Any]) -> None:
+    settings = tuntap.Tap(*entry["settings"])
+    tap.detach(record(tap.Found, {**entry, "settings": settings}))
+
+
+def _undo_vhost_user(entry: dict[str, Any]) -> None:
+    vhost_user.detach(entry["socket"], entry["owner"])
 
 
 _UNDO = {
     "netns": _undo_netns,
     "attachment": _undo_attachment,
     "tcfilter": _undo_tcfilter,
+    "tap": _undo_tap,
+    "vhost_user": _undo_vhost_user,
 }

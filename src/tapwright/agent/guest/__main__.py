@@ -14,7 +14,7 @@ from tapwright.agent import protocol
 from tapwright.agent.guest import network, system
 from tapwright.agent.guest.streams import Command, Watcher
 from tapwright.linux.links import RTMGRP_LINK
-from tapwright.linux.netlink import Netlink
+from tapwright.linux.netlink import Netlink, NetlinkError
 
 _PORTS = "/sys/class/virtio-ports"
 _READ_BYTES = 64 * 1024
@@ -31,6 +31,7 @@ def batch(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 OPERATIONS: dict[str, Operation] = {
     "batch": batch,
+    "change_routes": network.change_routes,
     "list_network": network.list_network,
     "replace_routes": network.replace_routes,
     "set_clock": system.set_clock,
@@ -134,7 +135,9 @@ class Agent:
             self._message(protocol.REPLY, stream, operation(self._netlink, request))
         except network.NotThereYetError:
             self._waiting[stream] = operation, request, deadline
-        except (OSError, ValueError, KeyError, TypeError, network.RefusedError) as error:
+        except (network.RefusedError, NetlinkError) as error:
+            self._error(stream, error.args[-1])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             self._error(stream, f"{type(error).__name__}: {error}")
 
     def _links_changed(self) -> None:

@@ -5,10 +5,13 @@ which the kernel has not found yet raises NotThereYetError, and is done again at
 an interface.
 """
 
+import errno
 import os
+from collections.abc import Iterable
 from typing import Any
 
-from tapwright.linux import addresses, links, neighbours, routes
+from tapwright.linux import addresses, ethtool, links, neighbours, routes
+from tapwright.linux.announcement import announce
 from tapwright.linux.netlink import Netlink, NetlinkError, record
 
 RESOLV_CONF = "/etc/resolv.conf"
@@ -32,7 +35,7 @@ def prepare(nl: Netlink) -> None:
 
 
 def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the NIC with a MAC address what the request says: name, MTU, addresses, up.
+    """Make the NIC with a MAC address what the request says: name, MTU, queues, addresses, up.
 
     Addresses not named go, but for link-local ones, which are the kernel's.
     """
@@ -50,6 +53,8 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     mtu = int(request.get("mtu") or link.mtu)
     if mtu != link.mtu:
         links.set_mtu(nl, link.index, mtu)
+    if queues := int(request.get("queues") or 0):
+        ethtool.set_queues(name, queues)
     links.set_up(nl, link.index)
     present = [address for index, address in addresses.listing(nl) if index == link.index]
     for address in present:
@@ -57,6 +62,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
             addresses.remove(nl, link.index, address)
     for address in wanted:
         addresses.add(nl, link.index, address)
+        announce(name, link.mac, address.address)
     return {"name": name, "index": link.index}
 
 
@@ -64,23 +70,18 @@ def replace_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Make the routes of the guest those of the request. Routes of the kernel itself stay."""
     wanted = [_route(nl, item) for item in request["routes"]]
     present = [r for r in routes.listing(nl) if r.protocol != routes.RTPROT_KERNEL]
-    keys = {_route_key(route) for route in wanted}
-    for route in present:
-        if _route_key(route) not in keys:
-            routes.remove(nl, route)
-    # A gateway must be reachable when its route is added: routes without one go first, and a
-    # list in an order that still does not fit is tried again.
-    pending = sorted(wanted, key=lambda route: route.gateway is not None)
-    for attempt in range(_ROUTE_ORDER):
-        failed = []
-        for route in pending:
-            try:
-                routes.add(nl, route)
-            except NetlinkError:
-                if attempt == _ROUTE_ORDER - 1:
-                    raise
-                failed.append(route)
-        pending = failed
+    _change(nl, remove=_without(present, wanted), add=_without(wanted, present))
+    return {}
+
+
+def change_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Remove some routes, then add some. Removing what is not there, and adding what is, is no
+    failure."""
+    remove = [_route(nl, item) for item in request.get("remove", [])]
+    add = [_route(nl, item) for item in request.get("add", [])]
+    present = routes.listing(nl)
+    kept = _without(present, remove)
+    _change(nl, remove=_without(present, kept), add=_without(add, kept))
     return {}
 
 
@@ -180,6 +181,60 @@ def _route(nl: Netlink, item: dict[str, Any]) -> routes.Route:
     device = _device(nl, item["device"])
     route: routes.Route = record(routes.Route, {**item, "device": device.index})
     return route
+
+
+def _without(some: Iterable[routes.Route], others: Iterable[routes.Route]) -> list[routes.Route]:
+    """Those of some routes that the others have not."""
+    keys = set(map(_route_key, others))
+    return [route for route in some if _route_key(route) not in keys]
+
+
+def _change(nl: Netlink, remove: list[routes.Route], add: list[routes.Route]) -> None:
+    """Do both; after a failure the routes are as before."""
+    removed: list[routes.Route] = []
+    added: list[routes.Route] = []
+    try:
+        for route in remove:
+            routes.remove(nl, route)
+            removed.append(route)
+        _add(nl, add, added)
+    except NetlinkError:
+        for route in reversed(added):
+            routes.remove(nl, route)
+        _add(nl, removed, [])
+        raise
+
+
+def _add(nl: Netlink, pending: list[routes.Route], added: list[routes.Route]) -> None:
+    """Add routes, those that were added to `added` too.
+
+    A gateway must be reachable when its route is added: routes without one go first, and a list
+    in an order that still does not fit is tried again.
+    """
+    pending = sorted(pending, key=lambda route: route.gateway is not None)
+    for attempt in range(_ROUTE_ORDER):
+        failed = []
+        for route in pending:
+            try:
+                routes.add(nl, route)
+                added.append(route)
+            except NetlinkError as error:
+                if error.errno == errno.EEXIST and _is_the_kernels(nl, route):
+                    continue
+                if attempt == _ROUTE_ORDER - 1:
+                    raise
+                failed.append(route)
+        pending = failed
+
+
+def _is_the_kernels(nl: Netlink, route: routes.Route) -> bool:
+    """Whether an address has brought the route with it."""
+    return any(
+        found.protocol == routes.RTPROT_KERNEL
+        and (found.destination, found.device) == (route.destination, route.device)
+        for found in routes.listing(nl)
+        if not route.gateway
+    )
 
 
 def _route_key(route: routes.Route) -> routes.Route:

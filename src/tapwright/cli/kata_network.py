@@ -1,0 +1,108 @@
+"""`tapwright kata-network`: NICs and routes of a running sandbox, under the names, with the JSON
+and the answers of `kata-runtime kata-network`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tapwright.cli import output
+from tapwright.errors import TapwrightError
+
+Json = Any
+
+
+class Verb(NamedTuple):
+    """`call` is the name of what it calls in `sandbox.client`; `takes` what it reads."""
+
+    call: str
+    help: str
+    takes: str = ""
+
+
+_VERBS = {
+    "add-iface": Verb("add_interface", "plug an existing device into the VM", "an interface"),
+    "del-iface": Verb("remove_interface", "take a NIC out of the VM", "an interface"),
+    "list-ifaces": Verb("list_interfaces", "list the NICs of the guest"),
+    "add-route": Verb("add_routes", "add routes in the guest", "a list of routes"),
+    "del-route": Verb("remove_routes", "remove routes in the guest", "a list of routes"),
+    "update-routes": Verb("update_routes", "replace the guest's routes", "a list of routes"),
+    "list-routes": Verb("list_routes", "list the routes of the guest"),
+}
+
+_EPILOG = """\
+An interface:
+  {"device":"tap-test","name":"eth-test","IPAddresses":[{"address":"172.16.0.3","mask":"16"}],
+   "hwAddr":"02:42:20:6f:a3:69","mtu":1500}
+  optional: IPAddresses, mtu, queues, vhostUserSocket, linkType
+
+A list of routes:
+  [{"dest":"10.0.0.0/8","gateway":"172.16.0.1","device":"eth-test"}]
+  optional: gateway, source, scope, metric
+
+Prints the answer as one line of JSON; after a failure null (del-iface: the interface that could
+not be removed), and the reason on stderr. docs/tap-networking.md tells all."""
+
+
+def add_commands(groups: Any, _words: Sequence[str] = ()) -> None:
+    group = groups.add_parser(
+        "kata-network",
+        help="NICs and routes of a running sandbox",
+        description="Plug existing TAPs into a running sandbox and set the guest's routes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = group.add_subparsers(metavar="VERB", required=True)
+    for name, verb in _VERBS.items():
+        command = commands.add_parser(name, help=verb.help, description=f"{verb.help}.")
+        command.add_argument("id", metavar="ID", help="the sandbox, or the beginning of its id")
+        if verb.takes:
+            command.add_argument(
+                "file", metavar="FILE|-", help=f"{verb.takes} as JSON; - reads standard input"
+            )
+        command.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+        command.set_defaults(run=_run, verb=verb)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from tapwright.sandbox import client, lifecycle
+
+    verb: Verb = arguments.verb
+    content: Json = None
+    call: Callable[..., Json] = getattr(client, verb.call)
+    try:
+        output.need_root()
+        content = _read(arguments.file) if verb.takes else None
+        sandbox = lifecycle.find(arguments.root, arguments.id)
+        answer = call(sandbox, content) if verb.takes else call(sandbox)
+    except TapwrightError as error:
+        _print(_left(error, content) if call is client.remove_interface else None)
+        raise
+    _print(answer or None)
+    return 0
+
+
+def _left(error: TapwrightError, asked_for: Json) -> Json:
+    """The interface that could not be removed, as far as it is known."""
+    return error.result or asked_for
+
+
+def _read(path: str) -> Json:
+    try:
+        if path == "-":
+            text = sys.stdin.read()
+        else:
+            with open(path) as file:
+                text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TapwrightError(f"{path} can't be read: {error}") from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        name = "standard input" if path == "-" else path
+        raise TapwrightError(f"{name} is not JSON: {error}") from None
+
+
+def _print(content: Json) -> None:
+    print(json.dumps(content, separators=(",", ":")))

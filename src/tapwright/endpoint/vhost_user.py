@@ -1,0 +1,92 @@
+"""A vhost-user backend as endpoint: Open vSwitch with DPDK, testpmd, … moves the frames between
+its own process and the guest's memory, over a unix socket that it shares with QEMU.
+
+Who listens on the socket is found out: a backend that does (Open vSwitch's port type
+dpdkvhostuser) is connected to; else QEMU listens, and the backend comes as a client
+(dpdkvhostuserclient), again and again when it restarts.
+
+QEMU 7.2 takes no connected or listening descriptor for vhost-user, and its user has no right to
+the backend's directory. So it is given, behind a descriptor that opens nothing, the right to one
+socket or to one directory of its own, for as long as it takes to open the socket.
+"""
+
+import os
+import shutil
+import socket
+import stat
+from pathlib import Path
+
+from tapwright.errors import NetworkError
+from tapwright.hypervisor.nics import VhostUser
+
+
+def owner_of(path: str) -> int | None:
+    """The user id of the socket that is there, for `detach`; None when there is none."""
+    try:
+        return os.lstat(path).st_uid
+    except OSError:
+        return None
+
+
+def attach(path: str, queues: int, uid: int) -> VhostUser:
+    """Prepare the socket for a QEMU of that user id, which opens it then.
+
+    Raises NetworkError; call `detach` all the same.
+    """
+    try:
+        if _somebody_listens(path):
+            owner = os.stat(path).st_uid
+            os.chown(path, uid, -1)
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            return VhostUser(fd, "", queues, opened=lambda: os.chown(path, owner, -1))
+        _remove_dead(path)
+        workshop = _workshop(path)
+        shutil.rmtree(workshop, ignore_errors=True)
+        workshop.mkdir(mode=0o700)
+        os.chown(workshop, uid, uid)
+        fd = os.open(workshop, os.O_PATH | os.O_CLOEXEC)
+        return VhostUser(fd, Path(path).name, queues, opened=lambda: _publish(path))
+    except OSError as error:
+        raise NetworkError(f"vhostUserSocket: {path} can't be used: {error.strerror}") from None
+
+
+def detach(path: str, owner: int | None) -> None:
+    """Remove the socket that QEMU listened on; a backend's own is left, and `owner`'s again.
+    Raises OSError."""
+    shutil.rmtree(_workshop(path), ignore_errors=True)
+    if not _somebody_listens(path):
+        _remove_dead(path)
+    elif owner is not None:
+        os.chown(path, owner, -1)
+
+
+def _publish(path: str) -> None:
+    """Put the socket that QEMU made in its place, for root and the group of the directory: who
+    connects to it sees all of the guest's memory."""
+    made = _workshop(path) / Path(path).name
+    os.chown(made, 0, made.parent.parent.stat().st_gid)
+    made.chmod(0o660)
+    made.rename(path)
+    made.parent.rmdir()
+
+
+def _workshop(path: str) -> Path:
+    """A directory in which QEMU may make its socket, beside the place of it."""
+    return Path(path).with_name(f".{Path(path).name}.tapwright")
+
+
+def _somebody_listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
+def _remove_dead(path: str) -> None:
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,262 @@
+"""The NICs of a running QEMU: plugged into PCI Express ports, one each, and taken out again.
+
+A NIC's *slot* is the number of its port, and all that a caller must remember of it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tapwright.errors import HypervisorError
+from tapwright.hypervisor.qmp import Qmp, QmpError
+
+UNPLUG_SECONDS = 10.0
+BACKEND_SECONDS = 10.0
+_PAUSE = 0.02
+
+_FIRST_ADDRESS = 0x1
+_PORTS_PER_DEVICE = 8
+_VHOST = "/dev/vhost-net"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """The host's side of a NIC: one descriptor for each queue of a TAP. They stay the caller's."""
+
+    fds: Sequence[int]
+
+    @property
+    def queues(self) -> int:
+        return len(self.fds)
+
+
+@dataclass(frozen=True)
+class VhostUser:
+    """The host's side of a NIC: a unix socket to a vhost-user backend.
+
+    `fd` (O_PATH; stays the caller's) is the backend's socket, which QEMU must have the right to
+    connect to; or, with a `name`, the directory in which QEMU must have the right to make a socket
+    of that name, to listen on. `opened` is called when it has done so. QEMU must have been started
+    with a `memory_directory`.
+    """
+
+    fd: int
+    name: str
+    queues: int
+    opened: Callable[[], None]
+
+
+Backend = Tap | VhostUser
+
+
+def port(slot: int) -> str:
+    """The -device of a slot's port; eight of them make one multifunction device."""
+    address, function = _place(slot)
+    first = ",multifunction=on" if function == 0 else ""
+    number = slot + 1
+    return (
+        f"pcie-root-port,id=slot{slot},bus=pcie.0,chassis={number},slot={number},"
+        f"addr={address:#x}.{function:#x}{first}"
+    )
+
+
+def pci_address(slot: int) -> str:
+    """Where the guest finds the NIC: the port's device and function on the root bus, and the
+    device behind it, as Kata writes it (`01.0/00`)."""
+    address, function = _place(slot)
+    return f"{address:02x}.{function}/00"
+
+
+def _place(slot: int) -> tuple[int, int]:
+    device, function = divmod(slot, _PORTS_PER_DEVICE)
+    return _FIRST_ADDRESS + device, function
+
+
+class Nics:
+    """All NICs of one QEMU that has ports for `slots` of them.
+
+    `on_gone(slot)` is called when a NIC is gone for good, whoever asked for it: also one that
+    the guest let go of only after `unplug` had given up on it.
+    """
+
+    def __init__(self, qmp: Qmp, slots: int, kvm: bool) -> None:
+        self._qmp = qmp
+        self._kvm = kvm
+        self._slots = slots
+        self._plugged: dict[int, Backend] = {}
+        self._leaving: dict[int, asyncio.Future[None]] = {}
+        self._releasing: set[asyncio.Task[None]] = set()
+        self.on_gone: Callable[[int], None] = lambda slot: None
+        qmp.on_event("DEVICE_DELETED", self._device_deleted)
+
+    async def plug(self, backend: Backend, mac: str) -> int:
+        """Hot-plug a virtio NIC; return its slot. After a failure nothing of it is left.
+
+        Raises HypervisorError.
+        """
+        slot = next((n for n in range(self._slots) if n not in self._plugged), None)
+        if slot is None:
+            raise HypervisorError(f"all {self._slots} slots for NICs are taken; remove one first")
+        self._plugged[slot] = backend
+        try:
+            async with contextlib.AsyncExitStack() as undo:
+                if isinstance(backend, Tap):
+                    await self._make_tap(slot, backend, undo)
+                else:
+                    await self._make_vhost_user(slot, backend, undo)
+                await self._qmp.execute(
+                    "device_add",
+                    driver="virtio-net-pci",
+                    id=f"nic{slot}",
+                    netdev=f"net{slot}",
+                    mac=mac,
+                    bus=f"slot{slot}",
+                    romfile="",
+                    **self._device_options(backend),
+                )
+                undo.pop_all()
+        except HypervisorError:
+            del self._plugged[slot]
+            raise
+        return slot
+
+    async def unplug(self, slot: int) -> None:
+        """Take a NIC out and wait until the guest has let go of it. Raises HypervisorError.
+
+        After a failure the NIC is still there; it may go later, and can be asked to again.
+        """
+        asked_before = slot in self._leaving
+        leaving = self._leaving.setdefault(slot, asyncio.get_running_loop().create_future())
+        try:
+            await self._qmp.execute("device_del", id=f"nic{slot}")
+        except QmpError:
+            if not asked_before:
+                del self._leaving[slot]
+                raise
+        try:
+            await asyncio.wait_for(asyncio.shield(leaving), UNPLUG_SECONDS)
+        except TimeoutError:
+            raise HypervisorError(
+                f"the guest did not let go of the NIC within {UNPLUG_SECONDS:g} s; is it running?"
+            ) from None
+
+    def _device_options(self, backend: Backend) -> dict[str, Any]:
+        # A vector for each queue's two rings, one for control, one for configuration.
+        options = {"mq": True, "vectors": 2 * backend.queues + 2} if backend.queues > 1 else {}
+        if isinstance(backend, VhostUser) and not self._kvm:
+            # QEMU 7.2 crashes without: it looks for KVM's interrupt of an MSI-X vector.
+            options["vectors"] = 0
+        return options
+
+    async def _make_tap(self, slot: int, tap: Tap, undo: contextlib.AsyncExitStack) -> None:
+        with _vhost_fds(tap.queues) as vhost_fds:
+            names = [await self._pass(fd, f"net{slot}-{n}") for n, fd in enumerate(tap.fds)]
+            vhost = [await self._pass(fd, f"vhost{slot}-{n}") for n, fd in enumerate(vhost_fds)]
+        more = {"vhost": True, "vhostfds": ":".join(vhost)} if vhost else {}
+        try:
+            await self._qmp.execute(
+                "netdev_add", type="tap", id=f"net{slot}", fds=":".join(names), **more
+            )
+        except QmpError:
+            for name in names + vhost:
+                with contextlib.suppress(QmpError):  # QEMU has taken some of them
+                    await self._qmp.execute("closefd", fdname=name)
+            raise
+        undo.push_async_callback(self._qmp.execute, "netdev_del", id=f"net{slot}")
+
+    async def _make_vhost_user(
+        self, slot: int, backend: VhostUser, undo: contextlib.AsyncExitStack
+    ) -> None:
+        chardev = f"char{slot}"
+        await self._open_socket(chardev, backend)
+        try:
+            if backend.name:
+                await self._connected(chardev)
+            # Only now, for QEMU stands still until the backend has answered.
+            await self._qmp.execute(
+                "netdev_add",
+                type="vhost-user",
+                id=f"net{slot}",
+                chardev=chardev,
+                queues=backend.queues,
+            )
+        except HypervisorError:
+            await self._qmp.execute("chardev-remove", id=chardev)
+            raise
+        # With the netdev goes its chardev.
+        undo.push_async_callback(self._qmp.execute, "netdev_del", id=f"net{slot}")
+
+    async def _open_socket(self, chardev: str, backend: VhostUser) -> None:
+        passed = await self._qmp.execute_with_fd(backend.fd, "add-fd")
+        path = f"/proc/self/fd/{passed['fd']}"
+        if backend.name:
+            address = {"type": "unix", "data": {"path": f"{path}/{backend.name}"}}
+            data = {"addr": address, "server": True, "wait": False}
+        else:
+            data = {"addr": {"type": "unix", "data": {"path": path}}, "server": False}
+        try:
+            await self._qmp.execute(
+                "chardev-add", id=chardev, backend={"type": "socket", "data": data}
+            )
+        finally:
+            await self._qmp.execute("remove-fd", fdset_id=passed["fdset-id"])
+        try:
+            backend.opened()
+        except OSError as error:
+            await self._qmp.execute("chardev-remove", id=chardev)
+            raise HypervisorError(f"the vhost-user socket can't be put in place: {error}") from None
+
+    async def _connected(self, chardev: str) -> None:
+        deadline = time.monotonic() + BACKEND_SECONDS
+        while time.monotonic() < deadline:
+            for entry in await self._qmp.execute("query-chardev"):
+                if entry["label"] == chardev and not entry["filename"].startswith("disconnected:"):
+                    return
+            await asyncio.sleep(_PAUSE)  # QEMU sends no event for it
+        raise HypervisorError(
+            f"no vhost-user backend has connected within {BACKEND_SECONDS:g} s; does its port lead "
+            "to this socket (Open vSwitch: type dpdkvhostuserclient, options:vhost-server-path)?"
+        )
+
+    async def _pass(self, fd: int, name: str) -> str:
+        await self._qmp.execute_with_fd(fd, "getfd", fdname=name)
+        return name
+
+    def _device_deleted(self, data: dict[str, Any]) -> None:
+        device = str(data.get("device", ""))
+        number = device.removeprefix("nic")
+        if device != number and number.isdecimal() and int(number) in self._plugged:
+            task = asyncio.create_task(self._release(int(number)))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+
+    async def _release(self, slot: int) -> None:
+        try:
+            await self._qmp.execute("netdev_del", id=f"net{slot}")
+        except HypervisorError as error:
+            _log.error("slot %d is lost: %s", slot, error)
+            return
+        del self._plugged[slot]
+        self.on_gone(slot)
+        if leaving := self._leaving.pop(slot, None):
+            leaving.set_result(None)
+
+
+@contextlib.contextmanager
+def _vhost_fds(count: int) -> Iterator[list[int]]:
+    """A descriptor of the kernel's vhost-net for each queue; none where it is not there."""
+    fds: list[int] = []
+    try:
+        if os.path.exists(_VHOST):
+            fds.extend(os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC) for _ in range(count))
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,27 @@
+"""The number of a NIC's queues (SIOCETHTOOL, include/uapi/linux/ethtool.h)."""
+
+import fcntl
+import socket
+import struct
+from array import array
+
+SIOCETHTOOL = 0x8946
+ETHTOOL_GCHANNELS, ETHTOOL_SCHANNELS = 0x3C, 0x3D
+
+# cmd; then the most, and then the present number, of rx, tx, other and combined channels.
+_CHANNELS = struct.Struct("=9I")
+
+
+def set_queues(name: str, count: int) -> None:
+    """Have the NIC use `count` queue pairs. Raises OSError (EINVAL: it has not as many)."""
+    *head, _ = _CHANNELS.unpack(_call(name, _CHANNELS.pack(ETHTOOL_GCHANNELS, *[0] * 8)))
+    _call(name, _CHANNELS.pack(ETHTOOL_SCHANNELS, *head[1:], count))
+
+
+def _call(name: str, command: bytes) -> bytes:
+    buffer = array("B", command)  # in its place the kernel reads the command and writes the answer
+    address, _ = buffer.buffer_info()
+    request = struct.pack("16sP16x", name.encode(), address)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCETHTOOL, request)
+    return buffer.tobytes()

@@ -1,0 +1,126 @@
+"""A running sandbox, asked from here over its control socket: the library behind `kata-network`.
+
+Plain blocking calls. Each raises SandboxStateError when the sandbox does not run or answer, and
+what the supervisor raised.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tapwright import errors
+from tapwright.agent import protocol
+from tapwright.errors import SandboxStateError, TapwrightError
+from tapwright.sandbox.lifecycle import Sandbox
+from tapwright.sandbox.record import RUNNING
+
+SOCKET = "control.sock"
+_SECONDS = 120.0
+
+Json = dict[str, Any]
+
+
+def add_interface(sandbox: Sandbox, interface: Json) -> Json:
+    """Plug an existing device into the VM; return the interface with its `pciAddr`.
+
+    The fields are those of `kata-network add-iface` (docs/tap-networking.md).
+    """
+    added: Json = call(sandbox, "add_interface", interface=interface)
+    return added
+
+
+def remove_interface(sandbox: Sandbox, interface: Json) -> None:
+    """Take out the NIC of that `name`. A failure's `result` is the interface that is left."""
+    call(sandbox, "remove_interface", interface=interface)
+
+
+def list_interfaces(sandbox: Sandbox) -> list[Json]:
+    """The guest's NICs: name, mac, ip (ADDRESS/PREFIX), mtu."""
+    found: list[Json] = call(sandbox, "list_interfaces")
+    return found
+
+
+def add_routes(sandbox: Sandbox, routes: list[Json]) -> list[Json]:
+    """Add all of the routes, or none; return them."""
+    added: list[Json] = call(sandbox, "add_routes", routes=routes)
+    return added
+
+
+def remove_routes(sandbox: Sandbox, routes: list[Json]) -> list[Json]:
+    """Remove all routes that match one of these by `dest` and, where given, `gateway` and
+    `device`; return the routes as given."""
+    removed: list[Json] = call(sandbox, "remove_routes", routes=routes)
+    return removed
+
+
+def update_routes(sandbox: Sandbox, routes: list[Json]) -> list[Json]:
+    """Make these the guest's routes, beside those of the kernel; return what there is then."""
+    found: list[Json] = call(sandbox, "update_routes", routes=routes)
+    return found
+
+
+def list_routes(sandbox: Sandbox) -> list[Json]:
+    """The guest's routes: dest, gateway, device, source, scope, metric, where they are not
+    empty or zero."""
+    found: list[Json] = call(sandbox, "list_routes")
+    return found
+
+
+def call(sandbox: Sandbox, op: str, **arguments: Any) -> Any:
+    """Have the supervisor do something; return its answer. The error raised for a refusal may
+    carry a `result`."""
+    with connect(sandbox) as connection:
+        connection.settimeout(_SECONDS)
+        try:
+            connection.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
+            kind, content = _answer(connection)
+        except OSError as error:
+            raise SandboxStateError(f"sandbox {sandbox.id!r} did not answer: {error}") from None
+    if kind == protocol.REPLY:
+        return content["result"]
+    refusal: TapwrightError = getattr(errors, content.get("kind", ""), TapwrightError)(
+        content["message"]
+    )
+    refusal.result = content.get("result")
+    raise refusal
+
+
+def connect(sandbox: Sandbox) -> socket.socket:
+    """The control socket. Raises SandboxStateError."""
+    if sandbox.status != RUNNING:
+        reason = f" ({sandbox.problem})" if sandbox.problem else ""
+        raise SandboxStateError(f"sandbox {sandbox.id!r} is {sandbox.status}{reason}, not running")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with address(sandbox.directory) as path:
+            connection.connect(path)
+    except OSError as error:
+        connection.close()
+        raise SandboxStateError(
+            f"sandbox {sandbox.id!r} does not answer: {error.strerror}"
+        ) from None
+    return connection
+
+
+@contextlib.contextmanager
+def address(directory: Path) -> Iterator[str]:
+    """The socket's address, short enough for any depth of the directory (unix(7): 107 bytes)."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{SOCKET}"
+    finally:
+        os.close(fd)
+
+
+def _answer(connection: socket.socket) -> tuple[int, Json]:
+    decoder, assembler = protocol.Decoder(), protocol.Assembler()
+    while data := connection.recv(protocol.WINDOW):
+        for frame in decoder.feed(data):
+            content = assembler.add(frame)
+            if content is not None:
+                return frame.kind, protocol.read_json(content)
+    raise ConnectionError("it hung up")

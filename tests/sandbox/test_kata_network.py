@@ -1,0 +1,664 @@
+"""`kata-network`: TAPs that somebody made and bridged, plugged into a running VM."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host import Host
+from tests.sandboxes import COMMAND, Tapwright, ended, pids_of
+
+BRIDGE = "br-kata"
+GATEWAY = "172.16.0.1"
+VM = "vm-0001"
+
+Json = Any
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Iterator[str]:
+    """A Linux bridge with addresses of the host's."""
+    for command in (
+        f"link add {BRIDGE} type bridge",
+        f"address add {GATEWAY}/16 dev {BRIDGE}",
+        f"address add fd16::1/64 dev {BRIDGE} nodad",
+        f"link set {BRIDGE} up",
+    ):
+        ip(command)
+    yield BRIDGE
+    ip(f"link delete {BRIDGE}")
+
+
+@pytest.fixture(scope="module")
+def vm(tapwright: Tapwright, bridge: str) -> Iterator[Json]:
+    yield tapwright.json("sandbox", "run", VM)
+    tapwright.delete(VM)
+
+
+@pytest.fixture
+def clean(host: Host, vm: Json, kata: "Kata") -> Iterator[None]:
+    """The test ends with a VM without NICs, and a host as before it."""
+    assert kata("list-ifaces") is None
+    before = host.snapshot()
+    yield
+    try:
+        host.assert_same(before)
+        assert kata("list-ifaces") is None
+    finally:
+        for interface in kata("list-ifaces") or []:
+            kata("del-iface", {"name": interface["name"]})
+
+
+@pytest.fixture
+def taps(bridge: str, clean: None) -> Iterator[Any]:
+    """Make a TAP in the bridge, as an administrator does; they go at the end."""
+    made = []
+
+    def make(name: str, *flags: str, up: bool = True, mode: str = "tap") -> str:
+        ip(f"tuntap add dev {name} mode {mode} {' '.join(flags)}")
+        made.append(name)
+        if mode == "tap":
+            ip(f"link set {name} master {bridge}" + (" up" if up else ""))
+        return name
+
+    yield make
+    for name in made:
+        ip(f"link delete {name}")
+
+
+class Kata:
+    """Runs `kata-network` on the VM through a link named kata-runtime, as a script of Kata's
+    operators does. JSON goes in and comes out."""
+
+    def __init__(self, tapwright: Tapwright, directory: Path, sandbox: str = VM) -> None:
+        self._tapwright = tapwright
+        self._sandbox = sandbox
+        self.link = directory / "kata-runtime"
+        self.link.symlink_to(COMMAND)
+
+    def command(self, verb: str, sandbox: str, with_input: bool) -> list[str]:
+        words = ["--config", str(self._tapwright.config), "--root", str(self._tapwright.root)]
+        end = ["-"] if with_input else []
+        return [str(self.link), *words, "kata-network", verb, sandbox, *end]
+
+    def run(
+        self, verb: str, content: Json = None, sandbox: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        text = content if isinstance(content, str) else json.dumps(content)
+        has_input = not verb.startswith("list-")
+        return subprocess.run(
+            self.command(verb, sandbox or self._sandbox, has_input),
+            input=text if has_input else None,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def __call__(self, verb: str, content: Json = None, sandbox: str = "") -> Json:
+        """Insist on success; the answer, which is one line."""
+        done = self.run(verb, content, sandbox)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.count("\n") == 1
+        return json.loads(done.stdout)
+
+    def refused(self, verb: str, content: Json = None, sandbox: str = "") -> str:
+        """Insist on a failure that prints null; the reason, which is one line."""
+        done = self.run(verb, content, sandbox)
+        assert (done.returncode, done.stdout) in ((1, "null\n"), (2, "null\n")), done
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+
+@pytest.fixture(scope="module")
+def kata(tapwright: Tapwright, tmp_path_factory: pytest.TempPathFactory) -> Kata:
+    return Kata(tapwright, tmp_path_factory.mktemp("bin"))
+
+
+def ip(command: str) -> str:
+    done = subprocess.run(["ip", *command.split()], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def interface(tap: str, **changes: Json) -> dict[str, Json]:
+    fields = {
+        "device": tap,
+        "name": "eth-test",
+        "IPAddresses": [{"address": "172.16.0.3", "mask": "16"}],
+        "hwAddr": "02:42:20:6f:a3:69",
+        "mtu": 1500,
+        **changes,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def answers_ping(address: str) -> bool:
+    command = ["ping", "-c", "1", "-W", "5", address]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def tap_state(name: str) -> Json:
+    (link,) = json.loads(ip(f"-details -json link show {name}"))
+    offloads = subprocess.run(
+        ["ethtool", "-k", name], check=True, capture_output=True, text=True
+    ).stdout
+    keys = "ifindex", "flags", "mtu", "master", "operstate", "address", "linkinfo"
+    # Off is off; what the kernel would like to have on is its own affair.
+    return {key: link.get(key) for key in keys}, offloads.replace(" [requested on]", "")
+
+
+# --- the day of an operator -----------------------------------------------------------------
+
+
+def test_add_list_and_delete(tapwright: Tapwright, kata: Kata, taps: Any, clean: None) -> None:
+    taps("tap-test")
+    before = tap_state("tap-test")
+    answer = kata("add-iface", interface("tap-test"))
+    assert answer == {
+        "device": "tap-test",
+        "name": "eth-test",
+        "IPAddresses": [{"Family": 2, "Address": "172.16.0.3", "Mask": "16"}],
+        "mtu": 1500,
+        "hwAddr": "02:42:20:6f:a3:69",
+        "pciAddr": "01.0/00",
+    }
+    assert kata("list-ifaces") == [
+        {"name": "eth-test", "mac": "02:42:20:6f:a3:69", "ip": ["172.16.0.3/16"], "mtu": 1500}
+    ]
+    assert answers_ping("172.16.0.3")
+    tapwright.exec(VM, "ping", "-c", "1", "-W", "5", GATEWAY)
+    assert kata("del-iface", {"name": "eth-test"}) is None
+    assert tap_state("tap-test") == before
+    assert kata("list-ifaces") is None
+
+
+def test_answer_is_spelled_as_in_kata(kata: Kata, taps: Any, clean: None) -> None:
+    taps("tap-test")
+    done = kata.run("add-iface", interface("tap-test"))
+    assert done.stdout == (
+        '{"device":"tap-test","name":"eth-test","IPAddresses":[{"Family":2,'
+        '"Address":"172.16.0.3","Mask":"16"}],"mtu":1500,"hwAddr":"02:42:20:6f:a3:69",'
+        '"pciAddr":"01.0/00"}\n'
+    )
+    assert kata.run("del-iface", {"name": "eth-test"}).stdout == "null\n"
+
+
+def test_keys_in_any_case_from_a_file(kata: Kata, taps: Any, tmp_path: Path, clean: None) -> None:
+    taps("tap-test")
+    content = {
+        "Device": "tap-test",
+        "NAME": "eth-test",
+        "ipaddresses": [{"Address": "172.16.0.4", "Mask": "24", "Family": 2}],
+        "HwAddr": "02:42:20:6F:A3:70",
+        "Mtu": 1400,
+        "RawFlags": 0,
+    }
+    (tmp_path / "iface.json").write_text(json.dumps(content))
+    command = [*kata.command("add-iface", VM[:4], False), str(tmp_path / "iface.json")]
+    subprocess.run(command, check=True, capture_output=True)
+    (listed,) = kata("list-ifaces")
+    assert listed == {
+        "name": "eth-test",
+        "mac": "02:42:20:6f:a3:70",
+        "ip": ["172.16.0.4/24"],
+        "mtu": 1400,
+    }
+    kata("del-iface", content)
+
+
+def test_addresses_of_both_families_and_none(
+    kata: Kata, tapwright: Tapwright, taps: Any, clean: None
+) -> None:
+    for name in ("tap-a", "tap-b"):
+        taps(name)
+    addresses = [
+        {"address": "172.16.0.5", "mask": "16"},
+        {"address": "172.16.9.5", "mask": 24},
+        {"address": "fd16::5", "mask": "64"},
+    ]
+    kata("add-iface", interface("tap-a", IPAddresses=addresses))
+    kata(
+        "add-iface",
+        interface("tap-b", name="bare0", hwAddr="02:42:20:6f:a3:71", IPAddresses=None, mtu=None),
+    )
+    both, bare = kata("list-ifaces")
+    assert sorted(both["ip"]) == ["172.16.0.5/16", "172.16.9.5/24", "fd16::5/64"]
+    assert (bare["ip"], bare["mtu"]) == ([], 1500)
+    assert answers_ping("172.16.0.5")
+    assert answers_ping("fd16::5")
+    for name in ("eth-test", "bare0"):
+        kata("del-iface", {"name": name})
+
+
+def test_address_that_was_elsewhere(kata: Kata, taps: Any, clean: None) -> None:
+    """A guest says where its address is now, so that nobody goes on sending to where it was."""
+    taps("tap-test")
+    for address, mac in (
+        ("172.16.0.3", "02:42:20:6f:a3:01"),
+        ("172.16.0.3", "02:42:20:6f:a3:02"),
+        ("fd16::3", "02:42:20:6f:a3:03"),
+        ("fd16::3", "02:42:20:6f:a3:04"),
+    ):
+        addresses = [{"address": address, "mask": "64" if ":" in address else "16"}]
+        kata("add-iface", interface("tap-test", hwAddr=mac, IPAddresses=addresses))
+        assert answers_ping(address)
+        assert mac in ip(f"neighbour show {address} dev {BRIDGE}")
+        kata("del-iface", {"name": "eth-test"})
+
+
+def test_routes(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:
+    taps("tap-test")
+    addresses = [{"address": "172.16.0.3", "mask": "16"}, {"address": "fd16::3", "mask": "64"}]
+    kata("add-iface", interface("tap-test", IPAddresses=addresses))
+    on_link = [
+        {"dest": "172.16.0.0/16", "device": "eth-test", "source": "172.16.0.3", "scope": 253},
+        {"dest": "fd16::/64", "device": "eth-test", "metric": 256},
+    ]
+    assert kata("list-routes") == on_link
+    default = {"dest": "default", "gateway": GATEWAY, "device": "eth-test"}
+    other = {"dest": "10.5.0.0/16", "gateway": GATEWAY, "device": "eth-test", "metric": 7}
+    host_route = {"dest": "10.9.9.9", "device": "eth-test"}
+    six = {"dest": "default", "gateway": "fd16::1", "device": "eth-test"}
+    added = kata("add-route", [default, other, host_route, six])
+    assert added == [
+        default,
+        other,
+        {"dest": "10.9.9.9/32", "device": "eth-test", "scope": 253},
+        six,
+    ]
+    listed = kata("list-routes")
+    for route in (default, other, {**six, "metric": 1024}):
+        assert route in listed
+    assert "default via 172.16.0.1 dev eth-test" in tapwright.exec(VM, "ip", "route")
+
+    kata("add-route", [default])  # twice is once
+    assert kata("list-routes") == listed
+
+    # All that match go; gateway and device narrow.
+    assert kata("del-route", [{"dest": "10.5.0.0/16", "gateway": "172.16.0.9"}]) == [
+        {"dest": "10.5.0.0/16", "gateway": "172.16.0.9"}
+    ]
+    assert other in kata("list-routes")
+    kata("del-route", [{"dest": "10.5.0.0/16"}, {"dest": "default"}])
+    remaining = kata("list-routes")
+    assert [r for r in remaining if r["dest"] in ("default", "10.5.0.0/16")] == []
+
+    # The whole table afterwards; the kernel's routes are not in question.
+    result = kata("update-routes", [other])
+    assert [route for route in result if route not in on_link] == [other]
+    assert kata("update-routes", []) == on_link
+    kata("del-iface", {"name": "eth-test"})
+    assert kata("list-routes") is None
+
+
+def test_routes_through_loopback(kata: Kata, clean: None) -> None:
+    kata("add-route", [{"dest": "10.77.0.0/16", "device": "lo"}])
+    assert [route["dest"] for route in kata("list-routes")] == ["10.77.0.0/16"]
+    kata("del-route", [{"dest": "10.77.0.0/16"}])
+    assert kata("list-routes") is None
+
+
+def test_failed_routes_change_nothing(kata: Kata, taps: Any, clean: None) -> None:
+    taps("tap-test")
+    kata("add-iface", interface("tap-test"))
+    kata("add-route", [{"dest": "10.5.0.0/16", "gateway": GATEWAY, "device": "eth-test"}])
+    before = kata("list-routes")
+    good = {"dest": "10.6.0.0/16", "gateway": GATEWAY, "device": "eth-test"}
+    for bad, reason in (
+        ({"dest": "10.7.0.0/16", "gateway": "192.0.2.1", "device": "eth-test"}, "10.7.0.0/16"),
+        ({"dest": "10.7.0.0/16", "device": "eth-none"}, "no interface called 'eth-none'"),
+        ({"dest": "10.5.0.0/16", "gateway": "172.16.0.7", "device": "eth-test"}, "File exists"),
+    ):
+        assert reason in kata.refused("add-route", [good, bad])
+        assert kata("list-routes") == before
+    unreachable = {"dest": "10.7.0.0/16", "gateway": "192.0.2.1", "device": "eth-test"}
+    kata.refused("update-routes", [good, unreachable])
+    assert kata("list-routes") == before
+    kata("del-iface", {"name": "eth-test"})
+
+
+# --- TAPs of all makes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [(), ("vnet_hdr",), ("multi_queue",), ("pi",)])
+@pytest.mark.parametrize("up", [True, False])
+def test_tap_is_given_back_as_it_was(
+    kata: Kata, taps: Any, clean: None, flags: tuple[str, ...], up: bool
+) -> None:
+    taps("tap-test", *flags, up=up)
+    before = tap_state("tap-test")
+    kata("add-iface", interface("tap-test"))
+    assert answers_ping("172.16.0.3")
+    kata("del-iface", {"name": "eth-test"})
+    assert tap_state("tap-test") == before
+
+
+def test_queues(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:
+    taps("tap-mq", "multi_queue", "vnet_hdr")
+    before = tap_state("tap-mq")
+    kata("add-iface", interface("tap-mq", queues=5))
+    assert answers_ping("172.16.0.3")
+    queues = tapwright.exec(VM, "ls", "/sys/class/net/eth-test/queues").split()
+    assert sorted(queues) == sorted(f"{d}-{n}" for d in ("rx", "tx") for n in range(5))
+    used = tapwright.exec(VM, "sh", "-c", "grep -c virtio.*-input /proc/interrupts")
+    assert int(used) >= 5
+    kata("del-iface", {"name": "eth-test"})
+    assert tap_state("tap-mq") == before
+
+
+def test_tap_in_the_sandboxs_namespace_comes_first(
+    kata: Kata, vm: Json, taps: Any, clean: None
+) -> None:
+    name = Path(vm["netns"]).name
+    ip(f"-n {name} tuntap add dev tap-test mode tap")
+    taps("tap-test")
+    kata("add-iface", interface("tap-test"))
+    assert "LOWER_UP" in ip(f"-n {name} link show tap-test")
+    assert "NO-CARRIER" in ip("link show tap-test")
+    kata("del-iface", {"name": "eth-test"})
+    ip(f"-n {name} link delete tap-test")
+
+
+def test_veth_in_the_sandboxs_namespace_is_joined(kata: Kata, vm: Json, clean: None) -> None:
+    name = Path(vm["netns"]).name
+    ip(f"link add twtest1 type veth peer name lan0 netns {name}")
+    ip("address add 10.98.0.1/24 dev twtest1")
+    ip("link set twtest1 up")
+    ip(f"-n {name} link set lan0 up")
+    mac = json.loads(ip(f"-n {name} -json link show lan0"))[0]["address"]
+    addresses = [{"address": "10.98.0.2", "mask": "24"}]
+    kata(
+        "add-iface",
+        interface("lan0", IPAddresses=addresses, hwAddr=mac, linkType="veth"),
+    )
+    assert answers_ping("10.98.0.2")
+    kata("del-iface", {"name": "eth-test"})
+    shown = subprocess.check_output(["tc", "-n", name, "qdisc", "show", "dev", "lan0"], text=True)
+    assert "ingress" not in shown
+    ip("link delete twtest1")
+
+
+# --- faults ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": None}, "device: '' is refused"),
+        ({"device": "a" * 16}, "1 to 15 letters"),
+        ({"device": "9tap"}, "the first a letter"),
+        ({"device": "tap/1"}, "device: 'tap/1' is refused"),
+        ({"name": None}, "name: '' is refused"),
+        ({"name": "eth 0"}, "name: 'eth 0' is refused"),
+        ({"hwAddr": None}, "hwAddr: '' is refused"),
+        ({"hwAddr": "02:42:20:6f:a3"}, "six bytes in hexadecimal"),
+        ({"hwAddr": "01:00:5e:00:00:01"}, "a unicast address"),
+        ({"hwAddr": "00:00:00:00:00:00"}, "a unicast address"),
+        ({"mtu": 45}, "mtu: 45 is refused: it must be a whole number from 46 to 9600"),
+        ({"mtu": 9601}, "from 46 to 9600"),
+        ({"mtu": "1500"}, "mtu: '1500' is refused"),
+        ({"mtu": True}, "mtu: True is refused"),
+        ({"queues": -1}, "queues: -1 is refused"),
+        ({"queues": 1000}, "from 0 to 256"),
+        ({"IPAddresses": [{"address": "172.16.0.3", "mask": "33"}]}, "172.16.0.3/33"),
+        ({"IPAddresses": [{"address": "172.16.0.300", "mask": "16"}]}, "172.16.0.300/16"),
+        ({"IPAddresses": [{"address": "172.16.0.3"}]}, "a prefix length"),
+        ({"IPAddresses": [{"address": "224.0.0.1", "mask": "16"}]}, "that one NIC can have"),
+        ({"IPAddresses": "172.16.0.3/16"}, "it must be a list"),
+        ({"vhostUserSocket": "run/sock"}, "an absolute path"),
+        ({"vhostUserSocket": "/" + "s" * 128}, "at most 128 bytes, not 129"),
+        ({"vhostUserSocket": "/" + "s" * 107}, "at most 107 bytes, as unix sockets have it"),
+        ({"vhostUserSocket": "/run/sock"}, "set file_mem_backend in [hypervisor.qemu]"),
+        ({"queues": 2}, "queues: 2: tap-test was made for one queue"),
+        ({"linkType": "veth"}, "linkType: 'veth', but tap-test is a tap"),
+        ({"device": "tap-none"}, "there is no tap-none in the sandbox's network namespace"),
+        ({"device": BRIDGE}, f"{BRIDGE} is no TAP but a bridge"),
+        ({"device": "tun-test"}, "tun-test is no TAP but a tun"),
+        ({"mtu": 46}, "MTU 46"),
+    ],
+)
+def test_what_is_refused(kata: Kata, taps: Any, clean: None, changes: Json, reason: str) -> None:
+    taps("tap-test")
+    taps("tun-test", mode="tun")
+    before = tap_state("tap-test")
+    assert reason in kata.refused("add-iface", interface("tap-test", **changes))
+    assert tap_state("tap-test") == before
+    kata("add-iface", interface("tap-test"))
+    kata("del-iface", {"name": "eth-test"})
+
+
+@pytest.mark.parametrize(
+    ("route", "reason"),
+    [
+        ({}, "dest: '' is refused"),
+        ({"dest": "10.0.0.1/8", "device": "lo"}, "no bits beyond the prefix"),
+        ({"dest": "default", "device": "lo"}, "a route with a gateway"),
+        ({"dest": "10.0.0.0/8"}, "device: '' is refused"),
+        ({"dest": "10.0.0.0/8", "device": "x" * 16}, "1 to 15 letters"),
+        ({"dest": "10.0.0.0/8", "device": "lo", "gateway": "x"}, "gateway: 'x' is refused"),
+        ({"dest": "10.0.0.0/8", "device": "lo", "gateway": "fd00::1"}, "of the same family"),
+        ({"dest": "10.0.0.0/8", "device": "lo", "metric": -1}, "metric: -1 is refused"),
+        ({"dest": "10.0.0.0/8", "device": "lo", "scope": 256}, "scope: 256 is refused"),
+        (7, "a route is a JSON object, not 7"),
+    ],
+)
+def test_what_routes_are_refused(kata: Kata, clean: None, route: Json, reason: str) -> None:
+    assert reason in kata.refused("add-route", [route])
+
+
+@pytest.mark.parametrize("verb", ["add-iface", "add-route", "del-route", "update-routes"])
+@pytest.mark.parametrize("text", ["", "{", "nul", "\x00", "7", '"x"'])
+def test_what_is_no_request(kata: Kata, clean: None, verb: str, text: str) -> None:
+    kata.refused(verb, text)
+
+
+def test_unknown_sandbox_and_missing_file(kata: Kata, vm: Json) -> None:
+    assert "there is no sandbox 'nobody'" in kata.refused("list-ifaces", sandbox="nobody")
+    done = subprocess.run(
+        [*kata.command("add-iface", VM, False), "/nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "null\n")
+    assert "/nowhere can't be read" in done.stderr
+
+
+def test_name_mac_and_device_are_unique(kata: Kata, taps: Any, clean: None) -> None:
+    for name in ("tap-a", "tap-b"):
+        taps(name)
+    kata("add-iface", interface("tap-a"))
+    other = {"hwAddr": "02:42:20:6f:a3:99", "name": "eth-b", "IPAddresses": None}
+    assert "name: 'eth-test' is taken" in kata.refused(
+        "add-iface", interface("tap-b", **{**other, "name": "eth-test"})
+    )
+    assert "hwAddr: '02:42:20:6F:A3:69' is that of the sandbox's eth-test" in kata.refused(
+        "add-iface", interface("tap-b", **{**other, "hwAddr": "02:42:20:6F:A3:69"})
+    )
+    assert f"tap-a is in use by sandbox '{VM}' as eth-test" in kata.refused(
+        "add-iface", interface("tap-a", **other)
+    )
+    kata("add-iface", interface("tap-b", **other))
+    for name in ("eth-test", "eth-b"):
+        kata("del-iface", {"name": name})
+
+
+def test_device_of_another_sandbox(
+    kata: Kata, tapwright: Tapwright, taps: Any, clean: None
+) -> None:
+    taps("tap-mq", "multi_queue")
+    tapwright.json("sandbox", "run", "other")
+    kata("add-iface", interface("tap-mq"), "other")
+    assert "in use by sandbox 'other' as eth-test" in kata.refused("add-iface", interface("tap-mq"))
+    tapwright.delete("other")
+    kata("add-iface", interface("tap-mq"))
+    kata("del-iface", {"name": "eth-test"})
+
+
+def test_device_of_another_process(kata: Kata, taps: Any, clean: None) -> None:
+    from tapwright.linux import tuntap
+
+    taps("tap-test")
+    flags = tuntap.Tap(packet_info=False, vnet_hdr=False, persistent=True, multi_queue=False)
+    (fd,) = tuntap.attach("tap-test", flags, 1)
+    said = kata.refused("add-iface", interface("tap-test"))
+    assert f"(pid {os.getpid()})" in said
+    os.close(fd)
+    kata("add-iface", interface("tap-test"))
+    kata("del-iface", {"name": "eth-test"})
+
+
+def test_interface_that_is_not_there(kata: Kata, vm: Json) -> None:
+    done = kata.run("del-iface", {"name": "eth-none", "device": "x"})
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"name": "eth-none", "device": "x"}
+    assert "there is no interface 'eth-none'; there are: none" in done.stderr
+
+
+def test_agent_that_is_silent(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:
+    """Stopped, it answers nothing; the kernel of the guest still lets go of the NIC."""
+    taps("tap-test")
+    before = tap_state("tap-test")
+    tapwright.json("sandbox", "run", "silent")
+    stopped = tapwright.start("sandbox", "exec", "silent", "--", "sh", "-c", "kill -STOP $PPID")
+    said = kata.refused("add-iface", interface("tap-test"), "silent")
+    assert "did not answer set_interface within" in said
+    assert tap_state("tap-test") == before
+    assert tapwright.json("sandbox", "inspect", "silent")["interfaces"] == []
+    stopped.kill()
+    stopped.communicate()
+    tapwright.delete("silent")
+
+
+# --- many, often, at once ---------------------------------------------------------------------
+
+
+def test_thirty_at_once_then_no_slot(kata: Kata, taps: Any, clean: None) -> None:
+    for number in range(33):
+        taps(f"tap-{number}")
+        request = interface(
+            f"tap-{number}",
+            name=f"n{number}",
+            hwAddr=f"02:00:00:00:01:{number:02x}",
+            IPAddresses=[{"address": f"172.16.1.{number + 1}", "mask": "16"}],
+        )
+        if number < 32:
+            kata("add-iface", request)
+        else:
+            assert "all 32 slots for NICs are taken" in kata.refused("add-iface", request)
+    listed = kata("list-ifaces")
+    assert len(listed) == 32
+    assert answers_ping("172.16.1.1")
+    assert answers_ping("172.16.1.32")
+    for number in range(32):
+        kata("del-iface", {"name": f"n{number}"})
+
+
+def test_many_times_without_growth(
+    kata: Kata, tapwright: Tapwright, vm: Json, taps: Any, clean: None
+) -> None:
+    from tapwright.sandbox import client, lifecycle
+
+    taps("tap-test")
+    sandbox = lifecycle.find(tapwright.root, VM)
+    supervisor, qemu = pids_of(tapwright.json("sandbox", "inspect", VM))
+
+    def size() -> dict[str, int]:
+        record = (sandbox.directory / "record.json").read_text()
+        return {
+            "supervisor's descriptors": len(os.listdir(f"/proc/{supervisor}/fd")),
+            "QEMU's descriptors": len(os.listdir(f"/proc/{qemu}/fd")),
+            "journal": len(record),
+        }
+
+    def resident(pid: int) -> int:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+    def once() -> None:
+        client.add_interface(sandbox, interface("tap-test"))
+        client.remove_interface(sandbox, {"name": "eth-test"})
+
+    for _ in range(20):
+        once()
+    before, memory = size(), resident(supervisor)
+    for _ in range(180):
+        once()
+    assert size() == before
+    assert resident(supervisor) < memory * 1.1
+    assert client.add_interface(sandbox, interface("tap-test"))["pciAddr"] == "01.0/00"
+    client.remove_interface(sandbox, {"name": "eth-test"})
+
+
+def test_two_at_once_are_served_in_turn(kata: Kata, taps: Any, clean: None) -> None:
+    requests = [
+        interface(
+            taps(f"tap-{n}"),
+            name=f"n{n}",
+            hwAddr=f"02:00:00:00:02:{n:02x}",
+            IPAddresses=[{"address": f"172.16.2.{n + 1}", "mask": "16"}],
+        )
+        for n in range(6)
+    ]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda request: kata("add-iface", request), requests))
+    assert len({answer["pciAddr"] for answer in answers}) == 6
+    assert {entry["name"] for entry in kata("list-ifaces")} == {f"n{n}" for n in range(6)}
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda request: kata("del-iface", request), requests))
+
+
+def test_command_killed_at_any_moment(kata: Kata, taps: Any, clean: None) -> None:
+    """What has begun is finished by the supervisor; either way the list tells the truth."""
+    taps("tap-test")
+    before = tap_state("tap-test")
+    for step in range(8):
+        process = subprocess.Popen(
+            kata.command("add-iface", VM, True),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(interface("tap-test")))
+        process.stdin.close()
+        try:
+            # The moment itself is what is tested.
+            process.wait(0.03 * step)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.wait()
+        # Served in turn: this waits for the one that was killed.
+        listed = kata("list-ifaces") or []
+        if listed:
+            assert answers_ping("172.16.0.3")
+            kata("del-iface", {"name": "eth-test"})
+        assert tap_state("tap-test") == before
+
+
+def test_supervisor_killed_with_a_tap(tapwright: Tapwright, kata: Kata, taps: Any) -> None:
+    taps("tap-test", up=False)
+    before = tap_state("tap-test")
+    sandbox = tapwright.json("sandbox", "run", "victim")
+    kata("add-iface", interface("tap-test"), "victim")
+    supervisor, qemu = pids_of(sandbox)
+    os.kill(supervisor, signal.SIGKILL)
+    assert ended(qemu)
+    tapwright.delete("victim")
+    assert tap_state("tap-test") == before
+
+
+def test_deleted_with_a_tap(tapwright: Tapwright, kata: Kata, taps: Any) -> None:
+    taps("tap-test")
+    before = tap_state("tap-test")
+    tapwright.json("sandbox", "run", "victim")
+    kata("add-iface", interface("tap-test"), "victim")
+    tapwright.delete("victim")
+    assert tap_state("tap-test") == before
