@@ -7,8 +7,8 @@ from typing import Any
 from tapwright.cli import output
 
 
-def add_commands(group: argparse.ArgumentParser) -> None:
-    commands = group.add_subparsers(metavar="COMMAND", required=True)
+def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
     command = commands.add_parser(
         "build",
         help="build the guest image from Debian packages",

@@ -45,11 +45,11 @@ Prints the answer as one line of JSON; after a failure null (del-iface: the inte
 not be removed), and the reason on stderr. docs/tap-networking.md tells all."""
 
 
-def add_commands(group: argparse.ArgumentParser) -> None:
+def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
     group.description = "Plug existing TAPs into a running sandbox and set the guest's routes."
     group.epilog = _EPILOG
     group.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = group.add_subparsers(metavar="VERB", required=True)
+    commands = group.add_subparsers(metavar="VERB", required=True, prog=group.prog)
     for name, verb in _VERBS.items():
         command = commands.add_parser(name, help=verb.help, description=f"{verb.help}.")
         command.add_argument("id", metavar="ID", help="the sandbox, or the beginning of its id")

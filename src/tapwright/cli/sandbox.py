@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _CAPTURED_BYTES = 64 * 1024 * 1024
 
 
-def add_commands(group: argparse.ArgumentParser) -> None:
-    commands = group.add_subparsers(metavar="COMMAND", required=True)
+def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
     _add_run(commands)
     _add_exec(commands)
     command = commands.add_parser("list", help="list sandboxes", description="List sandboxes.")

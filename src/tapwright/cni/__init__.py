@@ -10,24 +10,61 @@ Imports nothing else of tapwright and is useful alone:
     result = runtime.add(network, attachment)
     runtime.delete(network, attachment)
 
-`config` reads networks, `invoke` runs one plugin, `runtime` whole chains, `cache` remembers
-attachments as libcni does, `locks` keeps operations on one container apart.
+`network` reads a configuration, `directory` all of a directory, `watch` follows it; `runtime` runs
+chains and `invoke` one plugin; `cache` remembers attachments as libcni does, `locks` keeps
+operations apart, `results` knows every version's results. `plugin` is for writing plugins.
+
+"Section" in this package means one of the specification (SPEC.md of containernetworking/cni).
 """
 
-from tapwright.cni.config import Network, find_network, load_networks, parse_network
-from tapwright.cni.errors import CniError, ConfigurationError, PluginError
-from tapwright.cni.invoke import find_plugin
-from tapwright.cni.runtime import Attachment, Runtime
+from importlib import import_module
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tapwright.cni.cache import Entry
+    from tapwright.cni.directory import find_network, load_network, load_networks
+    from tapwright.cni.errors import CniError, ConfigurationError, PluginError
+    from tapwright.cni.invoke import Run
+    from tapwright.cni.network import Network, parse_network
+    from tapwright.cni.pluginpath import find_plugin
+    from tapwright.cni.request import Attachment
+    from tapwright.cni.runtime import Runtime
+    from tapwright.cni.watch import NetworkWatcher
 
 __all__ = [
     "Attachment",
     "CniError",
     "ConfigurationError",
+    "Entry",
     "Network",
+    "NetworkWatcher",
     "PluginError",
+    "Run",
     "Runtime",
     "find_network",
     "find_plugin",
+    "load_network",
     "load_networks",
     "parse_network",
 ]
+
+_MODULES = {
+    "Attachment": "request",
+    "Entry": "cache",
+    "Network": "network",
+    "NetworkWatcher": "watch",
+    "Run": "invoke",
+    "Runtime": "runtime",
+    "find_network": "directory",
+    "find_plugin": "pluginpath",
+    "load_network": "directory",
+    "load_networks": "directory",
+    "parse_network": "network",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: a plugin needs a small part, and must start fast."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)

@@ -1,47 +1,163 @@
-"""What was attached, in libcni's own place and format (libcni/api.go, kind cniCacheV1): so an
-attachment made here can be deleted by another user of libcni, and the other way round."""
+"""The attachments that were made, in libcni's own place and format.
 
-import base64
+libcni (libcni/api.go, `cachedInfo`) keeps one file an attachment, <dir>/results/<network>-
+<container id>-<ifname>, of the kind "cniCacheV1". So an attachment made here can be deleted by
+any other user of libcni, and the other way round. We write it twice: before the first plugin
+runs, without a result, so that a kill in the middle leaves a trace for GC; and at the end, with
+the result.
+"""
+
+import binascii
 import contextlib
 import json
 import os
-from pathlib import Path
-from typing import Any
+from _thread import get_ident
+from typing import Any, NamedTuple
+
+from tapwright.cni import strictjson
+from tapwright.cni.errors import CniError
+from tapwright.cni.request import Attachment
 
 DEFAULT_DIRECTORY = "/var/lib/cni"
 _KIND = "cniCacheV1"
 
 
-def path_of(directory: str, network: str, container_id: str, ifname: str) -> Path:
-    return Path(directory, "results", f"{network}-{container_id}-{ifname}")
+class Entry(NamedTuple):
+    """One file of the cache. `config` is the network's configuration as it was at ADD; `result` is
+    None when ADD did not get to its end."""
+
+    network: str
+    attachment: Attachment
+    config: bytes
+    result: dict[str, Any] | None
 
 
-def write(path: Path, content: dict[str, Any], config: bytes) -> None:
-    """Remember an attachment; the file appears whole or not at all."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    entry = {"kind": _KIND, **content, "config": base64.b64encode(config).decode()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def path_of(directory: str, network: str, attachment: Attachment) -> str:
+    return os.path.join(directory, "results", _file_name(network, attachment))
+
+
+def _file_name(network: str, attachment: Attachment) -> str:
+    return f"{network}-{attachment.container_id}-{attachment.ifname}"
+
+
+def write(path: str, entry: Entry) -> None:
+    """Remember an attachment. The file appears whole or not at all; it may be lost with a sudden
+    loss of power, as libcni's own may. Raises CniError."""
+    attachment = entry.attachment
+    content = {
+        "kind": _KIND,
+        "containerId": attachment.container_id,
+        "config": binascii.b2a_base64(entry.config, newline=False).decode(),
+        "ifName": attachment.ifname,
+        "networkName": entry.network,
+    }
+    optional: dict[str, Any] = {
+        "netns": attachment.netns,
+        "cniArgs": attachment.args,
+        "capabilityArgs": attachment.capability_args,
+        "result": entry.result,
+    }
+    content |= {key: value for key, value in optional.items() if value}
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            json.dump(entry, file)
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        data = json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CniError(f"the capability arguments can't be written as JSON: {error}") from None
+    _replace(path, data)
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """The remembered attachment; None where there is none or the file is not one of ours."""
+def _replace(path: str, data: str) -> None:
+    folder, name = os.path.split(path)
+    # Not like any attachment's name, and not longer than one may be.
+    temporary = os.path.join(folder, f".{os.getpid()}-{get_ident()}")
     try:
-        entry = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(entry, dict) or entry.get("kind") != _KIND:
-        return None
-    return entry
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w") as file:
+            file.write(data)
+        os.rename(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise CniError(
+            f"the attachment can't be remembered in {folder} as {name}: {error.strerror}"
+        ) from None
 
 
-def remove(path: Path) -> None:
+def read(path: str) -> Entry | None:
+    """The remembered attachment, None where there is none.
+
+    Raises CniError when the file is torn or somebody else's.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CniError(f"{path} can't be read: {error.strerror}") from None
+    try:
+        entry = _entry(strictjson.parse(raw))
+        # GC removes the file that an entry names: it must be this one, and no path elsewhere.
+        if _file_name(entry.network, entry.attachment) != os.path.basename(path):
+            raise ValueError("what it says does not fit its name")
+        return entry
+    except (ValueError, TypeError, KeyError, binascii.Error) as error:
+        raise CniError(
+            f"{path} is not a remembered attachment: {error}. DEL of that attachment removes it"
+        ) from None
+
+
+def _entry(content: Any) -> Entry:
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        raise ValueError(f"its kind is not {_KIND}")
+    network = _text(content, "networkName")
+    attachment = Attachment(
+        container_id=_text(content, "containerId"),
+        ifname=_text(content, "ifName"),
+        netns=_text(content, "netns") if content.get("netns") else "",
+        args=tuple((str(key), str(value)) for key, value in content.get("cniArgs") or ()),
+        capability_args=_object(content, "capabilityArgs") or {},
+    )
+    config = binascii.a2b_base64(content.get("config") or "", strict_mode=True)
+    return Entry(network, attachment, config, _object(content, "result"))
+
+
+def _text(content: dict[str, Any], key: str) -> str:
+    value = content.get(key)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"key '{key}' is not a text")
+    return value
+
+
+def _object(content: dict[str, Any], key: str) -> dict[str, Any] | None:
+    value = content.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"key '{key}' is not an object")
+    return value
+
+
+def remove(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+        os.unlink(path)
+
+
+def entries(directory: str) -> tuple[list[Entry], list[str]]:
+    """All that is remembered, in the order of the files, and what is wrong with the others."""
+    folder = os.path.join(directory, "results")
+    found: list[Entry] = []
+    problems: list[str] = []
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise CniError(f"{folder} can't be read: {error.strerror}") from None
+    for name in names:
+        try:
+            entry = read(os.path.join(folder, name))
+        except CniError as problem:
+            problems.append(str(problem))
+        else:
+            if entry:
+                found.append(entry)
+    return found, problems

@@ -1,4 +1,18 @@
-"""What can go wrong with networks and their plugins."""
+"""What can go wrong with networks and their plugins, and the specification's error codes."""
+
+# Section 5, "Error"; the last two are libcni's own (pkg/types/types.go).
+INCOMPATIBLE_VERSION = 1
+UNSUPPORTED_FIELD = 2
+UNKNOWN_CONTAINER = 3
+INVALID_ENVIRONMENT = 4
+IO_FAILURE = 5
+DECODING_FAILURE = 6
+INVALID_CONFIGURATION = 7
+TRY_AGAIN_LATER = 11
+NOT_AVAILABLE = 50
+LIMITED_CONNECTIVITY = 51
+INVALID_NETNS = 8
+INTERNAL = 999
 
 
 class CniError(Exception):
@@ -6,15 +20,27 @@ class CniError(Exception):
 
 
 class ConfigurationError(CniError):
-    """A network configuration that can't be used; the message names the file and the place."""
+    """A network configuration that can't be used.
+
+    `source` is the file (or what the caller called it), `line` counts from 1 and is 0 where it is
+    unknown, `key` is the key at fault or empty, `reason` says what was expected.
+    """
+
+    def __init__(self, source: str, reason: str, key: str = "", line: int = 0) -> None:
+        self.source = source
+        self.reason = reason
+        self.key = key
+        self.line = line
+        place = f"{source}, line {line}" if line else source
+        super().__init__(f"{place}: key '{key}': {reason}" if key else f"{place}: {reason}")
 
 
 class PluginError(CniError):
     """A plugin failed.
 
-    `network`, `plugin` and `command` tell which run it was; `code`, `message` and `details` are
-    the plugin's own words (specification, "Error"), with code 0 where it gave none; `stderr` is
-    what else it said.
+    `network`, `plugin` and `command` tell which run it was. `code`, `message` and `details` are
+    the plugin's own words (section 5, "Error"), with code 0 where it gave none. `stderr` is what
+    else it said.
     """
 
     def __init__(

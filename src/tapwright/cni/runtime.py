@@ -1,38 +1,33 @@
-"""Runs whole networks: the plugins of a chain in their order, each with its predecessor's result
-(specification, section 3)."""
+"""The operations on networks, each under its lock and with its traces in the cache (section 3)."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from tapwright.cni import cache, locks
-from tapwright.cni.config import Network
-from tapwright.cni.errors import CniError
-from tapwright.cni.invoke import DEFAULT_PATH, Invocation
-
-_CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
-_WITH_PREVIOUS_RESULT = ("0.4.0", "1.0.0", "1.1.0")
-
-Result = dict[str, Any]
+from tapwright.cni import cache, locks, results, versions
+from tapwright.cni.chain import Chain, Result
+from tapwright.cni.errors import CniError, ConfigurationError
+from tapwright.cni.invoke import Trace
+from tapwright.cni.negotiation import Negotiation
+from tapwright.cni.network import Network, parse_network
+from tapwright.cni.pluginpath import DEFAULT_PATH
+from tapwright.cni.request import Attachment, check_attachment
 
 
-@dataclass(frozen=True)
-class Attachment:
-    """A container's interface on a network. `args` become CNI_ARGS; `capability_args` go to the
-    plugins that have the capability (portMappings, bandwidth, …)."""
+class Collected(NamedTuple):
+    """What GC took down, and what is wrong with the files of the cache that it skipped."""
 
-    container_id: str
-    ifname: str
-    netns: str
-    args: tuple[tuple[str, str], ...] = ()
-    capability_args: dict[str, Any] = field(default_factory=dict)
+    deleted: list[cache.Entry]
+    problems: list[str]
 
 
 class Runtime:
     """Runs plugins found in `plugin_path`, remembering attachments under `cache_directory`.
 
-    `timeout` bounds each plugin's run, in seconds. Safe to use from several threads.
+    `timeout` bounds, in seconds, each plugin's run, and each wait for other operations on the same
+    container. `trace` is called after each run of a plugin. Safe to use from several threads and
+    processes at once.
     """
 
     def __init__(
@@ -40,110 +35,235 @@ class Runtime:
         plugin_path: Sequence[str] = DEFAULT_PATH,
         cache_directory: str = cache.DEFAULT_DIRECTORY,
         timeout: float = 60.0,
+        trace: Trace | None = None,
     ) -> None:
         self.plugin_path = tuple(plugin_path)
         self.cache_directory = cache_directory
         self.timeout = timeout
+        self.trace = trace
+        self._negotiation = Negotiation(self.plugin_path, timeout, trace)
 
     def add(self, network: Network, attachment: Attachment) -> Result:
-        """Run the chain's ADD; return the last result. Raises PluginError, CniError.
+        """Run the chain's ADD; return the last plugin's result, of the network's version.
 
-        After a failure call `delete`: the plugins that ran may have left something.
+        When a plugin fails, the chain's DEL runs before the failure is raised ("Lifecycle &
+        Ordering"). What even that could not undo is added to the error as notes, and the
+        attachment stays remembered for `delete` and `gc`. Raises PluginError and CniError.
         """
-        _check(attachment)
-        result: Result | None = None
-        with locks.container(self.cache_directory, attachment.container_id, self.timeout) as lock:
-            for plugin in network.plugins:
-                run = Invocation(network.name, plugin["type"], "ADD")
-                config = _config(network, plugin, attachment, result)
-                answer = run.run(
-                    self.plugin_path, _variables(attachment), config, self.timeout, [lock]
-                )
-                if answer is None:
-                    raise run.error("it printed no result")
-                result = answer
-            assert result is not None  # noqa: S101 - a network has at least one plugin
-            cache.write(
-                self._cache_path(network, attachment),
-                _entry(network, attachment, result),
-                network.raw,
-            )
+        check_attachment(attachment)
+        if not attachment.netns:
+            raise CniError("ADD needs the path of a network namespace, and got none")
+        path = self._path(network, attachment)
+        with self._container(attachment) as fds:
+            chain = self._chain(network, fds)
+            chain.find_all("ADD")
+            _expect_none(cache.read(path), network, attachment, path)
+            entry = cache.Entry(network.name, attachment, network.raw, None)
+            cache.write(path, entry)
+            result = None
+            try:
+                for result in chain.add(attachment):  # noqa: B007 - the last one counts
+                    pass
+                cache.write(path, entry._replace(result=result))
+            except BaseException as failure:
+                leftovers = chain.delete(attachment, result)
+                for leftover in leftovers:
+                    failure.add_note(f"and then, in undoing it: {leftover}")
+                if not leftovers:
+                    cache.remove(path)
+                raise
+        assert result is not None  # noqa: S101 - a network has at least one plugin
         return result
 
     def delete(self, network: Network, attachment: Attachment) -> None:
         """Run the chain's DEL in reverse, with the remembered result where there is one.
 
-        A plugin that fails does not keep the others from running. Raises an ExceptionGroup of
-        the failures; the attachment stays remembered then, so that it can be tried again.
+        `args` and `capability_args` that the attachment does not give are those of its ADD. A
+        plugin that fails does not keep the others from running. Raises an ExceptionGroup of
+        PluginErrors; the attachment stays remembered then, so that it can be tried again.
         """
-        _check(attachment)
-        path = self._cache_path(network, attachment)
-        with locks.container(self.cache_directory, attachment.container_id, self.timeout) as lock:
-            remembered = cache.read(path)
-            result = None
-            if remembered and network.cni_version in _WITH_PREVIOUS_RESULT:
-                result = remembered.get("result")
-            failures: list[Exception] = []
-            for plugin in reversed(network.plugins):
-                run = Invocation(network.name, plugin["type"], "DEL")
-                config = _config(network, plugin, attachment, result)
-                try:
-                    run.run(self.plugin_path, _variables(attachment), config, self.timeout, [lock])
-                except CniError as failure:
-                    failures.append(failure)
-            if failures:
-                raise ExceptionGroup(f"network {network.name!r} was not fully taken down", failures)
-            cache.remove(path)
+        check_attachment(attachment)
+        path = self._path(network, attachment)
+        with self._container(attachment) as fds:
+            try:
+                entry = cache.read(path)
+            except CniError:
+                # Torn: DEL has to do without a result, as after a lost cache, and takes the file.
+                entry = None
+            self._delete(self._chain(network, fds), attachment, entry)
 
-    def _cache_path(self, network: Network, attachment: Attachment) -> Any:
-        return cache.path_of(
-            self.cache_directory, network.name, attachment.container_id, attachment.ifname
+    def check(self, network: Network, attachment: Attachment) -> bool:
+        """Run the chain's CHECK with the result of its ADD.
+
+        False when the network says `disableCheck`: then no plugin was asked. Raises PluginError
+        for the first plugin that is not content, CniError when there is nothing to check.
+        """
+        check_attachment(attachment)
+        path = self._path(network, attachment)
+        with self._container(attachment) as fds:
+            entry = cache.read(path)
+            if entry is None or entry.result is None or not _is_of(entry, network, attachment):
+                raise CniError(
+                    f"{_described(attachment)} is not attached to network {network.name!r}, so "
+                    "there is nothing to check"
+                )
+            chain = self._chain(network, fds)
+            if not versions.at_least(chain.version, versions.CHECK):
+                raise CniError(
+                    f"network {network.name!r} has version {chain.version}, and CHECK needs at "
+                    f"least {versions.CHECK}"
+                )
+            if network.disable_check:
+                return False
+            try:
+                result = results.as_version(entry.result, chain.version)
+            except ValueError as error:
+                raise CniError(f"the result remembered in {path} can't be used: {error}") from None
+            chain.check(_completed(attachment, entry), result)
+        return True
+
+    def gc(self, network: Network, valid: Iterable[tuple[str, str]] | None = None) -> Collected:
+        """Take down what is left of attachments other than `valid`, pairs of container id and
+        interface name: DEL for each one that is remembered, then the chain's GC.
+
+        Without `valid`, those that are remembered and whose namespace still exists are valid, and
+        those of which no namespace is known. Does nothing when the network says `disableGC`. Goes
+        on past failures, and raises them as an ExceptionGroup.
+        """
+        if network.disable_gc:
+            return Collected([], [])
+        deleted: list[cache.Entry] = []
+        failures: list[CniError] = []
+        with locks.everything(self.cache_directory, self.timeout) as fds:
+            entries, problems = cache.entries(self.cache_directory)
+            entries = [entry for entry in entries if entry.network == network.name]
+            keep = {_pair(e) for e in entries if _is_alive(e)} if valid is None else set(valid)
+            for entry in entries:
+                if _pair(entry) not in keep:
+                    failed = self._delete_stale(network, entry, fds)
+                    failures += failed
+                    deleted += [] if failed else [entry]
+            chain = self._chain(network, fds)
+            if versions.at_least(chain.version, versions.GC):
+                failures += chain.gc(sorted(keep))
+        if failures:
+            raise ExceptionGroup(f"network {network.name!r}: not all was cleaned up", failures)
+        return Collected(deleted, problems)
+
+    def status(self, network: Network) -> bool:
+        """Ask the chain's plugins for their STATUS.
+
+        False when the network's version has no STATUS (it needs 1.1.0), and none was asked. Raises
+        PluginError for the first that can't serve ADD, with code 50, or 51 when containers that
+        are there have limited connectivity too.
+        """
+        chain = self._chain(network)
+        if not versions.at_least(chain.version, versions.STATUS):
+            return False
+        chain.status()
+        return True
+
+    def version(self, kind: str) -> tuple[str, ...]:
+        """The versions that a plugin says it supports. Raises PluginError."""
+        return self._negotiation.supported(kind)
+
+    def validate(self, network: Network) -> list[str]:
+        """What would keep the network from working, in words: plugins that are missing or do not
+        know its version, and reserved keys, which are not passed on."""
+        return self._negotiation.problems(network)
+
+    def attachments(self) -> tuple[list[cache.Entry], list[str]]:
+        """All that is remembered, and what is wrong with the other files of the cache."""
+        return cache.entries(self.cache_directory)
+
+    def _path(self, network: Network, attachment: Attachment) -> str:
+        return cache.path_of(self.cache_directory, network.name, attachment)
+
+    def _container(self, attachment: Attachment) -> Any:
+        return locks.container(self.cache_directory, attachment.container_id, self.timeout)
+
+    def _chain(self, network: Network, fds: Sequence[int] = ()) -> Chain:
+        version = self._negotiation.choose(network)
+        return Chain(network, version, self.plugin_path, self.timeout, self.trace, fds)
+
+    def _delete(self, chain: Chain, attachment: Attachment, entry: cache.Entry | None) -> None:
+        network, result = chain.network, None
+        is_ours = entry is None or _is_of(entry, network, attachment)
+        if entry is not None and is_ours:
+            attachment = _completed(attachment, entry)
+            if entry.result is not None:
+                # One that no longer fits the network is no help: libcni goes on without it too.
+                with contextlib.suppress(ValueError):
+                    result = results.as_version(entry.result, chain.version)
+        failures = chain.delete(attachment, result)
+        if failures:
+            raise ExceptionGroup(f"network {network.name!r} was not fully taken down", failures)
+        if is_ours:
+            cache.remove(self._path(network, attachment))
+
+    def _delete_stale(
+        self, network: Network, entry: cache.Entry, fds: Sequence[int]
+    ) -> list[CniError]:
+        """DEL with the configuration of the ADD; with today's where that one can't be read."""
+        with contextlib.suppress(ConfigurationError):
+            network = parse_network(entry.config, network.source)
+        try:
+            self._delete(self._chain(network, fds), entry.attachment, entry)
+        except ExceptionGroup as group:
+            return [error for error in group.exceptions if isinstance(error, CniError)]
+        return []
+
+
+def _pair(entry: cache.Entry) -> tuple[str, str]:
+    return entry.attachment.container_id, entry.attachment.ifname
+
+
+def _is_alive(entry: cache.Entry) -> bool:
+    """Whether its namespace exists: the path may be left as an empty file when it has gone."""
+    if not entry.attachment.netns:
+        return True
+    try:
+        return os.stat(entry.attachment.netns).st_dev == os.stat("/proc/self/ns/net").st_dev
+    except OSError:
+        return False
+
+
+def _expect_none(
+    entry: cache.Entry | None, network: Network, attachment: Attachment, path: str
+) -> None:
+    """ADD is not to be called twice without a DEL (section 2, "ADD"): a second one would fail, and
+    the DEL behind it would take the first one down."""
+    if entry is None:
+        return
+    if not _is_of(entry, network, attachment):
+        raise CniError(
+            f"{path} is the file of another attachment, of {_described(entry.attachment)} to "
+            f"network {entry.network!r}; choose another container id or interface name"
         )
+    how = "is attached" if entry.result else "was once half attached"
+    raise CniError(
+        f"{_described(attachment)} {how} to network {network.name!r}; run DEL before another ADD"
+    )
 
 
-def _check(attachment: Attachment) -> None:
-    if not _CONTAINER_ID.fullmatch(attachment.container_id):
-        raise CniError(f"{attachment.container_id!r} is not a container id")
-    name = attachment.ifname
-    if not 0 < len(name) < 16 or name in (".", "..") or re.search(r"[/:\s]", name):
-        raise CniError(f"{name!r} is not an interface name")
+def _is_of(entry: cache.Entry, network: Network, attachment: Attachment) -> bool:
+    """Whether the file holds this attachment: names with hyphens can meet in one file name."""
+    kept = entry.attachment
+    return (entry.network, kept.container_id, kept.ifname) == (
+        network.name,
+        attachment.container_id,
+        attachment.ifname,
+    )
 
 
-def _config(
-    network: Network, plugin: dict[str, Any], attachment: Attachment, result: Result | None
-) -> dict[str, Any]:
-    """What a plugin gets on stdin (specification, "Deriving execution configuration")."""
-    config = {**plugin, "name": network.name, "cniVersion": network.cni_version}
-    for reserved in ("runtimeConfig", "prevResult"):
-        config.pop(reserved, None)
-    capabilities = config.pop("capabilities", {})
-    told = {
-        name: value for name, value in attachment.capability_args.items() if capabilities.get(name)
-    }
-    if told:
-        config["runtimeConfig"] = told
-    if result is not None:
-        config["prevResult"] = result
-    return config
+def _completed(attachment: Attachment, entry: cache.Entry) -> Attachment:
+    """With what its ADD was told, where it says nothing itself."""
+    kept = entry.attachment
+    return attachment._replace(
+        args=attachment.args or kept.args,
+        capability_args=attachment.capability_args or kept.capability_args,
+    )
 
 
-def _variables(attachment: Attachment) -> dict[str, str]:
-    return {
-        "CNI_CONTAINERID": attachment.container_id,
-        "CNI_NETNS": attachment.netns,
-        "CNI_IFNAME": attachment.ifname,
-        "CNI_ARGS": ";".join(f"{key}={value}" for key, value in attachment.args),
-    }
-
-
-def _entry(network: Network, attachment: Attachment, result: Result) -> dict[str, Any]:
-    entry = {
-        "containerId": attachment.container_id,
-        "ifName": attachment.ifname,
-        "networkName": network.name,
-        "netns": attachment.netns,
-        "cniArgs": [list(pair) for pair in attachment.args],
-        "capabilityArgs": attachment.capability_args,
-        "result": result,
-    }
-    return {key: value for key, value in entry.items() if value}
+def _described(attachment: Attachment) -> str:
+    return f"interface {attachment.ifname!r} of container {attachment.container_id!r}"

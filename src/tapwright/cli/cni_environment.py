@@ -1,0 +1,105 @@
+"""What the environment tells `tapwright cni`, as it tells cnitool (cnitool/cmd/root.go)."""
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from tapwright.errors import UsageError
+
+if TYPE_CHECKING:
+    from tapwright.cni import Attachment, Network, Runtime
+    from tapwright.cni.invoke import Trace
+
+DESCRIPTION = """\
+environment (as cnitool has it):
+  NETCONFPATH  the directory of networks (default: /etc/cni/net.d)
+  CNI_PATH     where plugins are, separated by ':' (default: /opt/cni/bin:/usr/lib/cni)
+  CNI_IFNAME   the interface in the namespace (default: eth0)
+  CNI_ARGS     arguments for all plugins: KEY=VALUE;KEY=VALUE
+  CAP_ARGS     capability arguments as JSON: {"portMappings": [{"hostPort": 80, …}]}
+"""
+
+
+def network(arguments: argparse.Namespace) -> "Network":
+    """The network that the command names. Raises ConfigurationError."""
+    from tapwright.cni import find_network
+
+    return find_network(net_dir(arguments), arguments.network)
+
+
+def attachment(arguments: argparse.Namespace) -> "Attachment":
+    """As cnitool has it, down to the container id (cnitool/cmd/root.go)."""
+    from tapwright.cni import Attachment
+
+    netns = os.path.abspath(arguments.netns)
+    made_up = f"cnitool-{_sha512(os.fsencode(netns))[:10].hex()}"
+    return Attachment(
+        container_id=arguments.container_id or made_up,
+        ifname=arguments.ifname or os.environ.get("CNI_IFNAME") or "eth0",
+        netns=netns,
+        args=_cni_args(os.environ.get("CNI_ARGS", "")),
+        capability_args=_capability_args(os.environ.get("CAP_ARGS", "")),
+    )
+
+
+def _sha512(data: bytes) -> bytes:
+    try:
+        # Without OpenSSL, which takes 2 ms to load; as `random` in the standard library does it.
+        from _sha512 import sha512  # type: ignore[import-not-found]
+    except ImportError:
+        from hashlib import sha512
+    return bytes(sha512(data).digest())
+
+
+def _cni_args(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for part in text.split(";") if text else ():
+        key, _, value = part.partition("=")
+        if not key or not value or "=" in value:
+            raise UsageError(f"CNI_ARGS: {part!r} is not KEY=VALUE; pairs are separated by ';'")
+        pairs.append((key, value))
+    return tuple(pairs)
+
+
+def _capability_args(text: str) -> dict[str, Any]:
+    from tapwright.cni import strictjson
+
+    try:
+        told = strictjson.parse(text.encode()) if text else {}
+    except ValueError as error:
+        raise UsageError(f"CAP_ARGS is not JSON: {error}") from None
+    if not isinstance(told, dict):
+        raise UsageError('CAP_ARGS must be a JSON object such as {"mac": "02:00:00:00:00:01"}')
+    return told
+
+
+def runtime(arguments: argparse.Namespace, trace: "Trace | None" = None) -> "Runtime":
+    """With the plugin path and cache that options, environment and configuration say."""
+    from tapwright.cni import Runtime
+
+    configured = _configured(arguments)
+    path = os.environ.get("CNI_PATH", "").split(os.pathsep)
+    options: dict[str, Any] = {}
+    if directories := [entry for entry in path if entry] or list(configured.get("bin_dirs", ())):
+        options["plugin_path"] = directories
+    if cache := arguments.cache_dir or configured.get("cache_dir"):
+        options["cache_directory"] = os.path.abspath(cache)
+    return Runtime(trace=trace, **options)
+
+
+def net_dir(arguments: argparse.Namespace) -> str:
+    """The directory of networks."""
+    from tapwright.cni.directory import DEFAULT_DIRECTORY
+
+    configured = _configured(arguments).get("conf_dir", DEFAULT_DIRECTORY)
+    return os.environ.get("NETCONFPATH") or str(configured)
+
+
+def _configured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """[cni] of configuration.toml, where there is one: reading it takes as long as a plugin."""
+    places = (arguments.config, os.environ.get("TAPWRIGHT_CONFIG"))
+    if not any(places) and not os.path.exists("/etc/tapwright/configuration.toml"):
+        return {}
+    from tapwright import config
+
+    return vars(config.load(arguments.config).cni)

@@ -1,0 +1,99 @@
+"""The plugins of one network, run one after the other (section 3)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tapwright.cni import results, versions
+from tapwright.cni.errors import CniError, PluginError
+from tapwright.cni.invoke import Invocation, Trace
+from tapwright.cni.network import Network, Plugin
+from tapwright.cni.request import Attachment, attachment_variables, derive, runtime_config
+
+Result = dict[str, Any]
+
+
+class Chain(NamedTuple):
+    """A network under one version. Plugins inherit `keep_fds`."""
+
+    network: Network
+    version: str
+    directories: Sequence[str]
+    timeout: float
+    trace: Trace | None
+    keep_fds: Sequence[int] = ()
+
+    def add(self, attachment: Attachment) -> Iterator[Result]:
+        """ADD, plugin by plugin; gives the result after each. Raises PluginError."""
+        result: Result | None = None
+        for plugin in self.network.plugins:
+            more = runtime_config(plugin, attachment)
+            if result is not None:
+                more["prevResult"] = result
+            run, answer = self._run(plugin, "ADD", attachment_variables(attachment), more)
+            if answer is None:
+                raise run.error("it printed no result")
+            try:
+                result = results.as_version(answer, self.version)
+            except ValueError as error:
+                raise run.error(f"its result can't be used: {error}") from None
+            yield result
+
+    def delete(self, attachment: Attachment, result: Result | None) -> list[CniError]:
+        """DEL in reverse, all of it; returns the failures.
+
+        libcni stops at the first one, and what the others hold is lost; we do not.
+        """
+        failures = []
+        for plugin in reversed(self.network.plugins):
+            more = runtime_config(plugin, attachment)
+            if result is not None and versions.at_least(self.version, versions.DEL_WITH_RESULT):
+                more["prevResult"] = result
+            failures += self._attempt(plugin, "DEL", attachment_variables(attachment), more)
+        return failures
+
+    def check(self, attachment: Attachment, result: Result) -> None:
+        """CHECK, up to the first failure. Raises PluginError."""
+        for plugin in self.network.plugins:
+            more = {**runtime_config(plugin, attachment), "prevResult": result}
+            self._run(plugin, "CHECK", attachment_variables(attachment), more)
+
+    def gc(self, valid: list[tuple[str, str]]) -> list[CniError]:
+        """GC, all of it; returns the failures. `valid` has container ids and interface names."""
+        named = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
+        more = {"cni.dev/valid-attachments": named}
+        return [
+            failure
+            for plugin in self.network.plugins
+            for failure in self._attempt(plugin, "GC", {}, more)
+        ]
+
+    def status(self) -> None:
+        """STATUS, up to the first failure. Raises PluginError."""
+        for plugin in self.network.plugins:
+            self._run(plugin, "STATUS", {}, {})
+
+    def find_all(self, command: str) -> None:
+        """Look up all executables. Raises PluginError for the first that is missing."""
+        for plugin in self.network.plugins:
+            self._invocation(plugin, command).find()
+
+    def _run(
+        self, plugin: Plugin, command: str, variables: Mapping[str, str], more: dict[str, Any]
+    ) -> tuple[Invocation, Result | None]:
+        run = self._invocation(plugin, command)
+        config = derive(self.network, self.version, plugin, **more)
+        return run, run.run(config, variables, self.keep_fds)
+
+    def _attempt(
+        self, plugin: Plugin, command: str, variables: Mapping[str, str], more: dict[str, Any]
+    ) -> list[CniError]:
+        try:
+            self._run(plugin, command, variables, more)
+        except PluginError as failure:
+            return [failure]
+        return []
+
+    def _invocation(self, plugin: Plugin, command: str) -> Invocation:
+        return Invocation(
+            self.network.name, plugin["type"], command, self.directories, self.timeout, self.trace
+        )

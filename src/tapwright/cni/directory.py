@@ -1,0 +1,99 @@
+"""The directory of networks, /etc/cni/net.d: its files read in lexical order.
+
+A file is a list of plugins (.conflist) or a single one (.conf, .json). Plugins may also lie one a
+file in a folder beside it that has the network's name (section 1, "loadOnlyInlinedPlugins").
+"""
+
+import os
+
+from tapwright.cni.errors import ConfigurationError
+from tapwright.cni.network import Document, Network, Plugin, build_network, check_plugin
+
+DEFAULT_DIRECTORY = "/etc/cni/net.d"
+_SUFFIXES = (".conf", ".conflist", ".json")
+_MAX_BYTES = 1 << 20
+
+
+def load_networks(
+    directory: str | os.PathLike[str],
+) -> tuple[list[Network], list[ConfigurationError]]:
+    """All networks of a directory in the order of its files, and what is wrong with the rest.
+
+    The first of several networks of one name wins, and the others are told as problems. A missing
+    directory has no networks.
+    """
+    networks: dict[str, Network] = {}
+    problems: list[ConfigurationError] = []
+    try:
+        paths = _files(directory, _SUFFIXES)
+    except OSError as error:
+        return [], [ConfigurationError(str(directory), f"can't be read: {error.strerror}")]
+    for path in paths:
+        try:
+            network = load_network(path)
+            first = networks.setdefault(network.name, network)
+            if first is not network:
+                raise ConfigurationError(
+                    path, f"must be unique: {network.name!r} is in {first.source} too", "name"
+                )
+        except ConfigurationError as problem:
+            problems.append(problem)
+    return list(networks.values()), problems
+
+
+def find_network(directory: str | os.PathLike[str], name: str) -> Network:
+    """The network of that name. Raises ConfigurationError, which tells what there is instead."""
+    networks, problems = load_networks(directory)
+    for network in networks:
+        if network.name == name:
+            return network
+    known = ", ".join(network.name for network in networks) or "none"
+    broken = "".join(f"; broken: {problem}" for problem in problems)
+    raise ConfigurationError(
+        str(directory), f"no network {name!r}; the networks there: {known}{broken}"
+    )
+
+
+def load_network(path: str) -> Network:
+    """Read one file, and its folder of plugins where it has one. Raises ConfigurationError."""
+    document = Document(_read(path), path)
+    inlined_only = document.flag("loadOnlyInlinedPlugins")
+    is_single = "type" in document.content and "plugins" not in document.content
+    name = document.content.get("name")
+    if inlined_only or is_single or not isinstance(name, str) or "/" in name:
+        return build_network(document, ())
+    return build_network(document, _folder_plugins(os.path.join(os.path.dirname(path), name)))
+
+
+def _folder_plugins(folder: str) -> list[Plugin]:
+    try:
+        paths = _files(folder, (".conf",))
+    except NotADirectoryError:
+        return []
+    except OSError as error:
+        raise ConfigurationError(folder, f"can't be read: {error.strerror}") from None
+    documents = [Document(_read(path), path) for path in paths]
+    return [check_plugin(document, document.content, "") for document in documents]
+
+
+def _files(directory: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[str]:
+    """The files with these suffixes, in lexical order; none where there is no directory."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    paths = (os.path.join(directory, name) for name in sorted(names) if name.endswith(suffixes))
+    return [path for path in paths if not os.path.isdir(path)]
+
+
+def _read(path: str) -> bytes:
+    try:
+        # A FIFO would block for ever; a file that never ends would fill the memory.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            raw = file.read(_MAX_BYTES + 1) or b""
+    except OSError as error:
+        raise ConfigurationError(path, f"can't be read: {error.strerror}") from None
+    if len(raw) > _MAX_BYTES:
+        raise ConfigurationError(path, f"it has more than {_MAX_BYTES} bytes")
+    return raw

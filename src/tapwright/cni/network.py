@@ -1,0 +1,197 @@
+"""One network configuration: read and checked (section 1)."""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from tapwright.cni import strictjson
+from tapwright.cni.errors import ConfigurationError
+from tapwright.cni.names import is_name
+from tapwright.cni.versions import VERSIONS
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-z.\-]+)?")
+_RESERVED = ("runtimeConfig", "prevResult")
+
+Plugin = dict[str, Any]
+
+
+class Network(NamedTuple):
+    """A network: plugin configurations, to be run one after the other.
+
+    `versions` are those the configuration may be run with, highest last; `raw` is a conflist
+    that says all of it, even where parts came from other files; `source` names the file.
+    """
+
+    name: str
+    versions: tuple[str, ...]
+    plugins: tuple[Plugin, ...]
+    raw: bytes
+    source: str = ""
+    disable_check: bool = False
+    disable_gc: bool = False
+
+    @property
+    def cni_version(self) -> str:
+        return self.versions[-1]
+
+    @property
+    def capabilities(self) -> set[str]:
+        """What the plugins can be told at run time, such as portMappings."""
+        return {
+            name
+            for plugin in self.plugins
+            for name, enabled in plugin.get("capabilities", {}).items()
+            if enabled
+        }
+
+
+def is_reserved(key: str) -> bool:
+    """Whether the runtime alone may set this key of a plugin's request (section 1, "Reserved
+    keys"). `args` is not among them: by convention administrators write it, and libcni passes it
+    on."""
+    return key in _RESERVED or key.startswith("cni.dev/")
+
+
+def parse_network(raw: bytes, source: str) -> Network:
+    """Read a list of plugins or a single one; `source` names it in errors.
+
+    Raises ConfigurationError. Knows no files: a network whose plugins lie in a folder beside it is
+    read by `directory.load_network`.
+    """
+    return build_network(Document(raw, source), ())
+
+
+class Document:
+    """The JSON object of one file, with words for what is wrong in it."""
+
+    def __init__(self, raw: bytes, source: str) -> None:
+        self.raw = raw
+        self.source = source
+        try:
+            content = strictjson.parse(raw)
+        except json.JSONDecodeError as error:
+            reason = f"not JSON: {error.msg} (column {error.colno})"
+            raise ConfigurationError(source, reason, line=error.lineno) from None
+        except ValueError as error:
+            raise ConfigurationError(source, f"not JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise ConfigurationError(source, "not a JSON object", line=1)
+        self.content: dict[str, Any] = content
+
+    def error(self, key: str, reason: str) -> ConfigurationError:
+        """`key` may be a path such as 'plugins[1].type'; its line is told when it's certain."""
+        pattern = rb'"%s"\s*:' % re.escape(re.split(r"[.\[]", key)[0].encode())
+        found = list(re.finditer(pattern, self.raw))
+        line = self.raw.count(b"\n", 0, found[0].start()) + 1 if len(found) == 1 else 0
+        return ConfigurationError(self.source, reason, key, line)
+
+    def flag(self, key: str) -> bool:
+        """A boolean, which libcni lets be written as a string too; false where it is missing."""
+        value = self.content.get(key, False)
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if not isinstance(value, bool):
+            raise self.error(key, f"must be true or false, not {_shown(value)}")
+        return value
+
+
+def build_network(document: Document, others: Iterable[Plugin]) -> Network:
+    """The network of a file, with `others` (plugins from its folder) behind its own."""
+    content = document.content
+    name = content.get("name")
+    if not isinstance(name, str) or not is_name(name):
+        raise document.error(
+            "name",
+            "must be a network name (letters, digits, '_', '.' and '-', the first a letter or "
+            f"digit), not {_shown(name)}",
+        )
+    others = list(others)
+    own = _own_plugins(document)
+    if not own and not others:
+        raise document.error("plugins", "must be a list of at least one plugin")
+    raw = document.raw
+    if others or "plugins" not in content:
+        raw = _conflist(content, [*own, *others])
+    return Network(
+        name=name,
+        versions=_versions(document),
+        plugins=(*own, *others),
+        raw=raw,
+        source=document.source,
+        disable_check=document.flag("disableCheck"),
+        disable_gc=document.flag("disableGC"),
+    )
+
+
+def _own_plugins(document: Document) -> list[Plugin]:
+    content = document.content
+    if document.flag("loadOnlyInlinedPlugins") and "plugins" not in content:
+        raise document.error("loadOnlyInlinedPlugins", "can't be true without the key 'plugins'")
+    if "plugins" not in content:
+        return [check_plugin(document, content, "")] if "type" in content else []
+    plugins = content["plugins"]
+    if not isinstance(plugins, list):
+        raise document.error("plugins", f"must be a list of plugins, not {_shown(plugins)}")
+    return [
+        check_plugin(document, plugin, f"plugins[{number}]")
+        for number, plugin in enumerate(plugins)
+    ]
+
+
+def check_plugin(document: Document, plugin: Any, place: str) -> Plugin:
+    """A plugin configuration; `place` is its path in the document. Raises ConfigurationError."""
+    if not isinstance(plugin, dict):
+        raise document.error(place, f"must be a JSON object, not {_shown(plugin)}")
+    prefix = f"{place}." if place else ""
+    _check_type(document, plugin, f"{prefix}type")
+    capabilities = plugin.get("capabilities", {})
+    if not isinstance(capabilities, dict) or not all(
+        isinstance(enabled, bool) for enabled in capabilities.values()
+    ):
+        raise document.error(
+            f"{prefix}capabilities", "must be an object whose values are true or false"
+        )
+    ipam = plugin.get("ipam", {})
+    if not isinstance(ipam, dict):
+        raise document.error(f"{prefix}ipam", f"must be a JSON object, not {_shown(ipam)}")
+    if "type" in ipam:
+        _check_type(document, ipam, f"{prefix}ipam.type")
+    return plugin
+
+
+def _check_type(document: Document, holder: dict[str, Any], key: str) -> None:
+    kind = holder.get("type")
+    if not isinstance(kind, str) or kind in ("", ".", "..") or re.search(r"[/\\\x00]", kind):
+        raise document.error(
+            key, f"must be the file name of a plugin, without '/' or '\\', not {_shown(kind)}"
+        )
+
+
+def _versions(document: Document) -> tuple[str, ...]:
+    """Those the configuration names and we know (section 1, "Version considerations")."""
+    named = document.content.get("cniVersions", [])
+    if not isinstance(named, list):
+        raise document.error("cniVersions", f"must be a list of versions, not {_shown(named)}")
+    single = document.content.get("cniVersion") or ("" if named else "0.1.0")
+    for key, version in [*(("cniVersions", v) for v in named), ("cniVersion", single or "0.1.0")]:
+        if not isinstance(version, str) or not _VERSION.fullmatch(version):
+            raise document.error(key, f"must hold versions such as 1.0.0, not {_shown(version)}")
+    known = tuple(version for version in VERSIONS if version in (*named, single))
+    if not known:
+        raise document.error(
+            "cniVersions" if named else "cniVersion",
+            f"names no supported version; those are {', '.join(VERSIONS)}",
+        )
+    return known
+
+
+def _conflist(content: dict[str, Any], plugins: list[Plugin]) -> bytes:
+    """A conflist that stands for itself: the cache and its readers know nothing of folders."""
+    keys = ("cniVersion", "cniVersions", "name", "disableCheck", "disableGC")
+    kept = content if "type" not in content else {k: content[k] for k in keys if k in content}
+    return json.dumps({**kept, "plugins": plugins, "loadOnlyInlinedPlugins": True}).encode()
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value)[:60]

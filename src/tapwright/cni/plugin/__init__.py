@@ -1,0 +1,137 @@
+"""For writing plugins: the protocol's side of one, in the role of libcni's `skel`.
+
+A plugin is a function for ADD and one for DEL, and others as it needs them:
+
+    from tapwright.cni import plugin
+
+    def add(request):
+        ...
+        return {"interfaces": [...], "ips": [...]}  # or None: request.prev_result, unchanged
+
+    def delete(request):
+        ...
+
+    plugin.main(add, delete)
+
+Results are of version 1.1.0 on this side of `main`, whatever version the caller speaks. A failure
+is raised: `Error` with a code of section 5, "Error", or anything else, which becomes code 999.
+
+Plugins run often, and must start fast: this module imports nothing that it can do without.
+"""
+
+import json
+import os
+import sys
+
+from tapwright.cni import errors, results, strictjson
+from tapwright.cni.plugin.request import Error, Request, check_environment
+from tapwright.cni.versions import CURRENT, VERSIONS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from tapwright.cni.results import Result
+
+    Handler = Callable[[Request], Any]
+
+__all__ = ["Error", "Request", "main"]
+
+
+def main(
+    add: "Handler",
+    delete: "Handler",
+    *,
+    check: "Handler | None" = None,
+    gc: "Handler | None" = None,
+    status: "Handler | None" = None,
+    versions: "Sequence[str]" = VERSIONS,
+    about: str = "",
+) -> None:
+    """Be the plugin: read environment and stdin, call the handler, print, exit with 0 or 1.
+
+    Where there is no handler for CHECK, GC or STATUS, the IPAM plugin is asked, if there is one,
+    and nothing else. `about` is told to a person who runs the plugin by hand.
+    """
+    handlers = {"ADD": add, "DEL": delete, "CHECK": check, "GC": gc, "STATUS": status}
+    version = CURRENT
+    try:
+        command = os.environ.get("CNI_COMMAND", "")
+        if not command and about:
+            print(f"{about}\nCNI versions supported: {', '.join(versions)}", file=sys.stderr)
+            return
+        if command == "VERSION":
+            version = _asked_version(versions)
+            _print({"cniVersion": version, "supportedVersions": list(versions)})
+            return
+        check_environment(command, os.environ)
+        request = Request(command, os.environ, _read_stdin())
+        version = request.version
+        request.check(versions)
+        answer = _call(request, handlers[command] or _ask_ipam)
+        if command == "ADD":
+            _print(_result(answer, request))
+    except Error as failure:
+        _fail(version, failure)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        _fail(version, Error(f"{type(error).__name__}: {error}", errors.INTERNAL))
+
+
+def _call(request: Request, handler: "Handler") -> "Any":
+    try:
+        return handler(request)
+    except BaseException:
+        request.undo_delegated()
+        raise
+
+
+def _ask_ipam(request: Request) -> None:
+    if (request.config.get("ipam") or {}).get("type"):
+        request.ipam()
+
+
+def _result(answer: "Any", request: Request) -> "Result":
+    """What ADD returned, as the caller's version has it."""
+    if answer is None:
+        answer = request.prev_result or {}
+    try:
+        return results.convert(results.check(answer, CURRENT), request.version)
+    except ValueError as error:
+        request.undo_delegated()
+        raise Error(f"the plugin's own result is wrong: {error}", errors.INTERNAL) from None
+
+
+def _read_stdin() -> bytes:
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise Error(f"stdin can't be read: {error.strerror}", errors.IO_FAILURE) from None
+
+
+def _asked_version(versions: "Sequence[str]") -> str:
+    """The version on stdin, where the caller gives one: by hand, there may be nothing."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return versions[-1]
+    try:
+        asked = strictjson.parse(_read_stdin() or b"{}")
+    except ValueError as error:
+        raise Error(f"stdin is not JSON: {error}", errors.DECODING_FAILURE) from None
+    version = asked.get("cniVersion") if isinstance(asked, dict) else None
+    return version if isinstance(version, str) and version else versions[-1]
+
+
+def _print(answer: "Mapping[str, Any]") -> None:
+    sys.stdout.write(json.dumps(answer))
+    sys.stdout.flush()
+
+
+def _fail(version: str, failure: Error) -> None:
+    error = {"cniVersion": version, "code": failure.code, "msg": failure.message}
+    if failure.details:
+        error["details"] = failure.details
+    _print(error)
+    sys.exit(1)

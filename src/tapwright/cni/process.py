@@ -1,0 +1,146 @@
+"""Runs one executable once, within bounds of time and output."""
+
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+OUTPUT_LIMIT = 4 * 1024 * 1024
+_CHUNK = 64 * 1024
+_BUSY_SECONDS = 5.0
+_BUSY_PAUSE = 0.02
+# Python ignores these, and a child would inherit that.
+_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+class Finished(NamedTuple):
+    """How a run ended. `status` is the exit status, or minus the signal; `failure` says why we
+    ended it, and is empty where it ended by itself."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+    failure: str
+
+
+def run(
+    path: str,
+    environment: Mapping[str, str],
+    stdin: bytes,
+    timeout: float,
+    keep_fds: Iterable[int] = (),
+) -> Finished:
+    """Run to the end of the process, but no longer than `timeout` seconds.
+
+    `keep_fds` are inherited by it and by all that it starts. When it takes too long or prints too
+    much, it is killed with its process group. Raises OSError when it can't be started.
+
+    Uses posix_spawn(3): importing `subprocess` alone would take as long as a small plugin.
+    """
+    pipes: list[int] = []
+    try:
+        source = _above_standard(os.memfd_create("stdin"), pipes)
+        with open(source, "wb", closefd=False) as file:
+            file.write(stdin)
+        os.lseek(source, 0, os.SEEK_SET)
+        ends = [_above_standard(fd, pipes) for _ in range(2) for fd in os.pipe()]
+        actions = [
+            (os.POSIX_SPAWN_DUP2, source, 0),
+            (os.POSIX_SPAWN_DUP2, ends[1], 1),
+            (os.POSIX_SPAWN_DUP2, ends[3], 2),
+            # A descriptor duplicated onto itself is one that stays open.
+            *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in keep_fds),
+        ]
+        pid = _spawn(path, environment, actions)
+        for fd in (source, ends[1], ends[3]):
+            os.close(fd)
+            pipes.remove(fd)
+        return _watch(pid, ends[0], ends[2], timeout)
+    finally:
+        for fd in pipes:
+            os.close(fd)
+
+
+def _above_standard(fd: int, opened: list[int]) -> int:
+    """The same file under a number of 3 or more: a caller may have closed 0, 1 or 2."""
+    if fd < 3:
+        import fcntl
+
+        low, fd = fd, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(low)
+    opened.append(fd)
+    return fd
+
+
+def _spawn(path: str, environment: Mapping[str, str], actions: list[tuple[int, int, int]]) -> int:
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return os.posix_spawn(
+                path,
+                [path],
+                environment,
+                file_actions=actions,
+                setpgroup=0,
+                setsigmask=(),
+                setsigdef=_SIGNALS,
+            )
+        except OSError as error:
+            # An installer is writing it, and nothing tells when it is done.
+            if error.errno != errno.ETXTBSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_PAUSE)
+
+
+def _watch(pid: int, stdout: int, stderr: int, timeout: float) -> Finished:
+    """Collect the output until the process has ended. What it left running may keep the pipes
+    open: they are not waited for."""
+    output = {stdout: bytearray(), stderr: bytearray()}
+    deadline = time.monotonic() + timeout
+    status, failure = None, ""
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        for fd in (pidfd, stdout, stderr):
+            poll.register(fd, select.POLLIN)
+        while status is None and not failure:
+            ready = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
+            if not ready:
+                failure = f"it did not end within {timeout:g} s"
+            if pidfd in ready:
+                status = os.waitpid(pid, 0)[1]
+                _drain(output)
+                ready = []
+            for fd in ready:
+                if not _read(fd, output[fd]):
+                    poll.unregister(fd)
+            if any(len(data) > OUTPUT_LIMIT for data in output.values()):
+                failure = f"it printed more than {OUTPUT_LIMIT} bytes"
+    finally:
+        os.close(pidfd)
+        if status is None:
+            os.killpg(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+    exit_status = os.waitstatus_to_exitcode(status)
+    return Finished(exit_status, bytes(output[stdout]), bytes(output[stderr]), failure)
+
+
+def _read(fd: int, data: bytearray) -> bool:
+    """Take what is there; False at the end of the file."""
+    chunk = os.read(fd, _CHUNK)
+    data += chunk
+    return bool(chunk)
+
+
+def _drain(output: dict[int, bytearray]) -> None:
+    """Take what the process wrote before it ended."""
+    for fd, data in output.items():
+        os.set_blocking(fd, False)
+        try:
+            while len(data) <= OUTPUT_LIMIT and _read(fd, data):
+                pass
+        except BlockingIOError:
+            pass  # somebody else still holds the other end

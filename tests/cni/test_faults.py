@@ -1,0 +1,197 @@
+"""Plugins that fail in every other way than the specification's."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from tapwright.cni import Attachment, PluginError, Run
+from tapwright.cni.process import OUTPUT_LIMIT
+from tests.cni.fakes import RESULT, Fakes, network
+from tests.host import eventually
+
+WEB = Attachment("web", "eth0", "/run/netns/web")
+
+
+def failure(fakes: Fakes, body: str = "", timeout: float = 30.0) -> PluginError:
+    """How ADD with this script fails."""
+    if body:
+        fakes.script("p", body)
+    with pytest.raises(PluginError) as caught:
+        fakes.runtime(timeout=timeout).add(network("p"), WEB)
+    error = caught.value
+    assert (error.network, error.plugin, error.command) == ("net", "p", "ADD")
+    return error
+
+
+def test_error_object_on_stdout(fakes: Fakes) -> None:
+    error = failure(
+        fakes, """echo '{"code": 7, "msg": "bad", "details": "x"}'; echo log >&2; exit 1"""
+    )
+    assert (error.code, error.message, error.details, error.stderr) == (7, "bad", "x", "log\n")
+
+
+def test_text_on_stderr(fakes: Fakes) -> None:
+    error = failure(fakes, "echo 'no such bridge' >&2; exit 2")
+    assert "no such bridge" in error.message
+    assert error.stderr == "no such bridge\n"
+
+
+def test_nothing_said(fakes: Fakes) -> None:
+    assert failure(fakes, "exit 3").message == "exit status 3: it said nothing"
+
+
+def test_exit_by_signal(fakes: Fakes) -> None:
+    assert "ended by signal 11" in failure(fakes, "kill -SEGV $$").message
+
+
+@pytest.mark.parametrize("output", ["hello", "[]", "3", '"x"', "{", '{"x": NaN}', r"\0"])
+def test_output_that_is_not_a_json_object(fakes: Fakes, output: str) -> None:
+    assert "its output is not" in failure(fakes, f"printf '{output}'").message
+
+
+def test_output_nested_without_end(fakes: Fakes) -> None:
+    deep = "printf '[%.0s' $(seq 100000)"
+    assert "nested deeper" in failure(fakes, deep).message
+
+
+def test_no_output(fakes: Fakes) -> None:
+    assert "no result" in failure(fakes, "exit 0").message
+
+
+def test_result_of_unknown_version(fakes: Fakes) -> None:
+    error = failure(fakes, """echo '{"cniVersion": "9.9.9"}'""")
+    assert "9.9.9" in error.message
+
+
+def test_result_of_another_version_is_converted(fakes: Fakes) -> None:
+    fakes.plugin("p", add={"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.2/24"}})
+    result = fakes.runtime().add(network("p"), WEB)
+    assert result == {"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24"}]}
+
+
+def test_not_executable(fakes: Fakes) -> None:
+    fakes.script("p", "exit 0").chmod(0o644)
+    assert "not executable" in failure(fakes).message
+
+
+def test_not_a_program(fakes: Fakes) -> None:
+    (fakes.bin / "p").write_text("no program, no interpreter\n")
+    (fakes.bin / "p").chmod(0o755)
+    assert "Exec format error" in failure(fakes).message
+
+
+def test_text_file_busy_is_waited_for(fakes: Fakes) -> None:
+    """An installer that is writing the plugin; the kernel refuses to run it until it is done."""
+    (fakes.bin / "p").write_bytes(Path("/bin/true").read_bytes())
+    (fakes.bin / "p").chmod(0o755)
+    busy: list[Run] = []
+    fakes.plugin("q")
+    with open(fakes.bin / "p", "r+b"):
+        runtime = fakes.runtime(trace=busy.append)
+        thread = threading.Thread(target=runtime.delete, args=(network("p"), WEB))
+        thread.start()
+        assert eventually(lambda: (fakes.cache / "locks" / "container-web").exists())
+        thread.join(0.1)
+        assert thread.is_alive()
+        assert not busy
+    thread.join()
+    assert [run.status for run in busy] == [0]
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_output_without_end_is_bounded(fakes: Fakes, stream: int) -> None:
+    error = failure(fakes, f"exec yes >&{stream}")
+    assert f"more than {OUTPUT_LIMIT} bytes" in error.message
+
+
+def test_no_exit_ends_the_process_group(fakes: Fakes) -> None:
+    """At the deadline the plugin is killed with all that it started."""
+    pids = fakes.directory / "pids"
+    fakes.plugin(
+        "p", body=f"[ $CNI_COMMAND = DEL ] || {{ sleep 1000 & echo $$ $! >{pids}; wait; }}"
+    )
+    error = failure(fakes, timeout=0.3)
+    assert "did not end within 0.3 s" in error.message
+    for pid in pids.read_text().split():
+        assert eventually(lambda pid=pid: not is_running(int(pid)))  # type: ignore[misc]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_daemon_left_behind_holds_nothing_up(fakes: Fakes) -> None:
+    """A plugin may start one, which keeps the pipes and the locks' descriptors open."""
+    pid = fakes.directory / "pid"
+    fakes.plugin("p", body=f"[ $CNI_COMMAND != ADD ] || {{ sleep 1000 & echo $! >{pid}; }}")
+    try:
+        fakes.runtime().add(network("p"), WEB)
+        fakes.runtime(timeout=5).delete(network("p"), WEB)
+        fakes.runtime(timeout=5).gc(network("p"), [])
+        assert is_running(int(pid.read_text()))
+    finally:
+        os.kill(int(pid.read_text()), 9)
+
+
+def test_input_that_is_not_read(fakes: Fakes) -> None:
+    """A plugin may answer without reading, however much there is."""
+    fakes.script("p", "echo '{}'")
+    big = network({"type": "p", "padding": "x" * (1 << 20)})
+    assert fakes.runtime().add(big, WEB) == {"cniVersion": "1.1.0"}
+
+
+def test_big_input_and_output(fakes: Fakes) -> None:
+    result = {**RESULT, "padding": "x" * 100_000}
+    (fakes.directory / "result").write_text(f"{result}".replace("'", '"'))
+    fakes.script("p", f"cat >{fakes.directory}/stdin; cat {fakes.directory}/result")
+    big = network({"type": "p", "padding": "x" * (1 << 20)})
+    assert fakes.runtime().add(big, WEB) == result
+    assert (fakes.directory / "stdin").stat().st_size > 1 << 20
+
+
+def test_closed_standard_descriptors(fakes: Fakes) -> None:
+    """A daemon that closed 0, 1 and 2 can run plugins all the same."""
+    fakes.plugin("p")
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            for fd in range(3):
+                os.close(fd)
+            fakes.runtime().add(network("p"), WEB)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_signals_are_as_after_login(fakes: Fakes) -> None:
+    """Python ignores SIGPIPE; a plugin's pipelines would hang if it did too."""
+    fakes.plugin("p", body=f"grep SigIgn /proc/self/status >{fakes.directory}/signals")
+    fakes.runtime().add(network("p"), WEB)
+    ignored = int((fakes.directory / "signals").read_text().split()[1], 16)
+    assert not ignored & 1 << 12
+
+
+def test_trace_tells_every_run(fakes: Fakes) -> None:
+    runs: list[Run] = []
+    fakes.plugin("a", body="echo log >&2")
+    fakes.failing("b", "ADD")
+    with pytest.raises(PluginError):
+        fakes.runtime(trace=runs.append).add(network("a", "b"), WEB)
+    assert [(run.plugin, run.command, run.status) for run in runs] == [
+        ("a", "ADD", 0),
+        ("b", "ADD", 1),
+        ("b", "DEL", 0),
+        ("a", "DEL", 0),
+    ]
+    assert runs[0].stderr == "log\n"
+    assert runs[0].environment["CNI_IFNAME"] == "eth0"
+    assert '"name": "net"' in runs[0].stdin
+    assert "10.1.0.5" in runs[0].stdout
+    assert (runs[0].problem, runs[1].problem) == ("", "b fails")
