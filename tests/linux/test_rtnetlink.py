@@ -143,6 +143,29 @@ def test_routes(nl: Netlink, scratch_netns: str, veth: links.Link, route: Route)
     assert route not in routes.listing(nl)
 
 
+def test_several_routes_to_one_destination(nl: Netlink, veth: links.Link) -> None:
+    peer = links.find(nl, "b0")
+    assert peer is not None
+    addresses.add(nl, veth.index, Address("10.1.2.3", 24))
+    addresses.add(nl, veth.index, Address("fd00::5", 64))
+    addresses.add(nl, peer.index, Address("10.1.3.3", 24))
+    addresses.add(nl, peer.index, Address("fd01::5", 64))
+    wanted = [
+        Route("0.0.0.0/0", veth.index, gateway="10.1.2.1"),
+        Route("0.0.0.0/0", peer.index, gateway="10.1.3.1"),
+        Route("::/0", veth.index, gateway="fd00::1", metric=1024),
+        Route("::/0", peer.index, gateway="fd01::1", metric=1024),
+    ]
+    for route in wanted:
+        routes.add(nl, route, append=True)
+    listed = [r for r in routes.listing(nl) if r.protocol != routes.RTPROT_KERNEL]
+    assert listed[:2] == wanted[:2]
+    assert sorted(map(str, listed)) == sorted(map(str, wanted))
+    for route in wanted:
+        routes.remove(nl, route)
+    assert [r for r in routes.listing(nl) if r.protocol != routes.RTPROT_KERNEL] == []
+
+
 @pytest.mark.parametrize("address", ["10.1.2.9", "fd00::9"])
 def test_neighbours(nl: Netlink, scratch_netns: str, veth: links.Link, address: str) -> None:
     entry = Neighbour(address, "02:00:00:00:00:09", veth.index)

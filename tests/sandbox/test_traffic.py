@@ -172,6 +172,19 @@ def test_network_of_ipv6_alone(tapwright: Tapwright) -> None:
     tapwright.delete("v6")
 
 
+def test_default_routes_of_all_networks(tapwright: Tapwright) -> None:
+    """In the order in which the plugins made them: the first network's is the one in use."""
+    words = "sandbox", "run", "many", "--network", "dual", "--network", "six", "--network", "small"
+    tapwright.json(*words)
+    listed = tapwright.json("kata-network", "list-routes", "many")
+    defaults = [
+        (route["gateway"], route["device"]) for route in listed if route["dest"] == "default"
+    ]
+    assert defaults[:2] == [("10.91.0.1", "eth0"), ("10.92.0.1", "eth2")]
+    assert sorted(defaults[2:]) == [("fd91::1", "eth0"), ("fd94::1", "eth1")]
+    tapwright.delete("many")
+
+
 @pytest.mark.parametrize(("gateway", "payload"), [("10.92.0.1", 1400 - 28), ("10.93.0.1", 8972)])
 def test_frames_of_full_mtu_pass(
     tapwright: Tapwright, wide: Sandbox, gateway: str, payload: int

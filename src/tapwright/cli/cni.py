@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import cni_environment as environment
@@ -11,14 +12,15 @@ from tapwright.cli import output
 from tapwright.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tapwright.cni import CniError, Entry, Run, Runtime
 
 
 def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
     commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
     for name, (run, add_arguments, help_text) in _COMMANDS.items():
+        if name not in words:
+            commands.add_parser(name, help=help_text, add_help=False)
+            continue
         command = commands.add_parser(
             name,
             help=help_text,

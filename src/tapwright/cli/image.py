@@ -1,6 +1,7 @@
 """`tapwright image`: build and list guest images."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

@@ -4,7 +4,7 @@ and the answers of `kata-runtime kata-network`."""
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tapwright.cli import output
@@ -51,6 +51,9 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
     group.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = group.add_subparsers(metavar="VERB", required=True, prog=group.prog)
     for name, verb in _VERBS.items():
+        if name not in words:
+            commands.add_parser(name, help=verb.help, add_help=False)
+            continue
         command = commands.add_parser(name, help=verb.help, description=f"{verb.help}.")
         command.add_argument("id", metavar="ID", help="the sandbox, or the beginning of its id")
         if verb.takes:

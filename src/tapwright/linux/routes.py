@@ -3,6 +3,7 @@
 import errno
 import socket
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tapwright.linux import netlink
@@ -18,7 +19,7 @@ from tapwright.linux.netlink import (
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
-RTA_TABLE = 15
+RTA_MULTIPATH, RTA_TABLE = 9, 15
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 RTNH_F_ONLINK = 4
 RTN_UNICAST = 1
@@ -27,6 +28,7 @@ TABLE_MAIN, TABLE_LOCAL = 254, 255
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_RTNEXTHOP = struct.Struct("=HBBi")
 
 
 class Route(NamedTuple):
@@ -54,29 +56,46 @@ class Route(NamedTuple):
         return f"{self.destination}{via}"
 
 
-def decode(body: bytes) -> Route | None:
-    """Read an RTM_NEWROUTE or RTM_DELROUTE body; None when it is not a plain unicast route
-    through one interface (local, broadcast, multicast, blackhole, multipath)."""
+def decode(body: bytes) -> list[Route]:
+    """Read an RTM_NEWROUTE or RTM_DELROUTE body: a route for each of its next hops, none for what
+    is not a unicast route through interfaces (local, broadcast, multicast, blackhole)."""
     family, length, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     found = netlink.attributes(body, _RTMSG.size)
-    if kind != RTN_UNICAST or RTA_OIF not in found:
-        return None
+    if kind != RTN_UNICAST:
+        return []
     destination = found.get(RTA_DST, b"\0" * (16 if family == socket.AF_INET6 else 4))
-    gateway, source = found.get(RTA_GATEWAY), found.get(RTA_PREFSRC)
+    source = found.get(RTA_PREFSRC)
     metrics = netlink.attributes(found.get(RTA_METRICS, b""))
-    return Route(
-        destination=f"{unpack_address(destination)}/{length}",
-        device=u32(found, RTA_OIF),
-        gateway=unpack_address(gateway) if gateway else None,
-        source=unpack_address(source) if source else None,
-        scope=scope,
-        metric=u32(found, RTA_PRIORITY),
-        table=u32(found, RTA_TABLE, table),
-        onlink=bool(flags & RTNH_F_ONLINK),
-        protocol=protocol,
-        mtu=u32(metrics, RTAX_MTU),
-        advmss=u32(metrics, RTAX_ADVMSS),
-    )
+    return [
+        Route(
+            destination=f"{unpack_address(destination)}/{length}",
+            device=device,
+            gateway=unpack_address(gateway) if gateway else None,
+            source=unpack_address(source) if source else None,
+            scope=scope,
+            metric=u32(found, RTA_PRIORITY),
+            table=u32(found, RTA_TABLE, table),
+            onlink=bool((flags | hop_flags) & RTNH_F_ONLINK),
+            protocol=protocol,
+            mtu=u32(metrics, RTAX_MTU),
+            advmss=u32(metrics, RTAX_ADVMSS),
+        )
+        for device, gateway, hop_flags in _next_hops(found)
+    ]
+
+
+def _next_hops(found: netlink.Attributes) -> Iterator[tuple[int, bytes | None, int]]:
+    """(interface index, packed gateway, flags) of each."""
+    if RTA_OIF in found:
+        yield u32(found, RTA_OIF), found.get(RTA_GATEWAY), 0
+    hops, offset = found.get(RTA_MULTIPATH, b""), 0
+    while offset + _RTNEXTHOP.size <= len(hops):
+        length, flags, _, device = _RTNEXTHOP.unpack_from(hops, offset)
+        if length < _RTNEXTHOP.size:
+            return
+        more = netlink.attributes(hops[offset : offset + length], _RTNEXTHOP.size)
+        yield device, more.get(RTA_GATEWAY), flags
+        offset += (length + 3) & ~3
 
 
 def listing(nl: Netlink) -> list[Route]:
@@ -85,16 +104,17 @@ def listing(nl: Netlink) -> list[Route]:
     for family in (socket.AF_INET, socket.AF_INET6):
         payload = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
         for body in nl.dump("list routes", RTM_GETROUTE, payload):
-            route = decode(body)
-            if route and route.table != TABLE_LOCAL:
-                found.append(route)
+            found.extend(route for route in decode(body) if route.table != TABLE_LOCAL)
     return found
 
 
-def add(nl: Netlink, route: Route) -> None:
-    """Add a route. Raises NetlinkError (EEXIST: one to the same destination and of the same
-    metric is there)."""
-    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+def add(nl: Netlink, route: Route, append: bool = False) -> None:
+    """Add a route, with `append` after (IPv6: beside) others to the same destination and of the
+    same metric.
+
+    Raises NetlinkError (EEXIST: there is such a one, or with `append` the very same).
+    """
+    flags = netlink.NLM_F_CREATE | (netlink.NLM_F_APPEND if append else netlink.NLM_F_EXCL)
     nl.request(f"add route {route}", RTM_NEWROUTE, _encode(route), flags)
 
 

@@ -70,7 +70,8 @@ def replace_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Make the routes of the guest those of the request. Routes of the kernel itself stay."""
     wanted = [_route(nl, item) for item in request["routes"]]
     present = [r for r in routes.listing(nl) if r.protocol != routes.RTPROT_KERNEL]
-    _change(nl, remove=_without(present, wanted), add=_without(wanted, present))
+    # Networks that each bring a default route give several of one metric, in an order that counts.
+    _change(nl, _without(present, wanted), _without(wanted, present), append=True)
     return {}
 
 
@@ -81,7 +82,7 @@ def change_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     add = [_route(nl, item) for item in request.get("add", [])]
     present = routes.listing(nl)
     kept = _without(present, remove)
-    _change(nl, remove=_without(present, kept), add=_without(add, kept))
+    _change(nl, _without(present, kept), _without(add, kept))
     return {}
 
 
@@ -189,7 +190,9 @@ def _without(some: Iterable[routes.Route], others: Iterable[routes.Route]) -> li
     return [route for route in some if _route_key(route) not in keys]
 
 
-def _change(nl: Netlink, remove: list[routes.Route], add: list[routes.Route]) -> None:
+def _change(
+    nl: Netlink, remove: list[routes.Route], add: list[routes.Route], append: bool = False
+) -> None:
     """Do both; after a failure the routes are as before."""
     removed: list[routes.Route] = []
     added: list[routes.Route] = []
@@ -197,15 +200,15 @@ def _change(nl: Netlink, remove: list[routes.Route], add: list[routes.Route]) ->
         for route in remove:
             routes.remove(nl, route)
             removed.append(route)
-        _add(nl, add, added)
+        _add(nl, add, added, append)
     except NetlinkError:
         for route in reversed(added):
             routes.remove(nl, route)
-        _add(nl, removed, [])
+        _add(nl, removed, [], append=True)
         raise
 
 
-def _add(nl: Netlink, pending: list[routes.Route], added: list[routes.Route]) -> None:
+def _add(nl: Netlink, pending: list[routes.Route], added: list[routes.Route], append: bool) -> None:
     """Add routes, those that were added to `added` too.
 
     A gateway must be reachable when its route is added: routes without one go first, and a list
@@ -216,7 +219,7 @@ def _add(nl: Netlink, pending: list[routes.Route], added: list[routes.Route]) ->
         failed = []
         for route in pending:
             try:
-                routes.add(nl, route)
+                routes.add(nl, route, append)
                 added.append(route)
             except NetlinkError as error:
                 if error.errno == errno.EEXIST and _is_the_kernels(nl, route):
