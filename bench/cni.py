@@ -180,10 +180,12 @@ def own_network() -> Iterator[None]:
     libc.unshare(libc.CLONE_NEWNET)
     with Netlink() as nl:
         links.set_up(nl, 1)
-    yield
-    for name in os.listdir("/run/netns"):
-        if name.startswith("twbench"):
-            subprocess.run(["ip", "netns", "delete", name], check=True)
+    try:
+        yield
+    finally:
+        for name in os.listdir("/run/netns"):
+            if name.startswith("twbench"):
+                subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ def test_place_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("[hypervisor.qemu]\npath = 7\n", r"\[hypervisor.qemu\] path = 7: must be a string"),
         ("[hypervisor.qemu]\ndefault_vcpus = 0\n", "must be at least 1"),
         ("[hypervisor.qemu]\ndefault_vcpus = true\n", "must be a whole number"),
+        ("[hypervisor.qemu]\npcie_root_port = 121\n", "must be at most 120"),
         ("[cni]\nbin_dirs = '/x'\n", "must be a list of strings"),
         ("[cni\n", "is not TOML: .*line 1"),
     ],

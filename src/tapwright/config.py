@@ -17,7 +17,9 @@ PLACES = ("/etc/tapwright/configuration.toml",)
 
 @dataclass(frozen=True)
 class Qemu:
-    """[hypervisor.qemu]: memory in MiB; empty kernel and initrd mean the image we build."""
+    """[hypervisor.qemu]: memory in MiB; empty kernel and initrd mean the image we build;
+    `pcie_root_port` is how many NICs there is room for, `file_mem_backend` a directory for memory
+    that other processes can share."""
 
     path: str = "qemu-system-x86_64"
     kernel: str = ""
@@ -28,6 +30,7 @@ class Qemu:
     default_memory: int = 256
     boot_timeout: int = 60
     file_mem_backend: str = ""
+    pcie_root_port: int = 32
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Config:
     source: str = ""
     unknown: tuple[str, ...] = ()
 
+
+_MOST = {"pcie_root_port": 120}
+"""120: fifteen devices of eight ports each, below those that the machine itself has."""
 
 _SECTIONS: dict[str, tuple[str, type[Any]]] = {
     "hypervisor.qemu": ("qemu", Qemu),
@@ -97,7 +103,8 @@ def _from_content(content: dict[str, Any], path: str) -> Config:
         values = {}
         for key, value in keys.items():
             if key in defaults:
-                values[key] = _checked(value, defaults[key], f"{path}: [{name}] {key}")
+                place = f"{path}: [{name}] {key}"
+                values[key] = _checked(value, defaults[key], place, _MOST.get(key))
             else:
                 unknown.append(f"[{name}] {key}")
         parts[attribute] = kind(**values)
@@ -115,7 +122,7 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, dict[str, A
     return sections
 
 
-def _checked(value: Any, default: Any, place: str) -> Any:
+def _checked(value: Any, default: Any, place: str, most: int | None) -> Any:
     if isinstance(default, tuple):
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
@@ -125,4 +132,6 @@ def _checked(value: Any, default: Any, place: str) -> Any:
         raise ConfigError(f"{place} = {value!r}: must be {kind}")
     if isinstance(value, int) and not isinstance(value, bool) and value < 1:
         raise ConfigError(f"{place} = {value!r}: must be at least 1")
+    if most is not None and value > most:
+        raise ConfigError(f"{place} = {value!r}: must be at most {most}")
     return value

@@ -560,6 +560,15 @@ def test_thirty_at_once_then_no_slot(kata: Kata, taps: Any, clean: None) -> None
         kata("del-iface", {"name": f"n{number}"})
 
 
+def test_slots_as_configured(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:
+    config = tapwright.configuration(pcie_root_port=1)
+    assert tapwright.run("sandbox", "run", "narrow", config=config).returncode == 0
+    kata("add-iface", interface(taps("tap-a")), "narrow")
+    other = interface(taps("tap-b"), name="b", hwAddr="02:00:00:00:00:0b")
+    assert "all 1 slots for NICs are taken" in kata.refused("add-iface", other, "narrow")
+    tapwright.delete("narrow")
+
+
 def test_many_times_without_growth(
     kata: Kata, tapwright: Tapwright, vm: Json, taps: Any, clean: None
 ) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tapwright import __version__
+from tapwright.cli.parser import Parser
 from tapwright.errors import TapwrightError, UsageError
 
 _DEFAULT_ROOT = "/var/lib/tapwright"
@@ -73,7 +74,7 @@ def _complain(what: object, status: int) -> int:
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """A parser that knows all groups by name, and more of those alone that `argv` may mean: to
     build all of it takes as long as many a command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         # A link named kata-runtime is called as such.
         prog=os.path.basename(sys.argv[0]).removesuffix(".py") or "tapwright",
         description="Networking for secure containers: CNI networks carried into virtual machines.",

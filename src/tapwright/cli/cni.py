@@ -26,7 +26,6 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
             help=help_text,
             description=f"{help_text[0].upper()}{help_text[1:]}.",
             epilog=environment.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_arguments(command)
         command.add_argument("--cache-dir", metavar="DIR", help="default: /var/lib/cni")

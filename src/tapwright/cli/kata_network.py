@@ -48,7 +48,6 @@ not be removed), and the reason on stderr. docs/tap-networking.md tells all."""
 def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
     group.description = "Plug existing TAPs into a running sandbox and set the guest's routes."
     group.epilog = _EPILOG
-    group.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = group.add_subparsers(metavar="VERB", required=True, prog=group.prog)
     for name, verb in _VERBS.items():
         if name not in words:

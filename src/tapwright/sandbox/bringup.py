@@ -76,6 +76,7 @@ class Bringup:
             vcpus=spec.vcpus,
             kernel_parameters=spec.kernel_params,
             memory_directory=spec.memory_directory,
+            slots=spec.slots,
             netns=self._record.netns,
         )
         chosen, reason = await accelerator.choose(machine, self._progress)

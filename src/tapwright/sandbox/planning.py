@@ -62,6 +62,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         vcpus=wish.vcpus or qemu.default_vcpus,
         boot_timeout=qemu.boot_timeout,
         memory_directory=qemu.file_mem_backend,
+        slots=qemu.pcie_root_port,
     )
 
 

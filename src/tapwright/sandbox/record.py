@@ -48,6 +48,7 @@ class Spec:
     vcpus: int = 1
     boot_timeout: float = 60.0
     memory_directory: str = ""
+    slots: int = 32
 
 
 @dataclass
