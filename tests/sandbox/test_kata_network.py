@@ -624,6 +624,18 @@ def test_two_at_once_are_served_in_turn(kata: Kata, taps: Any, clean: None) -> N
         list(pool.map(lambda request: kata("del-iface", request), requests))
 
 
+def test_one_of_several_at_once_gets_a_name(kata: Kata, taps: Any, clean: None) -> None:
+    requests = [
+        interface(taps(f"tap-{n}"), hwAddr=f"02:00:00:00:03:{n:02x}", IPAddresses=None)
+        for n in range(4)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda request: kata.run("add-iface", request), requests))
+    assert sorted(process.returncode for process in done) == [0, 1, 1, 1]
+    assert len(kata("list-ifaces")) == 1
+    kata("del-iface", {"name": "eth-test"})
+
+
 def test_command_killed_at_any_moment(kata: Kata, taps: Any, clean: None) -> None:
     """What has begun is finished by the supervisor; either way the list tells the truth."""
     taps("tap-test")
