@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tapwright.errors import NetworkError
+from tapwright.sandbox import client, registry
 from tests.host import Host, eventually
 from tests.sandboxes import COMMAND, Tapwright, ended, pids_of
 
@@ -572,8 +574,6 @@ def test_slots_as_configured(kata: Kata, tapwright: Tapwright, taps: Any, clean:
 def test_many_times_without_growth(
     kata: Kata, tapwright: Tapwright, vm: Json, taps: Any, clean: None
 ) -> None:
-    from tapwright.sandbox import client, registry
-
     taps("tap-test")
     sandbox = registry.find(tapwright.root, VM)
     supervisor, qemu = pids_of(tapwright.json("sandbox", "inspect", VM))
@@ -624,14 +624,25 @@ def test_two_at_once_are_served_in_turn(kata: Kata, taps: Any, clean: None) -> N
         list(pool.map(lambda request: kata("del-iface", request), requests))
 
 
-def test_one_of_several_at_once_gets_a_name(kata: Kata, taps: Any, clean: None) -> None:
+def test_one_of_several_at_once_gets_a_name(
+    kata: Kata, tapwright: Tapwright, taps: Any, clean: None
+) -> None:
+    sandbox = registry.find(tapwright.root, VM)
     requests = [
         interface(taps(f"tap-{n}"), hwAddr=f"02:00:00:00:03:{n:02x}", IPAddresses=None)
         for n in range(4)
     ]
+
+    def add(request: Json) -> str:
+        try:
+            client.add_interface(sandbox, request)
+        except NetworkError as error:
+            return str(error)
+        return "added"
+
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda request: kata.run("add-iface", request), requests))
-    assert sorted(process.returncode for process in done) == [0, 1, 1, 1]
+        outcomes = sorted(pool.map(add, requests))
+    assert outcomes == ["added", *["name: 'eth-test' is taken in this sandbox; choose another"] * 3]
     assert len(kata("list-ifaces")) == 1
     kata("del-iface", {"name": "eth-test"})
 
