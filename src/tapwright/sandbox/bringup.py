@@ -141,7 +141,7 @@ class Bringup:
 
     def _attach(self, request: NetworkRequest) -> Result:
         spec, record = self._record.spec, self._record
-        self._journal.hold(
+        entry = self._journal.hold(
             "attachment",
             network=request.name,
             ifname=request.ifname,
@@ -164,7 +164,11 @@ class Bringup:
                 network = cni.parse_network(request.config.encode(), request.source)
                 return cni.Runtime(spec.plugin_path, spec.cni_cache).add(network, attachment)
         except cni.CniError as error:
-            raise NetworkError(str(error)) from None
+            leftovers = getattr(error, "__notes__", [])
+            if not leftovers:
+                # The chain's DEL has run; to run it twice is more than some plugins bear.
+                self._journal.release(entry)
+            raise NetworkError("; ".join([str(error), *leftovers])) from None
 
     async def _join(self, guest: Guest) -> list[discovery.Interface]:
         """Give every interface of the namespace a TAP and a NIC."""
