@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tapwright.agent.protocol import PORT_NAME
 from tapwright.errors import HypervisorError
@@ -110,53 +111,21 @@ class Qemu:
         for path in (machine.kernel, machine.initrd):
             if not path.exists():
                 raise HypervisorError(f"{path} is missing; build an image or name another one")
-        pairs = [socket.socketpair() for _ in range(3)]
-        ours = [pair[0] for pair in pairs]
-        theirs = [pair[1].fileno() for pair in pairs]
-        stderr_read, stderr_write = os.pipe()
         uid = _UID_BASE + os.getpid()
-        netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
-        try:
-            process = subprocess.Popen(
-                machine.command(*theirs),
-                stdin=subprocess.DEVNULL,
-                stdout=stderr_write,
-                stderr=stderr_write,
-                env={"PATH": os.environ.get("PATH", os.defpath)},
-                cwd="/",
-                pass_fds=theirs,
-                preexec_fn=_confinement(uid, netns_fd),
-            )
-        except OSError as error:
-            os.close(stderr_read)
-            for sock in ours:
-                sock.close()
-            raise HypervisorError(
-                f"QEMU ({machine.path}) can't be started: {error.strerror}; install "
-                "qemu-system-x86 or set path in [hypervisor.qemu]"
-            ) from None
-        finally:
-            os.close(stderr_write)
-            if netns_fd is not None:
-                os.close(netns_fd)
-            for _, sock in pairs:
-                sock.close()
-        qmp, agent, console = ours
-        console_fd = os.dup(console.fileno())
-        console.close()
-        monitor = Qmp(qmp)
+        started = _spawn(machine, uid)
+        qmp = Qmp(started.qmp)
         qemu = cls(
-            monitor,
-            nics.Nics(monitor, machine.slots, kvm=machine.accelerator == "kvm"),
-            agent,
+            qmp,
+            nics.Nics(qmp, machine.slots, kvm=machine.accelerator == "kvm"),
+            started.agent,
             uid,
-            process,
-            Tail(console_fd),
-            Tail(stderr_read),
-            _exit_of(process),
+            started.process,
+            Tail(started.console),
+            Tail(started.stderr),
+            _exit_of(started.process),
         )
         try:
-            await qemu.qmp.connect()
+            await qmp.connect()
         except HypervisorError:
             await qemu.kill()
             raise HypervisorError(f"QEMU did not start: {qemu.last_words()}") from None
@@ -196,6 +165,51 @@ class Qemu:
             if lines := tail.lines():
                 return " / ".join(lines[-3:])
         return "it said nothing"
+
+
+class _Started(NamedTuple):
+    """A QEMU process, and our ends of what it was given; console and stderr are to be read."""
+
+    process: subprocess.Popen[bytes]
+    qmp: socket.socket
+    agent: socket.socket
+    console: int
+    stderr: int
+
+
+def _spawn(machine: Machine, uid: int) -> _Started:
+    """Run QEMU as a user of its own. Raises HypervisorError."""
+    pairs = [socket.socketpair() for _ in range(3)]
+    qmp, agent, console = (pair[0] for pair in pairs)
+    theirs = [pair[1].fileno() for pair in pairs]
+    stderr_read, stderr_write = os.pipe()
+    netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
+    try:
+        process = subprocess.Popen(
+            machine.command(*theirs),
+            stdin=subprocess.DEVNULL,
+            stdout=stderr_write,
+            stderr=stderr_write,
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            cwd="/",
+            pass_fds=theirs,
+            preexec_fn=_confinement(uid, netns_fd),
+        )
+    except OSError as error:
+        os.close(stderr_read)
+        for ours in (qmp, agent, console):
+            ours.close()
+        raise HypervisorError(
+            f"QEMU ({machine.path}) can't be started: {error.strerror}; install "
+            "qemu-system-x86 or set path in [hypervisor.qemu]"
+        ) from None
+    finally:
+        os.close(stderr_write)
+        if netns_fd is not None:
+            os.close(netns_fd)
+        for _, their_end in pairs:
+            their_end.close()
+    return _Started(process, qmp, agent, console.detach(), stderr_read)
 
 
 class Tail:
