@@ -1,11 +1,13 @@
 """The agent in a real guest, spoken to directly: what it does, and what it survives."""
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError, HypervisorError
-from tapwright.hypervisor import nics
+from tapwright.hypervisor import nics, qmp
 from tapwright.hypervisor.nics import Tap
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.linux import tuntap
@@ -229,56 +231,142 @@ def test_shutdown(machine: Machine) -> None:
     asyncio.run(story())
 
 
-def test_hostile_agent_is_bounded(machine: Machine) -> None:
-    """The far end of a socket pair plays a guest that has been taken over."""
+class Hostile:
+    """The far end of a socket pair: a guest that has been taken over."""
 
+    def __init__(self) -> None:
+        ours, self.socket = socket.socketpair()
+        self.socket.setblocking(False)
+        self.loop = asyncio.get_running_loop()
+        self.agent = AgentClient(ours)
+        self._decoder = protocol.Decoder()
+        self.session = 0
+
+    async def frames(self) -> list[Frame]:
+        found: list[Frame] = []
+        while not found:
+            data = await self.loop.sock_recv(self.socket, 1 << 20)
+            found = list(self._decoder.feed(data))
+        return found
+
+    async def connect(self) -> None:
+        (hello,) = await self.frames()
+        self.session = hello.session
+        await self.send(protocol.hello(self.session, {}))
+        await self.agent.connect(5)
+
+    async def send(self, data: bytes) -> None:
+        await self.loop.sock_sendall(self.socket, data)
+
+    async def answers(self, stream: int, kind: int, payload: bytes, flags: int = 0) -> None:
+        """Answer the next request, with as much as a message may have and more."""
+        await self.frames()
+        frame = protocol.encode(Frame(kind, self.session, stream, payload, flags))
+        await self.send(frame * (33 if flags else 1))
+
+    async def close(self) -> None:
+        await self.agent.close()
+        self.socket.close()
+
+
+def test_hostile_answers_are_refused() -> None:
     async def story() -> None:
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        loop = asyncio.get_running_loop()
-        agent = AgentClient(ours)
-        decoder = protocol.Decoder()
-
-        async def frames() -> list[Frame]:
-            while not (found := list(decoder.feed(await loop.sock_recv(theirs, 1 << 20)))):
-                pass
-            return found
-
-        (hello,) = await frames()
-        session = hello.session
-        await loop.sock_sendall(theirs, protocol.hello(session, {}))
-        await agent.connect(5)
-
-        async def answer(*answers: bytes) -> None:
-            await frames()
-            await loop.sock_sendall(theirs, b"".join(answers))
-
-        for data, reason in (
-            (protocol.encode(Frame(protocol.REPLY, session, 1, b"{")), "not JSON"),
-            (protocol.encode(Frame(protocol.REPLY, session, 2, b"[]")), "not a JSON object"),
-            (protocol.message(protocol.ERROR, session, 3, {"message": "x" * 9999}), "x{1000}$"),
-            (
-                protocol.encode(Frame(protocol.REPLY, session, 4, bytes(32768), protocol.MORE))
-                * 33,
-                "without end",
-            ),
-        ):
-            answering = asyncio.create_task(answer(data))
+        guest = Hostile()
+        await guest.connect()
+        long_reason = json.dumps({"message": "x" * 9999}).encode()
+        refused = [
+            (protocol.REPLY, b"{", 0, "not JSON"),
+            (protocol.REPLY, b"[]", 0, "not a JSON object"),
+            (protocol.ERROR, long_reason, 0, "x{1000}$"),
+            (protocol.REPLY, bytes(32768), protocol.MORE, "without end"),
+        ]
+        for stream, (kind, payload, flags, reason) in enumerate(refused, 1):
+            answering = asyncio.create_task(guest.answers(stream, kind, payload, flags))
             with pytest.raises(AgentError, match=reason):
-                await agent.call("anything")
+                await guest.agent.call("anything")
             await answering
-
-        # A command that floods is ended, for its window was not opened again.
-        got: list[Frame] = []
-        stream = await agent.open({"op": "exec"}, got.append)
-        flood = protocol.encode(Frame(protocol.STDOUT, session, stream, bytes(32768)))
-        await loop.sock_sendall(theirs, flood * 16)
-        await asyncio.wait_for(_until(lambda: got[-1:] and got[-1].kind == protocol.ERROR), 10)
-        assert sum(len(f.payload) for f in got if f.kind == protocol.STDOUT) <= protocol.WINDOW
-        await agent.close()
-        theirs.close()
+        for stream, content in enumerate(
+            (
+                {},
+                {"interfaces": 5},
+                {"interfaces": [5]},
+                {"interfaces": [{"mac": 5}]},
+                {"interfaces": [{"name": "a", "mac": "b", "mtu": "1", "addresses": []}]},
+                {"interfaces": [{"name": "a", "mac": "b", "mtu": 1, "addresses": [1]}]},
+            ),
+            5,
+        ):
+            payload = json.dumps(content).encode()
+            answering = asyncio.create_task(guest.answers(stream, protocol.REPLY, payload))
+            with pytest.raises(AgentError, match="no proper list of interfaces"):
+                await guest.agent.listing("interfaces")
+            await answering
+        await guest.close()
 
     asyncio.run(story())
+
+
+def test_flood_of_output_ends_its_command() -> None:
+    """Its window was not opened again."""
+
+    async def story() -> None:
+        guest = Hostile()
+        await guest.connect()
+        got: list[Frame] = []
+        stream = await guest.agent.open({"op": "exec"}, got.append)
+        flood = protocol.encode(Frame(protocol.STDOUT, guest.session, stream, bytes(32768)))
+        await guest.send(flood * 16)
+        await asyncio.wait_for(_until(lambda: got[-1:] and got[-1].kind == protocol.ERROR), 10)
+        assert sum(len(f.payload) for f in got if f.kind == protocol.STDOUT) <= protocol.WINDOW
+        await guest.close()
+
+    asyncio.run(story())
+
+
+def test_flood_of_greetings_costs_nothing() -> None:
+    async def story() -> None:
+        guest = Hostile()
+        await guest.connect()
+        greeting = protocol.encode(Frame(protocol.HELLO, 0, 0, b"{}"))
+        await guest.send(greeting * 20_000)
+        # It reads none of the answers. All else goes on, and little is kept.
+        await asyncio.wait_for(asyncio.sleep(0), 10)
+        assert len(asyncio.all_tasks()) < 10
+        await guest.close()
+
+    asyncio.run(story())
+
+
+def test_guest_that_reads_nothing_is_not_waited_for() -> None:
+    async def story() -> None:
+        guest = Hostile()
+        await guest.connect()
+        large = "x" * 900_000
+        with pytest.raises(AgentError, match="did not answer anything within"):
+            await asyncio.wait_for(guest.agent.call("anything", timeout=0.3, text=large), 10)
+        # When it reads again it understands what comes next.
+        asking = asyncio.create_task(guest.agent.call("anything", timeout=10))
+        found: list[Frame] = []
+        while not any(frame.kind == protocol.REQUEST and frame.stream == 2 for frame in found):
+            found += await guest.frames()
+        await guest.send(protocol.message(protocol.REPLY, guest.session, 2, {"fine": True}))
+        assert await asking == {"fine": True}
+        await guest.close()
+
+    asyncio.run(story())
+
+
+def test_hypervisor_that_says_nothing(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qmp, "_GREETING_SECONDS", 0.3)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)  # for QEMU's user
+    script = tmp_path / "qemu"
+    script.write_text("#!/bin/sh\nexec sleep 1000\n")
+    script.chmod(0o755)
+    with pytest.raises(HypervisorError, match="did not greet within"):
+        asyncio.run(Qemu.start(replace(machine, path=str(script))))
 
 
 async def _until(condition: Callable[[], Any]) -> None:

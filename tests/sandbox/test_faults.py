@@ -88,6 +88,51 @@ def test_bad_id(refusal: Refusal, name: str) -> None:
     assert "is not a sandbox id" in refusal("sandbox", "run", "--", name, status=2)
 
 
+@pytest.mark.parametrize("name", ["a/b", "x" * 16, "a b", ".."])
+def test_bad_interface_name(refusal: Refusal, name: str) -> None:
+    said = refusal("sandbox", "run", "x", "--network", f"dual:{name}", status=2)
+    assert "is not an interface name" in said
+
+
+def test_too_little_memory(refusal: Refusal) -> None:
+    assert "a guest needs 128" in refusal("sandbox", "run", "x", "--memory", "64", status=2)
+
+
+def test_unknown_keys_are_told(tapwright: Tapwright) -> None:
+    config = tapwright.configuration(machine_typ="q35")
+    done = tapwright.run("sandbox", "run", "x", "--network", "nothing", config=config)
+    assert f"{config}: [hypervisor.qemu] machine_typ is not known" in done.stderr
+
+
+def test_what_can_not_be_taken_back(
+    tapwright: Tapwright, networks: Networks, tmp_path: Path
+) -> None:
+    """A plugin whose DEL fails for good: the sandbox stays, until it is given up."""
+    plugin = tmp_path / "stubborn"
+    plugin.write_text(
+        "#!/bin/sh\ncat >/dev/null\n"
+        '[ "$CNI_COMMAND" = ADD ] && echo \'{"cniVersion": "1.0.0"}\' && exit\n'
+        'echo \'{"cniVersion": "1.0.0", "code": 999, "msg": "never"}\'; exit 1\n'
+    )
+    plugin.chmod(0o755)
+    networks.write("stubborn", [{"type": "stubborn"}])
+    try:
+        words = "sandbox", "run", "stuck", "--network", "stubborn", "--plugin-dir", str(tmp_path)
+        assert tapwright.run(*words).returncode == 0
+        done = tapwright.run("sandbox", "delete", "stuck")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "never (code 999)" in done.stderr
+        assert "--force" in done.stderr
+        assert tapwright.json("sandbox", "inspect", "stuck")["status"] == "dead"
+        done = tapwright.run("sandbox", "delete", "--force", "stuck")
+        assert (done.returncode, done.stdout) == (0, "stuck\n")
+        assert "stuck: given up" in done.stderr
+    finally:
+        (networks.directory / "stubborn.conflist").unlink()
+        for leftover in tapwright.cache.glob("results/stubborn-*"):
+            leftover.unlink()
+
+
 def test_hypervisor_missing(tapwright: Tapwright, refusal: Refusal) -> None:
     config = tapwright.configuration(path="/nowhere/qemu")
     said = refusal("sandbox", "run", "x", config=config)

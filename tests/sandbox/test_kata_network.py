@@ -392,13 +392,13 @@ def test_veth_in_the_sandboxs_namespace_is_joined(kata: Kata, vm: Json, clean: N
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"device": None}, "device: '' is refused"),
+        ({"device": None}, "device: it is missing"),
         ({"device": "a" * 16}, "1 to 15 letters"),
         ({"device": "9tap"}, "the first a letter"),
         ({"device": "tap/1"}, "device: 'tap/1' is refused"),
-        ({"name": None}, "name: '' is refused"),
+        ({"name": None}, "name: it is missing"),
         ({"name": "eth 0"}, "name: 'eth 0' is refused"),
-        ({"hwAddr": None}, "hwAddr: '' is refused"),
+        ({"hwAddr": None}, "hwAddr: it is missing"),
         ({"hwAddr": "02:42:20:6f:a3"}, "six bytes in hexadecimal"),
         ({"hwAddr": "01:00:5e:00:00:01"}, "a unicast address"),
         ({"hwAddr": "00:00:00:00:00:00"}, "a unicast address"),
@@ -438,10 +438,10 @@ def test_what_is_refused(kata: Kata, taps: Any, clean: None, changes: Json, reas
 @pytest.mark.parametrize(
     ("route", "reason"),
     [
-        ({}, "dest: '' is refused"),
+        ({}, "dest: it is missing"),
         ({"dest": "10.0.0.1/8", "device": "lo"}, "no bits beyond the prefix"),
         ({"dest": "default", "device": "lo"}, "a route with a gateway"),
-        ({"dest": "10.0.0.0/8"}, "device: '' is refused"),
+        ({"dest": "10.0.0.0/8"}, "device: it is missing"),
         ({"dest": "10.0.0.0/8", "device": "x" * 16}, "1 to 15 letters"),
         ({"dest": "10.0.0.0/8", "device": "lo", "gateway": "x"}, "gateway: 'x' is refused"),
         ({"dest": "10.0.0.0/8", "device": "lo", "gateway": "fd00::1"}, "of the same family"),
@@ -513,6 +513,60 @@ def test_device_of_another_process(kata: Kata, taps: Any, clean: None) -> None:
     assert f"(pid {os.getpid()})" in said
     os.close(fd)
     kata("add-iface", interface("tap-test"))
+    kata("del-iface", {"name": "eth-test"})
+
+
+def test_queues_of_another_process(kata: Kata, taps: Any, clean: None) -> None:
+    from tapwright.linux import tuntap
+
+    taps("tap-mq", "multi_queue")
+    flags = tuntap.Tap(packet_info=False, vnet_hdr=False, persistent=True, multi_queue=True)
+    fds = tuntap.attach("tap-mq", flags, 2)
+    said = kata.refused("add-iface", interface("tap-mq", queues=2))
+    assert f"(pid {os.getpid()})" in said
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("qdisc", ["clsact", "ingress"])
+def test_traffic_control_of_somebody_else(kata: Kata, vm: Json, clean: None, qdisc: str) -> None:
+    name = Path(vm["netns"]).name
+    ip(f"link add twtest1 type veth peer name lan0 netns {name}")
+    ip(f"-n {name} link set lan0 up")
+    tc = ["tc", "-n", name, "qdisc"]
+    subprocess.run([*tc, "add", "dev", "lan0", qdisc], check=True)
+    said = kata.refused("add-iface", interface("lan0"))
+    assert "lan0 has traffic control on its ingress already" in said
+    assert qdisc in subprocess.check_output([*tc, "show", "dev", "lan0"], text=True)
+    ip("link delete twtest1")
+
+
+def test_namespace_of_the_sandbox_gone(
+    kata: Kata, tapwright: Tapwright, taps: Any, clean: None
+) -> None:
+    taps("tap-test")
+    sandbox = tapwright.json("sandbox", "run", "homeless")
+    ip(f"netns delete {Path(sandbox['netns']).name}")
+    assert "namespace" in kata.refused("add-iface", interface("tap-test"), "homeless")
+    tapwright.delete("homeless")
+
+
+def test_hypervisor_that_is_late(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:
+    """What it was asked is done when it goes on, and the list tells the truth then."""
+    taps("tap-test")
+    _, qemu = pids_of(tapwright.json("sandbox", "inspect", VM))
+    os.kill(qemu, signal.SIGSTOP)
+    adding = subprocess.Popen(
+        kata.command("add-iface", VM, True), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert adding.stdin is not None
+    with adding.stdin as pipe:
+        pipe.write(json.dumps(interface("tap-test")).encode())
+    with pytest.raises(subprocess.TimeoutExpired):
+        adding.wait(1)
+    os.kill(qemu, signal.SIGCONT)
+    assert adding.wait(30) == 0
+    assert answers_ping("172.16.0.3")
     kata("del-iface", {"name": "eth-test"})
 
 

@@ -139,6 +139,34 @@ def test_interface_that_was_there_is_joined_and_given_back(
     subprocess.run(["ip", "link", "delete", "twtest0"], check=True)
 
 
+def test_namespace_of_another_sandbox(
+    tapwright: Tapwright, networks: Networks, victim: Any
+) -> None:
+    words = "sandbox", "run", "second", "--network", "dual", "--netns", victim["netns"]
+    done = tapwright.run(*words)
+    assert (done.returncode, "is in use by sandbox 'victim'" in done.stderr) == (1, True)
+    assert "eth0" in tapwright.exec("victim", "ip", "link")
+    shown = subprocess.check_output(
+        ["ip", "-n", Path(victim["netns"]).name, "link", "show", "eth0"], text=True
+    )
+    assert "eth0" in shown
+    assert len(networks.leased("dual")) == 2  # one of each family
+    tapwright.delete("victim")
+
+
+def test_bridges_in_a_namespace_are_left_alone(tapwright: Tapwright, scratch_netns: str) -> None:
+    name = Path(scratch_netns).name
+    for command in (
+        "link add br0 type bridge",
+        "tuntap add dev tap9 mode tap",
+        "link set tap9 master br0 up",
+        "link set br0 up",
+    ):
+        subprocess.run(["ip", "-n", name, *command.split()], check=True)
+    assert tapwright.json("sandbox", "run", "alone", "--netns", scratch_netns)["interfaces"] == []
+    tapwright.delete("alone")
+
+
 def held(tapwright: Tapwright) -> list[str]:
     """What the journal of the victim holds, by kind."""
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tapwright.endpoint.vhost_user import _somebody_listens
 from tests.host import eventually
 from tests.ovs import VSWITCHD, OpenVSwitch
 from tests.sandbox.test_kata_network import Kata, answers_ping, interface, ip, tap_state
@@ -191,6 +192,25 @@ def test_socket_of_another_sandbox(ovs: OpenVSwitch, kata: Kata, tapwright: Tapw
 def test_socket_that_can_not_be(kata: Kata, tmp_path: Path) -> None:
     said = kata.refused("add-iface", interface("vhost4", vhostUserSocket="/nowhere/at/all/socket"))
     assert "vhostUserSocket: /nowhere/at/all/socket can't be used" in said
+
+
+def test_file_in_the_place_of_a_socket(kata: Kata, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("content")
+    path = tmp_path / "precious"
+    said = kata.refused("add-iface", interface("vhost4", vhostUserSocket=str(path)))
+    assert "is there and is no socket" in said
+    assert path.read_text() == "content"
+
+
+def test_backend_that_takes_nobody(kata: Kata, ovs: OpenVSwitch) -> None:
+    """A listener with a full backlog is not waited for, nor taken for a dead one."""
+    path = ovs.directory / "full"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting.connect(str(path))
+        assert _somebody_listens(str(path))
+    assert not _somebody_listens(str(path))
 
 
 def test_supervisor_killed_with_a_vhost_user_nic(

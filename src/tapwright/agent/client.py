@@ -19,6 +19,22 @@ from tapwright.errors import AgentError
 _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
 
+# What must be in an answer of the guest, and of which type.
+_SHAPES: dict[str, dict[str, Any]] = {
+    "interfaces": {"name": str, "mac": str, "mtu": int, "addresses": list},
+    "routes": {
+        "destination": str,
+        "device": str,
+        "gateway": str | None,
+        "source": str | None,
+        "scope": int,
+        "metric": int,
+        "table": int,
+        "protocol": int,
+    },
+}
+_ADDRESS: dict[str, Any] = {"address": str, "prefix_length": int}
+
 OnFrame = Callable[[Frame], None]
 
 
@@ -36,10 +52,12 @@ class AgentClient:
         self._open_windows: dict[tuple[int, int], int] = {}
         self._ready = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._torn = False
+        self._hello_due = False
         self._background: set[asyncio.Task[None]] = set()
         self.facts: dict[str, Any] = {}
         self._reader = asyncio.create_task(self._read())
-        self._in_background(self._open_session)
+        self._greet()
 
     async def connect(self, timeout: float) -> dict[str, Any]:
         """Wait until the agent answers; return what it says of itself. Raises AgentError."""
@@ -73,20 +91,22 @@ class AgentClient:
                 reason = str(reply.get("message", "no reason given"))[:1000]
                 answer.set_exception(AgentError(f"the agent refused {op}: {reason}"))
 
-        stream = await self.open({"op": op, **arguments}, take)
+        stream = None
         try:
             async with asyncio.timeout(timeout):
+                stream = await self.open({"op": op, **arguments}, take)
                 return await answer
         except TimeoutError:
             raise AgentError(f"the agent did not answer {op} within {timeout:g} s") from None
         finally:
-            self.close_stream(stream, cancel=not answer.done() or answer.cancelled())
+            if stream is not None:
+                self.close_stream(stream, cancel=not answer.done() or answer.cancelled())
 
     async def listing(self, what: str) -> list[dict[str, Any]]:
-        """The guest's `interfaces`, `routes` or `neighbours`. Raises AgentError."""
+        """The guest's `interfaces` or `routes`. Raises AgentError."""
         found = (await self.call("list_network")).get(what)
-        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-            raise AgentError(f"the agent's answer has no list of {what}")
+        if not isinstance(found, list) or not all(_has(entry, _SHAPES[what]) for entry in found):
+            raise AgentError(f"the agent's answer has no proper list of {what}")
         return found
 
     async def open(self, request: dict[str, Any], on_frame: OnFrame) -> int:
@@ -97,11 +117,13 @@ class AgentClient:
         stream = self._last_stream
         self._streams[stream] = on_frame
         try:
-            data = protocol.message(protocol.REQUEST, self._session, stream, request)
+            await self._send(protocol.message(protocol.REQUEST, self._session, stream, request))
         except protocol.ProtocolError as error:
-            del self._streams[stream]
+            self.close_stream(stream)
             raise AgentError(f"the request is too large: {error}") from None
-        await self._send(data)
+        except BaseException:
+            self.close_stream(stream)
+            raise
         return stream
 
     async def send(self, stream: int, kind: int, payload: bytes) -> None:
@@ -135,16 +157,33 @@ class AgentClient:
         if not self._ready.is_set():
             raise AgentError("the agent has not answered yet")
 
+    def _greet(self) -> None:
+        """Open a session anew. However often a guest asks for it, one HELLO waits at most."""
+        self._session = 0
+        if not self._hello_due:
+            self._hello_due = True
+            self._in_background(self._open_session)
+
     async def _open_session(self) -> None:
-        self._session = secrets.randbits(31) + 1
-        await self._send(protocol.hello(self._session, {}))
+        async with self._sending:
+            self._hello_due = False
+            self._session = secrets.randbits(31) + 1
+            await self._send_whole(protocol.hello(self._session, {}))
 
     async def _send(self, data: bytes) -> None:
+        async with self._sending:
+            await self._send_whole(data)
+
+    async def _send_whole(self, data: bytes) -> None:
+        """Send, or if it is given up half way, end the half frame before the next one."""
+        if self._torn:
+            data = protocol.PREAMBLE + data
+        self._torn = True
         try:
-            async with self._sending:
-                await asyncio.get_running_loop().sock_sendall(self._socket, data)
+            await asyncio.get_running_loop().sock_sendall(self._socket, data)
         except OSError as error:
             raise AgentError(f"the agent's port is closed: {error}") from None
+        self._torn = False
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
@@ -152,6 +191,8 @@ class AgentClient:
             while data := await loop.sock_recv(self._socket, _READ_BYTES):
                 for frame in self._decoder.feed(data):
                     self._take(frame)
+                # A guest that never stops sending is not to keep the supervisor from all else.
+                await asyncio.sleep(0)
         except OSError:
             pass
         finally:
@@ -172,7 +213,7 @@ class AgentClient:
             # It has just started, maybe again: what it knew of us is gone.
             self._fail_streams("the agent in the guest restarted")
             self._ready.clear()
-            self._in_background(self._open_session)
+            self._greet()
         elif frame.session == self._session:
             with contextlib.suppress(protocol.ProtocolError):
                 self.facts = protocol.read_json(frame.payload)
@@ -206,3 +247,11 @@ class AgentClient:
         task = asyncio.create_task(quietly())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _has(entry: object, shape: dict[str, Any]) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(key in entry and isinstance(entry[key], kind) for key, kind in shape.items())
+        and all(_has(address, _ADDRESS) for address in entry.get("addresses", ()))
+    )

@@ -93,8 +93,10 @@ def _read(path: str) -> Json:
         else:
             with open(path) as file:
                 text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TapwrightError(f"{path} can't be read: {error}") from None
+    except OSError as error:
+        raise TapwrightError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise TapwrightError(f"{path} is not text: {error}") from None
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -40,6 +40,11 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
         "the host. Deleting one that is not there is no failure.",
     )
     command.add_argument("ids", metavar="ID", nargs="+", help="its id, or the beginning of it")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="let the sandbox go even if something can't be taken back, and say what",
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_delete)
 
@@ -64,7 +69,8 @@ def _add_run(commands: Any) -> None:
         metavar="[IP:]HOSTPORT:PORT[/PROTOCOL]",
         action="append",
         default=[],
-        help="make the guest's port reachable on the host (repeatable)",
+        help="make the guest's port reachable on the host (repeatable); whether the host's port is "
+        "free is not checked",
     )
     command.add_argument(
         "--netns", metavar="PATH", default="", help="use this network namespace, make none"
@@ -76,8 +82,20 @@ def _add_run(commands: Any) -> None:
         action="append",
         help="where CNI plugins are (repeatable, searched in order)",
     )
-    command.add_argument("--memory", metavar="MIB", type=_positive, default=0)
-    command.add_argument("--vcpus", metavar="N", type=_positive, default=0)
+    command.add_argument(
+        "--memory",
+        metavar="MIB",
+        type=_positive,
+        default=0,
+        help="of the guest, at least 128 (default: default_memory in the configuration)",
+    )
+    command.add_argument(
+        "--vcpus",
+        metavar="N",
+        type=_positive,
+        default=0,
+        help="of the guest (default: default_vcpus in the configuration)",
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_run)
 
@@ -86,19 +104,28 @@ def _add_exec(commands: Any) -> None:
     command = commands.add_parser(
         "exec",
         help="run a command in the guest",
+        usage="%(prog)s [--env KEY=VALUE] [--cwd DIR] [--json] ID -- COMMAND [ARG ...]",
         description="Run a command in the guest. Its stdin, stdout, stderr and signals are ours; "
         "so is its exit status (128 + N for signal N, 127 when there is no such command, 126 when "
         "it can't be run).",
     )
     command.add_argument("id", metavar="ID", help="its id, or the beginning of it")
-    command.add_argument("--env", metavar="KEY=VALUE", action="append", default=[])
-    command.add_argument("--cwd", metavar="DIR", default="/")
+    command.add_argument(
+        "--env",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set an environment variable (repeatable)",
+    )
+    command.add_argument(
+        "--cwd", metavar="DIR", default="/", help="the directory to run it in (default: /)"
+    )
     command.add_argument(
         "--json",
         action="store_true",
         help="print status, stdout and stderr as JSON when the command has ended; exit 0",
     )
-    command.add_argument("argv", metavar="-- COMMAND", nargs="+")
+    command.add_argument("argv", metavar="COMMAND", nargs="+")
     command.set_defaults(run=_exec)
 
 
@@ -205,13 +232,14 @@ def _delete(arguments: argparse.Namespace) -> int:
     for given in arguments.ids:
         try:
             found = registry.find(arguments.root, given)
-            lifecycle.delete(arguments.root, found.id)
+            for left in lifecycle.delete(arguments.root, found.id, arguments.force):
+                print(f"tapwright: {found.id}: given up: {left}", file=sys.stderr)
             deleted.append(found.id)
         except SandboxNotFoundError:
             print(f"tapwright: there is no sandbox {given!r}", file=sys.stderr)
         except TapwrightError as error:
             print(f"tapwright: {error}", file=sys.stderr)
-            status = 1
+            status = 2 if isinstance(error, UsageError) else 1
     if arguments.json:
         output.print_json({"deleted": deleted})
     else:
@@ -225,6 +253,8 @@ def _config(arguments: argparse.Namespace) -> "Config":
     from tapwright import config
 
     loaded = config.load(arguments.config)
+    for key in loaded.unknown:
+        print(f"tapwright: {loaded.source}: {key} is not known, and passed over", file=sys.stderr)
     changes: dict[str, Any] = {}
     if arguments.net_dir:
         changes["conf_dir"] = arguments.net_dir
@@ -263,7 +293,8 @@ def _described(sandbox: "Sandbox") -> dict[str, Any]:
 
 
 def _print_sandbox(sandbox: "Sandbox") -> None:
-    print(f"{sandbox.id} {sandbox.status}")
+    accelerator = f" ({sandbox.record.accelerator})" if sandbox.record else ""
+    print(f"{sandbox.id} {sandbox.status}{accelerator}")
     for interface in sandbox.record.interfaces if sandbox.record else ():
         addresses = " ".join(interface.addresses) or "no address"
         print(f"  {interface.name}  {addresses}  {interface.mac}  mtu {interface.mtu}")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tapwright.cni.directory import find_network, load_network, load_networks
     from tapwright.cni.errors import CniError, ConfigurationError, PluginError
     from tapwright.cni.invoke import Run
+    from tapwright.cni.names import is_interface_name
     from tapwright.cni.network import Network, parse_network
     from tapwright.cni.pluginpath import find_plugin
     from tapwright.cni.request import Attachment
@@ -43,6 +44,7 @@ __all__ = [
     "Runtime",
     "find_network",
     "find_plugin",
+    "is_interface_name",
     "load_network",
     "load_networks",
     "parse_network",
@@ -57,6 +59,7 @@ _MODULES = {
     "Runtime": "runtime",
     "find_network": "directory",
     "find_plugin": "pluginpath",
+    "is_interface_name": "names",
     "load_network": "directory",
     "load_networks": "directory",
     "parse_network": "network",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from tapwright.linux import addresses, links, neighbours, netns, routes
+from tapwright.linux import addresses, links, neighbours, netns, routes, tuntap
 from tapwright.linux.addresses import Address
 from tapwright.linux.links import Link
 from tapwright.linux.neighbours import Neighbour
@@ -29,7 +29,8 @@ class Interface(NamedTuple):
 
 
 def scan(nl: Netlink) -> list[Interface]:
-    """The interfaces of the namespace that can become NICs of a VM: Ethernet, up, not ours.
+    """The interfaces of the namespace that can become NICs of a VM: Ethernet, up, not ours, and
+    ends of their own: no bridge, no port of one, no TAP of somebody else.
 
     That leaves out loopback and the tunnels that kernels put into each new namespace.
     """
@@ -52,7 +53,11 @@ def scan(nl: Netlink) -> list[Interface]:
             neighbours=tuple(entry for entry in all_neighbours if entry.device == link.index),
         )
         for link in links.listing(nl)
-        if link.is_ethernet and link.is_up and link.alias != OUR_ALIAS
+        if link.is_ethernet
+        and link.is_up
+        and link.alias != OUR_ALIAS
+        and not link.master
+        and link.kind not in ("bridge", tuntap.KIND)
     ]
 
 

@@ -35,6 +35,9 @@ def attach(tap: Found, queues: int) -> list[int]:
 
     Raises NetworkError; call `detach` all the same.
     """
+    if tap.settings.taken:
+        # Also where it has queues left: frames would be shared out between two owners.
+        raise NetworkError(f"device: {tap.name}: it is in use by {_holders(tap.name)}")
     if queues > 1 and not tap.settings.multi_queue:
         raise NetworkError(
             f"queues: {queues}: {tap.name} was made for one queue; make it with multi_queue"
@@ -73,11 +76,14 @@ def detach(tap: Found) -> None:
 
 
 def _reason(name: str, error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return f"it is in use by {_holders(name)}"
+    return f"it can't be taken: {error.strerror}"
+
+
+def _holders(name: str) -> str:
     pids = tuntap.holders(name)
-    if not pids:
-        return f"it can't be opened: {error.strerror}"
-    holders = ", ".join(f"{_command(pid)} (pid {pid})" for pid in pids)
-    return f"it is in use by {holders}"
+    return ", ".join(f"{_command(pid)} (pid {pid})" for pid in pids) or "a process out of sight"
 
 
 def _command(pid: int) -> str:

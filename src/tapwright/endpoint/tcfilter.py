@@ -48,8 +48,16 @@ def attach(nl: Netlink, netns_path: str, link: Link) -> int:
     return fd
 
 
-def detach(nl: Netlink, ifname: str) -> None:
-    """Take the filters off the interface; the TAP goes with its descriptor. Nothing happens
-    where the interface is gone."""
-    if link := links.find(nl, ifname):
-        tc.remove_ingress(nl, link.index)
+def check(nl: Netlink, link: Link) -> None:
+    """Whether the interface can be joined: what filters it has already are somebody else's, and
+    neither we nor `detach` may touch them. Raises NetworkError."""
+    if tc.has_ingress(nl, link.index):
+        raise NetworkError(
+            f"device: {link.name} has traffic control on its ingress already (tc qdisc show dev "
+            f"{link.name}); remove it first"
+        )
+
+
+def detach(nl: Netlink, link: Link) -> None:
+    """Take the filters off the interface; the TAP goes with its descriptor."""
+    tc.remove_ingress(nl, link.index)

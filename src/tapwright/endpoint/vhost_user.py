@@ -23,7 +23,7 @@ from tapwright.hypervisor.nics import VhostUser
 def owner_of(path: str) -> int | None:
     """The user id of the socket that is there, for `detach`; None when there is none."""
     try:
-        return os.lstat(path).st_uid
+        return os.stat(path).st_uid
     except OSError:
         return None
 
@@ -34,6 +34,8 @@ def attach(path: str, queues: int, uid: int) -> VhostUser:
     Raises NetworkError; call `detach` all the same.
     """
     try:
+        if os.path.lexists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise NetworkError(f"vhostUserSocket: {path} is there and is no socket")
         if _somebody_listens(path):
             owner = os.stat(path).st_uid
             os.chown(path, uid, -1)
@@ -66,7 +68,8 @@ def _publish(path: str) -> None:
     made = _workshop(path) / Path(path).name
     os.chown(made, 0, made.parent.parent.stat().st_gid)
     made.chmod(0o660)
-    made.rename(path)
+    os.link(made, path)  # unlike rename, it does not replace what came in between
+    made.unlink()
     made.parent.rmdir()
 
 
@@ -77,10 +80,13 @@ def _workshop(path: str) -> Path:
 
 def _somebody_listens(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
         try:
             connection.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
+        except BlockingIOError:
+            pass  # so many wait there already that we would have to, too
     return True
 
 

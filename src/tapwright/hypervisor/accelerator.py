@@ -6,7 +6,6 @@ once, and the verdict kept for this boot of the host, its kernel, this QEMU and 
 """
 
 import asyncio
-import dataclasses
 import fcntl
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError, ConfigError, HypervisorError
-from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.hypervisor.qemu import Machine, Qemu, qemu_may_open_kvm
 
 Progress = Callable[[str], None]
 
@@ -62,7 +61,13 @@ async def _remembered_or_probed(machine: Machine, progress: Progress) -> tuple[s
 
 
 async def _probe(machine: Machine) -> tuple[str, str]:
-    trial = dataclasses.replace(machine, accelerator="kvm", netns=None)
+    if not qemu_may_open_kvm():
+        return "tcg", (
+            "/dev/kvm is not open to QEMU's user, which is not root: chgrp kvm /dev/kvm && "
+            "chmod 660 /dev/kvm"
+        )
+    # As plain as can be: what is wrong with this machine in particular says nothing of KVM.
+    trial = Machine(machine.kernel, machine.initrd, "kvm", path=machine.path)
     try:
         async with asyncio.timeout(_DEADLINE):
             qemu = await Qemu.start(trial)

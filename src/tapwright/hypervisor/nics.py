@@ -122,16 +122,19 @@ class Nics:
                     **self._device_options(backend),
                 )
                 undo.pop_all()
-        except HypervisorError:
+        except BaseException:
             del self._plugged[slot]
             raise
         return slot
 
     async def unplug(self, slot: int) -> None:
-        """Take a NIC out and wait until the guest has let go of it. Raises HypervisorError.
+        """Take a NIC out and wait until the guest has let go of it; nothing happens when it has
+        done so already. Raises HypervisorError.
 
         After a failure the NIC is still there; it may go later, and can be asked to again.
         """
+        if slot not in self._plugged:
+            return
         asked_before = slot in self._leaving
         leaving = self._leaving.setdefault(slot, asyncio.get_running_loop().create_future())
         try:
@@ -156,11 +159,16 @@ class Nics:
         return options
 
     async def _make_tap(self, slot: int, tap: Tap, undo: contextlib.AsyncExitStack) -> None:
-        with _vhost_fds(tap.queues) as vhost_fds:
-            names = [await self._pass(fd, f"net{slot}-{n}") for n, fd in enumerate(tap.fds)]
-            vhost = [await self._pass(fd, f"vhost{slot}-{n}") for n, fd in enumerate(vhost_fds)]
-        more = {"vhost": True, "vhostfds": ":".join(vhost)} if vhost else {}
+        names: list[str] = []
+        vhost: list[str] = []
         try:
+            with _vhost_fds(tap.queues) as vhost_fds:
+                for passed, prefix, fds in ((names, "net", tap.fds), (vhost, "vhost", vhost_fds)):
+                    for number, fd in enumerate(fds):
+                        name = f"{prefix}{slot}-{number}"
+                        await self._qmp.execute_with_fd(fd, "getfd", fdname=name)
+                        passed.append(name)
+            more = {"vhost": True, "vhostfds": ":".join(vhost)} if vhost else {}
             await self._qmp.execute(
                 "netdev_add", type="tap", id=f"net{slot}", fds=":".join(names), **more
             )
@@ -225,10 +233,6 @@ class Nics:
             "to this socket (Open vSwitch: type dpdkvhostuserclient, options:vhost-server-path)?"
         )
 
-    async def _pass(self, fd: int, name: str) -> str:
-        await self._qmp.execute_with_fd(fd, "getfd", fdname=name)
-        return name
-
     def _device_deleted(self, data: dict[str, Any]) -> None:
         device = str(data.get("device", ""))
         number = device.removeprefix("nic")
@@ -238,15 +242,20 @@ class Nics:
             task.add_done_callback(self._releasing.discard)
 
     async def _release(self, slot: int) -> None:
+        leaving = self._leaving.setdefault(slot, asyncio.get_running_loop().create_future())
         try:
             await self._qmp.execute("netdev_del", id=f"net{slot}")
-        except HypervisorError as error:
+            del self._plugged[slot]
+            self.on_gone(slot)
+        except (HypervisorError, OSError) as error:
             _log.error("slot %d is lost: %s", slot, error)
-            return
-        del self._plugged[slot]
-        self.on_gone(slot)
-        if leaving := self._leaving.pop(slot, None):
+            leaving.set_exception(
+                HypervisorError(f"the guest let go of the NIC, but it can't be taken back: {error}")
+            )
+            leaving.exception()  # it may be that nobody waits for it
+        else:
             leaving.set_result(None)
+        del self._leaving[slot]
 
 
 @contextlib.contextmanager
@@ -254,9 +263,12 @@ def _vhost_fds(count: int) -> Iterator[list[int]]:
     """A descriptor of the kernel's vhost-net for each queue; none where it is not there."""
     fds: list[int] = []
     try:
-        if os.path.exists(_VHOST):
-            fds.extend(os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC) for _ in range(count))
-        yield fds
+        try:
+            for _ in range(count):
+                fds.append(os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC))
+        except OSError:
+            pass  # no module, or not for us
+        yield fds if len(fds) == count else []
     finally:
         for fd in fds:
             os.close(fd)

@@ -126,9 +126,11 @@ class Qemu:
         )
         try:
             await qmp.connect()
-        except HypervisorError:
+        except HypervisorError as error:
             await qemu.kill()
-            raise HypervisorError(f"QEMU did not start: {qemu.last_words()}") from None
+            raise HypervisorError(
+                f"QEMU did not start: {error}. Its last words: {qemu.last_words()}"
+            ) from None
         except asyncio.CancelledError:
             await qemu.kill()
             raise
@@ -267,6 +269,14 @@ def _confinement(uid: int, netns_fd: int | None) -> Callable[[], None]:
             os._exit(1)
 
     return confine
+
+
+def qemu_may_open_kvm() -> bool:
+    """Whether /dev/kvm is there, and open to everybody or to a group other than root's."""
+    try:
+        return os.stat("/dev/kvm").st_mode & 0o006 == 0o006 or bool(_groups())
+    except OSError:
+        return False
 
 
 def _groups() -> list[int]:

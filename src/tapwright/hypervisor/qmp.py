@@ -14,7 +14,7 @@ from typing import Any
 from tapwright.errors import HypervisorError
 
 _LINE_LIMIT = 16 * 1024 * 1024
-_ANSWER_SECONDS = 20.0
+_GREETING_SECONDS = 20.0
 
 
 class QmpError(HypervisorError):
@@ -40,11 +40,19 @@ class Qmp:
 
     async def connect(self) -> None:
         """Wait for QEMU's greeting and enter command mode. Raises HypervisorError."""
-        await self._greeting
-        await self.execute("qmp_capabilities")
+        try:
+            async with asyncio.timeout(_GREETING_SECONDS):
+                await self._greeting
+                await self.execute("qmp_capabilities")
+        except TimeoutError:
+            raise HypervisorError(f"QEMU did not greet within {_GREETING_SECONDS:g} s") from None
 
     async def execute(self, command: str, **arguments: Any) -> Any:
-        """Run a command and return its answer. Raises QmpError, HypervisorError."""
+        """Run a command and return its answer. Raises QmpError, HypervisorError.
+
+        Waits as long as QEMU lives: QEMU does what it was asked in its order, also when it is late,
+        and who gave up on it would not know what there is.
+        """
         return await self._execute(command, arguments)
 
     async def execute_with_fd(self, fd: int, command: str, **arguments: Any) -> Any:
@@ -76,12 +84,7 @@ class Qmp:
                     # One byte carries the descriptor; QEMU skips white space between commands.
                     socket.send_fds(self._socket, [b" "], [fd])
                 await asyncio.get_running_loop().sock_sendall(self._socket, line)
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                reply = await answer
-        except TimeoutError:
-            raise HypervisorError(
-                f"QEMU did not answer {command} within {_ANSWER_SECONDS:g} s"
-            ) from None
+            reply = await answer
         except OSError as error:
             raise HypervisorError(f"QEMU does not listen any more: {error}") from None
         finally:

@@ -14,7 +14,7 @@ import struct
 from tapwright.linux import netlink
 from tapwright.linux.netlink import Netlink, NetlinkError, attribute, nested
 
-RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER = 36, 37, 44
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTFILTER = 36, 37, 38, 44
 TC_H_INGRESS = 0xFFFFFFF1
 INGRESS_HANDLE = 0xFFFF0000
 TCA_KIND, TCA_OPTIONS = 1, 2
@@ -38,6 +38,15 @@ def add_ingress(nl: Netlink, index: int) -> None:
     payload += attribute(TCA_KIND, "ingress")
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     nl.request(f"add ingress qdisc to interface {index}", RTM_NEWQDISC, payload, flags)
+
+
+def has_ingress(nl: Netlink, index: int) -> bool:
+    """Whether an interface has an ingress qdisc, or its like (clsact)."""
+    for body in nl.dump("list qdiscs", RTM_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0)):
+        _, device, _, parent, _ = _TCMSG.unpack_from(body)
+        if (device, parent) == (index, TC_H_INGRESS):
+            return True
+    return False
 
 
 def remove_ingress(nl: Netlink, index: int) -> None:

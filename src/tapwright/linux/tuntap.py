@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tapwright.linux import netlink
 from tapwright.linux.links import Link
+from tapwright.linux.netlink import u32
 
 KIND = "tun"
 """The kind of TUN and TAP devices alike, in rtnetlink."""
@@ -19,17 +20,19 @@ IFF_VNET_HDR = 0x4000
 IFF_TUN_EXCL = 0x8000
 IFF_MULTI_QUEUE = 0x0100
 IFLA_TUN_TYPE, IFLA_TUN_PI, IFLA_TUN_VNET_HDR, IFLA_TUN_PERSIST, IFLA_TUN_MULTI_QUEUE = range(3, 8)
+IFLA_TUN_NUM_QUEUES, IFLA_TUN_NUM_DISABLED_QUEUES = 8, 9
 
 _DEVICE = "/dev/net/tun"
 
 
 class Tap(NamedTuple):
-    """With which flags a TAP was made."""
+    """With which flags a TAP was made, and how many of its queues are taken at present."""
 
     packet_info: bool
     vnet_hdr: bool
     persistent: bool
     multi_queue: bool
+    taken: int = 0
 
     @property
     def flags(self) -> int:
@@ -56,6 +59,7 @@ def settings(link: Link) -> Tap | None:
         vnet_hdr=flag(IFLA_TUN_VNET_HDR),
         persistent=flag(IFLA_TUN_PERSIST),
         multi_queue=flag(IFLA_TUN_MULTI_QUEUE),
+        taken=u32(found, IFLA_TUN_NUM_QUEUES) + u32(found, IFLA_TUN_NUM_DISABLED_QUEUES),
     )
 
 
@@ -113,11 +117,17 @@ def holders(name: str) -> list[int]:
 
 def _has(pid: int, line: str) -> bool:
     try:
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            if os.readlink(f"/proc/{pid}/fd/{fd}") == _DEVICE:
-                with open(f"/proc/{pid}/fdinfo/{fd}") as file:
-                    if line in file.readlines():
-                        return True
+        fds = os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        pass  # it has ended, or is not ours to look into
-    return False
+        return False  # it has ended, or is not ours to look into
+    return any(_is_tap(pid, fd, line) for fd in fds)
+
+
+def _is_tap(pid: int, fd: str, line: str) -> bool:
+    try:
+        if os.readlink(f"/proc/{pid}/fd/{fd}") != _DEVICE:
+            return False
+        with open(f"/proc/{pid}/fdinfo/{fd}") as file:
+            return line in file.readlines()
+    except OSError:
+        return False  # just closed

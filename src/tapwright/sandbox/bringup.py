@@ -22,6 +22,7 @@ from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.linux import netns
 from tapwright.linux.netlink import Netlink
+from tapwright.sandbox import ownership
 from tapwright.sandbox.interfaces import Interfaces
 from tapwright.sandbox.record import Journal, NetworkRequest, Phase
 
@@ -88,6 +89,7 @@ class Bringup:
         if self._record.spec.netns:
             if not netns.exists(path):
                 raise NetworkError(f"there is no network namespace at {path}")
+            ownership.claim_netns(self._journal, path)
             return
         if os.path.exists(path):
             raise NetworkError(f"{path} exists, and is not this sandbox's; choose another id")

@@ -10,6 +10,7 @@ to end, so the supervisor never holds more than a window. A client that hangs up
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,6 +22,8 @@ from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import TapwrightError
 from tapwright.sandbox.client import address
+
+_log = logging.getLogger(__name__)
 
 Operations = Mapping[str, Callable[..., Awaitable[Any]]]
 
@@ -38,9 +41,11 @@ async def serving(
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            await _serve(agent, operations, reader, writer)
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError):
+                await _serve(agent, operations, reader, writer)
+        finally:
+            writer.close()
 
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with address(directory) as path:
@@ -77,6 +82,10 @@ async def _serve(
             "result": getattr(error, "result", None),
         }
         writer.write(protocol.message(protocol.ERROR, 0, 0, refusal))
+    except Exception as error:
+        _log.exception("unexpected")
+        text = f"unexpected {type(error).__name__}: {error}; the sandbox's log has more"
+        writer.write(protocol.message(protocol.ERROR, 0, 0, {"message": text}))
     await writer.drain()
 
 

@@ -89,13 +89,20 @@ class _Conversation:
                     if not data:
                         raise SandboxStateError("the sandbox ended while the command ran")
                     for frame in decoder.feed(data):
-                        self._take(frame, assembler)
+                        self._take_checked(frame, assembler)
                 elif key.fd == self._signals:
                     for number in os.read(self._signals, 64):
                         self._send(protocol.SIGNAL, bytes([number]))
                 elif self._stdin is not None:
                     self._read_stdin(self._stdin)
         return self._status
+
+    def _take_checked(self, frame: Frame, assembler: protocol.Assembler) -> None:
+        """The guest is hostile: what it sends may be anything."""
+        try:
+            self._take(frame, assembler)
+        except (protocol.ProtocolError, KeyError, TypeError, ValueError) as error:
+            raise AgentError(f"the agent's answer makes no sense: {error}") from None
 
     def _take(self, frame: Frame, assembler: protocol.Assembler) -> None:
         if sink := self._sinks.get(frame.kind):

@@ -54,10 +54,7 @@ class Interfaces:
             addresses=[str(address) for address in found.addresses],
             network=network,
         )
-        entry = await self._claim(interface, "tcfilter", netns=self._record.netns)
-        with self._given_back_on_failure(entry):
-            backend = self._joined(link)
-            await self._plug(interface, backend)
+        await self._join(interface, link)
 
     async def add(self, request: InterfaceRequest) -> dict[str, Any]:
         """Plug a NIC in and configure it; return the interface as add-iface prints it.
@@ -81,7 +78,7 @@ class Interfaces:
             try:
                 await self._nics.unplug(interface.slot)
             except HypervisorError as stuck:
-                raise type(error)(f"{error}; and the NIC is still there: {stuck}") from None
+                raise type(error)(f"{error}; and the NIC could not be removed: {stuck}") from None
             raise
         return written_interface(interface)
 
@@ -154,9 +151,7 @@ class Interfaces:
                 raise NetworkError(
                     f"queues: {queues}: only a TAP can have several, not a {link.kind}"
                 )
-            entry = await self._claim(interface, "tcfilter", netns=place)
-            with self._given_back_on_failure(entry):
-                await self._plug(interface, self._joined(link))
+            await self._join(interface, link)
         else:
             raise NetworkError(
                 f"device: {link.name} is no TAP but a {link.kind or 'device of hardware'}, and not "
@@ -164,7 +159,12 @@ class Interfaces:
             )
 
     def _find(self, device: str) -> tuple[str, Link]:
-        found = discovery.find(device, (self._record.netns, netns.OWN))
+        try:
+            found = discovery.find(device, (self._record.netns, netns.OWN))
+        except OSError as error:
+            raise NetworkError(
+                f"the sandbox's network namespace {self._record.netns} is gone: {error.strerror}"
+            ) from None
         if found is None:
             raise NetworkError(
                 f"device: there is no {device} in the sandbox's network namespace "
@@ -172,17 +172,28 @@ class Interfaces:
             )
         return found
 
-    def _joined(self, link: Link) -> Tap:
+    async def _join(self, interface: Interface, link: Link) -> None:
+        """Give an interface of the sandbox's namespace a TAP beside it, and that to the VM."""
         path = self._record.netns
-        with netns.entered(path):
-            nl = Netlink()
-        with nl:
-            return Tap([tcfilter.attach(nl, path, link)])
+        with netns.entered(path), Netlink() as nl:
+            tcfilter.check(nl, link)
+        entry = await self._claim(interface, "tcfilter", netns=path, index=link.index)
+        with self._given_back_on_failure(entry):
+            with netns.entered(path):
+                nl = Netlink()
+            with nl:
+                backend = Tap([tcfilter.attach(nl, path, link)])
+            await self._plug(interface, backend)
 
     async def _claim(self, interface: Interface, kind: str, **what: Any) -> Entry:
         """Enter in the journal that the device is this sandbox's. Raises NetworkError."""
         entry = {"nic": interface.name, "device": interface.device, **what}
-        return await asyncio.to_thread(ownership.claim_device, self._journal, kind, entry)
+        try:
+            return await asyncio.to_thread(ownership.claim_device, self._journal, kind, entry)
+        except OSError as error:
+            raise NetworkError(
+                f"device: {interface.device} can't be entered in the journal: {error}"
+            ) from None
 
     async def _plug(self, interface: Interface, backend: Backend) -> None:
         try:
@@ -191,7 +202,11 @@ class Interfaces:
             for fd in [backend.fd] if isinstance(backend, VhostUser) else backend.fds:
                 os.close(fd)
         self._record.interfaces.append(interface)
-        self._journal.save()
+        try:
+            self._journal.save()
+        except OSError as error:
+            await self._nics.unplug(interface.slot)
+            raise NetworkError(f"the NIC can't be written down: {error}") from None
 
     async def _configure(self, request: InterfaceRequest) -> None:
         await self._agent.call(
@@ -224,6 +239,8 @@ class Interfaces:
             raise
 
     def _give_back(self, entry: Entry) -> None:
+        if entry not in self._record.held:
+            return
         try:
             teardown.undo(entry)
         except OSError as error:

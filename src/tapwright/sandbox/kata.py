@@ -17,7 +17,7 @@ from tapwright.sandbox.record import Interface
 MTUS = range(46, 9601)
 DEFAULT_MTU = 1500
 QUEUES = range(257)
-"""0 is one queue; a TAP has 256 at most (MAX_TAP_QUEUES, drivers/net/tap.c)."""
+"""0 is one queue; a TAP has 256 at most (MAX_TAP_QUEUES, drivers/net/tun.c)."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,14}")
 _NAME_RULE = "1 to 15 letters, digits, '_', '-', '.', the first a letter"
@@ -266,6 +266,8 @@ def _fields(content: Any, what: str) -> dict[str, Any]:
 
 
 def _refusal(field: str, value: Any, rule: str) -> UsageError:
+    if value == "":
+        return UsageError(f"{field}: it is missing; it must be {rule}")
     return UsageError(f"{field}: {_shown(value)} is refused: it must be {rule}")
 
 

@@ -77,19 +77,20 @@ def run(
         raise SandboxStateError(f"the sandbox's supervisor died: {said}") from None
 
 
-def delete(root: str | Path, sandbox_id: str) -> None:
+def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
     """End the sandbox and take back all it holds, in whatever state it is; nothing happens when
     there is none.
 
     Raises NetworkError when something could not be taken back: the sandbox stays then, dead, and
-    can be deleted again. Raises SandboxStateError when somebody else is deleting it.
+    can be deleted again. With `force` it goes all the same, and what was left behind is returned,
+    in words. Raises SandboxStateError when somebody else is deleting it.
     """
     from tapwright.sandbox import teardown
 
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         if not there:
-            return
+            return []
         _end_supervisor(directory)
         try:
             record = load(directory)
@@ -100,9 +101,13 @@ def delete(root: str | Path, sandbox_id: str) -> None:
                 "for its namespace, and for leases of its networks"
             ) from None
         left = teardown.take_back(Journal(directory, record))
-        if left:
-            raise NetworkError(f"sandbox {sandbox_id!r} is not fully taken back: {'; '.join(left)}")
+        if left and not force:
+            raise NetworkError(
+                f"sandbox {sandbox_id!r} is not fully taken back: {'; '.join(left)}. Mend that and "
+                "delete it again; --force gives up what can't be undone"
+            )
         ownership.discard(directory)
+        return left
 
 
 class _Silence(Exception):  # noqa: N818 - never leaves this module

@@ -4,14 +4,17 @@ Runs in the supervisor. Arguments are JSON as it came, and are checked here.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from tapwright.agent.client import AgentClient
+from tapwright.errors import SandboxStateError
 from tapwright.sandbox import guest_routes, kata
 from tapwright.sandbox.interfaces import Interfaces
 
-Operation = Callable[..., Awaitable[Any]]
+_TURN_SECONDS, _OPERATION_SECONDS = 45.0, 60.0
+
+Operation = Callable[..., Coroutine[Any, Any, Any]]
 
 
 class Operations:
@@ -61,8 +64,29 @@ class Operations:
         return await guest_routes.listing(self._agent)
 
     def _in_turn(self, operation: Operation) -> Operation:
-        async def served(**arguments: Any) -> Any:
-            async with self._turn:
-                return await operation(**arguments)
+        """The operation when the ones before it are done, and nobody waiting for it in vain.
 
-        return served
+        What QEMU does not answer is not given up, for QEMU may do it yet: it goes on in its turn,
+        and only its caller is told not to wait any longer.
+        """
+
+        async def in_turn(**arguments: Any) -> Any:
+            try:
+                async with asyncio.timeout(_TURN_SECONDS):
+                    await self._turn.acquire()
+            except TimeoutError:
+                raise SandboxStateError(
+                    f"another request is not done after {_TURN_SECONDS:g} s; try again later"
+                ) from None
+            going_on = asyncio.create_task(operation(**arguments))
+            going_on.add_done_callback(lambda _: self._turn.release())
+            try:
+                async with asyncio.timeout(_OPERATION_SECONDS):
+                    return await asyncio.shield(going_on)
+            except TimeoutError:
+                raise SandboxStateError(
+                    f"QEMU has not answered for {_OPERATION_SECONDS:g} s. What was asked is still "
+                    "going on; list-ifaces will tell"
+                ) from None
+
+        return in_turn

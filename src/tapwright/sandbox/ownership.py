@@ -10,6 +10,7 @@ All locks are flock(2): the kernel frees them with their last holder, however it
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -22,7 +23,7 @@ from tapwright.sandbox.record import Journal, Record, load, save
 
 _ALIVE = "alive"
 _NEW, _DELETED = ".new-", ".deleted-"
-_DEVICE_SECONDS = 10.0
+_CLAIM_SECONDS = 10.0
 _PAUSE = 0.02
 
 
@@ -48,8 +49,10 @@ def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
         save(record, draft)
         try:
             draft.rename(target)
-        except OSError:
+        except OSError as error:
             os.close(fd)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             raise SandboxExistsError(
                 f"a sandbox {record.id!r} exists; delete it or choose another id"
             ) from None
@@ -115,21 +118,63 @@ def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str
     Raises NetworkError, and SandboxStateError when the devices stay locked.
     """
     sandboxes = journal.directory.parent
-    place = _place(entry)
-    fd = os.open(sandboxes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if not _locked_within(fd, _DEVICE_SECONDS):
-            raise SandboxStateError("another sandbox takes very long to claim a device; try again")
+        place = _place(entry)
+    except OSError as error:
+        raise NetworkError(f"the namespace of {entry['device']} is gone: {error}") from None
+    with _claiming(sandboxes):
         for name in names(sandboxes):
             for held in _held(sandboxes / name):
-                if held.get("place") == place:
+                if held.get("place") == place and is_still_there(held):
                     raise NetworkError(
                         f"device: {entry['device']} is in use by sandbox {name!r} as "
                         f"{held['nic']}; remove it there first"
                     )
         return journal.hold(kind, **entry, place=place)
+
+
+def claim_netns(journal: Journal, path: str) -> None:
+    """Enter in a sandbox's journal that it uses a network namespace, unless another one does.
+
+    Raises NetworkError, SandboxStateError.
+    """
+    sandboxes = journal.directory.parent
+    with _claiming(sandboxes):
+        for name in names(sandboxes):
+            for held in _held(sandboxes / name):
+                if held["kind"] in ("netns", "netns_used") and _same(held["path"], path):
+                    raise NetworkError(
+                        f"the network namespace {path} is in use by sandbox {name!r}; delete that "
+                        "one first, or choose another namespace"
+                    )
+        journal.hold("netns_used", path=path)
+
+
+def is_still_there(entry: dict[str, Any]) -> bool:
+    """Whether the place of a device is still the one that was entered: numbers of namespaces are
+    used again, and so are paths."""
+    try:
+        return _place(entry) == str(entry["place"])
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _claiming(sandboxes: Path) -> Iterator[None]:
+    fd = os.open(sandboxes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not _locked_within(fd, _CLAIM_SECONDS):
+            raise SandboxStateError("another sandbox takes very long to claim a device; try again")
+        yield
     finally:
         os.close(fd)
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _place(entry: dict[str, Any]) -> str:
@@ -156,9 +201,12 @@ def discard(directory: Path) -> None:
 def names(sandboxes: Path) -> list[str]:
     """The ids of all sandboxes."""
     try:
-        return sorted(name for name in os.listdir(sandboxes) if not name.startswith("."))
+        entries = list(os.scandir(sandboxes))
     except FileNotFoundError:
         return []
+    return sorted(
+        entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def _sweep(sandboxes: Path) -> None:

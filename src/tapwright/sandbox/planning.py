@@ -21,6 +21,8 @@ _PUBLISH = re.compile(
     r"(?:/(?P<protocol>tcp|udp|sctp))?"
 )
 _PORTS = range(1, 65536)
+_LEAST_MEMORY = 128
+"""MiB; with 112 the guest's kernel ends in the middle of booting."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,19 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
     """
     networks = _networks(config, wish)
     qemu = config.qemu
+    memory = wish.memory_mib or qemu.default_memory
+    if memory < _LEAST_MEMORY:
+        raise UsageError(
+            f"{memory} MiB of memory are too little: a guest needs {_LEAST_MEMORY} (--memory, "
+            "default_memory)"
+        )
+    if qemu.file_mem_backend and not Path(qemu.file_mem_backend).is_dir():
+        raise HypervisorError(
+            f"[hypervisor.qemu] file_mem_backend: {qemu.file_mem_backend} is no directory"
+        )
+    for file in filter(None, (qemu.kernel, qemu.initrd)):
+        if not Path(file).exists():
+            raise HypervisorError(f"{file} is missing; build an image or name another one")
     if shutil.which(qemu.path) is None:
         raise HypervisorError(
             f"QEMU ({qemu.path}) is not installed: install qemu-system-x86, or set path in "
@@ -58,7 +73,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         qemu=qemu.path,
         accelerator=qemu.accelerator,
         kernel_params=qemu.kernel_params,
-        memory_mib=wish.memory_mib or qemu.default_memory,
+        memory_mib=memory,
         vcpus=wish.vcpus or qemu.default_vcpus,
         boot_timeout=qemu.boot_timeout,
         memory_directory=qemu.file_mem_backend,
@@ -118,6 +133,11 @@ def _check_plugins(network: cni.Network, directories: Sequence[str]) -> None:
 
 
 def _ifnames(wanted: Sequence[str]) -> list[str]:
+    for name in filter(None, wanted):
+        if not cni.is_interface_name(name):
+            raise UsageError(
+                f"{name!r} is not an interface name: 1 to 15 bytes without '/', ':' and white space"
+            )
     chosen = {name for name in wanted if name}
     if len(chosen) < sum(map(bool, wanted)):
         raise UsageError("two networks can't have the same interface name")

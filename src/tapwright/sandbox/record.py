@@ -132,11 +132,18 @@ class Journal:
             save(self.record, self.directory)
 
     def hold(self, kind: str, **what: Any) -> dict[str, Any]:
-        """Enter something that is about to be made; return the entry, for `release`."""
+        """Enter something that is about to be made; return the entry, for `release`.
+
+        Raises OSError when it can't be written: then it must not be made.
+        """
         entry = {"kind": kind, **what}
         with self._lock:
             self.record.held.append(entry)
-            save(self.record, self.directory)
+            try:
+                save(self.record, self.directory)
+            except BaseException:
+                self.record.held.remove(entry)
+                raise
         return entry
 
     def release(self, entry: dict[str, Any]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from tapwright import cni
 from tapwright.endpoint import tap, tcfilter, vhost_user
-from tapwright.linux import netns, tuntap
+from tapwright.linux import links, netns, tuntap
 from tapwright.linux.netlink import Netlink, record
+from tapwright.sandbox import ownership
 from tapwright.sandbox.record import Journal
 
 
@@ -52,22 +53,29 @@ def _undo_attachment(entry: dict[str, Any]) -> None:
 def _undo_tcfilter(entry: dict[str, Any]) -> None:
     if not netns.exists(entry["netns"]):
         return
-    with netns.entered(entry["netns"]):
-        nl = Netlink()
-    with nl:
-        tcfilter.detach(nl, entry["device"])
+    with netns.entered(entry["netns"]), Netlink() as nl:
+        link = links.find(nl, entry["device"])
+        # Another one may bear the name by now, in another namespace of the same path.
+        if link and link.index == entry["index"] and ownership.is_still_there(entry):
+            tcfilter.detach(nl, link)
 
 
 def _undo_tap(entry: dict[str, Any]) -> None:
-    settings = tuntap.Tap(*entry["settings"])
-    tap.detach(record(tap.Found, {**entry, "settings": settings}))
+    if ownership.is_still_there(entry):
+        settings = tuntap.Tap(*entry["settings"])
+        tap.detach(record(tap.Found, {**entry, "settings": settings}))
 
 
 def _undo_vhost_user(entry: dict[str, Any]) -> None:
     vhost_user.detach(entry["socket"], entry["owner"])
 
 
+def _leave(entry: dict[str, Any]) -> None:
+    """A namespace of somebody else."""
+
+
 _UNDO = {
+    "netns_used": _leave,
     "netns": _undo_netns,
     "attachment": _undo_attachment,
     "tcfilter": _undo_tcfilter,

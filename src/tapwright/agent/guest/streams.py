@@ -94,7 +94,7 @@ class Command:
 
     def signal(self, number: int) -> None:
         """Send a signal to the command and what it started in its session."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with contextlib.suppress(OSError):  # it has ended, or there is no such signal
             os.killpg(self._process.pid, number)
 
     def credit(self, channel: int, count: int) -> None:
