@@ -552,8 +552,10 @@ def test_namespace_of_the_sandbox_gone(
 
 
 def test_hypervisor_that_is_late(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:
-    """What it was asked is done when it goes on, and the list tells the truth then."""
+    """What it was asked is done when it goes on, and no other sandbox waits for that."""
     taps("tap-test")
+    taps("tap-other")
+    tapwright.json("sandbox", "run", "other")
     _, qemu = pids_of(tapwright.json("sandbox", "inspect", VM))
     os.kill(qemu, signal.SIGSTOP)
     adding = subprocess.Popen(
@@ -564,6 +566,11 @@ def test_hypervisor_that_is_late(kata: Kata, tapwright: Tapwright, taps: Any, cl
         pipe.write(json.dumps(interface("tap-test")).encode())
     with pytest.raises(subprocess.TimeoutExpired):
         adding.wait(1)
+    elsewhere = [{"address": "172.16.0.9", "mask": "16"}]
+    kata("add-iface", interface("tap-other", IPAddresses=elsewhere), "other")
+    assert answers_ping("172.16.0.9")
+    tapwright.delete("other")
+    assert adding.poll() is None
     os.kill(qemu, signal.SIGCONT)
     assert adding.wait(30) == 0
     assert answers_ping("172.16.0.3")
