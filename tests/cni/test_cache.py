@@ -164,7 +164,7 @@ def test_kill_in_the_middle_of_add(fakes: Fakes) -> None:
     gate = fakes.directory / "gate"
     os.mkfifo(gate)
     fakes.plugin("a")
-    fakes.plugin("b", body=f"[ $CNI_COMMAND != ADD ] || read x <{gate}")
+    fakes.plugin("b", body=f"[ $CNI_COMMAND != ADD ] || timeout 60 cat {gate} >&2")
     runtime, net = fakes.runtime(), network("a", "b")
     killed_in_add(fakes, gate)
     (entry,), _ = runtime.attachments()
