@@ -75,15 +75,11 @@ def _run(arguments: argparse.Namespace) -> int:
         sandbox = registry.find(arguments.root, arguments.id)
         answer = call(sandbox, content) if verb.takes else call(sandbox)
     except TapwrightError as error:
-        _print(_left(error, content) if call is client.remove_interface else None)
+        # Of an interface that could not be removed, what is known of it.
+        _print((error.result or content) if call is client.remove_interface else None)
         raise
     _print(answer or None)
     return 0
-
-
-def _left(error: TapwrightError, asked_for: Json) -> Json:
-    """The interface that could not be removed, as far as it is known."""
-    return error.result or asked_for
 
 
 def _read(path: str) -> Json:

@@ -175,15 +175,13 @@ class Interfaces:
     async def _join(self, interface: Interface, link: Link) -> None:
         """Give an interface of the sandbox's namespace a TAP beside it, and that to the VM."""
         path = self._record.netns
-        with netns.entered(path), Netlink() as nl:
+        with netns.entered(path):
+            nl = Netlink()
+        with nl:
             tcfilter.check(nl, link)
-        entry = await self._claim(interface, "tcfilter", netns=path, index=link.index)
-        with self._given_back_on_failure(entry):
-            with netns.entered(path):
-                nl = Netlink()
-            with nl:
-                backend = Tap([tcfilter.attach(nl, path, link)])
-            await self._plug(interface, backend)
+            entry = await self._claim(interface, "tcfilter", netns=path, index=link.index)
+            with self._given_back_on_failure(entry):
+                await self._plug(interface, Tap([tcfilter.attach(nl, path, link)]))
 
     async def _claim(self, interface: Interface, kind: str, **what: Any) -> Entry:
         """Enter in the journal that the device is this sandbox's. Raises NetworkError."""

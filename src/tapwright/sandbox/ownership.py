@@ -123,13 +123,12 @@ def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str
     except OSError as error:
         raise NetworkError(f"the namespace of {entry['device']} is gone: {error}") from None
     with _claiming(sandboxes):
-        for name in names(sandboxes):
-            for held in _held(sandboxes / name):
-                if held.get("place") == place and is_still_there(held):
-                    raise NetworkError(
-                        f"device: {entry['device']} is in use by sandbox {name!r} as "
-                        f"{held['nic']}; remove it there first"
-                    )
+        for name, held in _all_held(sandboxes):
+            if held.get("place") == place and is_still_there(held):
+                raise NetworkError(
+                    f"device: {entry['device']} is in use by sandbox {name!r} as "
+                    f"{held['nic']}; remove it there first"
+                )
         return journal.hold(kind, **entry, place=place)
 
 
@@ -140,13 +139,12 @@ def claim_netns(journal: Journal, path: str) -> None:
     """
     sandboxes = journal.directory.parent
     with _claiming(sandboxes):
-        for name in names(sandboxes):
-            for held in _held(sandboxes / name):
-                if held["kind"] in ("netns", "netns_used") and _same(held["path"], path):
-                    raise NetworkError(
-                        f"the network namespace {path} is in use by sandbox {name!r}; delete that "
-                        "one first, or choose another namespace"
-                    )
+        for name, held in _all_held(sandboxes):
+            if held["kind"] in ("netns", "netns_used") and _same(held["path"], path):
+                raise NetworkError(
+                    f"the network namespace {path} is in use by sandbox {name!r}; delete that "
+                    "one first, or choose another namespace"
+                )
         journal.hold("netns_used", path=path)
 
 
@@ -184,11 +182,15 @@ def _place(entry: dict[str, Any]) -> str:
     return f"netns {os.stat(entry['netns']).st_ino} {entry['device']}"
 
 
-def _held(directory: Path) -> list[dict[str, Any]]:
-    try:
-        return load(directory).held
-    except (FileNotFoundError, SandboxStateError):
-        return []  # just deleted; a damaged record is told of where it is asked for
+def _all_held(sandboxes: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The journals' entries of all sandboxes, each with the id of its sandbox."""
+    for name in names(sandboxes):
+        try:
+            entries = load(sandboxes / name).held
+        except (FileNotFoundError, SandboxStateError):
+            continue  # just deleted; a damaged record is told of where it is asked for
+        for entry in entries:
+            yield name, entry
 
 
 def discard(directory: Path) -> None:
