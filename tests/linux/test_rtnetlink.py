@@ -72,6 +72,55 @@ def test_link_rename_remove_and_absence(nl: Netlink, veth: links.Link) -> None:
     assert links.find(nl, "b0") is None
 
 
+def test_mac_and_master(nl: Netlink, scratch_netns: str, veth: links.Link) -> None:
+    with NetNS(os.path.basename(scratch_netns)) as theirs:
+        theirs.link("add", ifname="br0", kind="bridge")
+    bridge = links.find(nl, "br0")
+    assert bridge is not None
+    links.set_mac(nl, veth.index, "02:00:00:00:00:77")
+    links.set_master(nl, veth.index, bridge.index)
+    (theirs_of_it,) = ip(scratch_netns, "link", "show", "a0")
+    assert (theirs_of_it["address"], theirs_of_it["master"]) == ("02:00:00:00:00:77", "br0")
+    ours = links.find(nl, "a0")
+    assert ours is not None
+    assert (ours.mac, ours.master) == ("02:00:00:00:00:77", bridge.index)
+    links.set_master(nl, veth.index, 0)
+    (theirs_of_it,) = ip(scratch_netns, "link", "show", "a0")
+    assert "master" not in theirs_of_it
+
+
+def test_running_is_up_with_a_carrier(nl: Netlink, veth: links.Link) -> None:
+    peer = links.find(nl, "b0")
+    assert peer is not None
+    assert veth.is_running
+    links.set_down(nl, peer.index)
+    found = links.find(nl, "a0")
+    assert found is not None
+    assert found.is_up
+    assert not found.is_running
+
+
+@pytest.mark.parametrize("mode", ["bridge", "passthru"])
+def test_macvtap(nl: Netlink, scratch_netns: str, veth: links.Link, mode: str) -> None:
+    links.add_macvtap(nl, "mt0", veth.index, mode)
+    ours = links.find(nl, "mt0")
+    assert ours is not None
+    assert (ours.kind, ours.parent) == ("macvtap", veth.index)
+    assert (ours.mac == veth.mac) == (mode == "passthru")
+    (theirs,) = ip(scratch_netns, "link", "show", "mt0")
+    assert theirs["link"] == "a0"
+    assert theirs["linkinfo"]["info_kind"] == "macvtap"
+    assert theirs["linkinfo"]["info_data"]["mode"] == mode
+    with pytest.raises(NetlinkError, match="make macvtap mt0: File exists"):
+        links.add_macvtap(nl, "mt0", veth.index, mode)
+
+
+def test_ifb(nl: Netlink, scratch_netns: str) -> None:
+    links.add_ifb(nl, "ifb7")
+    (theirs,) = ip(scratch_netns, "link", "show", "ifb7")
+    assert theirs["linkinfo"]["info_kind"] == "ifb"
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -8,10 +8,8 @@ from tapwright.linux import netlink
 from tapwright.linux.netlink import Netlink, attribute, u32, unpack_address
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 3, 4, 8
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
 IFA_F_NODAD = 0x2
-IFA_F_NOPREFIXROUTE = 0x200
-SCOPE_LINK = 253
 
 _IFADDR = struct.Struct("=BBBBi")
 

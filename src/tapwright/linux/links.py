@@ -8,18 +8,20 @@ from typing import NamedTuple
 from tapwright.linux import netlink
 from tapwright.linux.netlink import Netlink, NetlinkError, attribute, nested, text, u32
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTMGRP_LINK = 0x1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_TXQLEN, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = 13, 16, 18, 20, 28
+IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = 13, 18, 20, 28
 IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
+IFLA_MACVLAN_MODE = 1
+MACVTAP_MODES = {"bridge": 4, "passthru": 8}
+"""enum macvlan_mode, include/uapi/linux/if_link.h."""
 
-IFF_UP, IFF_LOOPBACK, IFF_NOARP = 0x1, 0x8, 0x80
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
 ARPHRD_ETHER = 1
-OPERSTATE_DOWN = 2
 
 _IFINFO = struct.Struct("=BxHiII")
 
@@ -34,7 +36,6 @@ class Link(NamedTuple):
     mtu: int
     flags: int
     txqlen: int = 1000
-    operstate: int = 0
     master: int = 0
     parent: int = 0
     alias: str = ""
@@ -49,6 +50,11 @@ class Link(NamedTuple):
     @property
     def is_up(self) -> bool:
         return bool(self.flags & IFF_UP)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is up and has a carrier (RFC 2863's operational state: up, or unknown)."""
+        return bool(self.flags & IFF_RUNNING)
 
     @property
     def is_loopback(self) -> bool:
@@ -68,7 +74,6 @@ def decode(body: bytes) -> Link:
         mtu=u32(found, IFLA_MTU),
         flags=flags,
         txqlen=u32(found, IFLA_TXQLEN),
-        operstate=found.get(IFLA_OPERSTATE, b"\0")[0],
         master=u32(found, IFLA_MASTER),
         parent=u32(found, IFLA_LINK),
         alias=text(found, IFLA_IFALIAS),
@@ -102,6 +107,19 @@ def set_down(nl: Netlink, index: int) -> None:
     _set(nl, "bring down", index, flags=0)
 
 
+def set_mac(nl: Netlink, index: int, mac: str) -> None:
+    """Give an interface a MAC address; that of a macvtap in mode `passthru` is its parent's too.
+
+    Raises ValueError when it is none.
+    """
+    _set(nl, f"set MAC address {mac}", index, attribute(IFLA_ADDRESS, netlink.pack_mac(mac)))
+
+
+def set_master(nl: Netlink, index: int, master: int) -> None:
+    """Make an interface a port of the bridge (or bond) with index `master`; 0: of none."""
+    _set(nl, f"make it a port of interface {master}", index, attribute(IFLA_MASTER, master))
+
+
 def set_mtu(nl: Netlink, index: int, mtu: int) -> None:
     _set(nl, f"set MTU {mtu}", index, attribute(IFLA_MTU, mtu))
 
@@ -129,20 +147,41 @@ def remove(nl: Netlink, index: int) -> None:
 
 def add_veth(nl: Netlink, name: str, peer: str, peer_netns_fd: int | None = None) -> None:
     """Make a veth pair; the peer end is born in another namespace where its fd is given."""
-    peer_parts = attribute(IFLA_IFNAME, peer)
+    parts = [_IFINFO.pack(0, 0, 0, 0, 0), attribute(IFLA_IFNAME, peer)]
     if peer_netns_fd is not None:
-        peer_parts += attribute(IFLA_NET_NS_FD, peer_netns_fd)
-    peer_message = _IFINFO.pack(0, 0, 0, 0, 0) + peer_parts
-    info = nested(
-        IFLA_LINKINFO,
-        [
-            attribute(IFLA_INFO_KIND, "veth"),
-            nested(IFLA_INFO_DATA, [attribute(VETH_INFO_PEER, peer_message)]),
-        ],
-    )
-    payload = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name) + info
+        parts.append(attribute(IFLA_NET_NS_FD, peer_netns_fd))
+    _add(nl, "veth", name, data=attribute(VETH_INFO_PEER, b"".join(parts)))
+
+
+def add_macvtap(nl: Netlink, name: str, parent: int, mode: str) -> None:
+    """Make a macvtap on the interface with index `parent`: a device of its own to read and write
+    what the parent receives and sends (drivers/net/macvlan.c, macvtap.c).
+
+    `bridge` gives it a MAC address of its own, beside the parent and its other macvlans;
+    `passthru` the parent's, all its frames, and the parent to itself. On a macvlan it comes to sit
+    beside that one, on the same device. Raises NetlinkError (EINVAL, EBUSY: the parent has others
+    of another mode, or is a port of a bridge).
+    """
+    data = attribute(IFLA_MACVLAN_MODE, MACVTAP_MODES[mode])
+    _add(nl, "macvtap", name, attribute(IFLA_LINK, parent), data)
+
+
+def add_ifb(nl: Netlink, name: str) -> None:
+    """Make an intermediate functional block: what is redirected to it goes back, through its root
+    qdisc, to where it came from (drivers/net/ifb.c)."""
+    _add(nl, "ifb", name)
+
+
+def _add(nl: Netlink, kind: str, name: str, more: bytes = b"", data: bytes = b"") -> None:
+    """Make an interface; `data` is what its driver wants to know. Raises NetlinkError (EEXIST: the
+    name is taken)."""
+    info = [attribute(IFLA_INFO_KIND, kind)]
+    if data:
+        info.append(nested(IFLA_INFO_DATA, [data]))
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name) + more
+    payload += nested(IFLA_LINKINFO, info)
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-    nl.request(f"make veth pair {name}, {peer}", RTM_NEWLINK, payload, flags)
+    nl.request(f"make {kind} {name}", RTM_NEWLINK, payload, flags)
 
 
 def _set(nl: Netlink, verb: str, index: int, change: bytes = b"", flags: int | None = None) -> None:
