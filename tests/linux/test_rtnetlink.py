@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,27 +15,6 @@ from tapwright.linux.addresses import Address
 from tapwright.linux.neighbours import Neighbour
 from tapwright.linux.netlink import Netlink, NetlinkError
 from tapwright.linux.routes import Route
-
-
-@pytest.fixture
-def nl(scratch_netns: str) -> Iterator[Netlink]:
-    with netns.entered(scratch_netns):
-        opened = Netlink()
-    with opened:
-        yield opened
-
-
-@pytest.fixture
-def veth(nl: Netlink) -> links.Link:
-    """One end of a veth pair, both ends up."""
-    links.add_veth(nl, "a0", "b0")
-    for name in ("b0", "a0"):
-        link = links.find(nl, name)
-        assert link is not None
-        links.set_up(nl, link.index)
-    found = links.find(nl, "a0")
-    assert found is not None
-    return found
 
 
 def ip(path: str, *words: str) -> Any:

@@ -4,6 +4,7 @@ drivers/net/tun.c in the kernel's sources)."""
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tapwright.linux import netlink
@@ -78,10 +79,15 @@ def attach(name: str, tap: Tap, queues: int) -> list[int]:
     for each. Its settings stay what they are, but for packet information, which virtual machines
     can't do with. Raises OSError (EBUSY: a queue is somebody else's, E2BIG: it has no more).
     """
+    return several(queues, lambda: _open(name, tap.flags | IFF_NO_PI))
+
+
+def several(count: int, open_one: Callable[[], int]) -> list[int]:
+    """Open that many descriptors, or after a failure none."""
     fds: list[int] = []
     try:
-        for _ in range(queues):
-            fds.append(_open(name, tap.flags | IFF_NO_PI))
+        for _ in range(count):
+            fds.append(open_one())
     except OSError:
         for fd in fds:
             os.close(fd)

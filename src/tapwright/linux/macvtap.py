@@ -1,0 +1,46 @@
+"""The character device of a macvtap (drivers/net/macvtap.c and tap.c in the kernel's sources)."""
+
+import os
+import stat
+
+from tapwright.linux import libc
+from tapwright.linux.tuntap import several
+
+KIND = "macvtap"
+"""The kind of a macvtap, in rtnetlink."""
+
+
+def open_queues(name: str, count: int) -> list[int]:
+    """Open queues of a macvtap in the calling thread's namespace; return a descriptor for each.
+
+    Each opening makes one queue, which ends with its descriptor; the macvtap stays. Frames carry a
+    virtio-net header, as all of tap.c's queues do from their opening on. Raises OSError
+    (FileNotFoundError: there is no macvtap of that name, EBUSY: it has no more queues).
+    """
+    # Not /dev/tapN: N is the interface's index, of which every namespace has its own, so the node
+    # there may be another namespace's.
+    device = _device_number(name)
+    root = libc.detached_mount("tmpfs")
+    try:
+        os.mknod(name, stat.S_IFCHR | 0o600, device, dir_fd=root)
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+        return several(count, lambda: os.open(name, flags, dir_fd=root))
+    finally:
+        os.close(root)
+
+
+def _device_number(name: str) -> int:
+    """As sysfs has it: class/net/NAME/macvtap/tapN/dev."""
+    root = libc.detached_mount("sysfs")
+    try:
+        directory = os.open(f"class/net/{name}/macvtap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
+    finally:
+        os.close(root)
+    try:
+        (tap,) = os.listdir(directory)
+        fd = os.open(f"{tap}/dev", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        with open(fd) as file:
+            major, minor = file.read().split(":")
+    finally:
+        os.close(directory)
+    return os.makedev(int(major), int(minor))
