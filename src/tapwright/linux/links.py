@@ -90,13 +90,12 @@ def listing(nl: Netlink) -> list[Link]:
 
 def find(nl: Netlink, name: str) -> Link | None:
     """The interface of that name, or None."""
-    payload = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(IFLA_IFNAME, name)
-    try:
-        return decode(nl.get(f"find interface {name}", RTM_GETLINK, payload))
-    except NetlinkError as error:
-        if error.errno == errno.ENODEV:
-            return None
-        raise
+    return _get(nl, f"find interface {name}", 0, attribute(IFLA_IFNAME, name))
+
+
+def at(nl: Netlink, index: int) -> Link | None:
+    """The interface with that index, or None."""
+    return _get(nl, f"find interface {index}", index)
 
 
 def set_up(nl: Netlink, index: int) -> None:
@@ -170,6 +169,15 @@ def add_ifb(nl: Netlink, name: str) -> None:
     """Make an intermediate functional block: what is redirected to it goes back, through its root
     qdisc, to where it came from (drivers/net/ifb.c)."""
     _add(nl, "ifb", name)
+
+
+def _get(nl: Netlink, operation: str, index: int, which: bytes = b"") -> Link | None:
+    try:
+        return decode(nl.get(operation, RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0) + which))
+    except NetlinkError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
 
 
 def _add(nl: Netlink, kind: str, name: str, more: bytes = b"", data: bytes = b"") -> None:

@@ -1,21 +1,25 @@
-"""Traffic control: the ingress qdisc and the filter that hands every frame to another device.
+"""Traffic control: what happens to the frames that an interface receives, and how fast it sends.
 
-Equivalent to, for each direction (tc-u32(8), tc-mirred(8)):
+Equivalent to (tc-u32(8), tc-mirred(8), tc-bpf(8), tc-htb(8)):
 
-    tc qdisc add dev A ingress
-    tc filter add dev A parent ffff: protocol all u32 match u8 0 0 \
-        action mirred egress redirect dev B
+    redirect_ingress    tc filter add dev A parent ffff: protocol all u32 match u8 0 0 \
+                            action mirred egress redirect dev B
+    drop_ingress        tc filter add dev A parent ffff: bpf bytecode '1,6 0 0 2' direct-action
+    limit_egress        tc qdisc add dev A root handle 7477: htb default 1
+                        tc class add dev A parent 7477: classid 7477:1 htb rate R burst 4ms
+
+each but the last after `tc qdisc add dev A ingress`.
 """
 
 import errno
 import socket
 import struct
 
-from tapwright.linux import netlink
+from tapwright.linux import links, netlink
 from tapwright.linux.netlink import Netlink, NetlinkError, attribute, nested
 
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTFILTER = 36, 37, 38, 44
-TC_H_INGRESS = 0xFFFFFFF1
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTCLASS, RTM_NEWTFILTER = 36, 37, 38, 40, 44
+TC_H_ROOT, TC_H_INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
 INGRESS_HANDLE = 0xFFFF0000
 TCA_KIND, TCA_OPTIONS = 1, 2
 TCA_U32_SEL, TCA_U32_ACT = 5, 7
@@ -23,21 +27,38 @@ TC_U32_TERMINAL = 1
 TCA_ACT_KIND, TCA_ACT_OPTIONS = 1, 2
 TCA_MIRRED_PARMS = 2
 TCA_EGRESS_REDIR = 1
-TC_ACT_STOLEN = 4
+TC_ACT_SHOT, TC_ACT_STOLEN = 2, 4
+TCA_BPF_OPS_LEN, TCA_BPF_OPS, TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT = 4, 5, 8, 1
+BPF_RET = 0x06
+TCA_HTB_PARMS, TCA_HTB_INIT, TCA_HTB_RATE64, TCA_HTB_CEIL64 = 1, 2, 6, 7
+TC_HTB_PROTOVER = 3
+TC_LINKLAYER_ETHERNET = 1
 ETH_P_ALL = 3
+
+LEAST_RATE = 8_000
+"""Bits a second: htb forgets a debt of more than a minute, so it can't hold much lower rates."""
 
 _TCMSG = struct.Struct("=BxxxiIII")
 _U32_SEL = struct.Struct("=BBBxHHhhI")
 _U32_KEY = struct.Struct("=IIii")
 _MIRRED = struct.Struct("=IIiiiiI")
+_BPF_INSTRUCTION = struct.Struct("=HBBI")
+_HTB_INIT = struct.Struct("=5I")
+_RATE = struct.Struct("=BBHhHI")
+_HTB_CLASS = struct.Struct("=5I")
+
+_PRIORITY = 1
+_HANDLE = 0x74770000  # not one that people choose: only ours is ever removed
+_CLASS = 1
+# A class may send while it is not in debt, so even a frame that costs more than the burst goes out:
+# the burst has only to cover the time in which the kernel comes too late, a tick at 250 Hz.
+_BURST = 4_000_000 // 64  # ns, in ticks (PSCHED_SHIFT, include/net/pkt_sched.h)
+_QUANTUM = 60_000  # bytes; shares out between classes, and there is one
 
 
 def add_ingress(nl: Netlink, index: int) -> None:
     """Give an interface its ingress qdisc. Raises NetlinkError (EEXIST: it has one)."""
-    payload = _TCMSG.pack(0, index, INGRESS_HANDLE, TC_H_INGRESS, 0)
-    payload += attribute(TCA_KIND, "ingress")
-    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-    nl.request(f"add ingress qdisc to interface {index}", RTM_NEWQDISC, payload, flags)
+    _add_qdisc(nl, index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")
 
 
 def has_ingress(nl: Netlink, index: int) -> bool:
@@ -51,19 +72,12 @@ def has_ingress(nl: Netlink, index: int) -> bool:
 
 def remove_ingress(nl: Netlink, index: int) -> None:
     """Remove the ingress qdisc with its filters; nothing happens where there is none."""
-    payload = _TCMSG.pack(0, index, INGRESS_HANDLE, TC_H_INGRESS, 0)
-    try:
-        nl.request(f"remove ingress qdisc of interface {index}", RTM_DELQDISC, payload)
-    except NetlinkError as error:
-        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
-            raise
+    _remove_qdisc(nl, index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")
 
 
 def redirect_ingress(nl: Netlink, source: int, target: int) -> None:
     """Send every frame that arrives at `source` out through `target`, before any protocol
-    of this host sees it."""
-    priority = 1
-    info = priority << 16 | socket.htons(ETH_P_ALL)
+    of this host sees it. `source` needs its ingress qdisc."""
     match_all = _U32_SEL.pack(TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + _U32_KEY.pack(0, 0, 0, 0)
     parameters = _MIRRED.pack(0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, target)
     action = [
@@ -74,7 +88,123 @@ def redirect_ingress(nl: Netlink, source: int, target: int) -> None:
         attribute(TCA_U32_SEL, match_all),
         nested(TCA_U32_ACT, [nested(1, action)]),
     ]
-    payload = _TCMSG.pack(0, source, 0, INGRESS_HANDLE, info)
-    payload += attribute(TCA_KIND, "u32") + nested(TCA_OPTIONS, options)
+    _add_filter(nl, f"redirect interface {source} to {target}", source, "u32", options)
+
+
+def drop_ingress(nl: Netlink, index: int) -> None:
+    """Drop every frame that arrives at an interface, before any protocol of this host sees it.
+
+    Raises NetlinkError (EEXIST: it has an ingress qdisc); nothing is left then. `remove_ingress`
+    takes it back.
+    """
+    add_ingress(nl, index)
+    # By a classic BPF program, for the action `drop` is a module of its own.
+    program = _BPF_INSTRUCTION.pack(BPF_RET, 0, 0, TC_ACT_SHOT)
+    options = [
+        attribute(TCA_BPF_OPS_LEN, struct.pack("=H", 1)),
+        attribute(TCA_BPF_OPS, program),
+        attribute(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT),
+    ]
+    try:
+        _add_filter(nl, f"drop what interface {index} receives", index, "bpf", options)
+    except NetlinkError:
+        remove_ingress(nl, index)
+        raise
+
+
+def limit_egress(nl: Netlink, index: int, bits_per_second: int) -> None:
+    """Hold what an interface sends to a rate; more than that waits in a queue of as many frames as
+    the interface's txqlen, and is dropped beyond.
+
+    Raises NetlinkError (EEXIST: it has a root qdisc that somebody gave it), ValueError (less than
+    LEAST_RATE); nothing has changed then. `remove_root` takes it back.
+    """
+    if bits_per_second < LEAST_RATE:
+        raise ValueError(f"{bits_per_second} bits a second is less than {LEAST_RATE}, the least")
+    start = _HTB_INIT.pack(TC_HTB_PROTOVER, 10, _CLASS, 0, 0)
+    _add_qdisc(nl, index, _HANDLE, TC_H_ROOT, "htb", [attribute(TCA_HTB_INIT, start)])
+    try:
+        _add_class(nl, index, bits_per_second // 8)
+    except NetlinkError:
+        remove_root(nl, index)
+        raise
+
+
+def remove_root(nl: Netlink, index: int) -> None:
+    """Remove the limit of what an interface sends; nothing happens where there is none of ours."""
+    _remove_qdisc(nl, index, _HANDLE, TC_H_ROOT, "root")
+
+
+def limit_ingress(nl: Netlink, index: int, ifb: int, bits_per_second: int) -> None:
+    """Hold what an interface receives to a rate, by a detour over an ifb made for it
+    (`links.add_ifb`) in the same namespace.
+
+    The frames come back to the interface behind its ingress, so protocols, a bridge, or a macvtap
+    on it see the limited stream. Raises as `limit_egress` does; nothing is left on the interface
+    then. `remove_ingress`, and removing the ifb, take it back.
+    """
+    limit_egress(nl, ifb, bits_per_second)
+    links.set_up(nl, ifb)
+    add_ingress(nl, index)
+    try:
+        redirect_ingress(nl, index, ifb)
+    except NetlinkError:
+        remove_ingress(nl, index)
+        raise
+
+
+def _add_class(nl: Netlink, index: int, rate: int) -> None:
+    """The one class of htb, with a rate in bytes a second (net/sched/sch_htb.c)."""
+    # The field of 32 bits is what kernels before 3.13 know, the attributes hold the true rate.
+    short = _RATE.pack(0, TC_LINKLAYER_ETHERNET, 0, 0, 0, min(rate, 0xFFFFFFFF))
+    parameters = short + short + _HTB_CLASS.pack(_BURST, _BURST, _QUANTUM, 0, 0)
+    options = [
+        attribute(TCA_HTB_PARMS, parameters),
+        attribute(TCA_HTB_RATE64, struct.pack("=Q", rate)),
+        attribute(TCA_HTB_CEIL64, struct.pack("=Q", rate)),
+    ]
+    payload = _TCMSG.pack(0, index, _HANDLE | _CLASS, _HANDLE, 0)
+    payload += attribute(TCA_KIND, "htb") + nested(TCA_OPTIONS, options)
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-    nl.request(f"redirect interface {source} to {target}", RTM_NEWTFILTER, payload, flags)
+    nl.request(f"limit interface {index} to {rate} bytes a second", RTM_NEWTCLASS, payload, flags)
+
+
+def _add_filter(nl: Netlink, operation: str, index: int, kind: str, options: list[bytes]) -> None:
+    """A filter of all protocols on the ingress qdisc."""
+    info = _PRIORITY << 16 | socket.htons(ETH_P_ALL)
+    payload = _TCMSG.pack(0, index, 0, INGRESS_HANDLE, info)
+    payload += attribute(TCA_KIND, kind) + nested(TCA_OPTIONS, options)
+    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+    nl.request(operation, RTM_NEWTFILTER, payload, flags)
+
+
+def _add_qdisc(
+    nl: Netlink, index: int, handle: int, parent: int, kind: str, options: list[bytes] | None = None
+) -> None:
+    payload = _TCMSG.pack(0, index, handle, parent, 0) + attribute(TCA_KIND, kind)
+    if options:
+        payload += nested(TCA_OPTIONS, options)
+    operation = f"add {kind} qdisc to interface {index}"
+    try:
+        # Without EXCL the kernel would change or replace what is there.
+        flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+        nl.request(operation, RTM_NEWQDISC, payload, flags)
+    except NetlinkError as error:
+        link = links.at(nl, index)
+        if error.errno != errno.EEXIST or not link:
+            raise
+        raise NetlinkError(
+            errno.EEXIST,
+            operation,
+            f"{link.name} has traffic control of somebody else's (tc qdisc show dev {link.name}); "
+            "remove it first",
+        ) from None
+
+
+def _remove_qdisc(nl: Netlink, index: int, handle: int, parent: int, name: str) -> None:
+    payload = _TCMSG.pack(0, index, handle, parent, 0)
+    try:
+        nl.request(f"remove {name} qdisc of interface {index}", RTM_DELQDISC, payload)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            raise
