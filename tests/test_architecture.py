@@ -10,7 +10,7 @@ import pytest
 import tapwright
 
 PACKAGE = Path(tapwright.__file__).parent
-ORDER = ("cli", "sandbox", "endpoint", "hypervisor", "agent", "image", "cni", "linux")
+ORDER = ("cli", "netmon", "sandbox", "endpoint", "hypervisor", "agent", "image", "cni", "linux")
 EVERYBODYS = ("config", "errors")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,6 +1,6 @@
 """What plugins (or a person) left in a network namespace, and the same as orders to the agent."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tapwright.linux import addresses, links, neighbours, netns, routes, tuntap
@@ -9,6 +9,8 @@ from tapwright.linux.links import Link
 from tapwright.linux.neighbours import Neighbour
 from tapwright.linux.netlink import Netlink
 from tapwright.linux.routes import Route
+
+Request = dict[str, Any]
 
 OUR_ALIAS = "tapwright"
 """The alias of every device that Tapwright makes in a namespace, by which it is known as ours."""
@@ -27,10 +29,21 @@ class Interface(NamedTuple):
     routes: tuple[Route, ...]
     neighbours: tuple[Neighbour, ...]
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can become a NIC now: up, and no TAP that somebody else holds."""
+        tap = tuntap.settings(self.link)
+        return self.link.is_up and not (tap and tap.taken)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a carrier. A TAP gets that from whoever holds it."""
+        return self.link.is_running or self.link.kind == tuntap.KIND
+
 
 def scan(nl: Netlink) -> list[Interface]:
-    """The interfaces of the namespace that can become NICs of a VM: Ethernet, up, not ours, and
-    ends of their own: no bridge, no port of one, no TAP of somebody else.
+    """The interfaces of the namespace that can be NICs of a VM: Ethernet, not ours, and ends of
+    their own: no bridge, and no port of one.
 
     That leaves out loopback and the tunnels that kernels put into each new namespace.
     """
@@ -54,10 +67,9 @@ def scan(nl: Netlink) -> list[Interface]:
         )
         for link in links.listing(nl)
         if link.is_ethernet
-        and link.is_up
         and link.alias != OUR_ALIAS
         and not link.master
-        and link.kind not in ("bridge", tuntap.KIND)
+        and link.kind != "bridge"
     ]
 
 
@@ -70,24 +82,31 @@ def find(name: str, netns_paths: Iterable[str]) -> tuple[str, Link] | None:
     return None
 
 
-def guest_requests(interfaces: Iterable[Interface]) -> list[dict[str, Any]]:
-    """The agent's requests that give the guest these interfaces, routes and neighbours."""
+def interface_request(interface: Interface) -> Request:
+    """The agent's request that makes a NIC of the guest what the interface is."""
+    link = interface.link
+    return {
+        "op": "set_interface",
+        "mac": link.mac,
+        "name": link.name,
+        "mtu": link.mtu,
+        "up": link.is_up,
+        "addresses": [address._asdict() for address in interface.addresses],
+    }
+
+
+def entries(found: Iterable[Route | Neighbour], names: Mapping[int, str]) -> list[Request]:
+    """Routes or neighbours as the agent takes them, devices by name."""
+    return [{**entry._asdict(), "device": names[entry.device]} for entry in found]
+
+
+def guest_requests(interfaces: Iterable[Interface]) -> list[Request]:
+    """The agent's requests that give a new guest these interfaces, routes and neighbours."""
     found = list(interfaces)
     names = {interface.link.index: interface.link.name for interface in found}
-    requests: list[dict[str, Any]] = [
-        {
-            "op": "set_interface",
-            "mac": interface.link.mac,
-            "name": interface.link.name,
-            "mtu": interface.link.mtu,
-            "addresses": [address._asdict() for address in interface.addresses],
-        }
-        for interface in found
-    ]
+    requests = [interface_request(interface) for interface in found]
     # Neighbours first: a route may need none, but its gateway may be known by nothing else.
     for op, key in (("set_neighbours", "neighbours"), ("replace_routes", "routes")):
-        entries = [entry for interface in found for entry in getattr(interface, key)]
-        requests.append(
-            {"op": op, key: [{**e._asdict(), "device": names[e.device]} for e in entries]}
-        )
+        every = [entry for interface in found for entry in getattr(interface, key)]
+        requests.append({"op": op, key: entries(every, names)})
     return requests

@@ -5,74 +5,85 @@ Its frames go to the VM as they are. It is given back as it was found.
 
 import errno
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from tapwright.endpoint import limits
 from tapwright.errors import NetworkError
+from tapwright.hypervisor.nics import Tap
 from tapwright.linux import links, netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
-from tapwright.linux.tuntap import Tap
 
 
-class Found(NamedTuple):
-    """A TAP as it was found, and will be left."""
+@dataclass(frozen=True)
+class ExistingTap:
+    """A TAP as it was found, and will be left; `settings` are those of `tuntap.Tap`, limits in bits
+    a second."""
 
     netns: str
-    name: str
-    index: int  # type: ignore[assignment]  # not tuple.index
+    device: str
+    index: int
     was_up: bool
-    settings: Tap
+    settings: Sequence[Any]
+    rx_limit: int = 0
+    tx_limit: int = 0
 
+    def check(self) -> None:
+        """Nothing of somebody else's can be lost."""
 
-def look_at(netns_path: str, link: Link) -> Found | None:
-    """The TAP that an interface is, or None."""
-    settings = tuntap.settings(link)
-    return Found(netns_path, link.name, link.index, link.is_up, settings) if settings else None
-
-
-def attach(tap: Found, queues: int) -> list[int]:
-    """Take queues of the TAP and bring it up; return their descriptors.
-
-    Raises NetworkError; call `detach` all the same.
-    """
-    if tap.settings.taken:
-        # Also where it has queues left: frames would be shared out between two owners.
-        raise NetworkError(f"device: {tap.name}: it is in use by {_holders(tap.name)}")
-    if queues > 1 and not tap.settings.multi_queue:
-        raise NetworkError(
-            f"queues: {queues}: {tap.name} was made for one queue; make it with multi_queue"
-        )
-    try:
-        with netns.entered(tap.netns), Netlink() as nl:
-            fds = tuntap.attach(tap.name, tap.settings, queues)
-            try:
-                links.set_up(nl, tap.index)
-            except BaseException:
-                for fd in fds:
-                    os.close(fd)
-                raise
-    except OSError as error:
-        raise NetworkError(f"device: {tap.name}: {_reason(tap.name, error)}") from None
-    return fds
-
-
-def detach(tap: Found) -> None:
-    """Make the TAP what it was, after its descriptors have been closed; nothing happens where it
-    is gone, or in somebody else's hands. Raises OSError."""
-    if not netns.exists(tap.netns):
-        return
-    with netns.entered(tap.netns), Netlink() as nl:
-        link = links.find(nl, tap.name)
-        if link is None or link.index != tap.index:
-            return
+    def attach(self, queues: int, uid: int) -> Tap:
+        """Take queues of the TAP, bring it up. Raises NetworkError; call `detach` all the same."""
+        if self._tap.taken:
+            # Also where it has queues left: frames would be shared out between two owners.
+            raise NetworkError(f"device: {self.device}: it is in use by {_holders(self.device)}")
+        if queues > 1 and not self._tap.multi_queue:
+            raise NetworkError(
+                f"queues: {queues}: {self.device} was made for one queue; make it with multi_queue"
+            )
         try:
-            tuntap.reset(tap.name, tap.settings)
+            with netns.entered(self.netns), Netlink() as nl:
+                fds = tuntap.attach(self.device, self._tap, max(queues, 1))
+                try:
+                    links.set_up(nl, self.index)
+                    limits.limit_egress(nl, self.index, self.rx_limit)
+                    limits.limit_ingress(nl, self.index, self.tx_limit, self.index)
+                except BaseException:
+                    for fd in fds:
+                        os.close(fd)
+                    raise
         except OSError as error:
-            if error.errno == errno.EBUSY:
+            raise NetworkError(f"device: {self.device}: {_reason(self.device, error)}") from None
+        return Tap(fds)
+
+    def is_joined(self, link: Link, mac: str) -> bool:
+        return link.mac == mac
+
+    def set_mtu(self, mtu: int) -> None:
+        """Its MTU is where the VM's comes from."""
+
+    def detach(self) -> None:
+        """Make the TAP what it was, after its descriptors have been closed; nothing happens where
+        it is gone, or in somebody else's hands. Raises OSError."""
+        with netns.entered(self.netns), Netlink() as nl:
+            link = links.at(nl, self.index)
+            if link is None or link.kind != tuntap.KIND:
                 return
-            raise
-        if not tap.was_up:
-            links.set_down(nl, tap.index)
+            try:
+                tuntap.reset(link.name, self._tap)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    return
+                raise
+            limits.lift_egress(nl, self.index, self.rx_limit)
+            limits.lift_ingress(nl, self.index, self.tx_limit, self.index)
+            if not self.was_up:
+                links.set_down(nl, self.index)
+
+    @property
+    def _tap(self) -> tuntap.Tap:
+        return tuntap.Tap(*self.settings)
 
 
 def _reason(name: str, error: OSError) -> str:

@@ -2,62 +2,61 @@
 every frame across, both ways.
 
 The interface keeps its addresses, but its frames never reach this host's stack: the VM has taken
-its place. Works for whatever carries Ethernet frames: veth, macvlan, bridge ports, …
+its place. Works for whatever carries Ethernet frames: veth, macvlan, bond, the port of a bridge, …
 """
 
 import os
+from dataclasses import dataclass
 
-from tapwright.endpoint.discovery import OUR_ALIAS
+from tapwright.endpoint import limits
+from tapwright.endpoint.beside import Beside, refuse_queues
 from tapwright.errors import NetworkError
-from tapwright.linux import links, netns, tc, tuntap
+from tapwright.hypervisor.nics import Tap
+from tapwright.linux import links, tc
 from tapwright.linux.links import Link
-from tapwright.linux.netlink import Netlink, NetlinkError
+from tapwright.linux.netlink import NetlinkError
 
 
-def attach(nl: Netlink, netns_path: str, link: Link) -> int:
-    """Make the TAP and join it with the interface; return the TAP's descriptor.
+@dataclass(frozen=True)
+class TcFilter(Beside):
+    """Both ways, frames leave a device that they did not arrive at, so both limits sit there."""
 
-    The TAP lives as long as somebody holds its descriptor. Raises NetworkError; nothing is left
-    then.
-    """
-    name = f"tap{link.index}_tw"
-    try:
-        with netns.entered(netns_path):
-            fd = tuntap.create(name)
-    except OSError as error:
-        raise NetworkError(f"no TAP for {link.name} in {netns_path}: {error}") from None
-    try:
-        tap = links.find(nl, name)
-        if tap is None:
-            raise NetworkError(f"the TAP {name} vanished from {netns_path}")
-        links.set_alias(nl, tap.index, OUR_ALIAS)
-        links.set_mtu(nl, tap.index, link.mtu)
-        links.leave_ipv6_alone(nl, tap.index)
-        links.set_up(nl, tap.index)
-        tc.add_ingress(nl, tap.index)
-        tc.redirect_ingress(nl, tap.index, link.index)
-        tc.add_ingress(nl, link.index)
-        try:
-            tc.redirect_ingress(nl, link.index, tap.index)
-        except NetlinkError:
-            tc.remove_ingress(nl, link.index)
-            raise
-    except (NetlinkError, NetworkError) as error:
-        os.close(fd)
-        raise NetworkError(f"{link.name} can't be joined with a TAP: {error}") from None
-    return fd
+    def check(self) -> None:
+        """What filters the interface has already are somebody else's, and neither `attach` nor
+        `detach` may touch them. Raises NetworkError."""
+        with self.inside() as nl:
+            if tc.has_ingress(nl, self.index):
+                raise NetworkError(
+                    f"device: {self.device} has traffic control on its ingress already (tc qdisc "
+                    f"show dev {self.device}); remove it first"
+                )
 
+    def attach(self, queues: int, uid: int) -> Tap:
+        """Raises NetworkError; call `detach` all the same."""
+        refuse_queues(queues, self.device)
+        with self.inside() as nl:
+            link = self.link(nl)
+            fd, tap = self.add_tap(nl, link)
+            try:
+                tc.add_ingress(nl, tap)
+                tc.redirect_ingress(nl, tap, link.index)
+                tc.add_ingress(nl, link.index)
+                tc.redirect_ingress(nl, link.index, tap)
+                limits.limit_egress(nl, tap, self.rx_limit)
+                limits.limit_egress(nl, link.index, self.tx_limit)
+            except NetlinkError as error:
+                os.close(fd)
+                raise NetworkError(f"{link.name} can't be joined with a TAP: {error}") from None
+        return Tap([fd])
 
-def check(nl: Netlink, link: Link) -> None:
-    """Whether the interface can be joined: what filters it has already are somebody else's, and
-    neither we nor `detach` may touch them. Raises NetworkError."""
-    if tc.has_ingress(nl, link.index):
-        raise NetworkError(
-            f"device: {link.name} has traffic control on its ingress already (tc qdisc show dev "
-            f"{link.name}); remove it first"
-        )
+    def is_joined(self, link: Link, mac: str) -> bool:
+        """Filters go when the interface leaves its namespace."""
+        with self.inside() as nl:
+            return link.mac == mac and tc.has_ingress(nl, self.index)
 
-
-def detach(nl: Netlink, link: Link) -> None:
-    """Take the filters off the interface; the TAP goes with its descriptor."""
-    tc.remove_ingress(nl, link.index)
+    def detach(self) -> None:
+        """Take the filters off the interface; the TAP goes with its descriptor. Raises OSError."""
+        with self.inside() as nl:
+            if links.at(nl, self.index):
+                tc.remove_ingress(nl, self.index)
+                limits.lift_egress(nl, self.index, self.tx_limit)

@@ -14,28 +14,41 @@ import os
 import shutil
 import socket
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.nics import VhostUser
+from tapwright.linux.links import Link
 
 
-def owner_of(path: str) -> int | None:
-    """The user id of the socket that is there, for `detach`; None when there is none."""
-    try:
-        return os.stat(path).st_uid
-    except OSError:
-        return None
+@dataclass(frozen=True)
+class VhostUserSocket:
+    """The backend's socket; `owner` is the user id of the one that was there."""
 
+    device: str
+    socket: str
+    owner: int | None
 
-def attach(path: str, queues: int, uid: int) -> VhostUser:
-    """Prepare the socket for a QEMU of that user id, which opens it then.
+    def check(self) -> None:
+        """Raises NetworkError."""
+        if os.path.lexists(self.socket) and not stat.S_ISSOCK(os.stat(self.socket).st_mode):
+            raise NetworkError(f"vhostUserSocket: {self.socket} is there and is no socket")
 
-    Raises NetworkError; call `detach` all the same.
-    """
-    try:
-        if os.path.lexists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise NetworkError(f"vhostUserSocket: {path} is there and is no socket")
+    def attach(self, queues: int, uid: int) -> VhostUser:
+        """Prepare the socket for a QEMU of that user id, which opens it then.
+
+        Raises NetworkError; call `detach` all the same.
+        """
+        try:
+            return self._attach(max(queues, 1), uid)
+        except OSError as error:
+            raise NetworkError(
+                f"vhostUserSocket: {self.socket} can't be used: {error.strerror}"
+            ) from None
+
+    def _attach(self, queues: int, uid: int) -> VhostUser:
+        path = self.socket
         if _somebody_listens(path):
             owner = os.stat(path).st_uid
             os.chown(path, uid, -1)
@@ -48,18 +61,30 @@ def attach(path: str, queues: int, uid: int) -> VhostUser:
         os.chown(workshop, uid, uid)
         fd = os.open(workshop, os.O_PATH | os.O_CLOEXEC)
         return VhostUser(fd, Path(path).name, queues, opened=lambda: _publish(path))
-    except OSError as error:
-        raise NetworkError(f"vhostUserSocket: {path} can't be used: {error.strerror}") from None
+
+    def is_joined(self, link: Link, mac: str) -> bool:
+        return True
+
+    def set_mtu(self, mtu: int) -> None:
+        """The backend's is its own affair."""
+
+    def detach(self) -> None:
+        """Remove the socket that QEMU listened on; a backend's own is left, and `owner`'s again.
+        Raises OSError."""
+        shutil.rmtree(_workshop(self.socket), ignore_errors=True)
+        if not _somebody_listens(self.socket):
+            _remove_dead(self.socket)
+        elif self.owner is not None:
+            os.chown(self.socket, self.owner, -1)
 
 
-def detach(path: str, owner: int | None) -> None:
-    """Remove the socket that QEMU listened on; a backend's own is left, and `owner`'s again.
-    Raises OSError."""
-    shutil.rmtree(_workshop(path), ignore_errors=True)
-    if not _somebody_listens(path):
-        _remove_dead(path)
-    elif owner is not None:
-        os.chown(path, owner, -1)
+def of(device: str, path: str) -> VhostUserSocket:
+    """The endpoint of a socket as it is now."""
+    try:
+        owner = os.stat(path).st_uid
+    except OSError:
+        owner = None
+    return VhostUserSocket(device, path, owner)
 
 
 def _publish(path: str) -> None:

@@ -1,21 +1,36 @@
-"""The number of a NIC's queues (SIOCETHTOOL, include/uapi/linux/ethtool.h)."""
+"""What drivers tell of a NIC: its queues, its place on a bus (SIOCETHTOOL,
+include/uapi/linux/ethtool.h)."""
 
+import errno
 import fcntl
 import socket
 import struct
 from array import array
 
 SIOCETHTOOL = 0x8946
-ETHTOOL_GCHANNELS, ETHTOOL_SCHANNELS = 0x3C, 0x3D
+ETHTOOL_GDRVINFO, ETHTOOL_GCHANNELS, ETHTOOL_SCHANNELS = 0x3, 0x3C, 0x3D
 
 # cmd; then the most, and then the present number, of rx, tx, other and combined channels.
 _CHANNELS = struct.Struct("=9I")
+# cmd, driver, version, firmware; then the place on the bus, and more.
+_DRVINFO = struct.Struct("=I96x32s64x")
 
 
 def set_queues(name: str, count: int) -> None:
     """Have the NIC use `count` queue pairs. Raises OSError (EINVAL: it has not as many)."""
     *head, _ = _CHANNELS.unpack(_call(name, _CHANNELS.pack(ETHTOOL_GCHANNELS, *[0] * 8)))
     _call(name, _CHANNELS.pack(ETHTOOL_SCHANNELS, *head[1:], count))
+
+
+def bus_address(name: str) -> str:
+    """Where a NIC of the hardware is on its bus, such as `0000:00:05.0`; empty for what is none."""
+    try:
+        answer = _call(name, _DRVINFO.pack(ETHTOOL_GDRVINFO, b""))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return ""
+        raise
+    return str(_DRVINFO.unpack(answer)[1].rstrip(b"\0").decode(errors="replace"))
 
 
 def _call(name: str, command: bytes) -> bytes:

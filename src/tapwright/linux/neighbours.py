@@ -8,7 +8,7 @@ from tapwright.linux.netlink import Netlink, attribute
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NDA_DST, NDA_LLADDR = 1, 2
-NUD_PERMANENT = 0x80
+NUD_FAILED, NUD_PERMANENT = 0x20, 0x80
 
 _NDMSG = struct.Struct("=BxxxiHBB")
 
@@ -34,6 +34,12 @@ def decode(body: bytes) -> Neighbour | None:
         device=device,
         flags=flags,
     )
+
+
+def may_be_static(body: bytes) -> bool:
+    """Whether an RTM_NEWNEIGH or RTM_DELNEIGH body is of a static entry, or of one that was: the
+    kernel lets an entry fail before it removes it."""
+    return bool(_NDMSG.unpack_from(body)[2] & (NUD_PERMANENT | NUD_FAILED))
 
 
 def listing(nl: Netlink) -> list[Neighbour]:

@@ -33,6 +33,7 @@ SOL_NETLINK = 270
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
+SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h; not in Python's socket
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -57,15 +58,18 @@ class NetlinkError(OSError):
 class Netlink:
     """One rtnetlink socket, bound to the network namespace of the thread that opens it.
 
-    `groups` is a bit mask of the multicast groups to listen to (RTMGRP_*). Not thread-safe.
+    `groups` is a bit mask of the multicast groups to listen to (RTMGRP_*), `receive_bytes` the room
+    for messages of theirs, 0 for the kernel's choice. Not thread-safe.
     """
 
-    def __init__(self, groups: int = 0) -> None:
+    def __init__(self, groups: int = 0, receive_bytes: int = 0) -> None:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
         for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
+        if receive_bytes:
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_bytes)
         self._socket.bind((0, groups))
         self._sequence = 0
 

@@ -21,8 +21,8 @@ from tapwright.errors import AgentError, NetworkError
 from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.linux import netns
-from tapwright.linux.netlink import Netlink
 from tapwright.sandbox import ownership
+from tapwright.sandbox.following import Following
 from tapwright.sandbox.interfaces import Interfaces
 from tapwright.sandbox.record import Journal, NetworkRequest, Phase
 
@@ -37,6 +37,7 @@ class Guest:
     qemu: Qemu
     agent: AgentClient
     interfaces: Interfaces
+    following: Following
 
     async def stop(self) -> None:
         await self.agent.close()
@@ -61,9 +62,10 @@ class Bringup:
         results = await self._network_while_booting(machine)
         assert self.guest is not None  # noqa: S101 - set by the boot that has ended
         with self._phase("join"):
-            interfaces = await self._join(self.guest)
+            networks = {request.ifname: request.name for request in self._record.spec.networks}
+            requests = await self.guest.following.begin(networks)
         with self._phase("guest"):
-            await self._configure(self.guest.agent, interfaces, results)
+            await self._configure(self.guest.agent, requests, results)
         return self.guest
 
     async def _machine(self) -> Machine:
@@ -117,7 +119,9 @@ class Bringup:
         with self._phase("qemu"):
             qemu = await Qemu.start(machine)
         agent = AgentClient(qemu.agent)
-        self.guest = Guest(qemu, agent, Interfaces(self._journal, qemu, agent))
+        interfaces = Interfaces(self._journal, qemu, agent)
+        following = Following(self._record.netns, interfaces, agent)
+        self.guest = Guest(qemu, agent, interfaces, following)
         with self._phase("boot"):
             await self._agent_answers(self.guest)
 
@@ -172,26 +176,16 @@ class Bringup:
                 self._journal.release(entry)
             raise NetworkError("; ".join([str(error), *leftovers])) from None
 
-    async def _join(self, guest: Guest) -> list[discovery.Interface]:
-        """Give every interface of the namespace a TAP and a NIC."""
-        networks = {request.ifname: request.name for request in self._record.spec.networks}
-        with netns.entered(self._record.netns), Netlink() as nl:
-            found = discovery.scan(nl)
-        for interface in found:
-            await guest.interfaces.carry(interface, networks.get(interface.link.name, ""))
-        return found
-
     async def _configure(
-        self, agent: AgentClient, interfaces: list[discovery.Interface], results: list[Result]
+        self, agent: AgentClient, requests: list[discovery.Request], results: list[Result]
     ) -> None:
-        requests = [
+        of_the_system = [
             {"op": "set_hostname", "hostname": self._record.id},
             {"op": "set_clock", "seconds": time.time()},
-            *discovery.guest_requests(interfaces),
         ]
-        if dns := _dns(results):
-            requests.append({"op": "set_dns", **dns})
-        await agent.call("batch", requests=requests)
+        dns = _dns(results)
+        of_dns = [{"op": "set_dns", **dns}] if dns else []
+        await agent.call("batch", requests=[*of_the_system, *requests, *of_dns])
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:

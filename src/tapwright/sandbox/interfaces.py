@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from tapwright.agent.client import AgentClient
-from tapwright.endpoint import discovery, tap, tcfilter, vhost_user
+from tapwright.endpoint import discovery, kinds, vhost_user
+from tapwright.endpoint.kinds import Endpoint
+from tapwright.endpoint.limits import Limits
+from tapwright.endpoint.vhost_user import VhostUserSocket
 from tapwright.errors import HypervisorError, NetworkError, TapwrightError
-from tapwright.hypervisor.nics import Backend, Tap, VhostUser
+from tapwright.hypervisor.nics import Backend, VhostUser
 from tapwright.hypervisor.qemu import Qemu
-from tapwright.linux import netns
+from tapwright.linux import netns, tuntap
 from tapwright.linux.links import Link
-from tapwright.linux.netlink import Netlink
 from tapwright.sandbox import ownership, teardown
 from tapwright.sandbox.kata import InterfaceRequest, written_interface
 from tapwright.sandbox.record import Interface, Journal
@@ -42,10 +44,11 @@ class Interfaces:
         self._agent = agent
         self._nics.on_gone = self._gone
 
-    async def carry(self, found: discovery.Interface, network: str) -> None:
-        """Give an interface of the namespace a NIC of the same name, MAC and MTU; the guest is
-        not told. Raises NetworkError, HypervisorError."""
+    async def carry(self, found: discovery.Interface, network: str = "") -> None:
+        """Give an interface of the namespace a NIC of the same name, MAC and MTU, which follows it;
+        the guest is not told. Raises NetworkError, HypervisorError."""
         link = found.link
+        self._check_unique(link.name, link.mac)
         interface = Interface(
             name=link.name,
             device=link.name,
@@ -53,15 +56,50 @@ class Interfaces:
             mtu=link.mtu,
             addresses=[str(address) for address in found.addresses],
             network=network,
+            index=link.index,
         )
-        await self._join(interface, link)
+        await self._join(interface, self._endpoint(link, self._record.netns))
+
+    def followers(self) -> dict[int, Interface]:
+        """The NICs that follow interfaces of the namespace, by the index of those."""
+        return {nic.index: nic for nic in self._record.interfaces if nic.index}
+
+    def follow(self, nic: Interface, found: discovery.Interface) -> None:
+        """Have record and endpoint of a NIC follow its interface. Raises OSError."""
+        link = found.link
+        for entry in self._held_for(nic):
+            entry["nic"] = entry["device"] = link.name
+            if link.mtu != nic.mtu:
+                kinds.of_entry(entry).set_mtu(link.mtu)
+        nic.name = nic.device = link.name
+        nic.mtu = link.mtu
+        nic.addresses = [str(address) for address in found.addresses]
+        self._journal.save()
+
+    def is_joined(self, nic: Interface, link: Link) -> bool:
+        """Whether the endpoint of a NIC is as it was made, with the interface as it is now.
+        Raises OSError."""
+        return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in self._held_for(nic))
+
+    def joined_by_request(self) -> set[int]:
+        """The indices of the namespace's interfaces that NICs were plugged for by request."""
+        return {
+            entry["index"]
+            for nic in self._record.interfaces
+            for entry in self._held_for(nic)
+            if not nic.index and entry.get("netns") == self._record.netns
+        }
+
+    async def unplug(self, nic: Interface) -> None:
+        """Take a NIC out. Raises HypervisorError."""
+        await self._nics.unplug(nic.slot)
 
     async def add(self, request: InterfaceRequest) -> dict[str, Any]:
         """Plug a NIC in and configure it; return the interface as add-iface prints it.
 
         After a failure nothing has changed. Raises NetworkError, HypervisorError, AgentError.
         """
-        self._check_unique(request)
+        self._check_unique(request.name, request.mac)
         interface = Interface(
             name=request.name,
             device=request.device,
@@ -82,8 +120,8 @@ class Interfaces:
             raise
         return written_interface(interface)
 
-    async def remove(self, name: str) -> None:
-        """Take a NIC out; what it was joined with is as before.
+    async def remove(self, name: str) -> Interface:
+        """Take a NIC out, and return it; what it was joined with is as before.
 
         Raises NetworkError, HypervisorError: its `result` is the interface that is still there.
         """
@@ -97,6 +135,7 @@ class Interfaces:
             stuck = HypervisorError(f"{name} could not be removed: {error}")
             stuck.result = written_interface(interface)
             raise stuck from None
+        return interface
 
     async def listing(self) -> list[dict[str, Any]]:
         """The guest's NICs as list-ifaces prints them. Raises AgentError."""
@@ -121,71 +160,69 @@ class Interfaces:
 
     async def _attach(self, interface: Interface, request: InterfaceRequest) -> None:
         """Find out what the device is, take it, and plug the NIC."""
-        queues = max(request.queues, 1)
         if path := request.vhost_user_socket:
-            if not self._record.spec.memory_directory:
-                raise NetworkError(
-                    "vhostUserSocket: a backend must share the guest's memory: set "
-                    'file_mem_backend in [hypervisor.qemu], such as "/dev/shm", and make the '
-                    "sandbox anew"
-                )
-            entry = await self._claim(
-                interface, "vhost_user", socket=path, owner=vhost_user.owner_of(path)
-            )
-            with self._given_back_on_failure(entry):
-                await self._plug(interface, vhost_user.attach(path, queues, self._uid))
+            await self._join(interface, vhost_user.of(request.device, path))
             return
         place, link = self._find(request.device)
-        found = tap.look_at(place, link)
-        if request.link_type and (request.link_type in _TAP_TYPES) != bool(found):
+        is_tap = tuntap.settings(link) is not None
+        if request.link_type and (request.link_type in _TAP_TYPES) != is_tap:
             raise NetworkError(
                 f"linkType: {request.link_type!r}, but {link.name} is a "
-                f"{'tap' if found else link.kind or 'device of hardware'}"
+                f"{'tap' if is_tap else link.kind or 'device of hardware'}"
             )
-        if found:
-            entry = await self._claim(interface, "tap", **found._asdict())
-            with self._given_back_on_failure(entry):
-                await self._plug(interface, Tap(tap.attach(found, queues)))
-        elif place == self._record.netns:
-            if queues > 1:
-                raise NetworkError(
-                    f"queues: {queues}: only a TAP can have several, not a {link.kind}"
-                )
-            await self._join(interface, link)
-        else:
+        if not is_tap and place != self._record.netns:
             raise NetworkError(
                 f"device: {link.name} is no TAP but a {link.kind or 'device of hardware'}, and not "
                 "in the sandbox's network namespace: move it there, or make a TAP"
             )
+        await self._join(interface, self._endpoint(link, place))
+
+    def _endpoint(self, link: Link, place: str) -> Endpoint:
+        spec = self._record.spec
+        return kinds.choose(link, place, spec.model, Limits(spec.rx_limit, spec.tx_limit))
 
     def _find(self, device: str) -> tuple[str, Link]:
+        own = self._record.netns
         try:
-            found = discovery.find(device, (self._record.netns, netns.OWN))
+            found = discovery.find(device, filter(None, (own, netns.OWN)))
         except OSError as error:
             raise NetworkError(
-                f"the sandbox's network namespace {self._record.netns} is gone: {error.strerror}"
+                f"the sandbox's network namespace {own} is gone: {error.strerror}"
             ) from None
         if found is None:
-            raise NetworkError(
-                f"device: there is no {device} in the sandbox's network namespace "
-                f"({self._record.netns}) nor in the host's"
-            )
+            where = f"in the sandbox's network namespace ({own}) nor in" if own else "in"
+            raise NetworkError(f"device: there is no {device} {where} the host's")
         return found
 
-    async def _join(self, interface: Interface, link: Link) -> None:
-        """Give an interface of the sandbox's namespace a TAP beside it, and that to the VM."""
-        path = self._record.netns
-        with netns.entered(path):
-            nl = Netlink()
-        with nl:
-            tcfilter.check(nl, link)
-            entry = await self._claim(interface, "tcfilter", netns=path, index=link.index)
-            with self._given_back_on_failure(entry):
-                await self._plug(interface, Tap([tcfilter.attach(nl, path, link)]))
+    async def _join(self, interface: Interface, endpoint: Endpoint) -> None:
+        """Enter the endpoint in the journal, make it, and plug the NIC."""
+        self._check_possible(endpoint)
+        endpoint.check()
+        entry = await self._claim(interface, endpoint)
+        with self._given_back_on_failure(entry):
+            await self._plug(interface, endpoint.attach(interface.queues, self._uid))
 
-    async def _claim(self, interface: Interface, kind: str, **what: Any) -> Entry:
+    def _check_possible(self, endpoint: Endpoint) -> None:
+        spec = self._record.spec
+        if not isinstance(endpoint, VhostUserSocket):
+            return
+        if not (spec.memory_directory or spec.hugepages):
+            raise NetworkError(
+                "vhostUserSocket: a backend must share the guest's memory: set "
+                'file_mem_backend in [hypervisor.qemu], such as "/dev/shm", or enable_hugepages, '
+                "and make the sandbox anew"
+            )
+        if spec.rx_limit or spec.tx_limit:
+            raise NetworkError(
+                "vhostUserSocket: its frames do not pass this kernel, which could limit their "
+                "rate; set rx_rate_limiter_max_rate and tx_rate_limiter_max_rate to 0, and a limit "
+                "in the switch"
+            )
+
+    async def _claim(self, interface: Interface, endpoint: Endpoint) -> Entry:
         """Enter in the journal that the device is this sandbox's. Raises NetworkError."""
-        entry = {"nic": interface.name, "device": interface.device, **what}
+        kind, fields = kinds.entry_of(endpoint)
+        entry = {"nic": interface.name, "follows": interface.index, **fields}
         try:
             return await asyncio.to_thread(ownership.claim_device, self._journal, kind, entry)
         except OSError as error:
@@ -219,14 +256,21 @@ class Interfaces:
             ],
         )
 
-    def _check_unique(self, request: InterfaceRequest) -> None:
+    def _check_unique(self, name: str, mac: str) -> None:
         for nic in self._record.interfaces:
-            if nic.name == request.name:
-                raise NetworkError(
-                    f"name: {request.name!r} is taken in this sandbox; choose another"
-                )
-            if nic.mac.lower() == request.mac.lower():
-                raise NetworkError(f"hwAddr: {request.mac!r} is that of the sandbox's {nic.name}")
+            if nic.name == name:
+                raise NetworkError(f"name: {name!r} is taken in this sandbox; choose another")
+            if nic.mac.lower() == mac.lower():
+                raise NetworkError(f"hwAddr: {mac!r} is that of the sandbox's {nic.name}")
+
+    def _held_for(self, nic: Interface) -> list[Entry]:
+        """The entries of the journal that are a NIC's."""
+        return [
+            entry
+            for entry in self._record.held
+            # The interface of one that follows may be about to change its name with another.
+            if entry.get("follows") == nic.index and (nic.index or entry["nic"] == nic.name)
+        ]
 
     @contextlib.contextmanager
     def _given_back_on_failure(self, entry: Entry) -> Iterator[None]:
@@ -251,7 +295,6 @@ class Interfaces:
         """QEMU has given a NIC up."""
         for interface in [nic for nic in self._record.interfaces if nic.slot == slot]:
             self._record.interfaces.remove(interface)
-            for entry in list(self._record.held):
-                if entry.get("nic") == interface.name:
-                    self._give_back(entry)
+            for entry in self._held_for(interface):
+                self._give_back(entry)
         self._journal.save()

@@ -8,8 +8,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from tapwright.agent.client import AgentClient
-from tapwright.errors import SandboxStateError
+from tapwright.errors import NetworkError, SandboxStateError
 from tapwright.sandbox import guest_routes, kata
+from tapwright.sandbox.following import Following
 from tapwright.sandbox.interfaces import Interfaces
 
 _TURN_SECONDS, _OPERATION_SECONDS = 45.0, 60.0
@@ -20,8 +21,9 @@ Operation = Callable[..., Coroutine[Any, Any, Any]]
 class Operations:
     """Each method raises TapwrightError, UsageError for arguments that can't be."""
 
-    def __init__(self, interfaces: Interfaces, agent: AgentClient) -> None:
+    def __init__(self, interfaces: Interfaces, following: Following, agent: AgentClient) -> None:
         self._interfaces = interfaces
+        self._following = following
         self._agent = agent
         self._turn = asyncio.Lock()
 
@@ -36,6 +38,7 @@ class Operations:
                 self.remove_routes,
                 self.update_routes,
                 self.list_routes,
+                self.sync,
             )
         }
 
@@ -43,7 +46,9 @@ class Operations:
         return await self._interfaces.add(kata.read_interface(interface))
 
     async def remove_interface(self, interface: Any) -> None:
-        await self._interfaces.remove(kata.read_name(interface))
+        nic = await self._interfaces.remove(kata.read_name(interface))
+        if nic.index:
+            self._following.dismiss(nic.index)
 
     async def list_interfaces(self) -> Any:
         return await self._interfaces.listing()
@@ -62,6 +67,15 @@ class Operations:
 
     async def list_routes(self) -> Any:
         return await guest_routes.listing(self._agent)
+
+    async def sync(self) -> Any:
+        """Bring the guest to what the namespace is; seconds until that is to be asked for again."""
+        try:
+            return await self._following.sync()
+        except OSError as error:
+            raise NetworkError(
+                f"the sandbox's network namespace can't be looked at: {error.strerror}"
+            ) from None
 
     def _in_turn(self, operation: Operation) -> Operation:
         """The operation when the ones before it are done, and nobody waiting for it in vain.

@@ -179,7 +179,7 @@ def _place(entry: dict[str, Any]) -> str:
     """What tells a device apart from all others of the host."""
     if "socket" in entry:
         return f"socket {os.path.realpath(entry['socket'])}"
-    return f"netns {os.stat(entry['netns']).st_ino} {entry['device']}"
+    return f"netns {os.stat(entry['netns']).st_ino} interface {entry['index']}"
 
 
 def _all_held(sandboxes: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -32,8 +32,23 @@ class NetworkRequest:
 
 
 @dataclass
+class TapRequest:
+    """A TAP of the host's namespace, made where there is none, and connected to a Linux bridge or
+    a bridge of Open vSwitch where one is named. Addresses as ADDRESS/PREFIX."""
+
+    device: str
+    bridge: str = ""
+    ovs: str = ""
+    mac: str = ""
+    mtu: int = 0
+    addresses: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Spec:
-    """What was asked for. `netns` is empty where the sandbox makes its own."""
+    """What was asked for. `netns` is empty where the sandbox makes its own, or has none
+    (`in_host_netns`). `netmon` is the monitor's command, empty for none; limits in bits a second.
+    """
 
     kernel: str
     initrd: str
@@ -48,13 +63,24 @@ class Spec:
     vcpus: int = 1
     boot_timeout: float = 60.0
     memory_directory: str = ""
-    slots: int = 32
+    slots: int = 30
+    machine_type: str = "q35"
+    hugepages: bool = False
+    vhost: bool = True
+    debug: bool = False
+    model: str = "tcfilter"
+    rx_limit: int = 0
+    tx_limit: int = 0
+    netmon: list[str] = field(default_factory=list)
+    in_host_netns: bool = False
+    taps: list[TapRequest] = field(default_factory=list)
 
 
 @dataclass
 class Interface:
     """A NIC of the guest; addresses as ADDRESS/PREFIX. `device` is the host's interface that it
-    is joined with; `network` the CNI network that made that one, empty for another's."""
+    is joined with; `network` the CNI network that made that one, empty for another's. `index` is
+    that of the namespace's interface which it follows, 0 when it was plugged by request."""
 
     name: str
     device: str
@@ -65,6 +91,7 @@ class Interface:
     slot: int = 0
     queues: int = 0
     vhost_user_socket: str = ""
+    index: int = 0
 
 
 @dataclass
@@ -100,6 +127,7 @@ def load(directory: Path) -> Record:
         content = json.loads((directory / FILE).read_text())
         spec = content["spec"]
         spec["networks"] = [NetworkRequest(**item) for item in spec["networks"]]
+        spec["taps"] = [TapRequest(**item) for item in spec["taps"]]
         content["spec"] = Spec(**spec)
         content["interfaces"] = [Interface(**item) for item in content["interfaces"]]
         content["phases"] = [Phase(**item) for item in content["phases"]]

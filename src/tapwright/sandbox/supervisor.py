@@ -113,7 +113,7 @@ class Supervisor:
         bringup = Bringup(self._journal, self._report.progress)
         try:
             guest = await bringup.run()
-            operations = Operations(guest.interfaces, guest.agent).by_name()
+            operations = Operations(guest.interfaces, guest.following, guest.agent).by_name()
             async with control.serving(self._journal.directory, guest.agent, operations):
                 record.status = RUNNING
                 self._journal.save()

@@ -7,9 +7,8 @@ by somebody's hands.
 from typing import Any
 
 from tapwright import cni
-from tapwright.endpoint import tap, tcfilter, vhost_user
-from tapwright.linux import links, netns, tuntap
-from tapwright.linux.netlink import Netlink, record
+from tapwright.endpoint import kinds
+from tapwright.linux import netns
 from tapwright.sandbox import ownership
 from tapwright.sandbox.record import Journal
 
@@ -31,7 +30,10 @@ def take_back(journal: Journal) -> list[str]:
 
 def undo(entry: dict[str, Any]) -> None:
     """Undo one entry, which stays in the journal. Raises OSError, CniError, ExceptionGroup."""
-    _UNDO[entry["kind"]](entry)
+    if kinds.is_endpoint(entry):
+        _undo_endpoint(entry)
+    else:
+        _UNDO[entry["kind"]](entry)
 
 
 def _undo_netns(entry: dict[str, Any]) -> None:
@@ -50,24 +52,10 @@ def _undo_attachment(entry: dict[str, Any]) -> None:
     cni.Runtime(entry["plugin_path"], entry["cache"]).delete(network, attachment)
 
 
-def _undo_tcfilter(entry: dict[str, Any]) -> None:
-    if not netns.exists(entry["netns"]):
-        return
-    with netns.entered(entry["netns"]), Netlink() as nl:
-        link = links.find(nl, entry["device"])
-        # Another one may bear the name by now, in another namespace of the same path.
-        if link and link.index == entry["index"] and ownership.is_still_there(entry):
-            tcfilter.detach(nl, link)
-
-
-def _undo_tap(entry: dict[str, Any]) -> None:
+def _undo_endpoint(entry: dict[str, Any]) -> None:
+    # Another namespace may be at the path by now.
     if ownership.is_still_there(entry):
-        settings = tuntap.Tap(*entry["settings"])
-        tap.detach(record(tap.Found, {**entry, "settings": settings}))
-
-
-def _undo_vhost_user(entry: dict[str, Any]) -> None:
-    vhost_user.detach(entry["socket"], entry["owner"])
+        kinds.of_entry(entry).detach()
 
 
 def _leave(entry: dict[str, Any]) -> None:
@@ -78,7 +66,4 @@ _UNDO = {
     "netns_used": _leave,
     "netns": _undo_netns,
     "attachment": _undo_attachment,
-    "tcfilter": _undo_tcfilter,
-    "tap": _undo_tap,
-    "vhost_user": _undo_vhost_user,
 }

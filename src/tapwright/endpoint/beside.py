@@ -1,0 +1,84 @@
+"""What the internetworking models have in common: an interface that stays where it is, and a
+device of our own beside it that is the VM's.
+
+The device is named for the interface's index, and its name ends in `_kata`: monitors that are made
+for Kata pass over such devices.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tapwright.endpoint.discovery import OUR_ALIAS
+from tapwright.errors import NetworkError
+from tapwright.linux import links, netns, tuntap
+from tapwright.linux.links import Link
+from tapwright.linux.netlink import Netlink, NetlinkError
+
+
+@dataclass(frozen=True)
+class Beside:
+    """An interface in the namespace at `netns`; limits in bits a second."""
+
+    netns: str
+    device: str
+    index: int
+    rx_limit: int = 0
+    tx_limit: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the device beside it."""
+        return f"tap{self.index}_kata"
+
+    def set_mtu(self, mtu: int) -> None:
+        """Have the device follow the interface. Raises OSError."""
+        with self.inside() as nl:
+            if beside := links.find(nl, self.name):
+                links.set_mtu(nl, beside.index, mtu)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[Netlink]:
+        """Be in the namespace. Raises OSError."""
+        with netns.entered(self.netns), Netlink() as nl:
+            yield nl
+
+    def link(self, nl: Netlink) -> Link:
+        """Raises NetworkError."""
+        link = links.at(nl, self.index)
+        if link is None:
+            raise NetworkError(f"device: {self.device} has gone from {self.netns}")
+        return link
+
+    def add_tap(self, nl: Netlink, link: Link) -> tuple[int, int]:
+        """Make a TAP, which lives as long as somebody holds its descriptor, in the calling
+        thread's namespace; return descriptor and index. Raises NetworkError; nothing is left then.
+        """
+        try:
+            fd = tuntap.create(self.name)
+        except OSError as error:
+            raise NetworkError(f"no TAP {self.name} for {link.name}: {error.strerror}") from None
+        try:
+            tap = links.find(nl, self.name)
+            if tap is None:
+                raise NetworkError(f"the TAP {self.name} vanished while it was made")
+            set_up(nl, tap.index, link)
+        except (NetlinkError, NetworkError) as error:
+            os.close(fd)
+            raise NetworkError(f"{link.name} can't be given a TAP: {error}") from None
+        return fd, tap.index
+
+
+def set_up(nl: Netlink, index: int, link: Link) -> None:
+    """Mark the device beside an interface as ours, and bring it up. Raises NetlinkError."""
+    links.set_alias(nl, index, OUR_ALIAS)
+    links.set_mtu(nl, index, link.mtu)
+    links.leave_ipv6_alone(nl, index)
+    links.set_up(nl, index)
+
+
+def refuse_queues(queues: int, device: str) -> None:
+    """Raises NetworkError where a NIC of several queues is wanted of what has one."""
+    if queues > 1:
+        raise NetworkError(f"queues: {queues}: only a TAP can have several, and {device} is none")

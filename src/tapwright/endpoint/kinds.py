@@ -1,0 +1,91 @@
+"""Which endpoint an interface becomes, and under which name it is in the journal."""
+
+import dataclasses
+from typing import Any, Protocol
+
+from tapwright.endpoint import physical
+from tapwright.endpoint.limits import Limits
+from tapwright.endpoint.macvtap import MACVLAN, ExistingMacvtap, Macvtap
+from tapwright.endpoint.tap import ExistingTap
+from tapwright.endpoint.tcfilter import TcFilter
+from tapwright.endpoint.unjoined import Unjoined
+from tapwright.endpoint.vhost_user import VhostUserSocket
+from tapwright.errors import NetworkError
+from tapwright.hypervisor.nics import Backend
+from tapwright.linux import macvtap, netns, tuntap
+from tapwright.linux.links import Link
+
+MODELS: dict[str, type[TcFilter | Unjoined | Macvtap]] = {
+    "tcfilter": TcFilter,
+    "macvtap": Macvtap,
+    "none": Unjoined,
+}
+"""The internetworking models."""
+
+_KINDS: dict[str, Any] = {
+    **MODELS,
+    "tap": ExistingTap,
+    "existing_macvtap": ExistingMacvtap,
+    "vhost_user": VhostUserSocket,
+}
+
+
+class Endpoint(Protocol):
+    """A dataclass of what must be known to make the join, and to take it away."""
+
+    @property
+    def device(self) -> str: ...
+
+    def check(self) -> None:
+        """Before it is in the journal: whether `detach` would take what is somebody else's.
+        Raises NetworkError."""
+
+    def attach(self, queues: int, uid: int) -> Backend:
+        """Make it, with that many queues (0: one), for a QEMU of that user id; return what to give
+        to the hypervisor. Raises NetworkError; call `detach` all the same."""
+
+    def is_joined(self, link: Link, mac: str) -> bool:
+        """Whether it is still what `attach` made for a NIC with this MAC, with its interface as it
+        is now. Raises OSError."""
+
+    def set_mtu(self, mtu: int) -> None:
+        """Follow the interface's MTU. Raises OSError."""
+
+    def detach(self) -> None:
+        """Take it away, after the descriptors have been closed; it may have gone by itself.
+        Raises OSError."""
+
+
+def choose(link: Link, netns_path: str, model: str, limits: Limits) -> Endpoint:
+    """The endpoint of an interface in a namespace. Raises NetworkError where there can be none."""
+    if not link.is_ethernet:
+        raise NetworkError(f"device: {link.name} carries no Ethernet frames, as a VM's NIC must")
+    place = netns_path, link.name, link.index
+    if settings := tuntap.settings(link):
+        return ExistingTap(*place, link.is_up, settings, *limits)
+    if link.kind == macvtap.KIND:
+        return ExistingMacvtap(*place, *limits, was_up=link.is_up)
+    with netns.entered(netns_path):
+        physical.refuse(link)
+    if model == "macvtap" and link.kind == MACVLAN:
+        return Macvtap(*place, *limits, sibling=True, mac=link.mac)
+    return MODELS[model](*place, *limits)
+
+
+def entry_of(endpoint: Endpoint) -> tuple[str, dict[str, Any]]:
+    """(kind, fields) for the journal."""
+    kind = next(name for name, cls in _KINDS.items() if type(endpoint) is cls)
+    return kind, dataclasses.asdict(endpoint)  # type: ignore[call-overload]
+
+
+def is_endpoint(entry: dict[str, Any]) -> bool:
+    """Whether an entry of the journal is that of an endpoint."""
+    return entry["kind"] in _KINDS
+
+
+def of_entry(entry: dict[str, Any]) -> Endpoint:
+    """The endpoint of an entry of the journal, which may hold more."""
+    cls = _KINDS[entry["kind"]]
+    names = {field.name for field in dataclasses.fields(cls)}
+    endpoint: Endpoint = cls(**{key: value for key, value in entry.items() if key in names})
+    return endpoint

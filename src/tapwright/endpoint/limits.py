@@ -1,0 +1,55 @@
+"""How fast a NIC may be: rates that the kernel holds its frames to, each way.
+
+rx and tx are the VM's, as Kata names them. What leaves a device is shaped by its root qdisc. What
+arrives at one is first sent through an ifb, shaped there, and comes back to where it was.
+"""
+
+from typing import NamedTuple
+
+from tapwright.endpoint.discovery import OUR_ALIAS
+from tapwright.linux import links, tc
+from tapwright.linux.netlink import Netlink
+
+
+class Limits(NamedTuple):
+    """Bits a second; 0 is no limit."""
+
+    rx: int = 0
+    tx: int = 0
+
+
+def limit_egress(nl: Netlink, index: int, rate: int) -> None:
+    """Hold what leaves the device to a rate. Raises NetlinkError (EEXIST: it has traffic control
+    of somebody else's)."""
+    if rate:
+        tc.limit_egress(nl, index, rate)
+
+
+def lift_egress(nl: Netlink, index: int, rate: int) -> None:
+    """Raises NetlinkError."""
+    if rate:
+        tc.remove_root(nl, index)
+
+
+def limit_ingress(nl: Netlink, index: int, rate: int, number: int) -> None:
+    """Hold what arrives at the device to a rate, through an ifb of that number. Raises as
+    `limit_egress`."""
+    if rate:
+        name = _ifb(number)
+        links.add_ifb(nl, name)
+        ifb = links.find(nl, name)
+        assert ifb is not None  # noqa: S101 - made in this namespace a moment ago
+        links.set_alias(nl, ifb.index, OUR_ALIAS)
+        tc.limit_ingress(nl, index, ifb.index, rate)
+
+
+def lift_ingress(nl: Netlink, index: int, rate: int, number: int) -> None:
+    """Take the limit and its ifb away; the device may be gone. Raises NetlinkError."""
+    if rate:
+        tc.remove_ingress(nl, index)
+        if ifb := links.find(nl, _ifb(number)):
+            links.remove(nl, ifb.index)
+
+
+def _ifb(number: int) -> str:
+    return f"ifb{number}_kata"

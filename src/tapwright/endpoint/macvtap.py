@@ -1,0 +1,147 @@
+"""The internetworking model `macvtap`: a macvtap on the interface, opened by descriptor. And a
+macvtap that is there already, which is opened as it is.
+
+On most interfaces it is in mode `passthru`: it takes all frames, and the interface's own MAC. The
+kernel puts a macvtap on a macvlan beside it, on the same parent; there it takes the macvlan's MAC
+over, the macvlan gets another one, and what arrives at it is dropped, so that this host does not
+answer for the VM.
+"""
+
+import os
+from dataclasses import dataclass
+
+from tapwright.endpoint import beside, limits
+from tapwright.endpoint.beside import Beside, refuse_queues
+from tapwright.errors import NetworkError
+from tapwright.hypervisor.nics import Tap
+from tapwright.linux import links, macvtap, tc
+from tapwright.linux.links import Link
+from tapwright.linux.netlink import Netlink, NetlinkError
+
+MACVLAN = "macvlan"
+
+
+@dataclass(frozen=True)
+class Macvtap(Beside):
+    """`sibling` and `mac` for an interface that is itself a macvlan: its MAC, to be given back."""
+
+    sibling: bool = False
+    mac: str = ""
+
+    def check(self) -> None:
+        """Raises NetworkError."""
+        with self.inside() as nl:
+            if self._uses_ingress and tc.has_ingress(nl, self.index):
+                raise NetworkError(
+                    f"device: {self.device} has traffic control on its ingress already (tc qdisc "
+                    f"show dev {self.device}); remove it first"
+                )
+
+    @property
+    def _uses_ingress(self) -> bool:
+        return self.sibling or bool(self.rx_limit)
+
+    def attach(self, queues: int, uid: int) -> Tap:
+        """Raises NetworkError; call `detach` all the same."""
+        refuse_queues(queues, self.device)
+        if self.sibling and self.rx_limit:
+            raise NetworkError(
+                f"device: {self.device} is a macvlan: what arrives at a macvtap beside it can't be "
+                "limited; use the model tcfilter, or rx_rate_limiter_max_rate = 0"
+            )
+        with self.inside() as nl:
+            link = self.link(nl)
+            try:
+                return self._attach(nl, link)
+            except OSError as error:
+                raise NetworkError(
+                    f"{link.name} can't be joined by a macvtap: {error.strerror}"
+                ) from None
+
+    def _attach(self, nl: Netlink, link: Link) -> Tap:
+        if self.sibling:
+            tc.drop_ingress(nl, link.index)
+            links.set_mac(nl, link.index, _another(self.mac))
+        mode = "bridge" if self.sibling else "passthru"
+        links.add_macvtap(nl, self.name, link.index, mode)
+        made = links.find(nl, self.name)
+        if made is None:
+            raise NetworkError(f"the macvtap {self.name} vanished while it was made")
+        if self.sibling:
+            links.set_mac(nl, made.index, self.mac)
+        beside.set_up(nl, made.index, link)
+        limits.limit_egress(nl, made.index, self.tx_limit)
+        limits.limit_ingress(nl, link.index, self.rx_limit, self.index)
+        return Tap(macvtap.open_queues(self.name, 1))
+
+    def is_joined(self, link: Link, mac: str) -> bool:
+        """The macvtap goes when the interface leaves its namespace."""
+        expected = _another(mac) if self.sibling else mac
+        with self.inside() as nl:
+            return link.mac == expected and links.find(nl, self.name) is not None
+
+    def detach(self) -> None:
+        """Raises OSError."""
+        with self.inside() as nl:
+            if made := links.find(nl, self.name):
+                links.remove(nl, made.index)
+            if links.at(nl, self.index) is None:
+                return
+            limits.lift_ingress(nl, self.index, self.rx_limit, self.index)
+            if self.sibling:
+                links.set_mac(nl, self.index, self.mac)
+                tc.remove_ingress(nl, self.index)
+
+
+@dataclass(frozen=True)
+class ExistingMacvtap(Beside):
+    """A macvtap that somebody made. Its mode, MAC and parent are their affair."""
+
+    was_up: bool = True
+
+    def check(self) -> None:
+        """Raises NetworkError."""
+        if self.rx_limit:
+            raise NetworkError(
+                f"device: {self.device}: what arrives at a macvtap can't be limited; limit it at "
+                "its parent, and set rx_rate_limiter_max_rate = 0"
+            )
+
+    def attach(self, queues: int, uid: int) -> Tap:
+        """Raises NetworkError; call `detach` all the same."""
+        with self.inside() as nl:
+            link = self.link(nl)
+            try:
+                limits.limit_egress(nl, link.index, self.tx_limit)
+                fds = macvtap.open_queues(link.name, max(queues, 1))
+            except OSError as error:
+                raise NetworkError(
+                    f"device: {link.name} can't be opened: {error.strerror}"
+                ) from None
+            try:
+                links.set_up(nl, link.index)
+            except NetlinkError as error:
+                for fd in fds:
+                    os.close(fd)
+                raise NetworkError(f"device: {link.name} can't be brought up: {error}") from None
+        return Tap(fds)
+
+    def is_joined(self, link: Link, mac: str) -> bool:
+        return link.mac == mac
+
+    def set_mtu(self, mtu: int) -> None:
+        """Its MTU is where the VM's comes from."""
+
+    def detach(self) -> None:
+        """Raises OSError."""
+        with self.inside() as nl:
+            if links.at(nl, self.index):
+                limits.lift_egress(nl, self.index, self.tx_limit)
+                if not self.was_up:
+                    links.set_down(nl, self.index)
+
+
+def _another(mac: str) -> str:
+    """A MAC that differs in its last bits and is locally administered."""
+    first, last = int(mac[:2], 16), int(mac[-2:], 16)
+    return f"{first | 2:02x}{mac[2:-2]}{last ^ 0x80:02x}"

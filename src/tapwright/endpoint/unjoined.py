@@ -1,0 +1,44 @@
+"""The internetworking model `none`: a TAP beside the interface, and nothing else.
+
+How its frames go on is left to the user: a bridge, filters of their own, a program.
+"""
+
+import os
+from dataclasses import dataclass
+
+from tapwright.endpoint import limits
+from tapwright.endpoint.beside import Beside, refuse_queues
+from tapwright.errors import NetworkError
+from tapwright.hypervisor.nics import Tap
+from tapwright.linux.links import Link
+from tapwright.linux.netlink import NetlinkError
+
+
+@dataclass(frozen=True)
+class Unjoined(Beside):
+    """Its limits are the TAP's."""
+
+    def check(self) -> None:
+        """Nothing of the interface is touched."""
+
+    def attach(self, queues: int, uid: int) -> Tap:
+        """Raises NetworkError; call `detach` all the same."""
+        refuse_queues(queues, self.device)
+        with self.inside() as nl:
+            link = self.link(nl)
+            fd, tap = self.add_tap(nl, link)
+            try:
+                limits.limit_egress(nl, tap, self.rx_limit)
+                limits.limit_ingress(nl, tap, self.tx_limit, self.index)
+            except NetlinkError as error:
+                os.close(fd)
+                raise NetworkError(f"{self.name} can't be limited: {error}") from None
+        return Tap([fd])
+
+    def is_joined(self, link: Link, mac: str) -> bool:
+        return link.mac == mac
+
+    def detach(self) -> None:
+        """The TAP goes with its descriptor, its limit's ifb does not. Raises OSError."""
+        with self.inside() as nl:
+            limits.lift_ingress(nl, 0, self.tx_limit, self.index)

@@ -1,0 +1,162 @@
+"""`tapwright-netmon`: watch the network namespace that it is started in, and have a runtime carry
+what changes into the VM. Its command line is that of `kata-netmon`."""
+
+import os
+import sys
+import syslog
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn, Protocol
+
+from tapwright import __version__
+from tapwright.errors import TapwrightError
+from tapwright.netmon.events import Events
+
+ROOT_VARIABLE = "TAPWRIGHT_ROOT"
+
+_USAGE = """\
+usage: tapwright-netmon -s ID -r RUNTIME [-d] [-log LEVEL]
+
+Watch the network namespace that this is started in. Interfaces that come, go or change, and routes,
+are carried into the VM of a sandbox: Tapwright's supervisor is told over its control socket; any
+other runtime is called as RUNTIME kata-network add-iface|del-iface|update-routes ID FILE.
+
+  -s ID        the sandbox (required)
+  -r RUNTIME   the path of its runtime (required)
+  -d           log all there is, as -log debug
+  -log LEVEL   what to log, to stderr and syslog: debug, info, warn, error, fatal, panic
+               (default: warn)
+  -v, -version print the version
+  -h, -help    print this
+
+With Tapwright as the runtime, TAPWRIGHT_ROOT is where the state of sandboxes is kept.
+"""
+
+_LEVELS = {"debug": 0, "info": 1, "warn": 2, "warning": 2, "error": 3, "fatal": 4, "panic": 4}
+_PRIORITIES = syslog.LOG_DEBUG, syslog.LOG_INFO, syslog.LOG_WARNING, syslog.LOG_ERR
+_DEBUG, _INFO, _WARN, _ERROR = range(4)
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+
+
+class Options(NamedTuple):
+    sandbox: str
+    runtime: str
+    level: int
+
+
+class Driver(Protocol):
+    """Who carries changes into the VM."""
+
+    def begin(self) -> None: ...
+
+    def sync(self) -> float | None: ...
+
+
+class _WrongUsageError(Exception):
+    pass
+
+
+def run() -> NoReturn:
+    """The console script."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Watch until killed; return an exit status where there is nothing to watch."""
+    words = [word.replace("--", "-", 1) for word in argv]
+    if "-h" in words or "-help" in words:
+        print(_USAGE, end="")
+        return 0
+    if "-v" in words or "-version" in words:
+        print(f"tapwright-netmon version {__version__}")
+        return 0
+    try:
+        options = _options(words)
+    except _WrongUsageError as error:
+        print(f"tapwright-netmon: {error}; see -help", file=sys.stderr)
+        return 2
+    syslog.openlog("tapwright-netmon", syslog.LOG_PID, syslog.LOG_USER)
+    log = _Log(options)
+    try:
+        # From here on no change is missed; only then is looked at what there is.
+        events = Events()
+        driver = _driver(options)
+        driver.begin()
+    except (TapwrightError, OSError) as error:
+        log(_ERROR, f"it can't begin: {error}")
+        return 1
+    log(_INFO, f"watching for {options.runtime}")
+    _follow(events, driver, log)
+    return 0
+
+
+def _follow(events: Events, driver: Driver, log: "_Log") -> NoReturn:
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            again = driver.sync()
+            pause = _FIRST_PAUSE
+        except (TapwrightError, OSError) as error:
+            log(_WARN, str(error))
+            again = pause
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        changed = events.wait(again)
+        log(_DEBUG, "something has changed" if changed else "it is tried again")
+
+
+def _driver(options: Options) -> Driver:
+    """Each imports what the other does not need."""
+    if os.path.realpath(options.runtime) == os.path.realpath(_own_command()):
+        from tapwright.netmon.own import Own
+
+        return Own(os.environ.get(ROOT_VARIABLE, ""), options.sandbox)
+    from tapwright.netmon.kata import Kata
+
+    return Kata(options.runtime, options.sandbox)
+
+
+def _own_command() -> str:
+    return os.path.join(os.path.dirname(sys.executable), "tapwright")
+
+
+def _options(words: Sequence[str]) -> Options:
+    """Flags as Go's `flag` package takes them: -s ID, -s=ID. Raises _WrongUsageError."""
+    found = {"-s": "", "-r": "", "-log": "warn", "-d": ""}
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag not in found:
+            raise _WrongUsageError(f"{word!r} is not known")
+        if flag == "-d":
+            found[flag] = "" if value == "false" else "yes"
+            continue
+        if not equals:
+            value = next(rest, "")
+        if not value:
+            raise _WrongUsageError(f"{flag} needs a value")
+        found[flag] = value
+    for flag, meaning in (("-s", "the sandbox's id"), ("-r", "the runtime's path")):
+        if not found[flag]:
+            raise _WrongUsageError(f"{meaning} is missing ({flag})")
+    if found["-log"] not in _LEVELS:
+        raise _WrongUsageError(f"-log {found['-log']!r} is none of {', '.join(_LEVELS)}")
+    return Options(found["-s"], found["-r"], _DEBUG if found["-d"] else _LEVELS[found["-log"]])
+
+
+class _Log:
+    """Lines to stderr and syslog. The `logging` package would take too much of the memory."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def __call__(self, level: int, text: str) -> None:
+        if level >= self._options.level:
+            print(f"tapwright-netmon: {text}", file=sys.stderr, flush=True)
+            syslog.syslog(_PRIORITIES[level], f"sandbox {self._options.sandbox}: {text}")
+
+
+if __name__ == "__main__":
+    run()

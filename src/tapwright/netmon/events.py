@@ -1,0 +1,77 @@
+"""Waiting for changes of a namespace's interfaces, addresses, routes and static neighbours."""
+
+import errno
+import select
+import time
+
+from tapwright.linux import addresses, links, neighbours, routes
+from tapwright.linux.netlink import Message, Netlink
+
+# Multicast groups of include/uapi/linux/rtnetlink.h.
+_RTMGRP_LINK, _RTMGRP_NEIGH = 0x1, 0x4
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x10, 0x40
+_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
+_GROUPS = (
+    _RTMGRP_LINK
+    | _RTMGRP_NEIGH
+    | _RTMGRP_IPV4_IFADDR
+    | _RTMGRP_IPV4_ROUTE
+    | _RTMGRP_IPV6_IFADDR
+    | _RTMGRP_IPV6_ROUTE
+)
+_BUFFER_BYTES = 1 << 20
+_QUIET, _AT_MOST = 0.01, 0.1
+_OURS = "_kata"
+
+_KINDS = {
+    *(links.RTM_NEWLINK, links.RTM_DELLINK),
+    *(addresses.RTM_NEWADDR, addresses.RTM_DELADDR),
+    *(routes.RTM_NEWROUTE, routes.RTM_DELROUTE),
+}
+
+
+class Events:
+    """Changes in the namespace of the thread that makes this. From then on none is missed: when
+    the kernel has to drop some, that counts as a change."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(_GROUPS, receive_bytes=_BUFFER_BYTES)
+        self._poll = select.poll()
+        self._poll.register(self._netlink.fileno(), select.POLLIN)
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for a change, at most that long, and for the end of the burst that it belongs to.
+
+        A burst ends with 10 ms without a change, or after 0.1 s. Returns whether there was one.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._changed(deadline):
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+        end = time.monotonic() + _AT_MOST
+        while self._changed(min(time.monotonic() + _QUIET, end)):
+            if time.monotonic() >= end:
+                break
+        return True
+
+    def _changed(self, deadline: float | None) -> bool:
+        """Wait for messages; return whether one of them tells of a change that matters."""
+        pause = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
+        if not self._poll.poll(pause):
+            return False
+        try:
+            return any(map(_matters, self._netlink.notifications()))
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return True
+
+
+def _matters(message: Message) -> bool:
+    kind, body = message
+    if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
+        link = links.decode(body)
+        return not (link.is_loopback or link.name.endswith(_OURS))
+    if kind in (neighbours.RTM_NEWNEIGH, neighbours.RTM_DELNEIGH):
+        return neighbours.may_be_static(body)
+    return kind in _KINDS

@@ -1,0 +1,144 @@
+"""A runtime that is driven by Kata's contract: `RUNTIME kata-network VERB ID FILE`, the file with
+JSON (kata-containers/runtime 1.x, netmon/netmon.go and cli/network.go).
+
+The contract knows no change of an interface, so one that has changed is removed and added.
+"""
+
+import json
+import os
+import subprocess
+from typing import Any
+
+from tapwright.endpoint import discovery
+from tapwright.endpoint.discovery import Interface
+from tapwright.errors import NetworkError
+from tapwright.linux.netlink import Netlink, family_of
+from tapwright.linux.routes import Route
+
+_SECONDS = 120.0
+
+Json = Any
+
+
+class Kata:
+    """The network of the sandbox of that id. What is there at the beginning the runtime has carried
+    into the VM already."""
+
+    def __init__(self, runtime: str, sandbox_id: str) -> None:
+        self._runtime = runtime
+        self._id = sandbox_id
+        self._carried: dict[int, Json] = {}
+        self._routes: list[Json] = []
+
+    def begin(self) -> None:
+        """Raises OSError."""
+        found = [interface for interface in _scan() if interface.is_ready]
+        self._carried = {interface.link.index: _interface(interface) for interface in found}
+        self._routes = _routes(found)
+
+    def sync(self) -> float | None:
+        """Have the runtime follow the namespace; return None. Raises NetworkError when some of it
+        failed, after all has been tried; OSError."""
+        found = _scan()
+        failures = self._remove_gone(found) + self._add_new(found)
+        routes = _routes([i for i in found if i.link.index in self._carried])
+        if routes != self._routes:
+            try:
+                self._call("update-routes", routes)
+                self._routes = routes
+            except NetworkError as error:
+                failures.append(str(error))
+        if failures:
+            raise NetworkError("; ".join(failures))
+        return None
+
+    def _remove_gone(self, found: list[Interface]) -> list[str]:
+        present = {interface.link.index: _interface(interface) for interface in found}
+        failures = []
+        for index, carried in list(self._carried.items()):
+            if present.get(index) != carried:
+                try:
+                    self._call("del-iface", carried)
+                    del self._carried[index]
+                    # The routes of the guest's NIC went with it.
+                    self._routes = [r for r in self._routes if r["device"] != carried["name"]]
+                except NetworkError as error:
+                    failures.append(str(error))
+        return failures
+
+    def _add_new(self, found: list[Interface]) -> list[str]:
+        failures = []
+        for interface in found:
+            index = interface.link.index
+            if index not in self._carried and interface.is_ready and interface.is_running:
+                described = _interface(interface)
+                try:
+                    self._call("add-iface", described)
+                    self._carried[index] = described
+                except NetworkError as error:
+                    failures.append(str(error))
+        return failures
+
+    def _call(self, verb: str, content: Json) -> None:
+        """Raises NetworkError with what the runtime said."""
+        # A file that can't be left behind: Kata ends its monitor by SIGKILL.
+        fd = os.memfd_create("interface.json")
+        try:
+            os.write(fd, json.dumps(content).encode())
+            path = f"/proc/{os.getpid()}/fd/{fd}"
+            done = subprocess.run(
+                [self._runtime, "kata-network", verb, self._id, path],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=_SECONDS,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NetworkError(f"{self._runtime} {verb}: {error}") from None
+        finally:
+            os.close(fd)
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+            raise NetworkError(f"{os.path.basename(self._runtime)} {verb} failed: {said}")
+
+
+def _scan() -> list[Interface]:
+    with Netlink() as nl:
+        return discovery.scan(nl)
+
+
+def _interface(interface: Interface) -> Json:
+    link = interface.link
+    return {
+        "device": link.name,
+        "name": link.name,
+        "IPAddresses": [
+            {
+                "family": int(family_of(address.address)),
+                "address": address.address,
+                "mask": str(address.prefix_length),
+            }
+            for address in interface.addresses
+        ],
+        "mtu": link.mtu,
+        "hwAddr": link.mac,
+        "linkType": link.kind,
+    }
+
+
+def _routes(found: list[Interface]) -> list[Json]:
+    names = {interface.link.index: interface.link.name for interface in found}
+    return [_route(route, names) for interface in found for route in interface.routes]
+
+
+def _route(route: Route, names: dict[int, str]) -> Json:
+    default = route.destination in ("0.0.0.0/0", "::/0") and route.gateway
+    return {
+        "dest": "default" if default else route.destination,
+        "gateway": route.gateway or "",
+        "device": names[route.device],
+        "source": route.source or "",
+        "scope": route.scope,
+    }

@@ -1,0 +1,25 @@
+"""The sandbox's own supervisor, over its control socket: told that something has changed, it looks
+at the namespace itself."""
+
+from pathlib import Path
+
+from tapwright.sandbox import client, registry
+
+
+class Own:
+    """The supervisor of the sandbox of that id under that root.
+
+    Raises SandboxNotFoundError.
+    """
+
+    def __init__(self, root: str | Path, sandbox_id: str) -> None:
+        self._sandbox = registry.find(root, sandbox_id)
+
+    def begin(self) -> None:
+        """Nothing to be known beforehand."""
+
+    def sync(self) -> float | None:
+        """Have the guest follow; return the seconds after which to do it again, None for not
+        before the next change. Raises TapwrightError."""
+        pause: float | None = client.call(self._sandbox, "sync")
+        return pause
