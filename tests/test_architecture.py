@@ -11,7 +11,7 @@ import tapwright
 
 PACKAGE = Path(tapwright.__file__).parent
 ORDER = ("cli", "netmon", "sandbox", "endpoint", "hypervisor", "agent", "image", "cni", "linux")
-EVERYBODYS = ("config", "errors")
+EVERYBODYS = ("command", "config", "errors")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tapwright import __version__
+from tapwright import __version__, command
 from tapwright.cli.parser import Parser
 from tapwright.errors import TapwrightError, UsageError
-
-_DEFAULT_ROOT = "/var/lib/tapwright"
 
 _GROUPS = {
     "cni": "run CNI networks and their plugins",
@@ -88,8 +86,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--root",
         metavar="DIR",
-        default=_DEFAULT_ROOT,
-        help="where the state of sandboxes is kept (default: %(default)s)",
+        default=command.root(),
+        help=f"where the state of sandboxes is kept (default: ${command.ROOT_VARIABLE}, or "
+        f"{command.DEFAULT_ROOT})",
     )
     parser.add_argument(
         "--log-level",

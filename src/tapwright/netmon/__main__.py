@@ -1,17 +1,14 @@
 """`tapwright-netmon`: watch the network namespace that it is started in, and have a runtime carry
 what changes into the VM. Its command line is that of `kata-netmon`."""
 
-import os
 import sys
 import syslog
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn, Protocol
 
-from tapwright import __version__
+from tapwright import __version__, command
 from tapwright.errors import TapwrightError
 from tapwright.netmon.events import Events
-
-ROOT_VARIABLE = "TAPWRIGHT_ROOT"
 
 _USAGE = """\
 usage: tapwright-netmon -s ID -r RUNTIME [-d] [-log LEVEL]
@@ -109,17 +106,13 @@ def _follow(events: Events, driver: Driver, log: "_Log") -> NoReturn:
 
 def _driver(options: Options) -> Driver:
     """Each imports what the other does not need."""
-    if os.path.realpath(options.runtime) == os.path.realpath(_own_command()):
+    if command.is_ours(options.runtime):
         from tapwright.netmon.own import Own
 
-        return Own(os.environ.get(ROOT_VARIABLE, ""), options.sandbox)
+        return Own(command.root(), options.sandbox)
     from tapwright.netmon.kata import Kata
 
     return Kata(options.runtime, options.sandbox)
-
-
-def _own_command() -> str:
-    return os.path.join(os.path.dirname(sys.executable), "tapwright")
 
 
 def _options(words: Sequence[str]) -> Options:

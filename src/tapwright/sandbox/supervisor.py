@@ -9,6 +9,7 @@ deletes the sandbox takes back the rest.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -16,13 +17,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tapwright.command import path as command_path
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.sandbox import control, ownership, teardown
 from tapwright.sandbox.bringup import Bringup
+from tapwright.sandbox.monitor import Monitor
 from tapwright.sandbox.operations import Operations
 from tapwright.sandbox.record import LOG, RUNNING, Journal, load
 
@@ -114,7 +117,10 @@ class Supervisor:
         try:
             guest = await bringup.run()
             operations = Operations(guest.interfaces, guest.following, guest.agent).by_name()
-            async with control.serving(self._journal.directory, guest.agent, operations):
+            async with (
+                control.serving(self._journal.directory, guest.agent, operations),
+                self._monitored(),
+            ):
                 record.status = RUNNING
                 self._journal.save()
                 asyncio.get_running_loop().remove_reader(self._report.fileno())
@@ -126,6 +132,24 @@ class Supervisor:
         finally:
             if bringup.guest:
                 await bringup.guest.stop()
+
+    @contextlib.asynccontextmanager
+    async def _monitored(self) -> AsyncIterator[None]:
+        """With the network monitor, where there is one, for the length of the block."""
+        record, directory = self._journal.record, self._journal.directory
+        if not record.spec.netmon:
+            yield
+            return
+        log_level = logging.getLevelName(_log.getEffectiveLevel()).lower()
+        command = [*record.spec.netmon, "-s", record.id, "-r", command_path(), "-log", log_level]
+        watching = asyncio.create_task(
+            Monitor(command, record.netns, str(directory.parent.parent)).watch()
+        )
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
 
 def main() -> None:
