@@ -14,7 +14,7 @@ from tapwright.linux.netlink import u32
 KIND = "tun"
 """The kind of TUN and TAP devices alike, in rtnetlink."""
 
-TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+TUNSETIFF, TUNSETPERSIST, TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
@@ -72,6 +72,15 @@ def create(name: str) -> int:
     the name is taken).
     """
     return _open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL)
+
+
+def make_persistent(name: str) -> None:
+    """Make a TAP as `create` does, but one that stays. Raises OSError."""
+    fd = create(name)
+    try:
+        fcntl.ioctl(fd, TUNSETPERSIST, 1)
+    finally:
+        os.close(fd)
 
 
 def attach(name: str, tap: Tap, queues: int) -> list[int]:

@@ -57,13 +57,16 @@ class Bringup:
         """All of it. Raises NetworkError, HypervisorError, AgentError, ConfigError."""
         with self._phase("accelerator"):
             machine = await self._machine()
-        with self._phase("namespace"):
-            self._make_netns()
+        if self._record.netns:
+            with self._phase("namespace"):
+                self._make_netns()
         results = await self._network_while_booting(machine)
         assert self.guest is not None  # noqa: S101 - set by the boot that has ended
         with self._phase("join"):
             networks = {request.ifname: request.name for request in self._record.spec.networks}
-            requests = await self.guest.following.begin(networks)
+            requests = await self.guest.following.begin(networks) if self._record.netns else []
+            for tap in self._record.spec.taps:
+                requests.append(await self.guest.interfaces.add_host_tap(tap))
         with self._phase("guest"):
             await self._configure(self.guest.agent, requests, results)
         return self.guest
@@ -80,7 +83,7 @@ class Bringup:
             kernel_parameters=spec.kernel_params,
             memory_directory=spec.memory_directory,
             slots=spec.slots,
-            netns=self._record.netns,
+            netns=self._record.netns or None,
         )
         chosen, reason = await accelerator.choose(machine, self._progress)
         self._record.accelerator, self._record.accelerator_reason = chosen, reason

@@ -7,13 +7,14 @@ also about one that the guest does not let go of.
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from tapwright.agent.client import AgentClient
-from tapwright.endpoint import discovery, kinds, vhost_user
+from tapwright.endpoint import discovery, host_tap, kinds, vhost_user
 from tapwright.endpoint.kinds import Endpoint
 from tapwright.endpoint.limits import Limits
 from tapwright.endpoint.vhost_user import VhostUserSocket
@@ -24,7 +25,7 @@ from tapwright.linux import netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.sandbox import ownership, teardown
 from tapwright.sandbox.kata import InterfaceRequest, written_interface
-from tapwright.sandbox.record import Interface, Journal
+from tapwright.sandbox.record import Interface, Journal, TapRequest
 
 _TAP_TYPES = ("tap", "tun", "tuntap")
 
@@ -111,7 +112,7 @@ class Interfaces:
         )
         await self._attach(interface, request)
         try:
-            await self._configure(request)
+            await self._agent.call("batch", requests=[_configuration(request)])
         except TapwrightError as error:
             try:
                 await self._nics.unplug(interface.slot)
@@ -119,6 +120,31 @@ class Interfaces:
                 raise type(error)(f"{error}; and the NIC could not be removed: {stuck}") from None
             raise
         return written_interface(interface)
+
+    async def add_host_tap(self, tap: TapRequest) -> dict[str, Any]:
+        """Give a TAP of the host's a NIC; return the agent's request that configures it.
+
+        Raises NetworkError, HypervisorError.
+        """
+        self._check_unique(tap.name, tap.mac)
+        interface = Interface(tap.name, tap.device, tap.mac, tap.mtu, list(tap.addresses))
+        what = {"nic": tap.name, "follows": 0, "device": tap.device}
+        port = {"bridge": tap.bridge, "ovs": tap.ovs}
+        with contextlib.ExitStack() as undo:
+            if not host_tap.exists(tap.device):
+                entry = self._journal.hold("host_tap", **what)
+                undo.enter_context(self._given_back_on_failure(entry))
+                host_tap.make(tap.device)
+            if (tap.bridge or tap.ovs) and not host_tap.is_port(tap.device, **port):
+                entry = self._journal.hold("port", **what, **port)
+                undo.enter_context(self._given_back_on_failure(entry))
+                host_tap.connect(tap.device, **port)
+            place, link = self._find(tap.device)
+            if tuntap.settings(link) is None:
+                raise NetworkError(f"--tap {tap.device}: there is such an interface, and no TAP")
+            await self._join(interface, self._endpoint(link, place))
+        addresses = tuple(map(ipaddress.ip_interface, tap.addresses))
+        return _configuration(InterfaceRequest(tap.device, tap.name, tap.mac, addresses, tap.mtu))
 
     async def remove(self, name: str) -> Interface:
         """Take a NIC out, and return it; what it was joined with is as before.
@@ -243,19 +269,6 @@ class Interfaces:
             await self._nics.unplug(interface.slot)
             raise NetworkError(f"the NIC can't be written down: {error}") from None
 
-    async def _configure(self, request: InterfaceRequest) -> None:
-        await self._agent.call(
-            "set_interface",
-            mac=request.mac,
-            name=request.name,
-            mtu=request.mtu,
-            queues=request.queues,
-            addresses=[
-                {"address": str(address.ip), "prefix_length": address.network.prefixlen}
-                for address in request.addresses
-            ],
-        )
-
     def _check_unique(self, name: str, mac: str) -> None:
         for nic in self._record.interfaces:
             if nic.name == name:
@@ -295,6 +308,21 @@ class Interfaces:
         """QEMU has given a NIC up."""
         for interface in [nic for nic in self._record.interfaces if nic.slot == slot]:
             self._record.interfaces.remove(interface)
-            for entry in self._held_for(interface):
+            for entry in reversed(self._held_for(interface)):
                 self._give_back(entry)
         self._journal.save()
+
+
+def _configuration(request: InterfaceRequest) -> dict[str, Any]:
+    """The agent's request that configures a NIC."""
+    return {
+        "op": "set_interface",
+        "mac": request.mac,
+        "name": request.name,
+        "mtu": request.mtu,
+        "queues": request.queues,
+        "addresses": [
+            {"address": str(address.ip), "prefix_length": address.network.prefixlen}
+            for address in request.addresses
+        ],
+    }

@@ -58,7 +58,7 @@ def run(
         spec=spec,
         created=time.time(),
         started=time.monotonic() if started is None else started,
-        netns=spec.netns or netns.path_of(f"tapwright-{sandbox_id}"),
+        netns="" if spec.in_host_netns else spec.netns or netns.path_of(f"tapwright-{sandbox_id}"),
     )
     directory, alive_fd = ownership.claim(directory_of(root), record)
     ours, theirs = socket.socketpair()

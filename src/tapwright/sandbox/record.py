@@ -34,13 +34,14 @@ class NetworkRequest:
 @dataclass
 class TapRequest:
     """A TAP of the host's namespace, made where there is none, and connected to a Linux bridge or
-    a bridge of Open vSwitch where one is named. Addresses as ADDRESS/PREFIX."""
+    a bridge of Open vSwitch where one is named; the NIC on it. Addresses as ADDRESS/PREFIX."""
 
     device: str
+    name: str
+    mac: str
     bridge: str = ""
     ovs: str = ""
-    mac: str = ""
-    mtu: int = 0
+    mtu: int = 1500
     addresses: list[str] = field(default_factory=list)
 
 

@@ -7,7 +7,7 @@ by somebody's hands.
 from typing import Any
 
 from tapwright import cni
-from tapwright.endpoint import kinds
+from tapwright.endpoint import host_tap, kinds
 from tapwright.linux import netns
 from tapwright.sandbox import ownership
 from tapwright.sandbox.record import Journal
@@ -58,6 +58,14 @@ def _undo_endpoint(entry: dict[str, Any]) -> None:
         kinds.of_entry(entry).detach()
 
 
+def _undo_host_tap(entry: dict[str, Any]) -> None:
+    host_tap.remove(entry["device"])
+
+
+def _undo_port(entry: dict[str, Any]) -> None:
+    host_tap.disconnect(entry["device"], entry["bridge"], entry["ovs"])
+
+
 def _leave(entry: dict[str, Any]) -> None:
     """A namespace of somebody else."""
 
@@ -66,4 +74,6 @@ _UNDO = {
     "netns_used": _leave,
     "netns": _undo_netns,
     "attachment": _undo_attachment,
+    "host_tap": _undo_host_tap,
+    "port": _undo_port,
 }
