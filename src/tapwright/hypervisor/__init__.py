@@ -1,5 +1,5 @@
 """QEMU: its command line and process, QMP, hot-plug of NICs, and the choice of the accelerator.
 
-`qemu` starts and ends the machine, `qmp` talks to it, `nics` plugs NICs in and out,
-`accelerator` finds out whether KVM works.
+`qemu` starts and ends the machine, `qmp` talks to it, `nics` plugs NICs in and out of its
+`ports`, `accelerator` finds out whether KVM works.
 """

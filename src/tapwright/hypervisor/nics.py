@@ -1,7 +1,4 @@
-"""The NICs of a running QEMU: plugged into PCI Express ports, one each, and taken out again.
-
-A NIC's *slot* is the number of its port, and all that a caller must remember of it.
-"""
+"""The NICs of a running QEMU: plugged into its ports, one each, and taken out again."""
 
 import asyncio
 import contextlib
@@ -13,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapwright.errors import HypervisorError
+from tapwright.hypervisor.ports import Ports
 from tapwright.hypervisor.qmp import Qmp, QmpError
 
 UNPLUG_SECONDS = 10.0
 BACKEND_SECONDS = 10.0
 _PAUSE = 0.02
 
-_FIRST_ADDRESS = 0x1
-_PORTS_PER_DEVICE = 8
 _VHOST = "/dev/vhost-net"
 
 _log = logging.getLogger(__name__)
@@ -56,40 +52,19 @@ class VhostUser:
 Backend = Tap | VhostUser
 
 
-def port(slot: int) -> str:
-    """The -device of a slot's port; eight of them make one multifunction device."""
-    address, function = _place(slot)
-    first = ",multifunction=on" if function == 0 else ""
-    number = slot + 1
-    return (
-        f"pcie-root-port,id=slot{slot},bus=pcie.0,chassis={number},slot={number},"
-        f"addr={address:#x}.{function:#x}{first}"
-    )
-
-
-def pci_address(slot: int) -> str:
-    """Where the guest finds the NIC: the port's device and function on the root bus, and the
-    device behind it, as Kata writes it (`01.0/00`)."""
-    address, function = _place(slot)
-    return f"{address:02x}.{function}/00"
-
-
-def _place(slot: int) -> tuple[int, int]:
-    device, function = divmod(slot, _PORTS_PER_DEVICE)
-    return _FIRST_ADDRESS + device, function
-
-
 class Nics:
-    """All NICs of one QEMU that has ports for `slots` of them.
+    """All NICs of one QEMU, in its ports. With `vhost` the kernel moves a TAP's frames, where it
+    can.
 
     `on_gone(slot)` is called when a NIC is gone for good, whoever asked for it: also one that
     the guest let go of only after `unplug` had given up on it.
     """
 
-    def __init__(self, qmp: Qmp, slots: int, kvm: bool) -> None:
+    def __init__(self, qmp: Qmp, ports: Ports, kvm: bool, vhost: bool = True) -> None:
         self._qmp = qmp
+        self._ports = ports
         self._kvm = kvm
-        self._slots = slots
+        self._vhost = vhost
         self._plugged: dict[int, Backend] = {}
         self._leaving: dict[int, asyncio.Future[None]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
@@ -101,9 +76,10 @@ class Nics:
 
         Raises HypervisorError.
         """
-        slot = next((n for n in range(self._slots) if n not in self._plugged), None)
+        slots = self._ports.slots
+        slot = next((n for n in range(slots) if n not in self._plugged), None)
         if slot is None:
-            raise HypervisorError(f"all {self._slots} slots for NICs are taken; remove one first")
+            raise HypervisorError(f"all {slots} slots for NICs are taken; remove one first")
         self._plugged[slot] = backend
         try:
             async with contextlib.AsyncExitStack() as undo:
@@ -117,8 +93,8 @@ class Nics:
                     id=f"nic{slot}",
                     netdev=f"net{slot}",
                     mac=mac,
-                    bus=f"slot{slot}",
                     romfile="",
+                    **self._ports.place(slot),
                     **self._device_options(backend),
                 )
                 undo.pop_all()
@@ -150,6 +126,10 @@ class Nics:
                 f"the guest did not let go of the NIC within {UNPLUG_SECONDS:g} s; is it running?"
             ) from None
 
+    async def set_link(self, slot: int, up: bool) -> None:
+        """Give the guest's NIC its carrier, or take it away. Raises HypervisorError."""
+        await self._qmp.execute("set_link", name=f"net{slot}", up=up)
+
     def _device_options(self, backend: Backend) -> dict[str, Any]:
         # A vector for each queue's two rings, one for control, one for configuration.
         options = {"mq": True, "vectors": 2 * backend.queues + 2} if backend.queues > 1 else {}
@@ -162,7 +142,7 @@ class Nics:
         names: list[str] = []
         vhost: list[str] = []
         try:
-            with _vhost_fds(tap.queues) as vhost_fds:
+            with _vhost_fds(tap.queues if self._vhost else 0) as vhost_fds:
                 for passed, prefix, fds in ((names, "net", tap.fds), (vhost, "vhost", vhost_fds)):
                     for number, fd in enumerate(fds):
                         name = f"{prefix}{slot}-{number}"

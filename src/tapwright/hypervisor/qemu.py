@@ -21,6 +21,7 @@ from typing import NamedTuple
 from tapwright.agent.protocol import PORT_NAME
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import nics
+from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS, Ports
 from tapwright.hypervisor.qmp import Qmp
 from tapwright.linux import libc
 
@@ -28,15 +29,12 @@ from tapwright.linux import libc
 # docs/UIDS-GIDS.md), and no two living sandboxes share, so one QEMU can't reach for another's.
 _UID_BASE = 0x70000000
 
-# Above those of the ports for NICs, which are counted from 1.
-_SERIAL_ADDRESS, _RNG_ADDRESS = "0x10", "0x11"
-
 _STOP_SECONDS = 2.0
 _TAIL_BYTES = 16 * 1024
 
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _KERNEL_PARAMETERS = (
-    "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
+    "console=ttyS0 panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
     "rcupdate.rcu_expedited=1 i8042.noaux=1 i8042.nopnp=1 i8042.dumbkbd=1 random.trust_cpu=on "
     "net.ifnames=0"
 )
@@ -44,8 +42,14 @@ _KERNEL_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """What to start. `netns` is the namespace QEMU lives in, None for the caller's; with a
-    `memory_directory` the guest's memory is a file there that other processes can share."""
+    """What to start.
+
+    `slots` is how many NICs there is room for. With a `memory_directory` the guest's memory is a
+    file there that other processes can share; with `hugepages` it is of the host's huge pages, and
+    can be shared too. Without `vhost` QEMU itself moves the frames of TAPs. With `debug` the
+    guest's kernel tells its console what it does, also before there is one. `netns` is the
+    namespace QEMU lives in, None for the caller's.
+    """
 
     kernel: Path
     initrd: Path
@@ -53,43 +57,91 @@ class Machine:
     path: str = "qemu-system-x86_64"
     memory_mib: int = 256
     vcpus: int = 1
+    machine_type: str = "q35"
     slots: int = 32
     memory_directory: str = ""
+    hugepages: bool = False
+    vhost: bool = True
+    debug: bool = False
     kernel_parameters: str = ""
     netns: str | None = None
 
+    @property
+    def ports(self) -> Ports:
+        """Raises HypervisorError."""
+        return Ports(self.machine_type, self.slots)
+
     def command(self, qmp_fd: int, agent_fd: int, console_fd: int) -> list[str]:
-        """QEMU's argument list (qemu-system-x86_64(1))."""
+        """QEMU's argument list (qemu-system-x86_64(1)). Raises HypervisorError."""
         tcg = self.accelerator == "tcg"
-        parameters = f"{_KERNEL_PARAMETERS} {self.kernel_parameters}".strip()
-        if tcg:
-            # Emulated code does not speculate; the guest would only pay for it.
-            parameters += " mitigations=off"
-        shared = ",memory-backend=memory" if self.memory_directory else ""
+        memory = self._memory_backend()
+        backend = ",memory-backend=memory" if memory else ""
         return [
             self.path,
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-sandbox", _SECCOMP),
-            *("-machine", f"q35,accel={self.accelerator},smm=off,vmport=off{shared}"),
-            *self._shared_memory(),
+            *(
+                "-machine",
+                f"{self.machine_type},accel={self.accelerator},smm=off,vmport=off{backend}",
+            ),
+            *memory,
             *("-cpu", "max" if tcg else "host"),
             *("-m", str(self.memory_mib), "-smp", str(self.vcpus)),
-            *("-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", parameters),
+            *(
+                "-kernel",
+                str(self.kernel),
+                "-initrd",
+                str(self.initrd),
+                "-append",
+                self._parameters(),
+            ),
             *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
-            *("-device", f"virtio-serial-pci,max_ports=2,addr={_SERIAL_ADDRESS}"),
+            *("-device", f"virtio-serial-pci,max_ports=2,addr={SERIAL_ADDRESS:#x}"),
             *("-chardev", f"socket,id=agent,fd={agent_fd}"),
             *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
             *("-object", "rng-random,id=rng,filename=/dev/urandom"),
-            *("-device", f"virtio-rng-pci,rng=rng,addr={_RNG_ADDRESS}"),
-            *(word for slot in range(self.slots) for word in ("-device", nics.port(slot))),
+            *("-device", f"virtio-rng-pci,rng=rng,addr={RNG_ADDRESS:#x}"),
+            *(word for device in self.ports.devices() for word in ("-device", device)),
         ]
 
-    def _shared_memory(self) -> list[str]:
-        if not self.memory_directory:
-            return []
-        options = f"size={self.memory_mib}M,mem-path={self.memory_directory},share=on"
-        return ["-object", f"memory-backend-file,id=memory,{options}"]
+    def _parameters(self) -> str:
+        """The kernel's command line."""
+        words = [_KERNEL_PARAMETERS, "earlyprintk=ttyS0" if self.debug else "quiet"]
+        if self.accelerator == "tcg":
+            # Emulated code does not speculate; the guest would only pay for it.
+            words.append("mitigations=off")
+        return " ".join([*words, self.kernel_parameters]).strip()
+
+    def _memory_backend(self) -> list[str]:
+        if self.hugepages:
+            _check_hugepages(self.memory_mib)
+            # Not a file of hugetlbfs, where QEMU's user may not write.
+            options = f"size={self.memory_mib}M,hugetlb=on,share=on"
+            return ["-object", f"memory-backend-memfd,id=memory,{options}"]
+        if self.memory_directory:
+            options = f"size={self.memory_mib}M,mem-path={self.memory_directory},share=on"
+            return ["-object", f"memory-backend-file,id=memory,{options}"]
+        return []
+
+
+def _check_hugepages(mib: int) -> None:
+    """Raises HypervisorError when so much memory can't be had of them."""
+    with open("/proc/meminfo") as file:
+        fields = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    size = fields["Hugepagesize"]  # KiB
+    wanted, rest = divmod(mib * 1024, size)
+    if rest:
+        raise HypervisorError(
+            f"a guest of {mib} MiB can't be of huge pages of {size} KiB; change default_memory"
+        )
+    free = fields["HugePages_Free"] - fields["HugePages_Rsvd"]
+    if free < wanted:
+        total = fields["HugePages_Total"] - free + wanted
+        raise HypervisorError(
+            f"a guest of {mib} MiB takes {wanted} huge pages of {size} KiB, and {free} are free; "
+            f"reserve more (sysctl vm.nr_hugepages={total}) or set enable_hugepages = false"
+        )
 
 
 @dataclass
@@ -111,12 +163,13 @@ class Qemu:
         for path in (machine.kernel, machine.initrd):
             if not path.exists():
                 raise HypervisorError(f"{path} is missing; build an image or name another one")
+        ports = machine.ports
         uid = _UID_BASE + os.getpid()
         started = _spawn(machine, uid)
         qmp = Qmp(started.qmp)
         qemu = cls(
             qmp,
-            nics.Nics(qmp, machine.slots, kvm=machine.accelerator == "kvm"),
+            nics.Nics(qmp, ports, kvm=machine.accelerator == "kvm", vhost=machine.vhost),
             started.agent,
             uid,
             started.process,

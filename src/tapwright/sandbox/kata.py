@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapwright.errors import UsageError
-from tapwright.hypervisor.nics import pci_address
+from tapwright.hypervisor.ports import pci_address
 from tapwright.linux.routes import SCOPE_LINK, SCOPE_UNIVERSE
 from tapwright.sandbox.record import Interface
 
@@ -120,7 +120,7 @@ def read_routes(content: Any, as_patterns: bool = False) -> list[RouteRequest]:
     return [_route(_fields(item, "a route"), as_patterns) for item in content]
 
 
-def written_interface(nic: Interface) -> dict[str, Any]:
+def written_interface(nic: Interface, machine_type: str = "q35") -> dict[str, Any]:
     """A NIC of the sandbox as add-iface prints it."""
     addresses = [ipaddress.ip_interface(text) for text in nic.addresses]
     return {
@@ -136,7 +136,7 @@ def written_interface(nic: Interface) -> dict[str, Any]:
         ],
         "mtu": nic.mtu,
         "hwAddr": nic.mac,
-        "pciAddr": pci_address(nic.slot),
+        "pciAddr": pci_address(nic.slot, machine_type),
     }
 
 

@@ -1,0 +1,88 @@
+"""Where NICs can be plugged in: the ports of a machine, made when it starts, and their addresses.
+
+`q35` has a PCI Express root port for each NIC, eight to a device of the root bus. `pc` has PCI
+bridges of thirty places each, as Kata lays them out; a NIC is plugged in there through ACPI, which
+takes the guest longer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tapwright.errors import HypervisorError
+
+# The root bus of q35 without host bridge (0x0), what the machine itself has (SERIAL and RNG) and
+# south bridge (0x1f). Of pc: after host bridge (0x0) and south bridge (0x1), below our own.
+SERIAL_ADDRESS, RNG_ADDRESS = 0x10, 0x11
+_ROOT_PORT_ADDRESSES = (*range(0x01, 0x10), *range(0x12, 0x1F))
+_PORTS_PER_ADDRESS = 8
+_BRIDGE_ADDRESSES = range(0x02, 0x10)
+_PLACES_PER_BRIDGE = 30  # from 1 on: 0 is the bridge's own hot-plug controller
+
+MOST = {
+    "q35": len(_ROOT_PORT_ADDRESSES) * _PORTS_PER_ADDRESS,
+    "pc": len(_BRIDGE_ADDRESSES) * _PLACES_PER_BRIDGE,
+}
+"""How many slots a machine type can have: less than the 255 buses below the root one."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports for `slots` NICs. A NIC's *slot* counts from 0, and is all that a caller must
+    remember of its place. Raises HypervisorError: no such machine type, or too many slots."""
+
+    machine_type: str
+    slots: int
+
+    def __post_init__(self) -> None:
+        if self.machine_type not in MOST:
+            raise HypervisorError(
+                f"machine type {self.machine_type!r} is none of {', '.join(MOST)}; set machine_type"
+            )
+        most = MOST[self.machine_type]
+        if self.slots > most:
+            raise HypervisorError(f"{self.slots} NIC slots: {self.machine_type} has {most} at most")
+
+    def devices(self) -> Sequence[str]:
+        """What QEMU's -device must be told, one by one."""
+        if self.machine_type == "q35":
+            return [_root_port(slot) for slot in range(self.slots)]
+        return [_bridge(number) for number in range(-(-self.slots // _PLACES_PER_BRIDGE))]
+
+    def place(self, slot: int) -> dict[str, str]:
+        """Where a NIC is plugged in: the arguments of device_add."""
+        if self.machine_type == "q35":
+            return {"bus": f"slot{slot}"}
+        number, place = divmod(slot, _PLACES_PER_BRIDGE)
+        return {"bus": f"bridge{number}", "addr": f"{place + 1:#x}"}
+
+
+def pci_address(slot: int, machine_type: str = "q35") -> str:
+    """Where the guest finds the NIC, as Kata writes it: the address of port or bridge on the root
+    bus, and the device behind it. `01.0/00` on q35, where the port is a device's function; `02/01`
+    on pc."""
+    if machine_type == "q35":
+        address, function = _root_port_place(slot)
+        return f"{address:02x}.{function}/00"
+    number, place = divmod(slot, _PLACES_PER_BRIDGE)
+    return f"{_BRIDGE_ADDRESSES[number]:02x}/{place + 1:02x}"
+
+
+def _root_port(slot: int) -> str:
+    address, function = _root_port_place(slot)
+    first = ",multifunction=on" if function == 0 else ""
+    number = slot + 1
+    return (
+        f"pcie-root-port,id=slot{slot},bus=pcie.0,chassis={number},slot={number},"
+        f"addr={address:#x}.{function:#x}{first}"
+    )
+
+
+def _root_port_place(slot: int) -> tuple[int, int]:
+    """Device and function."""
+    device, function = divmod(slot, _PORTS_PER_ADDRESS)
+    return _ROOT_PORT_ADDRESSES[device], function
+
+
+def _bridge(number: int) -> str:
+    address = _BRIDGE_ADDRESSES[number]
+    return f"pci-bridge,id=bridge{number},bus=pci.0,chassis_nr={number + 1},addr={address:#x}"

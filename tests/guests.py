@@ -1,0 +1,70 @@
+"""A real guest: booted, spoken to, given NICs."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tapwright.agent import protocol
+from tapwright.agent.client import AgentClient
+from tapwright.agent.protocol import Frame
+from tapwright.hypervisor.nics import Tap
+from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.linux import tuntap
+
+MAC = "02:00:00:00:00:5a"
+BOOT_SECONDS = 60
+
+Story = Callable[[Qemu, AgentClient], Awaitable[None]]
+
+
+@asynccontextmanager
+async def running(machine: Machine) -> AsyncIterator[tuple[Qemu, AgentClient]]:
+    qemu = await Qemu.start(machine)
+    agent = AgentClient(qemu.agent)
+    try:
+        await agent.connect(BOOT_SECONDS)
+        yield qemu, agent
+    finally:
+        await agent.close()
+        await qemu.stop()
+
+
+def tell(machine: Machine, *stories: Story) -> None:
+    """Boot one guest and let the stories have it, one after the other."""
+
+    async def all_of_them() -> None:
+        async with running(machine) as (qemu, agent):
+            for story in stories:
+                await story(qemu, agent)
+
+    asyncio.run(all_of_them())
+
+
+async def plugged(qemu: Qemu, name: str, mac: str) -> int:
+    fd = tuntap.create(name)
+    try:
+        return await qemu.nics.plug(Tap([fd]), mac)
+    finally:
+        os.close(fd)
+
+
+async def run(agent: AgentClient, *argv: str) -> tuple[Any, bytes]:
+    """A command's reply and stdout."""
+    over: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    output = bytearray()
+
+    def take(frame: Frame) -> None:
+        if frame.kind == protocol.STDOUT:
+            output.extend(frame.payload)
+        elif frame.kind in (protocol.REPLY, protocol.ERROR) and not over.done():
+            over.set_result(protocol.read_json(frame.payload))
+
+    await agent.open({"op": "exec", "argv": list(argv)}, take)
+    return await asyncio.wait_for(over, 20), bytes(output)
+
+
+def interface(listed: dict[str, Any], mac: str) -> Any:
+    (found,) = [entry for entry in listed["interfaces"] if entry["mac"] == mac]
+    return found
