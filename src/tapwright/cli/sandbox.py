@@ -253,8 +253,8 @@ def _config(arguments: argparse.Namespace) -> "Config":
     from tapwright import config
 
     loaded = config.load(arguments.config)
-    for key in loaded.unknown:
-        print(f"tapwright: {loaded.source}: {key} is not known, and passed over", file=sys.stderr)
+    for warning in loaded.warnings:
+        print(f"tapwright: {loaded.source}: {warning}", file=sys.stderr)
     changes: dict[str, Any] = {}
     if arguments.net_dir:
         changes["conf_dir"] = arguments.net_dir

@@ -10,6 +10,7 @@ from typing import Any
 
 from tapwright import cni
 from tapwright.config import Config
+from tapwright.config.sections import LEAST_MEMORY
 from tapwright.errors import HypervisorError, NetworkError, UsageError
 from tapwright.image import store
 from tapwright.sandbox.record import NetworkRequest, Spec
@@ -21,8 +22,6 @@ _PUBLISH = re.compile(
     r"(?:/(?P<protocol>tcp|udp|sctp))?"
 )
 _PORTS = range(1, 65536)
-_LEAST_MEMORY = 128
-"""MiB; with 112 the guest's kernel ends in the middle of booting."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
     networks = _networks(config, wish)
     qemu = config.qemu
     memory = wish.memory_mib or qemu.default_memory
-    if memory < _LEAST_MEMORY:
+    if memory < LEAST_MEMORY:
         raise UsageError(
-            f"{memory} MiB of memory are too little: a guest needs {_LEAST_MEMORY} (--memory, "
+            f"{memory} MiB of memory are too little: a guest needs {LEAST_MEMORY} (--memory, "
             "default_memory)"
         )
     if qemu.file_mem_backend and not Path(qemu.file_mem_backend).is_dir():
@@ -77,7 +76,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         vcpus=wish.vcpus or qemu.default_vcpus,
         boot_timeout=qemu.boot_timeout,
         memory_directory=qemu.file_mem_backend,
-        slots=qemu.pcie_root_port,
+        slots=qemu.slots,
     )
 
 

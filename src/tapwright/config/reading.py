@@ -1,0 +1,212 @@
+"""From the text of a file to a Config: types and values checked, unknown keys told with the key
+that may have been meant."""
+
+import os
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import Field, fields
+from typing import Any
+
+from tapwright.config import kata
+from tapwright.config.sections import MOST_BRIDGES, SECTIONS, Config, Rule
+from tapwright.errors import ConfigError
+
+_TOLD = 20
+_SHOWN_CHARACTERS = 80
+
+_NO_RULE = Rule()
+
+
+def parse(raw: bytes, path: str) -> Config:
+    """Read the content of the file at `path`. Raises ConfigError with file, key and value."""
+    try:
+        content = tomllib.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8, as TOML must be: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    reading = _Reading(path)
+    for section, table in _tables(content, path):
+        reading.take(section, table)
+    return reading.config()
+
+
+class _Reading:
+    """What has been found so far in the file at `path`; keys are written "[section] key"."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+        self._given: set[str] = set()
+        self._unused: list[str] = []
+        self._unknown: list[tuple[str, str]] = []  # section, and a key of it or nothing
+        self._guest: list[str] = []  # keys that name Kata's guest
+
+    def take(self, section: str, table: dict[str, Any]) -> None:
+        """Take in a section. Raises ConfigError."""
+        if section in kata.OTHER_HYPERVISORS:
+            self._unused.append(f"[{section}]")
+            return
+        if section and section not in _known_sections():
+            self._unknown.append((section, ""))
+            return
+        items = _items(section)
+        for key, value in table.items():
+            if (section, key) == ("netmon", "disable_new_netns"):
+                self._take_misplaced(value)
+            elif key in items:
+                self._values[section][key] = self._checked(section, items[key], value)
+                self._given.add(f"[{section}] {key}")
+            elif key in kata.KEYS.get(section, ()):
+                self._unused.append(f"[{section}] {key}")
+                if (section, key) == ("hypervisor.qemu", "image") and value:
+                    self._guest.append(key)
+            else:
+                self._unknown.append((section, key))
+
+    def config(self) -> Config:
+        """All of it."""
+        if self._values["netmon"].pop("disable_new_netns", False):
+            self._values["runtime"]["disable_new_netns"] = True
+        self._pass_over_guest(self._values["hypervisor.qemu"])
+        parts: dict[str, Any] = {
+            attribute: kind(**self._values[section])
+            for section, (attribute, kind) in SECTIONS.items()
+        }
+        return Config(
+            **parts,
+            source=self._path,
+            given=frozenset(self._given),
+            unused=tuple(self._unused),
+            warnings=tuple(self._warnings()),
+        )
+
+    def _take_misplaced(self, value: Any) -> None:
+        """Some documents print it in [netmon]; true in either place is true."""
+        item = _items("runtime")["disable_new_netns"]
+        self._values["netmon"]["disable_new_netns"] = self._checked("netmon", item, value)
+        self._given.add("[runtime] disable_new_netns")
+
+    def _pass_over_guest(self, values: dict[str, Any]) -> None:
+        for key in ("initrd", "kernel"):
+            if kata.GUEST_DIRECTORY in values.get(key, "").split("/")[:-1]:
+                values[key] = ""
+                self._unused.insert(0, f"[hypervisor.qemu] {key}")
+                self._guest.insert(0, key)
+
+    def _warnings(self) -> Iterator[str]:
+        if self._guest:
+            yield (
+                f"[hypervisor.qemu] {', '.join(self._guest)}: that is Kata's guest, whose agent "
+                "Tapwright can't talk to; its own guest image is used"
+            )
+        for section, key in self._unknown[:_TOLD]:
+            place = f"[{_shown(section)}]" if section else "outside of all sections:"
+            what = f"{place} {_shown(key)}".rstrip()
+            yield f"{what} is not known, and passed over{_hint(section, key)}"
+        if len(self._unknown) > _TOLD:
+            yield f"{len(self._unknown) - _TOLD} more are not known, and passed over"
+
+    def _checked(self, section: str, item: "Field[Any]", value: Any) -> Any:
+        """The value to use for `value`. Raises ConfigError."""
+        rule: Rule = item.metadata.get("rule", _NO_RULE)
+        if type(value) is type(item.default) and not value and rule.blank:
+            return item.default
+        if expected := _objection(value, item.default, rule):
+            raise ConfigError(
+                f"{self._path}: [{section}] {item.name} = {_written(value)}: must be {expected}"
+            )
+        if item.name == "default_vcpus":
+            cpus = len(os.sched_getaffinity(0))
+            return min(value, cpus) if value > 0 else cpus
+        if item.name == "default_bridges":
+            return min(value, MOST_BRIDGES)
+        return tuple(value) if isinstance(value, list) else value
+
+
+def _objection(value: Any, default: Any, rule: Rule) -> str:
+    """What the value must be and is not; empty when nothing is wrong with it."""
+    if isinstance(default, tuple):
+        fits = isinstance(value, list) and all(_is_text(entry) and entry for entry in value)
+        return "" if fits else "a list of strings that are not empty"
+    if rule.choices:
+        allowed = " or ".join(f'"{choice}"' for choice in rule.choices)
+        return "" if value in rule.choices else allowed
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        fits = type(value) is int and rule.least <= value <= rule.most
+        blank = f" (or 0, which means {default})" if rule.blank and rule.least > 0 else ""
+        return "" if fits else f"a whole number from {rule.least} to {rule.most}{blank}"
+    if not _is_text(value):
+        return "a string without NUL characters"
+    return "a string that is not empty" if default and not value else ""
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _tables(content: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(section, its keys), the section empty for keys outside of all. Raises ConfigError."""
+    for name, value in content.items():
+        if name in kata.FAMILIES:
+            for kind, table in _table(value, name, path).items():
+                yield f"{name}.{kind}", _table(table, f"{name}.{kind}", path)
+        elif name in SECTIONS or isinstance(value, dict):
+            yield name, _table(value, name, path)
+        else:
+            yield "", {name: value}
+
+
+def _table(value: Any, name: str, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {name} must be a section of keys, beginning with [{name}]")
+    return value
+
+
+def _items(section: str) -> "dict[str, Field[Any]]":
+    return {item.name: item for item in fields(SECTIONS[section][1])} if section in SECTIONS else {}
+
+
+def _known_sections() -> list[str]:
+    return [*SECTIONS, *kata.KEYS, *kata.OTHER_HYPERVISORS]
+
+
+def _hint(section: str, key: str) -> str:
+    """What may have been meant by a key, or by a section where `key` is empty."""
+    if not key:
+        near = _near(section, _known_sections())
+        return f"; did you mean [{near}]?" if near else ""
+    if near := _near(key, [*_items(section), *kata.KEYS.get(section, ())]):
+        return f"; did you mean {near}?"
+    for other in SECTIONS:
+        if key in _items(other):
+            return f"; it belongs into [{other}]"
+    return ""
+
+
+def _shown(name: str) -> str:
+    """A name that a person wrote, fit for their terminal whatever is in it."""
+    return _shortened(name if name.isprintable() else repr(name))
+
+
+def _written(value: Any) -> str:
+    try:
+        return _shortened(repr(value))
+    except ValueError:  # more digits than Python prints
+        return "a huge number"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    if len(word) > _SHOWN_CHARACTERS:
+        return ""
+    import difflib  # slow to import, and hardly ever needed
+
+    return next(iter(difflib.get_close_matches(word, known, 1, 0.7)), "")

@@ -1,0 +1,187 @@
+"""What a configuration holds: the sections, their keys, the defaults, and what conflicts.
+
+Sections and keys are those of Kata Containers 1.x where it has them, with their meaning
+(pkg/katautils/config.go in kata-containers/runtime); the rate limits are from its version 2.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+LEAST_MEMORY = 128
+"""MiB; with 112 the guest's kernel ends in the middle of booting."""
+MOST_BRIDGES = 5
+_NICS_PER_BRIDGE = 30
+
+MODELS = ("tcfilter", "macvtap", "none")
+
+_INT32 = 2**31 - 1
+_MOST_MEMORY = 16 * 1024 * 1024
+_MOST_RATE = 10**12
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values a key may have: numbers from `least` to `most`, one of `choices` where there
+    are any; an empty value, or 0, in place of the default where it is `blank`, as Kata has it."""
+
+    least: int = 0
+    most: int = 0
+    choices: tuple[str, ...] = ()
+    blank: bool = False
+
+
+def _key(default: Any, **rule: Any) -> Any:
+    return field(default=default, metadata={"rule": Rule(**rule)})
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """[hypervisor.qemu]: the virtual machine. Empty `kernel` and `initrd` mean the image we build.
+
+    `default_vcpus` and `default_bridges` are what is made of the file's values: at most the host's
+    CPUs, at most 5 bridges. `default_memory` in MiB, `boot_timeout` in seconds, the rates in bits a
+    second with 0 for no limit; `file_mem_backend` is a directory for memory that other processes
+    can share.
+    """
+
+    path: str = _key("qemu-system-x86_64", blank=True)
+    kernel: str = ""
+    initrd: str = ""
+    kernel_params: str = ""
+    machine_type: str = _key("q35", choices=("q35", "pc"), blank=True)
+    accelerator: str = _key("auto", choices=("auto", "kvm", "tcg"))
+    default_vcpus: int = _key(1, least=-_INT32 - 1, most=_INT32, blank=True)
+    default_memory: int = _key(256, least=LEAST_MEMORY, most=_MOST_MEMORY, blank=True)
+    default_bridges: int = _key(1, least=1, most=_INT32, blank=True)
+    pcie_root_port: int = _key(0, most=MOST_BRIDGES * _NICS_PER_BRIDGE)
+    boot_timeout: int = _key(60, least=1, most=3600)
+    file_mem_backend: str = ""
+    enable_hugepages: bool = False
+    disable_vhost_net: bool = False
+    rx_rate_limiter_max_rate: int = _key(0, most=_MOST_RATE)
+    tx_rate_limiter_max_rate: int = _key(0, most=_MOST_RATE)
+    enable_debug: bool = False
+
+    @property
+    def slots(self) -> int:
+        """For how many NICs there is room, 1 to 150."""
+        if self.pcie_root_port and self.machine_type != "pc":
+            return self.pcie_root_port
+        return _NICS_PER_BRIDGE * self.default_bridges
+
+
+@dataclass(frozen=True)
+class Netmon:
+    """[netmon]: the process that watches a sandbox's netns. An empty `path` means our own."""
+
+    enable_netmon: bool = False
+    path: str = ""
+    enable_debug: bool = False
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """[runtime]: how interfaces are joined with NICs, and whether there is a netns at all."""
+
+    internetworking_model: str = _key("tcfilter", choices=MODELS, blank=True)
+    disable_new_netns: bool = False
+    enable_debug: bool = False
+
+
+@dataclass(frozen=True)
+class Factory:
+    """[factory]: the template that sandboxes are to start from. Nothing acts on it yet."""
+
+    enable_template: bool = False
+    template_path: str = _key("/var/lib/tapwright/template", blank=True)
+
+
+@dataclass(frozen=True)
+class Cni:
+    """[cni]: where networks and plugins are, and where attachments are remembered."""
+
+    conf_dir: str = "/etc/cni/net.d"
+    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    cache_dir: str = "/var/lib/cni"
+
+
+@dataclass(frozen=True)
+class Image:
+    """[image]: where guest images are kept."""
+
+    store: str = "/var/lib/tapwright/images"
+
+
+SECTIONS: dict[str, tuple[str, type[Any]]] = {
+    "hypervisor.qemu": ("qemu", Qemu),
+    "netmon": ("netmon", Netmon),
+    "runtime": ("runtime", Runtime),
+    "factory": ("factory", Factory),
+    "cni": ("cni", Cni),
+    "image": ("image", Image),
+}
+"""The section's name in the file: the attribute of Config, and its class."""
+
+_NOT_YET = ("factory",)
+
+
+class Setting(NamedTuple):
+    """A key, its value, where that came from (a file, or `default`), and what becomes of it: `in
+    use`, `not in use yet`, or `passed over`."""
+
+    section: str
+    key: str
+    value: Any
+    source: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration. `source` is the file, empty for the defaults.
+
+    Keys are written "[section] key": `given` are ours that the file sets, `unused` those that Kata
+    knows and nothing here makes use of. `warnings` are whole sentences, without the file.
+    """
+
+    qemu: Qemu = field(default_factory=Qemu)
+    netmon: Netmon = field(default_factory=Netmon)
+    runtime: Runtime = field(default_factory=Runtime)
+    factory: Factory = field(default_factory=Factory)
+    cni: Cni = field(default_factory=Cni)
+    image: Image = field(default_factory=Image)
+    source: str = ""
+    given: frozenset[str] = frozenset()
+    unused: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def settings(self) -> Iterator[Setting]:
+        """All keys with their effective values, in the order of the default file."""
+        for section, (attribute, kind) in SECTIONS.items():
+            for item in fields(kind):
+                name = f"[{section}] {item.name}"
+                yield Setting(
+                    section,
+                    item.name,
+                    getattr(getattr(self, attribute), item.name),
+                    self.source if name in self.given else "default",
+                    self._state(section, name),
+                )
+
+    def _state(self, section: str, name: str) -> str:
+        if name in self.unused:
+            return "passed over"
+        return "not in use yet" if section in _NOT_YET else "in use"
+
+
+def conflicts(config: Config) -> list[str]:
+    """What can't be together, in Kata's words."""
+    if not config.runtime.disable_new_netns:
+        return []
+    found = []
+    if config.netmon.enable_netmon:
+        found.append("config disable_new_netns conflicts with enable_netmon")
+    if config.runtime.internetworking_model != "none":
+        found.append("config disable_new_netns only works with 'none' internetworking_model")
+    return found
