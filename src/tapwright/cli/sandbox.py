@@ -73,6 +73,15 @@ def _add_run(commands: Any) -> None:
         "free is not checked",
     )
     command.add_argument(
+        "--tap",
+        metavar="NAME[,bridge=BR|,ovs=BR]",
+        action="append",
+        default=[],
+        help="give it a TAP of the host's own namespace, made where there is none, in a Linux "
+        "bridge or a bridge of Open vSwitch (repeatable); more: ,ip=ADDRESS/PREFIX ,mac=MAC "
+        ",mtu=N ,name=IFNAME",
+    )
+    command.add_argument(
         "--netns", metavar="PATH", default="", help="use this network namespace, make none"
     )
     command.add_argument("--net-dir", metavar="DIR", help="where CNI network configurations are")
@@ -131,7 +140,7 @@ def _add_exec(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
-    from tapwright.sandbox import lifecycle, registry
+    from tapwright.sandbox import lifecycle, registry, taps
     from tapwright.sandbox.planning import Wish, parse_published, plan
 
     output.need_root()
@@ -139,6 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
     wish = Wish(
         networks=[_network(text) for text in arguments.network],
         published=[parse_published(text) for text in arguments.publish],
+        taps=[taps.parse(text) for text in arguments.tap],
         netns=os.path.abspath(arguments.netns) if arguments.netns else "",
         memory_mib=arguments.memory,
         vcpus=arguments.vcpus,

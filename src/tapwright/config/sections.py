@@ -17,7 +17,7 @@ MODELS = ("tcfilter", "macvtap", "none")
 
 _INT32 = 2**31 - 1
 _MOST_MEMORY = 16 * 1024 * 1024
-_MOST_RATE = 10**12
+_LEAST_RATE, _MOST_RATE = 8_000, 10**12
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Qemu:
     file_mem_backend: str = ""
     enable_hugepages: bool = False
     disable_vhost_net: bool = False
-    rx_rate_limiter_max_rate: int = _key(0, most=_MOST_RATE)
-    tx_rate_limiter_max_rate: int = _key(0, most=_MOST_RATE)
+    rx_rate_limiter_max_rate: int = _key(0, least=_LEAST_RATE, most=_MOST_RATE, blank=True)
+    tx_rate_limiter_max_rate: int = _key(0, least=_LEAST_RATE, most=_MOST_RATE, blank=True)
     enable_debug: bool = False
 
     @property

@@ -24,6 +24,7 @@ from tapwright.hypervisor import nics
 from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS, Ports
 from tapwright.hypervisor.qmp import Qmp
 from tapwright.linux import libc
+from tapwright.linux.process import die_with, ended
 
 # QEMU of sandbox N runs as user BASE + pid of N's supervisor: a number no account has (systemd's
 # docs/UIDS-GIDS.md), and no two living sandboxes share, so one QEMU can't reach for another's.
@@ -175,7 +176,7 @@ class Qemu:
             started.process,
             Tail(started.console),
             Tail(started.stderr),
-            _exit_of(started.process),
+            ended(started.process),
         )
         try:
             await qmp.connect()
@@ -317,9 +318,7 @@ def _confinement(uid: int, netns_fd: int | None) -> Callable[[], None]:
         os.setresuid(uid, uid, uid)
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
         # After the change of user, which clears it (prctl(2)).
-        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        die_with(parent)
 
     return confine
 
@@ -339,21 +338,6 @@ def _groups() -> list[int]:
     except OSError:
         return []
     return [status.st_gid] if status.st_gid and status.st_mode & 0o060 == 0o060 else []
-
-
-def _exit_of(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    pidfd = os.pidfd_open(process.pid)
-
-    def ended() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        process.wait()
-        future.set_result(None)
-
-    loop.add_reader(pidfd, ended)
-    return future
 
 
 def end_orphans(supervisor: int) -> None:

@@ -83,6 +83,10 @@ class Bringup:
             kernel_parameters=spec.kernel_params,
             memory_directory=spec.memory_directory,
             slots=spec.slots,
+            machine_type=spec.machine_type,
+            hugepages=spec.hugepages,
+            vhost=spec.vhost,
+            debug=spec.debug,
             netns=self._record.netns or None,
         )
         chosen, reason = await accelerator.choose(machine, self._progress)

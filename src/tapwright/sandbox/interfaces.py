@@ -119,7 +119,7 @@ class Interfaces:
             except HypervisorError as stuck:
                 raise type(error)(f"{error}; and the NIC could not be removed: {stuck}") from None
             raise
-        return written_interface(interface)
+        return self._written(interface)
 
     async def add_host_tap(self, tap: TapRequest) -> dict[str, Any]:
         """Give a TAP of the host's a NIC; return the agent's request that configures it.
@@ -159,7 +159,7 @@ class Interfaces:
             await self._nics.unplug(interface.slot)
         except HypervisorError as error:
             stuck = HypervisorError(f"{name} could not be removed: {error}")
-            stuck.result = written_interface(interface)
+            stuck.result = self._written(interface)
             raise stuck from None
         return interface
 
@@ -268,6 +268,9 @@ class Interfaces:
         except OSError as error:
             await self._nics.unplug(interface.slot)
             raise NetworkError(f"the NIC can't be written down: {error}") from None
+
+    def _written(self, nic: Interface) -> dict[str, Any]:
+        return written_interface(nic, self._record.spec.machine_type)
 
     def _check_unique(self, name: str, mac: str) -> None:
         for nic in self._record.interfaces:

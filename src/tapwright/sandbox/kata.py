@@ -120,7 +120,7 @@ def read_routes(content: Any, as_patterns: bool = False) -> list[RouteRequest]:
     return [_route(_fields(item, "a route"), as_patterns) for item in content]
 
 
-def written_interface(nic: Interface, machine_type: str = "q35") -> dict[str, Any]:
+def written_interface(nic: Interface, machine_type: str) -> dict[str, Any]:
     """A NIC of the sandbox as add-iface prints it."""
     addresses = [ipaddress.ip_interface(text) for text in nic.addresses]
     return {

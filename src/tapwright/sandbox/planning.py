@@ -1,8 +1,10 @@
 """From what a caller asks for to a specification: networks found, names given, the image built,
 and whatever can be known to be wrong said before anything is made."""
 
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,11 @@ from tapwright.config.sections import LEAST_MEMORY
 from tapwright.errors import HypervisorError, NetworkError, UsageError
 from tapwright.image import store
 from tapwright.sandbox.record import NetworkRequest, Spec
+from tapwright.sandbox.taps import TapWish, requested
 
 Progress = Callable[[str], None]
+
+OUR_MONITOR = (sys.executable, "-P", "-m", "tapwright.netmon")
 
 _PUBLISH = re.compile(
     r"(?:(?P<ip>[0-9.]+|\[[0-9A-Fa-f:.]+\]):)?(?P<host>\d+):(?P<container>\d+)"
@@ -31,6 +36,7 @@ class Wish:
 
     networks: Sequence[tuple[str, str]] = ()
     published: Sequence[dict[str, Any]] = ()
+    taps: Sequence[TapWish] = ()
     netns: str = ""
     memory_mib: int = 0
     vcpus: int = 0
@@ -41,7 +47,9 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
 
     Raises UsageError, NetworkError, HypervisorError, ImageError.
     """
-    networks = _networks(config, wish)
+    _check_netns(config, wish)
+    names = _ifnames([*(ifname for _, ifname in wish.networks), *(tap.name for tap in wish.taps)])
+    networks = _networks(config, wish, names[: len(wish.networks)])
     qemu = config.qemu
     memory = wish.memory_mib or qemu.default_memory
     if memory < LEAST_MEMORY:
@@ -77,6 +85,19 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         boot_timeout=qemu.boot_timeout,
         memory_directory=qemu.file_mem_backend,
         slots=qemu.slots,
+        machine_type=qemu.machine_type,
+        hugepages=qemu.enable_hugepages,
+        vhost=not qemu.disable_vhost_net,
+        debug=qemu.enable_debug,
+        model=config.runtime.internetworking_model,
+        rx_limit=qemu.rx_rate_limiter_max_rate,
+        tx_limit=qemu.tx_rate_limiter_max_rate,
+        netmon=_monitor(config),
+        in_host_netns=config.runtime.disable_new_netns,
+        taps=[
+            requested(tap, name)
+            for tap, name in zip(wish.taps, names[len(wish.networks) :], strict=True)
+        ],
     )
 
 
@@ -96,8 +117,30 @@ def parse_published(text: str) -> dict[str, Any]:
     return mapping
 
 
-def _networks(config: Config, wish: Wish) -> list[NetworkRequest]:
-    ifnames = _ifnames([ifname for _, ifname in wish.networks])
+def _check_netns(config: Config, wish: Wish) -> None:
+    if config.runtime.disable_new_netns and (wish.networks or wish.netns):
+        raise UsageError(
+            "with disable_new_netns a sandbox has no network namespace, so neither --network nor "
+            "--netns: give it TAPs of the host's (--tap), or set disable_new_netns = false"
+        )
+
+
+def _monitor(config: Config) -> list[str]:
+    """The network monitor's command, empty where there is to be none."""
+    netmon = config.netmon
+    if not netmon.enable_netmon:
+        return []
+    if netmon.path and not (os.path.isfile(netmon.path) and os.access(netmon.path, os.X_OK)):
+        what = "not executable" if os.path.exists(netmon.path) else "missing"
+        raise NetworkError(
+            f"[netmon] path: {netmon.path} is {what}; name another monitor, leave path out for "
+            "Tapwright's own, or set enable_netmon = false"
+        )
+    debug = ["-d"] if netmon.enable_debug else []
+    return [*([netmon.path] if netmon.path else OUR_MONITOR), *debug]
+
+
+def _networks(config: Config, wish: Wish, ifnames: Sequence[str]) -> list[NetworkRequest]:
     published = list(wish.published)
     requests = []
     for (name, _), ifname in zip(wish.networks, ifnames, strict=True):
@@ -139,7 +182,7 @@ def _ifnames(wanted: Sequence[str]) -> list[str]:
             )
     chosen = {name for name in wanted if name}
     if len(chosen) < sum(map(bool, wanted)):
-        raise UsageError("two networks can't have the same interface name")
+        raise UsageError("two NICs can't have the same name")
     free = (name for name in (f"eth{n}" for n in range(len(wanted) + 1)) if name not in chosen)
     return [name or next(free) for name in wanted]
 

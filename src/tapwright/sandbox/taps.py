@@ -1,0 +1,74 @@
+"""TAPs of the host's namespace, as a caller asks for them: `NAME[,bridge=BR|,ovs=BR][,KEY=…]`."""
+
+import ipaddress
+import re
+import secrets
+from dataclasses import dataclass, field
+
+from tapwright import cni
+from tapwright.errors import UsageError
+from tapwright.sandbox.kata import MTUS
+from tapwright.sandbox.record import TapRequest
+
+FORM = "NAME[,bridge=BR|,ovs=BR][,ip=ADDRESS/PREFIX][,mac=MAC][,mtu=N][,name=IFNAME]"
+
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+
+
+@dataclass
+class TapWish:
+    """The TAP `device`, and the NIC on it. An empty name is eth0, eth1, …; an empty MAC any."""
+
+    device: str
+    bridge: str = ""
+    ovs: str = ""
+    mac: str = ""
+    mtu: int = 1500
+    name: str = ""
+    addresses: list[str] = field(default_factory=list)
+
+
+def parse(text: str) -> TapWish:
+    """Raises UsageError."""
+    device, *options = text.split(",")
+    tap = TapWish(_name(device, text))
+    for option in options:
+        key, _, value = option.partition("=")
+        if key in ("bridge", "ovs", "name"):
+            setattr(tap, key, _name(value, text))
+        elif key == "mac" and _MAC.fullmatch(value) and not int(value[:2], 16) & 1:
+            tap.mac = value.lower()
+        elif key == "mtu" and value.isdecimal() and int(value) in MTUS:
+            tap.mtu = int(value)
+        elif key == "ip":
+            tap.addresses.append(_address(value, text))
+        else:
+            raise UsageError(f"--tap {text}: {option!r} is not possible; it is {FORM}")
+    if tap.bridge and tap.ovs:
+        raise UsageError(f"--tap {text}: a TAP can be in one bridge, not in two")
+    return tap
+
+
+def requested(tap: TapWish, name: str) -> TapRequest:
+    """The same for a specification, the NIC called `name`."""
+    # The second bit of a MAC that nobody has assigned is set, the first one is not.
+    mac = tap.mac or f"02:{secrets.token_bytes(5).hex(':')}"
+    return TapRequest(tap.device, name, mac, tap.bridge, tap.ovs, tap.mtu, tap.addresses)
+
+
+def _name(name: str, text: str) -> str:
+    if not cni.is_interface_name(name):
+        raise UsageError(
+            f"--tap {text}: {name!r} is not an interface name: 1 to 15 bytes without '/', ':' and "
+            "white space"
+        )
+    return name
+
+
+def _address(value: str, text: str) -> str:
+    try:
+        if "/" in value:
+            return str(ipaddress.ip_interface(value))
+    except ValueError:
+        pass
+    raise UsageError(f"--tap {text}: {value!r} is not ADDRESS/PREFIX")
