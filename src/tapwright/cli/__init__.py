@@ -1,4 +1,5 @@
-"""The `tapwright` command: parse, call, print. One module a command group; no logic here.
+"""The `tapwright` command: parse, call, print. One module a command group (`check` is a command
+by itself); no logic here.
 
 Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage. Only the answer goes to
 stdout. Modules of the groups import what they call when they call it: starting up is part of
@@ -17,6 +18,7 @@ from tapwright.cli.parser import Parser
 from tapwright.errors import TapwrightError, UsageError
 
 _GROUPS = {
+    "check": "whether this host can run a sandbox, and with which configuration",
     "cni": "run CNI networks and their plugins",
     "image": "the guest's kernel and initrd",
     "kata-network": "NICs and routes of a running sandbox",

@@ -1,0 +1,131 @@
+"""`tapwright check`: can this host run a sandbox, and with which configuration?"""
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tapwright.cli import output
+
+if TYPE_CHECKING:
+    from tapwright.config import Config
+    from tapwright.sandbox.readiness import Finding
+
+_COLUMNS = 80
+_STATE, _NAME = 9, 13
+
+
+def add_commands(command: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """A command by itself: it has options, and no commands below it."""
+    command.description = (
+        "Look at all that sandboxes need of this host, and at the configuration: the value of each "
+        "key and where it came from, what is passed over, what conflicts. Exit status 0 if a "
+        "sandbox could start, 1 if not. To try KVM, a guest may be booted, once for each boot of "
+        "the host."
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--print-default",
+        action="store_true",
+        help="print a configuration file with all keys and their defaults instead",
+    )
+    command.set_defaults(run=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from tapwright import config
+
+    if arguments.print_default:
+        with open(config.DEFAULT_FILE) as file:
+            print(file.read(), end="")
+        return 0
+    from tapwright.sandbox import readiness
+
+    read = config.read(arguments.config)
+    conflicts = config.conflicts(read)
+    try:
+        host = readiness.findings(read, output.show_progress)
+    finally:
+        output.end_progress()
+    problems = [finding.name for finding in host if finding.state == readiness.PROBLEM]
+    problems += ["conflicts in the configuration"] if conflicts else []
+    if arguments.json:
+        output.print_json(_described(read, host, conflicts, not problems))
+    else:
+        _print(read, host, conflicts)
+    if problems:
+        sys.stdout.flush()
+        print(f"tapwright: a sandbox can't start here: {', '.join(problems)}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _described(
+    config: "Config", host: "list[Finding]", conflicts: list[str], ready: bool
+) -> dict[str, Any]:
+    return {
+        "ready": ready,
+        "host": [vars(finding) for finding in host],
+        "configuration": [setting._asdict() for setting in config.settings()],
+        "unused": config.unused,
+        "warnings": config.warnings,
+        "conflicts": conflicts,
+    }
+
+
+def _print(config: "Config", host: "list[Finding]", conflicts: list[str]) -> None:
+    print("HOST")
+    for finding in host:
+        head = f"{finding.state:{_STATE}}{finding.name:{_NAME}}"
+        _print_wrapped(head, finding.found)
+        if finding.advice:
+            _print_wrapped(" " * len(head), f"→ {finding.advice}")
+    print(f"\nCONFIGURATION  {config.source or 'built-in defaults'}")
+    _print_settings(config)
+    for title, lines in (
+        ("PASSED OVER, FOR KATA ONLY", _by_section(config.unused)),
+        ("WARNINGS", config.warnings),
+        ("CONFLICTS", conflicts),
+    ):
+        if lines:
+            print(f"\n{title}")
+            for line in lines:
+                _print_wrapped("", line)
+
+
+def _print_settings(config: "Config") -> None:
+    settings = list(config.settings())
+    width = max(len(setting.key) for setting in settings)
+    section = ""
+    for setting in settings:
+        if setting.section != section:
+            section = setting.section
+            print(f"[{section}]")
+        source = "default" if setting.source == "default" else "file"
+        value = json.dumps(setting.value, ensure_ascii=False)
+        state = "" if setting.state == "in use" else f"  ({setting.state})"
+        print(f"  {setting.key:{width}}  {source:7}  {value}{state}")
+
+
+def _by_section(names: Iterable[str]) -> list[str]:
+    """`[section] key, key, …`, one line a section."""
+    keys: dict[str, list[str]] = {}
+    for name in names:
+        section, _, key = name.partition(" ")
+        keys.setdefault(section, []).append(key)
+    return [f"{section} {', '.join(found)}".rstrip() for section, found in keys.items()]
+
+
+def _print_wrapped(head: str, text: str) -> None:
+    """The head, and the text beside it in as many lines as it needs."""
+    indent = " " * (len(head) or 2)
+    lines = textwrap.wrap(
+        text,
+        _COLUMNS,
+        initial_indent=head,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print("\n".join(lines))

@@ -1,0 +1,43 @@
+"""The commented default file that ships: it has what the code has."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from tapwright import config
+from tapwright.config.reading import parse
+from tests.sandboxes import COMMAND
+
+TEXT = Path(config.DEFAULT_FILE).read_text()
+
+
+def values(loaded: config.Config) -> dict[tuple[str, str], object]:
+    return {(item.section, item.key): item.value for item in loaded.settings()}
+
+
+def test_as_it_is_it_changes_nothing() -> None:
+    loaded = parse(TEXT.encode(), "FILE")
+    assert values(loaded) == values(config.Config())
+    assert (loaded.given, loaded.unused, loaded.warnings) == (frozenset(), (), ())
+
+
+def test_it_has_every_key_with_its_default() -> None:
+    loaded = parse(re.sub(r"(?m)^#(?=\w+ = )", "", TEXT).encode(), "FILE")
+    assert values(loaded) == values(config.Config())
+    assert loaded.given == {f"[{item.section}] {item.key}" for item in loaded.settings()}
+    assert loaded.warnings == ()
+
+
+def test_it_has_the_keys_in_the_order_of_the_code() -> None:
+    found, section = [], ""
+    for line in TEXT.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif match := re.match(r"#(\w+) = ", line):
+            found.append((section, match[1]))
+    assert found == list(values(config.Config()))
+
+
+def test_the_command_prints_it() -> None:
+    done = subprocess.run([COMMAND, "check", "--print-default"], capture_output=True, check=True)
+    assert done.stdout.decode() == TEXT

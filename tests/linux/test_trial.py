@@ -1,0 +1,38 @@
+"""Trying what the kernel can do: the truth is told, and nothing is left."""
+
+import os
+import subprocess
+
+import pytest
+
+from tapwright.linux import links, tc, trial, tuntap
+
+
+def interfaces() -> str:
+    return subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+
+
+def test_what_this_kernel_has_works_and_nothing_is_left() -> None:
+    before, namespace = interfaces(), os.readlink("/proc/thread-self/ns/net")
+    namespaces = os.listdir("/run/netns") if os.path.isdir("/run/netns") else []
+    fds = os.listdir("/proc/self/fd")
+    # All other tests need these two; the others a kernel may lack.
+    assert trial.tap() is None
+    assert trial.redirection() is None
+    for attempt in (trial.macvtap, trial.ifb):
+        assert attempt() is None or isinstance(attempt(), OSError)
+    assert interfaces() == before
+    assert os.readlink("/proc/thread-self/ns/net") == namespace
+    assert (os.listdir("/run/netns") if os.path.isdir("/run/netns") else []) == namespaces
+    assert len(os.listdir("/proc/self/fd")) == len(fds)
+
+
+def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuntap, "_DEVICE", "/nowhere/tun")
+    error = trial.tap()
+    assert isinstance(error, FileNotFoundError)
+    assert "/nowhere/tun" in str(error)
+    monkeypatch.setattr(tc, "TCA_EGRESS_REDIR", 99)
+    assert isinstance(trial.redirection(), OSError)
+    monkeypatch.setattr(links, "MACVTAP_MODES", {"bridge": 99})
+    assert isinstance(trial.macvtap(), OSError)
