@@ -28,7 +28,7 @@ def macvtap() -> OSError | None:
 
 
 def limits() -> OSError | None:
-    """Limit what an interface sends and what it receives, with `htb` and an `ifb`."""
+    """Limit what an interface receives, with an `ifb` and the `htb` that limits sending too."""
     return _attempt(_limit)
 
 
@@ -48,7 +48,6 @@ def _limit(nl: Netlink) -> None:
     device = _veth(nl)
     links.add_ifb(nl, "trial")
     ifb = links.listing(nl)[-1].index
-    tc.limit_egress(nl, device, _RATE)
     tc.limit_ingress(nl, device, ifb, _RATE)
 
 
