@@ -123,7 +123,7 @@ SECTIONS: dict[str, tuple[str, type[Any]]] = {
 }
 """The section's name in the file: the attribute of Config, and its class."""
 
-_NOT_YET = ("[factory] enable_template", "[factory] template_path", "[runtime] enable_debug")
+_NOT_YET = ("[factory] enable_template", "[factory] template_path")
 
 
 class Setting(NamedTuple):
