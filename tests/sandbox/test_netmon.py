@@ -111,7 +111,7 @@ class Namespace:
                     [
                         address
                         for item in i["addresses"]
-                        if not (address := addresses.Address(**item)).is_link_local
+                        if not (address := addresses.Address(**item)).is_made_from(i["mac"])
                     ],
                 )
                 for i in ethernet
@@ -212,7 +212,7 @@ def test_what_arrives_later_and_changes(namespace: Namespace) -> None:
         ["route add default via 10.77.0.1", "route add 10.200.0.0/16 via 10.77.0.2 metric 7"],
         ["route add 10.201.0.0/16 dev eth1", "route add fd99::/64 via fd77::1"],
         ["neigh add 10.77.0.77 lladdr 02:00:00:00:00:77 dev eth1 nud permanent"],
-        ["link set eth1 mtu 1400"],
+        ["link set eth1 mtu 1400", "address add fe80::77/64 dev eth1 nodad"],
         ["address add 10.77.0.10/24 dev eth1", "route change default via 10.77.0.3"],
         # The kernel drops all that leads through the last address, here as there.
         ["address flush dev eth1", "address add 10.77.0.11/24 dev eth1"],
@@ -264,6 +264,21 @@ def test_down_and_up_again(namespace: Namespace) -> None:
     namespace.batch("link set eth1 up", "route add default via 10.77.0.1")
     namespace.settles()
     assert namespace.guest()["routes"]
+
+
+def test_carrier(namespace: Namespace, tapwright: Tapwright) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+
+    def carrier() -> str:
+        return tapwright.exec(VM, "cat", "/sys/class/net/eth1/carrier").strip()
+
+    assert carrier() == "1"
+    ip("link set h-eth1 down")
+    assert eventually(lambda: carrier() == "0")
+    ip("link set h-eth1 up")
+    assert eventually(lambda: carrier() == "1")
+    subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.9"], check=True, capture_output=True)
 
 
 def test_not_before_it_is_running(namespace: Namespace) -> None:

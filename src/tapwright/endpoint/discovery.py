@@ -40,6 +40,10 @@ class Interface(NamedTuple):
         """Whether it has a carrier. A TAP gets that from whoever holds it."""
         return self.link.is_running or self.link.kind == tuntap.KIND
 
+    def with_carrier(self) -> "Interface":
+        """The same, as if it had a carrier."""
+        return self._replace(link=self.link._replace(flags=self.link.flags | links.IFF_RUNNING))
+
 
 def scan(nl: Netlink) -> list[Interface]:
     """The interfaces of the namespace that can be NICs of a VM: Ethernet, not ours, and ends of
@@ -56,7 +60,7 @@ def scan(nl: Netlink) -> list[Interface]:
             addresses=tuple(
                 address
                 for index, address in all_addresses
-                if index == link.index and not address.is_link_local
+                if index == link.index and not address.is_made_from(link.mac)
             ),
             routes=tuple(
                 route
@@ -90,6 +94,7 @@ def interface_request(interface: Interface) -> Request:
         "mac": link.mac,
         "name": link.name,
         "mtu": link.mtu,
+        "txqlen": link.txqlen,
         "up": link.is_up,
         "addresses": [address._asdict() for address in interface.addresses],
     }

@@ -35,9 +35,14 @@ class Address(NamedTuple):
     def is_ipv4(self) -> bool:
         return ":" not in self.address
 
-    @property
-    def is_link_local(self) -> bool:
-        return self.address.lower().startswith("fe80:")
+    def is_made_from(self, mac: str) -> bool:
+        """Whether it is the link-local address that the kernel makes from a MAC address (RFC 4291,
+        appendix A)."""
+        if self.is_ipv4 or self.prefix_length != 64:
+            return False
+        mac_bytes = netlink.pack_mac(mac)
+        identifier = bytes([mac_bytes[0] ^ 2]) + mac_bytes[1:3] + b"\xff\xfe" + mac_bytes[3:]
+        return netlink.pack_address(self.address) == b"\xfe\x80" + bytes(6) + identifier
 
 
 def decode(body: bytes) -> tuple[int, Address]:

@@ -65,9 +65,13 @@ class Interfaces:
         """The NICs that follow interfaces of the namespace, by the index of those."""
         return {nic.index: nic for nic in self._record.interfaces if nic.index}
 
-    def follow(self, nic: Interface, found: discovery.Interface) -> None:
-        """Have record and endpoint of a NIC follow its interface. Raises OSError."""
+    async def follow(self, nic: Interface, found: discovery.Interface) -> None:
+        """Have carrier, endpoint and record of a NIC follow its interface.
+
+        Raises HypervisorError, OSError.
+        """
         link = found.link
+        await self._nics.set_link(nic.slot, found.is_running)
         for entry in self._held_for(nic):
             entry["nic"] = entry["device"] = link.name
             if link.mtu != nic.mtu:

@@ -38,7 +38,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Make the NIC with a MAC address what the request says: name, MTU, txqlen, queues, addresses
     (IPv4 in their order), and up, unless `up` is false.
 
-    Addresses not named go, but for link-local ones, which are the kernel's. A NIC that gets
+    Addresses not named go, but for the link-local one that the kernel makes. A NIC that gets
     another name, or goes down, loses its routes: the caller adds them again.
     """
     mac = str(request["mac"]).lower()
@@ -58,7 +58,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     _set_sizes(nl, link._replace(name=name), request)
     if up and not was_up:
         links.set_up(nl, link.index)
-    new = _set_addresses(nl, link.index, list(dict.fromkeys(map(_comparable, wanted))))
+    new = _set_addresses(nl, link, list(dict.fromkeys(map(_comparable, wanted))))
     if up:
         # When it has just come up, nobody has heard of the others either.
         for address in new if was_up else wanted:
@@ -127,15 +127,16 @@ def _set_sizes(nl: Netlink, link: links.Link, request: dict[str, Any]) -> None:
         ethtool.set_queues(link.name, queues)
 
 
-def _set_addresses(nl: Netlink, index: int, wanted: list[Address]) -> list[Address]:
+def _set_addresses(nl: Netlink, link: links.Link, wanted: list[Address]) -> list[Address]:
     """Make an interface's addresses those, all comparable; return the ones that are new.
 
     When the new ones would not come to be where they belong, an IPv4 address stays only as far as
     the order is right. IPv6 addresses have none: whichever came last is the first.
     """
+    index = link.index
     present = list(map(_comparable, addresses.of(nl, index)))
     keys = set(wanted)
-    gone = [a for a in present if a not in keys and not a.is_link_local]
+    gone = [a for a in present if a not in keys and not a.is_made_from(link.mac)]
     for address in reversed(gone):  # first what else would be put in the place of another
         addresses.remove(nl, index, address)
     if gone:  # the kernel may have put another in the place of one
