@@ -31,9 +31,10 @@ class Interface(NamedTuple):
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can become a NIC now: up, and no TAP that somebody else holds."""
+        """Whether it can become a NIC now: up, no port of a bridge (or the like), and no TAP that
+        somebody else holds."""
         tap = tuntap.settings(self.link)
-        return self.link.is_up and not (tap and tap.taken)
+        return self.link.is_up and not self.link.master and not (tap and tap.taken)
 
     @property
     def is_running(self) -> bool:
@@ -46,8 +47,7 @@ class Interface(NamedTuple):
 
 
 def scan(nl: Netlink) -> list[Interface]:
-    """The interfaces of the namespace that can be NICs of a VM: Ethernet, not ours, and ends of
-    their own: no bridge, and no port of one.
+    """The interfaces of the namespace that can be NICs of a VM: Ethernet, not ours, no bridge.
 
     That leaves out loopback and the tunnels that kernels put into each new namespace.
     """
@@ -72,7 +72,6 @@ def scan(nl: Netlink) -> list[Interface]:
         for link in links.listing(nl)
         if link.is_ethernet
         and link.alias != OUR_ALIAS
-        and not link.master
         and link.kind != "bridge"
     ]
 
