@@ -301,6 +301,32 @@ def test_out_of_the_namespace_and_back(namespace: Namespace) -> None:
     subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.12"], check=True, capture_output=True)
 
 
+def test_out_and_back_before_anybody_looks(namespace: Namespace) -> None:
+    """The interface is the same, but what joined it with the NIC has gone."""
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    monitor = namespace.monitor()
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        namespace.ip(f"link set eth1 netns {os.getpid()}")
+        ip(f"link set eth1 netns {namespace.name}")
+        namespace.batch("address add 10.77.0.9/24 dev eth1", "link set eth1 up")
+    finally:
+        os.kill(monitor, signal.SIGCONT)
+    namespace.settles()
+    assert eventually(
+        lambda: (
+            subprocess.run(
+                ["tc", "-n", namespace.name, "filter", "show", "dev", "eth1", "ingress"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.count("mirred")
+            == 1
+        )
+    )
+
+
 def test_flapping_while_another_carries_traffic(namespace: Namespace, tapwright: Tapwright) -> None:
     namespace.add_veth("eth1", "10.77.0.9/24")
     namespace.settles()

@@ -70,9 +70,7 @@ def scan(nl: Netlink) -> list[Interface]:
             neighbours=tuple(entry for entry in all_neighbours if entry.device == link.index),
         )
         for link in links.listing(nl)
-        if link.is_ethernet
-        and link.alias != OUR_ALIAS
-        and link.kind != "bridge"
+        if link.is_ethernet and link.alias != OUR_ALIAS and link.kind != "bridge"
     ]
 
 
