@@ -72,9 +72,10 @@ class Namespace:
         text = "".join(f"{command}\n" for command in commands)
         subprocess.run(["ip", "-n", self.name, "-batch", "-"], input=text, text=True, check=True)
 
-    def add_veth(self, name: str, *configured: str, up: bool = True) -> None:
+    def add_veth(self, name: str, *configured: str, up: bool = True, index: int = 0) -> None:
         """With its other end in the bridge; `configured` are addresses."""
-        ip(f"link add h-{name} type veth peer name {name} netns {self.name}")
+        number = f"index {index}" if index else ""
+        ip(f"link add h-{name} type veth peer name {name} {number} netns {self.name}")
         ip(f"link set h-{name} master {BRIDGE} up")
         for address in configured:
             self.ip(f"address add {address} dev {name} nodad")
@@ -172,6 +173,10 @@ def monitor_of(vm: Json) -> int:
     return pids[0]
 
 
+def is_in_poll(pid: int) -> bool:
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "7"  # on x86-64
+
+
 def ip(command: str) -> str:
     done = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {command}: {done.stderr}"
@@ -189,6 +194,7 @@ def namespace(vm: Json, tapwright: Tapwright, host: Host) -> Iterator[Namespace]
             ip(f"link delete {link['ifname']}")
     space.settles()
     assert space.guest()["interfaces"] == {}
+    assert tapwright.json("sandbox", "inspect", VM)["interfaces"] == []
     host.assert_same(before)
 
 
@@ -204,7 +210,7 @@ def test_an_interface_comes_and_goes(namespace: Namespace, tapwright: Tapwright)
     assert eventually(lambda: namespace.guest()["interfaces"] == {})
 
 
-def test_what_arrives_later_and_changes(namespace: Namespace) -> None:
+def test_what_arrives_later_and_changes(namespace: Namespace, tapwright: Tapwright) -> None:
     namespace.add_veth("eth1")
     assert eventually(lambda: "eth1" in namespace.guest()["interfaces"])
     for step in (
@@ -221,6 +227,7 @@ def test_what_arrives_later_and_changes(namespace: Namespace) -> None:
     ):
         namespace.batch(*step)
         namespace.settles()
+    assert "fe80::77" in tapwright.exec(VM, "ip", "address", "show", "eth1")
 
 
 def test_calico_shaped(namespace: Namespace, tapwright: Tapwright) -> None:
@@ -283,11 +290,16 @@ def test_carrier(namespace: Namespace, tapwright: Tapwright) -> None:
 
 def test_not_before_it_is_running(namespace: Namespace) -> None:
     namespace.add_veth("eth1", up=False)
-    namespace.add_veth("eth2", "10.77.0.10/24")
-    assert eventually(lambda: "eth2" in namespace.guest()["interfaces"])
-    assert "eth1" not in namespace.guest()["interfaces"]
+    namespace.add_veth("eth2", up=False)
+    ip("link set h-eth2 down")
+    namespace.ip("link set eth2 up")
+    namespace.add_veth("eth3", "10.77.0.10/24")
+    assert eventually(lambda: "eth3" in namespace.guest()["interfaces"])
+    assert namespace.guest()["interfaces"].keys() == {"eth3"}
     namespace.ip("link set eth1 up")
+    ip("link set h-eth2 up")
     namespace.settles()
+    assert namespace.guest()["interfaces"].keys() == {"eth1", "eth2", "eth3"}
 
 
 def test_out_of_the_namespace_and_back(namespace: Namespace) -> None:
@@ -303,7 +315,8 @@ def test_out_of_the_namespace_and_back(namespace: Namespace) -> None:
 
 def test_out_and_back_before_anybody_looks(namespace: Namespace) -> None:
     """The interface is the same, but what joined it with the NIC has gone."""
-    namespace.add_veth("eth1", "10.77.0.9/24")
+    # With an index that is free everywhere, for else it comes back with another one.
+    namespace.add_veth("eth1", "10.77.0.9/24", index=7700)
     namespace.settles()
     monitor = namespace.monitor()
     os.kill(monitor, signal.SIGSTOP)
@@ -490,6 +503,8 @@ def test_ends_with_its_sandbox(
     sandbox = json.loads(done.stdout)
     monitor = monitor_of(sandbox)
     if way == "kill":
+        # Not while it speaks with the supervisor, which would end it too.
+        assert eventually(lambda: is_in_poll(monitor))
         os.kill(pids_of(sandbox)[0], signal.SIGKILL)
         assert ended(monitor)
     tapwright.delete("mortal")
