@@ -72,10 +72,9 @@ class Namespace:
         text = "".join(f"{command}\n" for command in commands)
         subprocess.run(["ip", "-n", self.name, "-batch", "-"], input=text, text=True, check=True)
 
-    def add_veth(self, name: str, *configured: str, up: bool = True, index: int = 0) -> None:
+    def add_veth(self, name: str, *configured: str, up: bool = True) -> None:
         """With its other end in the bridge; `configured` are addresses."""
-        number = f"index {index}" if index else ""
-        ip(f"link add h-{name} type veth peer name {name} {number} netns {self.name}")
+        ip(f"link add h-{name} type veth peer name {name} netns {self.name}")
         ip(f"link set h-{name} master {BRIDGE} up")
         for address in configured:
             self.ip(f"address add {address} dev {name} nodad")
@@ -227,7 +226,8 @@ def test_what_arrives_later_and_changes(namespace: Namespace, tapwright: Tapwrig
     ):
         namespace.batch(*step)
         namespace.settles()
-    assert "fe80::77" in tapwright.exec(VM, "ip", "address", "show", "eth1")
+        if "fe80::77" in step[-1]:
+            assert "fe80::77" in tapwright.exec(VM, "ip", "address", "show", "eth1")
 
 
 def test_calico_shaped(namespace: Namespace, tapwright: Tapwright) -> None:
@@ -313,31 +313,18 @@ def test_out_of_the_namespace_and_back(namespace: Namespace) -> None:
     subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.12"], check=True, capture_output=True)
 
 
-def test_out_and_back_before_anybody_looks(namespace: Namespace) -> None:
-    """The interface is the same, but what joined it with the NIC has gone."""
-    # With an index that is free everywhere, for else it comes back with another one.
-    namespace.add_veth("eth1", "10.77.0.9/24", index=7700)
+def test_what_joined_it_was_taken_away(namespace: Namespace, tapwright: Tapwright) -> None:
+    """By somebody's hands, or (depending on the kernel) by a way out of the namespace and back: at
+    the next change the interface is joined again."""
+    namespace.add_veth("eth1", "10.77.0.9/24")
     namespace.settles()
-    monitor = namespace.monitor()
-    os.kill(monitor, signal.SIGSTOP)
-    try:
-        namespace.ip(f"link set eth1 netns {os.getpid()}")
-        ip(f"link set eth1 netns {namespace.name}")
-        namespace.batch("address add 10.77.0.9/24 dev eth1", "link set eth1 up")
-    finally:
-        os.kill(monitor, signal.SIGCONT)
-    namespace.settles()
+    words = "qdisc", "delete", "dev", "eth1", "ingress"
+    subprocess.run(["tc", "-n", namespace.name, *words], check=True)
+    namespace.ip("address add 10.77.0.10/24 dev eth1")
     assert eventually(
-        lambda: (
-            subprocess.run(
-                ["tc", "-n", namespace.name, "filter", "show", "dev", "eth1", "ingress"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.count("mirred")
-            == 1
-        )
+        lambda: tapwright.exec_with_status(VM, "ping", "-c", "1", "-W", "1", HOST4).returncode == 0
     )
+    namespace.settles()
 
 
 def test_flapping_while_another_carries_traffic(namespace: Namespace, tapwright: Tapwright) -> None:
