@@ -537,7 +537,8 @@ cat >{directory}/interface.json <<END
 "IPAddresses":[{{"Family":2,"Address":"10.77.0.9","Mask":"24"}}]}}
 END
 "$runtime" kata-network add-iface "$2" {directory}/interface.json >{directory}/answer 2>&1
-echo '[{{"Dest":"10.200.0.0/16","Gateway":"10.77.0.1","Device":"eth1"}}]' >{directory}/routes.json
+# kata-netmon has no destination for a default route.
+echo '[{{"Dest":"","Gateway":"10.77.0.1","Device":"eth1"}}]' >{directory}/routes.json
 "$runtime" kata-network update-routes "$2" {directory}/routes.json >>{directory}/answer 2>&1
 exec sleep 1000
 """
@@ -560,6 +561,7 @@ def test_a_foreign_monitor_drives_our_command(
         answer = tmp_path / "answer"
         assert eventually(lambda: answer.exists() and answer.read_text().count("\n") == 2)
         assert '"pciAddr"' in answer.read_text()
+        assert '{"dest":"default","gateway":"10.77.0.1","device":"eth1"}' in answer.read_text()
         tapwright.exec("foreign", "ping", "-c", "1", "-W", "5", HOST4)
         arguments = (tmp_path / "arguments").read_text().split()
         assert arguments[:3] == ["-s", "foreign", "-r"]
