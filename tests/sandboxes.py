@@ -64,8 +64,8 @@ class Networks:
         self.write(name, plugins)
         self._warm(name, published)
 
-    def write(self, name: str, plugins: list[dict[str, Any]]) -> None:
-        content = {"cniVersion": "1.0.0", "name": name, "plugins": plugins}
+    def write(self, name: str, plugins: list[dict[str, Any]], version: str = "1.0.0") -> None:
+        content = {"cniVersion": version, "name": name, "plugins": plugins}
         (self.directory / f"{name}.conflist").write_text(json.dumps(content))
 
     def leased(self, name: str) -> list[str]:

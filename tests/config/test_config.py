@@ -237,7 +237,9 @@ def test_where_values_come_from() -> None:
     settings = {item.key: item for item in read("[cni]\ncache_dir = '/var/lib/cni'\n").settings()}
     assert settings["cache_dir"].source == "FILE"
     assert settings["conf_dir"].source == "default"
-    assert settings["enable_template"].state == "not in use yet"
+    not_yet = {key for key, item in settings.items() if item.state == "not in use yet"}
+    assert {"enable_template", "template_path"} <= not_yet
+    assert settings["machine_type"].state == "in use"
 
 
 # --- conflicts --------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_addresses(nl: Netlink, scratch_netns: str, veth: links.Link, address: A
     (ours,) = [
         found
         for index, found in addresses.listing(nl)
-        if index == veth.index and not found.is_link_local
+        if index == veth.index and not found.is_made_from(veth.mac)
     ]
     assert ours._replace(flags=0) == address
     (theirs,) = [
@@ -127,7 +127,11 @@ def test_addresses(nl: Netlink, scratch_netns: str, veth: links.Link, address: A
     assert theirs.get("address") == address.peer
     assert "tentative" not in theirs
     addresses.remove(nl, veth.index, ours)
-    assert all(found.is_link_local for index, found in addresses.listing(nl) if index == veth.index)
+    assert all(
+        found.is_made_from(veth.mac)
+        for index, found in addresses.listing(nl)
+        if index == veth.index
+    )
 
 
 @pytest.mark.parametrize(

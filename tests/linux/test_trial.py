@@ -19,7 +19,7 @@ def test_what_this_kernel_has_works_and_nothing_is_left() -> None:
     # All other tests need these two; the others a kernel may lack.
     assert trial.tap() is None
     assert trial.redirection() is None
-    for attempt in (trial.macvtap, trial.ifb):
+    for attempt in (trial.macvtap, trial.limits):
         assert attempt() is None or isinstance(attempt(), OSError)
     assert interfaces() == before
     assert os.readlink("/proc/thread-self/ns/net") == namespace
@@ -36,3 +36,5 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(trial.redirection(), OSError)
     monkeypatch.setattr(links, "MACVTAP_MODES", {"bridge": 99})
     assert isinstance(trial.macvtap(), OSError)
+    monkeypatch.setattr(tc, "TC_HTB_PROTOVER", 99)
+    assert isinstance(trial.limits(), OSError)

@@ -1,10 +1,12 @@
 """NICs on a real Open vSwitch: TAPs as Neutron makes them, and vhost-user ports of DPDK."""
 
 import hashlib
+import json
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from tapwright.endpoint.vhost_user import _somebody_listens
 from tests.host import eventually
 from tests.ovs import VSWITCHD, OpenVSwitch
 from tests.sandbox.test_kata_network import Kata, answers_ping, interface, ip, tap_state
-from tests.sandboxes import Tapwright, pids_of
+from tests.sandboxes import Networks, Tapwright, pids_of
 
 BRIDGE = "br-int"
 VM = "vm-ovs"
@@ -229,3 +231,64 @@ def test_supervisor_killed_with_a_vhost_user_nic(
     os.kill(supervisor, 9)
     tapwright.delete("victim")
     assert not path.exists()
+
+
+PLUGIN = """#!{python}
+import subprocess
+from tapwright.cni import plugin
+
+def ovs(*words):
+    subprocess.run(["ovs-vsctl", "--db=unix:{directory}/db.sock", *words], check=True)
+
+def add(request):
+    port = "vh-" + request.container_id[:8]
+    ovs("add-port", "{bridge}", port, "--", "set", "Interface", port, "type=dpdkvhostuserclient",
+        f"options:vhost-server-path={directory}/{{port}}")
+    return {{
+        "cniVersion": "1.1.0",
+        "interfaces": [{{"name": request.ifname, "mac": "02:42:20:6f:a3:70", "mtu": 1400,
+                        "sandbox": request.netns, "socketPath": f"{directory}/{{port}}"}}],
+        "ips": [{{"address": "172.16.0.3/16", "gateway": "172.16.0.1", "interface": 0}}],
+        "routes": [{{"dst": "0.0.0.0/0"}}, {{"dst": "10.9.0.0/16", "gw": "172.16.0.2"}}],
+    }}
+
+def delete(request):
+    ovs("--if-exists", "del-port", "{bridge}", "vh-" + request.container_id[:8])
+
+plugin.main(add, delete, about="Makes a vhost-user port.")
+"""
+
+
+def test_socket_of_a_cni_result(
+    ovs: OpenVSwitch, tapwright: Tapwright, networks: Networks, tmp_path: Path
+) -> None:
+    """A plugin that makes a port of Open vSwitch, and nothing in the namespace."""
+    plugin = tmp_path / "vhost-port"
+    plugin.write_text(PLUGIN.format(python=sys.executable, directory=ovs.directory, bridge=BRIDGE))
+    plugin.chmod(0o755)
+    networks.write("vhost", [{"type": "vhost-port"}], version="1.1.0")
+    config = tapwright.configuration(file_mem_backend="/dev/shm")
+    try:
+        done = tapwright.run(
+            *("sandbox", "run", "by-cni", "--network", "vhost", "--plugin-dir", str(tmp_path)),
+            "--json",
+            config=config,
+        )
+        assert done.returncode == 0, done.stderr
+        (nic,) = json.loads(done.stdout)["interfaces"]
+        assert (nic["name"], nic["mtu"], nic["network"]) == ("eth0", 1400, "vhost")
+        assert reached()
+        routes = tapwright.exec("by-cni", "ip", "route")
+        assert "default via 172.16.0.1 dev eth0" in routes
+        assert "10.9.0.0/16 via 172.16.0.2 dev eth0" in routes
+    finally:
+        tapwright.run("sandbox", "delete", "by-cni")
+    assert not (ovs.directory / "vh-by-cni").exists()
+    assert "vh-by-cni" not in ovs.vsctl("list-ports", BRIDGE)
+    # Without memory that can be shared it is said so, and all is taken back.
+    done = tapwright.run(
+        "sandbox", "run", "by-cni", "--network", "vhost", "--plugin-dir", str(tmp_path)
+    )
+    assert done.returncode == 1
+    assert "file_mem_backend" in done.stderr
+    assert "vh-by-cni" not in ovs.vsctl("list-ports", BRIDGE)

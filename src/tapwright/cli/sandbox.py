@@ -153,8 +153,11 @@ def _run(arguments: argparse.Namespace) -> int:
         memory_mib=arguments.memory,
         vcpus=arguments.vcpus,
     )
+    configuration = _config(arguments)
+    if configuration.runtime.enable_debug:
+        os.environ["TAPWRIGHT_LOG_LEVEL"] = "debug"
     try:
-        spec = plan(_config(arguments), wish, output.show_progress)
+        spec = plan(configuration, wish, output.show_progress)
         lifecycle.run(arguments.root, arguments.id, spec, output.show_progress, started)
     finally:
         output.end_progress()

@@ -123,7 +123,7 @@ SECTIONS: dict[str, tuple[str, type[Any]]] = {
 }
 """The section's name in the file: the attribute of Config, and its class."""
 
-_NOT_YET = ("factory",)
+_NOT_YET = ("[factory] enable_template", "[factory] template_path")
 
 
 class Setting(NamedTuple):
@@ -166,13 +166,13 @@ class Config:
                     item.name,
                     getattr(getattr(self, attribute), item.name),
                     self.source if name in self.given else "default",
-                    self._state(section, name),
+                    self._state(name),
                 )
 
-    def _state(self, section: str, name: str) -> str:
+    def _state(self, name: str) -> str:
         if name in self.unused:
             return "passed over"
-        return "not in use yet" if section in _NOT_YET else "in use"
+        return "not in use yet" if name in _NOT_YET else "in use"
 
 
 def conflicts(config: Config) -> list[str]:

@@ -74,6 +74,8 @@ def set_up(nl: Netlink, index: int, link: Link) -> None:
     """Mark the device beside an interface as ours, and bring it up. Raises NetlinkError."""
     links.set_alias(nl, index, OUR_ALIAS)
     links.set_mtu(nl, index, link.mtu)
+    if link.txqlen:  # without a queue the interface has no wish for its length
+        links.set_txqlen(nl, index, link.txqlen)
     links.leave_ipv6_alone(nl, index)
     links.set_up(nl, index)
 

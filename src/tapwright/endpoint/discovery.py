@@ -31,19 +31,23 @@ class Interface(NamedTuple):
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can become a NIC now: up, and no TAP that somebody else holds."""
+        """Whether it can become a NIC now: up, no port of a bridge (or the like), and no TAP that
+        somebody else holds."""
         tap = tuntap.settings(self.link)
-        return self.link.is_up and not (tap and tap.taken)
+        return self.link.is_up and not self.link.master and not (tap and tap.taken)
 
     @property
     def is_running(self) -> bool:
         """Whether it has a carrier. A TAP gets that from whoever holds it."""
         return self.link.is_running or self.link.kind == tuntap.KIND
 
+    def with_carrier(self) -> "Interface":
+        """The same, as if it had a carrier."""
+        return self._replace(link=self.link._replace(flags=self.link.flags | links.IFF_RUNNING))
+
 
 def scan(nl: Netlink) -> list[Interface]:
-    """The interfaces of the namespace that can be NICs of a VM: Ethernet, not ours, and ends of
-    their own: no bridge, and no port of one.
+    """The interfaces of the namespace that can be NICs of a VM: Ethernet, not ours, no bridge.
 
     That leaves out loopback and the tunnels that kernels put into each new namespace.
     """
@@ -56,7 +60,7 @@ def scan(nl: Netlink) -> list[Interface]:
             addresses=tuple(
                 address
                 for index, address in all_addresses
-                if index == link.index and not address.is_link_local
+                if index == link.index and not address.is_made_from(link.mac)
             ),
             routes=tuple(
                 route
@@ -66,10 +70,7 @@ def scan(nl: Netlink) -> list[Interface]:
             neighbours=tuple(entry for entry in all_neighbours if entry.device == link.index),
         )
         for link in links.listing(nl)
-        if link.is_ethernet
-        and link.alias != OUR_ALIAS
-        and not link.master
-        and link.kind != "bridge"
+        if link.is_ethernet and link.alias != OUR_ALIAS and link.kind != "bridge"
     ]
 
 
@@ -90,6 +91,7 @@ def interface_request(interface: Interface) -> Request:
         "mac": link.mac,
         "name": link.name,
         "mtu": link.mtu,
+        "txqlen": link.txqlen,
         "up": link.is_up,
         "addresses": [address._asdict() for address in interface.addresses],
     }

@@ -116,7 +116,7 @@ class Machine:
 
     def _memory_backend(self) -> list[str]:
         if self.hugepages:
-            _check_hugepages(self.memory_mib)
+            check_hugepages(self.memory_mib)
             # Not a file of hugetlbfs, where QEMU's user may not write.
             options = f"size={self.memory_mib}M,hugetlb=on,share=on"
             return ["-object", f"memory-backend-memfd,id=memory,{options}"]
@@ -126,7 +126,7 @@ class Machine:
         return []
 
 
-def _check_hugepages(mib: int) -> None:
+def check_hugepages(mib: int) -> None:
     """Raises HypervisorError when so much memory can't be had of them."""
     with open("/proc/meminfo") as file:
         fields = {line.split(":")[0]: int(line.split()[1]) for line in file}

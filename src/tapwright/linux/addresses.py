@@ -32,8 +32,17 @@ class Address(NamedTuple):
         return f"{self.address}/{self.prefix_length}"
 
     @property
-    def is_link_local(self) -> bool:
-        return self.address.lower().startswith("fe80:")
+    def is_ipv4(self) -> bool:
+        return ":" not in self.address
+
+    def is_made_from(self, mac: str) -> bool:
+        """Whether it is the link-local address that the kernel makes from a MAC address (RFC 4291,
+        appendix A)."""
+        if self.is_ipv4 or self.prefix_length != 64:
+            return False
+        mac_bytes = netlink.pack_mac(mac)
+        identifier = bytes([mac_bytes[0] ^ 2]) + mac_bytes[1:3] + b"\xff\xfe" + mac_bytes[3:]
+        return netlink.pack_address(self.address) == b"\xfe\x80" + bytes(6) + identifier
 
 
 def decode(body: bytes) -> tuple[int, Address]:
@@ -55,7 +64,12 @@ def decode(body: bytes) -> tuple[int, Address]:
 
 def listing(nl: Netlink) -> list[tuple[int, Address]]:
     """All (interface index, address) pairs of the namespace, IPv4 and IPv6."""
-    return [decode(body) for body in nl.dump("list addresses", RTM_GETADDR, _IFADDR.pack(*[0] * 5))]
+    return _list(nl, 0)
+
+
+def of(nl: Netlink, index: int) -> list[Address]:
+    """The addresses of one interface, in the kernel's order."""
+    return [address for _, address in _list(nl, index)]
 
 
 def add(nl: Netlink, index: int, address: Address) -> None:
@@ -67,6 +81,11 @@ def add(nl: Netlink, index: int, address: Address) -> None:
 
 def remove(nl: Netlink, index: int, address: Address) -> None:
     nl.request(f"remove address {address}", RTM_DELADDR, _encode(index, address))
+
+
+def _list(nl: Netlink, index: int) -> list[tuple[int, Address]]:
+    payload = _IFADDR.pack(0, 0, 0, 0, index)
+    return [decode(body) for body in nl.dump("list addresses", RTM_GETADDR, payload)]
 
 
 def _encode(index: int, address: Address) -> bytes:

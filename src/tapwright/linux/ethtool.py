@@ -18,8 +18,9 @@ _DRVINFO = struct.Struct("=I96x32s64x")
 
 def set_queues(name: str, count: int) -> None:
     """Have the NIC use `count` queue pairs. Raises OSError (EINVAL: it has not as many)."""
-    *head, _ = _CHANNELS.unpack(_call(name, _CHANNELS.pack(ETHTOOL_GCHANNELS, *[0] * 8)))
-    _call(name, _CHANNELS.pack(ETHTOOL_SCHANNELS, *head[1:], count))
+    *head, present = _CHANNELS.unpack(_call(name, _CHANNELS.pack(ETHTOOL_GCHANNELS, *[0] * 8)))
+    if present != count:
+        _call(name, _CHANNELS.pack(ETHTOOL_SCHANNELS, *head[1:], count))
 
 
 def bus_address(name: str) -> str:

@@ -133,6 +133,11 @@ def set_mtu(nl: Netlink, index: int, mtu: int) -> None:
     _set(nl, f"set MTU {mtu}", index, attribute(IFLA_MTU, mtu))
 
 
+def set_txqlen(nl: Netlink, index: int, frames: int) -> None:
+    """How many frames may wait to be sent."""
+    _set(nl, f"set txqueuelen {frames}", index, attribute(IFLA_TXQLEN, frames))
+
+
 def rename(nl: Netlink, index: int, name: str) -> None:
     """Rename an interface; kernels before 6.2 want it down."""
     _set(nl, f"rename to {name}", index, attribute(IFLA_IFNAME, name))

@@ -1,10 +1,11 @@
 """Neighbour entries (ARP and NDP): list and add the static ones (RTM_*NEIGH, rtnetlink(7))."""
 
+import errno
 import struct
 from typing import NamedTuple
 
 from tapwright.linux import netlink
-from tapwright.linux.netlink import Netlink, attribute
+from tapwright.linux.netlink import Netlink, NetlinkError, attribute
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NDA_DST, NDA_LLADDR = 1, 2
@@ -61,7 +62,12 @@ def add(nl: Netlink, entry: Neighbour) -> None:
 
 
 def remove(nl: Netlink, entry: Neighbour) -> None:
+    """Remove an entry. One that went away with its interface is not an error."""
     family = netlink.family_of(entry.address)
     payload = _NDMSG.pack(family, entry.device, 0, entry.flags, 0)
     payload += attribute(NDA_DST, netlink.pack_address(entry.address))
-    nl.request(f"remove neighbour {entry.address}", RTM_DELNEIGH, payload)
+    try:
+        nl.request(f"remove neighbour {entry.address}", RTM_DELNEIGH, payload)
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise

@@ -8,8 +8,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -37,8 +37,12 @@ SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h; not in Python's socket
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_U32_ATTRIBUTE = struct.Struct("=HHI")
 _RECEIVE_BYTES = 1 << 17
 _DUMP_ATTEMPTS = 10
+# Of at most 64 requests that are all refused the answers fit the socket's buffer (a skb each, with
+# the kernel's explanation under 2 KiB; net.core.rmem_default is 208 KiB).
+_BATCH = 64
 
 Message = tuple[int, bytes]
 Attributes = dict[int, bytes]
@@ -53,6 +57,15 @@ class NetlinkError(OSError):
             reason = f"{reason}: {explanation}"
         super().__init__(code, f"{operation}: {reason}")
         self.operation = operation
+
+
+class Request(NamedTuple):
+    """One change that is asked of the kernel; `operation` names it for the reader of an error."""
+
+    operation: str
+    kind: int
+    payload: bytes
+    flags: int = 0
 
 
 class Netlink:
@@ -90,9 +103,17 @@ class Netlink:
 
         Raises NetlinkError when it is refused; `operation` names it for the reader of the error.
         """
-        self._send(kind, payload, flags | NLM_F_ACK)
-        for _ in self._replies(operation):
-            pass
+        (refusal,) = self.request_many([Request(operation, kind, payload, flags)])
+        if refusal:
+            raise refusal
+
+    def request_many(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
+        """Have the kernel do all requests in their order, each whatever became of those before;
+        return for each None, or why it was refused. Many go in one message, so that it is quick."""
+        found: list[NetlinkError | None] = []
+        for start in range(0, len(requests), _BATCH):
+            found += self._batch(requests[start : start + _BATCH])
+        return found
 
     def get(self, operation: str, kind: int, payload: bytes) -> bytes:
         """Send a request that is answered by exactly one object; return the object."""
@@ -130,10 +151,32 @@ class Netlink:
             found.extend((kind, body) for kind, _, _, body in _messages(data))
 
     def _send(self, kind: int, payload: bytes, flags: int) -> None:
+        self._socket.send(self._message(kind, payload, flags))
+
+    def _message(self, kind: int, payload: bytes, flags: int) -> bytes:
         self._sequence += 1
         length = _HEADER.size + len(payload)
         header = _HEADER.pack(length, kind, flags | NLM_F_REQUEST, self._sequence, 0)
-        self._socket.send(header + payload)
+        return header + payload + b"\0" * (-length % 4)
+
+    def _batch(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
+        """The kernel answers what it refuses, and the last one (netlink_rcv_skb in
+        net/netlink/af_netlink.c)."""
+        first, last = self._sequence + 1, len(requests) - 1
+        self._socket.send(
+            b"".join(
+                self._message(kind, payload, flags | (NLM_F_ACK if number == last else 0))
+                for number, (_, kind, payload, flags) in enumerate(requests)
+            )
+        )
+        found: list[NetlinkError | None] = [None] * len(requests)
+        while True:
+            for kind, flags, sequence, body in _messages(self._socket.recv(_RECEIVE_BYTES)):
+                number = sequence - first
+                if kind == NLMSG_ERROR and 0 <= number <= last:
+                    found[number] = _refusal(requests[number].operation, flags, body)
+                    if number == last:
+                        return found
 
     def _replies(self, operation: str) -> Iterator[Message]:
         interrupted = False
@@ -143,7 +186,8 @@ class Netlink:
                     continue  # the rest of a dump that was given up
                 interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_ERROR:
-                    _raise_if_refused(operation, flags, body)
+                    if refusal := _refusal(operation, flags, body):
+                        raise refusal
                     return
                 if kind == NLMSG_DONE:
                     if interrupted:
@@ -162,10 +206,10 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _raise_if_refused(operation: str, flags: int, body: bytes) -> None:
+def _refusal(operation: str, flags: int, body: bytes) -> NetlinkError | None:
     (code,) = struct.unpack_from("=i", body)
     if code == 0:
-        return
+        return None
     explanation = ""
     if flags & NLM_F_ACK_TLVS:
         # struct nlmsgerr: the error, the header of the request, and (unless capped) its payload.
@@ -174,14 +218,14 @@ def _raise_if_refused(operation: str, flags: int, body: bytes) -> None:
             offset = 4 + struct.unpack_from("=I", body, 4)[0]
         text = attributes(body, offset).get(NLMSGERR_ATTR_MSG, b"")
         explanation = text.rstrip(b"\0").decode(errors="replace")
-    raise NetlinkError(-code, operation, explanation)
+    return NetlinkError(-code, operation, explanation)
 
 
 def attribute(kind: int, value: bytes | int | str) -> bytes:
     """Encode one attribute: an int as u32, a str with its closing NUL, bytes as they are."""
     if isinstance(value, int):
-        value = struct.pack("=I", value)
-    elif isinstance(value, str):
+        return _U32_ATTRIBUTE.pack(_U32_ATTRIBUTE.size, kind, value)
+    if isinstance(value, str):
         value = value.encode() + b"\0"
     length = _ATTRIBUTE.size + len(value)
     return _ATTRIBUTE.pack(length, kind) + value + b"\0" * (-length % 4)

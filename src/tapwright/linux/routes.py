@@ -3,13 +3,14 @@
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tapwright.linux import netlink
 from tapwright.linux.netlink import (
     Netlink,
     NetlinkError,
+    Request,
     attribute,
     nested,
     pack_address,
@@ -98,11 +99,14 @@ def _next_hops(found: netlink.Attributes) -> Iterator[tuple[int, bytes | None, i
         offset += (length + 3) & ~3
 
 
-def listing(nl: Netlink) -> list[Route]:
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def listing(nl: Netlink, families: Iterable[int] = FAMILIES) -> list[Route]:
     """The unicast routes of all tables but the local one, in the order the kernel keeps them."""
     found: list[Route] = []
-    for family in (socket.AF_INET, socket.AF_INET6):
-        payload = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+    for family in families:
+        payload = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, RTN_UNICAST, 0)
         for body in nl.dump("list routes", RTM_GETROUTE, payload):
             found.extend(route for route in decode(body) if route.table != TABLE_LOCAL)
     return found
@@ -114,17 +118,32 @@ def add(nl: Netlink, route: Route, append: bool = False) -> None:
 
     Raises NetlinkError (EEXIST: there is such a one, or with `append` the very same).
     """
+    (refusal,) = add_many(nl, [route], append)
+    if refusal:
+        raise refusal
+
+
+def add_many(nl: Netlink, some: Iterable[Route], append: bool = False) -> list[NetlinkError | None]:
+    """The same with many, as far as they can be added; for each None, or why it was refused."""
     flags = netlink.NLM_F_CREATE | (netlink.NLM_F_APPEND if append else netlink.NLM_F_EXCL)
-    nl.request(f"add route {route}", RTM_NEWROUTE, _encode(route), flags)
+    return nl.request_many(
+        [Request(f"add route {route}", RTM_NEWROUTE, _encode(route), flags) for route in some]
+    )
 
 
 def remove(nl: Netlink, route: Route) -> None:
     """Remove a route. One that went away with another change is not an error."""
-    try:
-        nl.request(f"remove route {route}", RTM_DELROUTE, _encode(route))
-    except NetlinkError as error:
-        if error.errno != errno.ESRCH:
-            raise
+    (refusal,) = remove_many(nl, [route])
+    if refusal:
+        raise refusal
+
+
+def remove_many(nl: Netlink, some: Iterable[Route]) -> list[NetlinkError | None]:
+    """The same with many; for each None, or why it was refused."""
+    refusals = nl.request_many(
+        [Request(f"remove route {route}", RTM_DELROUTE, _encode(route)) for route in some]
+    )
+    return [None if error and error.errno == errno.ESRCH else error for error in refusals]
 
 
 def _encode(route: Route) -> bytes:

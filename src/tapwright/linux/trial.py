@@ -6,7 +6,10 @@ import threading
 from collections.abc import Callable
 
 from tapwright.linux import libc, links, tc, tuntap
+from tapwright.linux import macvtap as macvtap_device
 from tapwright.linux.netlink import Netlink
+
+_RATE = 1_000_000
 
 
 def tap() -> OSError | None:
@@ -20,19 +23,32 @@ def redirection() -> OSError | None:
 
 
 def macvtap() -> OSError | None:
-    """Make a macvtap."""
-    return _attempt(lambda nl: links.add_macvtap(nl, "trial", _veth(nl), "bridge"))
+    """Make a macvtap, and open it."""
+    return _attempt(_make_macvtap)
 
 
-def ifb() -> OSError | None:
-    """Make an intermediate functional block, which limits what a NIC sends."""
-    return _attempt(lambda nl: links.add_ifb(nl, "trial"))
+def limits() -> OSError | None:
+    """Limit what an interface receives, with an `ifb` and the `htb` that limits sending too."""
+    return _attempt(_limit)
 
 
 def _redirect(nl: Netlink) -> None:
     source = _veth(nl)
     tc.add_ingress(nl, source)
     tc.redirect_ingress(nl, source, 1)
+
+
+def _make_macvtap(nl: Netlink) -> None:
+    links.add_macvtap(nl, "trial", _veth(nl), "bridge")
+    for fd in macvtap_device.open_queues("trial", 1):
+        os.close(fd)
+
+
+def _limit(nl: Netlink) -> None:
+    device = _veth(nl)
+    links.add_ifb(nl, "trial")
+    ifb = links.listing(nl)[-1].index
+    tc.limit_ingress(nl, device, ifb, _RATE)
 
 
 def _veth(nl: Netlink) -> int:

@@ -38,20 +38,23 @@ class Events:
         self._netlink = Netlink(_GROUPS, receive_bytes=_BUFFER_BYTES)
         self._poll = select.poll()
         self._poll.register(self._netlink.fileno(), select.POLLIN)
+        self._told = 0.0
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for a change, at most that long, and for the end of the burst that it belongs to.
+        """Wait for a change, at most that long; return whether there was one.
 
-        A burst ends with 10 ms without a change, or after 0.1 s. Returns whether there was one.
+        The first one after a time of quiet is told of at once. The end of a burst is waited for:
+        10 ms without a change, or 0.1 s.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._changed(deadline):
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-        end = time.monotonic() + _AT_MOST
-        while self._changed(min(time.monotonic() + _QUIET, end)):
-            if time.monotonic() >= end:
-                break
+        now = time.monotonic()
+        end = max(now, self._told + _AT_MOST)
+        while now < end and self._changed(min(now + _QUIET, end)):
+            now = time.monotonic()
+        self._told = time.monotonic()
         return True
 
     def _changed(self, deadline: float | None) -> bool:

@@ -16,6 +16,7 @@ from tapwright.linux.netlink import Netlink, family_of
 from tapwright.linux.routes import Route
 
 _SECONDS = 120.0
+_KATAS = "kata"
 
 Json = Any
 
@@ -105,8 +106,9 @@ class Kata:
 
 
 def _scan() -> list[Interface]:
+    """Without the devices that Kata makes for itself."""
     with Netlink() as nl:
-        return discovery.scan(nl)
+        return [found for found in discovery.scan(nl) if not found.link.name.endswith(_KATAS)]
 
 
 def _interface(interface: Interface) -> Json:

@@ -21,7 +21,7 @@ from tapwright.errors import AgentError, NetworkError
 from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.linux import netns
-from tapwright.sandbox import ownership
+from tapwright.sandbox import ownership, socket_nics
 from tapwright.sandbox.following import Following
 from tapwright.sandbox.interfaces import Interfaces
 from tapwright.sandbox.record import Journal, NetworkRequest, Phase
@@ -65,8 +65,7 @@ class Bringup:
         with self._phase("join"):
             networks = {request.ifname: request.name for request in self._record.spec.networks}
             requests = await self.guest.following.begin(networks) if self._record.netns else []
-            for tap in self._record.spec.taps:
-                requests.append(await self.guest.interfaces.add_host_tap(tap))
+            requests += await self._plug_others(self.guest.interfaces, results)
         with self._phase("guest"):
             await self._configure(self.guest.agent, requests, results)
         return self.guest
@@ -182,6 +181,21 @@ class Bringup:
                 # The chain's DEL has run; to run it twice is more than some plugins bear.
                 self._journal.release(entry)
             raise NetworkError("; ".join([str(error), *leftovers])) from None
+
+    async def _plug_others(
+        self, interfaces: Interfaces, results: list[Result]
+    ) -> list[discovery.Request]:
+        """NICs that no interface of the namespace stands for; return the agent's requests."""
+        requests = []
+        routes = []
+        for network, result in zip(self._record.spec.networks, results, strict=True):
+            for nic in socket_nics.of(result, self._record.netns):
+                _, configuration = await interfaces.plug(nic.request, network.name)
+                requests.append(configuration)
+                routes += nic.routes
+        for tap in self._record.spec.taps:
+            requests.append(await interfaces.add_host_tap(tap))
+        return [*requests, {"op": "change_routes", "add": routes}] if routes else requests
 
     async def _configure(
         self, agent: AgentClient, requests: list[discovery.Request], results: list[Result]

@@ -49,7 +49,8 @@ class Following:
         found = [interface for interface in self._scan() if interface.is_ready]
         for interface in found:
             await self._interfaces.carry(interface, networks.get(interface.link.name, ""))
-        self._carried = {interface.link.index: interface for interface in found}
+        # A new NIC has its carrier, also where the interface has none.
+        self._carried = {interface.link.index: interface.with_carrier() for interface in found}
         self._routes.present = {route for interface in found for route in interface.routes}
         self._neighbours.present = {e for interface in found for e in interface.neighbours}
         return discovery.guest_requests(found)
@@ -151,7 +152,7 @@ class Following:
         request = discovery.interface_request(interface)
         # The host's side of a NIC may have had to take another MAC.
         await self._agent.call("batch", requests=[{**request, "mac": nic.mac}])
-        self._interfaces.follow(nic, interface)
+        await self._interfaces.follow(nic, interface)
         self._carried[nic.index] = interface
 
 
@@ -160,4 +161,5 @@ def _settings(interface: Interface | None) -> object:
     if interface is None:
         return None
     link = interface.link
-    return link.name, link.mtu, link.is_up, interface.addresses
+    state = link.is_up, interface.is_running
+    return link.name, link.mtu, link.txqlen, state, interface.addresses

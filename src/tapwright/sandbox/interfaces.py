@@ -65,9 +65,13 @@ class Interfaces:
         """The NICs that follow interfaces of the namespace, by the index of those."""
         return {nic.index: nic for nic in self._record.interfaces if nic.index}
 
-    def follow(self, nic: Interface, found: discovery.Interface) -> None:
-        """Have record and endpoint of a NIC follow its interface. Raises OSError."""
+    async def follow(self, nic: Interface, found: discovery.Interface) -> None:
+        """Have carrier, endpoint and record of a NIC follow its interface.
+
+        Raises HypervisorError, OSError.
+        """
         link = found.link
+        await self._nics.set_link(nic.slot, found.is_running)
         for entry in self._held_for(nic):
             entry["nic"] = entry["device"] = link.name
             if link.mtu != nic.mtu:
@@ -100,6 +104,24 @@ class Interfaces:
 
         After a failure nothing has changed. Raises NetworkError, HypervisorError, AgentError.
         """
+        interface, configuration = await self.plug(request)
+        try:
+            await self._agent.call("batch", requests=[configuration])
+        except TapwrightError as error:
+            try:
+                await self._nics.unplug(interface.slot)
+            except HypervisorError as stuck:
+                raise type(error)(f"{error}; and the NIC could not be removed: {stuck}") from None
+            raise
+        return self._written(interface)
+
+    async def plug(
+        self, request: InterfaceRequest, network: str = ""
+    ) -> tuple[Interface, dict[str, Any]]:
+        """Plug a NIC in; return it, and the agent's request that configures it.
+
+        Raises NetworkError, HypervisorError.
+        """
         self._check_unique(request.name, request.mac)
         interface = Interface(
             name=request.name,
@@ -109,17 +131,10 @@ class Interfaces:
             addresses=[str(address) for address in request.addresses],
             queues=request.queues,
             vhost_user_socket=request.vhost_user_socket,
+            network=network,
         )
         await self._attach(interface, request)
-        try:
-            await self._agent.call("batch", requests=[_configuration(request)])
-        except TapwrightError as error:
-            try:
-                await self._nics.unplug(interface.slot)
-            except HypervisorError as stuck:
-                raise type(error)(f"{error}; and the NIC could not be removed: {stuck}") from None
-            raise
-        return self._written(interface)
+        return interface, _configuration(request)
 
     async def add_host_tap(self, tap: TapRequest) -> dict[str, Any]:
         """Give a TAP of the host's a NIC; return the agent's request that configures it.

@@ -92,7 +92,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         model=config.runtime.internetworking_model,
         rx_limit=qemu.rx_rate_limiter_max_rate,
         tx_limit=qemu.tx_rate_limiter_max_rate,
-        netmon=_monitor(config),
+        netmon=monitor(config),
         in_host_netns=config.runtime.disable_new_netns,
         taps=[
             requested(tap, name)
@@ -125,7 +125,7 @@ def _check_netns(config: Config, wish: Wish) -> None:
         )
 
 
-def _monitor(config: Config) -> list[str]:
+def monitor(config: Config) -> list[str]:
     """The network monitor's command, empty where there is to be none."""
     netmon = config.netmon
     if not netmon.enable_netmon:

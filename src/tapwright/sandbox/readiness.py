@@ -14,10 +14,12 @@ from pathlib import Path
 
 from tapwright import cni
 from tapwright.config import Config
+from tapwright.errors import HypervisorError, NetworkError
 from tapwright.hypervisor import accelerator
-from tapwright.hypervisor.qemu import Machine
+from tapwright.hypervisor.qemu import Machine, check_hugepages
 from tapwright.image import store
 from tapwright.linux import trial
+from tapwright.sandbox import planning
 
 Progress = Callable[[str], None]
 
@@ -136,20 +138,12 @@ def _memory(config: Config) -> Iterator[Finding]:
         advice = "make it, or name another in [hypervisor.qemu]"
         yield Finding("memory", PROBLEM, f"file_mem_backend {directory} is no directory", advice)
     if config.qemu.enable_hugepages:
-        free, needed = _free_huge_pages(), config.qemu.default_memory
-        advice = "reserve more with sysctl vm.nr_hugepages=N"
-        found = f"{free} MiB free, {needed} MiB wanted by one guest"
-        enough = free >= needed
-        yield Finding("huge pages", OK if enough else PROBLEM, found, "" if enough else advice)
-
-
-def _free_huge_pages() -> int:
-    """MiB, of the default size of huge pages (proc(5), /proc/meminfo)."""
-    fields = dict(
-        line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
-    )
-    free, kib = (int(fields.get(key, "0").split()[0]) for key in ("HugePages_Free", "Hugepagesize"))
-    return free * kib // 1024
+        try:
+            check_hugepages(config.qemu.default_memory)
+        except HypervisorError as error:
+            yield Finding("huge pages", PROBLEM, str(error))
+        else:
+            yield Finding("huge pages", OK, "enough are free")
 
 
 def _kernel(config: Config) -> Iterator[Finding]:
@@ -171,10 +165,10 @@ def _kernel(config: Config) -> Iterator[Finding]:
             'the kernel lacks macvtap: set internetworking_model = "tcfilter"',
         ),
         (
-            "ifb",
-            trial.ifb,
-            "" if limited else "there are no rate limits",
-            "the kernel lacks ifb: set the rate limits in [hypervisor.qemu] to 0",
+            "rate limits",
+            trial.limits,
+            "" if limited else "there are none",
+            "the kernel lacks sch_htb or ifb: set the limits in [hypervisor.qemu] to 0",
         ),
     ):
         yield _tried(name, attempt, unneeded, advice)
@@ -202,14 +196,13 @@ def _vhost(config: Config) -> Finding:
 
 
 def _monitor(config: Config) -> Iterator[Finding]:
-    path = config.netmon.path
-    if not config.netmon.enable_netmon or not path:
-        return
-    if os.path.isfile(path) and os.access(path, os.X_OK):
-        yield Finding("monitor", OK, path)
+    try:
+        command = planning.monitor(config)
+    except NetworkError as error:
+        yield Finding("monitor", PROBLEM, str(error))
     else:
-        advice = "install it, or leave path in [netmon] empty for our own"
-        yield Finding("monitor", PROBLEM, f"{path} is not there, or can't be executed", advice)
+        if command:
+            yield Finding("monitor", OK, config.netmon.path or "our own")
 
 
 def _firewall() -> Finding:

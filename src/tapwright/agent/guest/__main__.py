@@ -11,7 +11,7 @@ from typing import Any
 
 from tapwright import __version__
 from tapwright.agent import protocol
-from tapwright.agent.guest import network, system
+from tapwright.agent.guest import network, routing, system
 from tapwright.agent.guest.streams import Command, Watcher
 from tapwright.linux.links import RTMGRP_LINK
 from tapwright.linux.netlink import Netlink, NetlinkError
@@ -31,14 +31,15 @@ def batch(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 OPERATIONS: dict[str, Operation] = {
     "batch": batch,
-    "change_routes": network.change_routes,
+    "change_neighbours": routing.change_neighbours,
+    "change_routes": routing.change_routes,
     "list_network": network.list_network,
-    "replace_routes": network.replace_routes,
+    "replace_routes": routing.replace_routes,
     "set_clock": system.set_clock,
     "set_dns": network.set_dns,
     "set_hostname": system.set_hostname,
     "set_interface": network.set_interface,
-    "set_neighbours": network.set_neighbours,
+    "set_neighbours": routing.set_neighbours,
     "shutdown": system.shutdown,
 }
 

@@ -1,21 +1,19 @@
-"""The guest's network: what the agent does to interfaces, routes, neighbours and resolv.conf.
+"""The guest's network: what the agent does to interfaces and resolv.conf; `routing` has the rest.
 
 Each request states what shall be, so doing one twice is doing it once. One that needs a NIC
 which the kernel has not found yet raises NotThereYetError, and is done again at the next change of
 an interface.
 """
 
-import errno
 import os
-from collections.abc import Iterable
 from typing import Any
 
 from tapwright.linux import addresses, ethtool, links, neighbours, routes
+from tapwright.linux.addresses import Address
 from tapwright.linux.announcement import announce
-from tapwright.linux.netlink import Netlink, NetlinkError, record
+from tapwright.linux.netlink import Netlink, pack_address, record
 
 RESOLV_CONF = "/etc/resolv.conf"
-_ROUTE_ORDER = 3
 
 
 class RefusedError(Exception):
@@ -27,77 +25,45 @@ class NotThereYetError(Exception):
 
 
 def prepare(nl: Netlink) -> None:
-    """Once at start: loopback up, and no wait for duplicate address detection anywhere: the
-    guest's addresses were given out, and checked, by the host's plugins."""
+    """Once at start: loopback up; no wait for duplicate address detection anywhere, for the
+    guest's addresses were given out, and checked, by the host's plugins; and when the first
+    address of a subnet goes the others stay."""
     for scope in ("all", "default"):
         write(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad", "0")
+        write(f"/proc/sys/net/ipv4/conf/{scope}/promote_secondaries", "1")
     links.set_up(nl, 1)
 
 
 def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the NIC with a MAC address what the request says: name, MTU, queues, addresses, up.
+    """Make the NIC with a MAC address what the request says: name, MTU, txqlen, queues, addresses
+    (IPv4 in their order), and up, unless `up` is false.
 
-    Addresses not named go, but for link-local ones, which are the kernel's.
+    Addresses not named go, but for the link-local one that the kernel makes. A NIC that gets
+    another name, or goes down, loses its routes: the caller adds them again.
     """
     mac = str(request["mac"]).lower()
-    wanted = [record(addresses.Address, item) for item in request.get("addresses", [])]
+    wanted = [record(Address, item) for item in request.get("addresses", [])]
     link = _find_by_mac(nl, mac)
     if link is None:
         raise NotThereYetError(mac)
-    name = request.get("name") or link.name
+    name, up = request.get("name") or link.name, bool(request.get("up", True))
+    was_up = link.is_up
     if name != link.name:
         _make_way(nl, name)
-        if link.is_up:
-            links.set_down(nl, link.index)
+    if was_up and (name != link.name or not up):
+        links.set_down(nl, link.index)
+        was_up = False
+    if name != link.name:
         links.rename(nl, link.index, name)
-    mtu = int(request.get("mtu") or link.mtu)
-    if mtu != link.mtu:
-        links.set_mtu(nl, link.index, mtu)
-    if queues := int(request.get("queues") or 0):
-        ethtool.set_queues(name, queues)
-    links.set_up(nl, link.index)
-    present = [address for index, address in addresses.listing(nl) if index == link.index]
-    for address in present:
-        if not address.is_link_local and _identity(address) not in map(_identity, wanted):
-            addresses.remove(nl, link.index, address)
-    for address in wanted:
-        addresses.add(nl, link.index, address)
-        announce(name, link.mac, address.address)
+    _set_sizes(nl, link._replace(name=name), request)
+    if up and not was_up:
+        links.set_up(nl, link.index)
+    new = _set_addresses(nl, link, list(dict.fromkeys(map(_comparable, wanted))))
+    if up:
+        # When it has just come up, nobody has heard of the others either.
+        for address in new if was_up else wanted:
+            announce(name, link.mac, address.address)
     return {"name": name, "index": link.index}
-
-
-def replace_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the routes of the guest those of the request. Routes of the kernel itself stay."""
-    wanted = [_route(nl, item) for item in request["routes"]]
-    present = [r for r in routes.listing(nl) if r.protocol != routes.RTPROT_KERNEL]
-    # Networks that each bring a default route give several of one metric, in an order that counts.
-    _change(nl, _without(present, wanted), _without(wanted, present), append=True)
-    return {}
-
-
-def change_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Remove some routes, then add some. Removing what is not there, and adding what is, is no
-    failure."""
-    remove = [_route(nl, item) for item in request.get("remove", [])]
-    add = [_route(nl, item) for item in request.get("add", [])]
-    present = routes.listing(nl)
-    kept = _without(present, remove)
-    _change(nl, _without(present, kept), _without(add, kept))
-    return {}
-
-
-def set_neighbours(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the static neighbour entries of the guest those of the request."""
-    wanted = []
-    for item in request["neighbours"]:
-        device = _device(nl, item["device"])
-        wanted.append(record(neighbours.Neighbour, {**item, "device": device.index}))
-    for entry in neighbours.listing(nl):
-        if entry not in wanted:
-            neighbours.remove(nl, entry)
-    for entry in wanted:
-        neighbours.add(nl, entry)
-    return {}
 
 
 def set_dns(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +116,66 @@ def write(path: str, content: str) -> None:
         os.close(fd)
 
 
+def _set_sizes(nl: Netlink, link: links.Link, request: dict[str, Any]) -> None:
+    mtu = int(request.get("mtu") or link.mtu)
+    if mtu != link.mtu:
+        links.set_mtu(nl, link.index, mtu)
+    txqlen = int(request.get("txqlen") or link.txqlen)
+    if txqlen != link.txqlen:
+        links.set_txqlen(nl, link.index, txqlen)
+    if queues := int(request.get("queues") or 0):
+        ethtool.set_queues(link.name, queues)
+
+
+def _set_addresses(nl: Netlink, link: links.Link, wanted: list[Address]) -> list[Address]:
+    """Make an interface's addresses those, all comparable; return the ones that are new.
+
+    When the new ones would not come to be where they belong, an IPv4 address stays only as far as
+    the order is right. IPv6 addresses have none: whichever came last is the first.
+    """
+    index = link.index
+    present = list(map(_comparable, addresses.of(nl, index)))
+    keys = set(wanted)
+    gone = [a for a in present if a not in keys and not a.is_made_from(link.mac)]
+    for address in reversed(gone):  # first what else would be put in the place of another
+        addresses.remove(nl, index, address)
+    if gone:  # the kernel may have put another in the place of one
+        present = list(map(_comparable, addresses.of(nl, index)))
+    ours = [a for a in present if a.is_ipv4]
+    right = _rightly_placed(ours, [a for a in wanted if a.is_ipv4])
+    for address in reversed(ours[right:]):
+        addresses.remove(nl, index, address)
+    kept = set(present).difference(ours[right:])
+    new = [a for a in wanted if a not in kept]
+    for address in new:
+        addresses.add(nl, index, address)
+    return new
+
+
+def _rightly_placed(ours: list[Address], wanted: list[Address]) -> int:
+    """How many of our IPv4 addresses, all of them wanted, can stay."""
+    present = set(ours)
+    order = _kernels_order(wanted)
+    if _kernels_order(ours + [a for a in wanted if a not in present]) == order:
+        return len(ours)
+    differing = (n for n, (a, b) in enumerate(zip(ours, order, strict=False)) if a != b)
+    return next(differing, len(ours))
+
+
+def _kernels_order(wanted: list[Address]) -> list[Address]:
+    """IPv4 addresses in the order in which the kernel lists them when they are added in this one:
+    first the first ones of each subnet, by scope (__inet_insert_ifa in net/ipv4/devinet.c)."""
+    subnets: set[tuple[int, int]] = set()
+    first: list[Address] = []
+    further: list[Address] = []
+    for address in wanted:
+        packed = int.from_bytes(pack_address(address.peer or address.address), "big")
+        subnet = address.prefix_length, packed >> max(0, 32 - address.prefix_length)
+        (further if subnet in subnets else first).append(address)
+        subnets.add(subnet)
+    return sorted(first, key=lambda address: -address.scope) + further
+
+
 def _find_by_mac(nl: Netlink, mac: str) -> links.Link | None:
     for link in links.listing(nl):
         if link.mac == mac and not link.is_loopback:
@@ -167,83 +193,10 @@ def _make_way(nl: Netlink, name: str) -> None:
     links.rename(nl, holder.index, f"tw{holder.index}")
 
 
-def _identity(address: addresses.Address) -> tuple[str, int, str | None]:
-    return address.address, address.prefix_length, address.peer
-
-
-def _device(nl: Netlink, name: str) -> links.Link:
-    link = links.find(nl, name)
-    if link is None:
-        raise RefusedError(f"the guest has no interface called {name!r}")
-    return link
-
-
-def _route(nl: Netlink, item: dict[str, Any]) -> routes.Route:
-    device = _device(nl, item["device"])
-    route: routes.Route = record(routes.Route, {**item, "device": device.index})
-    return route
-
-
-def _without(some: Iterable[routes.Route], others: Iterable[routes.Route]) -> list[routes.Route]:
-    """Those of some routes that the others have not."""
-    keys = set(map(_route_key, others))
-    return [route for route in some if _route_key(route) not in keys]
-
-
-def _change(
-    nl: Netlink, remove: list[routes.Route], add: list[routes.Route], append: bool = False
-) -> None:
-    """Do both; after a failure the routes are as before."""
-    removed: list[routes.Route] = []
-    added: list[routes.Route] = []
-    try:
-        for route in remove:
-            routes.remove(nl, route)
-            removed.append(route)
-        _add(nl, add, added, append)
-    except NetlinkError:
-        for route in reversed(added):
-            routes.remove(nl, route)
-        _add(nl, removed, [], append=True)
-        raise
-
-
-def _add(nl: Netlink, pending: list[routes.Route], added: list[routes.Route], append: bool) -> None:
-    """Add routes, those that were added to `added` too.
-
-    A gateway must be reachable when its route is added: routes without one go first, and a list
-    in an order that still does not fit is tried again.
-    """
-    pending = sorted(pending, key=lambda route: route.gateway is not None)
-    for attempt in range(_ROUTE_ORDER):
-        failed = []
-        for route in pending:
-            try:
-                routes.add(nl, route, append)
-                added.append(route)
-            except NetlinkError as error:
-                if error.errno == errno.EEXIST and _is_the_kernels(nl, route):
-                    continue
-                if attempt == _ROUTE_ORDER - 1:
-                    raise
-                failed.append(route)
-        pending = failed
-
-
-def _is_the_kernels(nl: Netlink, route: routes.Route) -> bool:
-    """Whether an address has brought the route with it."""
-    return any(
-        found.protocol == routes.RTPROT_KERNEL
-        and (found.destination, found.device) == (route.destination, route.device)
-        for found in routes.listing(nl)
-        if not route.gateway
-    )
-
-
-def _route_key(route: routes.Route) -> routes.Route:
-    """A route as the kernel would report it, to compare with those that are there."""
-    metric = route.metric
-    if not metric and ":" in route.destination:
-        metric = 1024  # IP6_RT_PRIO_USER, include/net/ip6_route.h
-    scope = 0 if ":" in route.destination else route.scope
-    return route._replace(metric=metric, scope=scope, protocol=0)
+def _comparable(address: Address) -> Address:
+    """An address without what the kernel knows by itself, so that one that is wanted and one that
+    is there are equal when they mean the same."""
+    own, length, peer, broadcast, scope, flags = address
+    if not address.is_ipv4:
+        scope = 0
+    return Address(own, length, peer, broadcast, scope, flags & ~addresses.IFA_F_NODAD)

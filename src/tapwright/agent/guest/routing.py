@@ -1,0 +1,184 @@
+"""The guest's routes and static neighbours.
+
+Each request states what shall be, so doing one twice is doing it once; after a failure all is as
+before. A thousand routes are one request, and the guest may be emulated: nothing is asked of the
+kernel that need not be, and what is asked goes in batches.
+"""
+
+import errno
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from tapwright.agent.guest.network import RefusedError
+from tapwright.linux import links, neighbours, routes
+from tapwright.linux.neighbours import Neighbour
+from tapwright.linux.netlink import Netlink, NetlinkError, record
+from tapwright.linux.routes import Route
+
+_IPV6_METRIC = 1024  # IP6_RT_PRIO_USER, include/net/ip6_route.h
+
+
+def replace_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Make the routes of the guest those of the request. Routes of the kernel itself stay."""
+    wanted = _routes(nl, request["routes"])
+    present = [r for r in routes.listing(nl) if r.protocol != routes.RTPROT_KERNEL]
+    # Networks that each bring a default route give several of one metric, in an order that counts.
+    _change(nl, _without(present, wanted), _without(wanted, present), append=True)
+    return {}
+
+
+def change_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Remove some routes, then add some. Removing what is not there, and adding what is, is no
+    failure."""
+    remove = _routes(nl, request.get("remove", []))
+    add = _routes(nl, request.get("add", []))
+    keys = set(map(_route_key, remove))
+    # The kernel would remove by a pattern, and take another route for one that is gone.
+    present = routes.listing(nl, {route.family for route in remove})
+    _change(nl, [route for route in present if _route_key(route) in keys], add)
+    return {}
+
+
+def set_neighbours(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Make the static neighbour entries of the guest those of the request."""
+    wanted = _neighbours(nl, request["neighbours"])
+    present = neighbours.listing(nl)
+    _change_neighbours(nl, [e for e in present if e not in wanted], wanted, present)
+    return {}
+
+
+def change_neighbours(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Remove some static entries, then add some. Removing what is not there is no failure, and an
+    entry for the same address is replaced; one to be removed needs no MAC address."""
+    unknown = {"mac": ""}
+    remove = _neighbours(nl, [unknown | item for item in request.get("remove", [])])
+    add = _neighbours(nl, request.get("add", []))
+    places = set(map(_place, remove))
+    present = neighbours.listing(nl)
+    _change_neighbours(nl, [e for e in present if _place(e) in places], add, present)
+    return {}
+
+
+class _Devices(dict[str, int]):
+    """Indexes of interfaces by their names, each asked for once."""
+
+    def __init__(self, nl: Netlink) -> None:
+        super().__init__()
+        self._nl = nl
+
+    def __missing__(self, name: str) -> int:
+        link = links.find(self._nl, name)
+        if link is None:
+            raise RefusedError(f"the guest has no interface called {name!r}")
+        self[name] = link.index
+        return link.index
+
+
+def _routes(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[Route]:
+    devices = _Devices(nl)
+    return [record(Route, {**item, "device": devices[item["device"]]}) for item in items]
+
+
+def _neighbours(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[Neighbour]:
+    devices = _Devices(nl)
+    return [record(Neighbour, {**item, "device": devices[item["device"]]}) for item in items]
+
+
+def _without(some: Iterable[Route], others: Iterable[Route]) -> list[Route]:
+    """Those of some routes that the others have not."""
+    keys = set(map(_route_key, others))
+    return [route for route in some if _route_key(route) not in keys]
+
+
+def _change(nl: Netlink, remove: list[Route], add: list[Route], append: bool = False) -> None:
+    """Do both; after a failure the routes are as before."""
+    removed: list[Route] = []
+    added: list[Route] = []
+    try:
+        refusals = routes.remove_many(nl, remove)
+        removed += [route for route, refusal in zip(remove, refusals, strict=True) if not refusal]
+        for refusal in filter(None, refusals):
+            raise refusal
+        _add(nl, add, added, append)
+    except Exception:
+        routes.remove_many(nl, added[::-1])
+        _add(nl, removed, [], append=True)
+        raise
+
+
+def _add(nl: Netlink, some: list[Route], added: list[Route], append: bool) -> None:
+    """Add routes, those that were not there before to `added` too.
+
+    A gateway must be reachable on a link when its route is added, so routes without one go first.
+    """
+    some = sorted(some, key=lambda route: route.gateway is not None)
+    present: _Present | None = None
+    failure: NetlinkError | None = None
+    for route, refusal in zip(some, routes.add_many(nl, some, append), strict=True):
+        if not refusal:
+            added.append(route)
+            continue
+        if refusal.errno == errno.EEXIST:
+            present = present or _present(nl)
+            if present.has(route):
+                continue
+        failure = failure or refusal
+    if failure:
+        raise failure
+
+
+class _Present(NamedTuple):
+    """The guest's routes by their keys, and those of the kernel as (destination, device)."""
+
+    keys: set[tuple[Any, ...]]
+    kernels: set[tuple[str, int]]
+
+    def has(self, route: Route) -> bool:
+        """Whether the very route is there, or an address has brought it with it."""
+        place = route.destination, route.device
+        return _route_key(route) in self.keys or (not route.gateway and place in self.kernels)
+
+
+def _present(nl: Netlink) -> _Present:
+    found = routes.listing(nl)
+    kernels = [route for route in found if route.protocol == routes.RTPROT_KERNEL]
+    return _Present(set(map(_route_key, found)), {(r.destination, r.device) for r in kernels})
+
+
+def _route_key(route: Route) -> tuple[Any, ...]:
+    """A route as the kernel would report it, to compare with those that are there: whoever made
+    it."""
+    destination, device, gateway, source, scope, metric, table, onlink, _, mtu, advmss = route
+    if ":" in destination:
+        scope, metric = 0, metric or _IPV6_METRIC
+    return destination, device, gateway, source, scope, metric, table, onlink, mtu, advmss
+
+
+def _place(entry: Neighbour) -> tuple[str, int, int]:
+    """What the kernel keeps one entry for."""
+    return entry.address, entry.device, entry.flags
+
+
+def _change_neighbours(
+    nl: Netlink, remove: list[Neighbour], add: list[Neighbour], present: list[Neighbour]
+) -> None:
+    """Do both; after a failure the entries are as before."""
+    kept = set(present).difference(remove)
+    removed: list[Neighbour] = []
+    added: list[Neighbour] = []
+    try:
+        for entry in remove:
+            neighbours.remove(nl, entry)
+            removed.append(entry)
+        for entry in add:
+            if entry not in kept:
+                neighbours.add(nl, entry)
+                added.append(entry)
+    except Exception:
+        for entry in added:
+            neighbours.remove(nl, entry)
+        replaced = set(map(_place, added))
+        for entry in present:
+            if entry in removed or _place(entry) in replaced:
+                neighbours.add(nl, entry)
+        raise

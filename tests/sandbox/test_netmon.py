@@ -1,0 +1,567 @@
+"""The network monitor: what happens to a namespace afterwards arrives in the running guest, with no
+command given to Tapwright."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright.endpoint import discovery
+from tapwright.linux import addresses, neighbours, netns, routes
+from tapwright.linux.netlink import Netlink
+from tests.host import Host, eventually
+from tests.sandboxes import Tapwright, ended, pids_of
+
+VM = "watched"
+BRIDGE, HOST4, HOST6 = "br-mon", "10.77.0.1", "fd77::1"
+
+Json = Any
+State = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def configuration(tapwright: Tapwright, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return configured(tapwright, tmp_path_factory.mktemp("config"))
+
+
+def configured(tapwright: Tapwright, directory: Path, monitor: str = "") -> Path:
+    path = directory / "configuration.toml"
+    line = f'path = "{monitor}"\n' if monitor else ""
+    path.write_text(f"{tapwright.config.read_text()}\n[netmon]\nenable_netmon = true\n{line}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def vm(tapwright: Tapwright, configuration: Path) -> Iterator[Json]:
+    """A sandbox on an empty namespace, beside a bridge of the host's."""
+    for command in (
+        # With an address of its own, which otherwise changes with the bridge's ports.
+        f"link add {BRIDGE} address 02:00:00:00:77:fe type bridge",
+        f"address add {HOST4}/24 dev {BRIDGE}",
+        f"address add {HOST6}/64 dev {BRIDGE} nodad",
+        f"link set {BRIDGE} up",
+    ):
+        ip(command)
+    done = tapwright.run("--log-level", "info", "sandbox", "run", VM, config=configuration)
+    assert done.returncode == 0, done.stderr
+    yield tapwright.json("sandbox", "inspect", VM)
+    tapwright.delete(VM)
+    ip(f"link delete {BRIDGE}")
+
+
+class Namespace:
+    """The namespace of the VM, changed from outside as a platform does it."""
+
+    def __init__(self, vm: Json, tapwright: Tapwright) -> None:
+        self.path = vm["netns"]
+        self.name = Path(self.path).name
+        self._tapwright = tapwright
+        self._vm = vm
+
+    def ip(self, command: str) -> str:
+        return ip(f"-n {self.name} {command}")
+
+    def batch(self, *commands: str) -> None:
+        text = "".join(f"{command}\n" for command in commands)
+        subprocess.run(["ip", "-n", self.name, "-batch", "-"], input=text, text=True, check=True)
+
+    def add_veth(self, name: str, *configured: str, up: bool = True) -> None:
+        """With its other end in the bridge; `configured` are addresses."""
+        ip(f"link add h-{name} type veth peer name {name} netns {self.name}")
+        ip(f"link set h-{name} master {BRIDGE} up")
+        for address in configured:
+            self.ip(f"address add {address} dev {name} nodad")
+        if up:
+            self.ip(f"link set {name} up")
+
+    def state(self) -> State:
+        """What the guest should be."""
+        with netns.entered(self.path), Netlink() as nl:
+            found = discovery.scan(nl)
+        names = {interface.link.index: interface.link.name for interface in found}
+        carried = [i for i in found if i.link.is_up]
+        return described(
+            {i.link.name: (i.link.mac, i.link.mtu, i.addresses) for i in carried},
+            [(names[r.device], r) for i in carried for r in i.routes],
+            [(names[n.device], n) for i in carried for n in i.neighbours],
+        )
+
+    def guest(self) -> State:
+        """What the guest is."""
+        script = (
+            "import sys, json; sys.path.append('/usr/lib/tapwright')\n"
+            "from tapwright.linux.netlink import Netlink\n"
+            "from tapwright.agent.guest.network import list_network\n"
+            "print(json.dumps(list_network(Netlink(), {})))"
+        )
+        listed = json.loads(self._tapwright.exec(VM, "python3", "-c", script))
+        ethernet = [i for i in listed["interfaces"] if i["mac"].strip("0:") and i["up"]]
+        return described(
+            {
+                i["name"]: (
+                    i["mac"],
+                    i["mtu"],
+                    [
+                        address
+                        for item in i["addresses"]
+                        if not (address := addresses.Address(**item)).is_made_from(i["mac"])
+                    ],
+                )
+                for i in ethernet
+            },
+            [
+                (item["device"], routes.Route(**{**item, "device": 0}))
+                for item in listed["routes"]
+                if item["protocol"] not in (routes.RTPROT_KERNEL, 1, 9) and item["device"] != "lo"
+            ],
+            [
+                (item["device"], neighbours.Neighbour(**{**item, "device": 0}))
+                for item in listed["neighbours"]
+                if item["device"] != "lo"
+            ],
+        )
+
+    def settles(self) -> None:
+        """The guest becomes what the namespace is."""
+        if not eventually(lambda: self.guest() == self.state(), 15):
+            assert self.guest() == self.state(), self.log()
+
+    def log(self) -> str:
+        return (self._tapwright.root / "sandboxes" / VM / "log").read_text()
+
+    def monitor(self) -> int:
+        """The pid of the monitor."""
+        return monitor_of(self._vm)
+
+
+def described(interfaces: Json, found_routes: Json, found_neighbours: Json) -> State:
+    """The same form for namespace and guest."""
+    return {
+        "interfaces": {
+            name: (mac, mtu, [(a.address, a.prefix_length, a.peer) for a in found])
+            for name, (mac, mtu, found) in interfaces.items()
+        },
+        "routes": sorted(
+            (device, r.destination, r.gateway or "", r.source or "", r.metric, r.onlink, r.mtu)
+            for device, r in found_routes
+        ),
+        "neighbours": sorted((device, n.address, n.mac) for device, n in found_neighbours),
+    }
+
+
+def monitor_of(vm: Json) -> int:
+    pids: list[int] = []
+
+    def found() -> bool:
+        children = Path(f"/proc/{vm['supervisor_pid']}/task/{vm['supervisor_pid']}/children")
+        pids[:] = [
+            int(pid)
+            for pid in children.read_text().split()
+            if b"netmon" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        return bool(pids)
+
+    assert eventually(found)
+    return pids[0]
+
+
+def ip(command: str) -> str:
+    done = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ip {command}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def namespace(vm: Json, tapwright: Tapwright, host: Host) -> Iterator[Namespace]:
+    """Empty before and after, with a guest that has no NIC then, and nothing else on the host."""
+    space = Namespace(vm, tapwright)
+    before = host.snapshot()
+    yield space
+    for link in json.loads(ip("-json link show type veth")):
+        if link["ifname"].startswith("h-"):
+            ip(f"link delete {link['ifname']}")
+    space.settles()
+    assert space.guest()["interfaces"] == {}
+    host.assert_same(before)
+
+
+def test_an_interface_comes_and_goes(namespace: Namespace, tapwright: Tapwright) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24", "fd77::9/64")
+    assert eventually(lambda: "eth1" in namespace.guest()["interfaces"])
+    assert tapwright.exec(VM, "ping", "-c", "1", "-W", "5", HOST4)
+    assert tapwright.exec(VM, "ping", "-c", "1", "-W", "5", HOST6)
+    for address in ("10.77.0.9", "fd77::9"):
+        subprocess.run(["ping", "-c", "1", "-W", "5", address], check=True, capture_output=True)
+    namespace.settles()
+    ip("link delete h-eth1")
+    assert eventually(lambda: namespace.guest()["interfaces"] == {})
+
+
+def test_what_arrives_later_and_changes(namespace: Namespace) -> None:
+    namespace.add_veth("eth1")
+    assert eventually(lambda: "eth1" in namespace.guest()["interfaces"])
+    for step in (
+        ["address add 10.77.0.9/24 dev eth1", "address add fd77::9/64 dev eth1 nodad"],
+        ["route add default via 10.77.0.1", "route add 10.200.0.0/16 via 10.77.0.2 metric 7"],
+        ["route add 10.201.0.0/16 dev eth1", "route add fd99::/64 via fd77::1"],
+        ["neigh add 10.77.0.77 lladdr 02:00:00:00:00:77 dev eth1 nud permanent"],
+        ["link set eth1 mtu 1400", "address add fe80::77/64 dev eth1 nodad"],
+        ["address add 10.77.0.10/24 dev eth1", "route change default via 10.77.0.3"],
+        # The kernel drops all that leads through the last address, here as there.
+        ["address flush dev eth1", "address add 10.77.0.11/24 dev eth1"],
+        ["route add default via 10.77.0.1", "neigh flush dev eth1 nud permanent"],
+        ["link set eth1 mtu 9000"],
+    ):
+        namespace.batch(*step)
+        namespace.settles()
+
+
+def test_calico_shaped(namespace: Namespace, tapwright: Tapwright) -> None:
+    """A /32 address, a gateway that is no neighbour of it, and who that is."""
+    namespace.add_veth("eth1", "10.99.0.5/32")
+    mac = json.loads(ip(f"-json link show {BRIDGE}"))[0]["address"]
+    namespace.batch(
+        "route add 169.254.1.1 dev eth1 scope link",
+        "route add default via 169.254.1.1 dev eth1",
+        f"neigh add 169.254.1.1 lladdr {mac} dev eth1 nud permanent",
+    )
+    namespace.settles()
+    ip(f"route add 10.99.0.5 dev {BRIDGE}")
+    try:
+        assert tapwright.exec(VM, "ping", "-c", "1", "-W", "5", HOST4)
+    finally:
+        ip("route delete 10.99.0.5")
+
+
+def test_renamed_swapped_and_given_another_mac(namespace: Namespace) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.add_veth("eth2", "10.77.0.10/24", "fd77::10/64")
+    namespace.ip("route add 10.200.0.0/16 via 10.77.0.2 dev eth2")
+    namespace.settles()
+    namespace.ip("link set eth1 name wan0")
+    namespace.settles()
+    namespace.batch(
+        "link set wan0 name spare", "link set eth2 name wan0", "link set spare name eth2"
+    )
+    namespace.settles()
+    namespace.ip("link set eth2 address 02:00:00:00:77:01")
+    namespace.settles()
+
+
+def test_down_and_up_again(namespace: Namespace) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.ip("route add default via 10.77.0.1")
+    namespace.settles()
+    namespace.ip("link set eth1 down")
+    namespace.settles()
+    namespace.batch("link set eth1 up", "route add default via 10.77.0.1")
+    namespace.settles()
+    assert namespace.guest()["routes"]
+
+
+def test_carrier(namespace: Namespace, tapwright: Tapwright) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+
+    def carrier() -> str:
+        return tapwright.exec(VM, "cat", "/sys/class/net/eth1/carrier").strip()
+
+    assert carrier() == "1"
+    ip("link set h-eth1 down")
+    assert eventually(lambda: carrier() == "0")
+    ip("link set h-eth1 up")
+    assert eventually(lambda: carrier() == "1")
+    subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.9"], check=True, capture_output=True)
+
+
+def test_not_before_it_is_running(namespace: Namespace) -> None:
+    namespace.add_veth("eth1", up=False)
+    namespace.add_veth("eth2", "10.77.0.10/24")
+    assert eventually(lambda: "eth2" in namespace.guest()["interfaces"])
+    assert "eth1" not in namespace.guest()["interfaces"]
+    namespace.ip("link set eth1 up")
+    namespace.settles()
+
+
+def test_out_of_the_namespace_and_back(namespace: Namespace) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    namespace.ip(f"link set eth1 netns {os.getpid()}")
+    assert eventually(lambda: namespace.guest()["interfaces"] == {})
+    ip(f"link set eth1 netns {namespace.name}")
+    namespace.batch("address add 10.77.0.12/24 dev eth1", "link set eth1 up")
+    namespace.settles()
+    subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.12"], check=True, capture_output=True)
+
+
+def test_out_and_back_before_anybody_looks(namespace: Namespace) -> None:
+    """The interface is the same, but what joined it with the NIC has gone."""
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    monitor = namespace.monitor()
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        namespace.ip(f"link set eth1 netns {os.getpid()}")
+        ip(f"link set eth1 netns {namespace.name}")
+        namespace.batch("address add 10.77.0.9/24 dev eth1", "link set eth1 up")
+    finally:
+        os.kill(monitor, signal.SIGCONT)
+    namespace.settles()
+    assert eventually(
+        lambda: (
+            subprocess.run(
+                ["tc", "-n", namespace.name, "filter", "show", "dev", "eth1", "ingress"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.count("mirred")
+            == 1
+        )
+    )
+
+
+def test_flapping_while_another_carries_traffic(namespace: Namespace, tapwright: Tapwright) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    pinging = subprocess.Popen(
+        ["ping", "-i", "0.05", "-c", "2000", "-W", "1", "10.77.0.9"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for number in range(100):
+            namespace.add_veth("eth2", f"10.77.0.{100 + number}/24")
+            ip("link delete h-eth2")
+        namespace.add_veth("eth2", "10.77.0.50/24")
+        namespace.settles()
+    finally:
+        pinging.send_signal(signal.SIGINT)
+        output, _ = pinging.communicate(timeout=10)
+    # One that was on its way when ping was ended is no loss.
+    sent, received = (int(word) for word in output.split("\n---")[1].split() if word.isdecimal())
+    assert sent - received <= 1, output[-300:]
+
+
+def test_a_thousand_changes_at_once(namespace: Namespace) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    namespace.batch(
+        *(f"address add 10.77.1.{n}/24 dev eth1" for n in range(1, 101)),
+        *(f"route add 10.{100 + n // 200}.{n % 200}.0/24 via 10.77.0.2" for n in range(800)),
+        # Last one first, for with the first of a network go all others.
+        *(f"address delete 10.77.1.{n}/24 dev eth1" for n in range(100, 0, -1)),
+    )
+    namespace.settles()
+    assert len(namespace.guest()["routes"]) == 800
+    namespace.ip("route flush root 10.0.0.0/8 protocol boot")
+    namespace.settles()
+
+
+def test_more_than_the_kernel_keeps_for_us(namespace: Namespace) -> None:
+    """While the monitor stands still its buffer overruns: it must look again, not give up."""
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    monitor = namespace.monitor()
+    os.kill(monitor, signal.SIGSTOP)
+    try:
+        added = [f"route add 10.150.{n % 250}.0/24 via 10.77.0.2" for n in range(250)]
+        removed = [line.replace("add", "delete") for line in added]
+        for _ in range(12):
+            namespace.batch(*added, *removed)
+        namespace.batch(*added[:7])
+        drops = Path("/proc/net/netlink").read_text
+        with netns.entered(namespace.path):
+            dropped = [
+                int(line.split()[8])
+                for line in drops().splitlines()[1:]
+                if int(line.split()[2]) == monitor
+            ]
+        assert any(dropped), "the buffer did not overrun, so this tests nothing"
+    finally:
+        os.kill(monitor, signal.SIGCONT)
+    namespace.settles()
+    assert namespace.monitor() == monitor
+
+
+def test_killed_at_random(namespace: Namespace) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    chance = random.Random(77)  # noqa: S311 - the same each time
+    for number in range(6):
+        monitor = namespace.monitor()
+        kill = threading.Timer(chance.uniform(0, 0.3), os.kill, (monitor, signal.SIGKILL))
+        kill.start()
+        namespace.add_veth(f"eth{number + 2}", f"10.77.0.{20 + number}/24")
+        namespace.ip(f"route add 10.{200 + number}.0.0/16 via 10.77.0.2 dev eth{number + 2}")
+        kill.join()
+        assert ended(monitor)
+    namespace.settles()
+    for number in range(6):
+        ip(f"link delete h-eth{number + 2}")
+    namespace.settles()
+
+
+def test_what_was_asked_for_is_left_alone(namespace: Namespace, kata: Callable[..., Json]) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    ip("tuntap add dev tap-mon mode tap")
+    try:
+        ip(f"link set tap-mon master {BRIDGE} up")
+        kata(
+            "add-iface",
+            {
+                "device": "tap-mon",
+                "name": "hot0",
+                "hwAddr": "02:00:00:00:77:aa",
+                "IPAddresses": [{"address": "10.77.0.40", "mask": "24"}],
+            },
+        )
+        kata("add-route", [{"dest": "10.210.0.0/16", "gateway": "10.77.0.2", "device": "eth1"}])
+        namespace.ip("route add 10.211.0.0/16 via 10.77.0.2")
+        assert eventually(lambda: "10.211.0.0/16" in destinations(kata))
+        assert "10.210.0.0/16" in destinations(kata)
+        namespace.ip("route delete 10.211.0.0/16")
+        assert eventually(lambda: "10.211.0.0/16" not in destinations(kata))
+        assert "10.210.0.0/16" in destinations(kata)
+        assert {nic["name"] for nic in kata("list-ifaces")} == {"eth1", "hot0"}
+        kata("del-iface", {"name": "hot0"})
+    finally:
+        ip("link delete tap-mon")
+
+
+def test_removed_by_request_stays_away(namespace: Namespace, kata: Callable[..., Json]) -> None:
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    kata("del-iface", {"name": "eth1"})
+    namespace.add_veth("eth2", "10.77.0.10/24")
+    assert eventually(lambda: "eth2" in namespace.guest()["interfaces"])
+    assert "eth1" not in namespace.guest()["interfaces"]
+    ip("link delete h-eth1")
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+
+
+def test_one_that_fails_is_told_of_and_tried_again(
+    namespace: Namespace, kata: Callable[..., Json]
+) -> None:
+    ip("tuntap add dev tap-mon mode tap")
+    try:
+        kata("add-iface", {"device": "tap-mon", "name": "eth1", "hwAddr": "02:00:00:00:77:ab"})
+        namespace.add_veth("eth1", "10.77.0.9/24")
+        namespace.add_veth("eth2", "10.77.0.10/24")
+        assert eventually(lambda: "eth2" in namespace.guest()["interfaces"])
+        assert eventually(lambda: "'eth1' is taken in this sandbox" in namespace.log())
+        kata("del-iface", {"name": "eth1"})
+        namespace.settles()
+    finally:
+        ip("link delete tap-mon")
+
+
+@pytest.fixture
+def kata(tapwright: Tapwright) -> Callable[..., Json]:
+    def call(verb: str, content: Json = None) -> Json:
+        words = ["kata-network", verb, VM, *(["-"] if content is not None else [])]
+        done = tapwright.run(*words, input=json.dumps(content) if content is not None else None)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return call
+
+
+def destinations(kata: Callable[..., Json]) -> list[str]:
+    return [route["dest"] for route in kata("list-routes") or []]
+
+
+# --- a monitor's life ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["delete", "kill"])
+def test_ends_with_its_sandbox(
+    way: str, tapwright: Tapwright, configuration: Path, nothing_left: None
+) -> None:
+    done = tapwright.run("sandbox", "run", "mortal", "--json", config=configuration)
+    assert done.returncode == 0, done.stderr
+    sandbox = json.loads(done.stdout)
+    monitor = monitor_of(sandbox)
+    if way == "kill":
+        os.kill(pids_of(sandbox)[0], signal.SIGKILL)
+        assert ended(monitor)
+    tapwright.delete("mortal")
+    assert ended(monitor)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("missing", "is missing"), ("plain", "is not executable"), (".", "is not")]
+)
+def test_monitor_that_can_not_be(
+    name: str, reason: str, tapwright: Tapwright, tmp_path: Path, nothing_left: None
+) -> None:
+    (tmp_path / "plain").write_text("#!/bin/sh\n")
+    config = configured(tapwright, tmp_path, str(tmp_path / name))
+    done = tapwright.run("sandbox", "run", "never", config=config)
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert "enable_netmon = false" in done.stderr
+
+
+def test_monitor_that_can_not_be_executed(
+    tapwright: Tapwright, tmp_path: Path, nothing_left: None
+) -> None:
+    """Only the kernel knows."""
+    monitor = tmp_path / "monitor"
+    monitor.write_text("#!/nonexistent/interpreter\n")
+    monitor.chmod(0o755)
+    done = tapwright.run(
+        "sandbox", "run", "never", config=configured(tapwright, tmp_path, str(monitor))
+    )
+    assert done.returncode == 1
+    assert "can't be started" in done.stderr
+
+
+FOREIGN = """#!/bin/sh
+# A monitor by Kata's contract: plugs what it is told to, once it has appeared.
+echo "$@" >{directory}/arguments
+runtime=$4
+until ip -o link show eth1 2>/dev/null | grep -q LOWER_UP; do sleep 0.05; done
+cat >{directory}/interface.json <<END
+{{"Device":"eth1","Name":"eth1","HwAddr":"$(cat /sys/class/net/eth1/address 2>/dev/null ||
+    ip -o link show eth1 | sed 's/.*ether \\([0-9a-f:]*\\).*/\\1/')","Mtu":1500,"LinkType":"veth",
+"IPAddresses":[{{"Family":2,"Address":"10.77.0.9","Mask":"24"}}]}}
+END
+"$runtime" kata-network add-iface "$2" {directory}/interface.json >{directory}/answer 2>&1
+echo '[{{"Dest":"10.200.0.0/16","Gateway":"10.77.0.1","Device":"eth1"}}]' >{directory}/routes.json
+"$runtime" kata-network update-routes "$2" {directory}/routes.json >>{directory}/answer 2>&1
+exec sleep 1000
+"""
+
+
+def test_a_foreign_monitor_drives_our_command(
+    tapwright: Tapwright, tmp_path: Path, vm: Json, nothing_left: None
+) -> None:
+    """Started with Kata's flags in the namespace, it calls what -r names."""
+    monitor = tmp_path / "kata-netmon"
+    monitor.write_text(FOREIGN.format(directory=tmp_path))
+    monitor.chmod(0o755)
+    config = configured(tapwright, tmp_path, str(monitor))
+    done = tapwright.run("sandbox", "run", "foreign", "--json", config=config)
+    assert done.returncode == 0, done.stderr
+    sandbox = json.loads(done.stdout)
+    try:
+        space = Namespace(sandbox, tapwright)
+        space.add_veth("eth1", "10.77.0.9/24")
+        answer = tmp_path / "answer"
+        assert eventually(lambda: answer.exists() and answer.read_text().count("\n") == 2)
+        assert '"pciAddr"' in answer.read_text()
+        tapwright.exec("foreign", "ping", "-c", "1", "-W", "5", HOST4)
+        arguments = (tmp_path / "arguments").read_text().split()
+        assert arguments[:3] == ["-s", "foreign", "-r"]
+        assert arguments[4:] == ["-log", "warning"]
+    finally:
+        tapwright.delete("foreign")
+        ip("link delete h-eth1")
