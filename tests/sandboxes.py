@@ -101,7 +101,7 @@ class Tapwright:
         self._configurations = 0
         self.config = self.configuration()
 
-    def configuration(self, runtime: dict[str, Any] | None = None, **qemu: Any) -> Path:
+    def configuration(self, runtime: Any = None, **qemu: Any) -> Path:
         """A configuration file with these keys in [runtime] and [hypervisor.qemu]."""
         self._configurations += 1
         path = self._directory / f"configuration-{self._configurations}.toml"
