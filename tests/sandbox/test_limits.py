@@ -170,7 +170,7 @@ def test_kernel_holds_them(limited: Limited) -> None:
 
 
 ROOT, INGRESS, CLSACT = "root handle 1: pfifo", "ingress", "clsact"
-IN_THE_WAY = {
+IN_THE_WAY: dict[str, dict[str, tuple[str, ...]]] = {
     "tcfilter": {"lan1": (ROOT, INGRESS, CLSACT), OTHER_TAP: (ROOT, INGRESS, CLSACT)},
     "macvtap": {"lan1": (INGRESS, CLSACT), OTHER_TAP: (ROOT, INGRESS, CLSACT)},
     "none": {OTHER_TAP: (ROOT, INGRESS, CLSACT)},
@@ -227,12 +227,19 @@ def test_tap_of_the_host(limited: Limited) -> None:
 
 
 def test_nothing_is_left(limited: Limited) -> None:
-    """Also where somebody has taken a limit away. The last one, for it ends the sandbox."""
+    """Also where somebody has taken a limit away, or the interface. The last one, for it ends the
+    sandbox."""
+    limited.ns.ip("link set lan1 up")
+    for number, (device, peer) in enumerate({"lan1": "outlim1", OTHER_TAP: OTHER_TAP}.items()):
+        request = interface(device, name=f"gone{number}", hwAddr=f"02:00:00:83:01:0{number}")
+        limited.kata("add-iface", {**request, "IPAddresses": []})
+        host.ip(f"link delete {peer}")
     limited.tapwright.delete(SANDBOX)
     if limited.model == "none":
         limited.ns.ip("link delete brnone")
         limited.ns.ip(f"link set lan0 address {limited.before['lan0']['links'][0]['address']}")
-    eventually(lambda: limited.ns.state() == limited.before)
-    assert limited.ns.state() == limited.before
+    before = {name: limited.before[name] for name in ("lo", "lan0")}
+    eventually(lambda: limited.ns.state() == before)
+    assert limited.ns.state() == before
     assert (tap_state(TAP), host.state()[TAP]["qdiscs"]) == limited.tap_before
     assert not [name for name in host.state() if name.startswith("ifb")]
