@@ -34,8 +34,9 @@ def config(tapwright: Tapwright) -> Path:
 
 @pytest.fixture(scope="module")
 def bridges() -> Iterator[None]:
-    for name in (BRIDGE, OTHER_BRIDGE):
-        ip(f"link add {name} type bridge")
+    for number, name in enumerate((BRIDGE, OTHER_BRIDGE)):
+        # Without an address of its own it takes the least of its ports', whichever those are.
+        ip(f"link add {name} address 02:00:00:85:ff:0{number} type bridge")
         ip(f"link set {name} up")
     for address in ADDRESSES:
         ip(f"address add {address} dev {BRIDGE}" + (" nodad" if ":" in address else ""))

@@ -42,7 +42,8 @@ class Limited:
             "link set outlim1 up",
             f"link add link outlim1 name mv0 netns {self.ns.name} type macvlan mode bridge",
             f"link add link outlim1 name mt0 netns {self.ns.name} type macvtap mode bridge",
-            f"link add {BRIDGE} type bridge",
+            # Or it takes the least of its ports' addresses, whichever those are.
+            f"link add {BRIDGE} address 02:00:00:84:00:01 type bridge",
             f"address add 10.84.0.1/24 dev {BRIDGE}",
             f"link set {BRIDGE} up",
         ):
@@ -241,5 +242,7 @@ def test_nothing_is_left(limited: Limited) -> None:
     before = {name: limited.before[name] for name in ("lo", "lan0")}
     eventually(lambda: limited.ns.state() == before)
     assert limited.ns.state() == before
+    # A port of a bridge takes a moment.
+    eventually(lambda: tap_state(TAP) == limited.tap_before[0])
     assert (tap_state(TAP), host.state()[TAP]["qdiscs"]) == limited.tap_before
     assert not [name for name in host.state() if name.startswith("ifb")]
