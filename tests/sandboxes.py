@@ -101,17 +101,17 @@ class Tapwright:
         self._configurations = 0
         self.config = self.configuration()
 
-    def configuration(self, **qemu: Any) -> Path:
-        """A configuration file with these keys in [hypervisor.qemu]."""
+    def configuration(self, runtime: Any = None, **qemu: Any) -> Path:
+        """A configuration file with these keys in [runtime] and [hypervisor.qemu]."""
         self._configurations += 1
         path = self._directory / f"configuration-{self._configurations}.toml"
-        lines = [f"{key} = {json.dumps(value)}\n" for key, value in qemu.items()]
         path.write_text(
             "[cni]\n"
             f'conf_dir = "{self._networks.directory}"\n'
             f'bin_dirs = ["{PLUGINS}"]\n'
             f'cache_dir = "{self.cache}"\n'
-            "[hypervisor.qemu]\n" + "".join(lines)
+            f"[runtime]\n{_toml(runtime or {})}"
+            f"[hypervisor.qemu]\n{_toml(qemu)}"
         )
         return path
 
@@ -156,6 +156,10 @@ class Tapwright:
     def delete_all(self) -> None:
         for name in self.names():
             self.delete(name)
+
+
+def _toml(keys: dict[str, Any]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
 
 
 def pids_of(sandbox: dict[str, Any]) -> tuple[int, int]:

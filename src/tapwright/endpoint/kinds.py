@@ -64,11 +64,13 @@ def choose(link: Link, netns_path: str, model: str, limits: Limits) -> Endpoint:
     if settings := tuntap.settings(link):
         return ExistingTap(*place, link.is_up, settings, *limits)
     if link.kind == macvtap.KIND:
-        return ExistingMacvtap(*place, *limits, was_up=link.is_up)
+        return ExistingMacvtap(*place, *limits, link.is_up, link.takes_all_multicast)
     with netns.entered(netns_path):
         physical.refuse(link)
     if model == "macvtap" and link.kind == MACVLAN:
-        return Macvtap(*place, *limits, sibling=True, mac=link.mac)
+        return Macvtap(*place, *limits, macvtap.mode_of(link), sibling=True, mac=link.mac)
+    if model == "tcfilter":
+        return TcFilter(*place, *limits, link.takes_all_multicast)
     return MODELS[model](*place, *limits)
 
 
