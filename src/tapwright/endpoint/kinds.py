@@ -65,8 +65,11 @@ def choose(link: Link, netns_path: str, model: str, limits: Limits) -> Endpoint:
         return ExistingTap(*place, link.is_up, settings, *limits)
     if link.kind == macvtap.KIND:
         return ExistingMacvtap(*place, *limits, link.is_up, link.takes_all_multicast)
-    with netns.entered(netns_path):
-        physical.refuse(link)
+    try:
+        with netns.entered(netns_path):
+            physical.refuse(link)
+    except OSError as error:
+        raise NetworkError(f"device: {link.name} can't be looked at: {error.strerror}") from None
     if model == "macvtap" and link.kind == MACVLAN:
         return Macvtap(*place, *limits, macvtap.mode_of(link), sibling=True, mac=link.mac)
     if model == "tcfilter":

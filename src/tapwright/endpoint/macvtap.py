@@ -45,6 +45,7 @@ class Macvtap(Beside):
                     f"device: {self.device} is a port of a bridge or bond, and no macvtap can be "
                     "on it; use the model tcfilter, or take it out of there"
                 )
+            self.check_name(nl)
             if self._uses_ingress:
                 limits.check_ingress(nl, self.index, self.device)
 

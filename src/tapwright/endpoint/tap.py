@@ -47,7 +47,11 @@ class ExistingTap:
             )
         try:
             with netns.entered(self.netns), Netlink() as nl:
-                fds = tuntap.attach(self.device, self._tap, max(queues, 1))
+                link = links.at(nl, self.index)
+                if link is None:
+                    raise NetworkError(f"device: {self.device} has gone")
+                # By name, and by that of now: TUNSETIFF makes what it does not find.
+                fds = tuntap.attach(link.name, self._tap, max(queues, 1))
                 try:
                     links.set_up(nl, self.index)
                     limits.limit_egress(nl, self.index, self.rx_limit)

@@ -29,6 +29,7 @@ class TcFilter(Beside):
     def check(self) -> None:
         """Raises NetworkError."""
         with self.inside() as nl:
+            self.check_name(nl)
             limits.check_ingress(nl, self.index, self.device)
 
     def attach(self, queues: int, uid: int) -> Tap:

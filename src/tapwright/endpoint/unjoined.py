@@ -19,7 +19,10 @@ class Unjoined(Beside):
     """Its limits are the TAP's."""
 
     def check(self) -> None:
-        """Nothing of the interface is touched."""
+        """Raises NetworkError."""
+        with self.inside() as nl:
+            self.check_name(nl)
+            limits.check_name(nl, self.index)
 
     def attach(self, queues: int, uid: int) -> Tap:
         """Raises NetworkError; call `detach` all the same."""

@@ -68,6 +68,7 @@ class Bringup:
             requests += await self._plug_others(self.guest.interfaces, results)
         with self._phase("guest"):
             await self._configure(self.guest.agent, requests, results)
+            await self.guest.following.fill_tables()
         return self.guest
 
     async def _machine(self) -> Machine:

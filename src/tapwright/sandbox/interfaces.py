@@ -95,10 +95,6 @@ class Interfaces:
             if not nic.index and entry.get("netns") == self._record.netns
         }
 
-    async def unplug(self, nic: Interface) -> None:
-        """Take a NIC out. Raises HypervisorError."""
-        await self._nics.unplug(nic.slot)
-
     async def add(self, request: InterfaceRequest) -> dict[str, Any]:
         """Plug a NIC in and configure it; return the interface as add-iface prints it.
 
@@ -161,22 +157,25 @@ class Interfaces:
         addresses = tuple(map(ipaddress.ip_interface, tap.addresses))
         return _configuration(InterfaceRequest(tap.device, tap.name, tap.mac, addresses, mtu))
 
-    async def remove(self, name: str) -> Interface:
-        """Take a NIC out, and return it; what it was joined with is as before.
-
-        Raises NetworkError, HypervisorError: its `result` is the interface that is still there.
-        """
+    def named(self, name: str) -> Interface:
+        """Raises NetworkError."""
         interface = next((nic for nic in self._record.interfaces if nic.name == name), None)
         if interface is None:
             names = ", ".join(nic.name for nic in self._record.interfaces) or "none"
             raise NetworkError(f"name: there is no interface {name!r}; there are: {names}")
+        return interface
+
+    async def remove(self, interface: Interface) -> None:
+        """Take a NIC out; what it was joined with is as before.
+
+        Raises HypervisorError: its `result` is the interface that is still there.
+        """
         try:
             await self._nics.unplug(interface.slot)
         except HypervisorError as error:
-            stuck = HypervisorError(f"{name} could not be removed: {error}")
+            stuck = HypervisorError(f"{interface.name} could not be removed: {error}")
             stuck.result = self._written(interface)
             raise stuck from None
-        return interface
 
     async def listing(self) -> list[dict[str, Any]]:
         """The guest's NICs as list-ifaces prints them. Raises AgentError."""
@@ -241,6 +240,7 @@ class Interfaces:
     async def _join(self, interface: Interface, endpoint: Endpoint) -> None:
         """Enter the endpoint in the journal, make it, and plug the NIC."""
         self._check_possible(endpoint)
+        self._nics.check_room()
         endpoint.check()
         entry = await self._claim(interface, endpoint)
         with self._given_back_on_failure(entry):

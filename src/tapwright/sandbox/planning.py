@@ -132,6 +132,8 @@ def monitor(config: Config) -> list[str]:
     netmon = config.netmon
     if not netmon.enable_netmon:
         return []
+    if netmon.path and not os.path.isabs(netmon.path):
+        raise NetworkError(f"[netmon] path: {netmon.path} must be an absolute path")
     if netmon.path and not (os.path.isfile(netmon.path) and os.access(netmon.path, os.X_OK)):
         what = "not executable" if os.path.exists(netmon.path) else "missing"
         raise NetworkError(
