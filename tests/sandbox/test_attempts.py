@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tapwright.errors import NetworkError
+from tapwright.errors import AgentError, NetworkError
 from tapwright.sandbox.attempts import Attempts
 
 
@@ -42,7 +42,7 @@ def test_waits_longer_each_time(clock: Clock) -> None:
     for _ in range(9):
         assert not make(made, work)
         assert not make(made, work)  # too soon: not even tried
-        pause = made.seconds_to_next()
+        pause = made.end_round()
         assert pause is not None
         pauses.append(pause)
         clock.now += pause
@@ -54,10 +54,10 @@ def test_something_else_is_wanted(clock: Clock) -> None:
     made, work = Attempts(), Work()
     for _ in range(3):
         make(made, work)
-        clock.now += made.seconds_to_next() or 0
+        clock.now += made.end_round() or 0
     make(made, work, "that")
     assert work.calls == 4
-    assert made.seconds_to_next() == 0.5
+    assert made.end_round() == 0.5
 
 
 def test_success_and_what_nobody_wants_any_more_are_forgotten(clock: Clock) -> None:
@@ -66,8 +66,19 @@ def test_success_and_what_nobody_wants_any_more_are_forgotten(clock: Clock) -> N
     clock.now += 1
     work.fails = False
     assert make(made, work)
-    assert made.seconds_to_next() is None
+    assert made.end_round() is None
     work.fails = True
     make(made, work)
-    made.forget_all_but([])
-    assert made.seconds_to_next() is None
+    assert made.end_round() == 0.5
+    # In the next round nobody asks for it.
+    assert made.end_round() is None
+
+
+def test_an_agent_that_does_not_answer_is_told_of(clock: Clock) -> None:
+    made = Attempts()
+
+    async def ask() -> None:
+        raise AgentError("it does not answer")
+
+    with pytest.raises(AgentError):
+        asyncio.run(made.make("it", "this", ask, "it has changed"))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,12 @@ def monitor_of(vm: Json) -> int:
 
     def found() -> bool:
         children = Path(f"/proc/{vm['supervisor_pid']}/task/{vm['supervisor_pid']}/children")
-        pids[:] = [
-            int(pid)
-            for pid in children.read_text().split()
-            if b"netmon" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        with suppress(FileNotFoundError):  # a child that has just ended
+            pids[:] = [
+                int(pid)
+                for pid in children.read_text().split()
+                if b"netmon" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
         return bool(pids)
 
     assert eventually(found)

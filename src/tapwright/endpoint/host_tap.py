@@ -5,6 +5,7 @@ To the VM it goes as any existing TAP does (`tap`). Each step here says whether 
 can be taken back by itself.
 """
 
+import os
 import subprocess
 
 from tapwright.errors import NetworkError
@@ -12,10 +13,10 @@ from tapwright.linux import links, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 
-_OVS_SECONDS = 20
-
-
 DEFAULT_MTU = 1500
+
+_OVS_SECONDS = 20
+_MARK = "external_ids:tapwright"
 
 
 def check(name: str, bridge: str, ovs: str) -> None:
@@ -46,22 +47,31 @@ def mtu(name: str, bridge: str) -> int:
     return link.mtu if link else DEFAULT_MTU
 
 
-def make(name: str, mtu: int) -> None:
-    """Make the TAP, for a virtual machine. Raises NetworkError."""
+def make(name: str, mtu: int, mark: str) -> None:
+    """Make the TAP, for a virtual machine; the mark, its alias, tells that it is ours.
+
+    Raises NetworkError.
+    """
     try:
-        tuntap.make_persistent(name)
-        with Netlink() as nl:
-            if link := links.find(nl, name):
-                links.set_mtu(nl, link.index, mtu)
+        fd = tuntap.create(name)
+        try:
+            with Netlink() as nl:
+                if link := links.find(nl, name):
+                    links.set_alias(nl, link.index, mark)
+                    links.set_mtu(nl, link.index, mtu)
+            # Only now, so that there is never one that stays and has no mark.
+            tuntap.keep(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise NetworkError(f"the TAP {name} can't be made: {error.strerror}") from None
 
 
-def remove(name: str) -> None:
-    """Raises OSError."""
+def remove(name: str, mark: str) -> None:
+    """Remove the TAP that was made with that mark, and no other one. Raises OSError."""
     with Netlink() as nl:
         link = links.find(nl, name)
-        if link and link.kind == tuntap.KIND:
+        if link and link.alias == mark:
             links.remove(nl, link.index)
 
 
@@ -97,10 +107,13 @@ def _is_port_of_ovs(name: str, port: Link | None, ovs: str) -> bool:
     return False
 
 
-def connect(name: str, bridge: str, ovs: str) -> None:
-    """Make the TAP a port of the bridge. Raises NetworkError."""
+def connect(name: str, bridge: str, ovs: str, mark: str) -> None:
+    """Make the TAP a port of the bridge; in Open vSwitch's database with the mark.
+
+    Raises NetworkError.
+    """
     if ovs:
-        _ovs("add-port", ovs, name)
+        _ovs("add-port", ovs, name, "--", "set", "Interface", name, f"{_MARK}={mark}")
         return
     with Netlink() as nl:
         port, master = links.find(nl, name), links.find(nl, bridge)
@@ -112,19 +125,21 @@ def connect(name: str, bridge: str, ovs: str) -> None:
             raise NetworkError(f"the TAP {name} can't get into {bridge}: {error}") from None
 
 
-def disconnect(name: str, bridge: str, ovs: str) -> None:
-    """Take the TAP out of the bridge, where it still is in it. Raises OSError."""
+def disconnect(name: str, index: int, bridge: str, ovs: str, mark: str) -> None:
+    """Take the TAP of that index out of the bridge, where it still is in it as `connect` put it
+    there. Raises OSError."""
     if ovs:
         try:
-            if _ovs_bridge_of(name) == ovs:
+            ours = mark in _ovs("--if-exists", "get", "Interface", name, "external_ids")
+            if ours and _ovs_bridge_of(name) == ovs:
                 _ovs("--if-exists", "del-port", ovs, name)
         except NetworkError as error:
             raise OSError(str(error)) from None
         return
     with Netlink() as nl:
         port, master = links.find(nl, name), links.find(nl, bridge)
-        if port and master and port.master == master.index:
-            links.set_master(nl, port.index, 0)
+        if port and master and (port.index, port.master) == (index, master.index):
+            links.set_master(nl, index, 0)
 
 
 def _ovs_bridge_of(name: str) -> str:
@@ -137,11 +152,15 @@ def _ovs(*words: str, none: str = "") -> str:
     """Raises NetworkError, with the words `none` where ovs-vsctl found nothing (its status 2)."""
     command = ["ovs-vsctl", f"--timeout={_OVS_SECONDS}", *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=2 * _OVS_SECONDS
+        )
     except OSError as error:
         raise NetworkError(
             f"ovs-vsctl can't be run: {error.strerror}; install openvswitch-switch"
         ) from None
+    except subprocess.TimeoutExpired:
+        raise NetworkError(f"ovs-vsctl {' '.join(words)} does not end") from None
     if done.returncode == 2 and none:
         raise NetworkError(none)
     if done.returncode:

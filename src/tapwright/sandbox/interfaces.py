@@ -138,21 +138,25 @@ class Interfaces:
         Raises NetworkError, HypervisorError.
         """
         self._check_unique(tap.name, tap.mac)
-        what = {"nic": tap.name, "follows": 0, "device": tap.device}
+        mark = f"tapwright-{self._record.id}-{self._record.created * 1e3:.0f}"
+        what = {"nic": tap.name, "follows": 0, "device": tap.device, "mark": mark}
         port = {"bridge": tap.bridge, "ovs": tap.ovs}
-        host_tap.check(tap.device, **port)
+        # In a thread what may ask Open vSwitch, which may take its time.
+        await asyncio.to_thread(host_tap.check, tap.device, **port)
         mtu = tap.mtu or host_tap.mtu(tap.device, tap.bridge or tap.ovs)
         interface = Interface(tap.name, tap.device, tap.mac, mtu, list(tap.addresses))
         with contextlib.ExitStack() as undo:
             if not host_tap.exists(tap.device):
                 entry = self._journal.hold("host_tap", **what)
                 undo.enter_context(self._given_back_on_failure(entry))
-                host_tap.make(tap.device, mtu)
-            if (tap.bridge or tap.ovs) and not host_tap.is_port(tap.device, **port):
-                entry = self._journal.hold("port", **what, **port)
-                undo.enter_context(self._given_back_on_failure(entry))
-                host_tap.connect(tap.device, **port)
+                host_tap.make(tap.device, mtu, mark)
             place, link = self._find(tap.device, [netns.OWN])
+            if any(port.values()) and not await asyncio.to_thread(
+                host_tap.is_port, tap.device, **port
+            ):
+                entry = self._journal.hold("port", **what, **port, index=link.index)
+                undo.enter_context(self._given_back_on_failure(entry))
+                await asyncio.to_thread(host_tap.connect, tap.device, **port, mark=mark)
             await self._join(interface, self._endpoint(link, place))
         addresses = tuple(map(ipaddress.ip_interface, tap.addresses))
         return _configuration(InterfaceRequest(tap.device, tap.name, tap.mac, addresses, mtu))
