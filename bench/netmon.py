@@ -26,7 +26,7 @@ from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 from tapwright.linux.routes import Route
 from tapwright.sandbox import client, lifecycle, registry
-from tapwright.sandbox.planning import OUR_MONITOR, Wish, plan
+from tapwright.sandbox.planning import Wish, our_monitor, plan
 from tapwright.sandbox.registry import Sandbox
 
 BRIDGE = "br-bench"
@@ -48,9 +48,7 @@ def main() -> None:
         ip(words)
     with tempfile.TemporaryDirectory() as root:
         by_hand = lifecycle.run(root, "bench-hand", spec)
-        watched = lifecycle.run(
-            root, "bench-mon", dataclasses.replace(spec, netmon=list(OUR_MONITOR))
-        )
+        watched = lifecycle.run(root, "bench-mon", dataclasses.replace(spec, netmon=our_monitor()))
         try:
             for record in (by_hand, watched):
                 keep_quiet(record.netns)

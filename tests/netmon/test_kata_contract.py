@@ -201,3 +201,11 @@ def test_no_such_sandbox(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "there is no sandbox 'nobody'" in done.stderr
+
+
+def test_no_such_runtime() -> None:
+    done = subprocess.run(
+        [COMMAND, "-s", "box", "-r", "/nonexistent"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "/nonexistent is missing or not executable (-r)" in done.stderr

@@ -82,8 +82,10 @@ def is_port(name: str, bridge: str, ovs: str) -> bool:
         port, master = links.find(nl, name), links.find(nl, bridge or ovs)
     if ovs:
         return _is_port_of_ovs(name, port, ovs)
-    if master is None or master.kind != "bridge":
+    if master is None:
         raise NetworkError(f"there is no Linux bridge {bridge}; ip link add {bridge} type bridge")
+    if master.kind != "bridge":
+        raise NetworkError(f"{bridge} is no Linux bridge; name one, or leave bridge= out")
     if port and port.master not in (0, master.index):
         raise NetworkError(
             f"the TAP {name} is a port of another bridge; remove it from there first"
@@ -164,6 +166,11 @@ def _ovs(*words: str, none: str = "") -> str:
     if done.returncode == 2 and none:
         raise NetworkError(none)
     if done.returncode:
+        if "database connection failed" in done.stderr:
+            raise NetworkError(
+                "Open vSwitch does not answer: start it (systemctl start openvswitch-switch), or "
+                f"set OVS_RUNDIR to where its db.sock is (ovs-vsctl {' '.join(words)})"
+            )
         said = done.stderr.strip().replace("\n", "; ")
         raise NetworkError(f"{said or 'ovs-vsctl failed'} (ovs-vsctl {' '.join(words)})")
     return done.stdout.strip()

@@ -6,6 +6,7 @@ once, and the verdict kept for this boot of the host, its kernel, this QEMU and 
 """
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -51,8 +52,7 @@ async def _remembered_or_probed(machine: Machine, progress: Progress) -> tuple[s
             return verdict["accelerator"], verdict["reason"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    progress("see whether KVM boots the guest (once for this boot of the host)")
-    accelerator, reason = await _probe(machine)
+    accelerator, reason = await _probe(machine, progress)
     verdict = {"accelerator": accelerator, "reason": reason, "conditions": conditions}
     temporary = _VERDICT.with_suffix(".new")
     temporary.write_text(json.dumps(verdict))
@@ -60,12 +60,13 @@ async def _remembered_or_probed(machine: Machine, progress: Progress) -> tuple[s
     return accelerator, reason
 
 
-async def _probe(machine: Machine) -> tuple[str, str]:
+async def _probe(machine: Machine, progress: Progress) -> tuple[str, str]:
     if not qemu_may_open_kvm():
         return "tcg", (
-            "/dev/kvm is not open to QEMU's user, which is not root: chgrp kvm /dev/kvm && "
-            "chmod 660 /dev/kvm"
+            "/dev/kvm is not open to QEMU's user, which is not root: groupadd -f kvm && "
+            "chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
         )
+    progress("see whether KVM boots the guest (once for this boot of the host)")
     # As plain as can be: what is wrong with this machine in particular says nothing of KVM.
     trial = Machine(machine.kernel, machine.initrd, "kvm", path=machine.path)
     try:
@@ -87,6 +88,9 @@ async def _probe(machine: Machine) -> tuple[str, str]:
 def _conditions(machine: Machine) -> list[str]:
     """All that the verdict depends on and that can change while the host runs."""
     found = [os.uname().release]
+    with contextlib.suppress(OSError):
+        kvm = os.stat("/dev/kvm")
+        found.append(f"/dev/kvm {kvm.st_uid} {kvm.st_gid} {kvm.st_mode:o}")
     for path in (shutil.which(machine.path) or machine.path, machine.kernel, machine.initrd):
         try:
             status = os.stat(path)

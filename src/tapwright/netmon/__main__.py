@@ -1,13 +1,14 @@
 """`tapwright-netmon`: watch the network namespace that it is started in, and have a runtime carry
 what changes into the VM. Its command line is that of `kata-netmon`."""
 
+import os
 import sys
 import syslog
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn, Protocol
 
 from tapwright import __version__, command
-from tapwright.errors import TapwrightError
+from tapwright.errors import NetworkError, TapwrightError
 from tapwright.netmon.events import Events
 
 _USAGE = """\
@@ -20,7 +21,7 @@ other runtime is called as RUNTIME kata-network add-iface|del-iface|update-route
   -s ID        the sandbox (required)
   -r RUNTIME   the path of its runtime (required)
   -d           log all there is, as -log debug
-  -log LEVEL   what to log, to stderr and syslog: debug, info, warn, error, fatal, panic
+  -log LEVEL   what to log, to stderr and syslog: debug, info, warn or warning, error, fatal, panic
                (default: warn)
   -v, -version print the version
   -h, -help    print this
@@ -106,6 +107,8 @@ def _follow(events: Events, driver: Driver, log: "_Log") -> NoReturn:
 
 def _driver(options: Options) -> Driver:
     """Each imports what the other does not need."""
+    if "/" in options.runtime and not os.access(options.runtime, os.X_OK):
+        raise NetworkError(f"the runtime {options.runtime} is missing or not executable (-r)")
     if command.is_ours(options.runtime):
         from tapwright.netmon.own import Own
 

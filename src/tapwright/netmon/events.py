@@ -1,19 +1,21 @@
-"""Waiting for changes of a namespace's interfaces, addresses, routes and static neighbours."""
+"""Waiting for changes of a namespace's interfaces, addresses, routes and static neighbours, and for
+traffic control that is taken away."""
 
 import errno
 import select
 import time
 
-from tapwright.linux import addresses, links, neighbours, routes
+from tapwright.linux import addresses, links, neighbours, routes, tc
 from tapwright.linux.netlink import Message, Netlink
 
 # Multicast groups of include/uapi/linux/rtnetlink.h.
-_RTMGRP_LINK, _RTMGRP_NEIGH = 0x1, 0x4
+_RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC = 0x1, 0x4, 0x8
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
 _GROUPS = (
     _RTMGRP_LINK
     | _RTMGRP_NEIGH
+    | _RTMGRP_TC
     | _RTMGRP_IPV4_IFADDR
     | _RTMGRP_IPV4_ROUTE
     | _RTMGRP_IPV6_IFADDR
@@ -27,6 +29,7 @@ _KINDS = {
     *(links.RTM_NEWLINK, links.RTM_DELLINK),
     *(addresses.RTM_NEWADDR, addresses.RTM_DELADDR),
     *(routes.RTM_NEWROUTE, routes.RTM_DELROUTE),
+    tc.RTM_DELQDISC,  # it may have been what joined an interface
 }
 
 

@@ -8,6 +8,7 @@ Runs in the supervisor; the caller sees to it that one thing is done at a time.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -23,6 +24,8 @@ from tapwright.sandbox import record
 from tapwright.sandbox.attempts import Attempts
 from tapwright.sandbox.guest_table import GuestTable
 from tapwright.sandbox.interfaces import Interfaces
+
+_log = logging.getLogger(__name__)
 
 Nic = record.Interface
 Table = GuestTable[Route] | GuestTable[Neighbour]
@@ -104,11 +107,13 @@ class Following:
     async def _unplug_gone(self, found: dict[int, Interface]) -> None:
         """Also of what has been out of the namespace in the meantime, or has another MAC: that
         comes as new."""
-        leaving = [
-            nic
-            for index, nic in self._interfaces.followers().items()
-            if index not in found or not self._interfaces.is_joined(nic, found[index].link)
-        ]
+        leaving = []
+        for index, nic in self._interfaces.followers().items():
+            if index not in found:
+                leaving.append(nic)
+            elif not self._interfaces.is_joined(nic, found[index].link):
+                _log.warning("%s is not joined with its NIC any more; it gets another", nic.name)
+                leaving.append(nic)
         await asyncio.gather(*map(self._unplug, leaving))
 
     async def _unplug(self, nic: Nic) -> None:

@@ -237,7 +237,7 @@ class Interfaces:
             ) from None
         if found is None:
             own = [f"the sandbox's network namespace ({place})" for place in places[:-1]]
-            where = " nor in ".join([*own, "the host's"])
+            where = " nor in ".join([*own, "the host's" if own else "the host's namespace"])
             raise NetworkError(f"device: there is no {device} in {where}")
         return found
 

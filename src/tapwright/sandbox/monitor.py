@@ -46,7 +46,10 @@ class Monitor:
                 status = self._process.returncode
                 if time.monotonic() - self._started > _LONGEST_PAUSE:
                     pause = _FIRST_PAUSE
-                _log.warning("the network monitor ended (%d)", status)
+                _log.warning(
+                    "the network monitor %s ended (%d); it is started again in %g s",
+                    *(self._command[0], status, pause),
+                )
                 pause = await self._restart(pause)
         finally:
             self._stop()

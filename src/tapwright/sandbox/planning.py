@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tapwright import cni
+from tapwright import cni, command
 from tapwright.config import Config
 from tapwright.config.sections import LEAST_MEMORY
 from tapwright.endpoint import host_tap
@@ -21,7 +21,14 @@ from tapwright.sandbox.taps import TapWish, requested
 
 Progress = Callable[[str], None]
 
-OUR_MONITOR = (sys.executable, "-P", "-m", "tapwright.netmon")
+
+def our_monitor() -> list[str]:
+    """The command of Tapwright's own monitor: by its name, under which it is found by ps."""
+    beside = os.path.join(os.path.dirname(command.path()), "tapwright-netmon")
+    if os.access(beside, os.X_OK):
+        return [beside]
+    return [sys.executable, "-P", "-m", "tapwright.netmon"]
+
 
 _PUBLISH = re.compile(
     r"(?:(?P<ip>[0-9.]+|\[[0-9A-Fa-f:.]+\]):)?(?P<host>\d+):(?P<container>\d+)"
@@ -141,7 +148,7 @@ def monitor(config: Config) -> list[str]:
             "Tapwright's own, or set enable_netmon = false"
         )
     debug = ["-d"] if netmon.enable_debug else []
-    return [*([netmon.path] if netmon.path else OUR_MONITOR), *debug]
+    return [*([netmon.path] if netmon.path else our_monitor()), *debug]
 
 
 def _check_taps(taps: Sequence[TapWish]) -> None:

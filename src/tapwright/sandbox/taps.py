@@ -37,9 +37,13 @@ def parse(text: str) -> TapWish:
         key, _, value = option.partition("=")
         if key in ("bridge", "ovs", "name"):
             setattr(tap, key, _name(value, text))
-        elif key == "mac" and _MAC.fullmatch(value) and not int(value[:2], 16) & 1:
+        elif key == "mac":
+            if not _MAC.fullmatch(value) or int(value[:2], 16) & 1:
+                raise _refusal(text, value, "the MAC address of one NIC, such as 02:00:00:00:00:01")
             tap.mac = value.lower()
-        elif key == "mtu" and value.isdecimal() and int(value) in MTUS:
+        elif key == "mtu":
+            if not value.isdecimal() or int(value) not in MTUS:
+                raise _refusal(text, value, f"an MTU, {MTUS[0]} to {MTUS[-1]}")
             tap.mtu = int(value)
         elif key == "ip":
             tap.addresses.append(_address(value, text))
@@ -59,9 +63,8 @@ def requested(tap: TapWish, name: str) -> TapRequest:
 
 def _name(name: str, text: str) -> str:
     if not cni.is_interface_name(name):
-        raise UsageError(
-            f"--tap {text}: {name!r} is not an interface name: 1 to 15 bytes without '/', ':' and "
-            "white space"
+        raise _refusal(
+            text, name, "an interface name: 1 to 15 bytes without '/', ':' and white space"
         )
     return name
 
@@ -72,4 +75,8 @@ def _address(value: str, text: str) -> str:
             return str(ipaddress.ip_interface(value))
     except ValueError:
         pass
-    raise UsageError(f"--tap {text}: {value!r} is not ADDRESS/PREFIX")
+    raise _refusal(text, value, "ADDRESS/PREFIX")
+
+
+def _refusal(text: str, value: str, rule: str) -> UsageError:
+    return UsageError(f"--tap {text}: {value!r} is not {rule}")
