@@ -102,16 +102,21 @@ class Tapwright:
         self.config = self.configuration()
 
     def configuration(self, **qemu: Any) -> Path:
-        """A configuration file with these keys in [hypervisor.qemu]."""
+        """A configuration file with these keys in [hypervisor.qemu]; with `template`, a directory,
+        sandboxes start from templates there."""
         self._configurations += 1
         path = self._directory / f"configuration-{self._configurations}.toml"
+        template = qemu.pop("template", None)
+        factory = f'[factory]\nenable_template = true\ntemplate_path = "{template}"\n'
         lines = [f"{key} = {json.dumps(value)}\n" for key, value in qemu.items()]
         path.write_text(
             "[cni]\n"
             f'conf_dir = "{self._networks.directory}"\n'
             f'bin_dirs = ["{PLUGINS}"]\n'
             f'cache_dir = "{self.cache}"\n'
-            "[hypervisor.qemu]\n" + "".join(lines)
+            + (factory if template else "")
+            + "[hypervisor.qemu]\n"
+            + "".join(lines)
         )
         return path
 

@@ -56,13 +56,17 @@ class Holders(Protocol):
 
 
 async def find_or_make(
-    machine: Machine, directory: Path, boot_seconds: float, progress: Progress
+    machine: Machine,
+    directory: Path,
+    boot_seconds: float,
+    progress: Progress,
+    again: bool = False,
 ) -> Template:
     """The template of a machine, made where there is none; when another process is making it, that
     one is waited for. Close it when done.
 
-    Raises HypervisorError, AgentError, OSError: why it can't be made, also when that was found out
-    a short time ago.
+    Raises HypervisorError, AgentError, OSError: why it can't be made. What failed a short time ago
+    is not tried again, unless `again`.
     """
     store = Store(directory)
     description = describe(machine)
@@ -72,7 +76,7 @@ async def find_or_make(
     async with _only_maker(store):
         if template := store.find(key):
             return template
-        if reason := store.failure(key, _RETRY_SECONDS):
+        if (reason := store.failure(key, _RETRY_SECONDS)) and not again:
             raise HypervisorError(f"it could not be made a short time ago: {reason}")
         progress("make the template that guests start from (once for this guest)")
         try:
