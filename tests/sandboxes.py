@@ -99,7 +99,7 @@ class Tapwright:
         self._directory = directory
         self._networks = networks
         self._configurations = 0
-        self.config = self.configuration()
+        self.config = self.configuration(template=directory / "template")
 
     def configuration(self, **qemu: Any) -> Path:
         """A configuration file with these keys in [hypervisor.qemu]; with `template`, a directory,

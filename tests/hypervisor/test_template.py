@@ -210,6 +210,19 @@ def test_a_file_that_is_not_what_it_was(
     assert is_noticed(store, key)
 
 
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_no_directory(saved: tuple[Store, str, Path], tmp_path: Path, what: str) -> None:
+    store, key, directory = saved
+    directory.rename(tmp_path / "away")
+    if what == "file":
+        directory.write_text("x")
+    else:
+        directory.symlink_to(tmp_path / "away")
+    assert store.find(key) is None
+    assert list((tmp_path / "store").iterdir()) == []
+    assert (tmp_path / "away" / MEMORY).exists()
+
+
 def test_memory_is_of_one_template_only(
     saved: tuple[Store, str, Path], plain: Machine, memory: tuple[int, bytes]
 ) -> None:
@@ -291,6 +304,20 @@ def test_what_failed_is_not_tried_again_at_once(
     with pytest.raises(HypervisorError, match=r"^QEMU did not start"):
         make()
     assert len(said) == 2
+
+
+def test_only_what_is_to_blame_is_given_up(saved: tuple[Store, str, Path]) -> None:
+    store, key, directory = saved
+    found = store.find(key)
+    assert found is not None
+    with contextlib.closing(found):
+        for innocent in (HypervisorError("no memory for QEMU"), OSError(12, "no memory")):
+            template.give_up(directory.parent, found, innocent)
+            assert directory.exists()
+        template.give_up(directory.parent, found, DamagedError("torn"))
+        assert list(directory.parent.iterdir()) == []
+        template.give_up(directory.parent, found, template.RefusedError("no such device"))
+        assert store.failure(key, 60) == "no such device"
 
 
 # --- guests -------------------------------------------------------------------------------------

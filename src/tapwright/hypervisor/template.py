@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from tapwright.errors import HypervisorError, TapwrightError
+from tapwright.errors import AgentError, HypervisorError, TapwrightError
 from tapwright.hypervisor import warming
 from tapwright.hypervisor.qemu import Machine, Qemu, SavedMemory
 from tapwright.hypervisor.template_store import (
@@ -43,6 +43,10 @@ _CAPABILITIES = [
     {"capability": "x-ignore-shared", "state": True},  # the memory is in our hands already
     {"capability": "events", "state": True},
 ]
+
+
+class RefusedError(HypervisorError):
+    """QEMU has started, and does not take the template."""
 
 
 class Holders(Protocol):
@@ -112,13 +116,16 @@ def memory_of(template: Template, holders: Holders) -> int:
 
 async def restore(machine: Machine, template: Template, memory: int) -> Qemu:
     """Start a guest from a template. It runs as soon as QEMU has read the state; one that can't
-    read it ends. Raises HypervisorError."""
+    read it ends. Raises HypervisorError, among them RefusedError."""
     qemu = await Qemu.start(machine, SavedMemory(memory, is_complete=True))
     try:
         await qemu.qmp.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
         os.lseek(template.state, 0, os.SEEK_SET)
         await qemu.qmp.execute_with_fd(template.state, "getfd", fdname="state")
         await qemu.qmp.execute("migrate-incoming", uri="fd:state")
+    except HypervisorError as error:
+        await qemu.kill()
+        raise RefusedError(str(error)) from None
     except BaseException:
         await qemu.kill()
         raise
@@ -126,8 +133,10 @@ async def restore(machine: Machine, template: Template, memory: int) -> Qemu:
 
 
 def give_up(directory: Path, template: Template, reason: Exception) -> None:
-    """Remove a template that a guest could not be started from. One that was not damaged would fail
-    again, and is not made anew at once."""
+    """Remove a template that a guest could not be started from, if the template is to blame. One
+    that was not damaged would fail again, and is not made anew at once."""
+    if not isinstance(reason, DamagedError | RefusedError | AgentError):
+        return
     store = Store(directory)
     store.drop(template.key)
     if not isinstance(reason, DamagedError):
@@ -166,7 +175,8 @@ async def _make(
         with store.draft() as draft:
             async with warming.warmed(machine, SavedMemory(memory, False), boot_seconds) as qemu:
                 await _save(qemu, draft / STATE)
-            await asyncio.to_thread(store.publish, draft, description, memory)
+            # Not in a thread, which would go on when this is given up.
+            store.publish(draft, description, memory)
     finally:
         os.close(memory)
 

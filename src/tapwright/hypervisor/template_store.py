@@ -121,19 +121,22 @@ class Store:
         """The template of that key, if it is there and sound; a damaged one is removed."""
         try:
             found = self._open(key)
-            os.utime(found.directory)  # it is in use
-            return found
         except FileNotFoundError:
             return None
         except DamagedError:
             self.drop(key)
             return None
+        with contextlib.suppress(OSError):
+            os.utime(found.directory)  # it is in use
+        return found
 
     def drop(self, key: str) -> None:
         """Remove a template; those who are using it have what they need."""
         grave = self._path / f"{_DROPPED}{key}-{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
             self._of(key).rename(grave)
+        if grave.is_symlink() or grave.is_file():
+            grave.unlink()
         shutil.rmtree(grave, ignore_errors=True)
 
     def lock(self) -> int:
@@ -187,7 +190,10 @@ class Store:
 
     def _open(self, key: str) -> Template:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-        directory = os.open(self._of(key), flags)
+        try:
+            directory = os.open(self._of(key), flags)
+        except NotADirectoryError:
+            raise DamagedError("the template is damaged: it is no directory") from None
         state = -1
         try:
             _check_owner(directory)
@@ -202,12 +208,16 @@ class Store:
         return Template(key, state, directory, manifest)
 
     def _sweep(self) -> None:
+        long_ago = time.time() - _UNUSED_SECONDS
+        for path in self._path.glob(f"{_FAILED}*"):
+            if path.stat().st_mtime < long_ago:
+                path.unlink(missing_ok=True)
         for path in self._path.glob(f"{_NAME}*/{MANIFEST}"):
             try:
                 description = json.loads(path.read_text())["description"]
                 stale = (
                     description["format"] != _FORMAT
-                    or time.time() - path.parent.stat().st_mtime > _UNUSED_SECONDS
+                    or path.parent.stat().st_mtime < long_ago
                     or any(_identity(known[0]) != known for known in description["files"])
                 )
             except (OSError, ValueError, KeyError, TypeError, IndexError, HypervisorError):
