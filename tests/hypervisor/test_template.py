@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import template, template_store
@@ -39,6 +40,7 @@ from tests.guests import BOOT_SECONDS, MAC, run
 FILES = (MANIFEST, STATE, MEMORY, EXTENTS)
 SIZE = 64 << 20
 RANDOM = random.SystemRandom()
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 class Alone:
@@ -338,11 +340,66 @@ async def restored(
         qemu = await template.restore(machine, found, memory)
     agent = AgentClient(qemu.agent, is_new=True)
     try:
-        assert (await agent.connect(BOOT_SECONDS))["reseeded"] is True
+        await agent.connect(BOOT_SECONDS)
         yield qemu, agent
     finally:
         await agent.close()
         await qemu.stop()
+
+
+class WithoutGeneration(Machine):
+    """A machine whose guest is not told by a device that it is another one."""
+
+    def command(self, *fds: int, **options: Any) -> list[str]:
+        command = super().command(*fds, **options)
+        place = command.index("vmgenid,guid=auto")
+        return command[: place - 1] + command[place + 1 :]
+
+
+@contextlib.contextmanager
+def no_entropy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    hello = protocol.hello
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "hello", lambda session, _, *rest: hello(session, {}, *rest))
+        yield
+
+
+def draws(machine: Machine, templates: Path) -> list[tuple[bytes, bool]]:
+    """The first random numbers of two guests, and whether each says that it has a new seed."""
+    holders = Alone()
+
+    async def of_one() -> tuple[bytes, bool]:
+        async with restored(machine, templates, holders) as (_, agent):
+            reply, drawn = await run(agent, "cat", BOOT_ID)
+            assert reply == {"status": 0}
+            return drawn, agent.facts["reseeded"]
+
+    async def of_two() -> list[tuple[bytes, bool]]:
+        return [await of_one() for _ in range(2)]
+
+    return asyncio.run(of_two())
+
+
+def test_random_numbers(machine: Machine, templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be the same, but for the entropy that comes with the greeting."""
+    alike = WithoutGeneration(machine.kernel, machine.initrd, machine.accelerator)
+    with no_entropy(monkeypatch):
+        (one, seeded), (other, _) = draws(alike, templates)
+    assert (one == other, seeded) == (True, False)
+    (one, seeded), (other, _) = draws(alike, templates)
+    assert (one == other, seeded) == (False, True)
+
+
+def test_generation_device(machine: Machine, templates: Path) -> None:
+    """The kernel sees that it is another guest, also if the agent should not."""
+
+    async def story() -> None:
+        async with restored(machine, templates, Alone()) as (_, agent):
+            async with asyncio.timeout(10):
+                while b"virtual machine fork" not in (await run(agent, "dmesg"))[1]:
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(story())
 
 
 CONNECT = """
@@ -389,8 +446,24 @@ async def sequence_numbers(machine: Machine, templates: Path, holders: Alone) ->
     return found
 
 
-def test_sequence_numbers_of_tcp(machine: Machine, templates: Path) -> None:
+def test_sequence_numbers_of_tcp(
+    machine: Machine, templates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two guests with the same addresses draw them of different secrets."""
+    alike = WithoutGeneration(machine.kernel, machine.initrd, machine.accelerator)
+    with no_entropy(monkeypatch):
+        (one, _), (other, _), most = of_two_guests(alike, templates)
+    assert 0 < distance(one, other) < most
+    *guests, most = of_two_guests(machine, templates)
+    for earlier, later in guests:
+        assert 0 < distance(earlier, later) < most
+    assert distance(guests[0][0], guests[1][0]) > most
+
+
+def of_two_guests(machine: Machine, templates: Path) -> tuple[Any, Any, float]:
+    """The sequence numbers of each, and how far those of one secret can be apart: as far as the
+    time that has passed."""
+    asyncio.run(made(machine, templates))
     holders = Alone()
 
     async def of_two() -> list[list[float]]:
@@ -398,10 +471,11 @@ def test_sequence_numbers_of_tcp(machine: Machine, templates: Path) -> None:
 
     start = time.monotonic()
     one, other = asyncio.run(of_two())
-    most = (time.monotonic() - start) / TICK
-    for numbers in (one, other):
-        assert 0 < distance(numbers[0], numbers[1]) < most  # of one secret: only time has passed
-    assert distance(one[0], other[0]) > most
+    return one, other, (time.monotonic() - start) / TICK
+
+
+async def made(machine: Machine, templates: Path) -> None:
+    (await template.find_or_make(machine, templates, BOOT_SECONDS, print)).close()
 
 
 def distance(earlier: float, later: float) -> float:
