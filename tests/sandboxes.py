@@ -101,22 +101,20 @@ class Tapwright:
         self._configurations = 0
         self.config = self.configuration(template=directory / "template")
 
-    def configuration(self, **qemu: Any) -> Path:
-        """A configuration file with these keys in [hypervisor.qemu]; with `template`, a directory,
-        sandboxes start from templates there."""
+    def configuration(self, template: Any = None, runtime: Any = None, **qemu: Any) -> Path:
+        """A configuration file with these keys in [runtime] and [hypervisor.qemu]; sandboxes start
+        from templates in the directory `template`, if there is one."""
         self._configurations += 1
         path = self._directory / f"configuration-{self._configurations}.toml"
-        template = qemu.pop("template", None)
-        factory = f'[factory]\nenable_template = true\ntemplate_path = "{template}"\n'
-        lines = [f"{key} = {json.dumps(value)}\n" for key, value in qemu.items()]
+        factory = {"enable_template": True, "template_path": str(template)} if template else {}
         path.write_text(
             "[cni]\n"
             f'conf_dir = "{self._networks.directory}"\n'
             f'bin_dirs = ["{PLUGINS}"]\n'
             f'cache_dir = "{self.cache}"\n'
-            + (factory if template else "")
-            + "[hypervisor.qemu]\n"
-            + "".join(lines)
+            f"[factory]\n{_toml(factory)}"
+            f"[runtime]\n{_toml(runtime or {})}"
+            f"[hypervisor.qemu]\n{_toml(qemu)}"
         )
         return path
 
@@ -161,6 +159,10 @@ class Tapwright:
     def delete_all(self) -> None:
         for name in self.names():
             self.delete(name)
+
+
+def _toml(keys: dict[str, Any]) -> str:
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
 
 
 def pids_of(sandbox: dict[str, Any]) -> tuple[int, int]:

@@ -28,7 +28,11 @@ class HypervisorError(TapwrightError):
 
 
 class AgentError(TapwrightError):
-    """The agent in the guest refused a request, or does not answer."""
+    """The agent in the guest does not answer, or does not do what it was asked."""
+
+
+class AgentRefusedError(AgentError):
+    """The agent answered, and said why it does not do what it was asked."""
 
 
 class NetworkError(TapwrightError):

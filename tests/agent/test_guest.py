@@ -46,7 +46,7 @@ def test_network(machine: Machine) -> None:
         shown = {a["address"] for a in found["addresses"] if a["address"][:4] != "fe80"}
         assert shown == {"10.1.0.3"}
 
-    async def routes_are_replaced(qemu: Qemu, agent: AgentClient) -> None:
+    async def routes_are_changed(qemu: Qemu, agent: AgentClient) -> None:
         default = {"destination": "0.0.0.0/0", "device": "lan0", "gateway": "169.254.1.1"}
         link = {"destination": "169.254.1.1/32", "device": "lan0", "scope": 253}
         other = {
@@ -57,21 +57,21 @@ def test_network(machine: Machine) -> None:
             "metric": 50,
             "table": 100,
         }
-        await agent.call("replace_routes", routes=[default, link, other])
+        await agent.call("change_routes", add=[default, link, other])
         listed = (await agent.call("list_network"))["routes"]
         for route in (default, link, other):
             assert any(route.items() <= entry.items() for entry in listed), route
-        await agent.call("replace_routes", routes=[link])
+        await agent.call("change_routes", remove=[default, other])
         listed = [entry["destination"] for entry in (await agent.call("list_network"))["routes"]]
         assert "0.0.0.0/0" not in listed
         assert "169.254.1.1/32" in listed
 
-    async def neighbours_are_replaced(qemu: Qemu, agent: AgentClient) -> None:
+    async def neighbours_are_changed(qemu: Qemu, agent: AgentClient) -> None:
         entry = {"address": "10.1.0.1", "mac": "02:00:00:00:00:01", "device": "lan0"}
-        await agent.call("set_neighbours", neighbours=[entry])
+        await agent.call("change_neighbours", add=[entry])
         (listed,) = (await agent.call("list_network"))["neighbours"]
         assert entry.items() <= listed.items()
-        await agent.call("set_neighbours", neighbours=[])
+        await agent.call("change_neighbours", remove=[entry])
         assert (await agent.call("list_network"))["neighbours"] == []
 
     async def dns(qemu: Qemu, agent: AgentClient) -> None:
@@ -86,8 +86,8 @@ def test_network(machine: Machine) -> None:
             ("nonsense", {}, "unknown request 'nonsense'"),
             ("set_interface", {}, "mac"),
             ("set_interface", {"mac": "02:99:00:00:00:01", "link_timeout": 0.1}, "found the NIC"),
-            ("replace_routes", {"routes": [{"destination": "0.0.0.0/0", "device": "no"}]}, "'no'"),
-            ("replace_routes", {"routes": "x"}, "TypeError"),
+            ("change_routes", {"add": [{"destination": "0.0.0.0/0", "device": "no"}]}, "'no'"),
+            ("change_routes", {"add": "x"}, "TypeError"),
             (
                 "set_interface",
                 {"mac": MAC, "addresses": [{"address": "10.1.0.2", "prefix_length": 99}]},
@@ -119,8 +119,8 @@ def test_network(machine: Machine) -> None:
     tell(
         machine,
         interface_is_what_was_asked,
-        routes_are_replaced,
-        neighbours_are_replaced,
+        routes_are_changed,
+        neighbours_are_changed,
         dns,
         refusals_say_why,
         a_nic_may_come_later,

@@ -201,9 +201,9 @@ def test_a_thousand_routes(nl: Netlink) -> None:
     routing.change_routes(nl, {"add": all_of_them[::-1]})
     routing.change_routes(nl, {"remove": all_of_them[:500] * 2, "add": [to(0)]})
     assert len(route_lines()) == 501
-    routing.replace_routes(nl, {"routes": all_of_them[:10]})
-    assert len(route_lines()) == 10
-    routing.change_routes(nl, {"remove": all_of_them})
+    routing.change_routes(nl, {"add": [to(0, gateway="10.1.0.9")], "append": True})
+    assert len(route_lines()) == 502
+    routing.change_routes(nl, {"remove": [*all_of_them, to(0, gateway="10.1.0.9")]})
     assert route_lines() == []
 
 
@@ -251,7 +251,10 @@ def test_a_route_like_it_is_not_removed(nl: Netlink) -> None:
 
 def test_routes_of_an_unknown_device(nl: Netlink) -> None:
     with pytest.raises(network.RefusedError, match="no interface called 'no0'"):
-        routing.change_routes(nl, {"remove": [to(0, device="no0")]})
+        routing.change_routes(nl, {"add": [to(0, device="no0")]})
+    # What was on it has gone with it.
+    routing.change_routes(nl, {"remove": [to(0, device="no0")]})
+    routing.change_neighbours(nl, {"remove": [neighbour(5, device="no0")]})
 
 
 def neighbour(number: int, **more: Any) -> dict[str, Any]:
@@ -271,8 +274,6 @@ def test_neighbours_are_changed(nl: Netlink) -> None:
     changed = neighbour(6, mac="02:00:00:00:00:66")
     routing.change_neighbours(nl, {"remove": [without_mac, neighbour(9)], "add": [changed]})
     assert neighbour_lines() == ["10.1.0.6 dev nic0 lladdr 02:00:00:00:00:66 PERMANENT "]
-    routing.set_neighbours(nl, {"neighbours": [neighbour(7)]})
-    assert neighbour_lines() == ["10.1.0.7 dev nic0 lladdr 02:00:00:00:01:07 PERMANENT "]
 
 
 @pytest.mark.parametrize("bad", [neighbour(8, mac="02:00"), neighbour(8, address="10.1.0")])

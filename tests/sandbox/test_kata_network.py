@@ -591,7 +591,7 @@ def test_agent_that_is_silent(kata: Kata, tapwright: Tapwright, taps: Any, clean
     tapwright.json("sandbox", "run", "silent")
     stopped = tapwright.start("sandbox", "exec", "silent", "--", "sh", "-c", "kill -STOP $PPID")
     said = kata.refused("add-iface", interface("tap-test"), "silent")
-    assert "did not answer set_interface within" in said
+    assert "did not answer batch within" in said
     assert tap_state("tap-test") == before
     assert tapwright.json("sandbox", "inspect", "silent")["interfaces"] == []
     stopped.kill()

@@ -14,7 +14,7 @@ from typing import Any
 
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
-from tapwright.errors import AgentError
+from tapwright.errors import AgentError, AgentRefusedError
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
@@ -74,7 +74,7 @@ class AgentClient:
         return self.facts
 
     async def call(self, op: str, timeout: float = 15.0, **arguments: Any) -> dict[str, Any]:
-        """Have the agent do something; return its reply. Raises AgentError."""
+        """Have the agent do something; return its reply. Raises AgentError, AgentRefusedError."""
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
         def take(frame: Frame) -> None:
@@ -92,7 +92,10 @@ class AgentClient:
                 answer.set_result(reply)
             else:
                 reason = str(reply.get("message", "no reason given"))[:1000]
-                answer.set_exception(AgentError(f"the agent refused {op}: {reason}"))
+                if reply.get("broken"):
+                    answer.set_exception(AgentError(f"{op} was not done: {reason}"))
+                else:
+                    answer.set_exception(AgentRefusedError(f"the agent refused {op}: {reason}"))
 
         stream = None
         try:
@@ -242,7 +245,7 @@ class AgentClient:
         on_frame = self._streams[stream]
         self.close_stream(stream, cancel=True)
         (payload,) = protocol.Decoder().feed(
-            protocol.message(protocol.ERROR, 0, stream, {"message": reason})
+            protocol.message(protocol.ERROR, 0, stream, {"message": reason, "broken": True})
         )
         on_frame(payload)
 

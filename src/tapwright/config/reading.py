@@ -138,7 +138,7 @@ def _objection(value: Any, default: Any, rule: Rule) -> str:
         return "" if isinstance(value, bool) else "true or false"
     if isinstance(default, int):
         fits = type(value) is int and rule.least <= value <= rule.most
-        blank = f" (or 0, which means {default})" if rule.blank and rule.least > 0 else ""
+        blank = f" (or 0, which means {default or 'none'})" if rule.blank and rule.least > 0 else ""
         return "" if fits else f"a whole number from {rule.least} to {rule.most}{blank}"
     if not _is_text(value):
         return "a string without NUL characters"

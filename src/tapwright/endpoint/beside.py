@@ -29,14 +29,22 @@ class Beside:
 
     @property
     def name(self) -> str:
-        """Of the device beside it."""
-        return f"tap{self.index}_kata"
+        """Of the device beside it; at most 15 bytes long."""
+        return f"tap{self.index}_kata" if self.index < 10**7 else f"t{self.index:x}_kata"
 
     def set_mtu(self, mtu: int) -> None:
         """Have the device follow the interface. Raises OSError."""
         with self.inside() as nl:
             if beside := links.find(nl, self.name):
                 links.set_mtu(nl, beside.index, mtu)
+
+    def check_name(self, nl: Netlink) -> None:
+        """What has the name of the device beside it is not ours. Raises NetworkError."""
+        if links.find(nl, self.name):
+            raise NetworkError(
+                f"device: there is a {self.name} already, as the device beside {self.device} would "
+                "be called; remove it first"
+            )
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[Netlink]:

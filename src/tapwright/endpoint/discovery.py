@@ -1,7 +1,8 @@
 """What plugins (or a person) left in a network namespace, and the same as orders to the agent."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tapwright.linux import addresses, links, neighbours, netns, routes, tuntap
 from tapwright.linux.addresses import Address
@@ -11,6 +12,7 @@ from tapwright.linux.netlink import Netlink
 from tapwright.linux.routes import Route
 
 Request = dict[str, Any]
+Item = TypeVar("Item")
 
 OUR_ALIAS = "tapwright"
 """The alias of every device that Tapwright makes in a namespace, by which it is known as ours."""
@@ -51,27 +53,26 @@ def scan(nl: Netlink) -> list[Interface]:
 
     That leaves out loopback and the tunnels that kernels put into each new namespace.
     """
-    all_addresses = addresses.listing(nl)
-    all_routes = routes.listing(nl)
-    all_neighbours = neighbours.listing(nl)
+    own_addresses = _by_index(addresses.listing(nl))
+    own_routes = _by_index((route.device, route) for route in routes.listing(nl))
+    own_neighbours = _by_index((entry.device, entry) for entry in neighbours.listing(nl))
     return [
         Interface(
             link=link,
-            addresses=tuple(
-                address
-                for index, address in all_addresses
-                if index == link.index and not address.is_made_from(link.mac)
-            ),
-            routes=tuple(
-                route
-                for route in all_routes
-                if route.device == link.index and route.protocol not in _NOT_CARRIED
-            ),
-            neighbours=tuple(entry for entry in all_neighbours if entry.device == link.index),
+            addresses=tuple(a for a in own_addresses[link.index] if not a.is_made_from(link.mac)),
+            routes=tuple(r for r in own_routes[link.index] if r.protocol not in _NOT_CARRIED),
+            neighbours=tuple(own_neighbours[link.index]),
         )
         for link in links.listing(nl)
         if link.is_ethernet and link.alias != OUR_ALIAS and link.kind != "bridge"
     ]
+
+
+def _by_index(found: Iterable[tuple[int, Item]]) -> dict[int, list[Item]]:
+    grouped: dict[int, list[Item]] = defaultdict(list)
+    for index, item in found:
+        grouped[index].append(item)
+    return grouped
 
 
 def find(name: str, netns_paths: Iterable[str]) -> tuple[str, Link] | None:
@@ -100,15 +101,3 @@ def interface_request(interface: Interface) -> Request:
 def entries(found: Iterable[Route | Neighbour], names: Mapping[int, str]) -> list[Request]:
     """Routes or neighbours as the agent takes them, devices by name."""
     return [{**entry._asdict(), "device": names[entry.device]} for entry in found]
-
-
-def guest_requests(interfaces: Iterable[Interface]) -> list[Request]:
-    """The agent's requests that give a new guest these interfaces, routes and neighbours."""
-    found = list(interfaces)
-    names = {interface.link.index: interface.link.name for interface in found}
-    requests = [interface_request(interface) for interface in found]
-    # Neighbours first: a route may need none, but its gateway may be known by nothing else.
-    for op, key in (("set_neighbours", "neighbours"), ("replace_routes", "routes")):
-        every = [entry for interface in found for entry in getattr(interface, key)]
-        requests.append({"op": op, key: entries(every, names)})
-    return requests

@@ -5,13 +5,32 @@ To the VM it goes as any existing TAP does (`tap`). Each step here says whether 
 can be taken back by itself.
 """
 
+import os
 import subprocess
 
 from tapwright.errors import NetworkError
 from tapwright.linux import links, tuntap
+from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 
+DEFAULT_MTU = 1500
+
 _OVS_SECONDS = 20
+_MARK = "external_ids:tapwright"
+
+
+def check(name: str, bridge: str, ovs: str) -> None:
+    """Whether the TAP is there or can be made, and be a port of the bridge, where one is named.
+    Raises NetworkError."""
+    with Netlink() as nl:
+        link = links.find(nl, name)
+    if link and tuntap.settings(link) is None:
+        raise NetworkError(
+            f"there is an interface {name}, which is no TAP but a {link.kind or 'NIC'}; choose "
+            "another name for the TAP"
+        )
+    if bridge or ovs:
+        is_port(name, bridge, ovs)
 
 
 def exists(name: str) -> bool:
@@ -20,33 +39,49 @@ def exists(name: str) -> bool:
         return links.find(nl, name) is not None
 
 
-def make(name: str) -> None:
-    """Make the TAP, for a virtual machine. Raises NetworkError."""
+def mtu(name: str, bridge: str) -> int:
+    """That of the TAP; one that is still to be made had best have its bridge's, for a bridge
+    follows the least of its ports. Raises OSError."""
+    with Netlink() as nl:
+        link = links.find(nl, name) or (links.find(nl, bridge) if bridge else None)
+    return link.mtu if link else DEFAULT_MTU
+
+
+def make(name: str, mtu: int, mark: str) -> None:
+    """Make the TAP, for a virtual machine; the mark, its alias, tells that it is ours.
+
+    Raises NetworkError.
+    """
     try:
-        tuntap.make_persistent(name)
+        fd = tuntap.create(name)
+        try:
+            with Netlink() as nl:
+                if link := links.find(nl, name):
+                    links.set_alias(nl, link.index, mark)
+                    links.set_mtu(nl, link.index, mtu)
+            # Only now, so that there is never one that stays and has no mark.
+            tuntap.keep(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise NetworkError(f"the TAP {name} can't be made: {error.strerror}") from None
 
 
-def remove(name: str) -> None:
-    """Raises OSError."""
+def remove(name: str, mark: str) -> None:
+    """Remove the TAP that was made with that mark, and no other one. Raises OSError."""
     with Netlink() as nl:
         link = links.find(nl, name)
-        if link and link.kind == tuntap.KIND:
+        if link and link.alias == mark:
             links.remove(nl, link.index)
 
 
 def is_port(name: str, bridge: str, ovs: str) -> bool:
     """Whether the TAP is a port of that bridge already. Raises NetworkError where there is no such
     bridge, or the TAP is in another one."""
-    if ovs:
-        _ovs(
-            "br-exists", ovs, otherwise=f"Open vSwitch has no bridge {ovs}; ovs-vsctl add-br {ovs}"
-        )
-        there = _ovs("--if-exists", "get", "Interface", name, "name")
-        return bool(there) and _ovs("port-to-br", name) == ovs
     with Netlink() as nl:
-        port, master = links.find(nl, name), links.find(nl, bridge)
+        port, master = links.find(nl, name), links.find(nl, bridge or ovs)
+    if ovs:
+        return _is_port_of_ovs(name, port, ovs)
     if master is None or master.kind != "bridge":
         raise NetworkError(f"there is no Linux bridge {bridge}; ip link add {bridge} type bridge")
     if port and port.master not in (0, master.index):
@@ -56,10 +91,29 @@ def is_port(name: str, bridge: str, ovs: str) -> bool:
     return port is not None and port.master == master.index
 
 
-def connect(name: str, bridge: str, ovs: str) -> None:
-    """Make the TAP a port of the bridge. Raises NetworkError."""
+def _is_port_of_ovs(name: str, port: Link | None, ovs: str) -> bool:
+    _ovs("br-exists", ovs, none=f"Open vSwitch has no bridge {ovs}; ovs-vsctl add-br {ovs}")
+    there = _ovs_bridge_of(name)
+    if there not in ("", ovs):
+        raise NetworkError(
+            f"the TAP {name} is a port of Open vSwitch's {there}; remove it from there first"
+        )
+    if there:
+        return True
+    if port and port.master:
+        raise NetworkError(
+            f"the TAP {name} is a port of another bridge; remove it from there first"
+        )
+    return False
+
+
+def connect(name: str, bridge: str, ovs: str, mark: str) -> None:
+    """Make the TAP a port of the bridge; in Open vSwitch's database with the mark.
+
+    Raises NetworkError.
+    """
     if ovs:
-        _ovs("add-port", ovs, name)
+        _ovs("add-port", ovs, name, "--", "set", "Interface", name, f"{_MARK}={mark}")
         return
     with Netlink() as nl:
         port, master = links.find(nl, name), links.find(nl, bridge)
@@ -71,29 +125,45 @@ def connect(name: str, bridge: str, ovs: str) -> None:
             raise NetworkError(f"the TAP {name} can't get into {bridge}: {error}") from None
 
 
-def disconnect(name: str, bridge: str, ovs: str) -> None:
-    """Take the TAP out of the bridge, where it still is in it. Raises OSError."""
+def disconnect(name: str, index: int, bridge: str, ovs: str, mark: str) -> None:
+    """Take the TAP of that index out of the bridge, where it still is in it as `connect` put it
+    there. Raises OSError."""
     if ovs:
         try:
-            _ovs("--if-exists", "del-port", ovs, name)
+            ours = mark in _ovs("--if-exists", "get", "Interface", name, "external_ids")
+            if ours and _ovs_bridge_of(name) == ovs:
+                _ovs("--if-exists", "del-port", ovs, name)
         except NetworkError as error:
             raise OSError(str(error)) from None
         return
     with Netlink() as nl:
         port, master = links.find(nl, name), links.find(nl, bridge)
-        if port and master and port.master == master.index:
-            links.set_master(nl, port.index, 0)
+        if port and master and (port.index, port.master) == (index, master.index):
+            links.set_master(nl, index, 0)
 
 
-def _ovs(*words: str, otherwise: str = "") -> str:
-    """Raises NetworkError, with `otherwise` in the place of what a failing ovs-vsctl says."""
+def _ovs_bridge_of(name: str) -> str:
+    """Empty where the TAP is a port of none."""
+    known = _ovs("--if-exists", "get", "Interface", name, "name")
+    return _ovs("port-to-br", name) if known else ""
+
+
+def _ovs(*words: str, none: str = "") -> str:
+    """Raises NetworkError, with the words `none` where ovs-vsctl found nothing (its status 2)."""
     command = ["ovs-vsctl", f"--timeout={_OVS_SECONDS}", *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=2 * _OVS_SECONDS
+        )
     except OSError as error:
         raise NetworkError(
             f"ovs-vsctl can't be run: {error.strerror}; install openvswitch-switch"
         ) from None
+    except subprocess.TimeoutExpired:
+        raise NetworkError(f"ovs-vsctl {' '.join(words)} does not end") from None
+    if done.returncode == 2 and none:
+        raise NetworkError(none)
     if done.returncode:
-        raise NetworkError(otherwise or f"ovs-vsctl {words[-2]}: {done.stderr.strip()}")
+        said = done.stderr.strip().replace("\n", "; ")
+        raise NetworkError(f"{said or 'ovs-vsctl failed'} (ovs-vsctl {' '.join(words)})")
     return done.stdout.strip()

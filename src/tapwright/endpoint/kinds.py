@@ -64,11 +64,16 @@ def choose(link: Link, netns_path: str, model: str, limits: Limits) -> Endpoint:
     if settings := tuntap.settings(link):
         return ExistingTap(*place, link.is_up, settings, *limits)
     if link.kind == macvtap.KIND:
-        return ExistingMacvtap(*place, *limits, was_up=link.is_up)
-    with netns.entered(netns_path):
-        physical.refuse(link)
+        return ExistingMacvtap(*place, *limits, link.is_up, link.takes_all_multicast)
+    try:
+        with netns.entered(netns_path):
+            physical.refuse(link)
+    except OSError as error:
+        raise NetworkError(f"device: {link.name} can't be looked at: {error.strerror}") from None
     if model == "macvtap" and link.kind == MACVLAN:
-        return Macvtap(*place, *limits, sibling=True, mac=link.mac)
+        return Macvtap(*place, *limits, macvtap.mode_of(link), sibling=True, mac=link.mac)
+    if model == "tcfilter":
+        return TcFilter(*place, *limits, link.takes_all_multicast)
     return MODELS[model](*place, *limits)
 
 

@@ -7,6 +7,7 @@ arrives at one is first sent through an ifb, shaped there, and comes back to whe
 from typing import NamedTuple
 
 from tapwright.endpoint.discovery import OUR_ALIAS
+from tapwright.errors import NetworkError
 from tapwright.linux import links, tc
 from tapwright.linux.netlink import Netlink
 
@@ -16,6 +17,25 @@ class Limits(NamedTuple):
 
     rx: int = 0
     tx: int = 0
+
+
+def check_name(nl: Netlink, number: int) -> None:
+    """What has the name of an ifb that is to be made is somebody else's. Raises NetworkError."""
+    if links.find(nl, _ifb(number)):
+        raise NetworkError(
+            f"device: there is an {_ifb(number)} already, which is not ours; remove it first"
+        )
+
+
+def check_ingress(nl: Netlink, index: int, device: str) -> None:
+    """What filters a device has already are somebody else's, and neither making nor removing ours
+    may touch them. Raises NetworkError."""
+    check_name(nl, index)
+    if tc.has_ingress(nl, index):
+        raise NetworkError(
+            f"device: {device} has traffic control on its ingress already (tc qdisc show dev "
+            f"{device}); remove it first"
+        )
 
 
 def limit_egress(nl: Netlink, index: int, rate: int) -> None:
@@ -52,4 +72,4 @@ def lift_ingress(nl: Netlink, index: int, rate: int, number: int) -> None:
 
 
 def _ifb(number: int) -> str:
-    return f"ifb{number}_kata"
+    return f"ifb{number}_kata" if number < 10**7 else f"i{number:x}_kata"

@@ -2,9 +2,12 @@
 macvtap that is there already, which is opened as it is.
 
 On most interfaces it is in mode `passthru`: it takes all frames, and the interface's own MAC. The
-kernel puts a macvtap on a macvlan beside it, on the same parent; there it takes the macvlan's MAC
-over, the macvlan gets another one, and what arrives at it is dropped, so that this host does not
-answer for the VM.
+kernel puts a macvtap on a macvlan beside it, on the same parent; there it takes mode and MAC of the
+macvlan over, the macvlan gets another MAC, and what arrives at it is dropped, so that this host
+does not answer for the VM.
+
+Which multicast groups the guest joins is not known here, and without joining them a macvtap would
+get none of their frames, such as those that ask for an IPv6 neighbour: so it takes all.
 """
 
 import os
@@ -14,7 +17,7 @@ from tapwright.endpoint import beside, limits
 from tapwright.endpoint.beside import Beside, refuse_queues
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.nics import Tap
-from tapwright.linux import links, macvtap, tc
+from tapwright.linux import links, macvtap, neighbours, tc
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, NetlinkError
 
@@ -25,17 +28,26 @@ MACVLAN = "macvlan"
 class Macvtap(Beside):
     """`sibling` and `mac` for an interface that is itself a macvlan: its MAC, to be given back."""
 
+    mode: str = "passthru"
     sibling: bool = False
     mac: str = ""
 
     def check(self) -> None:
         """Raises NetworkError."""
+        if self.sibling and self.mode in ("", "passthru"):
+            raise NetworkError(
+                f"device: {self.device} is a macvlan of mode {self.mode or 'source'}, beside which "
+                "no macvtap can be; use the model tcfilter, or a macvlan of mode bridge"
+            )
         with self.inside() as nl:
-            if self._uses_ingress and tc.has_ingress(nl, self.index):
+            if self.link(nl).master and not self.sibling:
                 raise NetworkError(
-                    f"device: {self.device} has traffic control on its ingress already (tc qdisc "
-                    f"show dev {self.device}); remove it first"
+                    f"device: {self.device} is a port of a bridge or bond, and no macvtap can be "
+                    "on it; use the model tcfilter, or take it out of there"
                 )
+            self.check_name(nl)
+            if self._uses_ingress:
+                limits.check_ingress(nl, self.index, self.device)
 
     @property
     def _uses_ingress(self) -> bool:
@@ -61,14 +73,14 @@ class Macvtap(Beside):
     def _attach(self, nl: Netlink, link: Link) -> Tap:
         if self.sibling:
             tc.drop_ingress(nl, link.index)
-            links.set_mac(nl, link.index, _another(self.mac))
-        mode = "bridge" if self.sibling else "passthru"
-        links.add_macvtap(nl, self.name, link.index, mode)
+            _change_mac(nl, link.index, _another(self.mac))
+        links.add_macvtap(nl, self.name, link.index, self.mode)
         made = links.find(nl, self.name)
         if made is None:
             raise NetworkError(f"the macvtap {self.name} vanished while it was made")
         if self.sibling:
             links.set_mac(nl, made.index, self.mac)
+        links.set_all_multicast(nl, made.index, True)
         beside.set_up(nl, made.index, link)
         limits.limit_egress(nl, made.index, self.tx_limit)
         limits.limit_ingress(nl, link.index, self.rx_limit, self.index)
@@ -85,11 +97,9 @@ class Macvtap(Beside):
         with self.inside() as nl:
             if made := links.find(nl, self.name):
                 links.remove(nl, made.index)
-            if links.at(nl, self.index) is None:
-                return
             limits.lift_ingress(nl, self.index, self.rx_limit, self.index)
-            if self.sibling:
-                links.set_mac(nl, self.index, self.mac)
+            if self.sibling and links.at(nl, self.index):
+                _change_mac(nl, self.index, self.mac)
                 tc.remove_ingress(nl, self.index)
 
 
@@ -98,6 +108,7 @@ class ExistingMacvtap(Beside):
     """A macvtap that somebody made. Its mode, MAC and parent are their affair."""
 
     was_up: bool = True
+    took_all_multicast: bool = False
 
     def check(self) -> None:
         """Raises NetworkError."""
@@ -119,6 +130,7 @@ class ExistingMacvtap(Beside):
                     f"device: {link.name} can't be opened: {error.strerror}"
                 ) from None
             try:
+                links.set_all_multicast(nl, link.index, True)
                 links.set_up(nl, link.index)
             except NetlinkError as error:
                 for fd in fds:
@@ -137,8 +149,17 @@ class ExistingMacvtap(Beside):
         with self.inside() as nl:
             if links.at(nl, self.index):
                 limits.lift_egress(nl, self.index, self.tx_limit)
+                links.set_all_multicast(nl, self.index, self.took_all_multicast)
                 if not self.was_up:
                     links.set_down(nl, self.index)
+
+
+def _change_mac(nl: Netlink, index: int, mac: str) -> None:
+    """Without loss of the static neighbours, which the kernel drops with the old one."""
+    static = [entry for entry in neighbours.listing(nl) if entry.device == index]
+    links.set_mac(nl, index, mac)
+    for entry in static:
+        neighbours.add(nl, entry)
 
 
 def _another(mac: str) -> str:

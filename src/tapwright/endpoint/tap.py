@@ -31,7 +31,10 @@ class ExistingTap:
     tx_limit: int = 0
 
     def check(self) -> None:
-        """Nothing of somebody else's can be lost."""
+        """What arrives is limited by a filter. Raises NetworkError where there are filters."""
+        with netns.entered(self.netns), Netlink() as nl:
+            if self.tx_limit:
+                limits.check_ingress(nl, self.index, self.device)
 
     def attach(self, queues: int, uid: int) -> Tap:
         """Take queues of the TAP, bring it up. Raises NetworkError; call `detach` all the same."""
@@ -44,7 +47,11 @@ class ExistingTap:
             )
         try:
             with netns.entered(self.netns), Netlink() as nl:
-                fds = tuntap.attach(self.device, self._tap, max(queues, 1))
+                link = links.at(nl, self.index)
+                if link is None:
+                    raise NetworkError(f"device: {self.device} has gone")
+                # By name, and by that of now: TUNSETIFF makes what it does not find.
+                fds = tuntap.attach(link.name, self._tap, max(queues, 1))
                 try:
                     links.set_up(nl, self.index)
                     limits.limit_egress(nl, self.index, self.rx_limit)
@@ -64,9 +71,11 @@ class ExistingTap:
         """Its MTU is where the VM's comes from."""
 
     def detach(self) -> None:
-        """Make the TAP what it was, after its descriptors have been closed; nothing happens where
-        it is gone, or in somebody else's hands. Raises OSError."""
+        """Make the TAP what it was, after its descriptors have been closed, but for its limits
+        nothing happens where it is gone, or in somebody else's hands. Raises OSError."""
         with netns.entered(self.netns), Netlink() as nl:
+            limits.lift_egress(nl, self.index, self.rx_limit)
+            limits.lift_ingress(nl, self.index, self.tx_limit, self.index)
             link = links.at(nl, self.index)
             if link is None or link.kind != tuntap.KIND:
                 return
@@ -76,8 +85,6 @@ class ExistingTap:
                 if error.errno == errno.EBUSY:
                     return
                 raise
-            limits.lift_egress(nl, self.index, self.rx_limit)
-            limits.lift_ingress(nl, self.index, self.tx_limit, self.index)
             if not self.was_up:
                 links.set_down(nl, self.index)
 

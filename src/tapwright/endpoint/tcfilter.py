@@ -19,17 +19,18 @@ from tapwright.linux.netlink import NetlinkError
 
 @dataclass(frozen=True)
 class TcFilter(Beside):
-    """Both ways, frames leave a device that they did not arrive at, so both limits sit there."""
+    """Both ways, frames leave a device that they did not arrive at, so both limits sit there.
+
+    Which multicast groups the guest joins is not known here, so the interface takes all.
+    """
+
+    took_all_multicast: bool = False
 
     def check(self) -> None:
-        """What filters the interface has already are somebody else's, and neither `attach` nor
-        `detach` may touch them. Raises NetworkError."""
+        """Raises NetworkError."""
         with self.inside() as nl:
-            if tc.has_ingress(nl, self.index):
-                raise NetworkError(
-                    f"device: {self.device} has traffic control on its ingress already (tc qdisc "
-                    f"show dev {self.device}); remove it first"
-                )
+            self.check_name(nl)
+            limits.check_ingress(nl, self.index, self.device)
 
     def attach(self, queues: int, uid: int) -> Tap:
         """Raises NetworkError; call `detach` all the same."""
@@ -42,6 +43,7 @@ class TcFilter(Beside):
                 tc.redirect_ingress(nl, tap, link.index)
                 tc.add_ingress(nl, link.index)
                 tc.redirect_ingress(nl, link.index, tap)
+                links.set_all_multicast(nl, link.index, True)
                 limits.limit_egress(nl, tap, self.rx_limit)
                 limits.limit_egress(nl, link.index, self.tx_limit)
             except NetlinkError as error:
@@ -59,4 +61,5 @@ class TcFilter(Beside):
         with self.inside() as nl:
             if links.at(nl, self.index):
                 tc.remove_ingress(nl, self.index)
+                links.set_all_multicast(nl, self.index, self.took_all_multicast)
                 limits.lift_egress(nl, self.index, self.tx_limit)

@@ -19,7 +19,10 @@ class Unjoined(Beside):
     """Its limits are the TAP's."""
 
     def check(self) -> None:
-        """Nothing of the interface is touched."""
+        """Raises NetworkError."""
+        with self.inside() as nl:
+            self.check_name(nl)
+            limits.check_name(nl, self.index)
 
     def attach(self, queues: int, uid: int) -> Tap:
         """Raises NetworkError; call `detach` all the same."""
@@ -36,7 +39,8 @@ class Unjoined(Beside):
         return Tap([fd])
 
     def is_joined(self, link: Link, mac: str) -> bool:
-        return link.mac == mac
+        # Whoever connects the TAP may have to give the interface another MAC.
+        return True
 
     def detach(self) -> None:
         """The TAP goes with its descriptor, its limit's ifb does not. Raises OSError."""

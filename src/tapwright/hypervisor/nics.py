@@ -76,10 +76,7 @@ class Nics:
 
         Raises HypervisorError.
         """
-        slots = self._ports.slots
-        slot = next((n for n in range(slots) if n not in self._plugged), None)
-        if slot is None:
-            raise HypervisorError(f"all {slots} slots for NICs are taken; remove one first")
+        slot = self.check_room()
         self._plugged[slot] = backend
         try:
             async with contextlib.AsyncExitStack() as undo:
@@ -101,6 +98,14 @@ class Nics:
         except BaseException:
             del self._plugged[slot]
             raise
+        return slot
+
+    def check_room(self) -> int:
+        """The slot that the next NIC will get. Raises HypervisorError when there is none."""
+        slots = self._ports.slots
+        slot = next((n for n in range(slots) if n not in self._plugged), None)
+        if slot is None:
+            raise HypervisorError(f"all {slots} slots for NICs are taken; remove one first")
         return slot
 
     async def unplug(self, slot: int) -> None:

@@ -17,10 +17,10 @@ IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 IFLA_MACVLAN_MODE = 1
-MACVTAP_MODES = {"bridge": 4, "passthru": 8}
+MACVTAP_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 """enum macvlan_mode, include/uapi/linux/if_link.h."""
 
-IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_ALLMULTI = 0x1, 0x8, 0x40, 0x200
 ARPHRD_ETHER = 1
 
 _IFINFO = struct.Struct("=BxHiII")
@@ -55,6 +55,11 @@ class Link(NamedTuple):
     def is_running(self) -> bool:
         """Whether it is up and has a carrier (RFC 2863's operational state: up, or unknown)."""
         return bool(self.flags & IFF_RUNNING)
+
+    @property
+    def takes_all_multicast(self) -> bool:
+        """Whether somebody wants it to: not because of what is on it."""
+        return bool(self.flags & IFF_ALLMULTI)
 
     @property
     def is_loopback(self) -> bool:
@@ -99,11 +104,16 @@ def at(nl: Netlink, index: int) -> Link | None:
 
 
 def set_up(nl: Netlink, index: int) -> None:
-    _set(nl, "bring up", index, flags=IFF_UP)
+    _set(nl, "bring up", index, flags=IFF_UP, mask=IFF_UP)
 
 
 def set_down(nl: Netlink, index: int) -> None:
-    _set(nl, "bring down", index, flags=0)
+    _set(nl, "bring down", index, mask=IFF_UP)
+
+
+def set_all_multicast(nl: Netlink, index: int, on: bool) -> None:
+    """Have an interface receive multicast of all groups, or of those alone that it has joined."""
+    _set(nl, "set all multicast", index, flags=IFF_ALLMULTI if on else 0, mask=IFF_ALLMULTI)
 
 
 def set_mac(nl: Netlink, index: int, mac: str) -> None:
@@ -197,6 +207,9 @@ def _add(nl: Netlink, kind: str, name: str, more: bytes = b"", data: bytes = b""
     nl.request(f"make {kind} {name}", RTM_NEWLINK, payload, flags)
 
 
-def _set(nl: Netlink, verb: str, index: int, change: bytes = b"", flags: int | None = None) -> None:
-    header = _IFINFO.pack(0, 0, index, flags or 0, IFF_UP if flags is not None else 0)
+def _set(
+    nl: Netlink, verb: str, index: int, change: bytes = b"", flags: int = 0, mask: int = 0
+) -> None:
+    """Change attributes, and those of the flags that are in the mask."""
+    header = _IFINFO.pack(0, 0, index, flags, mask)
     nl.request(f"{verb} (interface {index})", RTM_NEWLINK, header + change)

@@ -1,13 +1,22 @@
-"""The character device of a macvtap (drivers/net/macvtap.c and tap.c in the kernel's sources)."""
+"""The character device of a macvtap, and the mode of a macvlan (drivers/net/macvtap.c, tap.c and
+macvlan.c in the kernel's sources)."""
 
 import os
 import stat
 
-from tapwright.linux import libc
+from tapwright.linux import libc, links, netlink
+from tapwright.linux.links import Link
 from tapwright.linux.tuntap import several
 
 KIND = "macvtap"
 """The kind of a macvtap, in rtnetlink."""
+
+
+def mode_of(link: Link) -> str:
+    """The mode of a macvlan as `links.add_macvtap` takes it; empty for one that a macvtap can't be
+    made in without more (`source`)."""
+    mode = netlink.u32(netlink.attributes(link.info), links.IFLA_MACVLAN_MODE)
+    return next((name for name, value in links.MACVTAP_MODES.items() if value == mode), "")
 
 
 def open_queues(name: str, count: int) -> list[int]:

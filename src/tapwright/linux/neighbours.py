@@ -9,7 +9,7 @@ from tapwright.linux.netlink import Netlink, NetlinkError, attribute
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NDA_DST, NDA_LLADDR = 1, 2
-NUD_FAILED, NUD_PERMANENT = 0x20, 0x80
+NUD_PERMANENT = 0x80
 
 _NDMSG = struct.Struct("=BxxxiHBB")
 
@@ -37,10 +37,11 @@ def decode(body: bytes) -> Neighbour | None:
     )
 
 
-def may_be_static(body: bytes) -> bool:
-    """Whether an RTM_NEWNEIGH or RTM_DELNEIGH body is of a static entry, or of one that was: the
-    kernel lets an entry fail before it removes it."""
-    return bool(_NDMSG.unpack_from(body)[2] & (NUD_PERMANENT | NUD_FAILED))
+def place(body: bytes) -> tuple[int, str]:
+    """Of which interface, by index, and address an RTM_NEWNEIGH or RTM_DELNEIGH body is."""
+    _, device, _, _, _ = _NDMSG.unpack_from(body)
+    address = netlink.attributes(body, _NDMSG.size).get(NDA_DST, b"")
+    return device, netlink.unpack_address(address) if len(address) in (4, 16) else ""
 
 
 def listing(nl: Netlink) -> list[Neighbour]:

@@ -26,7 +26,8 @@ def ended(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
         loop.remove_reader(pidfd)
         os.close(pidfd)
         process.wait()
-        future.set_result(None)
+        if not future.done():  # whoever waited may have been cancelled
+            future.set_result(None)
 
     loop.add_reader(pidfd, note)
     return future

@@ -20,7 +20,7 @@ from tapwright.linux.netlink import (
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
-RTA_MULTIPATH, RTA_TABLE = 9, 15
+RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 9, 15, 18
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 RTNH_F_ONLINK = 4
 RTN_UNICAST = 1
@@ -59,10 +59,11 @@ class Route(NamedTuple):
 
 def decode(body: bytes) -> list[Route]:
     """Read an RTM_NEWROUTE or RTM_DELROUTE body: a route for each of its next hops, none for what
-    is not a unicast route through interfaces (local, broadcast, multicast, blackhole)."""
-    family, length, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
+    is not a unicast route through interfaces (local, broadcast, multicast, blackhole), or is for
+    one type of service only."""
+    family, length, _, tos, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     found = netlink.attributes(body, _RTMSG.size)
-    if kind != RTN_UNICAST:
+    if kind != RTN_UNICAST or tos:
         return []
     destination = found.get(RTA_DST, b"\0" * (16 if family == socket.AF_INET6 else 4))
     source = found.get(RTA_PREFSRC)
@@ -88,15 +89,20 @@ def decode(body: bytes) -> list[Route]:
 def _next_hops(found: netlink.Attributes) -> Iterator[tuple[int, bytes | None, int]]:
     """(interface index, packed gateway, flags) of each."""
     if RTA_OIF in found:
-        yield u32(found, RTA_OIF), found.get(RTA_GATEWAY), 0
+        yield u32(found, RTA_OIF), _gateway(found), 0
     hops, offset = found.get(RTA_MULTIPATH, b""), 0
     while offset + _RTNEXTHOP.size <= len(hops):
         length, flags, _, device = _RTNEXTHOP.unpack_from(hops, offset)
         if length < _RTNEXTHOP.size:
             return
         more = netlink.attributes(hops[offset : offset + length], _RTNEXTHOP.size)
-        yield device, more.get(RTA_GATEWAY), flags
+        yield device, _gateway(more), flags
         offset += (length + 3) & ~3
+
+
+def _gateway(found: netlink.Attributes) -> bytes | None:
+    """Packed; one of the other family is in an attribute of its own (struct rtvia)."""
+    return found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:] or None
 
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -160,7 +166,11 @@ def _encode(route: Route) -> bytes:
     if int(length):
         parts.append(attribute(RTA_DST, pack_address(address)))
     if route.gateway:
-        parts.append(attribute(RTA_GATEWAY, pack_address(route.gateway)))
+        family, gateway = netlink.family_of(route.gateway), pack_address(route.gateway)
+        if family == route.family:
+            parts.append(attribute(RTA_GATEWAY, gateway))
+        else:
+            parts.append(attribute(RTA_VIA, struct.pack("=H", family) + gateway))
     if route.source:
         parts.append(attribute(RTA_PREFSRC, pack_address(route.source)))
     if route.metric:

@@ -74,13 +74,9 @@ def create(name: str) -> int:
     return _open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL)
 
 
-def make_persistent(name: str) -> None:
-    """Make a TAP as `create` does, but one that stays. Raises OSError."""
-    fd = create(name)
-    try:
-        fcntl.ioctl(fd, TUNSETPERSIST, 1)
-    finally:
-        os.close(fd)
+def keep(fd: int) -> None:
+    """Have the TAP of a descriptor stay when that is closed. Raises OSError."""
+    fcntl.ioctl(fd, TUNSETPERSIST, 1)
 
 
 def attach(name: str, tap: Tap, queues: int) -> list[int]:

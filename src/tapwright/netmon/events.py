@@ -39,6 +39,7 @@ class Events:
         self._poll = select.poll()
         self._poll.register(self._netlink.fileno(), select.POLLIN)
         self._told = 0.0
+        self._static = {(e.device, e.address) for e in neighbours.listing(self._netlink)}
 
     def wait(self, seconds: float | None) -> bool:
         """Wait for a change, at most that long; return whether there was one.
@@ -63,18 +64,28 @@ class Events:
         if not self._poll.poll(pause):
             return False
         try:
-            return any(map(_matters, self._netlink.notifications()))
+            # All of them, for each may change what is known of neighbours.
+            return sum(map(self._matters, self._netlink.notifications())) > 0
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             return True
 
+    def _matters(self, message: Message) -> bool:
+        kind, body = message
+        if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
+            link = links.decode(body)
+            return not (link.is_loopback or link.name.endswith(_OURS))
+        if kind in (neighbours.RTM_NEWNEIGH, neighbours.RTM_DELNEIGH):
+            return self._neighbour_matters(body)
+        return kind in _KINDS
 
-def _matters(message: Message) -> bool:
-    kind, body = message
-    if kind in (links.RTM_NEWLINK, links.RTM_DELLINK):
-        link = links.decode(body)
-        return not (link.is_loopback or link.name.endswith(_OURS))
-    if kind in (neighbours.RTM_NEWNEIGH, neighbours.RTM_DELNEIGH):
-        return neighbours.may_be_static(body)
-    return kind in _KINDS
+    def _neighbour_matters(self, body: bytes) -> bool:
+        """Whether an entry is static, or was: others come and go with the traffic."""
+        place = neighbours.place(body)
+        if neighbours.decode(body):
+            self._static.add(place)
+            return True
+        was_static = place in self._static
+        self._static.discard(place)
+        return was_static

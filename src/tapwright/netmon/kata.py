@@ -13,7 +13,7 @@ from tapwright.endpoint import discovery
 from tapwright.endpoint.discovery import Interface
 from tapwright.errors import NetworkError
 from tapwright.linux.netlink import Netlink, family_of
-from tapwright.linux.routes import Route
+from tapwright.linux.routes import TABLE_MAIN, Route
 
 _SECONDS = 120.0
 _KATAS = "kata"
@@ -131,8 +131,14 @@ def _interface(interface: Interface) -> Json:
 
 
 def _routes(found: list[Interface]) -> list[Json]:
+    """Those of the main table: the contract knows no other."""
     names = {interface.link.index: interface.link.name for interface in found}
-    return [_route(route, names) for interface in found for route in interface.routes]
+    return [
+        _route(route, names)
+        for interface in found
+        for route in interface.routes
+        if route.table == TABLE_MAIN
+    ]
 
 
 def _route(route: Route, names: dict[int, str]) -> Json:

@@ -13,7 +13,8 @@ class Own:
     """
 
     def __init__(self, root: str | Path, sandbox_id: str) -> None:
-        self._sandbox = registry.find(root, sandbox_id)
+        self._root = root
+        self._id = registry.find(root, sandbox_id).id
 
     def begin(self) -> None:
         """Nothing to be known beforehand."""
@@ -21,5 +22,6 @@ class Own:
     def sync(self) -> float | None:
         """Have the guest follow; return the seconds after which to do it again, None for not
         before the next change. Raises TapwrightError."""
-        pause: float | None = client.call(self._sandbox, "sync")
+        # Found anew each time: in the beginning it is only being made.
+        pause: float | None = client.call(registry.find(self._root, self._id), "sync")
         return pause

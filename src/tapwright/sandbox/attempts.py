@@ -3,10 +3,10 @@ by then."""
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import NamedTuple
 
-from tapwright.errors import TapwrightError
+from tapwright.errors import AgentError, AgentRefusedError, TapwrightError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
@@ -26,12 +26,17 @@ class Attempts:
 
     def __init__(self) -> None:
         self._failures: dict[Hashable, _Failure] = {}
+        self._asked: set[Hashable] = set()
 
     async def make(
         self, what: Hashable, wanted: object, do: Callable[[], Awaitable[None]], told: str
     ) -> bool:
         """Make `what` as it is `wanted`; return whether that was done. A failure is logged, after
-        the words `told`."""
+        the words `told`.
+
+        Raises AgentError when the agent does not answer: then nothing else will be done either.
+        """
+        self._asked.add(what)
         before = self._failures.get(what)
         if before and before.wanted != wanted:
             before = None
@@ -42,18 +47,19 @@ class Attempts:
         except (TapwrightError, OSError) as error:
             pause = min(before.pause * 2, _LONGEST_PAUSE) if before else _FIRST_PAUSE
             self._failures[what] = _Failure(wanted, pause, time.monotonic() + pause)
+            if isinstance(error, AgentError) and not isinstance(error, AgentRefusedError):
+                raise
             _log.warning("%s, but the guest can't follow: %s", told, error)
             return False
         self._failures.pop(what, None)
         return True
 
-    def forget_all_but(self, kept: Iterable[Hashable]) -> None:
-        """Forget failures of what nobody wants any more."""
-        for what in self._failures.keys() - set(kept):
+    def end_round(self) -> float | None:
+        """Forget the failures of what was not asked for since the last time; return how long until
+        something may be tried again, None when nothing failed."""
+        for what in self._failures.keys() - self._asked:
             del self._failures[what]
-
-    def seconds_to_next(self) -> float | None:
-        """How long until something that failed may be tried again; None when nothing failed."""
+        self._asked.clear()
         if not self._failures:
             return None
         return max(min(failure.again for failure in self._failures.values()) - time.monotonic(), 0)

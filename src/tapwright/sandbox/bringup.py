@@ -56,6 +56,7 @@ class Bringup:
             requests += await self._plug_others(guest.interfaces, results)
         with self._phase("guest"):
             await self._configure(guest.agent, requests, results)
+            await guest.following.fill_tables()
         return guest
 
     async def _machine(self) -> Machine:

@@ -8,7 +8,9 @@ Runs in the supervisor; the caller sees to it that one thing is done at a time.
 """
 
 import asyncio
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from tapwright.agent.client import AgentClient
 from tapwright.endpoint import discovery
@@ -23,6 +25,7 @@ from tapwright.sandbox.guest_table import GuestTable
 from tapwright.sandbox.interfaces import Interfaces
 
 Nic = record.Interface
+Table = GuestTable[Route] | GuestTable[Neighbour]
 
 
 class Following:
@@ -34,15 +37,17 @@ class Following:
         self._agent = agent
         # The interfaces as the guest has them.
         self._carried: dict[int, Interface] = {}
-        self._routes = GuestTable[Route](agent, "change_routes")
-        self._neighbours = GuestTable[Neighbour](agent, "change_neighbours")
+        # Several routes of one metric, such as next hops of one, are one after another.
+        self._routes = GuestTable[Route](agent, "routes", append=True)
+        self._neighbours = GuestTable[Neighbour](agent, "neighbours")
         # Their NICs were removed by request: they stay away until they themselves are gone.
         self._dismissed: set[int] = set()
         self._attempts = Attempts()
 
     async def begin(self, networks: dict[str, str]) -> list[discovery.Request]:
         """Give each interface of the namespace that is up a NIC; return the agent's requests that
-        configure them. `networks` are the names of CNI networks by interface.
+        configure them, to be followed by `fill_tables`. `networks` are the names of CNI networks by
+        interface.
 
         Raises NetworkError, HypervisorError.
         """
@@ -51,26 +56,46 @@ class Following:
             await self._interfaces.carry(interface, networks.get(interface.link.name, ""))
         # A new NIC has its carrier, also where the interface has none.
         self._carried = {interface.link.index: interface.with_carrier() for interface in found}
-        self._routes.present = {route for interface in found for route in interface.routes}
-        self._neighbours.present = {e for interface in found for e in interface.neighbours}
-        return discovery.guest_requests(found)
+        return [discovery.interface_request(interface) for interface in found]
+
+    async def fill_tables(self) -> None:
+        """Give the guest the routes and neighbours of the interfaces that `begin` found.
+
+        Raises AgentError, AgentRefusedError.
+        """
+        names = {index: interface.link.name for index, interface in self._carried.items()}
+        # Neighbours first: a route may need none, but its gateway may be known by nothing else.
+        for table, entries in self._tables(self._carried):
+            await table.change(entries, names)
+
+    def _tables(self, interfaces: dict[int, Interface]) -> Iterator[tuple[Table, list[Any]]]:
+        """The guest's tables, and what of the interfaces belongs there."""
+        found = interfaces.values()
+        yield self._neighbours, [entry for one in found for entry in one.neighbours]
+        yield self._routes, [route for one in found for route in one.routes]
 
     def dismiss(self, index: int) -> None:
         """Leave an interface alone whose NIC was removed by request."""
         self._dismissed.add(index)
-        self._forget(index)
 
     async def sync(self) -> float | None:
         """Bring the guest to what the namespace is; return the seconds after which to try again
-        what failed, None where nothing did. Raises OSError when the namespace is gone."""
+        what failed, None where nothing did.
+
+        Raises OSError when the namespace is gone, AgentError when the guest does not answer.
+        """
         found = {interface.link.index: interface for interface in self._scan()}
         self._dismissed &= found.keys()
-        await self._unplug_gone(found)
-        await self._plug_new(found)
-        await self._configure(found)
-        nics = found.keys() | self._interfaces.followers().keys()
-        self._attempts.forget_all_but([*nics, "routes", "neighbours"])
-        return self._attempts.seconds_to_next()
+        try:
+            await self._unplug_gone(found)
+            # Those that are there first: one may give up the name of a new one.
+            await self._configure_interfaces(found)
+            await self._plug_new(found)
+            await self._configure_interfaces(found)
+            await self._fill_tables_anew(found)
+        finally:
+            again = self._attempts.end_round()
+        return again
 
     def _scan(self) -> list[Interface]:
         with netns.entered(self._path), Netlink() as nl:
@@ -87,7 +112,7 @@ class Following:
         await asyncio.gather(*map(self._unplug, leaving))
 
     async def _unplug(self, nic: Nic) -> None:
-        unplug = partial(self._interfaces.unplug, nic)
+        unplug = partial(self._interfaces.remove, nic)
         if await self._attempts.make(nic.index, None, unplug, f"{nic.name} has gone"):
             self._forget(nic.index)
 
@@ -96,44 +121,41 @@ class Following:
         self._routes.forget(index)
         self._neighbours.forget(index)
 
+    async def _plug(self, interface: Interface) -> None:
+        # Its NIC may have gone by itself.
+        self._forget(interface.link.index)
+        await self._interfaces.carry(interface)
+
     async def _plug_new(self, found: dict[int, Interface]) -> None:
         left_alone = self._interfaces.joined_by_request() | self._dismissed
         left_alone |= self._interfaces.followers().keys()
         for index, interface in found.items():
             if index not in left_alone and interface.is_ready and interface.is_running:
-                carry = partial(self._interfaces.carry, interface)
+                plug = partial(self._plug, interface)
                 told = f"{interface.link.name} is new"
-                await self._attempts.make(index, interface, carry, told)
+                await self._attempts.make(index, interface, plug, told)
 
-    async def _configure(self, found: dict[int, Interface]) -> None:
+    async def _fill_tables_anew(self, found: dict[int, Interface]) -> None:
         followers = self._interfaces.followers()
-        wanted = {index: found[index] for index in followers if index in found}
-        touched = await self._configure_interfaces(wanted, followers)
         names = {index: nic.name for index, nic in followers.items() if index in self._carried}
-        neighbours = {e for interface in wanted.values() for e in interface.neighbours}
-        change = partial(self._neighbours.change, neighbours, names, touched)
-        await self._attempts.make("neighbours", neighbours, change, "neighbours have changed")
-        routes = {route for interface in wanted.values() for route in interface.routes}
-        change = partial(self._routes.change, routes, names, touched)
-        await self._attempts.make("routes", routes, change, "routes have changed")
+        wanted = {index: found[index] for index in names if index in found}
+        for table, entries in self._tables(wanted):
+            change = partial(table.change, entries, names)
+            told = f"{table.what} have changed"
+            await self._attempts.make(table.what, table.wish(entries), change, told)
 
-    async def _configure_interfaces(
-        self, wanted: dict[int, Interface], followers: dict[int, Nic]
-    ) -> set[int]:
-        """Return the indices of those that were changed."""
+    async def _configure_interfaces(self, found: dict[int, Interface]) -> None:
+        followers = self._interfaces.followers()
         changed = {
-            index: interface
-            for index, interface in wanted.items()
-            if _settings(self._carried.get(index)) != _settings(interface)
+            index: found[index]
+            for index in followers
+            if index in found and _settings(self._carried.get(index)) != _settings(found[index])
         }
         await self._make_way(changed, followers)
-        touched = set()
         for index, interface in changed.items():
             carry_over = partial(self._carry_over, followers[index], interface)
             told = f"{interface.link.name} has changed"
-            if await self._attempts.make(index, interface, carry_over, told):
-                touched.add(index)
-        return touched
+            await self._attempts.make(index, interface, carry_over, told)
 
     async def _make_way(self, changed: dict[int, Interface], followers: dict[int, Nic]) -> None:
         """Where one takes the name that another gives up, have that one give it up first."""
@@ -145,15 +167,28 @@ class Following:
                 passing = passing._replace(link=passing.link._replace(name=f"tw{holder}"))
                 carry_over = partial(self._carry_over, followers[holder], passing)
                 told = f"{followers[holder].name} has changed"
-                await self._attempts.make(holder, passing, carry_over, told)
+                await self._attempts.make(("way", holder), passing, carry_over, told)
 
     async def _carry_over(self, nic: Nic, interface: Interface) -> None:
         """Make the guest's NIC, its record and its endpoint what the interface is."""
+        # Until it is done nobody knows what the guest has: it may fail half way.
+        before = self._carried.pop(nic.index, None)
+        self._doubt(nic.index, before)
         request = discovery.interface_request(interface)
         # The host's side of a NIC may have had to take another MAC.
         await self._agent.call("batch", requests=[{**request, "mac": nic.mac}])
         await self._interfaces.follow(nic, interface)
         self._carried[nic.index] = interface
+
+    def _doubt(self, index: int, before: Interface | None) -> None:
+        """The guest's kernel drops entries when their interface is renamed, goes down, or loses an
+        address; and with an address the routes of others too that have it as their source."""
+        self._routes.doubt(index)
+        self._neighbours.doubt(index)
+        lost = {address.address for address in before.addresses} if before else set()
+        for route in self._routes.present:
+            if route.source in lost:
+                self._routes.doubt(route.device)
 
 
 def _settings(interface: Interface | None) -> object:

@@ -3,12 +3,12 @@
 What others put into the guest's tables is left alone.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from tapwright.agent.client import AgentClient
 from tapwright.endpoint import discovery
-from tapwright.errors import AgentError
+from tapwright.errors import AgentRefusedError
 from tapwright.linux.neighbours import Neighbour
 from tapwright.linux.routes import Route
 
@@ -19,55 +19,71 @@ Entry = TypeVar("Entry", Route, Neighbour)
 
 
 class GuestTable(Generic[Entry]):
-    """`op` is the agent's request that changes the table; `present` is what it got from here."""
+    """`what` is `routes` or `neighbours`; the options go with each request to change them."""
 
-    def __init__(self, agent: AgentClient, op: str) -> None:
+    def __init__(self, agent: AgentClient, what: str, **options: Any) -> None:
+        self.what = what
         self._agent = agent
-        self._op = op
+        self._op = f"change_{what}"
+        self._options = options
         self.present: set[Entry] = set()
+        """What the guest got from here."""
+        self._doubtful: set[int] = set()
 
     def forget(self, index: int) -> None:
         """The interface of that index has gone from the guest, its entries with it."""
         self.present = {entry for entry in self.present if entry.device != index}
+        self._doubtful.discard(index)
 
-    async def change(
-        self, wanted: Iterable[Entry], names: Mapping[int, str], touched: Collection[int]
-    ) -> None:
-        """Make the entries for some interfaces, `names` by index, those wanted. Of the `touched`
-        ones the guest's kernel may have dropped entries.
+    def doubt(self, index: int) -> None:
+        """The guest's kernel may have dropped entries of that interface: add them all again."""
+        self._doubtful.add(index)
 
-        Raises AgentError when the guest refused some; the others are there then.
+    def wish(self, wanted: Iterable[Entry]) -> object:
+        """What `change` would do it for: equal when it is no use to try the same again."""
+        return frozenset(wanted), frozenset(self._doubtful)
+
+    async def change(self, wanted: Iterable[Entry], names: Mapping[int, str]) -> None:
+        """Make the entries for some interfaces, `names` by index, those wanted, in their order.
+
+        Raises AgentRefusedError when the guest refused some, the others are done then; AgentError
+        when it does not answer.
         """
-        shall = {entry for entry in wanted if entry.device in names}
+        shall = dict.fromkeys(entry for entry in wanted if entry.device in names)
         remove = [e for e in self.present if e.device in names and e not in shall]
-        add = [e for e in shall if e not in self.present or e.device in touched]
-        for part in _parts(remove):
-            await self._agent.call(self._op, remove=discovery.entries(part, names))
-            self.present.difference_update(part)
-        refused: list[AgentError] = []
+        add = [e for e in shall if e not in self.present or e.device in self._doubtful]
+        refused = await self._ask("remove", remove, names, self.present.difference_update)
         # A gateway must be reachable before its route comes.
         add.sort(key=lambda entry: bool(getattr(entry, "gateway", None)))
-        for part in _parts(add):
-            await self._add(part, names, refused)
+        refused += await self._ask("add", add, names, self.present.update)
+        self._doubtful -= names.keys()
         if refused:
-            raise AgentError(f"{refused[0]} (of {len(add)} in all, {len(refused)} were refused)")
+            raise AgentRefusedError(f"{refused[0]} (one of {len(refused)} that were refused)")
 
-    async def _add(
-        self, entries: list[Entry], names: Mapping[int, str], refused: list[AgentError]
-    ) -> None:
-        """Add all; where the guest refuses some, all but those."""
-        try:
-            await self._agent.call(self._op, add=discovery.entries(entries, names))
-        except AgentError as error:
-            self.present.difference_update(entries)
-            if len(entries) == 1:
-                refused.append(error)
-                return
-            middle = len(entries) // 2
-            for half in (entries[:middle], entries[middle:]):
-                await self._add(half, names, refused)
-        else:
-            self.present.update(entries)
+    async def _ask(
+        self,
+        verb: str,
+        entries: list[Entry],
+        names: Mapping[int, str],
+        done: Callable[[list[Entry]], None],
+    ) -> list[AgentRefusedError]:
+        """Have all of them removed or added; where the guest refuses some, all but those."""
+        refused: list[AgentRefusedError] = []
+        parts = list(_parts(entries))
+        while parts:
+            part = parts.pop(0)
+            try:
+                arguments: dict[str, Any] = {verb: discovery.entries(part, names), **self._options}
+                await self._agent.call(self._op, **arguments)
+                done(part)
+            except AgentRefusedError as error:
+                if len(part) == 1:
+                    refused.append(error)
+                    self.present.difference_update(part)
+                else:
+                    middle = len(part) // 2
+                    parts[:0] = part[:middle], part[middle:]
+        return refused
 
 
 def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:

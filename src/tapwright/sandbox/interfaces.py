@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tapwright.agent.client import AgentClient
@@ -95,10 +95,6 @@ class Interfaces:
             if not nic.index and entry.get("netns") == self._record.netns
         }
 
-    async def unplug(self, nic: Interface) -> None:
-        """Take a NIC out. Raises HypervisorError."""
-        await self._nics.unplug(nic.slot)
-
     async def add(self, request: InterfaceRequest) -> dict[str, Any]:
         """Plug a NIC in and configure it; return the interface as add-iface prints it.
 
@@ -142,41 +138,48 @@ class Interfaces:
         Raises NetworkError, HypervisorError.
         """
         self._check_unique(tap.name, tap.mac)
-        interface = Interface(tap.name, tap.device, tap.mac, tap.mtu, list(tap.addresses))
-        what = {"nic": tap.name, "follows": 0, "device": tap.device}
+        mark = f"tapwright-{self._record.id}-{self._record.created * 1e3:.0f}"
+        what = {"nic": tap.name, "follows": 0, "device": tap.device, "mark": mark}
         port = {"bridge": tap.bridge, "ovs": tap.ovs}
+        # In a thread what may ask Open vSwitch, which may take its time.
+        await asyncio.to_thread(host_tap.check, tap.device, **port)
+        mtu = tap.mtu or host_tap.mtu(tap.device, tap.bridge or tap.ovs)
+        interface = Interface(tap.name, tap.device, tap.mac, mtu, list(tap.addresses))
         with contextlib.ExitStack() as undo:
             if not host_tap.exists(tap.device):
                 entry = self._journal.hold("host_tap", **what)
                 undo.enter_context(self._given_back_on_failure(entry))
-                host_tap.make(tap.device)
-            if (tap.bridge or tap.ovs) and not host_tap.is_port(tap.device, **port):
-                entry = self._journal.hold("port", **what, **port)
+                host_tap.make(tap.device, mtu, mark)
+            place, link = self._find(tap.device, [netns.OWN])
+            if any(port.values()) and not await asyncio.to_thread(
+                host_tap.is_port, tap.device, **port
+            ):
+                entry = self._journal.hold("port", **what, **port, index=link.index)
                 undo.enter_context(self._given_back_on_failure(entry))
-                host_tap.connect(tap.device, **port)
-            place, link = self._find(tap.device)
-            if tuntap.settings(link) is None:
-                raise NetworkError(f"--tap {tap.device}: there is such an interface, and no TAP")
+                await asyncio.to_thread(host_tap.connect, tap.device, **port, mark=mark)
             await self._join(interface, self._endpoint(link, place))
         addresses = tuple(map(ipaddress.ip_interface, tap.addresses))
-        return _configuration(InterfaceRequest(tap.device, tap.name, tap.mac, addresses, tap.mtu))
+        return _configuration(InterfaceRequest(tap.device, tap.name, tap.mac, addresses, mtu))
 
-    async def remove(self, name: str) -> Interface:
-        """Take a NIC out, and return it; what it was joined with is as before.
-
-        Raises NetworkError, HypervisorError: its `result` is the interface that is still there.
-        """
+    def named(self, name: str) -> Interface:
+        """Raises NetworkError."""
         interface = next((nic for nic in self._record.interfaces if nic.name == name), None)
         if interface is None:
             names = ", ".join(nic.name for nic in self._record.interfaces) or "none"
             raise NetworkError(f"name: there is no interface {name!r}; there are: {names}")
+        return interface
+
+    async def remove(self, interface: Interface) -> None:
+        """Take a NIC out; what it was joined with is as before.
+
+        Raises HypervisorError: its `result` is the interface that is still there.
+        """
         try:
             await self._nics.unplug(interface.slot)
         except HypervisorError as error:
-            stuck = HypervisorError(f"{name} could not be removed: {error}")
+            stuck = HypervisorError(f"{interface.name} could not be removed: {error}")
             stuck.result = self._written(interface)
             raise stuck from None
-        return interface
 
     async def listing(self) -> list[dict[str, Any]]:
         """The guest's NICs as list-ifaces prints them. Raises AgentError."""
@@ -204,17 +207,20 @@ class Interfaces:
         if path := request.vhost_user_socket:
             await self._join(interface, vhost_user.of(request.device, path))
             return
-        place, link = self._find(request.device)
+        own = self._record.netns
+        place, link = self._find(request.device, [own, netns.OWN] if own else [netns.OWN])
         is_tap = tuntap.settings(link) is not None
         if request.link_type and (request.link_type in _TAP_TYPES) != is_tap:
             raise NetworkError(
                 f"linkType: {request.link_type!r}, but {link.name} is a "
                 f"{'tap' if is_tap else link.kind or 'device of hardware'}"
             )
-        if not is_tap and place != self._record.netns:
+        if not is_tap and place != own:
+            what = f"device: {link.name} is no TAP but a {link.kind or 'device of hardware'}"
             raise NetworkError(
-                f"device: {link.name} is no TAP but a {link.kind or 'device of hardware'}, and not "
-                "in the sandbox's network namespace: move it there, or make a TAP"
+                f"{what}, and not in the sandbox's network namespace: move it there, or make a TAP"
+                if own
+                else f"{what}, and this sandbox has no network namespace: make a TAP"
             )
         await self._join(interface, self._endpoint(link, place))
 
@@ -222,22 +228,23 @@ class Interfaces:
         spec = self._record.spec
         return kinds.choose(link, place, spec.model, Limits(spec.rx_limit, spec.tx_limit))
 
-    def _find(self, device: str) -> tuple[str, Link]:
-        own = self._record.netns
+    def _find(self, device: str, places: Sequence[str]) -> tuple[str, Link]:
         try:
-            found = discovery.find(device, filter(None, (own, netns.OWN)))
+            found = discovery.find(device, places)
         except OSError as error:
             raise NetworkError(
-                f"the sandbox's network namespace {own} is gone: {error.strerror}"
+                f"the sandbox's network namespace {places[0]} is gone: {error.strerror}"
             ) from None
         if found is None:
-            where = f"in the sandbox's network namespace ({own}) nor in" if own else "in"
-            raise NetworkError(f"device: there is no {device} {where} the host's")
+            own = [f"the sandbox's network namespace ({place})" for place in places[:-1]]
+            where = " nor in ".join([*own, "the host's"])
+            raise NetworkError(f"device: there is no {device} in {where}")
         return found
 
     async def _join(self, interface: Interface, endpoint: Endpoint) -> None:
         """Enter the endpoint in the journal, make it, and plug the NIC."""
         self._check_possible(endpoint)
+        self._nics.check_room()
         endpoint.check()
         entry = await self._claim(interface, endpoint)
         with self._given_back_on_failure(entry):

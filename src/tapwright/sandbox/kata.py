@@ -176,7 +176,8 @@ def _route(fields: dict[str, Any], as_pattern: bool) -> RouteRequest:
 
 def _destination(fields: dict[str, Any], gateway: str, as_pattern: bool) -> str:
     dest = _text(fields, "dest")
-    if dest == "default":
+    # Kata's monitor leaves the destination of a default route empty.
+    if dest == "default" or (not dest and gateway):
         if gateway:
             return "::/0" if ":" in gateway else "0.0.0.0/0"
         if as_pattern:

@@ -21,16 +21,21 @@ _log = logging.getLogger(__name__)
 class Monitor:
     """A monitor that runs, with that command line, in the namespace at `path`.
 
-    Raises NetworkError when it can't be started.
+    Raises NetworkError when it can't be started, OSError when there is no such namespace.
     """
 
     def __init__(self, command: Sequence[str], path: str, root: str) -> None:
         self._command = command
-        self._path = path
+        # Kept open, for its path may go before it does.
+        self._netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         # For the command too that a monitor may call.
         self._environment = {**os.environ, ROOT_VARIABLE: root}
         self._started = 0.0
-        self._start()
+        try:
+            self._start()
+        except NetworkError:
+            os.close(self._netns)
+            raise
 
     async def watch(self) -> None:
         """Start it again whenever it ends, until this is cancelled; end it then."""
@@ -45,6 +50,7 @@ class Monitor:
                 pause = await self._restart(pause)
         finally:
             self._stop()
+            os.close(self._netns)
 
     async def _restart(self, pause: float) -> float:
         """Start it after a pause; return the one before the next start."""
@@ -61,10 +67,9 @@ class Monitor:
     def _start(self) -> None:
         parent = os.getpid()
         read, write = os.pipe()
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
         def enter() -> None:
-            libc.setns(fd, libc.CLONE_NEWNET)
+            libc.setns(self._netns, libc.CLONE_NEWNET)
             process.die_with(parent)
 
         try:
@@ -85,7 +90,6 @@ class Monitor:
             ) from None
         finally:
             os.close(write)
-            os.close(fd)
         self._started = time.monotonic()
         _Lines(read)
 

@@ -46,9 +46,11 @@ class Operations:
         return await self._interfaces.add(kata.read_interface(interface))
 
     async def remove_interface(self, interface: Any) -> None:
-        nic = await self._interfaces.remove(kata.read_name(interface))
+        nic = self._interfaces.named(kata.read_name(interface))
         if nic.index:
+            # Also when it goes too late for an answer.
             self._following.dismiss(nic.index)
+        await self._interfaces.remove(nic)
 
     async def list_interfaces(self) -> Any:
         return await self._interfaces.listing()

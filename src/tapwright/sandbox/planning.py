@@ -13,6 +13,7 @@ from typing import Any
 from tapwright import cni
 from tapwright.config import Config
 from tapwright.config.sections import LEAST_MEMORY
+from tapwright.endpoint import host_tap
 from tapwright.errors import HypervisorError, NetworkError, UsageError
 from tapwright.image import store
 from tapwright.sandbox.record import NetworkRequest, Spec
@@ -48,6 +49,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
     Raises UsageError, NetworkError, HypervisorError, ImageError.
     """
     _check_netns(config, wish)
+    _check_taps(wish.taps)
     names = _ifnames([*(ifname for _, ifname in wish.networks), *(tap.name for tap in wish.taps)])
     networks = _networks(config, wish, names[: len(wish.networks)])
     qemu = config.qemu
@@ -131,6 +133,8 @@ def monitor(config: Config) -> list[str]:
     netmon = config.netmon
     if not netmon.enable_netmon:
         return []
+    if netmon.path and not os.path.isabs(netmon.path):
+        raise NetworkError(f"[netmon] path: {netmon.path} must be an absolute path")
     if netmon.path and not (os.path.isfile(netmon.path) and os.access(netmon.path, os.X_OK)):
         what = "not executable" if os.path.exists(netmon.path) else "missing"
         raise NetworkError(
@@ -139,6 +143,14 @@ def monitor(config: Config) -> list[str]:
         )
     debug = ["-d"] if netmon.enable_debug else []
     return [*([netmon.path] if netmon.path else OUR_MONITOR), *debug]
+
+
+def _check_taps(taps: Sequence[TapWish]) -> None:
+    devices = [tap.device for tap in taps]
+    for tap in taps:
+        if devices.count(tap.device) > 1:
+            raise UsageError(f"--tap {tap.device}: two NICs can't have the same TAP")
+        host_tap.check(tap.device, tap.bridge, tap.ovs)
 
 
 def _networks(config: Config, wish: Wish, ifnames: Sequence[str]) -> list[NetworkRequest]:

@@ -34,14 +34,15 @@ class NetworkRequest:
 @dataclass
 class TapRequest:
     """A TAP of the host's namespace, made where there is none, and connected to a Linux bridge or
-    a bridge of Open vSwitch where one is named; the NIC on it. Addresses as ADDRESS/PREFIX."""
+    a bridge of Open vSwitch where one is named; the NIC on it. Addresses as ADDRESS/PREFIX; an MTU
+    of 0 is the TAP's."""
 
     device: str
     name: str
     mac: str
     bridge: str = ""
     ovs: str = ""
-    mtu: int = 1500
+    mtu: int = 0
     addresses: list[str] = field(default_factory=list)
 
 

@@ -17,13 +17,14 @@ _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
 @dataclass
 class TapWish:
-    """The TAP `device`, and the NIC on it. An empty name is eth0, eth1, …; an empty MAC any."""
+    """The TAP `device`, and the NIC on it. An empty name is eth0, eth1, …; an empty MAC any,
+    an MTU of 0 that of the TAP, or of the bridge where the TAP is made."""
 
     device: str
     bridge: str = ""
     ovs: str = ""
     mac: str = ""
-    mtu: int = 1500
+    mtu: int = 0
     name: str = ""
     addresses: list[str] = field(default_factory=list)
 

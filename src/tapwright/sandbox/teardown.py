@@ -59,11 +59,11 @@ def _undo_endpoint(entry: dict[str, Any]) -> None:
 
 
 def _undo_host_tap(entry: dict[str, Any]) -> None:
-    host_tap.remove(entry["device"])
+    host_tap.remove(entry["device"], entry["mark"])
 
 
 def _undo_port(entry: dict[str, Any]) -> None:
-    host_tap.disconnect(entry["device"], entry["bridge"], entry["ovs"])
+    host_tap.disconnect(*(entry[key] for key in ("device", "index", "bridge", "ovs", "mark")))
 
 
 def _leave(entry: dict[str, Any]) -> None:

@@ -34,12 +34,10 @@ OPERATIONS: dict[str, Operation] = {
     "change_neighbours": routing.change_neighbours,
     "change_routes": routing.change_routes,
     "list_network": network.list_network,
-    "replace_routes": routing.replace_routes,
     "set_clock": system.set_clock,
     "set_dns": network.set_dns,
     "set_hostname": system.set_hostname,
     "set_interface": network.set_interface,
-    "set_neighbours": routing.set_neighbours,
     "shutdown": system.shutdown,
 }
 

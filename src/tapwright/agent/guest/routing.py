@@ -18,32 +18,16 @@ from tapwright.linux.routes import Route
 _IPV6_METRIC = 1024  # IP6_RT_PRIO_USER, include/net/ip6_route.h
 
 
-def replace_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the routes of the guest those of the request. Routes of the kernel itself stay."""
-    wanted = _routes(nl, request["routes"])
-    present = [r for r in routes.listing(nl) if r.protocol != routes.RTPROT_KERNEL]
-    # Networks that each bring a default route give several of one metric, in an order that counts.
-    _change(nl, _without(present, wanted), _without(wanted, present), append=True)
-    return {}
-
-
 def change_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Remove some routes, then add some. Removing what is not there, and adding what is, is no
-    failure."""
-    remove = _routes(nl, request.get("remove", []))
+    """Remove some routes, then add some; with `append` after others of the same destination and
+    metric. Removing what is not there, and adding what is, is no failure."""
+    remove = _routes(nl, _there(nl, request.get("remove", [])))
     add = _routes(nl, request.get("add", []))
     keys = set(map(_route_key, remove))
     # The kernel would remove by a pattern, and take another route for one that is gone.
     present = routes.listing(nl, {route.family for route in remove})
-    _change(nl, [route for route in present if _route_key(route) in keys], add)
-    return {}
-
-
-def set_neighbours(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the static neighbour entries of the guest those of the request."""
-    wanted = _neighbours(nl, request["neighbours"])
-    present = neighbours.listing(nl)
-    _change_neighbours(nl, [e for e in present if e not in wanted], wanted, present)
+    gone = [route for route in present if _route_key(route) in keys]
+    _change(nl, gone, add, bool(request.get("append")))
     return {}
 
 
@@ -51,7 +35,7 @@ def change_neighbours(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Remove some static entries, then add some. Removing what is not there is no failure, and an
     entry for the same address is replaced; one to be removed needs no MAC address."""
     unknown = {"mac": ""}
-    remove = _neighbours(nl, [unknown | item for item in request.get("remove", [])])
+    remove = _neighbours(nl, [unknown | item for item in _there(nl, request.get("remove", []))])
     add = _neighbours(nl, request.get("add", []))
     places = set(map(_place, remove))
     present = neighbours.listing(nl)
@@ -74,6 +58,12 @@ class _Devices(dict[str, int]):
         return link.index
 
 
+def _there(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose interface there is: what was on others has gone with them."""
+    names = {link.name for link in links.listing(nl)}
+    return [item for item in items if item["device"] in names]
+
+
 def _routes(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[Route]:
     devices = _Devices(nl)
     return [record(Route, {**item, "device": devices[item["device"]]}) for item in items]
@@ -82,12 +72,6 @@ def _routes(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[Route]:
 def _neighbours(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[Neighbour]:
     devices = _Devices(nl)
     return [record(Neighbour, {**item, "device": devices[item["device"]]}) for item in items]
-
-
-def _without(some: Iterable[Route], others: Iterable[Route]) -> list[Route]:
-    """Those of some routes that the others have not."""
-    keys = set(map(_route_key, others))
-    return [route for route in some if _route_key(route) not in keys]
 
 
 def _change(nl: Netlink, remove: list[Route], add: list[Route], append: bool = False) -> None:

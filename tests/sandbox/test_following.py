@@ -1,0 +1,206 @@
+"""The guest follows its namespace also where QEMU or the agent fail. Real ones can't be made to do
+that at the right moment, so these two are stand-ins here. The namespace is real."""
+
+import asyncio
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright.endpoint.discovery import Interface
+from tapwright.errors import AgentError, AgentRefusedError, HypervisorError
+from tapwright.linux.links import Link
+from tapwright.sandbox import record
+from tapwright.sandbox.following import Following
+from tests.host import eventually
+
+Json = dict[str, Any]
+
+
+class Agent:
+    """Writes down what it is asked. `refuses` names an operation and a text in its arguments."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Json]] = []
+        self.refuses = ("", "")
+        self.is_silent = False
+
+    async def call(self, op: str, **arguments: Any) -> Json:
+        self.asked.append((op, arguments))
+        name, text = self.refuses
+        if self.is_silent:
+            raise AgentError(f"the agent did not answer {op} within 15 s")
+        if op == name and text in str(arguments):
+            raise AgentRefusedError(f"the agent refused {op}: {text}")
+        return {}
+
+    def added_routes(self) -> set[str]:
+        """The destinations of all that it was asked to add."""
+        return {
+            route["destination"]
+            for op, arguments in self.asked
+            if op == "change_routes"
+            for route in arguments.get("add", [])
+        }
+
+    def configured(self) -> list[str]:
+        """The names of interfaces that it was asked to configure."""
+        return [a["requests"][0]["name"] for op, a in self.asked if op == "batch"]
+
+
+class Interfaces:
+    """NICs that are there at once, or not at all."""
+
+    def __init__(self) -> None:
+        self.nics: dict[int, record.Interface] = {}
+        self.has_room = True
+
+    def followers(self) -> dict[int, record.Interface]:
+        return dict(self.nics)
+
+    def joined_by_request(self) -> set[int]:
+        return set()
+
+    def is_joined(self, nic: record.Interface, link: Link) -> bool:
+        return nic.mac == link.mac
+
+    async def carry(self, found: Interface, network: str = "") -> None:
+        if not self.has_room:
+            raise HypervisorError("all slots for NICs are taken")
+        link = found.link
+        nic = record.Interface(link.name, link.name, link.mac, link.mtu, [], index=link.index)
+        self.nics[link.index] = nic
+
+    async def follow(self, nic: record.Interface, found: Interface) -> None:
+        nic.name = found.link.name
+
+    async def remove(self, nic: record.Interface) -> None:
+        del self.nics[nic.index]
+
+
+class Scene:
+    """A namespace with eth1 and eth2, which are each other's peers, and what follows it."""
+
+    def __init__(self, path: str) -> None:
+        self._name = Path(path).name
+        self.agent, self.interfaces = Agent(), Interfaces()
+        self._following = Following(path, self.interfaces, self.agent)  # type: ignore[arg-type]
+        self.ip("link add eth1 type veth peer name eth2")
+        self.ip("address add 10.0.0.2/24 dev eth1")
+        self.ip("link set eth1 up")
+        self.ip("link set eth2 up")
+        assert eventually(lambda: "state UP" in self.ip("link show eth1"))
+
+    def ip(self, command: str) -> str:
+        words = ["ip", "-n", self._name, *command.split()]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    def sync(self) -> float | None:
+        self.agent.asked.clear()
+        return asyncio.run(self._following.sync())
+
+
+@pytest.fixture
+def scene(scratch_netns: str) -> Scene:
+    return Scene(scratch_netns)
+
+
+def test_nothing_to_do_is_nothing_done(scene: Scene) -> None:
+    assert scene.sync() is None
+    assert set(scene.agent.configured()) == {"eth1", "eth2"}
+    assert scene.sync() is None
+    assert scene.agent.asked == []
+
+
+def test_no_room_and_then_nobody_wants_it(scene: Scene) -> None:
+    """What failed and is not wanted any more is not to be tried again, least of all at once."""
+    scene.interfaces.has_room = False
+    assert scene.sync() is not None
+    scene.ip("link set eth1 down")
+    scene.ip("link set eth2 down")
+    assert scene.sync() is None
+
+
+def test_a_refused_change_that_is_taken_back(scene: Scene) -> None:
+    """Nobody knows how much of it the guest did: so it is made what the interface is."""
+    scene.sync()
+    scene.agent.refuses = ("batch", "1400")
+    scene.ip("link set eth1 mtu 1400")
+    assert scene.sync() is not None
+    scene.ip("link set eth1 mtu 1500")
+    assert scene.sync() is None
+    assert scene.agent.configured() == ["eth1"]
+    assert scene.sync() is None
+    assert scene.agent.asked == []
+
+
+def test_a_nic_that_went_by_itself(scene: Scene) -> None:
+    scene.ip("route add 10.1.0.0/16 dev eth1")
+    scene.sync()
+    scene.interfaces.nics.clear()
+    scene.sync()
+    assert set(scene.agent.configured()) == {"eth1", "eth2"}
+    assert "10.1.0.0/16" in scene.agent.added_routes()
+
+
+def test_an_agent_that_does_not_answer_ends_the_round(scene: Scene) -> None:
+    """Each question would take its 15 seconds."""
+    for number in range(50):
+        scene.ip(f"route add 10.{number + 1}.0.0/16 dev eth1")
+    scene.agent.is_silent = True
+    with pytest.raises(AgentError, match="did not answer"):
+        scene.sync()
+    assert len(scene.agent.asked) == 1
+
+
+def test_one_route_that_is_refused_keeps_no_other_back(scene: Scene) -> None:
+    for number in range(20):
+        scene.ip(f"route add 10.{number + 1}.0.0/16 dev eth1")
+    scene.agent.refuses = ("change_routes", "10.7.0.0/16")
+    assert scene.sync() is not None
+    assert "10.20.0.0/16" in scene.agent.added_routes()
+    scene.agent.refuses = ("", "")
+    scene.sync()
+    assert scene.agent.added_routes() == {"10.7.0.0/16"}
+
+
+def test_renamed_while_a_route_is_refused(scene: Scene) -> None:
+    """A rename costs the guest's interface its routes, so they are all added again."""
+    scene.ip("route add 10.1.0.0/16 dev eth1")
+    scene.ip("route add 10.7.0.0/16 dev eth1")
+    scene.agent.refuses = ("change_routes", "10.7.0.0/16")
+    scene.sync()
+    scene.ip("link set eth1 name wan0")
+    scene.sync()
+    assert scene.agent.configured() == ["wan0"]
+    assert "10.1.0.0/16" in scene.agent.added_routes()
+
+
+def test_routes_with_the_address_of_another_interface(scene: Scene) -> None:
+    """They go with the address, so they are added again."""
+    scene.ip("address add 10.9.0.2/24 dev eth2")
+    scene.ip("route add 10.1.0.0/16 dev eth1 src 10.9.0.2")
+    scene.sync()
+    scene.ip("address add 10.9.1.2/24 dev eth2")
+    scene.sync()
+    assert scene.agent.configured() == ["eth2"]
+    assert "10.1.0.0/16" in scene.agent.added_routes()
+
+
+def test_dismissed_until_it_is_gone(scene: Scene) -> None:
+    scene.sync()
+    (index,) = (index for index, nic in scene.interfaces.nics.items() if nic.name == "eth1")
+    scene._following.dismiss(index)
+    scene.interfaces.nics.pop(index)
+    scene.sync()
+    assert [nic.name for nic in scene.interfaces.nics.values()] == ["eth2"]
+
+
+def test_next_hops_stay_several_and_in_order(scene: Scene) -> None:
+    scene.ip("route add 10.1.0.0/16 nexthop via 10.0.0.7 dev eth1 nexthop via 10.0.0.3 dev eth1")
+    scene.sync()
+    (request,) = (a for op, a in scene.agent.asked if op == "change_routes")
+    hops = [r["gateway"] for r in request["add"] if r["destination"] == "10.1.0.0/16"]
+    assert hops == ["10.0.0.7", "10.0.0.3"]
+    assert request["append"] is True
