@@ -99,17 +99,20 @@ class Tapwright:
         self._directory = directory
         self._networks = networks
         self._configurations = 0
-        self.config = self.configuration()
+        self.config = self.configuration(template=directory / "template")
 
-    def configuration(self, runtime: Any = None, **qemu: Any) -> Path:
-        """A configuration file with these keys in [runtime] and [hypervisor.qemu]."""
+    def configuration(self, template: Any = None, runtime: Any = None, **qemu: Any) -> Path:
+        """A configuration file with these keys in [runtime] and [hypervisor.qemu]; sandboxes start
+        from templates in the directory `template`, if there is one."""
         self._configurations += 1
         path = self._directory / f"configuration-{self._configurations}.toml"
+        factory = {"enable_template": True, "template_path": str(template)} if template else {}
         path.write_text(
             "[cni]\n"
             f'conf_dir = "{self._networks.directory}"\n'
             f'bin_dirs = ["{PLUGINS}"]\n'
             f'cache_dir = "{self.cache}"\n'
+            f"[factory]\n{_toml(factory)}"
             f"[runtime]\n{_toml(runtime or {})}"
             f"[hypervisor.qemu]\n{_toml(qemu)}"
         )

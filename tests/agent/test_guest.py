@@ -19,6 +19,8 @@ from tapwright.hypervisor import nics, qmp
 from tapwright.hypervisor.qemu import Machine, Qemu
 from tests.guests import MAC, interface, plugged, run, running, tell
 
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
 
 def test_network(machine: Machine) -> None:
     async def interface_is_what_was_asked(qemu: Qemu, agent: AgentClient) -> None:
@@ -151,11 +153,12 @@ def test_conversation(machine: Machine) -> None:
     async def agent_restarts(qemu: Qemu, agent: AgentClient) -> None:
         copy = socket.socket(fileno=os.dup(qemu.agent.fileno()))
         client = AgentClient(copy)
-        before = await client.connect(10)
+        assert (await client.connect(10))["reseeded"] is True
+        before = await run(client, "cat", BOOT_ID)
         reply, _ = await run(client, "sh", "-c", "kill -9 $PPID")
         assert reply["message"] == "the agent in the guest restarted"
-        after = await client.connect(30)
-        assert before["boot_id"] == after["boot_id"]
+        assert (await client.connect(30))["reseeded"] is True
+        assert await run(client, "cat", BOOT_ID) == before
         assert "interfaces" in await client.call("list_network")
         await client.close()
         copy.close()

@@ -67,7 +67,7 @@ def test_this_host_is_ready(tapwright: Tapwright, nothing_left: None) -> None:
         "key": "enable_template",
         "value": False,
         "source": "default",
-        "state": "not in use yet",
+        "state": "in use",
     } in answer["configuration"]
     assert (answer["unused"], answer["warnings"], answer["conflicts"]) == ([], [], [])
 
@@ -85,7 +85,7 @@ def test_table(tapwright: Tapwright) -> None:
     assert f"\nCONFIGURATION  {config}\n[hypervisor.qemu]\n" in done.stdout
     assert re.search(r'\n  accelerator +file +"tcg"\n', done.stdout)
     assert re.search(r"\n  default_memory +default +256\n", done.stdout)
-    assert re.search(r"\n  enable_template +default +false  \(not in use yet\)\n", done.stdout)
+    assert re.search(r"\n  enable_template +default +false\n", done.stdout)
     assert "\nPASSED OVER, FOR KATA ONLY\n[hypervisor.qemu] msize_9p\n" in done.stdout
     assert "\nWARNINGS\n[hypervisor.qemu] machine_typ is not known" in done.stdout
     assert "CONFLICTS" not in done.stdout

@@ -18,6 +18,7 @@ from tapwright.errors import AgentError, AgentRefusedError
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
+_ENTROPY_BYTES = 64
 
 # What must be in an answer of the guest, and of which type.
 _SHAPES: dict[str, dict[str, Any]] = {
@@ -39,9 +40,10 @@ OnFrame = Callable[[Frame], None]
 
 
 class AgentClient:
-    """Speaks to the agent over a connected socket. Use it from one event loop."""
+    """Speaks to the agent over a connected socket, to which nobody has written if it `is_new`. Use
+    it from one event loop."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, is_new: bool = False) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._decoder = protocol.Decoder()
@@ -53,6 +55,7 @@ class AgentClient:
         self._ready = asyncio.Event()
         self._sending = asyncio.Lock()
         self._torn = False
+        self._after_whole = is_new
         self._hello_due = False
         self._background: set[asyncio.Task[None]] = set()
         self.facts: dict[str, Any] = {}
@@ -171,7 +174,11 @@ class AgentClient:
         async with self._sending:
             self._hello_due = False
             self._session = secrets.randbits(31) + 1
-            await self._send_whole(protocol.hello(self._session, {}))
+            entropy = secrets.token_hex(_ENTROPY_BYTES)
+            hello = protocol.hello(self._session, {"entropy": entropy}, self._after_whole)
+            # An agent that starts anew may have read half of what was sent.
+            self._after_whole = False
+            await self._send_whole(hello)
 
     async def _send(self, data: bytes) -> None:
         async with self._sending:

@@ -10,11 +10,12 @@ in network byte order; the checksum covers the header before it and the payload.
 *Sessions.* An agent that starts sends HELLO with session 0. The supervisor answers with a HELLO
 that opens a session under a random number, and so it does first of all when it is the one that
 started; the agent answers it with a HELLO of its own. From then on both ignore frames of any
-other session: what an earlier life of either end left in the pipe hurts nobody.
+other session: what an earlier life of either end left in the pipe hurts nobody. The supervisor's
+HELLO brings entropy, with which the agent reseeds the guest's random numbers before it answers.
 
 *Garbage.* A decoder that meets anything but a whole, sound frame moves on by one byte and looks
-for the next. A HELLO is preceded by as many zero bytes as a frame can be long, so that half a
-frame left by an end that died can't swallow it.
+for the next. Where the beginning of a frame may have been left by an end that died, a HELLO is
+preceded by as many zero bytes as a frame can be long, so that it can't be swallowed.
 
 *Streams.* A REQUEST opens a stream, and a REPLY or ERROR ends it. In between, a command's stream
 carries STDIN, STDOUT and STDERR (an empty one is the end of file) and SIGNAL. Who receives such
@@ -73,9 +74,11 @@ def encode(frame: Frame) -> bytes:
     return checked + struct.pack("!I", crc) + frame.payload
 
 
-def hello(session: int, facts: dict[str, Any]) -> bytes:
-    """A HELLO that is understood whatever was sent before it."""
-    return PREAMBLE + encode(Frame(HELLO, session, 0, json.dumps(facts).encode()))
+def hello(session: int, facts: dict[str, Any], after_whole: bool = False) -> bytes:
+    """A HELLO that is understood whatever was sent before it; shorter `after_whole` frames, or
+    nothing."""
+    frame = encode(Frame(HELLO, session, 0, json.dumps(facts).encode()))
+    return frame if after_whole else PREAMBLE + frame
 
 
 def message(kind: int, session: int, stream: int, content: Any) -> bytes:

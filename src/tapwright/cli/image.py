@@ -14,7 +14,8 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
         "build",
         help="build the guest image from Debian packages",
         description="Build the guest image from today's Debian packages. The same packages and "
-        "the same Tapwright give the same bytes; an image that is there already is kept.",
+        "the same Tapwright give the same bytes; an image that is there already is kept. With "
+        "enable_template the template that sandboxes start from is made too.",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_build)
@@ -27,9 +28,11 @@ def _build(arguments: argparse.Namespace) -> int:
     from tapwright import config
     from tapwright.image import store
 
-    directory = Path(config.load(arguments.config).image.store)
+    configuration = config.load(arguments.config)
     try:
-        image = store.build_image(directory, output.show_progress)
+        image = store.build_image(Path(configuration.image.store), output.show_progress)
+        if configuration.factory.enable_template:
+            _make_template(configuration)
     finally:
         output.end_progress()
     if arguments.json:
@@ -37,6 +40,17 @@ def _build(arguments: argparse.Namespace) -> int:
     else:
         print(image.key)
     return 0
+
+
+def _make_template(configuration: Any) -> None:
+    import asyncio
+
+    from tapwright.sandbox.guest import make_template
+    from tapwright.sandbox.planning import Wish, plan
+
+    output.need_root()
+    spec = plan(configuration, Wish(), output.show_progress)
+    asyncio.run(make_template(spec, output.show_progress))
 
 
 def _list(arguments: argparse.Namespace) -> int:

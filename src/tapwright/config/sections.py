@@ -91,7 +91,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Factory:
-    """[factory]: the template that sandboxes are to start from. Nothing acts on it yet."""
+    """[factory]: whether sandboxes start from a template, and the directory of the templates."""
 
     enable_template: bool = False
     template_path: str = _key("/var/lib/tapwright/template", blank=True)
@@ -123,12 +123,10 @@ SECTIONS: dict[str, tuple[str, type[Any]]] = {
 }
 """The section's name in the file: the attribute of Config, and its class."""
 
-_NOT_YET = ("[factory] enable_template", "[factory] template_path")
-
 
 class Setting(NamedTuple):
     """A key, its value, where that came from (a file, or `default`), and what becomes of it: `in
-    use`, `not in use yet`, or `passed over`."""
+    use` or `passed over`."""
 
     section: str
     key: str
@@ -170,9 +168,7 @@ class Config:
                 )
 
     def _state(self, name: str) -> str:
-        if name in self.unused:
-            return "passed over"
-        return "not in use yet" if name in _NOT_YET else "in use"
+        return "passed over" if name in self.unused else "in use"
 
 
 def conflicts(config: Config) -> list[str]:

@@ -74,7 +74,7 @@ async def _probe(machine: Machine, progress: Progress) -> tuple[str, str]:
             qemu = await Qemu.start(trial)
     except (HypervisorError, TimeoutError) as error:
         return "tcg", f"KVM does not start: {error}"
-    agent = AgentClient(qemu.agent)
+    agent = AgentClient(qemu.agent, is_new=True)
     try:
         await agent.connect(_DEADLINE)
     except AgentError:

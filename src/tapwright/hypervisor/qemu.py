@@ -72,10 +72,18 @@ class Machine:
         """Raises HypervisorError."""
         return Ports(self.machine_type, self.slots)
 
-    def command(self, qmp_fd: int, agent_fd: int, console_fd: int) -> list[str]:
+    @property
+    def has_private_memory(self) -> bool:
+        """Whether no other process is to share it."""
+        return not (self.memory_directory or self.hugepages)
+
+    def command(
+        self, qmp_fd: int, agent_fd: int, console_fd: int, *, saved: "SavedMemory | None" = None
+    ) -> list[str]:
         """QEMU's argument list (qemu-system-x86_64(1)). Raises HypervisorError."""
         tcg = self.accelerator == "tcg"
-        memory = self._memory_backend()
+        memory = saved.backend(self.memory_mib) if saved else self._memory_backend()
+        restored = saved is not None and saved.is_complete
         backend = ",memory-backend=memory" if memory else ""
         return [
             self.path,
@@ -88,14 +96,7 @@ class Machine:
             *memory,
             *("-cpu", "max" if tcg else "host"),
             *("-m", str(self.memory_mib), "-smp", str(self.vcpus)),
-            *(
-                "-kernel",
-                str(self.kernel),
-                "-initrd",
-                str(self.initrd),
-                "-append",
-                self._parameters(),
-            ),
+            *(("-incoming", "defer") if restored else self._guest()),
             *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
             *("-device", f"virtio-serial-pci,max_ports=2,addr={SERIAL_ADDRESS:#x}"),
@@ -103,7 +104,15 @@ class Machine:
             *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
             *("-object", "rng-random,id=rng,filename=/dev/urandom"),
             *("-device", f"virtio-rng-pci,rng=rng,addr={RNG_ADDRESS:#x}"),
+            *("-device", "vmgenid,guid=auto"),
             *(word for device in self.ports.devices() for word in ("-device", device)),
+        ]
+
+    def _guest(self) -> list[str]:
+        """What is started. A guest that is restored has it in its memory: QEMU need not read it."""
+        return [
+            *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
+            *("-append", self._parameters()),
         ]
 
     def _parameters(self) -> str:
@@ -124,6 +133,24 @@ class Machine:
             options = f"size={self.memory_mib}M,mem-path={self.memory_directory},share=on"
             return ["-object", f"memory-backend-file,id=memory,{options}"]
         return []
+
+
+@dataclass(frozen=True)
+class SavedMemory:
+    """A descriptor that is a guest's memory, and stays the caller's.
+
+    Either it is written by a guest that is to be saved; or it `is_complete`, and nobody can write
+    to it: then QEMU waits for the state of the devices, and what the guest writes is its own.
+    """
+
+    fd: int
+    is_complete: bool
+
+    def backend(self, mib: int) -> list[str]:
+        shared = "off" if self.is_complete else "on"
+        # By this path any user may open it; QEMU opens it for writing in any case.
+        options = f"size={mib}M,mem-path=/proc/self/fd/{self.fd},share={shared}"
+        return ["-object", f"memory-backend-file,id=memory,{options}"]
 
 
 def check_hugepages(mib: int) -> None:
@@ -159,14 +186,14 @@ class Qemu:
     _exited: asyncio.Future[None]
 
     @classmethod
-    async def start(cls, machine: Machine) -> "Qemu":
+    async def start(cls, machine: Machine, saved: SavedMemory | None = None) -> "Qemu":
         """Start QEMU and wait until it takes commands. Raises HypervisorError."""
         for path in (machine.kernel, machine.initrd):
             if not path.exists():
                 raise HypervisorError(f"{path} is missing; build an image or name another one")
         ports = machine.ports
         uid = _UID_BASE + os.getpid()
-        started = _spawn(machine, uid)
+        started = _spawn(machine, uid, saved)
         qmp = Qmp(started.qmp)
         qemu = cls(
             qmp,
@@ -233,7 +260,7 @@ class _Started(NamedTuple):
     stderr: int
 
 
-def _spawn(machine: Machine, uid: int) -> _Started:
+def _spawn(machine: Machine, uid: int, saved: SavedMemory | None) -> _Started:
     """Run QEMU as a user of its own. Raises HypervisorError."""
     pairs = [socket.socketpair() for _ in range(3)]
     qmp, agent, console = (pair[0] for pair in pairs)
@@ -242,13 +269,13 @@ def _spawn(machine: Machine, uid: int) -> _Started:
     netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
     try:
         process = subprocess.Popen(
-            machine.command(*theirs),
+            machine.command(*theirs, saved=saved),
             stdin=subprocess.DEVNULL,
             stdout=stderr_write,
             stderr=stderr_write,
             env={"PATH": os.environ.get("PATH", os.defpath)},
             cwd="/",
-            pass_fds=theirs,
+            pass_fds=[*theirs, saved.fd] if saved else theirs,
             preexec_fn=_confinement(uid, netns_fd),
         )
     except OSError as error:

@@ -36,6 +36,14 @@ def create(path: str) -> None:
         raise
 
 
+def nameless() -> int:
+    """Make a namespace that has no path and ends with its last user; return a descriptor of it, to
+    be used as /proc/self/fd/N. Its loopback is down."""
+    with _own_netns_kept():
+        libc.unshare(libc.CLONE_NEWNET)
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def remove(path: str) -> None:
     """Unbind the namespace and remove its path; nothing happens where there is none.
 

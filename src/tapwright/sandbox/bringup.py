@@ -6,23 +6,21 @@ stops QEMU and calls `teardown`.
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from tapwright import cni
 from tapwright.agent.client import AgentClient
 from tapwright.endpoint import discovery
-from tapwright.errors import AgentError, NetworkError
+from tapwright.errors import NetworkError
 from tapwright.hypervisor import accelerator
-from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.hypervisor.qemu import Machine
 from tapwright.linux import netns
 from tapwright.sandbox import ownership, socket_nics
-from tapwright.sandbox.following import Following
+from tapwright.sandbox.guest import Guest, Starter, machine_of
 from tapwright.sandbox.interfaces import Interfaces
 from tapwright.sandbox.record import Journal, NetworkRequest, Phase
 
@@ -30,28 +28,19 @@ Progress = Callable[[str], None]
 Result = dict[str, Any]
 
 
-@dataclass
-class Guest:
-    """A running VM and the way to talk to it."""
-
-    qemu: Qemu
-    agent: AgentClient
-    interfaces: Interfaces
-    following: Following
-
-    async def stop(self) -> None:
-        await self.agent.close()
-        await self.qemu.stop()
-
-
 class Bringup:
-    """Brings up the sandbox of a journal. `guest` is there as soon as QEMU runs."""
+    """Brings up the sandbox of a journal."""
 
     def __init__(self, journal: Journal, progress: Progress) -> None:
         self._journal = journal
         self._record = journal.record
         self._progress = progress
-        self.guest: Guest | None = None
+        self._starter = Starter(journal, progress, self._phase)
+
+    @property
+    def guest(self) -> Guest | None:
+        """There as soon as QEMU runs."""
+        return self._starter.guest
 
     async def run(self) -> Guest:
         """All of it. Raises NetworkError, HypervisorError, AgentError, ConfigError."""
@@ -60,38 +49,21 @@ class Bringup:
         if self._record.netns:
             with self._phase("namespace"):
                 self._make_netns()
-        results = await self._network_while_booting(machine)
-        assert self.guest is not None  # noqa: S101 - set by the boot that has ended
+        guest, results = await self._network_while_starting(machine)
         with self._phase("join"):
             networks = {request.ifname: request.name for request in self._record.spec.networks}
-            requests = await self.guest.following.begin(networks) if self._record.netns else []
-            requests += await self._plug_others(self.guest.interfaces, results)
+            requests = await guest.following.begin(networks) if self._record.netns else []
+            requests += await self._plug_others(guest.interfaces, results)
         with self._phase("guest"):
-            await self._configure(self.guest.agent, requests, results)
-            await self.guest.following.fill_tables()
-        return self.guest
+            await self._configure(guest.agent, requests, results)
+            await guest.following.fill_tables()
+        return guest
 
     async def _machine(self) -> Machine:
-        spec = self._record.spec
-        machine = Machine(
-            kernel=Path(spec.kernel),
-            initrd=Path(spec.initrd),
-            accelerator=spec.accelerator,
-            path=spec.qemu,
-            memory_mib=spec.memory_mib,
-            vcpus=spec.vcpus,
-            kernel_parameters=spec.kernel_params,
-            memory_directory=spec.memory_directory,
-            slots=spec.slots,
-            machine_type=spec.machine_type,
-            hugepages=spec.hugepages,
-            vhost=spec.vhost,
-            debug=spec.debug,
-            netns=self._record.netns or None,
-        )
-        chosen, reason = await accelerator.choose(machine, self._progress)
+        wanted = machine_of(self._record.spec)
+        chosen, reason = await accelerator.choose(wanted, self._progress)
         self._record.accelerator, self._record.accelerator_reason = chosen, reason
-        return dataclasses.replace(machine, accelerator=chosen)
+        return replace(wanted, accelerator=chosen, netns=self._record.netns or None)
 
     def _make_netns(self) -> None:
         path = self._record.netns
@@ -109,45 +81,18 @@ class Bringup:
             self._journal.release(entry)
             raise NetworkError(f"no network namespace at {path}: {error.strerror}") from None
 
-    async def _network_while_booting(self, machine: Machine) -> list[Result]:
+    async def _network_while_starting(self, machine: Machine) -> tuple[Guest, list[Result]]:
         """Neither needs the other, and both take their time. The first failure ends it; a
         plugin that runs then is waited for at the end of the event loop."""
-        booting = asyncio.create_task(self._boot(machine))
+        starting = asyncio.create_task(self._starter.start(machine))
         attaching = asyncio.create_task(asyncio.to_thread(self._attach_all))
         try:
-            await asyncio.gather(booting, attaching)
+            await asyncio.gather(starting, attaching)
         except BaseException:
-            booting.cancel()
-            await asyncio.gather(booting, return_exceptions=True)
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
             raise
-        return attaching.result()
-
-    async def _boot(self, machine: Machine) -> None:
-        with self._phase("qemu"):
-            qemu = await Qemu.start(machine)
-        agent = AgentClient(qemu.agent)
-        interfaces = Interfaces(self._journal, qemu, agent)
-        following = Following(self._record.netns, interfaces, agent)
-        self.guest = Guest(qemu, agent, interfaces, following)
-        with self._phase("boot"):
-            await self._agent_answers(self.guest)
-
-    async def _agent_answers(self, guest: Guest) -> None:
-        answered = asyncio.create_task(guest.agent.connect(self._record.spec.boot_timeout))
-        ended = asyncio.create_task(guest.qemu.wait())
-        try:
-            await asyncio.wait((answered, ended), return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                raise AgentError(f"QEMU ended while booting: {guest.qemu.last_words()}")
-            await answered
-        except AgentError as error:
-            raise AgentError(
-                f"the guest did not come up: {error}. Its last words: {guest.qemu.last_words()}"
-            ) from None
-        finally:
-            for task in (answered, ended):
-                task.cancel()
-            await asyncio.gather(answered, ended, return_exceptions=True)
+        return starting.result(), attaching.result()
 
     def _attach_all(self) -> list[Result]:
         return [self._attach(request) for request in self._record.spec.networks]

@@ -103,6 +103,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         tx_limit=qemu.tx_rate_limiter_max_rate,
         netmon=monitor(config),
         in_host_netns=config.runtime.disable_new_netns,
+        template=config.factory.template_path if config.factory.enable_template else "",
         taps=[
             requested(tap, name)
             for tap, name in zip(wish.taps, names[len(wish.networks) :], strict=True)

@@ -49,7 +49,8 @@ class TapRequest:
 @dataclass
 class Spec:
     """What was asked for. `netns` is empty where the sandbox makes its own, or has none
-    (`in_host_netns`). `netmon` is the monitor's command, empty for none; limits in bits a second.
+    (`in_host_netns`). `netmon` is the monitor's command, empty for none; limits in bits a second;
+    `template` the directory of the templates to start from, empty for a guest that is booted.
     """
 
     kernel: str
@@ -75,6 +76,7 @@ class Spec:
     tx_limit: int = 0
     netmon: list[str] = field(default_factory=list)
     in_host_netns: bool = False
+    template: str = ""
     taps: list[TapRequest] = field(default_factory=list)
 
 

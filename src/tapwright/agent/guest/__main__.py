@@ -62,7 +62,7 @@ class Agent:
         network.prepare(self._netlink)
         self._watch.add(self._port, select.EPOLLIN, self._ready)
         self._watch.add(self._events.fileno(), select.EPOLLIN, self._links_changed)
-        self._write(protocol.hello(0, _facts()))
+        self._write(protocol.hello(0, {"agent": __version__}))
         while True:
             self._watch.run_once(1.0 if self._waiting else None)
             self._give_up_waiting()
@@ -78,22 +78,25 @@ class Agent:
             return
         for frame in self._decoder.feed(data):
             if frame.kind == protocol.HELLO:
-                self._open_session(frame.session)
+                self._open_session(frame)
             elif frame.session == self._session:
                 try:
                     self._serve(frame)
                 except protocol.ProtocolError as error:
                     self._error(frame.stream, str(error))
 
-    def _open_session(self, session: int) -> None:
+    def _open_session(self, hello: protocol.Frame) -> None:
+        # First of all: nothing that is asked for later is to be made of an old seed.
+        facts = {"agent": __version__, "reseeded": _is_reseeded(hello)}
         for command in self._commands.values():
             command.cancel()
         self._commands.clear()
         self._waiting.clear()
+        after_whole = not self._out
         self._out.clear()
         self._assembler = protocol.Assembler()
-        self._session = session
-        self._write(protocol.hello(session, _facts()))
+        self._session = hello.session
+        self._write(protocol.hello(hello.session, facts, after_whole))
 
     def _serve(self, frame: protocol.Frame) -> None:
         command = self._commands.get(frame.stream)
@@ -206,9 +209,13 @@ class Agent:
         self._receive()
 
 
-def _facts() -> dict[str, Any]:
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return {"agent": __version__, "boot_id": file.read().strip()}
+def _is_reseeded(hello: protocol.Frame) -> bool:
+    """Whether the entropy that comes with a HELLO, if any, is in use."""
+    try:
+        system.reseed(bytes.fromhex(protocol.read_json(hello.payload)["entropy"]))
+    except (protocol.ProtocolError, KeyError, TypeError, ValueError, OSError):
+        return False
+    return True
 
 
 def _find_port() -> str:

@@ -1,0 +1,51 @@
+"""Memory behind a descriptor (memfd_create(2)), sealed so that nobody can change it any more."""
+
+import contextlib
+import fcntl
+import os
+
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+def create(name: str, size: int) -> int:
+    """Make one of that size, all zero; return its descriptor."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def seal(fd: int) -> None:
+    """Let nobody write to it, or change its size, ever again; private mappings stay possible.
+
+    Raises OSError while somebody has it mapped for writing.
+    """
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+
+
+def open_sealed(path: str, name: str, size: int) -> int | None:
+    """Open the memfd at /proc/PID/fd/N, if it is one of this name and size that root made and
+    sealed: by now another process may have the pid, and any process can give memory any name."""
+    link = f"/memfd:{name} (deleted)"
+    fd = -1
+    with contextlib.suppress(OSError):
+        # First what it is, for to open a device or a pipe can have effects.
+        if os.readlink(path) == link:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if _is_sealed(fd, link, size):
+                return fd
+    if fd >= 0:
+        os.close(fd)
+    return None
+
+
+def _is_sealed(fd: int, link: str, size: int) -> bool:
+    status = os.fstat(fd)
+    return (
+        os.readlink(f"/proc/self/fd/{fd}") == link
+        and (status.st_uid, status.st_size) == (0, size)
+        and fcntl.fcntl(fd, fcntl.F_GET_SEALS) == _SEALS
+    )

@@ -1,0 +1,494 @@
+"""Templates: what they depend on, what of them is checked, and what guests have in common."""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright.agent import protocol
+from tapwright.agent.client import AgentClient
+from tapwright.errors import HypervisorError
+from tapwright.hypervisor import template, template_store
+from tapwright.hypervisor.nics import Tap
+from tapwright.hypervisor.qemu import Machine
+from tapwright.hypervisor.template_store import (
+    EXTENTS,
+    MANIFEST,
+    MEMORY,
+    STATE,
+    DamagedError,
+    Store,
+    Template,
+    describe,
+    key_of,
+)
+from tapwright.linux import addresses, links, memfd, netns, tuntap
+from tapwright.linux.addresses import Address
+from tapwright.linux.netlink import Netlink
+from tests.guests import BOOT_SECONDS, MAC, run
+
+FILES = (MANIFEST, STATE, MEMORY, EXTENTS)
+SIZE = 64 << 20
+RANDOM = random.SystemRandom()
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+class Alone:
+    """Holders of which there is only this process."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def paths(self) -> list[str]:
+        return [f"/proc/self/fd/{fd}" for fd in self.fds]
+
+    def enter(self, fd: int) -> None:
+        self.fds.append(fd)
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Machine:
+    """A machine of files that are only looked at."""
+    for name in ("kernel", "initrd", "qemu"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "qemu").chmod(0o755)
+    return Machine(tmp_path / "kernel", tmp_path / "initrd", "tcg", path=str(tmp_path / "qemu"))
+
+
+@pytest.fixture
+def memory() -> Iterator[tuple[int, bytes]]:
+    """Memory of a guest, mostly empty, and what is in it."""
+    content = bytearray(SIZE)
+    for page in (0, 1, 2, 77, 4096, 9999, SIZE // 4096 - 1):
+        content[page * 4096 : (page + 1) * 4096] = os.urandom(4096)
+    fd = memfd.create("twtest", SIZE)
+    os.pwrite(fd, content, 0)
+    yield fd, bytes(content)
+    os.close(fd)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, plain: Machine, memory: tuple[int, bytes]) -> tuple[Store, str, Path]:
+    """A template that no QEMU has made: its store, key and directory."""
+    store = Store(tmp_path / "store")
+    os.close(store.lock())
+    publish(store, plain, memory[0])
+    key = key_of(describe(plain))
+    return store, key, tmp_path / "store" / f"template-{key}"
+
+
+def publish(store: Store, machine: Machine, memory: int) -> None:
+    with store.draft() as draft:
+        (draft / STATE).write_bytes(os.urandom(50_000))
+        store.publish(draft, describe(machine), memory)
+
+
+def content_of(found: Template) -> bytes:
+    fd = found.fill()
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+def is_noticed(store: Store, key: str) -> bool:
+    """Whether a damaged template is as good as not there."""
+    found = store.find(key)
+    if found is None:
+        return True
+    with contextlib.closing(found), pytest.raises(DamagedError):
+        os.close(found.fill())
+    return True
+
+
+# --- what it depends on ------------------------------------------------------------------------
+
+
+def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
+    key = key_of(describe(plain))
+    assert key_of(describe(plain)) == key
+    others = (
+        replace(plain, memory_mib=512),
+        replace(plain, vcpus=2),
+        replace(plain, slots=8),
+        replace(plain, machine_type="pc"),
+        replace(plain, accelerator="kvm"),
+        replace(plain, kernel_parameters="mitigations=off"),
+        replace(plain, debug=True),
+    )
+    keys = {key_of(describe(machine)) for machine in others}
+    assert len(keys | {key}) == len(others) + 1
+    for same in (replace(plain, netns="/run/netns/x"), replace(plain, vhost=False)):
+        assert key_of(describe(same)) == key
+
+
+@pytest.mark.parametrize("name", ["kernel", "initrd", "path"])
+def test_a_file_that_changes_changes_the_key(plain: Machine, name: str) -> None:
+    key = key_of(describe(plain))
+    path = Path(getattr(plain, name))
+    status = path.stat()
+    path.write_text(path.read_text()[::-1])  # of the same size
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert key_of(describe(plain)) != key
+
+
+def test_processor_and_format_are_in_the_key(
+    plain: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {key_of(describe(plain))}
+    monkeypatch.setattr(template_store, "_processor", lambda: ["model name : another"])
+    keys.add(key_of(describe(plain)))
+    monkeypatch.setattr(template_store, "_FORMAT", 0)
+    keys.add(key_of(describe(plain)))
+    assert len(keys) == 3
+
+
+# --- what is on disk ----------------------------------------------------------------------------
+
+
+def test_pages_come_back_where_they_were(
+    saved: tuple[Store, str, Path], memory: tuple[int, bytes]
+) -> None:
+    store, key, directory = saved
+    found = store.find(key)
+    assert found is not None
+    with contextlib.closing(found):
+        assert content_of(found) == memory[1]
+    assert (directory / MEMORY).stat().st_size == 7 * 4096
+    assert directory.stat().st_mode & 0o077 == 0
+
+
+def test_damage_anywhere_is_noticed(saved: tuple[Store, str, Path], tmp_path: Path) -> None:
+    store, key, directory = saved
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    for name in FILES:
+        for _ in range(25):
+            content = bytearray((copy / name).read_bytes())
+            offset = RANDOM.randrange(len(content))
+            print(f"{name}, offset {offset}")
+            content[offset] ^= RANDOM.randrange(1, 256)
+            (directory / name).write_bytes(content)
+            assert is_noticed(store, key)
+            shutil.rmtree(directory, ignore_errors=True)
+            shutil.copytree(copy, directory)
+    found = store.find(key)
+    assert found is not None
+    found.close()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "what", ["empty", "cut", "longer", "gone", "directory", "link", "fifo", "foreign"]
+)
+def test_a_file_that_is_not_what_it_was(
+    saved: tuple[Store, str, Path], tmp_path: Path, name: str, what: str
+) -> None:
+    store, key, directory = saved
+    path = directory / name
+    if what in ("empty", "cut"):
+        os.truncate(path, 0 if what == "empty" else path.stat().st_size // 2)
+    elif what == "longer":
+        with path.open("ab") as file:
+            file.write(b"{")
+    elif what == "foreign":
+        os.chown(directory, 1000, 1000)
+    else:
+        path.rename(tmp_path / "away")
+        if what == "directory":
+            path.mkdir()
+        elif what == "link":
+            path.symlink_to("/dev/zero")
+        elif what == "fifo":
+            os.mkfifo(path)
+    assert is_noticed(store, key)
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_no_directory(saved: tuple[Store, str, Path], tmp_path: Path, what: str) -> None:
+    store, key, directory = saved
+    directory.rename(tmp_path / "away")
+    if what == "file":
+        directory.write_text("x")
+    else:
+        directory.symlink_to(tmp_path / "away")
+    assert store.find(key) is None
+    assert list((tmp_path / "store").iterdir()) == []
+    assert (tmp_path / "away" / MEMORY).exists()
+
+
+def test_memory_is_of_one_template_only(
+    saved: tuple[Store, str, Path], plain: Machine, memory: tuple[int, bytes]
+) -> None:
+    """Also when the next one has the same key: its state belongs to other pages."""
+    store, key, _ = saved
+    holders = Alone()
+    for count in (1, 2):
+        found = store.find(key)
+        assert found is not None
+        with contextlib.closing(found):
+            for _ in range(2):
+                template.memory_of(found, holders)
+        assert len({os.fstat(fd).st_ino for fd in holders.fds}) == count
+        publish(store, plain, memory[0])
+    for fd in holders.fds:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("what", ["unsealed", "name", "size", "owner", "pipe"])
+def test_memory_of_others_is_not_believed(saved: tuple[Store, str, Path], what: str) -> None:
+    store, key, _ = saved
+    found = store.find(key)
+    assert found is not None
+    read = -1
+    size = found.memory_size - (what == "size")
+    fd = memfd.create("tapwright-other" if what == "name" else found.memory_name, size)
+    if what == "owner":
+        os.fchown(fd, 1000, 1000)
+    if what != "unsealed":
+        memfd.seal(fd)
+    if what == "pipe":
+        os.close(fd)
+        read, fd = os.pipe()
+    holders = Alone()
+    holders.fds.append(fd)
+    with contextlib.closing(found):
+        taken = template.memory_of(found, holders)
+    assert os.fstat(taken).st_ino != os.fstat(fd).st_ino
+    for number in {fd, taken, read} - {-1}:
+        os.close(number)
+
+
+def test_what_is_stale_goes_when_another_is_made(
+    saved: tuple[Store, str, Path], plain: Machine, memory: tuple[int, bytes], tmp_path: Path
+) -> None:
+    store, key, directory = saved
+    strange = tmp_path / "store" / "strange"
+    strange.mkdir()
+    (strange / MANIFEST).write_text("{}")
+    publish(store, replace(plain, memory_mib=512), memory[0])
+    assert directory.exists()
+    week = 8 * 24 * 3600
+    os.utime(directory, (time.time() - week,) * 2)
+    other = replace(plain, memory_mib=1024)
+    publish(store, other, memory[0])
+    assert not directory.exists()
+    plain.initrd.write_text("another one")
+    publish(store, other, memory[0])
+    left = {path.name for path in (tmp_path / "store").iterdir()}
+    assert left == {f"template-{key_of(describe(other))}", "strange"}
+    assert store.find(key) is None
+
+
+def test_what_failed_is_not_tried_again_at_once(
+    plain: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    machine = replace(plain, path="/bin/false")
+
+    def make() -> Any:
+        return asyncio.run(template.find_or_make(machine, tmp_path / "store", 5, said.append))
+
+    with pytest.raises(HypervisorError, match="QEMU did not start"):
+        make()
+    with pytest.raises(HypervisorError, match="a short time ago: QEMU did not start"):
+        make()
+    assert len(said) == 1
+    monkeypatch.setattr(template, "_RETRY_SECONDS", 0.0)
+    with pytest.raises(HypervisorError, match=r"^QEMU did not start"):
+        make()
+    assert len(said) == 2
+
+
+def test_only_what_is_to_blame_is_given_up(saved: tuple[Store, str, Path]) -> None:
+    store, key, directory = saved
+    found = store.find(key)
+    assert found is not None
+    with contextlib.closing(found):
+        for innocent in (HypervisorError("no memory for QEMU"), OSError(12, "no memory")):
+            template.give_up(directory.parent, found, innocent)
+            assert directory.exists()
+        template.give_up(directory.parent, found, DamagedError("torn"))
+        assert list(directory.parent.iterdir()) == []
+        template.give_up(directory.parent, found, template.RefusedError("no such device"))
+        assert store.failure(key, 60) == "no such device"
+
+
+# --- guests -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("template")
+
+
+@contextlib.asynccontextmanager
+async def restored(
+    machine: Machine, templates: Path, holders: Alone
+) -> AsyncIterator[tuple[Any, AgentClient]]:
+    found = await template.find_or_make(machine, templates, BOOT_SECONDS, print)
+    with contextlib.closing(found):
+        memory = template.memory_of(found, holders)
+        qemu = await template.restore(machine, found, memory)
+    agent = AgentClient(qemu.agent, is_new=True)
+    try:
+        await agent.connect(BOOT_SECONDS)
+        yield qemu, agent
+    finally:
+        await agent.close()
+        await qemu.stop()
+
+
+class WithoutGeneration(Machine):
+    """A machine whose guest is not told by a device that it is another one."""
+
+    def command(self, *fds: int, **options: Any) -> list[str]:
+        command = super().command(*fds, **options)
+        place = command.index("vmgenid,guid=auto")
+        return command[: place - 1] + command[place + 1 :]
+
+
+@contextlib.contextmanager
+def no_entropy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    hello = protocol.hello
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "hello", lambda session, _, *rest: hello(session, {}, *rest))
+        yield
+
+
+def draws(machine: Machine, templates: Path) -> list[tuple[bytes, bool]]:
+    """The first random numbers of two guests, and whether each says that it has a new seed."""
+    holders = Alone()
+
+    async def of_one() -> tuple[bytes, bool]:
+        async with restored(machine, templates, holders) as (_, agent):
+            reply, drawn = await run(agent, "cat", BOOT_ID)
+            assert reply == {"status": 0}
+            return drawn, agent.facts["reseeded"]
+
+    async def of_two() -> list[tuple[bytes, bool]]:
+        return [await of_one() for _ in range(2)]
+
+    return asyncio.run(of_two())
+
+
+def test_random_numbers(machine: Machine, templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be the same, but for the entropy that comes with the greeting."""
+    alike = WithoutGeneration(machine.kernel, machine.initrd, machine.accelerator)
+    with no_entropy(monkeypatch):
+        (one, seeded), (other, _) = draws(alike, templates)
+    assert (one == other, seeded) == (True, False)
+    (one, seeded), (other, _) = draws(alike, templates)
+    assert (one == other, seeded) == (False, True)
+
+
+def test_generation_device(machine: Machine, templates: Path) -> None:
+    """The kernel sees that it is another guest, also if the agent should not."""
+
+    async def story() -> None:
+        async with restored(machine, templates, Alone()) as (_, agent):
+            async with asyncio.timeout(10):
+                while b"virtual machine fork" not in (await run(agent, "dmesg"))[1]:
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(story())
+
+
+CONNECT = """
+import socket, sys
+for _ in range(2):
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("10.1.0.2", 40000))
+        try: s.connect(("10.1.0.1", 9))
+        except ConnectionRefusedError: pass
+"""
+TICK = 64e-9  # seconds a sequence number (net/core/secure_seq.c)
+
+
+async def sequence_numbers(machine: Machine, templates: Path, holders: Alone) -> list[float]:
+    """Of two connections between the same addresses and ports, without what comes of the time."""
+    space = netns.nameless()
+    path = f"/proc/self/fd/{space}"
+    with netns.entered(path), Netlink() as nl:
+        tap = tuntap.create("twt0")
+        (link,) = [link for link in links.listing(nl) if link.name == "twt0"]
+        addresses.add(nl, link.index, Address("10.1.0.1", 24))
+        links.set_up(nl, link.index)
+        links.set_up(nl, 1)
+        capture = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+    address = {"address": "10.1.0.2", "prefix_length": 24}
+    async with restored(replace(machine, netns=path), templates, holders) as (qemu, agent):
+        await qemu.nics.plug(Tap([tap]), MAC)
+        for fd in (tap, space):
+            os.close(fd)
+        set_interface = {"op": "set_interface", "mac": MAC, "name": "lan0", "addresses": [address]}
+        set_clock = {"op": "set_clock", "seconds": time.time()}
+        await agent.call("batch", requests=[set_interface, set_clock])
+        reply, output = await run(agent, "python3", "-I", "-S", "-c", CONNECT)
+        assert reply == {"status": 0}, output
+        found: list[float] = []
+        with capture:
+            capture.setblocking(False)
+            while len(found) < 2:
+                frame, sender = capture.recvfrom(2000)
+                if sender[2] == socket.PACKET_HOST and frame[9] == 6 and frame[33] == 2:
+                    (number,) = struct.unpack_from("!I", frame, 24)
+                    found.append(number)
+    return found
+
+
+def test_sequence_numbers_of_tcp(
+    machine: Machine, templates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two guests with the same addresses draw them of different secrets."""
+    alike = WithoutGeneration(machine.kernel, machine.initrd, machine.accelerator)
+    with no_entropy(monkeypatch):
+        (one, _), (other, _), most = of_two_guests(alike, templates)
+    assert 0 < distance(one, other) < most
+    *guests, most = of_two_guests(machine, templates)
+    for earlier, later in guests:
+        assert 0 < distance(earlier, later) < most
+    assert distance(guests[0][0], guests[1][0]) > most
+
+
+def of_two_guests(machine: Machine, templates: Path) -> tuple[Any, Any, float]:
+    """The sequence numbers of each, and how far those of one secret can be apart: as far as the
+    time that has passed."""
+    asyncio.run(made(machine, templates))
+    holders = Alone()
+
+    async def of_two() -> list[list[float]]:
+        return [await sequence_numbers(machine, templates, holders) for _ in range(2)]
+
+    start = time.monotonic()
+    one, other = asyncio.run(of_two())
+    return one, other, (time.monotonic() - start) / TICK
+
+
+async def made(machine: Machine, templates: Path) -> None:
+    (await template.find_or_make(machine, templates, BOOT_SECONDS, print)).close()
+
+
+def distance(earlier: float, later: float) -> float:
+    return (later - earlier) % 2**32
+
+
+def test_guests_of_the_other_machine_type(machine: Machine, templates: Path) -> None:
+    """And of another size, with more than one CPU."""
+    other = replace(machine, machine_type="pc", slots=30, memory_mib=192, vcpus=2)
+
+    async def story() -> None:
+        async with restored(other, templates, Alone()) as (_, agent):
+            reply, output = await run(agent, "nproc")
+            assert (reply, output) == ({"status": 0}, b"2\n")
+
+    asyncio.run(story())

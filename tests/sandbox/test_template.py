@@ -1,0 +1,356 @@
+"""Sandboxes that start from a template: made once, shared, and never in the way."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright.hypervisor import template_store
+from tapwright.hypervisor.template_store import EXTENTS, MANIFEST, MEMORY, STATE
+from tests.host import Host, eventually
+from tests.sandboxes import Networks, Tapwright, ended, pids_of
+
+MAKING = "make the template that guests start from"
+RANDOM = random.SystemRandom()
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+Sandbox = dict[str, Any]
+Run = Callable[..., Sandbox]
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("factory") / "template"
+
+
+@pytest.fixture(scope="module")
+def config(tapwright: Tapwright, templates: Path) -> Path:
+    return tapwright.configuration(template=templates)
+
+
+@pytest.fixture(scope="module")
+def template(tapwright: Tapwright, templates: Path, config: Path) -> Path:
+    """The template, made by the first sandbox."""
+    first = tapwright.run("sandbox", "run", "first", config=config)
+    assert first.returncode == 0, first.stderr
+    tapwright.delete("first")
+    (found,) = templates.iterdir()
+    return found
+
+
+@pytest.fixture
+def host(tapwright: Tapwright, networks: Networks, templates: Path, template: Path) -> Host:
+    return Host([tapwright.root, tapwright.cache, networks.leases, templates])
+
+
+@pytest.fixture
+def run(tapwright: Tapwright, config: Path, nothing_left: None) -> Iterator[Run]:
+    """Run a sandbox, which is deleted in the end."""
+    names = []
+
+    def one(name: str, *words: str, config: Path = config) -> Sandbox:
+        names.append(name)
+        done = tapwright.run("sandbox", "run", name, *words, "--json", config=config)
+        assert done.returncode == 0, done.stderr
+        sandbox: Sandbox = json.loads(done.stdout)
+        return sandbox
+
+    yield one
+    for name in names:
+        tapwright.delete(name)
+
+
+def phases(sandbox: Sandbox) -> set[str]:
+    return {phase["name"] for phase in sandbox["phases"]}
+
+
+def is_restored(sandbox: Sandbox) -> bool:
+    found = phases(sandbox)
+    assert found & {"restore", "boot"}
+    return "boot" not in found
+
+
+def log(tapwright: Tapwright, sandbox: Sandbox) -> str:
+    return Path(tapwright.root, "sandboxes", sandbox["id"], "log").read_text()
+
+
+def memory_of(tapwright: Tapwright, name: str) -> os.stat_result:
+    return os.stat(tapwright.root / "sandboxes" / name / "memory")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    offset = RANDOM.randrange(len(content))
+    print(f"{path.name}, offset {offset}")
+    content[offset] ^= 1 << RANDOM.randrange(8)
+    path.write_bytes(content)
+
+
+def test_four_at_once_make_it_once(tapwright: Tapwright, tmp_path: Path) -> None:
+    config = tapwright.configuration(template=tmp_path / "template")
+    names = [f"four{number}" for number in range(4)]
+    started = [tapwright.start("sandbox", "run", name, "--json", config=config) for name in names]
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, said
+    assert sum(MAKING in errors for _, errors in said) == 1
+    assert all(is_restored(json.loads(output)) for output, _ in said)
+    assert len({memory_of(tapwright, name).st_ino for name in names}) == 1
+    for name in names:
+        tapwright.delete(name)
+    (made,) = (tmp_path / "template").iterdir()
+    assert {path.name for path in made.iterdir()} == {MANIFEST, STATE, MEMORY, EXTENTS}
+
+
+def test_memory_passes_from_one_to_the_next(tapwright: Tapwright, run: Run, template: Path) -> None:
+    """Also when the one that filled it is gone, by whatever end."""
+    supervisor, _ = pids_of(run("older"))
+    run("middle")
+    inode = memory_of(tapwright, "older").st_ino
+    os.kill(supervisor, signal.SIGKILL)
+    assert ended(supervisor)
+    assert is_restored(run("younger"))
+    assert memory_of(tapwright, "middle").st_ino == memory_of(tapwright, "younger").st_ino == inode
+
+
+def test_does_what_a_booted_one_does(tapwright: Tapwright, run: Run, template: Path) -> None:
+    sandbox = run("clone", "--network", "dual", "--network", "jumbo")
+    assert is_restored(sandbox)
+    for interface in sandbox["interfaces"]:
+        for address in interface["addresses"]:
+            command = ["ping", "-c", "1", "-W", "5", address.partition("/")[0]]
+            assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert tapwright.exec("clone", "hostname").strip() == "clone"
+    assert tapwright.exec("clone", "cat", "/etc/resolv.conf").startswith("nameserver 10.93.0.1")
+    assert tapwright.exec("clone", "sh", "-c", "cat | wc -c", input="x" * 100_000) == "100000\n"
+    request = {
+        "device": "twtpl0",
+        "type": "tap",
+        "name": "lan0",
+        "hwAddr": "02:42:20:6f:a3:69",
+        "IPAddresses": [{"address": "10.66.0.2", "mask": "24"}],
+        "mtu": 1500,
+    }
+    subprocess.run(["ip", "tuntap", "add", "dev", "twtpl0", "mode", "tap"], check=True)
+    try:
+        subprocess.run(["ip", "address", "add", "10.66.0.1/24", "dev", "twtpl0"], check=True)
+        words = "kata-network", "add-iface", "clone", "-"
+        added = tapwright.run(*words, input=json.dumps(request))
+        assert added.returncode == 0, added.stderr
+        assert tapwright.exec("clone", "ping", "-c", "1", "-W", "5", "10.66.0.1")
+        removed = tapwright.run("kata-network", "del-iface", "clone", "-", input=added.stdout)
+        assert removed.returncode == 0, removed.stderr
+    finally:
+        subprocess.run(["ip", "link", "delete", "twtpl0"], check=True)
+
+
+def test_no_trace_of_the_warming(tapwright: Tapwright, run: Run, template: Path) -> None:
+    """What a guest can see is what it sees when it was booted."""
+    run("warm", "--network", "small")
+    run("cold", "--network", "small", config=tapwright.configuration())
+
+    def shown(name: str) -> list[str]:
+        looks = (
+            "ls /sys/class/net /etc /tmp /run /root",
+            "ip route | sed 's/src .*//'",
+            "ip neigh | grep PERMANENT || true",
+            "ps -o args | grep -v '^\\['",
+            "cat /proc/sys/net/ipv4/conf/all/promote_secondaries",
+        )
+        return [tapwright.exec(name, "sh", "-c", look) for look in looks]
+
+    assert shown("warm") == shown("cold")
+
+
+def test_clones_are_not_the_same(tapwright: Tapwright, run: Run, template: Path) -> None:
+    sandboxes = [run(name, "--network", "small") for name in ("hinz", "kunz")]
+    assert all(map(is_restored, sandboxes))
+
+    def differ(*argv: str) -> None:
+        shown = [tapwright.exec(sandbox["id"], *argv) for sandbox in sandboxes]
+        assert len(set(shown)) == 2, (argv, shown)
+
+    differ("od", "-An", "-tx1", "-N16", "/dev/hwrng")
+    differ("cat", BOOT_ID)
+    differ("hostname")
+    differ("cat", "/sys/class/net/eth0/address")
+    differ("od", "-An", "-tx1", "-N16", "/dev/urandom")
+    draws = "import os; print(os.urandom(16).hex(), os.getrandom(16).hex(), hash('x'))"
+    for _ in range(2):
+        differ("python3", "-I", "-S", "-c", draws)
+
+
+def test_clocks(tapwright: Tapwright, run: Run, template: Path) -> None:
+    run("clock")
+    before = time.time()
+    shown = float(tapwright.exec("clock", "python3", "-c", "import time; print(time.time())"))
+    assert before - 1 < shown < time.time() + 1
+    look = "import time\nfor _ in range(50): print(time.monotonic(), time.time())"
+    lines = tapwright.exec("clock", "python3", "-I", "-S", "-c", look).splitlines()
+    for clock in zip(*(map(float, line.split()) for line in lines), strict=True):
+        assert list(clock) == sorted(clock)
+    up = float(tapwright.exec("clock", "cat", "/proc/uptime").split()[0])
+    later = float(tapwright.exec("clock", "cat", "/proc/uptime").split()[0])
+    assert 0 < up <= later < up + 60
+
+
+def test_hypervisor_has_no_way_to_the_template(
+    tapwright: Tapwright, run: Run, template: Path
+) -> None:
+    before = {path: path.read_bytes() for path in template.iterdir()}
+    _, qemu = pids_of(run("prisoner"))
+    uid = os.stat(f"/proc/{qemu}").st_uid
+    opened = {os.readlink(link) for link in Path(f"/proc/{qemu}/fd").iterdir()}
+    assert not any("template" in name and not name.startswith("/memfd:") for name in opened)
+    tries = (
+        "import os, sys\n"
+        f"os.setresuid({uid}, {uid}, {uid})\n"
+        "for path in sys.argv[1:]:\n"
+        "    for flags in (os.O_RDONLY, os.O_RDWR):\n"
+        "        try: os.open(path, flags); print('opened', path)\n"
+        "        except PermissionError: pass\n"
+    )
+    command = ["python3", "-c", tries, *map(str, [template, *template.iterdir()])]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b""
+    # The guest writes to much of its memory.
+    tapwright.exec("prisoner", "dd", "if=/dev/urandom", "of=/tmp/x", "bs=1M", "count=40")
+    links = list(Path(f"/proc/{qemu}/fd").iterdir())
+    memory = [link for link in links if os.readlink(link).startswith("/memfd:tapwright-")]
+    assert memory
+    fd = os.open(memory[0], os.O_RDWR)
+    for attempt in (lambda: os.pwrite(fd, b"x", 0), lambda: os.ftruncate(fd, 0)):
+        with pytest.raises(PermissionError):
+            attempt()
+    os.close(fd)
+    assert {path: path.read_bytes() for path in template.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST, STATE, MEMORY, EXTENTS])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "no file"])
+def test_damaged(
+    tapwright: Tapwright, tmp_path: Path, template: Path, host: Host, name: str, how: str
+) -> None:
+    """The sandbox starts all the same, and what is damaged is gone."""
+    templates = tmp_path / "template"
+    shutil.copytree(template, templates / template.name, copy_function=shutil.copy2)
+    victim = templates / template.name / name
+    if how == "flipped":
+        flip_a_bit(victim)
+    elif how == "cut":
+        os.truncate(victim, RANDOM.randrange(victim.stat().st_size))
+    else:
+        victim.unlink()
+        if how == "no file":
+            victim.mkdir()
+    config = tapwright.configuration(template=templates)
+    done = tapwright.run("sandbox", "run", "hurt", "--json", config=config)
+    assert done.returncode == 0, done.stderr
+    sandbox = json.loads(done.stdout)
+    if not is_restored(sandbox):
+        assert "is damaged" in log(tapwright, sandbox)
+        assert list(templates.iterdir()) == []
+    else:
+        assert MAKING in done.stderr
+    assert tapwright.exec("hurt", "echo", "alive") == "alive\n"
+    tapwright.delete("hurt")
+
+
+def test_one_that_does_not_start(tapwright: Tapwright, tmp_path: Path, template: Path) -> None:
+    """Nothing is damaged, and yet QEMU makes nothing of it: booted, and not made anew at once."""
+    templates = tmp_path / "template"
+    forged = templates / template.name
+    shutil.copytree(template, forged)
+    os.truncate(forged / STATE, (forged / STATE).stat().st_size // 2)
+    manifest = json.loads((forged / MANIFEST).read_text())
+    del manifest["checksum"]
+    manifest[STATE] = hashlib.sha256((forged / STATE).read_bytes()).hexdigest()
+    content = template_store._canonical(manifest)
+    manifest["checksum"] = hashlib.sha256(content).hexdigest()
+    (forged / MANIFEST).write_text(json.dumps(manifest))
+    config = tapwright.configuration(template=templates)
+    for reason in ("the template is of no use: the guest did not come up", "a short time ago"):
+        done = tapwright.run("sandbox", "run", "stuck", "--json", config=config)
+        assert done.returncode == 0, done.stderr
+        assert MAKING not in done.stderr
+        sandbox = json.loads(done.stdout)
+        assert not is_restored(sandbox)
+        assert reason in log(tapwright, sandbox)
+        tapwright.delete("stuck")
+
+
+def test_image_build_makes_it(tapwright: Tapwright, tmp_path: Path) -> None:
+    config = tapwright.configuration(template=tmp_path / "template")
+    for makes in (True, False):
+        done = tapwright.run("image", "build", config=config)
+        assert (done.returncode, MAKING in done.stderr) == (0, makes), done.stderr
+    done = tapwright.run("sandbox", "run", "built", "--json", config=config)
+    assert (done.returncode, MAKING in done.stderr) == (0, False), done.stderr
+    assert is_restored(json.loads(done.stdout))
+    tapwright.delete("built")
+
+
+def test_image_build_says_why_not(tapwright: Tapwright, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = tapwright.configuration(template=tmp_path / "file" / "template")
+    done = tapwright.run("image", "build", config=config)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"no template can be made in {tmp_path}" in done.stderr
+
+
+def test_one_that_can_not_be_made(tapwright: Tapwright, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = tapwright.configuration(template=tmp_path / "file" / "template")
+    done = tapwright.run("sandbox", "run", "placeless", "--json", config=config)
+    assert done.returncode == 0, done.stderr
+    sandbox = json.loads(done.stdout)
+    assert not is_restored(sandbox)
+    assert "there is no template" in log(tapwright, sandbox)
+    tapwright.delete("placeless")
+
+
+@pytest.mark.parametrize("moment", ["booting", "saving"])
+def test_maker_killed(tapwright: Tapwright, tmp_path: Path, moment: str) -> None:
+    """Its wreck stops nobody, and goes with the next that is made."""
+    templates = tmp_path / "template"
+    config = tapwright.configuration(template=templates)
+    making = tapwright.start("sandbox", "run", "maker", config=config)
+    pattern = "*/state" if moment == "saving" else "*"
+    assert eventually(lambda: templates.exists() and any(templates.glob(pattern)), 60)
+    supervisor = int((tapwright.root / "sandboxes" / "maker" / "alive").read_text())
+    os.kill(supervisor, signal.SIGKILL)
+    _, errors = making.communicate(timeout=60)
+    assert making.returncode == 1, errors
+    assert [path.name.startswith(".") for path in templates.iterdir()] == [True]
+    done = tapwright.run("sandbox", "run", "heir", "--json", config=config)
+    assert done.returncode == 0, done.stderr
+    assert is_restored(json.loads(done.stdout))
+    tapwright.delete("heir")
+    assert [path.name.startswith(".") for path in templates.iterdir()] == [False]
+
+
+def test_deleted_while_it_makes_one(tapwright: Tapwright, tmp_path: Path, host: Host) -> None:
+    before = host.snapshot()
+    templates = tmp_path / "template"
+    config = tapwright.configuration(template=templates)
+    making = tapwright.start("sandbox", "run", "maker", config=config)
+    assert eventually(lambda: templates.exists() and any(templates.iterdir()), 60)
+    tapwright.delete("maker")
+    _, errors = making.communicate(timeout=60)
+    assert making.returncode == 1, errors
+    assert list(templates.iterdir()) == []
+    host.assert_same(before)
+
+
+def test_shared_memory_is_booted(tapwright: Tapwright, run: Run, templates: Path) -> None:
+    config = tapwright.configuration(template=templates, file_mem_backend="/dev/shm")
+    sandbox = run("sharing", config=config)
+    assert not is_restored(sandbox)
+    assert "memory that others share" in log(tapwright, sandbox)
