@@ -101,7 +101,7 @@ class Tapwright:
         self._configurations = 0
         self.config = self.configuration(template=directory / "template")
 
-    def configuration(self, template: Any = None, runtime: Any = None, **qemu: Any) -> Path:
+    def configuration(self, runtime: Any = None, template: Any = None, **qemu: Any) -> Path:
         """A configuration file with these keys in [runtime] and [hypervisor.qemu]; sandboxes start
         from templates in the directory `template`, if there is one."""
         self._configurations += 1
