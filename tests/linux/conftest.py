@@ -19,11 +19,12 @@ def nl(scratch_netns: str) -> Iterator[Netlink]:
 @pytest.fixture
 def veth(nl: Netlink) -> links.Link:
     """One end of a veth pair, both ends up."""
-    links.add_veth(nl, "a0", "b0")
-    for name in ("b0", "a0"):
-        link = links.find(nl, name)
-        assert link is not None
-        links.set_up(nl, link.index)
-    found = links.find(nl, "a0")
-    assert found is not None
-    return found
+    return veth_pair(nl, "a0", "b0")
+
+
+def veth_pair(nl: Netlink, one: str, other: str) -> links.Link:
+    """Make one, both ends up; return one end."""
+    links.add_veth(nl, one, other)
+    for name in (other, one):
+        links.set_up(nl, links.named(nl, name).index)
+    return links.named(nl, one)

@@ -14,6 +14,7 @@ import pytest
 from tapwright.linux import links, macvtap, netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, pack_mac
+from tests.linux.conftest import veth_pair
 
 FRAME_TYPE = 0x88B5  # IEEE 802: for experiments
 VNET_HEADER = bytes(10)  # struct virtio_net_hdr
@@ -95,16 +96,9 @@ def test_same_index_in_another_namespace(
     with netns.entered(other_netns):
         there = Netlink()
     with there:
-        links.add_veth(there, "x0", "y0")
-        for name in ("x0", "y0"):
-            link = links.find(there, name)
-            assert link is not None
-            links.set_up(there, link.index)
-        parent = links.find(there, "x0")
-        assert parent is not None
+        parent = veth_pair(there, "x0", "y0")
         links.add_macvtap(there, "mt1", parent.index, "passthru")
-        second = links.find(there, "mt1")
-        assert second is not None
+        second = links.named(there, "mt1")
         assert second.index == tap.index
         with netns.entered(other_netns):
             (fd,) = macvtap.open_queues("mt1", 1)

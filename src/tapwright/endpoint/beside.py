@@ -68,11 +68,9 @@ class Beside:
         except OSError as error:
             raise NetworkError(f"no TAP {self.name} for {link.name}: {error.strerror}") from None
         try:
-            tap = links.find(nl, self.name)
-            if tap is None:
-                raise NetworkError(f"the TAP {self.name} vanished while it was made")
+            tap = links.named(nl, self.name)
             set_up(nl, tap.index, link)
-        except (NetlinkError, NetworkError) as error:
+        except NetlinkError as error:
             os.close(fd)
             raise NetworkError(f"{link.name} can't be given a TAP: {error}") from None
         return fd, tap.index

@@ -19,9 +19,9 @@ _OVS_SECONDS = 20
 _MARK = "external_ids:tapwright"
 
 
-def check(name: str, bridge: str, ovs: str) -> None:
-    """Whether the TAP is there or can be made, and be a port of the bridge, where one is named.
-    Raises NetworkError."""
+def check(name: str, bridge: str, ovs: str) -> bool:
+    """Whether the TAP is there or can be made, and be a port of the bridge, where one is named;
+    return whether there is nothing to connect. Raises NetworkError."""
     with Netlink() as nl:
         link = links.find(nl, name)
     if link and tuntap.settings(link) is None:
@@ -29,8 +29,7 @@ def check(name: str, bridge: str, ovs: str) -> None:
             f"there is an interface {name}, which is no TAP but a {link.kind or 'NIC'}; choose "
             "another name for the TAP"
         )
-    if bridge or ovs:
-        is_port(name, bridge, ovs)
+    return not (bridge or ovs) or _is_port(name, bridge, ovs)
 
 
 def exists(name: str) -> bool:
@@ -56,9 +55,9 @@ def make(name: str, mtu: int, mark: str) -> None:
         fd = tuntap.create(name)
         try:
             with Netlink() as nl:
-                if link := links.find(nl, name):
-                    links.set_alias(nl, link.index, mark)
-                    links.set_mtu(nl, link.index, mtu)
+                link = links.named(nl, name)
+                links.set_alias(nl, link.index, mark)
+                links.set_mtu(nl, link.index, mtu)
             # Only now, so that there is never one that stays and has no mark.
             tuntap.keep(fd)
         finally:
@@ -75,7 +74,7 @@ def remove(name: str, mark: str) -> None:
             links.remove(nl, link.index)
 
 
-def is_port(name: str, bridge: str, ovs: str) -> bool:
+def _is_port(name: str, bridge: str, ovs: str) -> bool:
     """Whether the TAP is a port of that bridge already. Raises NetworkError where there is no such
     bridge, or the TAP is in another one."""
     with Netlink() as nl:

@@ -57,8 +57,7 @@ def limit_ingress(nl: Netlink, index: int, rate: int, number: int) -> None:
     if rate:
         name = _ifb(number)
         links.add_ifb(nl, name)
-        ifb = links.find(nl, name)
-        assert ifb is not None  # noqa: S101 - made in this namespace a moment ago
+        ifb = links.named(nl, name)
         links.set_alias(nl, ifb.index, OUR_ALIAS)
         tc.limit_ingress(nl, index, ifb.index, rate)
 

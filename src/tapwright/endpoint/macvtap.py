@@ -75,9 +75,7 @@ class Macvtap(Beside):
             tc.drop_ingress(nl, link.index)
             _change_mac(nl, link.index, _another(self.mac))
         links.add_macvtap(nl, self.name, link.index, self.mode)
-        made = links.find(nl, self.name)
-        if made is None:
-            raise NetworkError(f"the macvtap {self.name} vanished while it was made")
+        made = links.named(nl, self.name)
         if self.sibling:
             links.set_mac(nl, made.index, self.mac)
         links.set_all_multicast(nl, made.index, True)

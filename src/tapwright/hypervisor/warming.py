@@ -106,8 +106,7 @@ def _tap(netns_path: str) -> int:
     with netns.entered(netns_path), Netlink() as nl:
         fd = tuntap.create(_TAP)
         try:
-            link = links.find(nl, _TAP)
-            assert link is not None  # noqa: S101 - just made, and nobody else is in here
+            link = links.named(nl, _TAP)
             for address, length in ((_HOST, 30), (_HOST6, 64)):
                 addresses.add(nl, link.index, Address(address, length))
             links.set_up(nl, link.index)

@@ -98,6 +98,14 @@ def find(nl: Netlink, name: str) -> Link | None:
     return _get(nl, f"find interface {name}", 0, attribute(IFLA_IFNAME, name))
 
 
+def named(nl: Netlink, name: str) -> Link:
+    """The interface of that name, which is there. Raises NetlinkError (ENODEV: it is not)."""
+    link = find(nl, name)
+    if link is None:
+        raise NetlinkError(errno.ENODEV, f"find interface {name}")
+    return link
+
+
 def at(nl: Netlink, index: int) -> Link | None:
     """The interface with that index, or None."""
     return _get(nl, f"find interface {index}", index)

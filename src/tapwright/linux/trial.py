@@ -47,14 +47,13 @@ def _make_macvtap(nl: Netlink) -> None:
 def _limit(nl: Netlink) -> None:
     device = _veth(nl)
     links.add_ifb(nl, "trial")
-    ifb = links.listing(nl)[-1].index
-    tc.limit_ingress(nl, device, ifb, _RATE)
+    tc.limit_ingress(nl, device, links.named(nl, "trial").index, _RATE)
 
 
 def _veth(nl: Netlink) -> int:
     """Make a pair; return the index of one end."""
     links.add_veth(nl, "trial-a", "trial-b")
-    return links.listing(nl)[-1].index
+    return links.named(nl, "trial-a").index
 
 
 def _attempt(work: Callable[[Netlink], None]) -> OSError | None:

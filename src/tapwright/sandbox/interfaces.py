@@ -142,7 +142,7 @@ class Interfaces:
         what = {"nic": tap.name, "follows": 0, "device": tap.device, "mark": mark}
         port = {"bridge": tap.bridge, "ovs": tap.ovs}
         # In a thread what may ask Open vSwitch, which may take its time.
-        await asyncio.to_thread(host_tap.check, tap.device, **port)
+        connected = await asyncio.to_thread(host_tap.check, tap.device, **port)
         mtu = tap.mtu or host_tap.mtu(tap.device, tap.bridge or tap.ovs)
         interface = Interface(tap.name, tap.device, tap.mac, mtu, list(tap.addresses))
         with contextlib.ExitStack() as undo:
@@ -151,9 +151,7 @@ class Interfaces:
                 undo.enter_context(self._given_back_on_failure(entry))
                 host_tap.make(tap.device, mtu, mark)
             place, link = self._find(tap.device, [netns.OWN])
-            if any(port.values()) and not await asyncio.to_thread(
-                host_tap.is_port, tap.device, **port
-            ):
+            if not connected:
                 entry = self._journal.hold("port", **what, **port, index=link.index)
                 undo.enter_context(self._given_back_on_failure(entry))
                 await asyncio.to_thread(host_tap.connect, tap.device, **port, mark=mark)

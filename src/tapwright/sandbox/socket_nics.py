@@ -2,7 +2,6 @@
 namespace stands for them (CNI 1.1.0, section 5, "ADD Success": `socketPath`)."""
 
 import ipaddress
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tapwright.errors import NetworkError
 from tapwright.linux.routes import SCOPE_LINK, SCOPE_UNIVERSE, TABLE_MAIN
 from tapwright.sandbox.kata import DEFAULT_MTU, InterfaceRequest
+from tapwright.sandbox.taps import any_mac
 
 Result = dict[str, Any]
 
@@ -49,7 +49,7 @@ def _nic(interface: dict[str, Any], index: int, result: Result) -> SocketNic:
     request = InterfaceRequest(
         device=name,
         name=name,
-        mac=interface.get("mac") or f"02:{secrets.token_bytes(5).hex(':')}",
+        mac=interface.get("mac") or any_mac(),
         addresses=addresses,
         mtu=int(interface.get("mtu") or DEFAULT_MTU),
         vhost_user_socket=str(interface["socketPath"]),

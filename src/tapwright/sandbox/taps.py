@@ -56,9 +56,14 @@ def parse(text: str) -> TapWish:
 
 def requested(tap: TapWish, name: str) -> TapRequest:
     """The same for a specification, the NIC called `name`."""
-    # The second bit of a MAC that nobody has assigned is set, the first one is not.
-    mac = tap.mac or f"02:{secrets.token_bytes(5).hex(':')}"
-    return TapRequest(tap.device, name, mac, tap.bridge, tap.ovs, tap.mtu, tap.addresses)
+    return TapRequest(
+        tap.device, name, tap.mac or any_mac(), tap.bridge, tap.ovs, tap.mtu, tap.addresses
+    )
+
+
+def any_mac() -> str:
+    """Random: the second bit of a MAC that nobody has assigned is set, the first one is not."""
+    return f"02:{secrets.token_bytes(5).hex(':')}"
 
 
 def _name(name: str, text: str) -> str:

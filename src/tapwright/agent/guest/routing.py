@@ -6,7 +6,7 @@ kernel that need not be, and what is asked goes in batches.
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tapwright.agent.guest.network import RefusedError
@@ -58,9 +58,9 @@ class _Devices(dict[str, int]):
         return link.index
 
 
-def _there(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _there(nl: Netlink, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those whose interface there is: what was on others has gone with them."""
-    names = {link.name for link in links.listing(nl)}
+    names = {link.name for link in links.listing(nl)} if items else set()
     return [item for item in items if item["device"] in names]
 
 
