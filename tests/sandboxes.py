@@ -99,7 +99,8 @@ class Tapwright:
         self._directory = directory
         self._networks = networks
         self._configurations = 0
-        self.config = self.configuration(template=directory / "template")
+        self.templates = directory / "template"
+        self.config = self.configuration(template=self.templates)
 
     def configuration(self, runtime: Any = None, template: Any = None, **qemu: Any) -> Path:
         """A configuration file with these keys in [runtime] and [hypervisor.qemu]; sandboxes start

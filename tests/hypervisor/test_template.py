@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import mmap
 import os
 import random
 import shutil
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -20,7 +22,7 @@ from tapwright.agent.client import AgentClient
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import template, template_store, warming
 from tapwright.hypervisor.nics import Tap
-from tapwright.hypervisor.qemu import Machine
+from tapwright.hypervisor.qemu import Machine, Qemu
 from tapwright.hypervisor.template_store import (
     EXTENTS,
     MANIFEST,
@@ -36,6 +38,9 @@ from tapwright.linux import addresses, links, memfd, netns, tuntap
 from tapwright.linux.addresses import Address
 from tapwright.linux.netlink import Netlink
 from tests.guests import BOOT_SECONDS, MAC, run
+from tests.hypervisor.test_machines import available_hugepages, hugepages
+
+__all__ = ["hugepages"]
 
 FILES = (MANIFEST, STATE, MEMORY, EXTENTS)
 SIZE = 64 << 20
@@ -126,7 +131,12 @@ def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
     )
     keys = {key_of(describe(machine)) for machine in others}
     assert len(keys | {key}) == len(others) + 1
-    for same in (replace(plain, netns="/run/netns/x"), replace(plain, vhost=False)):
+    for same in (
+        replace(plain, netns="/run/netns/x"),
+        replace(plain, vhost=False),
+        replace(plain, memory_directory="/dev/shm"),
+        replace(plain, hugepages=True),
+    ):
         assert key_of(describe(same)) == key
 
 
@@ -236,7 +246,7 @@ def test_memory_is_of_one_template_only(
         assert found is not None
         with contextlib.closing(found):
             for _ in range(2):
-                template.memory_of(found, holders)
+                template.memory_of(plain, found, holders)
         assert len({os.fstat(fd).st_ino for fd in holders.fds}) == count
         publish(store, plain, memory[0])
     for fd in holders.fds:
@@ -244,7 +254,9 @@ def test_memory_is_of_one_template_only(
 
 
 @pytest.mark.parametrize("what", ["unsealed", "name", "size", "owner", "pipe"])
-def test_memory_of_others_is_not_believed(saved: tuple[Store, str, Path], what: str) -> None:
+def test_memory_of_others_is_not_believed(
+    saved: tuple[Store, str, Path], plain: Machine, what: str
+) -> None:
     store, key, _ = saved
     found = store.find(key)
     assert found is not None
@@ -261,10 +273,70 @@ def test_memory_of_others_is_not_believed(saved: tuple[Store, str, Path], what: 
     holders = Alone()
     holders.fds.append(fd)
     with contextlib.closing(found):
-        taken = template.memory_of(found, holders)
+        taken = template.memory_of(plain, found, holders).fd
     assert os.fstat(taken).st_ino != os.fstat(fd).st_ino
     for number in {fd, taken, read} - {-1}:
         os.close(number)
+
+
+@pytest.fixture(params=["directory", "huge pages"])
+def sharing(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a machine has whose memory other processes can share."""
+    if request.param == "directory":
+        return {"memory_directory": "/dev/shm"}
+    request.getfixturevalue("hugepages")
+    return {"hugepages": True}
+
+
+def test_memory_that_can_be_shared_is_a_copy(
+    saved: tuple[Store, str, Path],
+    plain: Machine,
+    memory: tuple[int, bytes],
+    sharing: dict[str, Any],
+) -> None:
+    store, key, directory = saved
+    found = store.find(key)
+    assert found is not None
+    holders = Alone()
+    machine = replace(plain, **sharing)
+    with contextlib.closing(found):
+        copies = [template.memory_of(machine, found, holders) for _ in range(2)]
+        assert all(copy.is_own for copy in copies)
+        assert holders.fds == []
+        one, other = (mmap.mmap(copy.fd, 0) for copy in copies)
+        with one, other:
+            assert one[:] == memory[1]
+            one[5000] ^= 1
+            assert other[:] == memory[1]
+        for copy in copies:
+            os.close(copy.fd)
+        flip_a_byte(directory / MEMORY)
+        opened = os.listdir("/proc/self/fd")
+        with pytest.raises(DamagedError):
+            template.memory_of(machine, found, holders)
+        assert os.listdir("/proc/self/fd") == opened
+
+
+def flip_a_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        byte = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_no_room_for_a_copy(saved: tuple[Store, str, Path], plain: Machine, tmp_path: Path) -> None:
+    """That is an error, and not the end of the process."""
+    store, key, _ = saved
+    found = store.find(key)
+    assert found is not None
+    place = tmp_path / "place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], check=True)
+    try:
+        with contextlib.closing(found), pytest.raises(OSError, match="No space left"):
+            template.memory_of(replace(plain, memory_directory=str(place)), found, Alone())
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def test_what_is_stale_goes_when_another_is_made(
@@ -336,7 +408,7 @@ async def restored(
 ) -> AsyncIterator[tuple[Any, AgentClient]]:
     found = await template.find_or_make(machine, templates, BOOT_SECONDS, print)
     with contextlib.closing(found):
-        memory = template.memory_of(found, holders)
+        memory = template.memory_of(machine, found, holders)
         qemu = await template.restore(machine, found, memory)
     agent = AgentClient(qemu.agent, is_new=True)
     try:
@@ -345,6 +417,46 @@ async def restored(
     finally:
         await agent.close()
         await qemu.stop()
+
+
+def pages_of(machine: Machine, qemu: Qemu) -> mmap.mmap:
+    """A guest's memory, as others can share it with QEMU."""
+    size = machine.memory_mib << 20
+    for link in Path(f"/proc/{qemu._process.pid}/fd").iterdir():
+        if link.stat().st_size == size:
+            with link.open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    raise AssertionError("QEMU has no such file")
+
+
+def test_guests_whose_memory_is_shared(
+    machine: Machine, templates: Path, sharing: dict[str, Any]
+) -> None:
+    """What they write is in a file, for others to see; but no guest has another one's."""
+    small = replace(machine, memory_mib=160)
+    asyncio.run(made(small, templates))
+    machine = replace(small, **sharing)
+    holders = Alone()
+
+    async def story() -> None:
+        async with (
+            restored(machine, templates, holders) as (qemu, agent),
+            restored(machine, templates, holders) as (other, other_agent),
+        ):
+            mark = os.urandom(2000).hex()
+            await run(agent, "sh", "-c", f"echo {mark} >/tmp/mark")
+            assert await run(agent, "cat", "/tmp/mark") == ({"status": 0}, f"{mark}\n".encode())
+            with pages_of(machine, qemu) as own, pages_of(machine, other) as others:
+                assert own.find(mark.encode()) >= 0
+                assert others.find(mark.encode()) < 0
+            assert await run(other_agent, "ls", "/tmp") == ({"status": 0}, b"")
+
+    before = available_hugepages()
+    content = {path: path.read_bytes() for path in templates.glob("template-*/*")}
+    asyncio.run(story())
+    assert {path: path.read_bytes() for path in templates.glob("template-*/*")} == content
+    assert available_hugepages() == before
+    assert holders.fds == []
 
 
 class WithoutGeneration(Machine):

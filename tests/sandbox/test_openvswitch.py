@@ -16,9 +16,13 @@ import pytest
 
 from tapwright.endpoint.vhost_user import _somebody_listens
 from tests.host import eventually
+from tests.hypervisor.test_machines import available_hugepages, hugepages
 from tests.ovs import VSWITCHD, OpenVSwitch
 from tests.sandbox.test_kata_network import Kata, answers_ping, interface, ip, tap_state
+from tests.sandbox.test_template import is_restored
 from tests.sandboxes import Networks, Tapwright, pids_of
+
+__all__ = ["hugepages"]
 
 BRIDGE = "br-int"
 VM = "vm-ovs"
@@ -45,11 +49,16 @@ def ovs() -> Iterator[OpenVSwitch]:
 
 
 @pytest.fixture(scope="module")
-def vm(tapwright: Tapwright, ovs: OpenVSwitch) -> Iterator[Any]:
-    """A virtual machine whose memory can be shared."""
-    config = tapwright.configuration(file_mem_backend="/dev/shm")
-    done = tapwright.run("sandbox", "run", VM, config=config)
+def config(tapwright: Tapwright) -> Path:
+    """For guests whose memory can be shared, and that start from a template all the same."""
+    return tapwright.configuration(template=tapwright.templates, file_mem_backend="/dev/shm")
+
+
+@pytest.fixture(scope="module")
+def vm(tapwright: Tapwright, ovs: OpenVSwitch, config: Path) -> Iterator[Any]:
+    done = tapwright.run("sandbox", "run", VM, "--json", config=config)
     assert done.returncode == 0, done.stderr
+    assert is_restored(json.loads(done.stdout))
     yield tapwright.json("sandbox", "inspect", VM)
     tapwright.delete(VM)
 
@@ -74,14 +83,14 @@ def reached() -> bool:
     return eventually(lambda: answers_ping("172.16.0.3"))
 
 
-def guest_sends(tapwright: Tapwright) -> bytes:
+def guest_sends(tapwright: Tapwright, name: str = VM) -> bytes:
     """The digest of what arrives on the bridge when the guest sends the payload."""
     received = hashlib.sha256()
     with socket.create_server(("172.16.0.1", 7100)) as listener, tempfile.TemporaryFile() as file:
         listener.settimeout(30)
         file.write(PAYLOAD)
         file.seek(0)
-        command = tapwright.command("sandbox", "exec", VM, "--", "nc", "172.16.0.1", "7100")
+        command = tapwright.command("sandbox", "exec", name, "--", "nc", "172.16.0.1", "7100")
         sending = subprocess.Popen(command, stdin=file)
         connection, _ = listener.accept()
         with connection:
@@ -165,6 +174,34 @@ def test_vhost_user_server(ovs: OpenVSwitch, kata: Kata, tapwright: Tapwright) -
     kata("del-iface", {"name": "eth-test"})
 
 
+def test_vhost_user_with_huge_pages(
+    ovs: OpenVSwitch, kata: Kata, tapwright: Tapwright, hugepages: int
+) -> None:
+    """Of a guest from the same template."""
+    path = ovs.directory / "vhost6"
+    ovs.vsctl(
+        *("add-port", BRIDGE, "vhost6", "--", "set", "Interface", "vhost6"),
+        "type=dpdkvhostuserclient",
+        f"options:vhost-server-path={path}",
+    )
+    before = available_hugepages()
+    templates = tapwright.templates
+    known = list(templates.iterdir())
+    config = tapwright.configuration(template=templates, enable_hugepages=True)
+    done = tapwright.run("sandbox", "run", "huge", "--json", config=config)
+    try:
+        assert done.returncode == 0, done.stderr
+        assert is_restored(json.loads(done.stdout))
+        assert list(templates.iterdir()) == known
+        kata("add-iface", interface("vhost6", vhostUserSocket=str(path)), "huge")
+        assert reached()
+        assert guest_sends(tapwright, "huge") == hashlib.sha256(PAYLOAD).digest()
+        assert before - available_hugepages() == 128
+    finally:
+        tapwright.delete("huge")
+    assert available_hugepages() == before
+
+
 def test_no_backend_comes(ovs: OpenVSwitch, kata: Kata) -> None:
     path = ovs.directory / "nobody"
     said = kata.refused("add-iface", interface("nobody", vhostUserSocket=str(path)))
@@ -173,14 +210,15 @@ def test_no_backend_comes(ovs: OpenVSwitch, kata: Kata) -> None:
     assert kata("list-ifaces") is None
 
 
-def test_socket_of_another_sandbox(ovs: OpenVSwitch, kata: Kata, tapwright: Tapwright) -> None:
+def test_socket_of_another_sandbox(
+    ovs: OpenVSwitch, kata: Kata, tapwright: Tapwright, config: Path
+) -> None:
     ovs.vsctl(
         *("add-port", BRIDGE, "vhost3", "--"),
         *("set", "Interface", "vhost3", "type=dpdkvhostuser"),
     )
     path = ovs.directory / "vhost3"
     assert eventually(path.exists)
-    config = tapwright.configuration(file_mem_backend="/dev/shm")
     assert tapwright.run("sandbox", "run", "other", config=config).returncode == 0
     request = interface("vhost3", vhostUserSocket=str(path))
     kata("add-iface", request, "other")
@@ -216,7 +254,7 @@ def test_backend_that_takes_nobody(kata: Kata, ovs: OpenVSwitch) -> None:
 
 
 def test_supervisor_killed_with_a_vhost_user_nic(
-    ovs: OpenVSwitch, kata: Kata, tapwright: Tapwright
+    ovs: OpenVSwitch, kata: Kata, tapwright: Tapwright, config: Path
 ) -> None:
     path = ovs.directory / "vhost5"
     ovs.vsctl(
@@ -224,7 +262,6 @@ def test_supervisor_killed_with_a_vhost_user_nic(
         "type=dpdkvhostuserclient",
         f"options:vhost-server-path={path}",
     )
-    config = tapwright.configuration(file_mem_backend="/dev/shm")
     assert tapwright.run("sandbox", "run", "victim", config=config).returncode == 0
     kata("add-iface", interface("vhost5", vhostUserSocket=str(path)), "victim")
     supervisor, _ = pids_of(tapwright.json("sandbox", "inspect", "victim"))
@@ -260,14 +297,13 @@ plugin.main(add, delete, about="Makes a vhost-user port.")
 
 
 def test_socket_of_a_cni_result(
-    ovs: OpenVSwitch, tapwright: Tapwright, networks: Networks, tmp_path: Path
+    ovs: OpenVSwitch, tapwright: Tapwright, networks: Networks, config: Path, tmp_path: Path
 ) -> None:
     """A plugin that makes a port of Open vSwitch, and nothing in the namespace."""
     plugin = tmp_path / "vhost-port"
     plugin.write_text(PLUGIN.format(python=sys.executable, directory=ovs.directory, bridge=BRIDGE))
     plugin.chmod(0o755)
     networks.write("vhost", [{"type": "vhost-port"}], version="1.1.0")
-    config = tapwright.configuration(file_mem_backend="/dev/shm")
     try:
         done = tapwright.run(
             *("sandbox", "run", "by-cni", "--network", "vhost", "--plugin-dir", str(tmp_path)),

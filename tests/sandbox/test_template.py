@@ -286,8 +286,9 @@ def test_one_that_does_not_start(tapwright: Tapwright, tmp_path: Path, template:
         tapwright.delete("stuck")
 
 
-def test_image_build_makes_it(tapwright: Tapwright, tmp_path: Path) -> None:
-    config = tapwright.configuration(template=tmp_path / "template")
+@pytest.mark.parametrize("keys", [{}, {"file_mem_backend": "/dev/shm"}])
+def test_image_build_makes_it(tapwright: Tapwright, tmp_path: Path, keys: Any) -> None:
+    config = tapwright.configuration(template=tmp_path / "template", **keys)
     for makes in (True, False):
         done = tapwright.run("image", "build", config=config)
         assert (done.returncode, MAKING in done.stderr) == (0, makes), done.stderr
@@ -349,8 +350,21 @@ def test_deleted_while_it_makes_one(tapwright: Tapwright, tmp_path: Path, host: 
     host.assert_same(before)
 
 
-def test_shared_memory_is_booted(tapwright: Tapwright, run: Run, templates: Path) -> None:
+def test_memory_that_can_be_shared(
+    tapwright: Tapwright, run: Run, template: Path, templates: Path
+) -> None:
+    """Of the same template; and nobody takes it for the template's."""
     config = tapwright.configuration(template=templates, file_mem_backend="/dev/shm")
-    sandbox = run("sharing", config=config)
-    assert not is_restored(sandbox)
-    assert "memory that others share" in log(tapwright, sandbox)
+    sandboxes = [run(name, "--network", "small", config=config) for name in ("one", "two")]
+    assert all(map(is_restored, sandboxes))
+    tapwright.exec("one", "ping", "-c", "1", "-W", "5", "10.92.0.1")
+    files = set()
+    for sandbox in sandboxes:
+        assert not (tapwright.root / "sandboxes" / sandbox["id"] / "memory").exists()
+        _, qemu = pids_of(sandbox)
+        links = [str(link) for link in Path(f"/proc/{qemu}/fd").iterdir()]
+        (file,) = {os.stat(link) for link in links if os.readlink(link).startswith("/dev/shm/")}
+        assert (file.st_mode & 0o777, file.st_uid) == (0o600, os.stat(f"/proc/{qemu}").st_uid)
+        files.add(file.st_ino)
+    assert len(files) == 2
+    assert list(templates.iterdir()) == [template]

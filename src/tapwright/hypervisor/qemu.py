@@ -139,15 +139,17 @@ class Machine:
 class SavedMemory:
     """A descriptor that is a guest's memory, and stays the caller's.
 
-    Either it is written by a guest that is to be saved; or it `is_complete`, and nobody can write
-    to it: then QEMU waits for the state of the devices, and what the guest writes is its own.
+    Either it is written by a guest that is to be saved; or it `is_complete`, and QEMU waits for the
+    state of the devices. Then nobody can write to it, and what the guest writes is in pages beside
+    it; or it `is_own`: this guest writes to it, and other processes can share it.
     """
 
     fd: int
     is_complete: bool
+    is_own: bool = False
 
     def backend(self, mib: int) -> list[str]:
-        shared = "off" if self.is_complete else "on"
+        shared = "off" if self.is_complete and not self.is_own else "on"
         # By this path any user may open it; QEMU opens it for writing in any case.
         options = f"size={mib}M,mem-path=/proc/self/fd/{self.fd},share={shared}"
         return ["-object", f"memory-backend-file,id=memory,{options}"]
@@ -268,6 +270,8 @@ def _spawn(machine: Machine, uid: int, saved: SavedMemory | None) -> _Started:
     stderr_read, stderr_write = os.pipe()
     netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
     try:
+        if saved and saved.is_own:
+            os.fchown(saved.fd, uid, uid)
         process = subprocess.Popen(
             machine.command(*theirs, saved=saved),
             stdin=subprocess.DEVNULL,

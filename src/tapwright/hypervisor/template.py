@@ -1,9 +1,9 @@
 """A guest that was booted once, warmed and saved, to start others from.
 
 A guest starts from it as it was: with the pages of its memory, which all guests share until they
-write to them, and the state of its devices. It was saved without a NIC, so each gets its own. What
-guests must not share is renewed: random numbers when the agent is greeted, clock and name when it
-is told.
+write to them, and the state of its devices. One whose memory a vhost-user backend is to share has a
+copy of the pages. It was saved without a NIC, so each gets its own. What guests must not share is
+renewed: random numbers when the agent is greeted, clock and name when it is told.
 
 Nobody but root can write to a template: QEMU gets its memory as a sealed memfd, and its state by a
 descriptor for reading.
@@ -93,11 +93,15 @@ async def find_or_make(
     raise HypervisorError("the template is damaged as soon as it is made; is its disk sound?")
 
 
-def memory_of(template: Template, holders: Holders) -> int:
-    """A sealed memfd with the memory of a template: that of another process, or a new one.
+def memory_of(machine: Machine, template: Template, holders: Holders) -> SavedMemory:
+    """The memory that a guest is to be restored with. Raises DamagedError, OSError."""
+    if machine.has_private_memory:
+        return SavedMemory(_sealed(template, holders), is_complete=True)
+    return SavedMemory(_copied(machine, template), is_complete=True, is_own=True)
 
-    Raises DamagedError, OSError.
-    """
+
+def _sealed(template: Template, holders: Holders) -> int:
+    """A sealed memfd with the memory of a template: that of another process, or a new one."""
     fd = _taken_over(template, holders)
     if fd is None:
         # One fills it, the others take it over.
@@ -114,10 +118,32 @@ def memory_of(template: Template, holders: Holders) -> int:
     return fd
 
 
-async def restore(machine: Machine, template: Template, memory: int) -> Qemu:
+def _copied(machine: Machine, template: Template) -> int:
+    """Memory such as the machine would be booted with, with the pages of a template."""
+    size = template.memory_size
+    if machine.hugepages:
+        fd = memfd.create("tapwright-own", size, huge_pages=True)
+    else:
+        fd = memfd.create_in(machine.memory_directory, size)
+    try:
+        template.copy_to(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+async def restore(machine: Machine, template: Template, memory: SavedMemory) -> Qemu:
     """Start a guest from a template. It runs as soon as QEMU has read the state; one that can't
-    read it ends. Raises HypervisorError, among them RefusedError."""
-    qemu = await Qemu.start(machine, SavedMemory(memory, is_complete=True))
+    read it ends. Memory that is the guest's own is closed here.
+
+    Raises HypervisorError, among them RefusedError.
+    """
+    try:
+        qemu = await Qemu.start(machine, memory)
+    finally:
+        if memory.is_own:
+            os.close(memory.fd)
     try:
         await qemu.qmp.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
         os.lseek(template.state, 0, os.SEEK_SET)

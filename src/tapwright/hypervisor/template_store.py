@@ -11,6 +11,7 @@ it is checked whenever it is used: what is damaged is as good as not there, and 
 
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import json
 import mmap
@@ -21,7 +22,7 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ class DamagedError(HypervisorError):
 def describe(machine: Machine) -> Content:
     """All that a guest, booted and saved, depends on. Raises HypervisorError."""
     qemu = shutil.which(machine.path) or machine.path
-    # The rest of a machine is its host's side, which is not saved.
-    command = replace(machine, path=qemu).command(-1, -1, -1)
+    # The rest of a machine is its host's side, which is not saved; so is where its memory is.
+    saved = replace(machine, path=qemu, memory_directory="", hugepages=False)
+    command = saved.command(-1, -1, -1)
     return {
         "format": _FORMAT,
         "command": command,
@@ -94,21 +96,28 @@ class Template:
 
         Raises DamagedError, OSError.
         """
-        extents = _read(self.directory, EXTENTS)
-        _check(self.manifest, EXTENTS, zlib.crc32(extents))
         fd = memfd.create(self.memory_name, self.memory_size)
         try:
-            with _mapped(self.directory, MEMORY) as content:
-                # Both let go of the interpreter's lock, and each takes as long as the other.
-                with concurrent.futures.ThreadPoolExecutor(1) as beside:
-                    checksum = beside.submit(zlib.crc32, content)
-                    _spread(content, extents, fd)
-                _check(self.manifest, MEMORY, checksum.result())
+            self.copy_to(fd)
             memfd.seal(fd)
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def copy_to(self, fd: int) -> None:
+        """Write the guest's memory to a file of `memory_size` that is all zero.
+
+        Raises DamagedError, OSError.
+        """
+        extents = _read(self.directory, EXTENTS)
+        _check(self.manifest, EXTENTS, zlib.crc32(extents))
+        with _mapped(self.directory, MEMORY) as content:
+            # Both let go of the interpreter's lock, and each takes as long as the other.
+            with concurrent.futures.ThreadPoolExecutor(1) as beside:
+                checksum = beside.submit(zlib.crc32, content)
+                _spread(content, extents, fd)
+            _check(self.manifest, MEMORY, checksum.result())
 
 
 class Store:
@@ -273,13 +282,43 @@ def _data(fd: int) -> Iterator[tuple[int, int]]:
 
 
 def _spread(content: mmap.mmap, extents: bytes, fd: int) -> None:
-    """Write the pages where they belong. Raises DamagedError."""
+    """Write the pages where they belong. Raises DamagedError, OSError."""
     position = 0
-    with memoryview(content) as view:
+    with memoryview(content) as view, _writable(fd) as write:
         for start, length in _EXTENT.iter_unpack(extents):
-            if os.pwrite(fd, view[position : position + length], start) != length:
-                raise DamagedError(f"the template's {MEMORY} is damaged: it is too short")
+            # Released at once, or else `content` could not be closed after a failure.
+            with view[position : position + length] as piece:
+                if len(piece) != length:
+                    raise DamagedError(f"the template's {MEMORY} is damaged: it is too short")
+                write(piece, start)
             position += length
+
+
+@contextlib.contextmanager
+def _writable(fd: int) -> Iterator[Callable[[memoryview, int], None]]:
+    """What writes to a file (a piece, and where); only huge pages are mapped for it, which are
+    reserved by that, whereas any other file may turn out to have no room for a page: SIGBUS."""
+
+    def write(piece: memoryview, start: int) -> None:
+        done = 0
+        while done < len(piece):
+            with piece[done:] as rest:
+                done += os.pwrite(fd, rest, start + done)
+
+    try:
+        os.pwrite(fd, b"", 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # hugetlbfs has no write(2) (fs/hugetlbfs/inode.c)
+            raise
+    else:
+        yield write
+        return
+    with mmap.mmap(fd, 0, mmap.MAP_SHARED) as content, memoryview(content) as pages:
+
+        def place(piece: memoryview, start: int) -> None:
+            pages[start : start + len(piece)] = piece
+
+        yield place
 
 
 def _check_owner(directory: int) -> None:

@@ -3,19 +3,32 @@
 import contextlib
 import fcntl
 import os
+import tempfile
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
-def create(name: str, size: int) -> int:
-    """Make one of that size, all zero; return its descriptor."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def create(name: str, size: int, huge_pages: bool = False) -> int:
+    """Make one of that size, all zero; return its descriptor.
+
+    Raises OSError, for one of huge pages also when the size is none of theirs.
+    """
+    flags = os.MFD_HUGETLB if huge_pages else 0
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
     try:
         os.truncate(fd, size)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def create_in(directory: str, size: int) -> int:
+    """Make a file that has no name, all zero, in a directory such as /dev/shm; return its
+    descriptor. Raises OSError."""
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        os.truncate(file.fileno(), size)
+        return os.dup(file.fileno())
 
 
 def seal(fd: int) -> None:

@@ -55,7 +55,7 @@ async def make_template(spec: Spec, progress: Progress) -> None:
     from tapwright.hypervisor import template
 
     wanted = machine_of(spec)
-    if not (spec.template and wanted.has_private_memory):
+    if not spec.template:
         return
     chosen, _ = await accelerator.choose(wanted, progress)
     machine = replace(wanted, accelerator=chosen)
@@ -113,11 +113,8 @@ class Starter:
     async def start(self, machine: Machine) -> Guest:
         """Return when the agent answers. Raises HypervisorError, AgentError."""
         spec = self._journal.record.spec
-        if spec.template:
-            if not machine.has_private_memory:
-                _log.warning("booted, for memory that others share is not to be had of a template")
-            elif restored := await self._restored(machine, Path(spec.template)):
-                return restored
+        if spec.template and (restored := await self._restored(machine, Path(spec.template))):
+            return restored
         with self._phase("qemu"):
             guest = self._guest(await Qemu.start(machine))
         with self._phase("boot"):
@@ -145,7 +142,7 @@ class Starter:
         with contextlib.closing(found):
             try:
                 with self._phase("memory"):
-                    memory = await asyncio.to_thread(template.memory_of, found, holders)
+                    memory = await asyncio.to_thread(template.memory_of, machine, found, holders)
                 with self._phase("qemu"):
                     guest = self._guest(await template.restore(machine, found, memory))
                 with self._phase("restore"):
