@@ -1,8 +1,9 @@
-"""What running a CNI network costs on top of its plugins. Run as root:
+#!/usr/bin/env python3
+"""What running a CNI network costs on top of its plugins.
 
-    .venv/bin/python bench/cni.py [ROUNDS]
+    python -m bench.cni [ROUNDS]
 
-ADD and DEL of bridge + host-local + tuning, in a network namespace of its own:
+ADD and DEL of bridge + host-local + tuning:
 
   bare      the same plugins, each executed with input that was made before
   library   tapwright.cni.Runtime, in one process
@@ -10,43 +11,67 @@ ADD and DEL of bridge + host-local + tuning, in a network namespace of its own:
   cnitool   where it is on the PATH
 
 The variants take turns, in an order that changes, so that what disturbs the machine disturbs them
-all. Then 100 attachments one after the other and 100 at once, by the library, and the CPU time.
+all. Then many attachments one after the other and at once, by the library, and the CPU time.
 """
 
-import contextlib
 import json
 import os
 import random
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from bench.place import COMMAND, PLUGINS, new_host
+from bench.samples import Samples, rounded
 from tapwright.cni import Attachment, Runtime, find_network
-from tapwright.linux import libc, links
-from tapwright.linux.netlink import Netlink
+from tapwright.linux import netns
 
-PLUGINS = "/usr/lib/cni"
-ATTACHMENTS = 100
 THREADS = 4
+_NAME = "twbench"
 # The kernel is at work on an interface for a while, and takes longer to remove it after that.
-SETTLE_SECONDS = 0.1
+_SETTLE_SECONDS = 0.1
+_BATCHES = 3
+
 Timed = Callable[[], None]
+
+
+class Verbs(TypedDict):
+    """Milliseconds."""
+
+    add: Samples
+    delete: Samples
+
+
+class Batch(TypedDict):
+    """Seconds that all attachments take, and of the processor."""
+
+    seconds: Samples
+    cpu: Samples
+
+
+class Cni(TypedDict):
+    """The batches are of so many `attachments`, with one thread and with `threads`."""
+
+    variants: dict[str, Verbs]
+    attachments: int
+    threads: int
+    in_turn: Batch
+    at_once: Batch
 
 
 class Bench:
     """One network, one namespace, and every way to run ADD and DEL."""
 
     def __init__(self, directory: Path) -> None:
-        self.netns = make_netns("twbench")
+        self.netns = make_netns(_NAME)
         self.cache = directory / "cache"
         self.nets = directory / "net.d"
         self.nets.mkdir()
@@ -64,7 +89,7 @@ class Bench:
 
     def variants(self) -> dict[str, tuple[Timed, Timed]]:
         attachment = Attachment("bench", "eth0", self.netns)
-        command = [str(Path(sys.executable).with_name("tapwright")), "cni"]
+        command = [COMMAND, "cni"]
         found = {
             "bare": (lambda: self.bare("ADD"), lambda: self.bare("DEL")),
             "library": (
@@ -115,41 +140,46 @@ def discard(_: object) -> None:
 
 
 def make_netns(name: str) -> str:
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    return f"/run/netns/{name}"
+    netns.create(netns.path_of(name))
+    return netns.path_of(name)
 
 
-def compare(bench: Bench, rounds: int) -> None:
+def measure(rounds: int, attachments: int) -> Cni:
+    new_host()
+    with tempfile.TemporaryDirectory() as directory, _no_namespace_left():
+        bench = Bench(Path(directory))
+        variants = compare(bench, rounds)
+        in_turn, at_once = together(bench, attachments)
+    return {
+        "variants": variants,
+        "attachments": attachments,
+        "threads": THREADS,
+        "in_turn": in_turn,
+        "at_once": at_once,
+    }
+
+
+def compare(bench: Bench, rounds: int) -> dict[str, Verbs]:
     variants = bench.variants()
-    times: dict[tuple[str, str], list[float]] = {}
+    times: dict[str, Verbs] = {name: {"add": [], "delete": []} for name in variants}
     for _ in range(rounds):
         for name in random.sample(list(variants), len(variants)):
-            for verb, call in zip(("ADD", "DEL"), variants[name], strict=True):
-                if verb == "DEL":
-                    time.sleep(SETTLE_SECONDS)
-                started = time.perf_counter()
-                call()
-                times.setdefault((name, verb), []).append(time.perf_counter() - started)
-    print("| | ADD ms | to bare | DEL ms | to bare |")
-    print("| --- | --- | --- | --- | --- |")
-    bare = {verb: statistics.median(times["bare", verb]) for verb in ("ADD", "DEL")}
-    for name in variants:
-        cells = []
-        for verb in ("ADD", "DEL"):
-            median = statistics.median(times[name, verb])
-            more = (median - bare[verb]) * 1000
-            cells += [f"{median * 1000:.1f}", f"{median / bare[verb]:.2f} ({more:+.1f} ms)"]
-        print(f"| {name} | {' | '.join(cells)} |")
+            add, delete = variants[name]
+            times[name]["add"] += rounded([_timed(add)])
+            time.sleep(_SETTLE_SECONDS)
+            times[name]["delete"] += rounded([_timed(delete)])
+    return times
 
 
-def cpu_seconds() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+def _timed(call: Timed) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
 
 
-def together(bench: Bench) -> None:
+def together(bench: Bench, count: int) -> tuple[Batch, Batch]:
     """Many containers, in turn and at once."""
-    paths = [make_netns(f"twbench-{number}") for number in range(ATTACHMENTS)]
+    paths = [make_netns(f"{_NAME}-{number}") for number in range(count)]
     attachments = [Attachment(f"c{n}", "eth0", path) for n, path in enumerate(paths)]
 
     def add(attachment: Attachment) -> None:
@@ -158,43 +188,36 @@ def together(bench: Bench) -> None:
     def delete(attachment: Attachment) -> None:
         bench.runtime.delete(bench.network, attachment)
 
-    rows: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(3):
-        for name, threads in (("in turn", 1), ("at once", THREADS)):
+    in_turn: Batch = {"seconds": [], "cpu": []}
+    at_once: Batch = {"seconds": [], "cpu": []}
+    for _ in range(_BATCHES):
+        for batch, threads in ((in_turn, 1), (at_once, THREADS)):
             with ThreadPoolExecutor(threads) as pool:
-                cpu, started = cpu_seconds(), time.perf_counter()
+                cpu, started = _cpu_seconds(), time.perf_counter()
                 list(pool.map(add, attachments))
-                took = time.perf_counter() - started, cpu_seconds() - cpu
-                rows.setdefault(name, []).append(took)
+                batch["seconds"] += rounded([time.perf_counter() - started], 3)
+                batch["cpu"] += rounded([_cpu_seconds() - cpu], 3)
                 list(pool.map(delete, attachments))
-    print(f"\n| {ATTACHMENTS} ADDs | s | CPU s |")
-    print("| --- | --- | --- |")
-    for name, taken in rows.items():
-        wall, cpu = (statistics.median(column) for column in zip(*taken, strict=True))
-        print(f"| {name} | {wall:.2f} | {cpu:.2f} |")
+    return in_turn, at_once
 
 
-@contextlib.contextmanager
-def own_network() -> Iterator[None]:
-    """A network namespace in the role of the host."""
-    libc.unshare(libc.CLONE_NEWNET)
-    with Netlink() as nl:
-        links.set_up(nl, 1)
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+@contextmanager
+def _no_namespace_left() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in os.listdir("/run/netns"):
-            if name.startswith("twbench"):
-                subprocess.run(["ip", "netns", "delete", name], check=True)
-
-
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    with own_network(), tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory))
-        compare(bench, rounds)
-        together(bench)
+        for name in os.listdir(netns.DIRECTORY):
+            if name.startswith(_NAME):
+                netns.remove(netns.path_of(name))
 
 
 if __name__ == "__main__":
-    main()
+    from bench import tables
+
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    print(tables.cni(measure(rounds, attachments=100)))

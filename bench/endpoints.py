@@ -2,12 +2,11 @@
 """Throughput and latency of each internetworking model on each kind of interface, relative to a TAP
 plugged straight into a bridge.
 
-    .venv/bin/python bench/endpoints.py [ROUNDS]
+    python -m bench.endpoints [ROUNDS]
 
 In one run, a sandbox for each row, taking turns ROUNDS times: TCP to and from the guest for a
-second each (its own end is busybox's nc), and the round trip of 200 pings, one after another.
-Medians, and their ratio to the first row. The last row is a pair of veths between two namespaces,
-without a virtual machine. As root, in a network namespace of its own.
+while each (its own end is busybox's nc), and the round trip of many pings, one after another. The
+last row is a pair of veths between two namespaces, without a virtual machine.
 """
 
 import dataclasses
@@ -16,24 +15,23 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
-from tapwright import config
-from tapwright.linux import libc, netns
+from bench.place import COMMAND, Place, make_bridge, new_host, private, run
+from bench.samples import Samples, rounded
+from tapwright.linux import netns
 from tapwright.sandbox import lifecycle
-from tapwright.sandbox.planning import Wish, plan
 from tapwright.sandbox.record import Record, Spec
 from tapwright.sandbox.taps import TapWish, requested
 
-COMMAND = str(Path(sys.executable).with_name("tapwright"))
-BRIDGE, HOST = "br-bench", "10.78.0.1"
-SECONDS, PINGS, CHUNK = 1.0, 200, bytes(1 << 16)
-PORT = 5001
+BRIDGE, HOST = "br-models", "10.78.0.1"
+STRAIGHT = "TAP in the bridge"
+NO_VM = "veth between namespaces, no VM"
+_CHUNK = bytes(1 << 16)
+_PORT = 5001
 
 Shell = Sequence[str]
 """The words before a script that make it run at the other end."""
@@ -47,12 +45,21 @@ class Row(NamedTuple):
     prepare: Callable[[str], None]
 
 
-class Figures(NamedTuple):
-    """Mbit/s, and microseconds."""
+class Model(TypedDict):
+    """Mbit/s, and microseconds; a sample for each round."""
 
-    to_guest: float
-    from_guest: float
-    round_trip: float
+    name: str
+    to_guest: Samples
+    from_guest: Samples
+    round_trip: Samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """How it is measured: each direction for so many seconds, and so many pings."""
+
+    seconds: float = 1.0
+    pings: int = 200
 
 
 def veth(space: str) -> None:
@@ -105,46 +112,48 @@ ROWS = (
 )
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    spec = plan(config.Config(), Wish(), print)
-    libc.unshare(libc.CLONE_NEWNET)
-    run("ip link set lo up")
-    run(f"ip link add {BRIDGE} address 02:00:00:00:00:fe type bridge")
-    run(f"ip address add {HOST}/16 dev {BRIDGE}")
-    run(f"ip link set {BRIDGE} up")
-    with tempfile.TemporaryDirectory() as root, ExitStack() as undo:
-        shells: dict[str, tuple[str, Shell]] = {}
-        tap = TapWish("tap-bench", bridge=BRIDGE, addresses=["10.78.1.1/16"])
-        straight = dataclasses.replace(spec, taps=[requested(tap, "eth0")])
-        undo.enter_context(sandbox(root, "b1", straight))
-        shells["TAP in the bridge"] = "10.78.1.1", in_guest(root, "b1")
-        for number, row in enumerate(ROWS, 2):
-            name, address = f"b{number}", f"10.78.{number}.1"
+def measure(place: Place, rounds: int, traffic: Traffic, rows: Sequence[Row] = ROWS) -> list[Model]:
+    new_host()
+    make_bridge(BRIDGE, f"{HOST}/16")
+    root, spec = place.root("models"), place.spec()
+    with ExitStack() as undo:
+        ends: dict[str, tuple[str, Shell]] = {}
+        wish = TapWish("tap-models", bridge=BRIDGE, addresses=["10.78.1.1/16"])
+        straight = dataclasses.replace(spec, taps=[requested(wish, "eth0")])
+        undo.enter_context(sandbox(root, "bench-m1", straight))
+        ends[STRAIGHT] = "10.78.1.1", in_guest(root, "bench-m1")
+        for number, row in enumerate(rows, 2):
+            name, address = f"bench-m{number}", f"10.78.{number}.1"
             undo.enter_context(prepared(root, name, address, spec, row))
-            shells[row.name] = address, in_guest(root, name)
+            ends[row.name] = address, in_guest(root, name)
         space = undo.enter_context(namespace("b-veth"))
         veth(space)
         configure(space, "10.78.99.1")
-        shells["veth between namespaces, no VM"] = "10.78.99.1", in_namespace(space)
-        took: dict[str, list[Figures]] = {name: [] for name in shells}
+        ends[NO_VM] = "10.78.99.1", in_namespace(space)
+        took: dict[str, Model] = {
+            name: {"name": name, "to_guest": [], "from_guest": [], "round_trip": []}
+            for name in ends
+        }
         for _ in range(rounds):
-            for name, (address, shell) in shells.items():
-                took[name].append(measure(shell, address))
-    report(took, rounds)
+            for name, (address, shell) in ends.items():
+                enter(took[name], shell, address, traffic)
+    return list(took.values())
 
 
-def measure(shell: Shell, address: str) -> Figures:
-    return Figures(to_guest(shell, address), from_guest(shell), round_trip(address))
+def enter(model: Model, shell: Shell, address: str, traffic: Traffic) -> None:
+    """One round."""
+    model["to_guest"] += rounded([to_guest(shell, address, traffic.seconds)])
+    model["from_guest"] += rounded([from_guest(shell, traffic.seconds)])
+    model["round_trip"] += rounded([round_trip(address, traffic.pings)])
 
 
-def to_guest(shell: Shell, address: str) -> float:
-    serving = subprocess.Popen([*shell, f"nc -l -p {PORT} >/dev/null"])
+def to_guest(shell: Shell, address: str, seconds: float) -> float:
+    serving = subprocess.Popen([*shell, f"nc -l -p {_PORT} >/dev/null"])
     connection = connected(address)
     with connection:
         start, sent = time.monotonic(), 0
-        while (elapsed := time.monotonic() - start) < SECONDS:
-            sent += connection.send(CHUNK)
+        while (elapsed := time.monotonic() - start) < seconds:
+            sent += connection.send(_CHUNK)
     serving.wait()
     return sent * 8 / elapsed / 1e6
 
@@ -154,51 +163,35 @@ def connected(address: str) -> socket.socket:
     deadline = time.monotonic() + 20
     while True:
         try:
-            return socket.create_connection((address, PORT), timeout=20)
+            return socket.create_connection((address, _PORT), timeout=20)
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
 
 
-def from_guest(shell: Shell) -> float:
-    with socket.create_server((HOST, PORT)) as listener:
+def from_guest(shell: Shell, seconds: float) -> float:
+    with socket.create_server((HOST, _PORT)) as listener:
         listener.settimeout(20)
-        sending = subprocess.Popen([*shell, f"nc {HOST} {PORT} </dev/zero 2>/dev/null"])
+        sending = subprocess.Popen([*shell, f"nc {HOST} {_PORT} </dev/zero 2>/dev/null"])
         connection, _ = listener.accept()
         with connection:
             start, received = time.monotonic(), 0
-            while (elapsed := time.monotonic() - start) < SECONDS:
-                received += len(connection.recv(len(CHUNK)))
+            while (elapsed := time.monotonic() - start) < seconds:
+                received += len(connection.recv(len(_CHUNK)))
     sending.wait()
     return received * 8 / elapsed / 1e6
 
 
-def round_trip(address: str) -> float:
-    command = ["ping", "-n", "-i", "0.002", "-c", str(PINGS), address]
+def round_trip(address: str, pings: int) -> float:
+    command = ["ping", "-n", "-i", "0.002", "-c", str(pings), address]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return statistics.median(float(ms) for ms in re.findall(r"time=([\d.]+)", done.stdout)) * 1e3
 
 
-def report(took: dict[str, list[Figures]], rounds: int) -> None:
-    medians = {
-        name: Figures(*(statistics.median(column) for column in zip(*figures, strict=True)))
-        for name, figures in took.items()
-    }
-    base = next(iter(medians.values()))
-    print(f"\n{rounds} rounds\n")
-    print("| | to the guest Mbit/s | | from it Mbit/s | | round trip µs | |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, figures in medians.items():
-        cells = (
-            f"{value:.0f} | {value / other:.2f}" for value, other in zip(figures, base, strict=True)
-        )
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
 @contextmanager
 def prepared(root: str, name: str, address: str, spec: Spec, row: Row) -> Iterator[None]:
-    with namespace(f"n-{name}") as space:
+    with namespace(name) as space:
         row.prepare(space)
         configure(space, address)
         wanted = dataclasses.replace(spec, netns=netns.path_of(space), model=row.model)
@@ -240,9 +233,9 @@ def in_namespace(space: str) -> Shell:
     return "ip", "netns", "exec", space, "busybox", "sh", "-c"
 
 
-def run(command: str) -> None:
-    subprocess.run(command.split(), check=True)
-
-
 if __name__ == "__main__":
-    main()
+    from bench import tables
+
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    with private() as place:
+        print(tables.endpoints(measure(place, rounds, Traffic())))

@@ -1,96 +1,93 @@
 #!/usr/bin/env python3
 """How long a TAP takes from being asked for to the first ping, and how long to be gone again.
 
-    .venv/bin/python bench/hotplug.py [ROUNDS]
+    python -m bench.hotplug [ROUNDS]
 
-In one run and taking turns: (a) bare QMP and agent, driven by hand in one process; (b) the library,
-over the control socket of a sandbox; (c) the command. Medians of ROUNDS rounds each, in
-milliseconds, with their ratio to (a). As root, in a network namespace of its own.
+In one run and taking turns: bare QMP and agent, driven by hand in one process; the library, over
+the control socket of a sandbox; the command. All guests are started from the same template.
 """
 
 import asyncio
 import json
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypedDict
 
-from tapwright import config
+from bench.ping import first_ping
+from bench.place import COMMAND, Place, make_bridge, new_host, private, run
+from bench.samples import Milliseconds, Samples, rounded
+from bench.starts import Bare, bare_template
 from tapwright.agent.client import AgentClient
-from tapwright.hypervisor import accelerator
-from tapwright.hypervisor.qemu import Machine, Qemu
-from tapwright.image import store
-from tapwright.linux import libc, tuntap
+from tapwright.hypervisor import template
+from tapwright.hypervisor.qemu import Qemu
+from tapwright.linux import tuntap
 from tapwright.sandbox import client, lifecycle, registry
-from tapwright.sandbox.planning import Wish, plan
 
-BRIDGE, TAP, NAME = "br-bench", "tap-bench", "eth-bench"
+BRIDGE, TAP, NAME = "br-hotplug", "tap-hotplug", "eth-bench"
 MAC = "02:42:20:6f:a3:69"
-COMMAND = str(Path(sys.executable).with_name("tapwright"))
-
-Milliseconds = float
+_SANDBOX = "bench-hotplug"
 
 
-def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
-    image = store.ensure(store.DIRECTORY, print)
-    libc.unshare(libc.CLONE_NEWNET)
-    for words in (
-        "link set lo up",
-        f"link add {BRIDGE} type bridge",
-        f"address add 172.16.0.1/16 dev {BRIDGE}",
-        f"link set {BRIDGE} up",
-        f"tuntap add dev {TAP} mode tap",
-        f"link set {TAP} master {BRIDGE} up",
-    ):
-        subprocess.run(["ip", *words.split()], check=True)
-    with tempfile.TemporaryDirectory() as root:
-        spec = plan(config.Config(), Wish(), print)
-        lifecycle.run(root, "bench", spec)
-        try:
-            asyncio.run(compare(Machine(image.kernel, image.initrd, "auto"), root, rounds))
-        finally:
-            lifecycle.delete(root, "bench")
+class Variant(TypedDict):
+    """Milliseconds, from asking for the NIC to the first ping, and from asking to its end."""
+
+    plug: Samples
+    unplug: Samples
 
 
-async def compare(machine: Machine, root: str, rounds: int) -> None:
-    chosen, _ = await accelerator.choose(machine, print)
-    qemu = await Qemu.start(replace(machine, accelerator=chosen))
-    agent = AgentClient(qemu.agent)
+Hotplug = dict[str, Variant]
+
+
+class Times(NamedTuple):
+    plug: Milliseconds
+    unplug: Milliseconds
+
+
+def measure(place: Place, rounds: int) -> Hotplug:
+    new_host()
+    make_bridge(BRIDGE, "172.16.0.1/16")
+    run(f"ip tuntap add dev {TAP} mode tap")
+    run(f"ip link set {TAP} master {BRIDGE} up")
+    root = place.root("hotplug")
+    lifecycle.run(root, _SANDBOX, place.spec())
+    try:
+        with bare_template(place) as bare:
+            return asyncio.run(_compare(bare, root, rounds))
+    finally:
+        lifecycle.delete(root, _SANDBOX)
+
+
+async def _compare(bare: Bare, root: str, rounds: int) -> Hotplug:
+    qemu = await template.restore(bare.machine, bare.template, bare.memory)
+    agent = AgentClient(qemu.agent, is_new=True)
     await agent.connect(60)
-    print(f"accelerator {chosen}, {rounds} rounds")
-    kinds = {
-        "(a) bare QMP and agent": lambda address: bare(qemu, agent, address),
-        "(b) library": lambda address: in_thread(library, root, address),
-        "(c) command": lambda address: in_thread(command, root, address),
+    kinds: dict[str, Callable[[str], Awaitable[Times]]] = {
+        "bare": lambda address: _by_hand(qemu, agent, address),
+        "library": lambda address: _in_thread(_by_library, root, address),
+        "command": lambda address: _in_thread(_by_command, root, address),
     }
-    took: dict[str, list[tuple[Milliseconds, Milliseconds]]] = {kind: [] for kind in kinds}
+    took: dict[str, list[Times]] = {kind: [] for kind in kinds}
     for number in range(rounds + 2):
-        for which, (kind, measure) in enumerate(kinds.items()):
+        for which, (kind, measured) in enumerate(kinds.items()):
             # An address of its own each time, so that no neighbour entry is a stale one.
-            times = await measure(f"172.16.{which + 1}.{number + 1}")
+            times = await measured(f"172.16.{which + 1}.{number + 1}")
             if number >= 2:
                 took[kind].append(times)
     await agent.close()
     await qemu.stop()
-    report(took)
+    return {
+        kind: {
+            "plug": rounded(one.plug for one in times),
+            "unplug": rounded(one.unplug for one in times),
+        }
+        for kind, times in took.items()
+    }
 
 
-def report(took: dict[str, list[tuple[Milliseconds, Milliseconds]]]) -> None:
-    base = [statistics.median(column) for column in zip(*next(iter(took.values())), strict=True)]
-    print(f"{'':24}{'add to first ping':>22}{'remove':>18}")
-    for kind, times in took.items():
-        cells = [statistics.median(column) for column in zip(*times, strict=True)]
-        plug, unplug = (f"{c:7.1f} ms {c / b:5.2f}" for c, b in zip(cells, base, strict=True))
-        print(f"{kind:24}{plug:>22}{unplug:>18}")
-
-
-async def bare(qemu: Qemu, agent: AgentClient, address: str) -> tuple[Milliseconds, Milliseconds]:
+async def _by_hand(qemu: Qemu, agent: AgentClient, address: str) -> Times:
     """Only what must be done, and nothing else."""
     execute = qemu.qmp.execute
     start = time.monotonic()
@@ -108,24 +105,45 @@ async def bare(qemu: Qemu, agent: AgentClient, address: str) -> tuple[Millisecon
         name=NAME,
         addresses=[{"address": address, "prefix_length": 16}],
     )
-    await asyncio.to_thread(ping, address)
-    pinged = time.monotonic()
+    pinged = await asyncio.to_thread(first_ping, address)
     gone = asyncio.Event()
     # There is one for the device's virtio part too, which has no id and comes 50 ms earlier.
     qemu.qmp.on_event("DEVICE_DELETED", lambda data: gone.set() if "device" in data else None)
+    asked = time.monotonic()
     await execute("device_del", id="nic")
     await gone.wait()
     await execute("netdev_del", id="net")
-    return (pinged - start) * 1e3, (time.monotonic() - pinged) * 1e3
+    return _times(start, pinged, asked)
 
 
-async def in_thread(
-    measure: Callable[[str, str], tuple[Milliseconds, Milliseconds]], root: str, address: str
-) -> tuple[Milliseconds, Milliseconds]:
-    return await asyncio.to_thread(measure, root, address)
+async def _in_thread(measured: Callable[[str, str], Times], root: str, address: str) -> Times:
+    return await asyncio.to_thread(measured, root, address)
 
 
-def interface(address: str) -> client.Json:
+def _by_library(root: str, address: str) -> Times:
+    sandbox = registry.find(root, _SANDBOX)
+    start = time.monotonic()
+    client.add_interface(sandbox, _interface(address))
+    pinged = first_ping(address)
+    asked = time.monotonic()
+    client.remove_interface(sandbox, {"name": NAME})
+    return _times(start, pinged, asked)
+
+
+def _by_command(root: str, address: str) -> Times:
+    def tell(verb: str, content: client.Json) -> None:
+        words = [COMMAND, "--root", root, "kata-network", verb, _SANDBOX, "-"]
+        subprocess.run(words, input=json.dumps(content), text=True, check=True, capture_output=True)
+
+    start = time.monotonic()
+    tell("add-iface", _interface(address))
+    pinged = first_ping(address)
+    asked = time.monotonic()
+    tell("del-iface", {"name": NAME})
+    return _times(start, pinged, asked)
+
+
+def _interface(address: str) -> client.Json:
     return {
         "device": TAP,
         "name": NAME,
@@ -134,32 +152,12 @@ def interface(address: str) -> client.Json:
     }
 
 
-def library(root: str, address: str) -> tuple[Milliseconds, Milliseconds]:
-    sandbox = registry.find(root, "bench")
-    start = time.monotonic()
-    client.add_interface(sandbox, interface(address))
-    ping(address)
-    pinged = time.monotonic()
-    client.remove_interface(sandbox, {"name": NAME})
-    return (pinged - start) * 1e3, (time.monotonic() - pinged) * 1e3
-
-
-def command(root: str, address: str) -> tuple[Milliseconds, Milliseconds]:
-    def run(verb: str, content: client.Json) -> None:
-        words = [COMMAND, "--root", root, "kata-network", verb, "bench", "-"]
-        subprocess.run(words, input=json.dumps(content), text=True, check=True, capture_output=True)
-
-    start = time.monotonic()
-    run("add-iface", interface(address))
-    ping(address)
-    pinged = time.monotonic()
-    run("del-iface", {"name": NAME})
-    return (pinged - start) * 1e3, (time.monotonic() - pinged) * 1e3
-
-
-def ping(address: str) -> None:
-    subprocess.run(["ping", "-c", "1", "-W", "5", address], check=True, capture_output=True)
+def _times(start: float, pinged: float, asked: float) -> Times:
+    return Times((pinged - start) * 1e3, (time.monotonic() - asked) * 1e3)
 
 
 if __name__ == "__main__":
-    main()
+    from bench import tables
+
+    with private() as place:
+        print(tables.hotplug(measure(place, int(sys.argv[1]) if len(sys.argv) > 1 else 30)))

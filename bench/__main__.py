@@ -1,0 +1,131 @@
+"""All measurements in one run, and the page that is made of them: `scripts/bench`."""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import (
+    cni,
+    command_start,
+    crowd,
+    endpoints,
+    hotplug,
+    machine,
+    memory,
+    netmon,
+    report,
+    starts,
+)
+from bench.endpoints import Traffic
+from bench.place import Place, private, say
+from tapwright.hypervisor import accelerator
+from tapwright.sandbox.guest import machine_of
+
+Part = Callable[[Place], Any]
+
+_DOCS = Path(__file__).parents[1] / "docs"
+
+# The quiet ones first, while the machine has been idle; all together in less than ten minutes.
+FULL: dict[str, Part] = {
+    "command_start": lambda place: command_start.measure(rounds=40),
+    "starts": lambda place: starts.measure(place, rounds=24),
+    "memory": lambda place: memory.measure(place, beside=10),
+    "crowd": lambda place: crowd.measure(
+        place, levels=(0, 1, 10, 50), rounds=5, batch=8, at_once=(1, 2, 4)
+    ),
+    "hotplug": lambda place: hotplug.measure(place, rounds=30),
+    "netmon": lambda place: netmon.measure(place, rounds=30, changes=1000, idle_seconds=10),
+    "cni": lambda place: cni.measure(rounds=40, attachments=100),
+    "endpoints": lambda place: endpoints.measure(place, rounds=4, traffic=Traffic()),
+}
+QUICK: dict[str, Part] = {
+    "command_start": lambda place: command_start.measure(rounds=3),
+    "starts": lambda place: starts.measure(place, rounds=2),
+    "memory": lambda place: memory.measure(place, beside=1),
+    "crowd": lambda place: crowd.measure(
+        place, levels=(0, 1, 3), rounds=1, batch=2, at_once=(1, 2)
+    ),
+    "hotplug": lambda place: hotplug.measure(place, rounds=1),
+    "netmon": lambda place: netmon.measure(place, rounds=1, changes=100, idle_seconds=0.5),
+    "cni": lambda place: cni.measure(rounds=1, attachments=4),
+    "endpoints": lambda place: endpoints.measure(
+        place, rounds=1, traffic=Traffic(0.1, 10), rows=endpoints.ROWS[:1]
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.data:
+        write(json.loads(arguments.data.read_text()), arguments.output)
+        return 0
+    if os.geteuid() != 0:
+        say("it makes namespaces, TAPs and virtual machines: run it as root")
+        return 1
+    parts = QUICK if arguments.quick else FULL
+    # Told to end, take everything back.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    data = measure({name: parts[name] for name in arguments.only or parts}, arguments.quick)
+    write(data, arguments.output)
+    for aim in report.aims(data):
+        say(f"{'met    ' if aim.is_met else 'NOT MET'} {aim.what}: {aim.measured:.2f} {aim.unit}")
+    return 0
+
+
+def measure(parts: dict[str, Part], is_quick: bool) -> report.Data:
+    """Run the parts one after another."""
+    begun = time.monotonic()
+    with private() as place:
+        spec = place.spec()
+        chosen, _ = asyncio.run(accelerator.choose(machine_of(spec), say))
+        data: report.Data = {"machine": machine.describe(spec.qemu, chosen)}
+        for name, part in parts.items():
+            started = time.monotonic()
+            data[name] = part(place)
+            say(f"{name}: {time.monotonic() - started:.0f} s")
+    data["run"] = {"quick": is_quick, "seconds": round(time.monotonic() - begun)}
+    return data
+
+
+def write(data: report.Data, directory: Path) -> None:
+    """performance.json, and performance.md with its pictures."""
+    beside = directory / "performance"
+    beside.mkdir(parents=True, exist_ok=True)
+    # A line for each part, so that what has changed can be seen.
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
+    (directory / "performance.json").write_text(f"{{\n{lines}\n}}\n")
+    (directory / "performance.md").write_text(report.markdown(data))
+    for name, svg in report.pictures(data).items():
+        (beside / name).write_text(svg)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure what Tapwright costs on this host, and write performance.md, its "
+        "pictures and its data. Takes several minutes; needs a machine that does nothing else.",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few samples of everything: to see that it works"
+    )
+    parser.add_argument(
+        "--only", metavar="PART", action="append", choices=FULL, help="this part (repeatable)"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=_DOCS, help="where to write (default: docs)"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE", type=Path, help="write the page of a performance.json; no run"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""One more start with many sandboxes present, and many starts at once.
+
+    python -m bench.crowd [MOST]
+
+With 0, 1, 10 and MOST sandboxes present, and on the way back again: the start of one more, to the
+first ping, by the command and by the library. With MOST of them all are pinged; at the end nothing
+may be left. Then starts per second: BATCH sandboxes by the command, some of them at once, until
+all have answered a ping.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypedDict
+
+from bench.ping import first_ping
+from bench.place import Place, new_host, private
+from bench.remains import interfaces
+from bench.samples import Samples, rounded
+from bench.start import by_command, by_library, delete_by_command, delete_by_library, neighbour
+from tapwright.linux import netns
+from tapwright.sandbox import registry
+
+_AT_ONCE = 2
+"""How many are started at a time to make the crowd."""
+
+_ANSWER_SECONDS = 5.0
+
+
+class Level(TypedDict):
+    """Milliseconds to the first ping with `present` sandboxes there already."""
+
+    present: int
+    command: Samples
+    library: Samples
+
+
+class Together(TypedDict):
+    """Starts per second, with `at_once` of them at a time; a sample for each batch."""
+
+    at_once: int
+    per_second: Samples
+
+
+class Crowd(TypedDict):
+    """Of `most` sandboxes how many answered a ping, all there at once; `left` is what there was of
+    them after their deletion; `delete` milliseconds for each of many, deleted by one command."""
+
+    levels: list[Level]
+    most: int
+    answered: int
+    left: list[str]
+    delete: float
+    batch: int
+    together: list[Together]
+
+
+def measure(
+    place: Place, levels: Sequence[int], rounds: int, batch: int, at_once: Sequence[int]
+) -> Crowd:
+    new_host()
+    root = place.root("crowd")
+    with neighbour(place, place.root("first")):
+        pass  # makes template and bridge
+    before = interfaces()
+    found: dict[int, Level] = {
+        present: {"present": present, "command": [], "library": []} for present in levels
+    }
+    for present in levels:
+        _grow(place, root, present)
+        _measure(place, root, found[present], rounds)
+    most = levels[-1]
+    answered = sum(map(_answers, _addresses(root)))
+    took = 0.0
+    for present in reversed(levels[:-1]):
+        took += _shrink(place, root, present)
+        _measure(place, root, found[present], rounds)
+    left = _left(place, root, before)
+    return {
+        "levels": list(found.values()),
+        "most": most,
+        "answered": answered,
+        "left": left,
+        "delete": round(took / (most - levels[0]), 1),
+        "batch": batch,
+        "together": _together(place, root, batch, at_once, max(rounds // 2, 1)),
+    }
+
+
+def _measure(place: Place, root: str, level: Level, rounds: int) -> None:
+    for number in range(rounds):
+        before = interfaces()
+        level["command"].append(round(by_command(place, root, "bench-one").pinged, 2))
+        delete_by_command(place, root, "bench-one", before)
+        name = f"bench-lib-{number}"
+        level["library"].append(round(by_library(place.config(), root, name).pinged, 2))
+        delete_by_library(place, root, name, before)
+
+
+def _grow(place: Place, root: str, present: int) -> None:
+    names = [f"bench-c{number:03}" for number in range(len(registry.listing(root)), present)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(partial(by_command, place, root), names))
+
+
+def _shrink(place: Place, root: str, present: int) -> float:
+    """Return how many milliseconds it took."""
+    names = [sandbox.id for sandbox in registry.listing(root)][present:]
+    begun = time.monotonic()
+    _delete(place, root, names)
+    return (time.monotonic() - begun) * 1e3
+
+
+def _delete(place: Place, root: str, names: Sequence[str]) -> None:
+    command = place.command(root, "sandbox", "delete", *names)
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+
+def _addresses(root: str) -> list[str]:
+    records = [sandbox.record for sandbox in registry.listing(root)]
+    return [record.interfaces[0].addresses[0].split("/")[0] for record in records if record]
+
+
+def _answers(address: str) -> bool:
+    try:
+        first_ping(address, _ANSWER_SECONDS)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _left(place: Place, root: str, before: frozenset[int]) -> list[str]:
+    """What there is of the sandboxes. The kernel takes interfaces away in its own time."""
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while interfaces() - before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return [
+        *(f"interface {index}" for index in interfaces() - before),
+        *(f"sandbox {sandbox.id}" for sandbox in registry.listing(root)),
+        *(f"lease {path.name}" for path in place.leases.rglob("10.*")),
+        *(
+            f"namespace {n}"
+            for n in os.listdir(netns.DIRECTORY)
+            if n.startswith("tapwright-bench-")
+        ),
+    ]
+
+
+def _together(
+    place: Place, root: str, batch: int, at_once: Sequence[int], rounds: int
+) -> list[Together]:
+    found: list[Together] = [{"at_once": count, "per_second": []} for count in at_once]
+    with neighbour(place, root):
+        for number in range(rounds):
+            for entry in found:
+                names = [f"bench-t{number}-{entry['at_once']}-{one}" for one in range(batch)]
+                begun = time.monotonic()
+                with ThreadPoolExecutor(entry["at_once"]) as pool:
+                    list(pool.map(partial(by_command, place, root), names))
+                entry["per_second"].append(batch / (time.monotonic() - begun))
+                _delete(place, root, names)
+    return [
+        {"at_once": entry["at_once"], "per_second": rounded(entry["per_second"])} for entry in found
+    ]
+
+
+if __name__ == "__main__":
+    from bench import tables
+
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+    with private() as place:
+        print(tables.crowd(measure(place, (0, 1, 10, most), 5, 8, (1, 2, 4))))

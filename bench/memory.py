@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""How much memory one more sandbox takes.
+
+    python -m bench.memory [BESIDE]
+
+One sandbox and BESIDE others, each on a CNI network with a network monitor, started from the same
+template, and idle: of every process the proportional share (pages that N processes have mapped
+count for one N-th in each) and what is its own (proc(5), smaps_rollup). So all of them are samples
+of one more beside the others.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TypedDict
+
+from bench.place import NETWORK, Place, new_host, private
+from bench.remains import processes
+from bench.samples import Samples, rounded
+from tapwright.sandbox import registry
+from tapwright.sandbox.registry import Sandbox
+
+_SETTLE_SECONDS = 2.0
+_KINDS = {"qemu-system": "QEMU", "netmon": "monitor", "supervisor": "supervisor"}
+
+MiB = float
+
+
+class Memory(TypedDict):
+    """MiB of each sandbox, by kind of process: its share, and what it has alone. `template` is
+    what the template's memory takes, once."""
+
+    beside: int
+    guest: int
+    share: dict[str, Samples]
+    own: dict[str, Samples]
+    template: MiB
+
+
+def measure(place: Place, beside: int) -> Memory:
+    new_host()
+    root = place.root("memory")
+    names = [f"bench-memory-{number}" for number in range(beside + 1)]
+    before = _shared_memory()
+    for name in names:
+        words = ("sandbox", "run", name, "--network", NETWORK)
+        command = place.command(root, *words, configuration=place.monitored)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    time.sleep(_SETTLE_SECONDS)  # what a process does after its start is over
+    sandboxes = [registry.find(root, name) for name in names]
+    share: dict[str, Samples] = {}
+    own: dict[str, Samples] = {}
+    for sandbox in sandboxes:
+        _add(sandbox, share, own)
+    template = _shared_memory() - before
+    subprocess.run(
+        place.command(root, "sandbox", "delete", *names), stdout=subprocess.DEVNULL, check=True
+    )
+    return {
+        "beside": beside,
+        "guest": place.spec().memory_mib,
+        "share": {kind: rounded(values) for kind, values in share.items()},
+        "own": {kind: rounded(values) for kind, values in own.items()},
+        "template": round(template, 1),
+    }
+
+
+def _add(sandbox: Sandbox, share: dict[str, Samples], own: dict[str, Samples]) -> None:
+    """Enter the memory of a sandbox's processes under their kinds."""
+    found: dict[str, tuple[MiB, MiB]] = {}
+    for pid in processes(sandbox):
+        kind = kind_of(pid)
+        proportional, private_ = found.get(kind, (0.0, 0.0))
+        fields = smaps(pid)
+        alone = fields["Private_Clean"] + fields["Private_Dirty"]
+        found[kind] = proportional + fields["Pss"], private_ + alone
+    for kind, (proportional, private_) in found.items():
+        share.setdefault(kind, []).append(proportional)
+        own.setdefault(kind, []).append(private_)
+
+
+def kind_of(pid: int) -> str:
+    """Which of a sandbox's processes that is: QEMU, supervisor, monitor."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    return next((kind for word, kind in _KINDS.items() if word in command), "other")
+
+
+def smaps(pid: int) -> dict[str, MiB]:
+    """The sums over all that a process has mapped: Pss, Private_Dirty, …"""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
+
+
+def _shared_memory() -> MiB:
+    """Of the whole machine: memfds, and files in tmpfs (proc(5), meminfo)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Shmem:"):
+            return int(line.split()[1]) / 1024
+    raise ValueError("/proc/meminfo has no Shmem")
+
+
+if __name__ == "__main__":
+    from bench import tables
+
+    with private() as place:
+        print(tables.memory(measure(place, int(sys.argv[1]) if len(sys.argv) > 1 else 10)))

@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""From nothing to the first ping, and back to nothing.
+
+    python -m bench.starts [ROUNDS]
+
+In one run and taking turns: the floor; the library in a process that is warm; the command beside
+another sandbox, whose copy of the template's memory it takes over, and alone, so that it reads that
+from the disk; now and then the command without a template. On a CNI bridge network with host-local,
+from the fork of the command (or the call) to its exit (or return) and on to the first answered
+ping; after each start `sandbox delete`, until nothing is left.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+from bench import floor
+from bench.place import BRIDGE, Place, new_host, private, say
+from bench.remains import interfaces
+from bench.samples import Samples, median, rounded
+from bench.start import (
+    End,
+    Start,
+    Step,
+    by_command,
+    by_library,
+    delete_by_command,
+    delete_by_library,
+    neighbour,
+)
+from tapwright.hypervisor import accelerator, template
+from tapwright.hypervisor.qemu import Machine
+from tapwright.hypervisor.template_store import Template
+from tapwright.sandbox.guest import machine_of
+
+_FLOOR_ADDRESS = "10.86.255.{}"  # far from those that are given out
+_ROUNDS_PER_COLD = 4
+
+
+class Variant(TypedDict):
+    """A way to start, in milliseconds: `done` to the command's exit, or the function's return.
+    Each of the steps is (name, start, length), the medians."""
+
+    done: Samples
+    pinged: Samples
+    steps: list[tuple[str, float, float]]
+
+
+class Deletes(TypedDict):
+    """Milliseconds: `gone` until nothing was left."""
+
+    done: Samples
+    gone: Samples
+
+
+class Starts(TypedDict):
+    variants: dict[str, Variant]
+    deletes: dict[str, Deletes]
+
+
+class Bare(NamedTuple):
+    """What the floor starts: a template whose memory is filled."""
+
+    machine: Machine
+    template: Template
+    memory: int
+
+
+def measure(place: Place, rounds: int) -> Starts:
+    new_host()
+    beside, alone = place.root("beside"), place.root("alone")
+    started: dict[str, list[Start]] = {}
+    ended: dict[str, list[End]] = {}
+    with neighbour(place, beside), bare_template(place) as bare:
+        ways = {
+            "library": (partial(by_library, place.config(), beside), delete_by_library, beside),
+            "command": (partial(by_command, place, beside), delete_by_command, beside),
+            "alone": (partial(by_command, place, alone), delete_by_command, alone),
+            "cold": (
+                partial(by_command, place, alone, configuration=place.cold),
+                delete_by_command,
+                alone,
+            ),
+        }
+        for number in range(rounds + 1):
+            if number == 1:
+                started, ended = {}, {}  # the first round is for warming up
+            address = _FLOOR_ADDRESS.format(number + 1)
+            started.setdefault("floor", []).append(_start_bare(bare, address))
+            for kind, (start, delete, root) in ways.items():
+                if kind == "cold" and number % _ROUNDS_PER_COLD != 1:
+                    continue
+                name, before = f"bench-{kind}-{number}", interfaces()
+                started.setdefault(kind, []).append(start(name))
+                end = delete(place, root, name, before)
+                ended.setdefault("library" if kind == "library" else "command", []).append(end)
+    return {
+        "variants": {kind: _variant(starts) for kind, starts in started.items()},
+        "deletes": {
+            kind: {
+                "done": rounded(end.done for end in ends),
+                "gone": rounded(end.gone for end in ends),
+            }
+            for kind, ends in ended.items()
+        },
+    }
+
+
+@contextmanager
+def bare_template(place: Place) -> Iterator[Bare]:
+    """The template that sandboxes start from, its memory filled."""
+    spec = place.spec()
+    wanted = machine_of(spec)
+    chosen, _ = asyncio.run(accelerator.choose(wanted, say))
+    machine = replace(wanted, accelerator=chosen)
+    found = asyncio.run(template.find_or_make(machine, Path(spec.template), spec.boot_timeout, say))
+    memory = found.fill()
+    try:
+        yield Bare(machine, found, memory)
+    finally:
+        os.close(memory)
+        found.close()
+
+
+def _start_bare(bare: Bare, address: str) -> Start:
+    marks = floor.start(bare.machine, bare.template, bare.memory, BRIDGE, address)
+    steps, begun = [], 0.0
+    for mark in marks:
+        steps.append(Step(mark.name, begun, mark.over - begun))
+        begun = mark.over
+    return Start(steps[-1].start, begun, steps)
+
+
+def _variant(starts: list[Start]) -> Variant:
+    spans: dict[str, list[Step]] = {}
+    for start in starts:
+        for step in start.steps:
+            spans.setdefault(step.name, []).append(step)
+    steps = [
+        (name, median(step.start for step in found), median(step.length for step in found))
+        for name, found in spans.items()
+    ]
+    return {
+        "done": rounded(start.done for start in starts),
+        "pinged": rounded(start.pinged for start in starts),
+        "steps": sorted(
+            ((name, round(begun, 1), round(length, 1)) for name, begun, length in steps),
+            key=lambda step: step[1],
+        ),
+    }
+
+
+if __name__ == "__main__":
+    from bench import tables
+
+    with private() as place:
+        print(tables.starts(measure(place, int(sys.argv[1]) if len(sys.argv) > 1 else 20)))

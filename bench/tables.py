@@ -1,0 +1,240 @@
+"""The tables of docs/performance.md: one function for each part's data, from which follows all that
+is in them.
+"""
+
+from collections.abc import Sequence
+
+from bench.cni import Cni
+from bench.command_start import CommandStart
+from bench.crowd import Crowd
+from bench.endpoints import Model
+from bench.hotplug import Hotplug
+from bench.memory import Memory
+from bench.netmon import Netmon
+from bench.samples import Samples, median, summary
+from bench.starts import Starts
+
+VARIANTS = {
+    "floor": "bare QEMU, by hand",
+    "library": "library, in a warm process",
+    "command": "`sandbox run`, beside another sandbox",
+    "alone": "`sandbox run`, alone on the host",
+    "cold": "`sandbox run`, booted",
+}
+"""The ways to start, in the order in which they are shown."""
+
+STEPS = {
+    "accelerator": "choose KVM or emulation",
+    "namespace": "make the namespace",
+    "template": "find the template",
+    "memory": "take over its memory, or read it",
+    "qemu": "start QEMU",
+    "restore": "the guest runs again and answers",
+    "boot": "the guest boots and answers",
+    "join": "scan the namespace, make endpoints, plug NICs",
+    "plug": "plug the NIC",
+    "guest": "the guest configures it",
+    "ping": "the first ping",
+}
+"""What happens in a step of that name."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column to the left, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ms(values: Samples) -> str:
+    """The median, and between what half of the values are."""
+    found = summary(values)
+    return f"{found.median:.1f} ({found.low:.1f} to {found.high:.1f})"
+
+
+def ratio(values: Samples, base: Samples) -> str:
+    return f"{median(values) / median(base):.2f}"
+
+
+def starts(data: Starts) -> str:
+    floor = data["variants"]["floor"]["pinged"]
+    rows = [
+        [
+            label,
+            ratio(found["pinged"], floor),
+            ms(found["pinged"]),
+            ms(found["done"]),
+            str(len(found["done"])),
+        ]
+        for kind, label in VARIANTS.items()
+        if (found := data["variants"].get(kind))
+    ]
+    return table(("", "to bare", "first ping, ms", "returned, ms", "starts"), rows)
+
+
+def steps(data: Starts, kind: str) -> str:
+    """The steps of one way to start; those beside each other overlap."""
+    found = data["variants"][kind]
+    rows = [
+        [_step(name), f"{begun:.0f}", f"{length:.0f}"]
+        for name, begun, length in steps_from_fork(data, kind)
+    ]
+    rows.append(["**answers a ping**", f"{median(found['pinged']):.0f}", ""])
+    return table(("", "from, ms", "takes, ms"), rows)
+
+
+def steps_from_fork(data: Starts, kind: str) -> list[tuple[str, float, float]]:
+    """The steps, with what comes before the first and after the last of them."""
+    found = data["variants"][kind]
+    known = [(name, begun, length) for name, begun, length in found["steps"]]
+    first = min(begun for _, begun, _ in known)
+    last = max(begun + length for _, begun, length in known)
+    done, pinged = median(found["done"]), median(found["pinged"])
+    before = [("before", 0.0, first)] if first > 0 else []
+    after = [] if kind == "floor" else [("after", last, done - last), ("ping", done, pinged - done)]
+    return [*before, *known, *after]
+
+
+def _step(name: str) -> str:
+    own = {
+        "before": "before the first step: interpreter, imports, planning, the supervisor's start",
+        "after": "after the last step: record, control socket, answer, exit",
+    }
+    if name in own:
+        return own[name]
+    if name.startswith("network "):
+        return "the CNI chain"
+    return STEPS.get(name, name)
+
+
+def deletes(data: Starts) -> str:
+    labels = {"command": "`sandbox delete`", "library": "library, in a warm process"}
+    rows = [
+        [label, ms(data["deletes"][kind]["gone"]), ms(data["deletes"][kind]["done"])]
+        for kind, label in labels.items()
+    ]
+    return table(("", "nothing left, ms", "returned, ms"), rows)
+
+
+def crowd(data: Crowd) -> str:
+    base = next((level for level in data["levels"] if level["present"] == 1), data["levels"][0])
+    rows = [
+        [
+            str(level["present"]),
+            ratio(level["command"], base["command"]),
+            ms(level["command"]),
+            ratio(level["library"], base["library"]),
+            ms(level["library"]),
+        ]
+        for level in data["levels"]
+    ]
+    head = ("present", "to 1", "`sandbox run`, ms", "to 1", "library, ms")
+    return table(head, rows)
+
+
+def together(data: Crowd) -> str:
+    base = data["together"][0]["per_second"]
+    rows = [
+        [
+            str(found["at_once"]),
+            ratio(found["per_second"], base),
+            f"{median(found['per_second']):.2f}",
+        ]
+        for found in data["together"]
+    ]
+    return table(("at once", "to one", "starts a second"), rows)
+
+
+def memory(data: Memory) -> str:
+    rows = [
+        [kind, f"{median(data['share'][kind]):.1f}", f"{median(data['own'][kind]):.1f}"]
+        for kind in data["share"]
+    ]
+    rows.append(["together", f"{total(data['share']):.1f}", f"{total(data['own']):.1f}"])
+    return table(("", "proportional share, MiB", "its own alone, MiB"), rows)
+
+
+def total(kinds: dict[str, Samples]) -> float:
+    """The median over the sandboxes of what each has in all its processes."""
+    return median(map(sum, zip(*kinds.values(), strict=True)))
+
+
+def command_start(data: CommandStart) -> str:
+    rows = [
+        ["`python3 -I -c pass`", "1.00", ms(data["python"])],
+        ["`tapwright --version`", ratio(data["version"], data["python"]), ms(data["version"])],
+    ]
+    return table(("", "to the interpreter", "ms"), rows)
+
+
+def cni(data: Cni) -> str:
+    bare = data["variants"]["bare"]
+    rows = [
+        [
+            name,
+            ratio(found["add"], bare["add"]),
+            ms(found["add"]),
+            ratio(found["delete"], bare["delete"]),
+            ms(found["delete"]),
+        ]
+        for name, found in data["variants"].items()
+    ]
+    verbs = table(("", "ADD to bare", "ADD, ms", "DEL to bare", "DEL, ms"), rows)
+    batches = [
+        [name, f"{median(batch['seconds']):.2f}", f"{median(batch['cpu']):.2f}"]
+        for name, batch in (("in turn", data["in_turn"]), ("at once", data["at_once"]))
+    ]
+    head = (f"{data['attachments']} ADDs", "s", "CPU s")
+    return f"{verbs}\n\n{table(head, batches)}"
+
+
+def hotplug(data: Hotplug) -> str:
+    labels = {"bare": "bare QMP and agent", "library": "library", "command": "command"}
+    bare = data["bare"]
+    rows = [
+        [
+            label,
+            ratio(data[kind]["plug"], bare["plug"]),
+            ms(data[kind]["plug"]),
+            ratio(data[kind]["unplug"], bare["unplug"]),
+            ms(data[kind]["unplug"]),
+        ]
+        for kind, label in labels.items()
+    ]
+    head = ("", "to bare", "add to first ping, ms", "to bare", "remove, ms")
+    return table(head, rows)
+
+
+def netmon(data: Netmon) -> str:
+    rows = [
+        ["`add-iface` called by hand at that moment", "1.00", ms(data["by_hand"])],
+        ["the network monitor", ratio(data["monitor"], data["by_hand"]), ms(data["monitor"])],
+    ]
+    pings = table(("", "to by hand", "up to first ping, ms"), rows)
+    idle = [
+        [kind, str(data["ticks"][kind]), f"{data['memory'][kind]:.1f}"] for kind in data["ticks"]
+    ]
+    head = ("idle", f"ticks in {data['idle_seconds']:g} s", "proportional share, MiB")
+    return (
+        f"{pings}\n\nAfter the last of {data['changes']} changes of addresses and routes, spread "
+        f"over one second, the guest has all of them in {data['burst']:.0f} ms.\n\n"
+        f"{table(head, idle)}"
+    )
+
+
+def endpoints(data: list[Model]) -> str:
+    base = data[0]
+    rows = [
+        [
+            found["name"],
+            *_value_and_ratio(found["to_guest"], base["to_guest"]),
+            *_value_and_ratio(found["from_guest"], base["from_guest"]),
+            *_value_and_ratio(found["round_trip"], base["round_trip"]),
+        ]
+        for found in data
+    ]
+    head = ("", "to the guest", "Mbit/s", "from it", "Mbit/s", "round trip", "µs")
+    return table(head, rows)
+
+
+def _value_and_ratio(values: Samples, base: Samples) -> tuple[str, str]:
+    return ratio(values, base), f"{median(values):.0f}"
