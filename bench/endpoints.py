@@ -126,7 +126,7 @@ def measure(place: Place, rounds: int, traffic: Traffic, rows: Sequence[Row] = R
             name, address = f"bench-m{number}", f"10.78.{number}.1"
             undo.enter_context(prepared(root, name, address, spec, row))
             ends[row.name] = address, in_guest(root, name)
-        space = undo.enter_context(namespace("b-veth"))
+        space = undo.enter_context(namespace("bench-veth"))
         veth(space)
         configure(space, "10.78.99.1")
         ends[NO_VM] = "10.78.99.1", in_namespace(space)

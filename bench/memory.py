@@ -9,6 +9,7 @@ count for one N-th in each) and what is its own (proc(5), smaps_rollup). So all 
 of one more beside the others.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from tapwright.sandbox import registry
 from tapwright.sandbox.registry import Sandbox
 
 _SETTLE_SECONDS = 2.0
-_KINDS = {"qemu-system": "QEMU", "netmon": "monitor", "supervisor": "supervisor"}
+_MONITORS = ("/tapwright-netmon", "tapwright.netmon")
 
 MiB = float
 
@@ -69,8 +70,7 @@ def measure(place: Place, beside: int) -> Memory:
 def _add(sandbox: Sandbox, share: dict[str, Samples], own: dict[str, Samples]) -> None:
     """Enter the memory of a sandbox's processes under their kinds."""
     found: dict[str, tuple[MiB, MiB]] = {}
-    for pid in processes(sandbox):
-        kind = kind_of(pid)
+    for pid, kind in kinds(sandbox).items():
         proportional, private_ = found.get(kind, (0.0, 0.0))
         fields = smaps(pid)
         alone = fields["Private_Clean"] + fields["Private_Dirty"]
@@ -80,10 +80,17 @@ def _add(sandbox: Sandbox, share: dict[str, Samples], own: dict[str, Samples]) -
         own.setdefault(kind, []).append(private_)
 
 
-def kind_of(pid: int) -> str:
-    """Which of a sandbox's processes that is: QEMU, supervisor, monitor."""
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-    return next((kind for word, kind in _KINDS.items() if word in command), "other")
+def kinds(sandbox: Sandbox) -> dict[int, str]:
+    """A sandbox's processes: which of them is the supervisor, QEMU, the monitor."""
+    supervisor, *others = processes(sandbox)
+    return {supervisor: "supervisor"} | {pid: _kind(pid) for pid in others}
+
+
+def _kind(pid: int) -> str:
+    if os.readlink(f"/proc/{pid}/exe").rpartition("/")[2].startswith("qemu-system"):
+        return "QEMU"
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return "monitor" if any(word.endswith(_MONITORS) for word in words) else "other"
 
 
 def smaps(pid: int) -> dict[str, MiB]:

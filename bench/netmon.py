@@ -18,10 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
-from bench.memory import kind_of, smaps
+from bench.memory import kinds, smaps
 from bench.ping import ping_after
 from bench.place import Place, make_bridge, new_host, private, run
-from bench.remains import processes
 from bench.samples import Milliseconds, Samples, rounded
 from tapwright.linux import addresses, links, netns, routes
 from tapwright.linux.addresses import Address
@@ -63,8 +62,7 @@ def measure(place: Place, rounds: int, changes: int, idle_seconds: float) -> Net
                 if number >= 2:
                     times.append(elapsed)
         burst = _burst(monitored, changes)
-        pids = {kind_of(pid): pid for pid in processes(monitored)}
-        pids = {kind: pids[kind] for kind in ("supervisor", "monitor")}
+        pids = {kind: pid for pid, kind in kinds(monitored).items() if kind != "QEMU"}
         ticks = _idle(pids, idle_seconds)
         memory = {kind: round(smaps(pid)["Pss"], 1) for kind, pid in pids.items()}
     return {

@@ -4,6 +4,7 @@ What is written here must be true on every machine: figures, and whether an aim 
 the data alone.
 """
 
+import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +14,8 @@ from bench.samples import median
 
 Data = dict[str, Any]
 """The parts of a run that were measured, by name, and what it was run on, `machine` and `run`."""
+
+_COLUMNS = 100
 
 _HEAD = """# Performance
 
@@ -163,7 +166,7 @@ class Aim(NamedTuple):
     limit: float
     unit: str
     measured: float
-    remark: str = ""
+    remark: str
     least: bool = False
 
     @property
@@ -293,9 +296,11 @@ def _aims_section(found: list[Aim]) -> str:
         for aim in found
     ]
     text = f"## Aims\n\n{tables.table(('', 'aim', 'measured', 'met'), rows)}\n"
-    missed = [f"- {aim.what}: {aim.remark}\n" for aim in found if not aim.is_met and aim.remark]
-    if missed:
-        text += "\nOf those that are not met:\n\n" + "".join(missed)
+    if missed := [aim for aim in found if not aim.is_met]:
+        text += "\nOf those that are not met:\n\n"
+    for aim in missed:
+        remark = f"- {aim.what}: {aim.remark}"
+        text += textwrap.fill(remark, _COLUMNS, subsequent_indent="  ") + "\n"
     return text
 
 
@@ -306,11 +311,11 @@ def _machine(facts: MachineFacts, run: Data) -> str:
         f"{facts['memory_mib'] / 1024:.0f} GiB, {facts['system']}, Linux {facts['kernel']}, "
         f"Python {facts['python']}, QEMU {facts['qemu']} with "
         f"{accelerator.get(facts['accelerator'], facts['accelerator'])}, "
-        f"containernetworking-plugins {facts['plugins']}; in {run['seconds'] / 60:.0f} minutes."
+        f"containernetworking-plugins {facts['plugins']}; in {run['seconds']:.0f} s."
     )
     if run["quick"]:
-        text += " This was a quick run, to see that it works: its figures are of few samples."
-    return text
+        text += " *This was a quick run, to see that it works: its figures are of few samples.*"
+    return textwrap.fill(text, _COLUMNS)
 
 
 def _starts(data: Any) -> str:

@@ -53,7 +53,8 @@ def by_command(place: Place, root: str, name: str, configuration: Path | None = 
     pinged = first_ping(_address(nic["addresses"]))
     record = registry.find(root, name).record
     assert record is not None  # noqa: S101 - it runs
-    return _start(begun, done, pinged, record)
+    start = _start(begun, done, pinged, record)
+    return start._replace(steps=[Step("command", 0, (record.started - begun) * 1e3), *start.steps])
 
 
 def by_library(config: Config, root: str, name: str) -> Start:

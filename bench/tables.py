@@ -24,6 +24,9 @@ VARIANTS = {
 """The ways to start, in the order in which they are shown."""
 
 STEPS = {
+    "command": "start the command: interpreter, arguments",
+    "before": "imports, planning, start the supervisor",
+    "after": "control socket, record, answer, exit",
     "accelerator": "choose KVM or emulation",
     "namespace": "make the namespace",
     "template": "find the template",
@@ -83,24 +86,21 @@ def steps(data: Starts, kind: str) -> str:
 
 
 def steps_from_fork(data: Starts, kind: str) -> list[tuple[str, float, float]]:
-    """The steps, with what comes before the first and after the last of them."""
+    """The steps, with what comes between the command's start and the first of the sandbox's, and
+    after the last of them."""
     found = data["variants"][kind]
-    known = [(name, begun, length) for name, begun, length in found["steps"]]
-    first = min(begun for _, begun, _ in known)
-    last = max(begun + length for _, begun, length in known)
+    command = [step for step in found["steps"] if step[0] == "command"]
+    known = [step for step in found["steps"] if step[0] != "command"]
+    begun = sum(length for _, _, length in command)
+    first = min(start for _, start, _ in known)
+    last = max(start + length for _, start, length in known)
     done, pinged = median(found["done"]), median(found["pinged"])
-    before = [("before", 0.0, first)] if first > 0 else []
+    before = [("before", begun, first - begun)] if first > begun else []
     after = [] if kind == "floor" else [("after", last, done - last), ("ping", done, pinged - done)]
-    return [*before, *known, *after]
+    return [*command, *before, *known, *after]
 
 
 def _step(name: str) -> str:
-    own = {
-        "before": "before the first step: interpreter, imports, planning, the supervisor's start",
-        "after": "after the last step: record, control socket, answer, exit",
-    }
-    if name in own:
-        return own[name]
     if name.startswith("network "):
         return "the CNI chain"
     return STEPS.get(name, name)
@@ -215,8 +215,8 @@ def netmon(data: Netmon) -> str:
     ]
     head = ("idle", f"ticks in {data['idle_seconds']:g} s", "proportional share, MiB")
     return (
-        f"{pings}\n\nAfter the last of {data['changes']} changes of addresses and routes, spread "
-        f"over one second, the guest has all of them in {data['burst']:.0f} ms.\n\n"
+        f"{pings}\n\n{data['changes']} changes of addresses and routes, spread over one second: "
+        f"the guest has all of them\n{data['burst']:.0f} ms after the last one.\n\n"
         f"{table(head, idle)}"
     )
 
