@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 
 def start(
-    machine: Machine, template: Template, memory: int, bridge: str, address: str
+    machine: Machine, template: Template, memory: SavedMemory, bridge: str, address: str
 ) -> list[Step]:
     """Start a guest, wait for its first ping, end it; the last step is the ping."""
     begun = time.monotonic()
@@ -61,12 +61,12 @@ def start(
 
 
 @contextmanager
-def _qemu(machine: Machine, memory: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+def _qemu(machine: Machine, memory: SavedMemory) -> Iterator[tuple[socket.socket, socket.socket]]:
     pairs = [socket.socketpair() for _ in range(3)]
     theirs = [their_end.fileno() for _, their_end in pairs]
     process = subprocess.Popen(
-        machine.command(*theirs, saved=SavedMemory(memory, is_complete=True)),
-        pass_fds=[*theirs, memory],
+        machine.command(*theirs, saved=memory),
+        pass_fds=[*theirs, memory.fd],
         stdin=subprocess.DEVNULL,
     )
     try:

@@ -35,7 +35,7 @@ from bench.start import (
     neighbour,
 )
 from tapwright.hypervisor import accelerator, template
-from tapwright.hypervisor.qemu import Machine
+from tapwright.hypervisor.qemu import Machine, SavedMemory
 from tapwright.hypervisor.template_store import Template
 from tapwright.sandbox.guest import machine_of
 
@@ -69,7 +69,7 @@ class Bare(NamedTuple):
 
     machine: Machine
     template: Template
-    memory: int
+    memory: SavedMemory
 
 
 def measure(place: Place, rounds: int) -> Starts:
@@ -122,7 +122,7 @@ def bare_template(place: Place) -> Iterator[Bare]:
     found = asyncio.run(template.find_or_make(machine, Path(spec.template), spec.boot_timeout, say))
     memory = found.fill()
     try:
-        yield Bare(machine, found, memory)
+        yield Bare(machine, found, SavedMemory(memory, is_complete=True))
     finally:
         os.close(memory)
         found.close()
