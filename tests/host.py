@@ -102,7 +102,9 @@ def _processes() -> Iterable[str]:
             ours = (process / "ns/net").stat().st_ino == here or process.stat().st_uid >= _UID_BASE
         except OSError:
             continue
-        if ours and any(word in command for word in ("qemu-system", "tapwright", "/cni/")):
+        if ours and any(
+            word in command for word in ("qemu-system", "virtfs-proxy", "tapwright", "/cni/")
+        ):
             # Not the pid: the same sandbox before and after must look the same.
             yield command[:120]
 

@@ -169,8 +169,14 @@ def _toml(keys: dict[str, Any]) -> str:
 def pids_of(sandbox: dict[str, Any]) -> tuple[int, int]:
     """(supervisor, QEMU) of a running sandbox."""
     supervisor = sandbox["supervisor_pid"]
+    return supervisor, child_of(supervisor, "qemu-system")
+
+
+def child_of(supervisor: int, word: str) -> int:
+    """The child of a supervisor that has the word in its command."""
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return supervisor, int(children[0])
+    (found,) = [pid for pid in children if word in Path(f"/proc/{pid}/cmdline").read_text()]
+    return int(found)
 
 
 def ended(pid: int) -> bool:

@@ -34,6 +34,8 @@ from typing import Any, NamedTuple
 
 VERSION = 1
 PORT_NAME = "org.tapwright.agent.0"
+SHARE, SHARE_TAG = "/run/tapwright/share", "tapwright"
+"""Where the guest mounts the files of the host, and the name of the device that they come by."""
 
 MAX_PAYLOAD = 32 * 1024
 MAX_MESSAGE = 1024 * 1024

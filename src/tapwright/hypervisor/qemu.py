@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tapwright.agent.protocol import PORT_NAME
+from tapwright.agent.protocol import PORT_NAME, SHARE_TAG
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import nics
 from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS, Ports
 from tapwright.hypervisor.qmp import Qmp
+from tapwright.hypervisor.share import Share
 from tapwright.linux import libc
 from tapwright.linux.process import die_with, ended
 
@@ -48,8 +49,8 @@ class Machine:
     `slots` is how many NICs there is room for. With a `memory_directory` the guest's memory is a
     file there that other processes can share; with `hugepages` it is of the host's huge pages, and
     can be shared too. Without `vhost` QEMU itself moves the frames of TAPs. With `debug` the
-    guest's kernel tells its console what it does, also before there is one. `netns` is the
-    namespace QEMU lives in, None for the caller's.
+    guest's kernel tells its console what it does, also before there is one. With `share` it can be
+    shown files of the host. `netns` is the namespace QEMU lives in, None for the caller's.
     """
 
     kernel: Path
@@ -64,6 +65,7 @@ class Machine:
     hugepages: bool = False
     vhost: bool = True
     debug: bool = False
+    share: bool = False
     kernel_parameters: str = ""
     netns: str | None = None
 
@@ -78,13 +80,20 @@ class Machine:
         return not (self.memory_directory or self.hugepages)
 
     def command(
-        self, qmp_fd: int, agent_fd: int, console_fd: int, *, saved: "SavedMemory | None" = None
+        self,
+        qmp_fd: int,
+        agent_fd: int,
+        console_fd: int,
+        share_fd: int = -1,
+        *,
+        saved: "SavedMemory | None" = None,
     ) -> list[str]:
         """QEMU's argument list (qemu-system-x86_64(1)). Raises HypervisorError."""
         tcg = self.accelerator == "tcg"
         memory = saved.backend(self.memory_mib) if saved else self._memory_backend()
         restored = saved is not None and saved.is_complete
         backend = ",memory-backend=memory" if memory else ""
+        beside = ",multifunction=on" if self.share else ""
         return [
             self.path,
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -99,13 +108,22 @@ class Machine:
             *(("-incoming", "defer") if restored else self._guest()),
             *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
-            *("-device", f"virtio-serial-pci,max_ports=2,addr={SERIAL_ADDRESS:#x}"),
+            *("-device", f"virtio-serial-pci,max_ports=2,addr={SERIAL_ADDRESS:#x}{beside}"),
             *("-chardev", f"socket,id=agent,fd={agent_fd}"),
             *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
             *("-object", "rng-random,id=rng,filename=/dev/urandom"),
             *("-device", f"virtio-rng-pci,rng=rng,addr={RNG_ADDRESS:#x}"),
             *("-device", "vmgenid,guid=auto"),
+            *(self._share(share_fd) if self.share else ()),
             *(word for device in self.ports.devices() for word in ("-device", device)),
+        ]
+
+    def _share(self, fd: int) -> list[str]:
+        """It takes no place on the bus that a NIC could have."""
+        options = f"fsdev=share,mount_tag={SHARE_TAG},addr={SERIAL_ADDRESS:#x}.1"
+        return [
+            *("-fsdev", f"proxy,id=share,sock_fd={fd}"),
+            *("-device", f"virtio-9p-pci,{options}"),
         ]
 
     def _guest(self) -> list[str]:
@@ -176,16 +194,19 @@ def check_hugepages(mib: int) -> None:
 
 @dataclass
 class Qemu:
-    """A started QEMU. `agent` is the host's end of the agent's port."""
+    """A started QEMU. `agent` is the host's end of the agent's port; `share` what the guest can be
+    shown of the host's files, where the machine has that."""
 
     qmp: Qmp
     nics: nics.Nics
     agent: socket.socket
     uid: int
+    share: Share | None
     _process: subprocess.Popen[bytes]
     _console: "Tail"
     _stderr: "Tail"
     _exited: asyncio.Future[None]
+    _share_is_lost: bool = False
 
     @classmethod
     async def start(cls, machine: Machine, saved: SavedMemory | None = None) -> "Qemu":
@@ -195,13 +216,20 @@ class Qemu:
                 raise HypervisorError(f"{path} is missing; build an image or name another one")
         ports = machine.ports
         uid = _UID_BASE + os.getpid()
-        started = _spawn(machine, uid, saved)
+        shared = Share.start(uid) if machine.share else None
+        try:
+            started = _spawn(machine, uid, saved, shared)
+        except HypervisorError:
+            if shared:
+                shared.kill()
+            raise
         qmp = Qmp(started.qmp)
         qemu = cls(
             qmp,
             nics.Nics(qmp, ports, kvm=machine.accelerator == "kvm", vhost=machine.vhost),
             started.agent,
             uid,
+            shared,
             started.process,
             Tail(started.console),
             Tail(started.stderr),
@@ -209,6 +237,9 @@ class Qemu:
         )
         try:
             await qmp.connect()
+            if shared:
+                shared.seal()
+                qemu._watch_share(shared)
         except HypervisorError as error:
             await qemu.kill()
             raise HypervisorError(
@@ -242,9 +273,27 @@ class Qemu:
         self.agent.close()
         self._console.close()
         self._stderr.close()
+        if self.share:
+            self.share.kill()
+
+    def _watch_share(self, shared: Share) -> None:
+        """End QEMU when the helper has ended, which it does by itself when QEMU ends."""
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            if not self._exited.done():
+                self._share_is_lost = True
+                self._process.send_signal(signal.SIGKILL)
+
+        def look(_: asyncio.Future[None]) -> None:
+            loop.call_later(_STOP_SECONDS if shared.process.returncode == 0 else 0, end)
+
+        ended(shared.process).add_done_callback(look)
 
     def last_words(self) -> str:
         """What QEMU, or else the guest's console, said last: for error messages."""
+        if self._share_is_lost:
+            return "it was ended, for its helper that opens the host's files had ended"
         for tail in (self._stderr, self._console):
             tail.read()
             if lines := tail.lines():
@@ -262,11 +311,13 @@ class _Started(NamedTuple):
     stderr: int
 
 
-def _spawn(machine: Machine, uid: int, saved: SavedMemory | None) -> _Started:
+def _spawn(machine: Machine, uid: int, saved: SavedMemory | None, shared: Share | None) -> _Started:
     """Run QEMU as a user of its own. Raises HypervisorError."""
     pairs = [socket.socketpair() for _ in range(3)]
     qmp, agent, console = (pair[0] for pair in pairs)
     theirs = [pair[1].fileno() for pair in pairs]
+    if shared:
+        theirs.append(shared.socket.fileno())
     stderr_read, stderr_write = os.pipe()
     netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
     try:
@@ -296,6 +347,8 @@ def _spawn(machine: Machine, uid: int, saved: SavedMemory | None) -> _Started:
             os.close(netns_fd)
         for _, their_end in pairs:
             their_end.close()
+        if shared:
+            shared.socket.close()
     return _Started(process, qmp, agent, console.detach(), stderr_read)
 
 

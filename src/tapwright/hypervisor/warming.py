@@ -16,12 +16,14 @@ from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError
 from tapwright.hypervisor.nics import Tap
 from tapwright.hypervisor.qemu import Machine, Qemu, SavedMemory
-from tapwright.linux import addresses, links, netns, tuntap
+from tapwright.hypervisor.share import Share
+from tapwright.linux import addresses, libc, links, netns, tuntap
 from tapwright.linux.addresses import Address
 from tapwright.linux.netlink import Netlink
 
 _COMMAND_SECONDS = 60.0
 
+_WARM = "warm"
 _TAP, _MAC = "warm", "02:00:00:00:00:01"
 _GUEST, _HOST, _HOST6, _GUEST6 = "169.254.1.2", "169.254.1.1", "fd00::1", "fd00::2"
 
@@ -49,6 +51,8 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
         try:
             await agent.connect(boot_seconds)
             await _use(qemu, agent, netns_path)
+            if qemu.share:
+                await _use_share(qemu.share, agent)
             await _run(agent, "/usr/bin/python3", "-I", "-S", "-c", _SLIM)
             await agent.close()
             yield qemu
@@ -71,6 +75,21 @@ async def _use(qemu: Qemu, agent: AgentClient, netns_path: str) -> None:
     await _run(agent, "ping6", "-c", "1", "-W", "5", _HOST6)
     await qemu.nics.unplug(slot)
     await _run(agent, "rm", "/etc/resolv.conf")
+
+
+async def _use_share(shared: Share, agent: AgentClient) -> None:
+    """Mount it and run something from it; a guest that has it mounted can't be saved."""
+    scratch = libc.detached_mount("tmpfs", size="16m")
+    try:
+        shared.attach(_WARM, {_WARM: scratch})
+    finally:
+        os.close(scratch)
+    await agent.call("mount_share")
+    program = f"{protocol.SHARE}/{_WARM}/{_WARM}/busybox"
+    await _run(agent, "cp", "/bin/busybox", program)
+    await _run(agent, program, "true")
+    await _run(agent, "umount", protocol.SHARE)
+    shared.detach(_WARM)
 
 
 def _configuration() -> list[dict[str, object]]:

@@ -15,6 +15,8 @@ Progress = Callable[[str], None]
 
 # Modules that every guest needs; what they depend on is found.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtio_rng")
+# And those of a guest that has the host's files, loaded when it mounts them.
+SHARE_MODULES = ("9p", "9pnet_virtio")
 
 _PYTHON = "usr/lib/python3.11"
 _OWN = "usr/lib/tapwright"
@@ -168,12 +170,14 @@ def _skeleton(stage: Path) -> Tree:
 
 def _modules(directory: Path) -> Tree:
     tree = {}
-    names = []
-    for path in kernel.select_modules(directory, BOOT_MODULES):
-        names.append(f"lib/modules/{directory.name}/{path.name}")
-        tree[names[-1]] = _entry(path)
-    listing = "".join(f"/{name}\n" for name in names)
-    return tree | {"etc/modules.load": Entry.file(listing.encode())}
+    for listing, wanted in (("load", BOOT_MODULES), ("share", SHARE_MODULES)):
+        names = []
+        for path in kernel.select_modules(directory, wanted):
+            names.append(f"lib/modules/{directory.name}/{path.name}")
+            tree[names[-1]] = _entry(path)
+        lines = "".join(f"/{name}\n" for name in names)
+        tree[f"etc/modules.{listing}"] = Entry.file(lines.encode())
+    return tree
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,11 +3,11 @@
 import ctypes
 import os
 
-CLONE_NEWNET = 0x40000000
-MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000
+CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x200, 0x20000, 0x40000000
+MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = 0x1000, 0x4000, 0x40000, 0x100000
 MNT_DETACH = 2
 FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
-FSCONFIG_CMD_CREATE = 6
+FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -38,23 +38,27 @@ def unmount(target: str) -> None:
     _check(_libc.umount2(target.encode(), MNT_DETACH), target)
 
 
-def detached_mount(filesystem: str) -> int:
+def detached_mount(filesystem: str, **options: str) -> int:
     """A filesystem (`tmpfs`, `sysfs`) mounted nowhere: a descriptor of its root, and it ends with
     the last descriptor in it (fsopen, fsmount: fs/fsopen.c, fs/namespace.c). Sysfs shows the
     network devices of the calling thread's namespace."""
-    context = _syscall(_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC)
+    context = syscall(_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC)
     try:
-        _syscall(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
-        return _syscall(_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
+        for key, value in options.items():
+            syscall(_FSCONFIG, context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
+        syscall(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        return syscall(_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
 
 
-def prctl(option: int, argument: int) -> None:
-    _check(_libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0), "prctl")
+def prctl(option: int, argument: int, second: int = 0) -> None:
+    words = [ctypes.c_ulong(word) for word in (argument, second, 0, 0)]
+    _check(_libc.prctl(option, *words), "prctl")
 
 
-def _syscall(number: int, *arguments: bytes | int | None) -> int:
+def syscall(number: int, *arguments: bytes | int | None) -> int:
+    """A system call that the C library has no function for. Raises OSError."""
     words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
     result: int = _libc.syscall(ctypes.c_long(number), *words)
     _check(min(result, 0), f"system call {number}")

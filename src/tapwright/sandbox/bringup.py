@@ -152,7 +152,8 @@ class Bringup:
         ]
         dns = _dns(results)
         of_dns = [{"op": "set_dns", **dns}] if dns else []
-        await agent.call("batch", requests=[*of_the_system, *requests, *of_dns])
+        of_files = [{"op": "mount_share"}] if self._record.spec.share else []
+        await agent.call("batch", requests=[*of_the_system, *requests, *of_dns, *of_files])
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,28 @@ def list_routes(sandbox: Sandbox) -> list[Json]:
     return found
 
 
-def call(sandbox: Sandbox, op: str, **arguments: Any) -> Any:
-    """Have the supervisor do something; return its answer. The error raised for a refusal may
-    carry a `result`."""
+def share(sandbox: Sandbox, container: str, mounts: Mapping[str, int]) -> None:
+    """Show detached mounts (`linux.mounts.clone`) to the guest, by name, as
+    `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none. The
+    descriptors stay the caller's, and are of no more use. Raises SandboxStateError, HypervisorError
+    and UsageError."""
+    call(sandbox, "share", list(mounts.values()), container=container, names=list(mounts))
+
+
+def unshare(sandbox: Sandbox, container: str) -> None:
+    """Take back all that was shared for a container; nothing happens when there is nothing."""
+    call(sandbox, "unshare", container=container)
+
+
+def call(sandbox: Sandbox, op: str, fds: Sequence[int] = (), **arguments: Any) -> Any:
+    """Have the supervisor do something, with these descriptors; return its answer. The error raised
+    for a refusal may carry a `result`."""
     with connect(sandbox) as connection:
         connection.settimeout(_SECONDS)
         try:
-            connection.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
+            request = json.dumps({"op": op, **arguments}).encode() + b"\n"
+            sent = socket.send_fds(connection, [request], fds) if fds else 0
+            connection.sendall(request[sent:])
             kind, content = _answer(connection)
         except OSError as error:
             raise SandboxStateError(f"sandbox {sandbox.id!r} did not answer: {error}") from None

@@ -46,6 +46,7 @@ def machine_of(spec: Spec) -> Machine:
         hugepages=spec.hugepages,
         vhost=spec.vhost,
         debug=spec.debug,
+        share=spec.share,
     )
 
 

@@ -40,7 +40,8 @@ _PORTS = range(1, 65536)
 @dataclass(frozen=True)
 class Wish:
     """What a caller asks for. `networks` are (name, ifname), ifname empty for eth0, eth1, …;
-    `published` are portMappings entries (CNI conventions, "port mappings")."""
+    `published` are portMappings entries (CNI conventions, "port mappings"). With `share`
+    the guest can be shown files of the host."""
 
     networks: Sequence[tuple[str, str]] = ()
     published: Sequence[dict[str, Any]] = ()
@@ -48,6 +49,7 @@ class Wish:
     netns: str = ""
     memory_mib: int = 0
     vcpus: int = 0
+    share: bool = False
 
 
 def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
@@ -104,6 +106,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         netmon=monitor(config),
         in_host_netns=config.runtime.disable_new_netns,
         template=config.factory.template_path if config.factory.enable_template else "",
+        share=wish.share,
         taps=[
             requested(tap, name)
             for tap, name in zip(wish.taps, names[len(wish.networks) :], strict=True)

@@ -50,7 +50,8 @@ class TapRequest:
 class Spec:
     """What was asked for. `netns` is empty where the sandbox makes its own, or has none
     (`in_host_netns`). `netmon` is the monitor's command, empty for none; limits in bits a second;
-    `template` the directory of the templates to start from, empty for a guest that is booted.
+    `template` the directory of the templates to start from, empty for a guest that is booted. With
+    `share` the guest can be shown files of the host.
     """
 
     kernel: str
@@ -78,6 +79,7 @@ class Spec:
     in_host_netns: bool = False
     template: str = ""
     taps: list[TapRequest] = field(default_factory=list)
+    share: bool = False
 
 
 @dataclass

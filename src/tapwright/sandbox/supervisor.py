@@ -23,7 +23,7 @@ from typing import Any
 
 from tapwright.command import path as command_path
 from tapwright.errors import SandboxStateError, TapwrightError
-from tapwright.sandbox import control, ownership, teardown
+from tapwright.sandbox import control, ownership, shares, teardown
 from tapwright.sandbox.bringup import Bringup
 from tapwright.sandbox.monitor import Monitor
 from tapwright.sandbox.operations import Operations
@@ -116,7 +116,10 @@ class Supervisor:
         bringup = Bringup(self._journal, self._report.progress)
         try:
             guest = await bringup.run()
-            operations = Operations(guest.interfaces, guest.following, guest.agent).by_name()
+            operations = {
+                **Operations(guest.interfaces, guest.following, guest.agent).by_name(),
+                **shares.operations(guest.qemu.share),
+            }
             async with (
                 control.serving(self._journal.directory, guest.agent, operations),
                 self._monitored(),

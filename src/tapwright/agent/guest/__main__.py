@@ -11,7 +11,7 @@ from typing import Any
 
 from tapwright import __version__
 from tapwright.agent import protocol
-from tapwright.agent.guest import network, routing, system
+from tapwright.agent.guest import network, routing, share, system
 from tapwright.agent.guest.streams import Command, Watcher
 from tapwright.linux.links import RTMGRP_LINK
 from tapwright.linux.netlink import Netlink, NetlinkError
@@ -34,6 +34,7 @@ OPERATIONS: dict[str, Operation] = {
     "change_neighbours": routing.change_neighbours,
     "change_routes": routing.change_routes,
     "list_network": network.list_network,
+    "mount_share": share.mount,
     "set_clock": system.set_clock,
     "set_dns": network.set_dns,
     "set_hostname": system.set_hostname,

@@ -1,0 +1,119 @@
+"""Mounts by descriptor: cloned out of a mount namespace, and attached in another one.
+
+A *detached* mount is a descriptor: it is in no mount namespace, nobody sees it, and it ends with
+its last descriptor (open_tree(2), move_mount(2), mount_setattr(2); Linux 5.14).
+"""
+
+import os
+import stat
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from tapwright.linux import libc
+
+# The same on all architectures (scripts/syscall.tbl); pivot_root is that of x86-64.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _PIVOT_ROOT = 428, 429, 442, 155
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+
+READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, NO_SYMLINKS = 1, 2, 4, 8, 0x200000
+"""Attributes of mounts (include/uapi/linux/mount.h: MOUNT_ATTR_RDONLY, …)."""
+
+T = TypeVar("T")
+
+
+def clone(path: str | int, *, recursive: bool = True, read_only: bool = False) -> int:
+    """A detached mount of the file or directory at a path, or behind a descriptor, with what is
+    mounted below it. What is mounted later, on either side, is not seen on the other. Raises
+    OSError."""
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    if isinstance(path, int):
+        fd = libc.syscall(_OPEN_TREE, path, b"", flags | _AT_EMPTY_PATH)
+    else:
+        fd = libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
+    try:
+        restrict(fd, READ_ONLY if read_only else 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def restrict(fd: int, attributes: int) -> None:
+    """Give a detached mount, and all that is mounted below it, attributes beside those that it
+    has, and make it private. Raises OSError."""
+    wanted = struct.pack("=QQQQ", attributes, 0, libc.MS_PRIVATE, 0)
+    flags = _AT_EMPTY_PATH | _AT_RECURSIVE
+    libc.syscall(_MOUNT_SETATTR, fd, b"", flags, wanted, len(wanted))
+
+
+def attach(fd: int, path: str) -> None:
+    """Mount a detached mount at a path of the calling thread's namespace. Raises OSError."""
+    target = os.fsencode(path)
+    libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, target, _MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def is_directory(fd: int) -> bool:
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
+def new_namespace(root: int, below: Iterable[tuple[int, str]] = ()) -> int:
+    """Make a mount namespace in which there is nothing but a detached mount, as its root, and
+    others at places in it; return its descriptor. It ends with its last descriptor and process.
+
+    Raises OSError.
+    """
+
+    def make() -> int:
+        libc.unshare(libc.CLONE_NEWNS)
+        libc.mount("", "/", libc.MS_REC | libc.MS_PRIVATE)
+        namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Anywhere: the old root goes, with all that is in it.
+            attach(root, "/proc")
+            os.fchdir(root)
+            libc.syscall(_PIVOT_ROOT, b".", b".")
+            libc.unmount(".")
+            os.chdir("/")
+            for fd, path in below:
+                attach(fd, path)
+        except BaseException:
+            os.close(namespace)
+            raise
+        return namespace
+
+    return _in_thread(make)
+
+
+def within(namespace: int, work: Callable[[], T]) -> T:
+    """Do something in a mount namespace, `/` being its root. Raises what it raises."""
+
+    def enter() -> T:
+        libc.unshare(libc.CLONE_FS)
+        libc.setns(namespace, libc.CLONE_NEWNS)
+        return work()
+
+    return _in_thread(enter)
+
+
+def _in_thread(work: Callable[[], T]) -> T:
+    """Do something in a thread that ends with it: its namespace, root and directory are its own,
+    and there is no way back to those that the others share."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
