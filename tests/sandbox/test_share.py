@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left", "ended_sandboxes")
 
 
 def run(tapwright: Tapwright, name: str = SANDBOX, share: bool = True) -> registry.Sandbox:
-    spec = planning.plan(load(tapwright.config), Wish(share=share), print)
+    spec = planning.plan(load(str(tapwright.config)), Wish(share=share), print)
     lifecycle.run(tapwright.root, name, spec)
     return registry.find(tapwright.root, name)
 
