@@ -10,7 +10,10 @@ import pytest
 import tapwright
 
 PACKAGE = Path(tapwright.__file__).parent
-ORDER = ("cli", "netmon", "sandbox", "endpoint", "hypervisor", "agent", "image", "cni", "linux")
+ORDER = (
+    *("cli", "netmon", "oci", "sandbox", "endpoint", "hypervisor", "agent", "image", "cni"),
+    "linux",
+)
 EVERYBODYS = ("command", "config", "errors")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -49,3 +49,16 @@ class SandboxExistsError(TapwrightError):
 
 class SandboxStateError(TapwrightError):
     """The sandbox is not in a state in which that can be done."""
+
+
+class ContainerNotFoundError(TapwrightError):
+    """No container has that id."""
+
+
+class ContainerStateError(TapwrightError):
+    """The container is not in a state in which that can be done. The message is runc's where it
+    has one, for platforms tell by it what happened."""
+
+
+class BundleError(TapwrightError):
+    """A bundle that can't be run, by a mistake in it or for what it asks for."""

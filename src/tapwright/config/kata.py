@@ -27,7 +27,7 @@ _QEMU = """
     virtio_fs_extra_args virtio_fs_queue_size
 """
 _RUNTIME = """
-    create_container_timeout dan_conf disable_guest_empty_dir disable_guest_seccomp emptydir_mode
+    create_container_timeout dan_conf disable_guest_empty_dir emptydir_mode
     enable_agent_pidns enable_pprof enable_tracing enable_vcpus_pinning experimental
     experimental_force_guest_pull guest_selinux_label jaeger_endpoint jaeger_password jaeger_user
     kubelet_root_dir pod_resource_api_sock sandbox_bind_mounts sandbox_cgroup_only

@@ -82,10 +82,12 @@ class Netmon:
 
 @dataclass(frozen=True)
 class Runtime:
-    """[runtime]: how interfaces are joined with NICs, and whether there is a netns at all."""
+    """[runtime]: how interfaces are joined with NICs, whether there is a netns at all, and whether
+    containers have their seccomp filters in the guest too."""
 
     internetworking_model: str = _key("tcfilter", choices=MODELS, blank=True)
     disable_new_netns: bool = False
+    disable_guest_seccomp: bool = True
     enable_debug: bool = False
 
 

@@ -1,0 +1,180 @@
+"""A bundle: the directory with config.json that a platform hands over (runtime-spec, bundle.md and
+config.md). Read and checked here, so that the rest can rely on its shape."""
+
+import json
+import os
+
+from tapwright.errors import BundleError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+_FILE = "config.json"
+_MAX_BYTES = 8 << 20
+
+HOOKS = (
+    *("prestart", "createRuntime", "createContainer", "startContainer"),
+    *("poststart", "poststop"),
+)
+
+_TEXTS: "Any" = [str]
+_HOOK = {"path": str, "args": _TEXTS, "env": _TEXTS, "timeout": int}
+_PROCESS: "Json" = {
+    "args": _TEXTS,
+    "env": _TEXTS,
+    "cwd": str,
+    "terminal": bool,
+    "consoleSize": {"height": int, "width": int},
+    "user": {"uid": int, "gid": int, "umask": int, "additionalGids": [int]},
+    "capabilities": dict.fromkeys(
+        ("bounding", "effective", "inheritable", "permitted", "ambient"), _TEXTS
+    ),
+    "rlimits": [{"type": str, "hard": int, "soft": int}],
+    "oomScoreAdj": int,
+    "noNewPrivileges": bool,
+    "apparmorProfile": str,
+    "selinuxLabel": str,
+}
+# What is used of it, or handed on to the guest; all else is passed over. A list has one entry,
+# which all of its own are to match.
+_CONFIG: "Json" = {
+    "ociVersion": str,
+    "root": {"path": str, "readonly": bool},
+    "process": _PROCESS,
+    "hostname": str,
+    "domainname": str,
+    "mounts": [{"destination": str, "type": str, "source": str, "options": _TEXTS}],
+    "annotations": dict,
+    "hooks": {kind: [_HOOK] for kind in HOOKS},
+    "linux": {
+        "namespaces": [{"type": str, "path": str}],
+        "uidMappings": list,
+        "gidMappings": list,
+        "devices": [{"path": str, "type": str}],
+        "cgroupsPath": str,
+        "sysctl": dict,
+        "resources": {"memory": dict, "cpu": dict, "pids": dict, "unified": dict},
+        "seccomp": dict,
+        "maskedPaths": _TEXTS,
+        "readonlyPaths": _TEXTS,
+        "mountLabel": str,
+        "rootfsPropagation": str,
+    },
+}
+
+
+class Bundle:
+    """`config` is config.json with the parts that are missing or null left out; `rootfs` the root
+    filesystem's absolute path."""
+
+    def __init__(self, directory: str, config: "Json") -> None:
+        self.directory = directory
+        self.config = config
+        self.rootfs = self.path(config["root"]["path"])
+
+    @property
+    def process(self) -> "Json":
+        process: Json = self.config["process"]
+        return process
+
+    @property
+    def linux(self) -> "Json":
+        linux: Json = self.config.get("linux", {})
+        return linux
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        found: dict[str, str] = self.config.get("annotations", {})
+        return found
+
+    def path(self, path: str) -> str:
+        """A path of config.json, which may be relative to the bundle (config.md)."""
+        return os.path.normpath(os.path.join(self.directory, path))
+
+    def namespace(self, kind: str) -> str | None:
+        """The path of the namespace of that type, empty for a new one; None where there is none."""
+        for entry in self.linux.get("namespaces", ()):
+            if entry["type"] == kind:
+                return str(entry.get("path", ""))
+        return None
+
+
+def load(directory: str) -> Bundle:
+    """Raises BundleError: with the file, and what is wrong in it."""
+    directory = os.path.abspath(directory)
+    path = os.path.join(directory, _FILE)
+    config = _read(path)
+    _check(config, _CONFIG, path, "")
+    version = config.get("ociVersion", "")
+    if version.partition(".")[0] != "1":
+        raise BundleError(f"{path}: ociVersion is {version!r}, and 1.0.0 to 1.2 can be run")
+    if not config.get("root", {}).get("path"):
+        raise BundleError(f"{path}: root.path is missing: a container needs a root filesystem")
+    check_process(config.get("process"), path)
+    bundle = Bundle(directory, config)
+    if not os.path.isdir(bundle.rootfs):
+        raise BundleError(f"{path}: root.path: {bundle.rootfs}: no such file or directory")
+    for mount in config.get("mounts", ()):
+        if not mount.get("destination"):
+            raise BundleError(f"{path}: a mount has no destination")
+    return bundle
+
+
+def load_process(path: str) -> "Json":
+    """The process object of `exec --process`. Raises BundleError."""
+    process = _read(path)
+    _check(process, _PROCESS, path, "")
+    check_process(process, path)
+    return process
+
+
+def check_process(process: "Json | None", where: str) -> None:
+    """Raises BundleError for one that can't be run."""
+    if not process or not process.get("args"):
+        raise BundleError(f"{where}: process.args is missing: there is nothing to run")
+    if not process.get("cwd", "").startswith("/"):
+        raise BundleError(f"{where}: process.cwd must be an absolute path")
+
+
+def _read(path: str) -> "Json":
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
+            raise BundleError(f"{path} has more than {_MAX_BYTES} bytes")
+        content = json.loads(raw)
+    except OSError as error:
+        raise BundleError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} is not a JSON object")
+    return content
+
+
+def _check(value: "Any", shape: "Any", path: str, place: str) -> None:
+    """Raises BundleError where a value is not of its shape; takes out what is null."""
+    kind: Any = shape if isinstance(shape, type) else type(shape)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise BundleError(f"{path}: {place.lstrip('.')} must be {_NAMES[kind]}")
+    if kind is list and shape is not list:
+        for number, entry in enumerate(value):
+            _check(entry, shape[0], path, f"{place}[{number}]")
+    elif kind is dict and shape is not dict:
+        for key in [key for key in shape if key in value]:
+            if value[key] is None:
+                del value[key]
+            else:
+                _check(value[key], shape[key], path, f"{place}.{key}")
+
+
+_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}

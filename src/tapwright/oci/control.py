@@ -1,0 +1,117 @@
+"""The control socket of a sandbox's supervisor, from here: requests with descriptors, and the
+conversation that a container's process is. `sandbox.client` is the same for all other requests;
+this one imports less, for each call of the runtime is a new process.
+"""
+
+import json
+import os
+import socket
+
+from tapwright import errors
+from tapwright.errors import AgentError, SandboxStateError, TapwrightError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Json = dict[str, Any]
+
+_SOCKET = "control.sock"
+_SECONDS = 120.0
+_LINE_BYTES = 64 * 1024
+
+
+class Sandbox:
+    """A sandbox, by its id in a root."""
+
+    def __init__(self, root: str, sandbox_id: str) -> None:
+        self.id = sandbox_id
+        self.directory = os.path.join(root, "sandboxes", sandbox_id)
+
+    def call(self, op: str, descriptors: "Sequence[int]" = (), **arguments: "Any") -> "Any":
+        """Have the supervisor do something; return its answer.
+
+        Raises SandboxStateError when it does not run or answer, and what it raised.
+        """
+        from tapwright.agent import protocol
+
+        decoder, assembler = protocol.Decoder(), protocol.Assembler()
+        with self._connected() as connection:
+            try:
+                _send(connection, {"op": op, **arguments}, descriptors)
+                while data := connection.recv(protocol.WINDOW):
+                    for frame in decoder.feed(data):
+                        content = assembler.add(frame)
+                        if content is not None:
+                            answer = protocol.read_json(content)
+                            if frame.kind == protocol.REPLY:
+                                return answer["result"]
+                            raise _refusal(answer.get("kind"), answer["message"])
+            except OSError as error:
+                raise SandboxStateError(f"sandbox {self.id!r} did not answer: {error}") from None
+        raise SandboxStateError(f"sandbox {self.id!r} ended before it answered to {op}")
+
+    def converse(
+        self, op: str, descriptors: "Sequence[int]", **arguments: "Any"
+    ) -> "tuple[socket.socket, Json]":
+        """Begin a process in a container; return the connection, from which nothing but the first
+        line has been read, and that line. Raises as `call` does."""
+        connection = self._connected()
+        try:
+            _send(connection, {"op": op, **arguments}, descriptors)
+            first = _line(connection)
+        except (OSError, ValueError) as error:
+            connection.close()
+            raise SandboxStateError(f"sandbox {self.id!r} did not answer: {error}") from None
+        except BaseException:
+            connection.close()
+            raise
+        if "failed" in first:
+            connection.close()
+            raise _refusal(first.get("kind"), first["failed"])
+        connection.settimeout(None)
+        return connection, first
+
+    def _connected(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(_SECONDS)
+            # An address has room for 107 bytes (unix(7)), and the directory may be anywhere.
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                connection.connect(f"/proc/self/fd/{fd}/{_SOCKET}")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            connection.close()
+            raise SandboxStateError(f"sandbox {self.id!r} does not run: {error.strerror}") from None
+        return connection
+
+
+def _send(connection: socket.socket, request: "Json", descriptors: "Sequence[int]") -> None:
+    data = json.dumps(request).encode() + b"\n"
+    if descriptors:
+        data = data[socket.send_fds(connection, [data], list(descriptors)) :]
+    connection.sendall(data)
+
+
+def _line(connection: socket.socket) -> "Json":
+    """The next line, and no byte more: what follows is for the shim. Raises OSError, ValueError."""
+    line = b""
+    while not line.endswith(b"\n"):
+        ahead = connection.recv(_LINE_BYTES, socket.MSG_PEEK)
+        if not ahead:
+            raise ConnectionError("it hung up")
+        line += connection.recv(ahead.find(b"\n") + 1 or len(ahead))
+        if len(line) > _LINE_BYTES:
+            raise ValueError("a line without end")
+    content: Json = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError("an answer that is no object")
+    return content
+
+
+def _refusal(kind: "Any", message: str) -> TapwrightError:
+    raised = getattr(errors, kind or "", AgentError)
+    return raised(message) if issubclass(raised, TapwrightError) else TapwrightError(message)

@@ -1,0 +1,218 @@
+"""Makes a container, and the sandbox that it starts where it is not a member of one."""
+
+import os
+import time
+
+from tapwright.errors import BundleError, TapwrightError
+from tapwright.oci import bundle as bundles
+from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio
+from tapwright.oci.bundle import Bundle
+from tapwright.oci.control import Sandbox
+from tapwright.oci.log import Log
+from tapwright.oci.state import Container, Held
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from tapwright.config import Config
+
+_EARLY_HOOKS = ("prestart", "createRuntime", "createContainer")
+_LATE_HOOKS = ("poststart", "poststop")
+
+
+class Wish:
+    """What a caller asks for: a container of that id from the bundle in a directory. Empty paths
+    are none; `detached` says that the caller does not wait for the container."""
+
+    def __init__(
+        self,
+        root: str,
+        container_id: str,
+        directory: str,
+        pid_file: str = "",
+        console_socket: str = "",
+        configuration: str = "",
+        detached: bool = True,
+    ) -> None:
+        self.root = root
+        self.id = container_id
+        self.directory = directory
+        self.pid_file = pid_file
+        self.console_socket = console_socket
+        self.configuration = configuration
+        self.detached = detached
+
+
+def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
+    """Make the container, and the shim whose pid it has; the caller closes the Stdio. What was
+    made is taken back when it fails. Raises TapwrightError."""
+    bundle = bundles.load(wish.directory)
+    owner = pods.owner_of(wish.root, bundle)
+    container = Container(
+        id=wish.id,
+        bundle=bundle.directory,
+        rootfs=bundle.rootfs,
+        oci_version=bundle.config["ociVersion"],
+        annotations=bundle.annotations,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        sandbox=owner.sandbox if owner else pods.sandbox_id(wish.id),
+        owns=owner is None,
+        netns=owner.netns if owner else "",
+        hooks={
+            kind: bundle.config["hooks"][kind]
+            for kind in _LATE_HOOKS
+            if bundle.config.get("hooks", {}).get(kind)
+        },
+    )
+    held = state.claim(wish.root, container)
+    try:
+        making = _Making(wish, bundle, container, owner, held, log)
+        try:
+            return container, making.run()
+        except BaseException:
+            making.undo()
+            raise
+    finally:
+        held.release()
+
+
+class _Making:
+    def __init__(
+        self,
+        wish: Wish,
+        bundle: Bundle,
+        container: Container,
+        owner: Container | None,
+        held: Held,
+        log: Log,
+    ) -> None:
+        self._wish = wish
+        self._bundle = bundle
+        self._container = container
+        self._owner = owner
+        self._held = held
+        self._log = log
+        self._sandbox = Sandbox(wish.root, container.sandbox)
+        self._stdio: stdio.Stdio | None = None
+
+    def run(self) -> stdio.Stdio:
+        from tapwright import config
+
+        configuration = config.load(self._wish.configuration or None)
+        for warning in configuration.warnings:
+            self._log.warn(f"{configuration.source}: {warning}")
+        if self._owner is None:
+            self._make_sandbox(configuration)
+        shared, bound = mounts.plan(self._bundle, self._container.id, self._log)
+        of_guest = guest.configuration(
+            self._bundle,
+            self._container.id,
+            f"{mounts.SHARE}/{self._container.id}/{mounts.ROOTFS}",
+            bound,
+            pods.joined_namespaces(self._wish.root, self._bundle, self._owner),
+            not configuration.runtime.disable_guest_seccomp,
+            self._log,
+        )
+        self._share(shared)
+        made = self._start_process(of_guest)
+        self._run_hooks()
+        life.sync(self._sandbox, self._container)
+        if self._wish.pid_file:
+            write_pid_file(self._wish.pid_file, self._container.pid)
+        return made
+
+    def undo(self) -> None:
+        """Take all back; what can't be is left to `delete`, which platforms call."""
+        if self._stdio:
+            self._stdio.close()
+        try:
+            life.take_down(self._wish.root, self._container, force=True)
+            self._held.discard()
+        except (TapwrightError, OSError) as error:
+            self._log.warn(f"not everything could be taken back: {error}")
+
+    def _make_sandbox(self, configuration: "Config") -> None:
+        from tapwright.sandbox import lifecycle, planning
+
+        network = self._bundle.namespace("network")
+        in_host = configuration.runtime.disable_new_netns
+        if network is None and not in_host:
+            raise BundleError(
+                "the host's network (--network host) is not to be had in a VM; choose another "
+                "network, or none"
+            )
+        if network and in_host:
+            self._log.warn(f"with disable_new_netns the namespace {network} is not looked at")
+        default = configuration.qemu
+        spec = planning.plan(
+            configuration,
+            planning.Wish(
+                netns="" if in_host else network or "",
+                memory_mib=size.memory_mib(self._bundle, default.default_memory),
+                vcpus=size.vcpus(self._bundle, default.default_vcpus, len(os.sched_getaffinity(0))),
+                share=True,
+            ),
+            lambda text: None,
+        )
+        record = lifecycle.run(self._wish.root, self._container.sandbox, spec)
+        self._container.netns = record.netns
+        self._held.save(self._container)
+
+    def _share(self, shared: "Sequence[mounts.Shared]") -> None:
+        from tapwright.linux import mounts as trees
+
+        descriptors: list[int] = []
+        try:
+            for entry in shared:
+                descriptors.append(trees.clone(entry.source, read_only=entry.read_only))
+            names = [entry.name for entry in shared]
+            self._sandbox.call("share", descriptors, container=self._container.id, names=names)
+        finally:
+            for fd in descriptors:
+                os.close(fd)
+
+    def _start_process(self, of_guest: "dict[str, Any]") -> stdio.Stdio:
+        made = stdio.of_process(
+            self._bundle.process, self._wish.console_socket, self._wish.detached
+        )
+        self._stdio = made
+        container = self._container
+        connection, first = self._sandbox.converse(
+            "create_container",
+            made.descriptors,
+            id=container.id,
+            config=of_guest,
+            terminal=made.terminal is not None,
+        )
+        with connection:
+            container.guest_pid = first["created"]["pid"]
+            container.pid = shim.start(
+                connection, container.id, made.terminal, made.own, container.netns
+            )
+            container.pid_started = state.start_of(container.pid)
+            self._held.save(container)
+        return made
+
+    def _run_hooks(self) -> None:
+        wanted = self._bundle.config.get("hooks", {})
+        told = hooks.state_of(self._container, state.CREATING)
+        for kind in _EARLY_HOOKS:
+            # Those of the container's namespaces have here its network's alone.
+            netns = self._container.netns if kind == "createContainer" else ""
+            hooks.run(kind, wanted.get(kind, ()), told, netns)
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Whole, or not at all. Raises ContainerStateError."""
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(directory, f".{name}")
+    try:
+        with open(temporary, "w") as file:
+            file.write(str(pid))
+        os.rename(temporary, path)
+    except OSError as error:
+        from tapwright.errors import ContainerStateError
+
+        raise ContainerStateError(f"{path} can't be written: {error.strerror}") from None

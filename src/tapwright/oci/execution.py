@@ -1,0 +1,137 @@
+"""More processes in a container, and waiting for one in the foreground."""
+
+import os
+import signal
+
+from tapwright.errors import BundleError, ContainerStateError
+from tapwright.oci import bundle as bundles
+from tapwright.oci import creation, guest, life, shim, state, stdio
+from tapwright.oci.control import Sandbox
+from tapwright.oci.log import Log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Json = dict[str, Any]
+
+_FORWARDED = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH),
+)
+
+
+def execute(
+    root: str,
+    container_id: str,
+    process: "Json",
+    console_socket: str = "",
+    pid_file: str = "",
+    detached: bool = False,
+    even_paused: bool = False,
+) -> int:
+    """Run a process (config.md, "Process") in a container; return its exit status, or 0 at once
+    when `detached`. Raises ContainerStateError, and what the guest refuses with."""
+    container = state.load(root, container_id)
+    status = state.status(root, container)
+    if status in (state.STOPPED, state.CREATING):
+        raise ContainerStateError("cannot exec in a stopped container")
+    if status == state.PAUSED and not even_paused:
+        raise ContainerStateError(
+            "cannot exec in a paused container (use --ignore-paused to override)"
+        )
+    made = stdio.of_process(process, console_socket, detached)
+    try:
+        connection, _ = Sandbox(root, container.sandbox).converse(
+            "exec_container",
+            made.descriptors,
+            id=container_id,
+            exec=os.urandom(8).hex(),
+            process=guest.process(process),
+            terminal=made.terminal is not None,
+        )
+        with connection:
+            pid = shim.start(connection, container_id, made.terminal, made.own)
+        if pid_file:
+            creation.write_pid_file(pid_file, pid)
+        return 0 if detached else wait(pid)
+    finally:
+        made.close()
+
+
+def run(wish: creation.Wish, keep: bool, log: Log) -> int:
+    """Make and start a container; return its exit status when it has ended and been deleted
+    (unless to `keep`), or 0 at once when the wish is detached. Raises TapwrightError."""
+    container, made = creation.create(wish, log)
+    try:
+        try:
+            life.start(wish.root, wish.id, log)
+        except BaseException:
+            life.delete(wish.root, wish.id, True, log)
+            raise
+        if wish.detached:
+            return 0
+        status = wait(container.pid)
+    finally:
+        made.close()
+    if not keep:
+        life.delete(wish.root, wish.id, True, log)
+    return status
+
+
+def wait(pid: int) -> int:
+    """The exit status of a shim that is our child; signals to us go to it meanwhile."""
+
+    def forward(number: int, frame: object) -> None:
+        os.kill(pid, number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def process_of(
+    root: str,
+    container_id: str,
+    argv: list[str],
+    *,
+    cwd: str = "",
+    env: "list[str] | None" = None,
+    user: str = "",
+    groups: "list[str] | None" = None,
+    capabilities: "list[str] | None" = None,
+    no_new_privileges: bool = False,
+    terminal: bool = False,
+) -> "Json":
+    """A process like the container's own, but for what is given. Raises BundleError."""
+    process = bundles.load(state.load(root, container_id).bundle).process
+    process["args"] = argv
+    process["terminal"] = terminal
+    process["env"] = [*process.get("env", ()), *(env or ())]
+    if cwd:
+        process["cwd"] = cwd
+    if no_new_privileges:
+        process["noNewPrivileges"] = True
+    ids = process.setdefault("user", {"uid": 0, "gid": 0})
+    if user:
+        uid, _, gid = user.partition(":")
+        ids["uid"] = _number(uid, "--user")
+        ids["gid"] = _number(gid, "--user") if gid else ids.get("gid", 0)
+    ids.setdefault("additionalGids", []).extend(
+        _number(gid, "--additional-gids") for gid in groups or ()
+    )
+    for kind in ("bounding", "effective", "permitted"):
+        if capabilities:
+            process.setdefault("capabilities", {}).setdefault(kind, []).extend(capabilities)
+    bundles.check_process(process, "exec")
+    return process
+
+
+def _number(text: str, option: str) -> int:
+    if not text.isdecimal():
+        raise BundleError(f"{option}: {text!r} is not a number; names are known in the container")
+    return int(text)

@@ -1,0 +1,120 @@
+"""The configuration of a container in the guest, made from the bundle's: what the runtime there
+(crun) is given. What only the host has is left out; what can't be is refused, or told in a
+warning. docs/oci.md lists all of it.
+"""
+
+from tapwright.errors import BundleError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from tapwright.oci.bundle import Bundle
+    from tapwright.oci.log import Log
+
+    Json = dict[str, Any]
+
+_OF_EACH = ("pid", "mount", "ipc", "uts", "cgroup")
+"""Namespaces that a container has in the guest, of its own unless it joins a pod's. The network
+is the guest's, which is the pod's."""
+
+_RESOURCES = {
+    "memory": ("limit", "reservation", "swap", "checkBeforeUpdate"),
+    "cpu": ("shares", "quota", "period", "burst", "idle"),
+    "pids": ("limit",),
+}
+# Devices that the guest's runtime makes in each container anyway (config-linux.md, "Default
+# Devices").
+_OWN_DEVICES = frozenset(
+    f"/dev/{name}"
+    for name in ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "fuse")
+)
+
+
+def configuration(
+    bundle: "Bundle",
+    container_id: str,
+    rootfs: str,
+    mounts: "list[Json]",
+    joined: "Mapping[str, str]",
+    seccomp: bool,
+    log: "Log",
+) -> "Json":
+    """`rootfs` and the sources of `mounts` are paths in the guest, and so are those of namespaces
+    in `joined`, by type. Raises BundleError."""
+    _refuse(bundle)
+    _warn(bundle, log)
+    linux: Json = {
+        "namespaces": [
+            {"type": kind, **({"path": joined[kind]} if kind in joined else {})}
+            for kind in _OF_EACH
+        ],
+        "cgroupsPath": f"/{container_id}",
+        "resources": resources(bundle.linux.get("resources", {}), log),
+    }
+    kept = ("maskedPaths", "readonlyPaths", "sysctl", "personality")
+    linux.update({key: bundle.linux[key] for key in kept if key in bundle.linux})
+    if seccomp and "seccomp" in bundle.linux:
+        linux["seccomp"] = bundle.linux["seccomp"]
+    config: Json = {
+        "ociVersion": "1.0.2",
+        "root": {"path": rootfs, "readonly": bundle.config["root"].get("readonly", False)},
+        "process": process(bundle.process),
+        "mounts": mounts,
+        "linux": linux,
+    }
+    if "uts" not in joined:
+        names = ("hostname", "domainname")
+        config.update({key: bundle.config[key] for key in names if bundle.config.get(key)})
+    if started := bundle.config.get("hooks", {}).get("startContainer"):
+        config["hooks"] = {"startContainer": started}
+    return config
+
+
+def process(given: "Json") -> "Json":
+    """A process object without the labels of the host's security modules."""
+    return {
+        key: value
+        for key, value in given.items()
+        if key not in ("apparmorProfile", "selinuxLabel", "scheduler", "ioPriority")
+    }
+
+
+def resources(given: "Json", log: "Log") -> "Json":
+    """The limits that the guest's cgroups can set."""
+    found: Json = {}
+    for name, keys in _RESOURCES.items():
+        values = given.get(name) or {}
+        if chosen := {key: values[key] for key in keys if values.get(key) is not None}:
+            found[name] = chosen
+    for key in ("devices", "unified"):
+        if given.get(key):
+            found[key] = given[key]
+    cpus = given.get("cpu") or {}
+    if cpus.get("cpus") or cpus.get("mems"):
+        log.warn("the CPUs and memory nodes (cpuset) of the host are not those of the VM")
+    for key in ("blockIO", "hugepageLimits", "rdma"):
+        if given.get(key):
+            log.warn(f"linux.resources.{key} is not applied: the VM has no such device")
+    return found
+
+
+def _refuse(bundle: "Bundle") -> None:
+    if bundle.namespace("user") is not None or bundle.linux.get("uidMappings"):
+        raise BundleError(
+            "user namespaces are not supported: the container's users are kept from the host by "
+            "its VM; run it without (podman --userns=host, docker without userns-remap)"
+        )
+
+
+def _warn(bundle: "Bundle", log: "Log") -> None:
+    devices = [device["path"] for device in bundle.linux.get("devices", ())]
+    if lacking := [path for path in devices if path not in _OWN_DEVICES]:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        log.warn(f"{', '.join(lacking[:3])}{more}: the host's devices are not in the VM")
+    if bundle.linux.get("rootfsPropagation", "").lstrip("r") == "shared":
+        log.warn("rootfsPropagation: mounts of the container do not reach the host")
+    for kind, what in (("pid", "processes"), ("ipc", "System V IPC")):
+        if bundle.namespace(kind) is None:
+            log.warn(f"without a {kind} namespace: the host's {what} are not in the VM")

@@ -1,0 +1,95 @@
+"""Hooks: programs of the platform's that run at points of a container's life (config.md, "POSIX-
+platform Hooks"). `startContainer` is the guest's; the others run here."""
+
+import json
+import os
+import subprocess
+
+from tapwright.errors import ContainerStateError
+from tapwright.oci.log import Log
+from tapwright.oci.state import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Json = dict[str, Any]
+
+_TOLD_BYTES = 2000
+
+
+def run(kind: str, hooks: "Sequence[Json]", state: "Json", netns: str = "") -> None:
+    """Run hooks in their order, in the network namespace at `netns` where one is given; `state` is
+    the container's (runtime.md) and goes to their stdin.
+
+    Raises ContainerStateError for the first one that fails; those after it are not run.
+    """
+    netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if netns and hooks else -1
+    try:
+        for number, hook in enumerate(hooks):
+            if failure := _failure(hook, json.dumps(state), netns_fd):
+                raise ContainerStateError(f"{kind} hook {number} ({hook['path']}): {failure}")
+    finally:
+        if netns_fd >= 0:
+            os.close(netns_fd)
+
+
+def run_late(kind: str, hooks: "Sequence[Json]", state: "Json", log: Log) -> None:
+    """The same for `poststart` and `poststop`, whose failures are no more than warnings."""
+    for hook in hooks:
+        try:
+            run(kind, [hook], state)
+        except ContainerStateError as error:
+            log.warn(str(error))
+
+
+def state_of(container: Container, status: str) -> "Json":
+    """A container's state, as hooks and `state` tell it; `pid` only where there is a process."""
+    state: Json = {
+        "ociVersion": container.oci_version,
+        "id": container.id,
+        "status": status,
+        "pid": container.pid,
+        "bundle": container.bundle,
+        "annotations": container.annotations,
+    }
+    if status == "stopped" or not container.pid:
+        del state["pid"]
+    return state
+
+
+def _failure(hook: "Json", state: str, netns_fd: int) -> str:
+    """Run a hook; why it failed, empty when it did not."""
+    environment = dict(entry.partition("=")[::2] for entry in hook.get("env", ()))
+    timeout = hook.get("timeout")
+    # Not a pipe, which something that a hook leaves running could hold open for ever.
+    with open(os.memfd_create("hook"), "r+b") as output:
+        try:
+            done = subprocess.run(
+                hook.get("args") or [hook["path"]],
+                executable=hook["path"],
+                input=state.encode(),
+                env=environment,
+                timeout=timeout,
+                stdout=output,
+                stderr=output,
+                check=False,
+                preexec_fn=None if netns_fd < 0 else lambda: _enter(netns_fd),
+            )
+        except subprocess.TimeoutExpired:
+            return f"it did not end within {timeout} s"
+        except OSError as error:
+            return f"it can't be run: {error.strerror}"
+        output.seek(0)
+        said = output.read(_TOLD_BYTES).decode(errors="replace").strip()
+    if not done.returncode:
+        return ""
+    how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
+    return f"it ended with {how}" + (f", and said: {said}" if said else "")
+
+
+def _enter(netns_fd: int) -> None:
+    from tapwright.linux import libc
+
+    libc.setns(netns_fd, libc.CLONE_NEWNET)

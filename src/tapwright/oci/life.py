@@ -1,0 +1,201 @@
+"""A container's life after it was made: start, signals, pause, limits, and its end."""
+
+import os
+import select
+import signal
+
+from tapwright.errors import (
+    AgentError,
+    ContainerNotFoundError,
+    ContainerStateError,
+    SandboxStateError,
+    TapwrightError,
+)
+from tapwright.oci import hooks, pods, state
+from tapwright.oci.control import Sandbox
+from tapwright.oci.log import Log
+from tapwright.oci.state import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LOCK_SECONDS = 60.0
+_SHIM_SECONDS = 5.0
+_SETTLE_SECONDS = 1.0
+
+_UNSTARTABLE = {
+    state.STOPPED: "cannot start a container that has stopped",
+    state.RUNNING: "cannot start an already running container",
+}
+_NOT_RUNNING = "container not running"
+
+
+def start(root: str, container_id: str, log: Log) -> None:
+    """Have it execute its program. Raises ContainerStateError, and what the guest refuses with."""
+    held = state.hold(root, container_id, _LOCK_SECONDS)
+    try:
+        container = state.load(root, container_id)
+        status = state.status(root, container)
+        if status != state.CREATED:
+            raise ContainerStateError(
+                _UNSTARTABLE.get(status, f"cannot start a container in the {status} state")
+            )
+        sandbox = Sandbox(root, container.sandbox)
+        # Interfaces may have come since `create` (docker from version 26 on).
+        sync(sandbox, container)
+        container.started = True
+        held.save(container)
+        sandbox.call("start_container", id=container_id)
+        late = container.hooks.get("poststart", ())
+        hooks.run_late("poststart", late, hooks.state_of(container, state.RUNNING), log)
+    finally:
+        held.release()
+
+
+def kill(root: str, container_id: str, number: int, everybody: bool) -> None:
+    """Send a signal to its process, or to `everybody` in it.
+
+    Raises ContainerNotFoundError, ContainerStateError when it does not run.
+    """
+    container = state.load(root, container_id)
+    try:
+        if not state.is_running(container):
+            raise ContainerStateError(_NOT_RUNNING)
+        sandbox = Sandbox(root, container.sandbox)
+        sandbox.call("signal_container", id=container_id, signal=number, all=everybody)
+    except TapwrightError as error:
+        if _ends(container, _SETTLE_SECONDS):
+            if not everybody:
+                raise ContainerStateError(_NOT_RUNNING) from None
+        elif number == signal.SIGKILL and isinstance(error, AgentError | SandboxStateError):
+            # The guest does not answer. Without its shim the container is over for everybody.
+            _kill_shim(container)
+        else:
+            raise
+
+
+def pause(root: str, container_id: str) -> None:
+    """Raises ContainerStateError."""
+    _switch(root, container_id, "pause_container", paused=True)
+
+
+def resume(root: str, container_id: str) -> None:
+    """Nothing happens to one that is not paused. Raises ContainerStateError."""
+    _switch(root, container_id, "resume_container", paused=False)
+
+
+def update(root: str, container_id: str, resources: "dict[str, Any]") -> None:
+    """Set limits of its cgroup in the guest. Raises ContainerStateError."""
+    container = _living(root, container_id)
+    Sandbox(root, container.sandbox).call("update_container", id=container_id, resources=resources)
+
+
+def delete(root: str, container_id: str, force: bool, log: Log) -> None:
+    """Take back all that it holds; its sandbox too, when it started that.
+
+    Raises ContainerNotFoundError unless by `force`, ContainerStateError for one that runs and must
+    not by force be ended, NetworkError for what can't be taken back.
+    """
+    try:
+        held = state.hold(root, container_id, _LOCK_SECONDS)
+    except ContainerNotFoundError:
+        if force:
+            return
+        raise
+    try:
+        container = _load_or_guess(root, container_id)
+        status = state.status(root, container)
+        if status in (state.RUNNING, state.PAUSED) and not force:
+            raise ContainerStateError(
+                f"cannot delete container {container_id} that is not stopped: {status}"
+            )
+        take_down(root, container, force)
+        late = container.hooks.get("poststop", ())
+        hooks.run_late("poststop", late, hooks.state_of(container, state.STOPPED), log)
+        held.discard()
+    finally:
+        held.release()
+
+
+def take_down(root: str, container: Container, force: bool) -> None:
+    """End the container, and the sandbox that it owns; wait for the shim's end. Raises as `delete`
+    does."""
+    if container.owns:
+        from tapwright.sandbox import lifecycle
+
+        lifecycle.delete(root, container.sandbox, force)
+    else:
+        sandbox = Sandbox(root, container.sandbox)
+        try:
+            sandbox.call("delete_container", id=container.id, force=True)
+            sandbox.call("unshare", container=container.id)
+        except SandboxStateError:
+            pass  # it ended, and all of its containers with it
+    if not _ends(container, _SHIM_SECONDS):
+        _kill_shim(container)
+
+
+def sync(sandbox: Sandbox, container: Container) -> None:
+    """Bring the guest to what the sandbox's network namespace is by now. Raises NetworkError."""
+    if container.netns:
+        sandbox.call("sync")
+
+
+def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
+    held = state.hold(root, container_id, _LOCK_SECONDS)
+    try:
+        container = _living(root, container_id)
+        Sandbox(root, container.sandbox).call(op, id=container_id)
+        container.paused = paused
+        held.save(container)
+    finally:
+        held.release()
+
+
+def _living(root: str, container_id: str) -> Container:
+    container = state.load(root, container_id)
+    if not state.is_running(container):
+        raise ContainerStateError(_NOT_RUNNING)
+    return container
+
+
+def _load_or_guess(root: str, container_id: str) -> Container:
+    """A container whose file is damaged can be deleted all the same: what it was sure to hold is
+    its sandbox."""
+    try:
+        return state.load(root, container_id)
+    except ContainerStateError:
+        return Container(
+            id=container_id, bundle="", sandbox=pods.sandbox_id(container_id), owns=True
+        )
+
+
+def _ends(container: Container, seconds: float) -> bool:
+    """Whether the shim is gone, at once or within the time."""
+    if not state.is_running(container):
+        return True
+    try:
+        pidfd = os.pidfd_open(container.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # That of the shim, if it still lives now that its pid can't be used again.
+        return not state.is_running(container) or bool(select.select([pidfd], [], [], seconds)[0])
+    finally:
+        os.close(pidfd)
+
+
+def _kill_shim(container: Container) -> None:
+    try:
+        pidfd = os.pidfd_open(container.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if state.is_running(container):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], _SHIM_SECONDS)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,81 @@
+"""What `update` sets (config-linux.md, "Control groups"), and other numbers of the command line."""
+
+import json
+import re
+import sys
+
+from tapwright.errors import UsageError
+from tapwright.oci import guest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tapwright.oci.log import Log
+
+    Json = dict[str, Any]
+
+_PLACES = {
+    "memory": ("memory", "limit"),
+    "memory-reservation": ("memory", "reservation"),
+    "memory-swap": ("memory", "swap"),
+    "cpu-period": ("cpu", "period"),
+    "cpu-quota": ("cpu", "quota"),
+    "cpu-share": ("cpu", "shares"),
+    "pids-limit": ("pids", "limit"),
+}
+_PASSED_OVER = ("kernel-memory", "kernel-memory-tcp")
+_SIZE = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+
+def read(path: str) -> "Json":
+    """linux.resources from a file, `-` for stdin. Raises UsageError."""
+    try:
+        if path == "-":
+            content = json.load(sys.stdin)
+        else:
+            with open(path) as file:
+                content = json.load(file)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: the resources must be an object")
+    return content
+
+
+def of_options(given: "dict[str, str]") -> "Json":
+    """The same from options by name. Raises UsageError."""
+    found: Json = {}
+    for name, text in given.items():
+        if name in _PASSED_OVER:
+            continue
+        if name not in _PLACES:
+            raise UsageError(f"--{name} can't be set in a VM; leave it out")
+        section, key = _PLACES[name]
+        found.setdefault(section, {})[key] = _number(name, text)
+    return found
+
+
+def for_guest(resources: "Json", log: "Log") -> "Json":
+    return guest.resources(resources, log)
+
+
+def seconds(text: str) -> float:
+    """Of Go's `5s`, `100ms`. Raises UsageError."""
+    match = _DURATION.fullmatch(text)
+    if not match or not float(match[1]):
+        raise UsageError(f"{text!r} is not a duration: 5s, 100ms, 1m")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _number(name: str, text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if text == "-1":
+        return -1
+    if not match or (match[2] and not name.startswith("memory")):
+        raise UsageError(f"--{name}: {text!r} is not a number")
+    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")

@@ -1,0 +1,92 @@
+"""What becomes of a container's mounts: those of the host's files are shared with the guest and
+bound there, those of a kernel's own filesystems are the guest's."""
+
+import os
+
+from tapwright.errors import BundleError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tapwright.oci.bundle import Bundle
+    from tapwright.oci.log import Log
+
+    Json = dict[str, Any]
+
+SHARE = "/run/tapwright/share"
+"""Where the guest has what is shared with it: SHARE/CONTAINER/NAME."""
+POD_SHM = "/run/tapwright/shm"
+"""A tmpfs of the guest, which the containers of a pod have in common as /dev/shm."""
+ROOTFS = "rootfs"
+
+_KERNEL_OWN = """
+    bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl hugetlbfs mqueue proc pstore ramfs
+    securityfs sysfs tmpfs tracefs
+"""
+
+
+class Shared:
+    """A file or directory of the host that the guest gets under a name."""
+
+    def __init__(self, name: str, source: str, read_only: bool) -> None:
+        self.name = name
+        self.source = source
+        self.read_only = read_only
+
+
+def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared], "list[Json]"]:
+    """(what is to be shared, the mounts of the guest's configuration). Raises BundleError."""
+    shared = [Shared(ROOTFS, bundle.rootfs, read_only=False)]
+    mounts = []
+    for number, mount in enumerate(bundle.config.get("mounts", ())):
+        options = [option for option in mount.get("options", ()) if not _is_label(option)]
+        kind = mount.get("type", "")
+        if kind == "bind" or "bind" in options or "rbind" in options:
+            if os.path.normpath(mount["destination"]) == "/dev/shm":  # noqa: S108 - the container's
+                # Memory that processes share can't be had of files of the host.
+                mounts.append(_bound(mount, POD_SHM, options))
+                continue
+            source = _source(bundle, mount)
+            share = Shared(f"mount-{number}", source, "ro" in options or "rro" in options)
+            shared.append(share)
+            options = [option for option in options if not _is_mapping(mount, option, log)]
+            mounts.append(_bound(mount, f"{SHARE}/{container_id}/{share.name}", options))
+        elif kind in _KERNEL_OWN.split():
+            mounts.append({**mount, "options": options})
+        else:
+            raise BundleError(
+                f"{mount['destination']}: a mount of type {kind!r} can't be made in a VM, which "
+                "has no device for it; mount it on the host, and bind it into the container"
+            )
+    return shared, mounts
+
+
+def _source(bundle: "Bundle", mount: "Json") -> str:
+    source = bundle.path(mount.get("source", ""))
+    if not mount.get("source") or not os.path.exists(source):
+        raise BundleError(f"{mount['destination']}: its source {source}: no such file or directory")
+    return source
+
+
+def _bound(mount: "Json", source: str, options: list[str]) -> "Json":
+    return {
+        "destination": mount["destination"],
+        "type": "bind",
+        "source": source,
+        "options": options if "bind" in options or "rbind" in options else ["rbind", *options],
+    }
+
+
+def _is_label(option: str) -> bool:
+    """SELinux labels the host's files; the guest has no SELinux."""
+    return option.partition("=")[0] in ("context", "fscontext", "defcontext", "rootcontext")
+
+
+def _is_mapping(mount: "Json", option: str, log: "Log") -> bool:
+    if option.partition("=")[0] not in ("idmap", "ridmap"):
+        return False
+    raise BundleError(
+        f"{mount['destination']}: id-mapped mounts (option {option}) are not supported; the "
+        "container's users are the host's"
+    )

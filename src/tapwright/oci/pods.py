@@ -1,0 +1,101 @@
+"""In which sandbox a container lives: one that it starts, or one that is there.
+
+The marks are those of containerd's CRI plugin (pkg/cri/annotations), of CRI-O and podman
+(pkg/annotations), and of the kubelet's former docker shim; as Kata reads them.
+"""
+
+import hashlib
+import os
+import re
+
+from tapwright.errors import BundleError, ContainerNotFoundError
+from tapwright.oci import state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tapwright.oci.bundle import Bundle
+    from tapwright.oci.state import Container
+
+_MARKS = (
+    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
+    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+    ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
+)
+_SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
+_PROC = re.compile(r"/proc/(\d+)/ns/\w+")
+_JOINED = ("pid", "ipc", "uts")
+
+
+def owner_of(root: str, bundle: "Bundle") -> "Container | None":
+    """The container that started the sandbox which this one joins; None when it starts its own.
+
+    Besides the marks, a network namespace that is a sandbox's tells: there can't be two VMs in one
+    (podman's pods, `--network container:X`). Raises BundleError when its sandbox is not there.
+    """
+    named = _named(bundle.annotations)
+    network = bundle.namespace("network")
+    owners = {container.id: container for container in state.listing(root) if container.owns}
+    if named in owners:
+        return owners[named]
+    if network:
+        for container in owners.values():
+            if container.netns and _same(container.netns, network):
+                return container
+        if named:
+            raise BundleError(f"the sandbox {named!r} of this container is not there; start it")
+    return None
+
+
+def sandbox_id(container_id: str) -> str:
+    """The id of the sandbox that a container starts: its own, where that can be one."""
+    if _SANDBOX_ID.fullmatch(container_id):
+        return container_id
+    digest = hashlib.sha256(container_id.encode()).hexdigest()
+    return f"c-{digest[:32]}"
+
+
+def joined_namespaces(root: str, bundle: "Bundle", owner: "Container | None") -> dict[str, str]:
+    """The namespaces that the container is to share, by type: their paths in the guest.
+
+    The host's path is one of a shim's process, which stands for a container; one that was bound
+    somewhere is that of the pod. Raises BundleError, ContainerNotFoundError.
+    """
+    found = {}
+    for kind in _JOINED:
+        path = bundle.namespace(kind)
+        if not path or owner is None:
+            continue
+        container = _of_path(root, path) or owner
+        if container.sandbox != owner.sandbox:
+            raise BundleError(
+                f"the {kind} namespace {path} is of container {container.id!r}, which lives in "
+                "another VM"
+            )
+        if not state.is_running(container):
+            raise ContainerNotFoundError(
+                f"the {kind} namespace {path} can't be joined: container {container.id!r} does "
+                "not run"
+            )
+        found[kind] = f"/proc/{container.guest_pid}/ns/{kind}"
+    return found
+
+
+def _named(annotations: dict[str, str]) -> str:
+    """The sandbox that the container is marked as a member of; empty when it is not."""
+    for kind, sandbox in _MARKS:
+        if annotations.get(kind) == "container":
+            return annotations.get(sandbox, "")
+    return ""
+
+
+def _of_path(root: str, path: str) -> "Container | None":
+    match = _PROC.fullmatch(path)
+    pid = int(match[1]) if match else 0
+    return next((found for found in state.listing(root) if pid and found.pid == pid), None)
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

@@ -1,0 +1,98 @@
+"""What containers are and do, told: `state`, `list`, `ps`, `events`, `features`."""
+
+import time
+
+from tapwright.errors import ContainerStateError
+from tapwright.oci import hooks, state
+from tapwright.oci.bundle import HOOKS
+from tapwright.oci.control import Sandbox
+from tapwright.oci.state import Container
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    Json = dict[str, Any]
+
+_MOUNT_OPTIONS = """
+    async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev
+    nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid private ratime
+    rbind rdev rdiratime relatime remount rexec rnoatime rnodev rnodiratime rnoexec rnorelatime
+    rnostrictatime rnosuid ro rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid
+    runbindable rw shared silent slave strictatime suid sync tmpcopyup unbindable
+"""
+
+
+def described(root: str, container: Container) -> "Json":
+    """A container as `state` prints it (runtime.md, "State"), with runc's further fields."""
+    status = state.status(root, container)
+    found = hooks.state_of(container, status)
+    return {
+        **found,
+        "pid": found.get("pid", 0),
+        "rootfs": container.rootfs,
+        "created": container.created,
+        "sandbox": container.sandbox,
+        "owner": "root",
+    }
+
+
+def listing(root: str) -> "list[Json]":
+    return [described(root, container) for container in state.listing(root)]
+
+
+def processes(root: str, container_id: str) -> "list[Json]":
+    """The container's processes, with their pids in the guest. Raises ContainerStateError."""
+    found: list[Json] = _living(root, container_id).call("container_processes", id=container_id)
+    return found
+
+
+def shims(root: str, container_id: str) -> list[int]:
+    """The processes that stand for a container's on this host, where platforms look for pids."""
+    container = state.load(root, container_id)
+    if not state.is_running(container):
+        return []
+    from tapwright.oci import shim
+
+    return [container.pid, *(pid for pid in shim.pids_of(container_id) if pid != container.pid)]
+
+
+def statistics(root: str, container_id: str) -> "Json":
+    """A `stats` event in runc's shape (types/events.go). Raises ContainerStateError."""
+    numbers = _living(root, container_id).call("container_statistics", id=container_id)
+    return {"type": "stats", "id": container_id, "data": numbers}
+
+
+def events(root: str, container_id: str, interval: float) -> "Iterator[Json]":
+    """One such event every so many seconds, until the container ends."""
+    while True:
+        yield statistics(root, container_id)
+        time.sleep(interval)
+        if not state.is_running(state.load(root, container_id)):
+            return
+
+
+def features() -> "Json":
+    """What is supported (features.md): what the guest's runtime can, but for what is refused."""
+    return {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.2.0",
+        "hooks": list(HOOKS),
+        "mountOptions": _MOUNT_OPTIONS.split(),
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "cgroup": {"v1": False, "v2": True, "systemd": False, "systemdUser": False},
+            "apparmor": {"enabled": False},
+            "selinux": {"enabled": False},
+            "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": False}},
+        },
+    }
+
+
+def _living(root: str, container_id: str) -> Sandbox:
+    container = state.load(root, container_id)
+    if not state.is_running(container):
+        raise ContainerStateError("container not running")
+    return Sandbox(root, container.sandbox)

@@ -1,0 +1,95 @@
+"""Starts the shim of a process in a container: `shim.sh`, in a process of its own."""
+
+import contextlib
+import os
+
+from tapwright.errors import ContainerStateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+    from typing import Any
+
+_SHELL = "/bin/sh"
+_SCRIPT = os.path.join(os.path.dirname(__file__), "shim.sh")
+_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"  # platforms may give none
+_CONNECTION, _TERMINAL = 3, 4
+_SIGNALS = range(1, 32)
+
+
+def start(
+    connection: "socket.socket",
+    name: str,
+    terminal: int | None = None,
+    own: bool = False,
+    netns: str = "",
+) -> int:
+    """Start it over the connection that `Sandbox.converse` returned; return its pid.
+
+    It has nothing open but the connection and the `terminal`, which becomes its `own` where it is
+    nobody else's: then it hears of changes of the size. It lives in the network namespace at
+    `netns`, if one is given. `name` is for who looks at the process. Raises ContainerStateError.
+    """
+    actions: list[Any] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+        (os.POSIX_SPAWN_DUP2, 0, 1),
+        (os.POSIX_SPAWN_DUP2, 0, 2),
+        (os.POSIX_SPAWN_DUP2, connection.fileno(), _CONNECTION),
+    ]
+    keep = [0, 1, 2, _CONNECTION]
+    if terminal is not None:
+        # Who has no terminal so far gets the one it opens (tty_open_proc_set_tty).
+        flags = os.O_RDWR | (0 if own else os.O_NOCTTY)
+        actions.append((os.POSIX_SPAWN_OPEN, _TERMINAL, os.ttyname(terminal), flags, 0))
+        keep.append(_TERMINAL)
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited() if fd not in keep]
+    kind = "none" if terminal is None else "terminal"
+    try:
+        with _within(netns):
+            return os.posix_spawn(
+                _SHELL,
+                [_SHELL, _SCRIPT, kind, name],
+                {"PATH": _PATH},
+                file_actions=actions,
+                setsid=True,
+                setsigdef=_SIGNALS,
+                setsigmask=[],
+            )
+    except OSError as error:
+        raise ContainerStateError(f"the shim can't be started: {error}") from None
+
+
+def _inherited() -> list[int]:
+    """Descriptors that a program started from here would have: those that this one was given."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the list
+            if os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
+
+
+@contextlib.contextmanager
+def _within(netns: str) -> "Iterator[None]":
+    """In that network namespace for the length of the block, where one is given."""
+    if not netns:
+        yield
+        return
+    from tapwright.linux import netns as namespaces
+
+    with namespaces.entered(netns):
+        yield
+
+
+def pids_of(name: str) -> list[int]:
+    """The shims of that name."""
+    wanted = [_SCRIPT.encode(), name.encode()]
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it ended in the meantime
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+            if words[1:4:2] == wanted:
+                found.append(int(pid))
+    return sorted(found)

@@ -1,0 +1,61 @@
+# The process that a platform waits for: it stands for a process in the guest, and ends with its
+# exit status, 128 + N for signal N. A shell, for it needs a tenth of Python's memory.
+#
+# 3 is the supervisor's control socket, a JSON object a line: the exit status comes from there,
+# signals and sizes go there. When the supervisor dies, so has the process: 137, as if killed.
+# 4 is the terminal, if $1 is "terminal".
+# Signals are forwarded, but for those that can't be caught (9, 19), that the shell needs or raises
+# itself (4, 7, 8, 11, 13, 17), and those of the C library (32, 33).
+
+cd /
+interrupted=
+line=
+
+forward() {
+    interrupted=yes
+    printf '{"signal": %d}\n' "$1" >&3
+}
+
+resize() {
+    interrupted=yes
+    # shellcheck disable=SC2046  # two words, which printf takes one by one
+    set -- $(stty size <&4)
+    [ "${1:-0}" = 0 ] || printf '{"resize": [%d, %d]}\n' "$1" "$2" >&3
+}
+
+trap '' 13
+for number in 1 2 3 5 6 10 12 14 15 16 18 20 21 22 23 24 25 26 27 29 30 31; do
+    # shellcheck disable=SC2064  # the number of now
+    trap "forward $number" "$number"
+done
+if [ "$1" = terminal ]; then
+    trap resize 28
+    resize
+fi
+
+# Bash hears of a new size only when it has done reading.
+limit=
+[ -z "${BASH_VERSION-}" ] || [ "$1" != terminal ] || limit='-t 1'
+
+while :; do
+    interrupted=
+    # shellcheck disable=SC2086  # nothing, or two words
+    if IFS= read -r $limit part <&3; then
+        case $line$part in
+        *'"exited"'*)
+            line=${line}$part
+            number=${line#"${line%%[0-9]*}"}
+            number=${number%%[!0-9]*}
+            case $line in
+            *'"signal"'*) exit $((128 + number)) ;;
+            *) exit "$number" ;;
+            esac
+            ;;
+        esac
+        line=
+    else
+        # More than 128: interrupted, or out of time.
+        [ $? -gt 128 ] || [ "$interrupted" ] || exit 137
+        line=$line$part
+    fi
+done

@@ -1,0 +1,236 @@
+"""What is known of a container, on disk: ROOT/containers/ID/state.json.
+
+Written before anything is made, and whole or not at all, so that `delete` finds it after a kill at
+any instant. The status is not in it: it follows from the shim, which lives as long as the
+container's process. Who changes a container holds a lock (flock(2)) on its directory.
+"""
+
+import fcntl
+import json
+import os
+import re
+import time
+
+from tapwright.errors import ContainerNotFoundError, ContainerStateError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CREATING, CREATED, RUNNING = "creating", "created", "running"
+PAUSED, STOPPED = "paused", "stopped"
+
+_FILE = "state.json"
+_NEW, _DELETED = ".new-", ".deleted-"
+_PAUSE = 0.01
+_ID = re.compile(r"[\w+.\-]{1,128}", re.ASCII)
+
+NOT_FOUND = "container does not exist"
+"""In runc's words, by which platforms know it; so are other texts of this room."""
+
+
+class Container:
+    """A container. The attributes are what is saved.
+
+    `sandbox` is the id of its sandbox, which it `owns` or is a member of. `pid` is the shim's, 0
+    until there is one, `pid_started` that process's start (clock ticks since the host's);
+    `guest_pid` that of its process in the guest. `created` as RFC 3339. `hooks` are those that are
+    due: `poststart`, `poststop`.
+    """
+
+    def __init__(self, **saved: "Any") -> None:
+        self.id: str = saved["id"]
+        self.bundle: str = saved["bundle"]
+        self.rootfs: str = saved.get("rootfs", "")
+        self.oci_version: str = saved.get("oci_version", "1.0.0")
+        self.annotations: dict[str, str] = saved.get("annotations", {})
+        self.created: str = saved.get("created", "")
+        self.sandbox: str = saved["sandbox"]
+        self.owns: bool = saved["owns"]
+        self.netns: str = saved.get("netns", "")
+        self.hooks: dict[str, list[dict[str, Any]]] = saved.get("hooks", {})
+        self.pid: int = saved.get("pid", 0)
+        self.pid_started: int = saved.get("pid_started", 0)
+        self.guest_pid: int = saved.get("guest_pid", 0)
+        self.started: bool = saved.get("started", False)
+        self.paused: bool = saved.get("paused", False)
+
+
+class Held:
+    """A container's directory, locked by this process until `release`, or its end."""
+
+    def __init__(self, directory: str, fd: int) -> None:
+        self.directory = directory
+        self._fd = fd
+
+    def save(self, container: Container) -> None:
+        """Raises OSError."""
+        _save(self.directory, container)
+
+    def discard(self) -> None:
+        """Remove the directory; the id is free at once."""
+        parent, name = os.path.split(self.directory)
+        grave = os.path.join(parent, f"{_DELETED}{name[:200]}-{os.getpid()}")
+        os.rename(self.directory, grave)
+        _remove(grave)
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+def directory_of(root: str, container_id: str = "") -> str:
+    """Raises UsageError for what can't be an id."""
+    if container_id and (not _ID.fullmatch(container_id) or container_id in (".", "..")):
+        raise UsageError(f"invalid container ID format: {container_id!r}")
+    return os.path.join(root, "containers", container_id).rstrip("/")
+
+
+def claim(root: str, container: Container) -> Held:
+    """Enter a new container. Raises ContainerStateError, UsageError."""
+    target = directory_of(root, container.id)
+    parent = os.path.dirname(target)
+    os.makedirs(parent, 0o700, exist_ok=True)
+    _sweep(parent)
+    draft = os.path.join(parent, f"{_NEW}{container.id[:200]}-{os.getpid()}")
+    os.mkdir(draft, 0o700)
+    try:
+        fd = _open(draft)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _save(draft, container)
+        os.rename(draft, target)
+    except OSError as error:
+        _remove(draft)
+        if os.path.isdir(target):
+            raise ContainerStateError("container with given ID already exists") from None
+        raise ContainerStateError(f"{target} can't be made: {error.strerror}") from None
+    return Held(target, fd)
+
+
+def load(root: str, container_id: str) -> Container:
+    """Raises ContainerNotFoundError, ContainerStateError for a damaged file, UsageError."""
+    directory = directory_of(root, container_id)
+    path = os.path.join(directory, _FILE)
+    try:
+        with open(path) as file:
+            return Container(**json.load(file))
+    except FileNotFoundError:
+        raise ContainerNotFoundError(NOT_FOUND) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContainerStateError(f"{path} is damaged: {error}; delete the container") from None
+
+
+def listing(root: str) -> list[Container]:
+    """All containers whose state can be read, in the order of their ids."""
+    found = []
+    for name in _names(directory_of(root)):
+        try:
+            found.append(load(root, name))
+        except (ContainerNotFoundError, ContainerStateError):
+            continue  # just deleted; a damaged one is told of where it is asked for
+    return found
+
+
+def hold(root: str, container_id: str, seconds: float) -> Held:
+    """Lock a container. Raises ContainerNotFoundError, and ContainerStateError when another process
+    has it for longer than that."""
+    directory = directory_of(root, container_id)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fd = _open(directory)
+        except FileNotFoundError:
+            raise ContainerNotFoundError(NOT_FOUND) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(directory)):
+                return Held(directory, fd)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                raise ContainerStateError(
+                    f"another call works on container {container_id!r} for more than "
+                    f"{seconds:g} s; try again later"
+                ) from None
+            time.sleep(_PAUSE)  # flock(2) can wait, but not for a bounded time
+        except FileNotFoundError:
+            pass  # deleted in the meantime, maybe made anew
+        os.close(fd)
+
+
+def status(root: str, container: Container) -> str:
+    """What the container is in (runtime.md, "State")."""
+    if not container.pid:
+        return CREATING if _is_held(directory_of(root, container.id)) else STOPPED
+    if not is_running(container):
+        return STOPPED
+    if container.paused:
+        return PAUSED
+    return RUNNING if container.started else CREATED
+
+
+def is_running(container: Container) -> bool:
+    """Whether the shim lives: not another process of its pid, nor a mere exit status."""
+    return container.pid != 0 and start_of(container.pid) == container.pid_started
+
+
+def start_of(pid: int) -> int:
+    """When a process started, in clock ticks since the host did (proc(5), /proc/PID/stat); -1 for
+    one that is gone or has ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            # The name before may have spaces and brackets.
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+    return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def _save(directory: str, container: Container) -> None:
+    temporary = os.path.join(directory, f".{_FILE}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        json.dump(vars(container), file)
+    os.rename(temporary, os.path.join(directory, _FILE))
+
+
+def _open(directory: str) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _is_held(directory: str) -> bool:
+    try:
+        fd = _open(directory)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _names(parent: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(parent) if not name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def _sweep(parent: str) -> None:
+    """Remove what processes left that were killed while they made or removed a directory."""
+    for name in os.listdir(parent):
+        pid = name.rpartition("-")[2]
+        if name.startswith((_NEW, _DELETED)) and not os.path.exists(f"/proc/{pid}"):
+            _remove(os.path.join(parent, name))
+
+
+def _remove(directory: str) -> None:
+    """A directory of ours: it has files and nothing else."""
+    try:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass

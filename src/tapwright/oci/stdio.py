@@ -1,0 +1,71 @@
+"""What a container's process gets as stdin, stdout and stderr, or as its terminal."""
+
+import fcntl
+import os
+
+from tapwright.errors import ContainerStateError
+from tapwright.oci import console
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Stdio:
+    """`descriptors` are for the supervisor: stdin, stdout, stderr, or a terminal alone. The
+    `terminal` is the container's `own`, or that of the caller, whose mode `close` restores."""
+
+    def __init__(
+        self, descriptors: list[int], terminal: int | None = None, mode: "list[Any] | None" = None
+    ) -> None:
+        self.descriptors = descriptors
+        self.terminal = terminal
+        self._mode = mode
+        self.own = terminal is not None and mode is None
+
+    def close(self) -> None:
+        if self._mode is not None and self.terminal is not None:
+            console.restore(self.terminal, self._mode)
+        for fd in self.descriptors:
+            os.close(fd)
+
+
+def of_process(process: "dict[str, Any]", console_socket: str, detached: bool) -> Stdio:
+    """Raises ContainerStateError, with runc's words for what does not fit together."""
+    if not process.get("terminal"):
+        if console_socket:
+            raise ContainerStateError(
+                "cannot use console socket if the container has no terminal (process.terminal)"
+            )
+        return Stdio([_usable(0, os.O_RDONLY), _usable(1, os.O_WRONLY), _usable(2, os.O_WRONLY)])
+    if console_socket:
+        slave = console.opened_for(console_socket, process.get("consoleSize"))
+        return Stdio([slave], slave)
+    if detached:
+        raise ContainerStateError("cannot allocate tty if detached without setting console socket")
+    tty = _of_the_caller()
+    return Stdio([tty], tty, console.make_raw(tty))
+
+
+def _usable(fd: int, access: int) -> int:
+    """A copy of a descriptor of ours; of the null device where it is closed, or can't be used that
+    way, as platforms have it."""
+    try:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_ACCMODE in (access, os.O_RDWR):
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError:
+        pass
+    return os.open(os.devnull, access | os.O_CLOEXEC)
+
+
+def _of_the_caller() -> int:
+    for fd in (0, 1, 2):
+        if os.isatty(fd):
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        return os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        raise ContainerStateError(
+            "the container is to have a terminal, and there is none here: give a --console-socket"
+        ) from None

@@ -1,0 +1,160 @@
+"""What becomes of a bundle's configuration in the guest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright.errors import BundleError
+from tapwright.oci import bundle, guest, mounts
+from tapwright.oci.log import Log
+from tests.oci.bundles import configuration, write
+
+Json = dict[str, Any]
+
+
+class Made:
+    """The guest's configuration of a bundle, what is shared for it, and the warnings."""
+
+    def __init__(
+        self, directory: Path, content: Json, seccomp: bool = False, **joined: str
+    ) -> None:
+        loaded = bundle.load(str(write(directory / "bundle", content)))
+        path = directory / "log"
+        log = Log(str(path), "json")
+        self.shared, bound = mounts.plan(loaded, "c1", log)
+        self.config = guest.configuration(loaded, "c1", "/rootfs", bound, joined, seccomp, log)
+        log.succeeded()
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.warnings = [json.loads(line)["msg"] for line in lines]
+
+    def mount(self, destination: str) -> Json:
+        (found,) = (m for m in self.config["mounts"] if m["destination"] == destination)
+        return dict(found)
+
+
+def test_namespaces_are_the_guests(tmp_path: Path) -> None:
+    made = Made(tmp_path, configuration(), ipc="/proc/7/ns/ipc")
+    assert {entry["type"]: entry.get("path") for entry in made.config["linux"]["namespaces"]} == {
+        **dict.fromkeys(("pid", "mount", "uts", "cgroup")),
+        "ipc": "/proc/7/ns/ipc",
+    }
+    assert made.config["hostname"] == "box"
+    assert made.warnings == []
+
+
+def test_a_joined_host_name_is_left_alone(tmp_path: Path) -> None:
+    assert "hostname" not in Made(tmp_path, configuration(), uts="/proc/7/ns/uts").config
+
+
+def test_host_only_things_are_left_out(tmp_path: Path) -> None:
+    made = Made(
+        tmp_path,
+        configuration(
+            hooks={"prestart": [{"path": "/bin/true"}], "startContainer": [{"path": "/bin/id"}]},
+            annotations={"run.oci.handler": "krun"},
+            process={"apparmorProfile": "x", "selinuxLabel": "y", "oomScoreAdj": -5},
+            linux={"cgroupsPath": "/machine", "mountLabel": "z", "seccomp": {}, "intelRdt": {}},
+        ),
+    )
+    assert set(made.config) == {
+        *("ociVersion", "root", "process", "mounts", "linux", "hostname", "hooks")
+    }
+    assert made.config["hooks"] == {"startContainer": [{"path": "/bin/id"}]}
+    assert set(made.config["linux"]) == {"namespaces", "cgroupsPath", "resources"}
+    assert made.config["linux"]["cgroupsPath"] == "/c1"
+    assert set(made.config["process"]) == {"args", "env", "cwd", "user", "oomScoreAdj"}
+
+
+def test_seccomp_where_it_is_wanted(tmp_path: Path) -> None:
+    filters = {"defaultAction": "SCMP_ACT_ALLOW"}
+    made = Made(tmp_path, configuration(linux={"seccomp": filters}), seccomp=True)
+    assert made.config["linux"]["seccomp"] == filters
+
+
+def test_bind_mounts_come_through_the_share(tmp_path: Path) -> None:
+    (tmp_path / "hosts").touch()
+    bound = [
+        {"destination": "/etc/hosts", "source": str(tmp_path / "hosts"), "options": ["bind", "ro"]},
+        {"destination": "/data", "type": "bind", "source": "../"},
+    ]
+    made = Made(tmp_path, configuration(mounts=bound))
+    assert [(entry.name, entry.source, entry.read_only) for entry in made.shared] == [
+        ("rootfs", str(tmp_path / "bundle/rootfs"), False),
+        ("mount-4", str(tmp_path / "hosts"), True),
+        ("mount-5", str(tmp_path), False),
+    ]
+    assert made.mount("/etc/hosts") == {
+        "destination": "/etc/hosts",
+        "type": "bind",
+        "source": "/run/tapwright/share/c1/mount-4",
+        "options": ["bind", "ro"],
+    }
+    assert made.mount("/data")["options"] == ["rbind"]
+
+
+def test_kernel_filesystems_are_the_guests(tmp_path: Path) -> None:
+    labelled = {"destination": "/t", "type": "tmpfs", "options": ["size=1m", 'context="a:b"']}
+    made = Made(tmp_path, configuration(mounts=[labelled]))
+    assert made.mount("/t")["options"] == ["size=1m"]
+    assert [entry.name for entry in made.shared] == ["rootfs"]
+
+
+def test_shared_memory_is_the_pods(tmp_path: Path) -> None:
+    shm = {"destination": "/dev/shm", "type": "bind", "source": "/var", "options": ["rw"]}
+    made = Made(tmp_path, configuration(mounts=[shm]))
+    assert made.mount("/dev/shm")["source"] == mounts.POD_SHM
+    assert [entry.name for entry in made.shared] == ["rootfs"]
+
+
+def test_limits_that_a_cgroup_can_set(tmp_path: Path) -> None:
+    resources = {
+        "memory": {"limit": 1 << 26, "kernel": 5, "swappiness": 3, "reservation": None},
+        "cpu": {"quota": 5000, "period": 10000, "cpus": "0-1"},
+        "pids": {"limit": 9},
+        "blockIO": {"weight": 10},
+        "devices": [{"allow": False, "access": "rwm"}],
+    }
+    made = Made(tmp_path, configuration(linux={"resources": resources}))
+    assert made.config["linux"]["resources"] == {
+        "memory": {"limit": 1 << 26},
+        "cpu": {"quota": 5000, "period": 10000},
+        "pids": {"limit": 9},
+        "devices": [{"allow": False, "access": "rwm"}],
+    }
+    assert len(made.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"devices": [{"path": "/dev/kvm", "type": "c"}]}, "/dev/kvm: the host's devices"),
+        ({"rootfsPropagation": "rshared"}, "rootfsPropagation: mounts of the container do not"),
+        ({"namespaces": [{"type": "network"}, {"type": "ipc"}]}, "without a pid namespace"),
+    ],
+)
+def test_what_is_told(tmp_path: Path, changes: Json, warning: str) -> None:
+    (told,) = Made(tmp_path, configuration(linux=changes)).warnings
+    assert told.startswith(warning)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"linux": {"uidMappings": [{}]}}, "user namespaces are not supported"),
+        ({"linux": {"namespaces": [{"type": "user"}]}}, "user namespaces are not supported"),
+        ({"mounts": [{"destination": "/d", "type": "ext4"}]}, "type 'ext4' can't be made"),
+        (
+            {"mounts": [{"destination": "/d", "type": "bind", "source": "/nowhere"}]},
+            "no such file or directory",
+        ),
+        (
+            {"mounts": [{"destination": "/d", "source": "/", "options": ["bind", "idmap"]}]},
+            "id-mapped mounts",
+        ),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, changes: Json, reason: str) -> None:
+    with pytest.raises(BundleError, match=reason):
+        Made(tmp_path, configuration(**changes))

@@ -1,0 +1,125 @@
+"""In which sandbox a container lives, and how large that is."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright.errors import BundleError
+from tapwright.oci import bundle, pods, size, state
+from tests.oci.bundles import configuration, write
+
+CRI = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
+CRIO = "io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"
+OWN = "/proc/self/ns/net"
+
+
+def enter(root: Path, container_id: str, **attributes: Any) -> None:
+    """A container on disk, whose shim is this process."""
+    container = state.Container(
+        **{
+            "id": container_id,
+            "bundle": "/",
+            "sandbox": container_id,
+            "owns": True,
+            "pid": os.getpid(),
+            "pid_started": state.start_of(os.getpid()),
+            "guest_pid": 70,
+            **attributes,
+        }
+    )
+    state.claim(str(root), container).release()
+
+
+def loaded(root: Path, marks: dict[str, str] | None = None, **paths: str) -> bundle.Bundle:
+    namespaces = [{"type": kind, "path": path} for kind, path in paths.items()]
+    content = configuration(annotations=marks or {}, linux={"namespaces": namespaces})
+    return bundle.load(str(write(root / "bundle", content)))
+
+
+def owner(root: Path, wanted: bundle.Bundle) -> str | None:
+    found = pods.owner_of(str(root), wanted)
+    return found.id if found else None
+
+
+@pytest.mark.parametrize("marks", [CRI, CRIO])
+def test_members_are_marked(tmp_path: Path, marks: tuple[str, str]) -> None:
+    enter(tmp_path, "pod")
+    kind, sandbox = marks
+    assert owner(tmp_path, loaded(tmp_path, {kind: "container", sandbox: "pod"})) == "pod"
+    assert owner(tmp_path, loaded(tmp_path, {kind: "sandbox", sandbox: "pod"})) is None
+    assert owner(tmp_path, loaded(tmp_path)) is None
+
+
+def test_a_sandbox_that_is_not_there(tmp_path: Path) -> None:
+    marks = {CRI[0]: "container", CRI[1]: "pod"}
+    with pytest.raises(BundleError, match="the sandbox 'pod' of this container is not there"):
+        pods.owner_of(str(tmp_path), loaded(tmp_path, marks, network="/run/netns/x"))
+
+
+def test_a_pod_of_podman_without_infra_container(tmp_path: Path) -> None:
+    """Its containers name a pod that is none, and share nothing."""
+    marks = {CRIO[0]: "container", CRIO[1]: "pod"}
+    assert owner(tmp_path, loaded(tmp_path, marks, network="")) is None
+
+
+def test_the_network_namespace_tells(tmp_path: Path) -> None:
+    enter(tmp_path, "pod", netns=OWN)
+    assert owner(tmp_path, loaded(tmp_path, network=f"/proc/{os.getpid()}/ns/net")) == "pod"
+    assert owner(tmp_path, loaded(tmp_path, network="/nowhere")) is None
+
+
+def test_joined_namespaces(tmp_path: Path) -> None:
+    enter(tmp_path, "pod")
+    wanted = loaded(tmp_path, ipc=f"/proc/{os.getpid()}/ns/ipc", uts="/run/utsns/x", pid="")
+    found = pods.joined_namespaces(str(tmp_path), wanted, pods.owner_of(str(tmp_path), wanted))
+    assert found == {}
+    marked = loaded(
+        tmp_path,
+        {CRI[0]: "container", CRI[1]: "pod"},
+        ipc=f"/proc/{os.getpid()}/ns/ipc",
+        uts="/run/utsns/x",
+        pid="",
+    )
+    found = pods.joined_namespaces(str(tmp_path), marked, pods.owner_of(str(tmp_path), marked))
+    assert found == {"ipc": "/proc/70/ns/ipc", "uts": "/proc/70/ns/uts"}
+
+
+def test_sandbox_ids() -> None:
+    assert pods.sandbox_id("a" * 64) == "a" * 64
+    long, other = pods.sandbox_id("a" * 65), pods.sandbox_id("a" * 66)
+    assert len({long, other, pods.sandbox_id("_x")}) == 3
+    assert all(len(name) <= 64 for name in (long, other))
+
+
+@pytest.mark.parametrize(
+    ("limit", "mib"),
+    [
+        (0, 256),
+        (-1, 256),
+        (64 * size.MIB, 256),
+        (144 * size.MIB, 256),
+        (145 * size.MIB, 512),
+        (512 * size.MIB, 1024),
+        (9223372036854771712, 256),
+    ],
+)
+def test_memory(tmp_path: Path, limit: int, mib: int) -> None:
+    content = configuration(linux={"resources": {"memory": {"limit": limit}}})
+    wanted = bundle.load(str(write(tmp_path, content)))
+    assert size.memory_mib(wanted, 256) == mib
+
+
+def test_cpus(tmp_path: Path) -> None:
+    content = configuration(linux={"resources": {"cpu": {"quota": 150000, "period": 100000}}})
+    wanted = bundle.load(str(write(tmp_path, content)))
+    assert [size.vcpus(wanted, 1, most) for most in (1, 2, 8)] == [1, 2, 2]
+    assert size.vcpus(wanted, 4, 8) == 4
+
+
+def test_the_size_of_a_pod(tmp_path: Path) -> None:
+    prefix = "io.kubernetes.cri.sandbox-"
+    marks = {f"{prefix}memory": str(1 << 30), f"{prefix}cpu-quota": "400000"}
+    wanted = loaded(tmp_path, marks)
+    assert (size.memory_mib(wanted, 256), size.vcpus(wanted, 1, 8)) == (2048, 4)
