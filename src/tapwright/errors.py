@@ -35,6 +35,22 @@ class AgentRefusedError(AgentError):
     """The agent answered, and said why it does not do what it was asked."""
 
 
+class ContainerError(AgentRefusedError):
+    """A container in the guest can't be made or changed as was asked."""
+
+
+class ContainerNotFoundError(ContainerError):
+    """The guest has no container of that id."""
+
+
+class ContainerExistsError(ContainerError):
+    """The guest has a container of that id already."""
+
+
+class ContainerStateError(ContainerError):
+    """The container is not in a state in which that can be done."""
+
+
 class NetworkError(TapwrightError):
     """A network could not be set up or taken down."""
 
@@ -49,15 +65,6 @@ class SandboxExistsError(TapwrightError):
 
 class SandboxStateError(TapwrightError):
     """The sandbox is not in a state in which that can be done."""
-
-
-class ContainerNotFoundError(TapwrightError):
-    """No container has that id."""
-
-
-class ContainerStateError(TapwrightError):
-    """The container is not in a state in which that can be done. The message is runc's where it
-    has one, for platforms tell by it what happened."""
 
 
 class BundleError(TapwrightError):

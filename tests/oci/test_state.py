@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from tapwright.errors import ContainerNotFoundError, ContainerStateError, UsageError
+from tapwright.errors import (
+    ContainerExistsError,
+    ContainerNotFoundError,
+    ContainerStateError,
+    UsageError,
+)
 from tapwright.oci import state
 from tapwright.oci.state import Container
 
@@ -59,7 +64,7 @@ def test_another_process_of_its_pid(process: "subprocess.Popen[bytes]") -> None:
 
 def test_an_id_belongs_to_one(tmp_path: Path) -> None:
     state.claim(str(tmp_path), container()).release()
-    with pytest.raises(ContainerStateError, match="container with given ID already exists"):
+    with pytest.raises(ContainerExistsError, match="container with given ID already exists"):
         state.claim(str(tmp_path), container())
     assert os.listdir(tmp_path / "containers") == ["c1"]
 

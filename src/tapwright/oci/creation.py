@@ -197,7 +197,7 @@ class _Making:
 
     def _run_hooks(self) -> None:
         wanted = self._bundle.config.get("hooks", {})
-        told = hooks.state_of(self._container, state.CREATING)
+        told = state.told(self._container, state.CREATING)
         for kind in _EARLY_HOOKS:
             # Those of the container's namespaces have here its network's alone.
             netns = self._container.netns if kind == "createContainer" else ""

@@ -7,7 +7,6 @@ import subprocess
 
 from tapwright.errors import ContainerStateError
 from tapwright.oci.log import Log
-from tapwright.oci.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,21 +41,6 @@ def run_late(kind: str, hooks: "Sequence[Json]", state: "Json", log: Log) -> Non
             run(kind, [hook], state)
         except ContainerStateError as error:
             log.warn(str(error))
-
-
-def state_of(container: Container, status: str) -> "Json":
-    """A container's state, as hooks and `state` tell it; `pid` only where there is a process."""
-    state: Json = {
-        "ociVersion": container.oci_version,
-        "id": container.id,
-        "status": status,
-        "pid": container.pid,
-        "bundle": container.bundle,
-        "annotations": container.annotations,
-    }
-    if status == "stopped" or not container.pid:
-        del state["pid"]
-    return state
 
 
 def _failure(hook: "Json", state: str, netns_fd: int) -> str:

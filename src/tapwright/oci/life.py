@@ -11,7 +11,7 @@ from tapwright.errors import (
     SandboxStateError,
     TapwrightError,
 )
-from tapwright.oci import hooks, pods, state
+from tapwright.oci import state
 from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
 from tapwright.oci.state import Container
@@ -47,8 +47,7 @@ def start(root: str, container_id: str, log: Log) -> None:
         container.started = True
         held.save(container)
         sandbox.call("start_container", id=container_id)
-        late = container.hooks.get("poststart", ())
-        hooks.run_late("poststart", late, hooks.state_of(container, state.RUNNING), log)
+        _run_hooks("poststart", container, state.RUNNING, log)
     finally:
         held.release()
 
@@ -111,8 +110,7 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
                 f"cannot delete container {container_id} that is not stopped: {status}"
             )
         take_down(root, container, force)
-        late = container.hooks.get("poststop", ())
-        hooks.run_late("poststop", late, hooks.state_of(container, state.STOPPED), log)
+        _run_hooks("poststop", container, state.STOPPED, log)
         held.discard()
     finally:
         held.release()
@@ -160,15 +158,23 @@ def _living(root: str, container_id: str) -> Container:
     return container
 
 
+def _run_hooks(kind: str, container: Container, status: str, log: Log) -> None:
+    if kind in container.hooks:
+        from tapwright.oci import hooks
+
+        hooks.run_late(kind, container.hooks[kind], state.told(container, status), log)
+
+
 def _load_or_guess(root: str, container_id: str) -> Container:
     """A container whose file is damaged can be deleted all the same: what it was sure to hold is
     its sandbox."""
     try:
         return state.load(root, container_id)
     except ContainerStateError:
-        return Container(
-            id=container_id, bundle="", sandbox=pods.sandbox_id(container_id), owns=True
-        )
+        from tapwright.oci.pods import sandbox_id
+
+        sandbox = sandbox_id(container_id)
+        return Container(id=container_id, bundle="", sandbox=sandbox, owns=True)
 
 
 def _ends(container: Container, seconds: float) -> bool:

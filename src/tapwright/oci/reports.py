@@ -3,8 +3,7 @@
 import time
 
 from tapwright.errors import ContainerStateError
-from tapwright.oci import hooks, state
-from tapwright.oci.bundle import HOOKS
+from tapwright.oci import state
 from tapwright.oci.control import Sandbox
 from tapwright.oci.state import Container
 
@@ -27,7 +26,7 @@ _MOUNT_OPTIONS = """
 def described(root: str, container: Container) -> "Json":
     """A container as `state` prints it (runtime.md, "State"), with runc's further fields."""
     status = state.status(root, container)
-    found = hooks.state_of(container, status)
+    found = state.told(container, status)
     return {
         **found,
         "pid": found.get("pid", 0),
@@ -75,6 +74,8 @@ def events(root: str, container_id: str, interval: float) -> "Iterator[Json]":
 
 def features() -> "Json":
     """What is supported (features.md): what the guest's runtime can, but for what is refused."""
+    from tapwright.oci.bundle import HOOKS
+
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",

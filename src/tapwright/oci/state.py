@@ -11,7 +11,12 @@ import os
 import re
 import time
 
-from tapwright.errors import ContainerNotFoundError, ContainerStateError, UsageError
+from tapwright.errors import (
+    ContainerExistsError,
+    ContainerNotFoundError,
+    ContainerStateError,
+    UsageError,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +91,7 @@ def directory_of(root: str, container_id: str = "") -> str:
 
 
 def claim(root: str, container: Container) -> Held:
-    """Enter a new container. Raises ContainerStateError, UsageError."""
+    """Enter a new container. Raises ContainerExistsError, ContainerStateError, UsageError."""
     target = directory_of(root, container.id)
     parent = os.path.dirname(target)
     os.makedirs(parent, 0o700, exist_ok=True)
@@ -101,7 +106,7 @@ def claim(root: str, container: Container) -> Held:
     except OSError as error:
         _remove(draft)
         if os.path.isdir(target):
-            raise ContainerStateError("container with given ID already exists") from None
+            raise ContainerExistsError("container with given ID already exists") from None
         raise ContainerStateError(f"{target} can't be made: {error.strerror}") from None
     return Held(target, fd)
 
@@ -166,6 +171,21 @@ def status(root: str, container: Container) -> str:
     if container.paused:
         return PAUSED
     return RUNNING if container.started else CREATED
+
+
+def told(container: Container, status: str) -> "dict[str, Any]":
+    """The state as hooks get it (runtime.md, "State"); `pid` only where there is a process."""
+    found: dict[str, Any] = {
+        "ociVersion": container.oci_version,
+        "id": container.id,
+        "status": status,
+        "pid": container.pid,
+        "bundle": container.bundle,
+        "annotations": container.annotations,
+    }
+    if status == STOPPED or not container.pid:
+        del found["pid"]
+    return found
 
 
 def is_running(container: Container) -> bool:
