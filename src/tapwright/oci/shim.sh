@@ -9,7 +9,6 @@
 
 cd /
 interrupted=
-line=
 
 forward() {
     interrupted=yes
@@ -40,22 +39,15 @@ limit=
 while :; do
     interrupted=
     # shellcheck disable=SC2086  # nothing, or two words
-    if IFS= read -r $limit part <&3; then
-        case $line$part in
-        *'"exited"'*)
-            line=${line}$part
-            number=${line#"${line%%[0-9]*}"}
-            number=${number%%[!0-9]*}
-            case $line in
-            *'"signal"'*) exit $((128 + number)) ;;
-            *) exit "$number" ;;
-            esac
-            ;;
+    if IFS= read -r $limit line <&3; then
+        number=${line#"${line%%[0-9]*}"}
+        number=${number%%[!0-9]*}
+        case $line in
+        *'"exited"'*'"signal"'*) exit $((128 + number)) ;;
+        *'"exited"'*) exit "$number" ;;
         esac
-        line=
     else
         # More than 128: interrupted, or out of time.
         [ $? -gt 128 ] || [ "$interrupted" ] || exit 137
-        line=$line$part
     fi
 done
