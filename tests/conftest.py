@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.hypervisor import accelerator
-from tapwright.hypervisor.qemu import Machine
+from tapwright.hypervisor.machine import Machine
 from tapwright.image import store
 from tapwright.linux import libc, links
 from tapwright.linux.netlink import Netlink

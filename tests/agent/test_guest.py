@@ -16,7 +16,8 @@ from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError, HypervisorError
 from tapwright.hypervisor import nics, qmp
-from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.qemu import Qemu
 from tests.guests import MAC, interface, plugged, run, running, tell
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tapwright.hypervisor.qemu import Machine
+from tapwright.hypervisor.machine import Machine
 from tests.sandboxes import COMMAND, Networks, Tapwright
 
 KATA_FILE = Path(__file__).parents[1] / "config" / "kata-qemu.toml"

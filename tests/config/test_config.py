@@ -176,7 +176,8 @@ def test_bridges_as_in_kata(given: int, effective: int) -> None:
 @pytest.mark.parametrize(
     ("text", "slots"),
     [
-        ("", 30),
+        ("", 8),
+        ("machine_type = 'pc'", 30),
         ("default_bridges = 0", 30),
         ("default_bridges = 2", 60),
         ("default_bridges = 7", 150),

@@ -10,8 +10,9 @@ import pytest
 from tapwright.agent.client import AgentClient
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import nics, ports
+from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.ports import Ports, pci_address
-from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.hypervisor.qemu import Qemu
 from tests.guests import MAC, interface, plugged, run, tell
 
 NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")

@@ -20,9 +20,10 @@ import pytest
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor import template, template_store, warming
+from tapwright.hypervisor import restoring, template, template_store, warming
+from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.nics import Tap
-from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.template_store import (
     EXTENTS,
     MANIFEST,
@@ -123,7 +124,7 @@ def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
     others = (
         replace(plain, memory_mib=512),
         replace(plain, vcpus=2),
-        replace(plain, slots=8),
+        replace(plain, slots=9),
         replace(plain, machine_type="pc"),
         replace(plain, accelerator="kvm"),
         replace(plain, kernel_parameters="mitigations=off"),
@@ -246,7 +247,7 @@ def test_memory_is_of_one_template_only(
         assert found is not None
         with contextlib.closing(found):
             for _ in range(2):
-                template.memory_of(plain, found, holders)
+                restoring.memory_of(plain, found, holders)
         assert len({os.fstat(fd).st_ino for fd in holders.fds}) == count
         publish(store, plain, memory[0])
     for fd in holders.fds:
@@ -273,7 +274,7 @@ def test_memory_of_others_is_not_believed(
     holders = Alone()
     holders.fds.append(fd)
     with contextlib.closing(found):
-        taken = template.memory_of(plain, found, holders).fd
+        taken = restoring.memory_of(plain, found, holders).fd
     assert os.fstat(taken).st_ino != os.fstat(fd).st_ino
     for number in {fd, taken, read} - {-1}:
         os.close(number)
@@ -300,7 +301,7 @@ def test_memory_that_can_be_shared_is_a_copy(
     holders = Alone()
     machine = replace(plain, **sharing)
     with contextlib.closing(found):
-        copies = [template.memory_of(machine, found, holders) for _ in range(2)]
+        copies = [restoring.memory_of(machine, found, holders) for _ in range(2)]
         assert all(copy.is_own for copy in copies)
         assert holders.fds == []
         one, other = (mmap.mmap(copy.fd, 0) for copy in copies)
@@ -313,7 +314,7 @@ def test_memory_that_can_be_shared_is_a_copy(
         flip_a_byte(directory / MEMORY)
         opened = os.listdir("/proc/self/fd")
         with pytest.raises(DamagedError):
-            template.memory_of(machine, found, holders)
+            restoring.memory_of(machine, found, holders)
         assert os.listdir("/proc/self/fd") == opened
 
 
@@ -334,7 +335,7 @@ def test_no_room_for_a_copy(saved: tuple[Store, str, Path], plain: Machine, tmp_
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], check=True)
     try:
         with contextlib.closing(found), pytest.raises(OSError, match="No space left"):
-            template.memory_of(replace(plain, memory_directory=str(place)), found, Alone())
+            restoring.memory_of(replace(plain, memory_directory=str(place)), found, Alone())
     finally:
         subprocess.run(["umount", place], check=True)
 
@@ -408,9 +409,9 @@ async def restored(
 ) -> AsyncIterator[tuple[Any, AgentClient]]:
     found = await template.find_or_make(machine, templates, BOOT_SECONDS, print)
     with contextlib.closing(found):
-        memory = template.memory_of(machine, found, holders)
-        qemu = await template.restore(machine, found, memory)
-    agent = AgentClient(qemu.agent, is_new=True)
+        begun = restoring.begin(machine, found, holders)
+        qemu = await template.restored(machine, begun)
+    agent = AgentClient(qemu.agent, session=begun.session)
     try:
         await agent.connect(BOOT_SECONDS)
         yield qemu, agent

@@ -602,7 +602,11 @@ def test_agent_that_is_silent(kata: Kata, tapwright: Tapwright, taps: Any, clean
 # --- many, often, at once ---------------------------------------------------------------------
 
 
-def test_thirty_at_once_then_no_slot(kata: Kata, taps: Any, clean: None) -> None:
+def test_thirty_at_once_then_no_slot(
+    kata: Kata, tapwright: Tapwright, taps: Any, clean: None
+) -> None:
+    config = tapwright.configuration(default_bridges=1)
+    assert tapwright.run("sandbox", "run", "wide", config=config).returncode == 0
     for number in range(31):
         taps(f"tap-{number}")
         request = interface(
@@ -612,15 +616,16 @@ def test_thirty_at_once_then_no_slot(kata: Kata, taps: Any, clean: None) -> None
             IPAddresses=[{"address": f"172.16.1.{number + 1}", "mask": "16"}],
         )
         if number < 30:
-            kata("add-iface", request)
+            kata("add-iface", request, "wide")
         else:
-            assert "all 30 slots for NICs are taken" in kata.refused("add-iface", request)
-    listed = kata("list-ifaces")
+            assert "all 30 slots for NICs are taken" in kata.refused("add-iface", request, "wide")
+    listed = kata("list-ifaces", sandbox="wide")
     assert len(listed) == 30
     assert answers_ping("172.16.1.1")
     assert answers_ping("172.16.1.30")
     for number in range(30):
-        kata("del-iface", {"name": f"n{number}"})
+        kata("del-iface", {"name": f"n{number}"}, "wide")
+    tapwright.delete("wide")
 
 
 def test_slots_as_configured(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:

@@ -7,7 +7,6 @@ dropped, and a command that sends more than its window is ended.
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -18,7 +17,6 @@ from tapwright.errors import AgentError, AgentRefusedError
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
-_ENTROPY_BYTES = 64
 
 # What must be in an answer of the guest, and of which type.
 _SHAPES: dict[str, dict[str, Any]] = {
@@ -40,15 +38,15 @@ OnFrame = Callable[[Frame], None]
 
 
 class AgentClient:
-    """Speaks to the agent over a connected socket, to which nobody has written if it `is_new`. Use
-    it from one event loop."""
+    """Speaks to the agent over a connected socket, to which nobody has written if it `is_new`, or
+    on which a `session` was opened. Use it from one event loop."""
 
-    def __init__(self, connection: socket.socket, is_new: bool = False) -> None:
+    def __init__(self, connection: socket.socket, is_new: bool = False, session: int = 0) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._decoder = protocol.Decoder()
         self._assembler = protocol.Assembler()
-        self._session = 0
+        self._session = session
         self._last_stream = 0
         self._streams: dict[int, OnFrame] = {}
         self._open_windows: dict[tuple[int, int], int] = {}
@@ -60,7 +58,8 @@ class AgentClient:
         self._background: set[asyncio.Task[None]] = set()
         self.facts: dict[str, Any] = {}
         self._reader = asyncio.create_task(self._read())
-        self._greet()
+        if not session:
+            self._greet()
 
     async def connect(self, timeout: float) -> dict[str, Any]:
         """Wait until the agent answers; return what it says of itself. Raises AgentError."""
@@ -173,9 +172,7 @@ class AgentClient:
     async def _open_session(self) -> None:
         async with self._sending:
             self._hello_due = False
-            self._session = secrets.randbits(31) + 1
-            entropy = secrets.token_hex(_ENTROPY_BYTES)
-            hello = protocol.hello(self._session, {"entropy": entropy}, self._after_whole)
+            self._session, hello = protocol.opening(self._after_whole)
             # An agent that starts anew may have read half of what was sent.
             self._after_whole = False
             await self._send_whole(hello)

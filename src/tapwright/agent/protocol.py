@@ -27,6 +27,7 @@ MAX_MESSAGE, an agent serves at most MAX_STREAMS streams.
 """
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ WINDOW = 256 * 1024
 HELLO, REQUEST, REPLY, ERROR, STDIN, STDOUT, STDERR, SIGNAL, CREDIT, CANCEL = range(1, 11)
 MORE = 1  # flag: the message goes on in the next frame of the stream
 
+_ENTROPY_BYTES = 64
 _MAGIC = b"TWRT"
 _HEADER = struct.Struct("!4sBBHIIII")
 _CHECKED = struct.Struct("!4sBBHIII")
@@ -81,6 +83,12 @@ def hello(session: int, facts: dict[str, Any], after_whole: bool = False) -> byt
     nothing."""
     frame = encode(Frame(HELLO, session, 0, json.dumps(facts).encode()))
     return frame if after_whole else PREAMBLE + frame
+
+
+def opening(after_whole: bool = True) -> tuple[int, bytes]:
+    """A new session's number, and the supervisor's HELLO that opens it."""
+    session = (int.from_bytes(os.urandom(4)) >> 1) + 1
+    return session, hello(session, {"entropy": os.urandom(_ENTROPY_BYTES).hex()}, after_whole)
 
 
 def message(kind: int, session: int, stream: int, content: Any) -> bytes:

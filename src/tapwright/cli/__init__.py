@@ -24,7 +24,7 @@ def run() -> "NoReturn":
     gc.set_threshold(100_000)  # a collection while importing finds nothing and takes 2 ms
     try:
         try:
-            status = main()
+            status = _version() if sys.argv[1:] == ["--version"] else main()
         except SystemExit as end:  # from argparse
             status = end.code if isinstance(end.code, int) else _FAILED
         _flush(sys.stdout)
@@ -32,6 +32,14 @@ def run() -> "NoReturn":
         status = _FAILED
     _flush(sys.stderr)
     os._exit(status)
+
+
+def _version() -> int:
+    """What argparse would print, which takes longer to load than the interpreter."""
+    from tapwright import __version__
+
+    print(f"tapwright {__version__}")
+    return 0
 
 
 def main(argv: "Sequence[str] | None" = None) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 from tapwright.errors import TapwrightError
 
+_COLUMNS = 80
+
 
 def need_root() -> None:
     if os.geteuid() != 0:
@@ -16,6 +18,14 @@ def need_root() -> None:
             "only root can do this: sandboxes need network namespaces and TAP devices. Run it "
             "with sudo"
         )
+
+
+def columns() -> int:
+    """How wide what is printed may be."""
+    try:
+        return os.get_terminal_size(1).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 def print_json(content: Any) -> None:

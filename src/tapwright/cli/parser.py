@@ -2,10 +2,9 @@
 that takes 2 ms to import, for each argument that it is told of."""
 
 import argparse
-import os
 from typing import Any
 
-_COLUMNS = 80
+from tapwright.cli import output
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,16 +16,9 @@ class Parser(argparse.ArgumentParser):
 
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_columns() - 2)
+        super().__init__(prog, width=output.columns() - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
             return text
         return super()._fill_text(text, width, indent)
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(1).columns or _COLUMNS
-    except OSError:
-        return _COLUMNS

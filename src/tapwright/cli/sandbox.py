@@ -13,6 +13,7 @@ from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError
 
 if TYPE_CHECKING:
     from tapwright.config import Config
+    from tapwright.sandbox.launching import Launch
     from tapwright.sandbox.registry import Sandbox
 
 _CAPTURED_BYTES = 64 * 1024 * 1024
@@ -105,7 +106,11 @@ def _add_run(commands: Any) -> None:
         default=0,
         help="of the guest (default: default_vcpus in the configuration)",
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, with what took how long")
+    form.add_argument(
+        "--timing", action="store_true", help="print what took how long, as a picture"
+    )
     command.set_defaults(run=_run)
 
 
@@ -140,10 +145,27 @@ def _add_exec(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
+    output.need_root()
+    from tapwright.sandbox.launching import Launch
+
+    # First of all: it has as much to load as we have.
+    with Launch() as launch:
+        sandbox = _run_with(launch, arguments, started)
+    if arguments.json:
+        output.print_json(_described(sandbox))
+    else:
+        _print_sandbox(sandbox)
+    if arguments.timing and sandbox.record:
+        from tapwright.cli import timing
+
+        print(timing.picture(sandbox.record.phases, output.columns()))
+    return 0
+
+
+def _run_with(launch: "Launch", arguments: argparse.Namespace, started: float) -> "Sandbox":
     from tapwright.sandbox import lifecycle, registry, taps
     from tapwright.sandbox.planning import Wish, parse_published, plan
 
-    output.need_root()
     lifecycle.check_id(arguments.id)
     wish = Wish(
         networks=[_network(text) for text in arguments.network],
@@ -158,15 +180,10 @@ def _run(arguments: argparse.Namespace) -> int:
         os.environ["TAPWRIGHT_LOG_LEVEL"] = "debug"
     try:
         spec = plan(configuration, wish, output.show_progress)
-        lifecycle.run(arguments.root, arguments.id, spec, output.show_progress, started)
+        lifecycle.run(arguments.root, arguments.id, spec, output.show_progress, started, launch)
     finally:
         output.end_progress()
-    sandbox = registry.find(arguments.root, arguments.id)
-    if arguments.json:
-        output.print_json(_described(sandbox))
-    else:
-        _print_sandbox(sandbox)
-    return 0
+    return registry.find(arguments.root, arguments.id)
 
 
 def _list(arguments: argparse.Namespace) -> int:

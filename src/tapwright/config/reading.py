@@ -70,7 +70,11 @@ class _Reading:
         """All of it."""
         if self._values["netmon"].pop("disable_new_netns", False):
             self._values["runtime"]["disable_new_netns"] = True
-        self._pass_over_guest(self._values["hypervisor.qemu"])
+        qemu = self._values["hypervisor.qemu"]
+        self._pass_over_guest(qemu)
+        if "default_bridges" in qemu:
+            # As in Kata, where there are no root ports unless they are asked for.
+            qemu.setdefault("pcie_root_port", 0)
         parts: dict[str, Any] = {
             attribute: kind(**self._values[section])
             for section, (attribute, kind) in SECTIONS.items()

@@ -54,7 +54,7 @@ class Qemu:
     default_vcpus: int = _key(1, least=-_INT32 - 1, most=_INT32, blank=True)
     default_memory: int = _key(256, least=LEAST_MEMORY, most=_MOST_MEMORY, blank=True)
     default_bridges: int = _key(1, least=1, most=_INT32, blank=True)
-    pcie_root_port: int = _key(0, most=MOST_BRIDGES * _NICS_PER_BRIDGE)
+    pcie_root_port: int = _key(8, most=MOST_BRIDGES * _NICS_PER_BRIDGE)
     boot_timeout: int = _key(60, least=1, most=3600)
     file_mem_backend: str = ""
     enable_hugepages: bool = False

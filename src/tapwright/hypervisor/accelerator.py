@@ -5,7 +5,6 @@ paravirtual guests only, as on some cloud machines. So the real guest is booted 
 once, and the verdict kept for this boot of the host, its kernel, this QEMU and this guest.
 """
 
-import asyncio
 import contextlib
 import fcntl
 import json
@@ -14,9 +13,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError, ConfigError, HypervisorError
-from tapwright.hypervisor.qemu import Machine, Qemu, qemu_may_open_kvm
+from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.process import qemu_may_open_kvm
 
 Progress = Callable[[str], None]
 
@@ -25,8 +24,9 @@ _VERDICT = Path("/run/tapwright/accelerator.json")  # /run is empty after each b
 _DEADLINE = 6.0
 
 
-async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
-    """The accelerator for a machine that wants `machine.accelerator`, and why.
+def known(machine: Machine) -> tuple[str, str] | None:
+    """The accelerator for a machine that wants `machine.accelerator`, and why; None where a guest
+    must be booted to tell.
 
     Raises ConfigError for an unknown wish.
     """
@@ -37,21 +37,31 @@ async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
         return wanted, "configured"
     if not os.path.exists("/dev/kvm"):
         return "tcg", "there is no /dev/kvm"
+    try:
+        verdict = json.loads(_VERDICT.read_text())
+        if verdict["conditions"] == _conditions(machine):
+            return verdict["accelerator"], verdict["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
+    """The same, and a guest is booted where it must be. Raises ConfigError."""
+    if verdict := known(machine):
+        return verdict
+    import asyncio
+
     _VERDICT.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with _VERDICT.with_suffix(".lock").open("w") as lock:
         # In a thread, for the one that holds it may be booting a guest.
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        return await _remembered_or_probed(machine, progress)
+        return known(machine) or await _probed(machine, progress)
 
 
-async def _remembered_or_probed(machine: Machine, progress: Progress) -> tuple[str, str]:
+async def _probed(machine: Machine, progress: Progress) -> tuple[str, str]:
+    # Before, for what changes while the guest boots makes the verdict an old one.
     conditions = _conditions(machine)
-    try:
-        verdict = json.loads(_VERDICT.read_text())
-        if verdict["conditions"] == conditions:
-            return verdict["accelerator"], verdict["reason"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     accelerator, reason = await _probe(machine, progress)
     verdict = {"accelerator": accelerator, "reason": reason, "conditions": conditions}
     temporary = _VERDICT.with_suffix(".new")
@@ -66,6 +76,11 @@ async def _probe(machine: Machine, progress: Progress) -> tuple[str, str]:
             "/dev/kvm is not open to QEMU's user, which is not root: groupadd -f kvm && "
             "chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
         )
+    import asyncio  # slow to load, and most often not needed
+
+    from tapwright.agent.client import AgentClient
+    from tapwright.hypervisor.qemu import Qemu
+
     progress("see whether KVM boots the guest (once for this boot of the host)")
     # As plain as can be: what is wrong with this machine in particular says nothing of KVM.
     trial = Machine(machine.kernel, machine.initrd, "kvm", path=machine.path)

@@ -8,10 +8,12 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tapwright.errors import HypervisorError
+from tapwright.hypervisor import qmp_wire
+from tapwright.hypervisor.qmp_wire import Command
 
 _LINE_LIMIT = 16 * 1024 * 1024
 _GREETING_SECONDS = 20.0
@@ -26,24 +28,34 @@ class QmpError(HypervisorError):
 
 
 class Qmp:
-    """One QMP connection over a connected socket. Use it from one event loop."""
+    """One QMP connection over a connected socket, to which the `written` commands have been sent.
+    Use it from one event loop."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, written: Sequence[str] = ()) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
-        self._last_id = 0
         self._sending = asyncio.Lock()
-        self._greeting = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._greeting = loop.create_future()
+        self._written = dict(enumerate(written, 1))
+        self._pending.update((ident, loop.create_future()) for ident in self._written)
+        self._last_id = len(self._written)
         self._reader = asyncio.create_task(self._read())
 
     async def connect(self) -> None:
-        """Wait for QEMU's greeting and enter command mode. Raises HypervisorError."""
+        """Wait for QEMU's greeting, and its answer to what was written before it started.
+
+        Raises QmpError, HypervisorError.
+        """
         try:
             async with asyncio.timeout(_GREETING_SECONDS):
                 await self._greeting
-                await self.execute("qmp_capabilities")
+                for ident, name in self._written.items():
+                    answer = self._pending[ident]
+                    _result(name, await answer)
+                    del self._pending[ident]
         except TimeoutError:
             raise HypervisorError(f"QEMU did not greet within {_GREETING_SECONDS:g} s") from None
 
@@ -53,11 +65,11 @@ class Qmp:
         Waits as long as QEMU lives: QEMU does what it was asked in its order, also when it is late,
         and who gave up on it would not know what there is.
         """
-        return await self._execute(command, arguments)
+        return await self._execute(Command(command, arguments))
 
     async def execute_with_fd(self, fd: int, command: str, **arguments: Any) -> Any:
         """The same with a file descriptor on the way (for getfd, add-fd). It stays ours too."""
-        return await self._execute(command, arguments, fd)
+        return await self._execute(Command(command, arguments, fd))
 
     def on_event(self, name: str, listener: Callable[[dict[str, Any]], None]) -> None:
         """Have the data of each event of that name passed to the listener."""
@@ -69,31 +81,25 @@ class Qmp:
             await self._reader
         self._socket.close()
 
-    async def _execute(self, command: str, arguments: dict[str, Any], fd: int | None = None) -> Any:
+    async def _execute(self, command: Command) -> Any:
         if self._reader.done():
-            raise HypervisorError(f"QEMU is gone; {command} was not sent")
+            raise HypervisorError(f"QEMU is gone; {command.name} was not sent")
         self._last_id += 1
         ident = self._last_id
-        names = {key.replace("_", "-"): value for key, value in arguments.items()}
-        line = json.dumps({"execute": command, "arguments": names, "id": ident}).encode() + b"\n"
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
         self._pending[ident] = answer
         try:
             async with self._sending:
-                if fd is not None:
-                    # One byte carries the descriptor; QEMU skips white space between commands.
-                    socket.send_fds(self._socket, [b" "], [fd])
-                await asyncio.get_running_loop().sock_sendall(self._socket, line)
+                if command.fd is not None:
+                    qmp_wire.send_fd(self._socket, command.fd)
+                await loop.sock_sendall(self._socket, qmp_wire.line(command, ident))
             reply = await answer
         except OSError as error:
             raise HypervisorError(f"QEMU does not listen any more: {error}") from None
         finally:
             self._pending.pop(ident, None)
-        if "error" in reply:
-            refusal = reply["error"]
-            reason = refusal.get("desc", "no reason given")
-            raise QmpError(command, refusal.get("class", ""), reason)
-        return reply["return"]
+        return _result(command.name, reply)
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
@@ -113,7 +119,7 @@ class Qmp:
             for future in (self._greeting, *self._pending.values()):
                 if not future.done():
                     future.set_exception(gone)
-            self._greeting.exception()
+                    future.exception()  # it may be that nobody waits for it
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:
@@ -124,3 +130,11 @@ class Qmp:
                 self._greeting.set_result(None)
         elif (answer := self._pending.get(message.get("id", 0))) and not answer.done():
             answer.set_result(message)
+
+
+def _result(command: str, reply: dict[str, Any]) -> Any:
+    if "error" in reply:
+        refusal = reply["error"]
+        reason = refusal.get("desc", "no reason given")
+        raise QmpError(command, refusal.get("class", ""), reason)
+    return reply["return"]

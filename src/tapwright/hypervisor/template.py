@@ -14,13 +14,16 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tapwright.errors import AgentError, HypervisorError, TapwrightError
 from tapwright.hypervisor import warming
-from tapwright.hypervisor.qemu import Machine, Qemu, SavedMemory
+from tapwright.hypervisor.machine import Machine, SavedMemory
+from tapwright.hypervisor.qemu import Qemu
+from tapwright.hypervisor.qmp import QmpError
+from tapwright.hypervisor.restoring import CAPABILITIES, Restoring
 from tapwright.hypervisor.template_store import (
     STATE,
     DamagedError,
@@ -39,24 +42,9 @@ _PAUSE = 0.02
 _SAVE_SECONDS = 30.0
 _RETRY_SECONDS = 600.0
 
-_CAPABILITIES = [
-    {"capability": "x-ignore-shared", "state": True},  # the memory is in our hands already
-    {"capability": "events", "state": True},
-]
-
 
 class RefusedError(HypervisorError):
     """QEMU has started, and does not take the template."""
-
-
-class Holders(Protocol):
-    """Those who hold the memory of a template in a memfd: the others, and oneself."""
-
-    def paths(self) -> Iterable[str]:
-        """Where memory may be found, as /proc/PID/fd/N."""
-
-    def enter(self, fd: int) -> None:
-        """Let others find this one, as long as this process has it."""
 
 
 async def find_or_make(
@@ -93,62 +81,17 @@ async def find_or_make(
     raise HypervisorError("the template is damaged as soon as it is made; is its disk sound?")
 
 
-def memory_of(machine: Machine, template: Template, holders: Holders) -> SavedMemory:
-    """The memory that a guest is to be restored with. Raises DamagedError, OSError."""
-    if machine.has_private_memory:
-        return SavedMemory(_sealed(template, holders), is_complete=True)
-    return SavedMemory(_copied(machine, template), is_complete=True, is_own=True)
+async def restored(machine: Machine, restoring: Restoring) -> Qemu:
+    """The QEMU of a guest that was begun to be restored, when the guest runs.
 
-
-def _sealed(template: Template, holders: Holders) -> int:
-    """A sealed memfd with the memory of a template: that of another process, or a new one."""
-    fd = _taken_over(template, holders)
-    if fd is None:
-        # One fills it, the others take it over.
-        fcntl.flock(template.directory, fcntl.LOCK_EX)
-        try:
-            fd = _taken_over(template, holders)
-            if fd is None:
-                fd = template.fill()
-            holders.enter(fd)
-        finally:
-            fcntl.flock(template.directory, fcntl.LOCK_UN)
-        return fd
-    holders.enter(fd)
-    return fd
-
-
-def _copied(machine: Machine, template: Template) -> int:
-    """Memory such as the machine would be booted with, with the pages of a template."""
-    size = template.memory_size
-    if machine.hugepages:
-        fd = memfd.create("tapwright-own", size, huge_pages=True)
-    else:
-        fd = memfd.create_in(machine.memory_directory, size)
-    try:
-        template.copy_to(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-async def restore(machine: Machine, template: Template, memory: SavedMemory) -> Qemu:
-    """Start a guest from a template. It runs as soon as QEMU has read the state; one that can't
-    read it ends. Memory that is the guest's own is closed here.
-
-    Raises HypervisorError, among them RefusedError.
+    Raises HypervisorError, among them RefusedError; QEMU has ended then.
     """
     try:
-        qemu = await Qemu.start(machine, memory)
-    finally:
-        if memory.is_own:
-            os.close(memory.fd)
+        qemu = await Qemu.of(machine, restoring.spawned)
+    except QmpError as error:
+        raise RefusedError(str(error)) from None
     try:
-        await qemu.qmp.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
-        os.lseek(template.state, 0, os.SEEK_SET)
-        await qemu.qmp.execute_with_fd(template.state, "getfd", fdname="state")
-        await qemu.qmp.execute("migrate-incoming", uri="fd:state")
+        await qemu.resumed()
     except HypervisorError as error:
         await qemu.kill()
         raise RefusedError(str(error)) from None
@@ -167,14 +110,6 @@ def give_up(directory: Path, template: Template, reason: Exception) -> None:
     store.drop(template.key)
     if not isinstance(reason, DamagedError):
         store.note_failure(template.key, str(reason))
-
-
-def _taken_over(template: Template, holders: Holders) -> int | None:
-    for path in holders.paths():
-        fd = memfd.open_sealed(path, template.memory_name, template.memory_size)
-        if fd is not None:
-            return fd
-    return None
 
 
 @contextlib.asynccontextmanager
@@ -220,7 +155,7 @@ async def _save(qemu: Qemu, path: Path) -> None:
             saved.set_result(status)
 
     qemu.qmp.on_event("MIGRATION", note)
-    await qemu.qmp.execute("migrate-set-capabilities", capabilities=_CAPABILITIES)
+    await qemu.qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         await qemu.qmp.execute_with_fd(fd, "getfd", fdname="state")

@@ -9,7 +9,6 @@ A template comes into being by the renaming of a complete directory. Only root c
 it is checked whenever it is used: what is damaged is as good as not there, and is removed.
 """
 
-import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -19,7 +18,6 @@ import os
 import shutil
 import stat
 import struct
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor.qemu import Machine
+from tapwright.hypervisor.machine import Machine
 from tapwright.linux import memfd
 
 MANIFEST, STATE, MEMORY, EXTENTS = "manifest.json", "state", "memory", "extents"
@@ -110,6 +108,8 @@ class Template:
 
         Raises DamagedError, OSError.
         """
+        import concurrent.futures  # slow to load, and most often not needed
+
         extents = _read(self.directory, EXTENTS)
         _check(self.manifest, EXTENTS, zlib.crc32(extents))
         with _mapped(self.directory, MEMORY) as content:
@@ -125,6 +125,10 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def find_for(self, machine: Machine) -> Template | None:
+        """The template of a machine, as `find` does. Raises HypervisorError."""
+        return self.find(key_of(describe(machine)))
 
     def find(self, key: str) -> Template | None:
         """The template of that key, if it is there and sound; a damaged one is removed."""
@@ -160,6 +164,8 @@ class Store:
         published. To be used under the lock: what others have left is removed."""
         for path in [*self._path.glob(f"{_NEW}*"), *self._path.glob(f"{_DROPPED}*")]:
             shutil.rmtree(path, ignore_errors=True)
+        import tempfile  # slow to load, and most often not needed
+
         path = Path(tempfile.mkdtemp(prefix=_NEW, dir=self._path))  # 0700
         try:
             yield path

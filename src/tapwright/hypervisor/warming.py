@@ -14,8 +14,9 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError
+from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.nics import Tap
-from tapwright.hypervisor.qemu import Machine, Qemu, SavedMemory
+from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.share import Share
 from tapwright.linux import addresses, libc, links, netns, tuntap
 from tapwright.linux.addresses import Address

@@ -1,11 +1,14 @@
 """Child processes: bound to their parent's life, and waited for (prctl(2), pidfd_open(2))."""
 
-import asyncio
 import os
 import signal
 import subprocess
+from typing import TYPE_CHECKING
 
 from tapwright.linux import libc
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 def die_with(parent: int) -> None:
@@ -16,8 +19,10 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def ended(process: subprocess.Popen[bytes]) -> asyncio.Future[None]:
+def ended(process: subprocess.Popen[bytes]) -> "asyncio.Future[None]":
     """A future that is done when the process has ended; its exit status has been fetched then."""
+    import asyncio  # slow to load, and not needed to start a process
+
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
     pidfd = os.pidfd_open(process.pid)

@@ -1,41 +1,40 @@
-"""How a sandbox gets onto its networks: namespace, QEMU beside the CNI chain, NICs, guest.
+"""How a sandbox gets onto its networks: the guest beside the CNI chain, NICs, configuration.
 
-Runs in the supervisor. What is made is entered in the journal first; after a failure the caller
-stops QEMU and calls `teardown`.
+Runs in the supervisor, after `early`. What is made is entered in the journal first; after a failure
+the caller stops QEMU and calls `teardown`.
 """
 
 import asyncio
-import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from tapwright import cni
-from tapwright.agent.client import AgentClient
 from tapwright.endpoint import discovery
-from tapwright.errors import NetworkError
+from tapwright.errors import TapwrightError
 from tapwright.hypervisor import accelerator
-from tapwright.hypervisor.qemu import Machine
-from tapwright.linux import netns
-from tapwright.sandbox import ownership, socket_nics
-from tapwright.sandbox.guest import Guest, Starter, machine_of
+from tapwright.hypervisor.machine import Machine
+from tapwright.sandbox import attachments, socket_nics
+from tapwright.sandbox.early import Early, machine_of
+from tapwright.sandbox.guest import Guest, Starter
 from tapwright.sandbox.interfaces import Interfaces
-from tapwright.sandbox.record import Journal, NetworkRequest, Phase
+from tapwright.sandbox.record import Journal
 
 Progress = Callable[[str], None]
 Result = dict[str, Any]
+_One = TypeVar("_One")
+_Other = TypeVar("_Other")
 
 
 class Bringup:
-    """Brings up the sandbox of a journal."""
+    """Brings up the sandbox of a journal, of which some has been begun."""
 
-    def __init__(self, journal: Journal, progress: Progress) -> None:
+    def __init__(self, journal: Journal, early: Early, progress: Progress) -> None:
         self._journal = journal
         self._record = journal.record
+        self._early = early
         self._progress = progress
-        self._starter = Starter(journal, progress, self._phase)
+        self._starter = Starter(journal, progress)
 
     @property
     def guest(self) -> Guest | None:
@@ -44,89 +43,41 @@ class Bringup:
 
     async def run(self) -> Guest:
         """All of it. Raises NetworkError, HypervisorError, AgentError, ConfigError."""
-        with self._phase("accelerator"):
-            machine = await self._machine()
-        if self._record.netns:
-            with self._phase("namespace"):
-                self._make_netns()
-        guest, results = await self._network_while_starting(machine)
-        with self._phase("join"):
-            networks = {request.ifname: request.name for request in self._record.spec.networks}
-            requests = await guest.following.begin(networks) if self._record.netns else []
-            requests += await self._plug_others(guest.interfaces, results)
-        with self._phase("guest"):
-            await self._configure(guest.agent, requests, results)
-            await guest.following.fill_tables()
+        (machine, guest), results = await _all(
+            self._start(), asyncio.to_thread(self._early.attaching.results)
+        )
+        # A guest that is being restored need not have answered for that.
+        answered, requests = await _all(
+            self._starter.answered(), _caught(self._join(guest, results))
+        )
+        if not answered:
+            await self._starter.stop()
+            guest.interfaces.give_back_all()
+            guest = await self._starter.boot(machine)
+            requests = await self._join(guest, results)
+        elif isinstance(requests, TapwrightError):
+            raise requests
+        with self._journal.phase("guest"):
+            await self._configure(guest, requests, results)
         return guest
+
+    async def _start(self) -> tuple[Machine, Guest]:
+        machine = self._early.machine or await self._machine()
+        return machine, await self._starter.start(machine, self._early.restoring)
 
     async def _machine(self) -> Machine:
         wanted = machine_of(self._record.spec)
-        chosen, reason = await accelerator.choose(wanted, self._progress)
+        with self._journal.phase("accelerator"):
+            chosen, reason = await accelerator.choose(wanted, self._progress)
         self._record.accelerator, self._record.accelerator_reason = chosen, reason
         return replace(wanted, accelerator=chosen, netns=self._record.netns or None)
 
-    def _make_netns(self) -> None:
-        path = self._record.netns
-        if self._record.spec.netns:
-            if not netns.exists(path):
-                raise NetworkError(f"there is no network namespace at {path}")
-            ownership.claim_netns(self._journal, path)
-            return
-        if os.path.exists(path):
-            raise NetworkError(f"{path} exists, and is not this sandbox's; choose another id")
-        entry = self._journal.hold("netns", path=path)
-        try:
-            netns.create(path)
-        except OSError as error:
-            self._journal.release(entry)
-            raise NetworkError(f"no network namespace at {path}: {error.strerror}") from None
-
-    async def _network_while_starting(self, machine: Machine) -> tuple[Guest, list[Result]]:
-        """Neither needs the other, and both take their time. The first failure ends it; a
-        plugin that runs then is waited for at the end of the event loop."""
-        starting = asyncio.create_task(self._starter.start(machine))
-        attaching = asyncio.create_task(asyncio.to_thread(self._attach_all))
-        try:
-            await asyncio.gather(starting, attaching)
-        except BaseException:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            raise
-        return starting.result(), attaching.result()
-
-    def _attach_all(self) -> list[Result]:
-        return [self._attach(request) for request in self._record.spec.networks]
-
-    def _attach(self, request: NetworkRequest) -> Result:
-        spec, record = self._record.spec, self._record
-        entry = self._journal.hold(
-            "attachment",
-            network=request.name,
-            ifname=request.ifname,
-            container_id=record.id,
-            netns=record.netns,
-            config=request.config,
-            source=request.source,
-            capability_args=request.capability_args,
-            plugin_path=spec.plugin_path,
-            cache=spec.cni_cache,
-        )
-        attachment = cni.Attachment(
-            container_id=record.id,
-            ifname=request.ifname,
-            netns=record.netns,
-            capability_args=request.capability_args,
-        )
-        try:
-            with self._phase(f"network {request.name}"):
-                network = cni.parse_network(request.config.encode(), request.source)
-                return cni.Runtime(spec.plugin_path, spec.cni_cache).add(network, attachment)
-        except cni.CniError as error:
-            leftovers = getattr(error, "__notes__", [])
-            if not leftovers:
-                # The chain's DEL has run; to run it twice is more than some plugins bear.
-                self._journal.release(entry)
-            raise NetworkError("; ".join([str(error), *leftovers])) from None
+    async def _join(self, guest: Guest, results: list[Result]) -> list[discovery.Request]:
+        """Give the interfaces, and what else there is, NICs; return the agent's requests."""
+        with self._journal.phase("join"):
+            networks = {request.ifname: request.name for request in self._record.spec.networks}
+            requests = await guest.following.begin(networks) if self._record.netns else []
+            return requests + await self._plug_others(guest.interfaces, results)
 
     async def _plug_others(
         self, interfaces: Interfaces, results: list[Result]
@@ -144,37 +95,35 @@ class Bringup:
         return [*requests, {"op": "change_routes", "add": routes}] if routes else requests
 
     async def _configure(
-        self, agent: AgentClient, requests: list[discovery.Request], results: list[Result]
+        self, guest: Guest, requests: list[discovery.Request], results: list[Result]
     ) -> None:
         of_the_system = [
             {"op": "set_hostname", "hostname": self._record.id},
             {"op": "set_clock", "seconds": time.time()},
         ]
-        dns = _dns(results)
+        dns = attachments.dns(results)
         of_dns = [{"op": "set_dns", **dns}] if dns else []
         of_files = [{"op": "mount_share"}] if self._record.spec.share else []
-        await agent.call("batch", requests=[*of_the_system, *requests, *of_dns, *of_files])
-
-    @contextlib.contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            took = time.monotonic() - start
-            since = start - self._record.started
-            self._record.phases.append(Phase(name, round(since * 1e3, 1), round(took * 1e3, 1)))
+        await guest.agent.call("batch", requests=[*of_the_system, *requests, *of_dns, *of_files])
+        await guest.following.fill_tables()
 
 
-def _dns(results: list[Result]) -> dict[str, Any]:
-    """One resolver configuration out of those of all networks, each thing once."""
-    found: dict[str, Any] = {}
-    for result in results:
-        dns = result.get("dns") or {}
-        for key in ("nameservers", "search", "options"):
-            merged = found.get(key, []) + (dns.get(key) or [])
-            if merged:
-                found[key] = list(dict.fromkeys(merged))
-        if dns.get("domain"):
-            found.setdefault("domain", dns["domain"])
-    return found
+async def _all(one: Awaitable[_One], other: Awaitable[_Other]) -> tuple[_One, _Other]:
+    """The results of both, which go on side by side; the first failure ends the other. A thread
+    that runs then is waited for at the end of the event loop."""
+    tasks = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _caught(work: Awaitable[_One]) -> _One | TapwrightError:
+    """The result or the error, so that it ends nothing else."""
+    try:
+        return await work
+    except TapwrightError as error:
+        return error

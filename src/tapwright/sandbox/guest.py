@@ -5,49 +5,28 @@ time; the sandbox's log says why.
 """
 
 import asyncio
-import contextlib
 import logging
-import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError, HypervisorError, TapwrightError
-from tapwright.hypervisor import accelerator
-from tapwright.hypervisor.qemu import Machine, Qemu
+from tapwright.hypervisor import accelerator, restoring
+from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.qemu import Qemu
+from tapwright.hypervisor.restoring import Restoring
+from tapwright.hypervisor.template_store import Template
+from tapwright.sandbox.early import Holders, machine_of
 from tapwright.sandbox.following import Following
 from tapwright.sandbox.interfaces import Interfaces
 from tapwright.sandbox.record import Journal, Spec
 
 Progress = Callable[[str], None]
-PhaseOf = Callable[[str], AbstractContextManager[None]]
 
 _RESTORE_SECONDS = 10.0
-_MEMORY = "memory"
 
 _log = logging.getLogger(__name__)
-
-
-def machine_of(spec: Spec) -> Machine:
-    """What is to be started, but for namespace and accelerator, which are to be chosen."""
-    return Machine(
-        kernel=Path(spec.kernel),
-        initrd=Path(spec.initrd),
-        accelerator=spec.accelerator,
-        path=spec.qemu,
-        memory_mib=spec.memory_mib,
-        vcpus=spec.vcpus,
-        kernel_parameters=spec.kernel_params,
-        memory_directory=spec.memory_directory,
-        slots=spec.slots,
-        machine_type=spec.machine_type,
-        hugepages=spec.hugepages,
-        vhost=spec.vhost,
-        debug=spec.debug,
-        share=spec.share,
-    )
 
 
 async def make_template(spec: Spec, progress: Progress) -> None:
@@ -105,75 +84,100 @@ class Guest:
 class Starter:
     """Starts the guest of a journal's sandbox. `guest` is there as soon as QEMU runs."""
 
-    def __init__(self, journal: Journal, progress: Progress, phase: PhaseOf) -> None:
+    def __init__(self, journal: Journal, progress: Progress) -> None:
         self._journal = journal
+        self._spec = journal.record.spec
         self._progress = progress
-        self._phase = phase
+        self._template: Template | None = None
         self.guest: Guest | None = None
 
-    async def start(self, machine: Machine) -> Guest:
-        """Return when the agent answers. Raises HypervisorError, AgentError."""
-        spec = self._journal.record.spec
-        if spec.template and (restored := await self._restored(machine, Path(spec.template))):
-            return restored
-        with self._phase("qemu"):
+    async def start(self, machine: Machine, begun: Restoring | None) -> Guest:
+        """Return when NICs can be plugged in: of a guest that is booted its agent answers then,
+        of one that is restored it will. `begun` is one that is on its way.
+
+        Raises HypervisorError, AgentError.
+        """
+        restored = await self._restored(machine, begun) if self._spec.template else None
+        return restored or await self.boot(machine)
+
+    async def boot(self, machine: Machine) -> Guest:
+        """Start the guest without a template. Raises HypervisorError, AgentError."""
+        with self._journal.phase("qemu"):
             guest = self._guest(await Qemu.start(machine))
-        with self._phase("boot"):
-            await guest.answers(spec.boot_timeout)
+        with self._journal.phase("boot"):
+            await guest.answers(self._spec.boot_timeout)
         return guest
 
-    def _guest(self, qemu: Qemu) -> Guest:
-        agent = AgentClient(qemu.agent, is_new=True)
+    async def answered(self) -> bool:
+        """Wait until the agent of a restored guest answers. When it does not, or not as it should,
+        the template is given up, and the guest is not of use."""
+        guest, found = self.guest, self._template
+        if guest is None or found is None:
+            return True
+        try:
+            with self._journal.phase("agent"):
+                await guest.answers(_RESTORE_SECONDS)
+            if guest.agent.facts.get("reseeded") is not True:
+                raise AgentError("its random numbers would be those of other guests")
+        except AgentError as error:
+            self._give_up(found, error)
+            return False
+        else:
+            return True
+        finally:
+            found.close()
+            self._template = None
+
+    async def stop(self) -> None:
+        """End the guest, if there is one."""
+        if self.guest:
+            await self.guest.stop()
+            self.guest = None
+
+    def _guest(self, qemu: Qemu, session: int = 0) -> Guest:
+        agent = AgentClient(qemu.agent, is_new=not session, session=session)
         interfaces = Interfaces(self._journal, qemu, agent)
         following = Following(self._journal.record.netns, interfaces, agent)
         self.guest = Guest(qemu, agent, interfaces, following)
         return self.guest
 
-    async def _restored(self, machine: Machine, directory: Path) -> Guest | None:
+    async def _restored(self, machine: Machine, begun: Restoring | None) -> Guest | None:
         from tapwright.hypervisor import template
 
-        timeout = self._journal.record.spec.boot_timeout
-        holders = Holders(self._journal.directory)
+        begun = begun or await self._begun(machine)
+        if begun is None:
+            return None
+        self._template = begun.template
         try:
-            with self._phase("template"):
+            with self._journal.phase("restore"):
+                qemu = await template.restored(machine, begun)
+        except HypervisorError as error:
+            self._give_up(begun.template, error)
+            begun.template.close()
+            self._template = None
+            return None
+        return self._guest(qemu, begun.session)
+
+    async def _begun(self, machine: Machine) -> Restoring | None:
+        from tapwright.hypervisor import template
+
+        timeout, directory = self._spec.boot_timeout, Path(self._spec.template)
+        try:
+            with self._journal.phase("template"):
                 found = await template.find_or_make(machine, directory, timeout, self._progress)
         except (TapwrightError, OSError) as error:
             _log.warning("booted, for there is no template: %s", error)
             return None
-        with contextlib.closing(found):
-            try:
-                with self._phase("memory"):
-                    memory = await asyncio.to_thread(template.memory_of, machine, found, holders)
-                with self._phase("qemu"):
-                    guest = self._guest(await template.restore(machine, found, memory))
-                with self._phase("restore"):
-                    await guest.answers(_RESTORE_SECONDS)
-                if guest.agent.facts.get("reseeded") is not True:
-                    raise AgentError("its random numbers would be those of other guests")
-            except (TapwrightError, OSError) as error:
-                _log.warning("booted, for the template is of no use: %s", error)
-                template.give_up(directory, found, error)
-            else:
-                return guest
-        if self.guest:
-            await self.guest.stop()
-            self.guest = None
-        return None
+        try:
+            with self._journal.phase("memory"):
+                return restoring.begin(machine, found, Holders(self._journal.directory))
+        except (TapwrightError, OSError) as error:
+            self._give_up(found, error)
+            found.close()
+            return None
 
+    def _give_up(self, found: Template, error: Exception) -> None:
+        from tapwright.hypervisor import template
 
-class Holders:
-    """The sandboxes beside one, and that one: who has the memory of a template says so by a link in
-    its directory, which goes with it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def paths(self) -> list[str]:
-        found = []
-        for link in self._directory.parent.glob(f"*/{_MEMORY}"):
-            with contextlib.suppress(OSError):
-                found.append(os.readlink(link))
-        return found
-
-    def enter(self, fd: int) -> None:
-        os.symlink(f"/proc/{os.getpid()}/fd/{fd}", self._directory / _MEMORY)
+        _log.warning("booted, for the template is of no use: %s", error)
+        template.give_up(Path(self._spec.template), found, error)

@@ -179,6 +179,11 @@ class Interfaces:
             stuck.result = self._written(interface)
             raise stuck from None
 
+    def give_back_all(self) -> None:
+        """Undo what the NICs were joined with, when QEMU has ended."""
+        for interface in list(self._record.interfaces):
+            self._give_back_all_of(interface)
+
     async def listing(self) -> list[dict[str, Any]]:
         """The guest's NICs as list-ifaces prints them. Raises AgentError."""
         asked_for = {address for nic in self._record.interfaces for address in nic.addresses}
@@ -330,9 +335,12 @@ class Interfaces:
     def _gone(self, slot: int) -> None:
         """QEMU has given a NIC up."""
         for interface in [nic for nic in self._record.interfaces if nic.slot == slot]:
-            self._record.interfaces.remove(interface)
-            for entry in reversed(self._held_for(interface)):
-                self._give_back(entry)
+            self._give_back_all_of(interface)
+
+    def _give_back_all_of(self, interface: Interface) -> None:
+        self._record.interfaces.remove(interface)
+        for entry in reversed(self._held_for(interface)):
+            self._give_back(entry)
         self._journal.save()
 
 

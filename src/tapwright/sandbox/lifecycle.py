@@ -6,8 +6,6 @@ import re
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +16,7 @@ from tapwright import errors
 from tapwright.errors import NetworkError, SandboxStateError, TapwrightError, UsageError
 from tapwright.linux import netns
 from tapwright.sandbox import ownership
+from tapwright.sandbox.launching import Launch
 from tapwright.sandbox.record import LOG, Journal, Record, Spec, load
 from tapwright.sandbox.registry import directory_of
 
@@ -44,11 +43,13 @@ def run(
     spec: Spec,
     progress: Progress = lambda text: None,
     started: float | None = None,
+    launch: Launch | None = None,
 ) -> Record:
     """Make a sandbox; return when its guest is on its networks.
 
-    `started` (monotonic clock) is where its phases are counted from. When it fails, all that was
-    made has been taken back. Raises UsageError, SandboxExistsError, and what `Bringup.run` does.
+    `started` (monotonic clock) is where its phases are counted from; `launch` a supervisor that was
+    started before. When it fails, all that was made has been taken back. Raises UsageError,
+    SandboxExistsError, and what `Bringup.run` does.
     """
     check_id(sandbox_id)
     if spec.netns and _is_ours(spec.netns):
@@ -60,21 +61,17 @@ def run(
         started=time.monotonic() if started is None else started,
         netns="" if spec.in_host_netns else spec.netns or netns.path_of(f"tapwright-{sandbox_id}"),
     )
-    directory, alive_fd = ownership.claim(directory_of(root), record)
-    ours, theirs = socket.socketpair()
-    try:
+    with launch or Launch() as supervisor:
+        directory, alive_fd = ownership.claim(directory_of(root), record)
+        supervisor.tell(directory, alive_fd)
+        os.close(alive_fd)
         try:
-            _start_supervisor(directory, alive_fd, theirs)
-        finally:
-            os.close(alive_fd)
-            theirs.close()
-        with ours:
-            _wait_for(ours, progress)
-        return load(directory)
-    except _Silence:
-        said = _last_of_log(directory)
-        delete(root, sandbox_id)
-        raise SandboxStateError(f"the sandbox's supervisor died: {said}") from None
+            _wait_for(supervisor.socket, progress)
+            return load(directory)
+        except _Silence:
+            said = _last_of_log(directory) or supervisor.last_words() or "it said nothing"
+            delete(root, sandbox_id)
+            raise SandboxStateError(f"the sandbox's supervisor died: {said}") from None
 
 
 def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
@@ -112,24 +109,6 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
 
 class _Silence(Exception):  # noqa: N818 - never leaves this module
     """The supervisor ended without a last word."""
-
-
-def _start_supervisor(directory: Path, alive_fd: int, report: socket.socket) -> None:
-    fds = alive_fd, report.fileno()
-    with (directory / LOG).open("w") as log:
-        subprocess.run(
-            [
-                *(sys.executable, "-P", "-m", "tapwright.sandbox.supervisor"),
-                *map(str, (directory, *fds)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            pass_fds=fds,
-            start_new_session=True,
-            check=False,
-        )
 
 
 def _wait_for(report: socket.socket, progress: Progress) -> None:
@@ -180,7 +159,7 @@ def _end_supervisor(directory: Path) -> None:
         else:
             time.sleep(_PID_PAUSE)  # a supervisor that starts writes its pid; nothing tells when
     if pid := ownership.supervisor_pid(directory):
-        from tapwright.hypervisor.qemu import end_orphans
+        from tapwright.hypervisor.process import end_orphans
 
         end_orphans(pid)
 
@@ -213,4 +192,4 @@ def _last_of_log(directory: Path) -> str:
     with suppress(OSError):
         if lines := (directory / LOG).read_text(errors="replace").strip().splitlines():
             return lines[-1]
-    return "it said nothing"
+    return ""

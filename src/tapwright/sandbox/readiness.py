@@ -16,7 +16,7 @@ from tapwright import cni
 from tapwright.config import Config
 from tapwright.errors import HypervisorError, NetworkError
 from tapwright.hypervisor import accelerator
-from tapwright.hypervisor.qemu import Machine, check_hugepages
+from tapwright.hypervisor.machine import Machine, check_hugepages
 from tapwright.image import store
 from tapwright.linux import trial
 from tapwright.sandbox import planning

@@ -4,10 +4,13 @@ The list `held` is the journal: whatever outlives the supervisor's process is en
 made, so that `teardown` can take it back after a kill at any instant.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +70,7 @@ class Spec:
     vcpus: int = 1
     boot_timeout: float = 60.0
     memory_directory: str = ""
-    slots: int = 30
+    slots: int = 8
     machine_type: str = "q35"
     hugepages: bool = False
     vhost: bool = True
@@ -164,6 +167,21 @@ class Journal:
     def save(self) -> None:
         with self._lock:
             save(self.record, self.directory)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note in the record how long the block takes, also when it fails."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.note_phase(name, start)
+
+    def note_phase(self, name: str, start: float) -> None:
+        """Note one that has ended; `start` on the monotonic clock."""
+        took = time.monotonic() - start
+        since = start - self.record.started
+        self.record.phases.append(Phase(name, round(since * 1e3, 1), round(took * 1e3, 1)))
 
     def hold(self, kind: str, **what: Any) -> dict[str, Any]:
         """Enter something that is about to be made; return the entry, for `release`.

@@ -1,0 +1,165 @@
+"""A virtual machine as it is to be started, and QEMU's command line for it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tapwright.agent.protocol import PORT_NAME, SHARE_TAG
+from tapwright.errors import HypervisorError
+from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS, Ports
+
+_SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_KERNEL_PARAMETERS = (
+    "console=ttyS0 panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
+    "rcupdate.rcu_expedited=1 i8042.noaux=1 i8042.nopnp=1 i8042.dumbkbd=1 random.trust_cpu=on "
+    "net.ifnames=0"
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to start.
+
+    `slots` is how many NICs there is room for. With a `memory_directory` the guest's memory is a
+    file there that other processes can share; with `hugepages` it is of the host's huge pages, and
+    can be shared too. Without `vhost` QEMU itself moves the frames of TAPs. With `debug` the
+    guest's kernel tells its console what it does, also before there is one. With `share` it can be
+    shown files of the host. `netns` is the namespace QEMU lives in, None for the caller's.
+    """
+
+    kernel: Path
+    initrd: Path
+    accelerator: str
+    path: str = "qemu-system-x86_64"
+    memory_mib: int = 256
+    vcpus: int = 1
+    machine_type: str = "q35"
+    slots: int = 8
+    memory_directory: str = ""
+    hugepages: bool = False
+    vhost: bool = True
+    debug: bool = False
+    share: bool = False
+    kernel_parameters: str = ""
+    netns: str | None = None
+
+    @property
+    def ports(self) -> Ports:
+        """Raises HypervisorError."""
+        return Ports(self.machine_type, self.slots)
+
+    @property
+    def has_private_memory(self) -> bool:
+        """Whether no other process is to share it."""
+        return not (self.memory_directory or self.hugepages)
+
+    def command(
+        self,
+        qmp_fd: int,
+        agent_fd: int,
+        console_fd: int,
+        share_fd: int = -1,
+        *,
+        saved: "SavedMemory | None" = None,
+    ) -> list[str]:
+        """QEMU's argument list (qemu-system-x86_64(1)). Raises HypervisorError."""
+        tcg = self.accelerator == "tcg"
+        memory = saved.backend(self.memory_mib) if saved else self._memory_backend()
+        restored = saved is not None and saved.is_complete
+        backend = ",memory-backend=memory" if memory else ""
+        beside = ",multifunction=on" if self.share else ""
+        return [
+            self.path,
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-sandbox", _SECCOMP),
+            *(
+                "-machine",
+                f"{self.machine_type},accel={self.accelerator},smm=off,vmport=off{backend}",
+            ),
+            *memory,
+            *("-cpu", "max" if tcg else "host"),
+            *("-m", str(self.memory_mib), "-smp", str(self.vcpus)),
+            *(("-incoming", "defer") if restored else self._guest()),
+            *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+            *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
+            *("-device", f"virtio-serial-pci,max_ports=2,addr={SERIAL_ADDRESS:#x}{beside}"),
+            *("-chardev", f"socket,id=agent,fd={agent_fd}"),
+            *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
+            *("-object", "rng-random,id=rng,filename=/dev/urandom"),
+            *("-device", f"virtio-rng-pci,rng=rng,addr={RNG_ADDRESS:#x}"),
+            *("-device", "vmgenid,guid=auto"),
+            *(self._share(share_fd) if self.share else ()),
+            *(word for device in self.ports.devices() for word in ("-device", device)),
+        ]
+
+    def _share(self, fd: int) -> list[str]:
+        """It takes no place on the bus that a NIC could have."""
+        options = f"fsdev=share,mount_tag={SHARE_TAG},addr={SERIAL_ADDRESS:#x}.1"
+        return [
+            *("-fsdev", f"proxy,id=share,sock_fd={fd}"),
+            *("-device", f"virtio-9p-pci,{options}"),
+        ]
+
+    def _guest(self) -> list[str]:
+        """What is started. A guest that is restored has it in its memory: QEMU need not read it."""
+        return [
+            *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
+            *("-append", self._parameters()),
+        ]
+
+    def _parameters(self) -> str:
+        """The kernel's command line."""
+        words = [_KERNEL_PARAMETERS, "earlyprintk=ttyS0" if self.debug else "quiet"]
+        if self.accelerator == "tcg":
+            # Emulated code does not speculate; the guest would only pay for it.
+            words.append("mitigations=off")
+        return " ".join([*words, self.kernel_parameters]).strip()
+
+    def _memory_backend(self) -> list[str]:
+        if self.hugepages:
+            check_hugepages(self.memory_mib)
+            # Not a file of hugetlbfs, where QEMU's user may not write.
+            options = f"size={self.memory_mib}M,hugetlb=on,share=on"
+            return ["-object", f"memory-backend-memfd,id=memory,{options}"]
+        if self.memory_directory:
+            options = f"size={self.memory_mib}M,mem-path={self.memory_directory},share=on"
+            return ["-object", f"memory-backend-file,id=memory,{options}"]
+        return []
+
+
+@dataclass(frozen=True)
+class SavedMemory:
+    """A descriptor that is a guest's memory, and stays the caller's.
+
+    Either it is written by a guest that is to be saved; or it `is_complete`, and QEMU waits for the
+    state of the devices. Then nobody can write to it, and what the guest writes is in pages beside
+    it; or it `is_own`: this guest writes to it, and other processes can share it.
+    """
+
+    fd: int
+    is_complete: bool
+    is_own: bool = False
+
+    def backend(self, mib: int) -> list[str]:
+        shared = "off" if self.is_complete and not self.is_own else "on"
+        # By this path any user may open it; QEMU opens it for writing in any case.
+        options = f"size={mib}M,mem-path=/proc/self/fd/{self.fd},share={shared}"
+        return ["-object", f"memory-backend-file,id=memory,{options}"]
+
+
+def check_hugepages(mib: int) -> None:
+    """Raises HypervisorError when so much memory can't be had of them."""
+    with open("/proc/meminfo") as file:
+        fields = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    size = fields["Hugepagesize"]  # KiB
+    wanted, rest = divmod(mib * 1024, size)
+    if rest:
+        raise HypervisorError(
+            f"a guest of {mib} MiB can't be of huge pages of {size} KiB; change default_memory"
+        )
+    free = fields["HugePages_Free"] - fields["HugePages_Rsvd"]
+    if free < wanted:
+        total = fields["HugePages_Total"] - free + wanted
+        raise HypervisorError(
+            f"a guest of {mib} MiB takes {wanted} huge pages of {size} KiB, and {free} are free; "
+            f"reserve more (sysctl vm.nr_hugepages={total}) or set enable_hugepages = false"
+        )

@@ -1,0 +1,39 @@
+"""QMP commands as they travel (docs/interop/qmp-spec in QEMU's sources).
+
+QEMU reads what was written to it before it started, in its order. So what it shall do first costs
+no waiting for its greeting.
+"""
+
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, and maybe a file descriptor on its way (for getfd, add-fd), which stays ours."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    fd: int | None = None
+
+
+def line(command: Command, ident: int) -> bytes:
+    names = {key.replace("_", "-"): value for key, value in command.arguments.items()}
+    content = {"execute": command.name, "arguments": names, "id": ident}
+    return json.dumps(content).encode() + b"\n"
+
+
+def send_fd(connection: socket.socket, fd: int) -> None:
+    """One byte carries the descriptor; QEMU skips white space between commands. Raises OSError."""
+    socket.send_fds(connection, [b" "], [fd])
+
+
+def write(connection: socket.socket, commands: Sequence[Command]) -> None:
+    """Write commands to a QEMU that has not started, with the ids 1, 2, … Raises OSError."""
+    for ident, command in enumerate(commands, 1):
+        if command.fd is not None:
+            send_fd(connection, command.fd)
+        connection.sendall(line(command, ident))

@@ -1,0 +1,119 @@
+"""A guest on its way back from a template: its memory, and a QEMU that is told all beforehand.
+
+Nothing here needs asyncio, so that the guest can come back while the supervisor loads it.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tapwright.agent import protocol
+from tapwright.hypervisor import process
+from tapwright.hypervisor.machine import Machine, SavedMemory
+from tapwright.hypervisor.process import Spawned
+from tapwright.hypervisor.qmp_wire import Command
+from tapwright.hypervisor.template_store import Template
+from tapwright.linux import memfd
+
+CAPABILITIES = [
+    {"capability": "x-ignore-shared", "state": True},  # the memory is in our hands already
+    {"capability": "events", "state": True},
+]
+
+
+class Holders(Protocol):
+    """Those who hold the memory of a template in a memfd: the others, and oneself."""
+
+    def paths(self) -> Iterable[str]:
+        """Where memory may be found, as /proc/PID/fd/N."""
+
+    def enter(self, fd: int) -> None:
+        """Let others find this one, as long as this process has it."""
+
+
+@dataclass
+class Restoring:
+    """A QEMU that reads a guest from a template and runs it, and the session in which the guest's
+    agent is greeted."""
+
+    template: Template
+    spawned: Spawned
+    session: int
+
+
+def begin(machine: Machine, template: Template, holders: Holders) -> Restoring:
+    """Start a guest from a template. It runs as soon as QEMU has read the state, and then finds the
+    agent's greeting; a QEMU that can't read it ends.
+
+    Raises DamagedError, HypervisorError, OSError.
+    """
+    memory = memory_of(machine, template, holders)
+    state = os.dup(template.state)
+    try:
+        os.lseek(state, 0, os.SEEK_SET)
+        spawned = process.spawn(
+            machine,
+            memory,
+            [
+                Command("migrate-set-capabilities", {"capabilities": CAPABILITIES}),
+                Command("getfd", {"fdname": "state"}, state),
+                Command("migrate-incoming", {"uri": "fd:state"}),
+            ],
+        )
+    finally:
+        os.close(state)
+        if memory.is_own:
+            os.close(memory.fd)
+    session, greeting = protocol.opening()
+    spawned.agent.sendall(greeting)
+    return Restoring(template, spawned, session)
+
+
+def memory_of(machine: Machine, template: Template, holders: Holders) -> SavedMemory:
+    """The memory that a guest is to be restored with. Raises DamagedError, OSError."""
+    if machine.has_private_memory:
+        return SavedMemory(_sealed(template, holders), is_complete=True)
+    return SavedMemory(_copied(machine, template), is_complete=True, is_own=True)
+
+
+def _sealed(template: Template, holders: Holders) -> int:
+    """A sealed memfd with the memory of a template: that of another process, or a new one."""
+    fd = _taken_over(template, holders)
+    if fd is None:
+        # One fills it, the others take it over.
+        fcntl.flock(template.directory, fcntl.LOCK_EX)
+        try:
+            fd = _taken_over(template, holders)
+            if fd is None:
+                fd = template.fill()
+            holders.enter(fd)
+        finally:
+            fcntl.flock(template.directory, fcntl.LOCK_UN)
+        return fd
+    holders.enter(fd)
+    return fd
+
+
+def _copied(machine: Machine, template: Template) -> int:
+    """Memory such as the machine would be booted with, with the pages of a template."""
+    size = template.memory_size
+    if machine.hugepages:
+        fd = memfd.create("tapwright-own", size, huge_pages=True)
+    else:
+        fd = memfd.create_in(machine.memory_directory, size)
+    try:
+        template.copy_to(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _taken_over(template: Template, holders: Holders) -> int | None:
+    for path in holders.paths():
+        fd = memfd.open_sealed(path, template.memory_name, template.memory_size)
+        if fd is not None:
+            return fd
+    return None

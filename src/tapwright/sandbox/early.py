@@ -1,0 +1,128 @@
+"""The first steps of a sandbox: its namespace, QEMU on a template, the CNI chains.
+
+They are taken before the supervisor loads the modules that the rest needs, which takes as long as
+QEMU takes to start. What is not as quick (a guest to be booted, a template to be made) is left to
+`bringup`. What is made is entered in the journal first.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tapwright.errors import NetworkError, TapwrightError
+from tapwright.hypervisor import accelerator, restoring
+from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.restoring import Restoring
+from tapwright.hypervisor.template_store import Store
+from tapwright.linux import netns
+from tapwright.sandbox import ownership
+from tapwright.sandbox.attachments import Attaching
+from tapwright.sandbox.record import Journal, Spec
+
+_MEMORY = "memory"
+
+
+@dataclass
+class Early:
+    """What has been begun. Without a `machine` it is not known yet which accelerator serves;
+    without a `restoring` the guest has not been begun."""
+
+    machine: Machine | None
+    restoring: Restoring | None
+    attaching: Attaching
+
+    def end(self) -> None:
+        """When all is over: wait for the chains, and end QEMU if nobody has."""
+        self.attaching.wait()
+        if self.restoring:
+            self.restoring.spawned.kill()
+
+
+def begin(journal: Journal) -> Early:
+    """Raises NetworkError, SandboxStateError, ConfigError, when nothing has been begun."""
+    record = journal.record
+    machine = machine_of(record.spec)
+    verdict = accelerator.known(machine)
+    if record.netns:
+        with journal.phase("namespace"):
+            _make_netns(journal)
+    if verdict is None:
+        return Early(None, None, Attaching(journal))
+    record.accelerator, record.accelerator_reason = verdict
+    machine = replace(machine, accelerator=verdict[0], netns=record.netns or None)
+    # QEMU first: a process must have but one thread when it forks, or is slower at it.
+    return Early(machine, _restoring(journal, machine), Attaching(journal))
+
+
+def machine_of(spec: Spec) -> Machine:
+    """What is to be started, but for namespace and accelerator, which are to be chosen."""
+    return Machine(
+        kernel=Path(spec.kernel),
+        initrd=Path(spec.initrd),
+        accelerator=spec.accelerator,
+        path=spec.qemu,
+        memory_mib=spec.memory_mib,
+        vcpus=spec.vcpus,
+        kernel_parameters=spec.kernel_params,
+        memory_directory=spec.memory_directory,
+        slots=spec.slots,
+        machine_type=spec.machine_type,
+        hugepages=spec.hugepages,
+        vhost=spec.vhost,
+        debug=spec.debug,
+        share=spec.share,
+    )
+
+
+class Holders:
+    """The sandboxes beside one, and that one: who has the memory of a template says so by a link in
+    its directory, which goes with it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def paths(self) -> list[str]:
+        found = []
+        for link in self._directory.parent.glob(f"*/{_MEMORY}"):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(link))
+        return found
+
+    def enter(self, fd: int) -> None:
+        link = self._directory / _MEMORY
+        link.unlink(missing_ok=True)  # of a try that failed
+        link.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
+
+
+def _restoring(journal: Journal, machine: Machine) -> Restoring | None:
+    """A guest on its way from the template, where there is one; why it did not work out is found
+    out, and told, by who tries again."""
+    directory = journal.record.spec.template
+    if not directory:
+        return None
+    with contextlib.suppress(TapwrightError, OSError), journal.phase("template"):
+        if found := Store(Path(directory)).find_for(machine):
+            try:
+                return restoring.begin(machine, found, Holders(journal.directory))
+            except BaseException:
+                found.close()
+                raise
+    return None
+
+
+def _make_netns(journal: Journal) -> None:
+    path = journal.record.netns
+    if journal.record.spec.netns:
+        if not netns.exists(path):
+            raise NetworkError(f"there is no network namespace at {path}")
+        ownership.claim_netns(journal, path)
+        return
+    if os.path.exists(path):
+        raise NetworkError(f"{path} exists, and is not this sandbox's; choose another id")
+    entry = journal.hold("netns", path=path)
+    try:
+        netns.create(path)
+    except OSError as error:
+        journal.release(entry)
+        raise NetworkError(f"no network namespace at {path}: {error.strerror}") from None
