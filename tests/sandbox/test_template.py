@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ import pytest
 from tapwright.hypervisor import template_store
 from tapwright.hypervisor.template_store import EXTENTS, MANIFEST, MEMORY, STATE
 from tests.host import Host, eventually
+from tests.sandbox.test_kata_network import answers_ping
 from tests.sandboxes import Networks, Tapwright, ended, pids_of
 
 MAKING = "make the template that guests start from"
 RANDOM = random.SystemRandom()
+KERNEL = 16 << 20
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 Sandbox = dict[str, Any]
@@ -263,20 +267,26 @@ def test_damaged(
     tapwright.delete("hurt")
 
 
+def forge_checksums(directory: Path) -> None:
+    """Have a template's manifest agree with its state and memory."""
+    manifest = json.loads((directory / MANIFEST).read_text())
+    del manifest["checksum"]
+    manifest[STATE] = hashlib.sha256((directory / STATE).read_bytes()).hexdigest()
+    manifest[MEMORY] = zlib.crc32((directory / MEMORY).read_bytes())
+    content = template_store._canonical(manifest)
+    manifest["checksum"] = hashlib.sha256(content).hexdigest()
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+
+
 def test_one_that_does_not_start(tapwright: Tapwright, tmp_path: Path, template: Path) -> None:
     """Nothing is damaged, and yet QEMU makes nothing of it: booted, and not made anew at once."""
     templates = tmp_path / "template"
     forged = templates / template.name
     shutil.copytree(template, forged)
     os.truncate(forged / STATE, (forged / STATE).stat().st_size // 2)
-    manifest = json.loads((forged / MANIFEST).read_text())
-    del manifest["checksum"]
-    manifest[STATE] = hashlib.sha256((forged / STATE).read_bytes()).hexdigest()
-    content = template_store._canonical(manifest)
-    manifest["checksum"] = hashlib.sha256(content).hexdigest()
-    (forged / MANIFEST).write_text(json.dumps(manifest))
+    forge_checksums(forged)
     config = tapwright.configuration(template=templates)
-    for reason in ("the template is of no use: the guest did not come up", "a short time ago"):
+    for reason in ("the template is of no use: QEMU ended", "a short time ago"):
         done = tapwright.run("sandbox", "run", "stuck", "--json", config=config)
         assert done.returncode == 0, done.stderr
         assert MAKING not in done.stderr
@@ -284,6 +294,31 @@ def test_one_that_does_not_start(tapwright: Tapwright, tmp_path: Path, template:
         assert not is_restored(sandbox)
         assert reason in log(tapwright, sandbox)
         tapwright.delete("stuck")
+
+
+def test_one_whose_guest_is_dead(
+    tapwright: Tapwright, networks: Networks, tmp_path: Path, template: Path, nothing_left: None
+) -> None:
+    """QEMU runs it, NICs may be plugged in already, and nobody answers: booted, on its network."""
+    templates = tmp_path / "template"
+    forged = templates / template.name
+    shutil.copytree(template, forged)
+    extents = struct.iter_unpack("<QQ", (forged / EXTENTS).read_bytes())
+    # What is below is looked at by QEMU too.
+    kept = sum(length for start, length in extents if start < KERNEL)
+    size = (forged / MEMORY).stat().st_size
+    os.truncate(forged / MEMORY, kept)
+    os.truncate(forged / MEMORY, size)
+    forge_checksums(forged)
+    config = tapwright.configuration(template=templates)
+    done = tapwright.run("sandbox", "run", "dead", "--network", "dual", "--json", config=config)
+    assert done.returncode == 0, done.stderr
+    sandbox = json.loads(done.stdout)
+    assert not is_restored(sandbox)
+    assert "the template is of no use: the guest did not come up" in log(tapwright, sandbox)
+    (interface,) = sandbox["interfaces"]
+    assert answers_ping(interface["addresses"][0].split("/")[0])
+    tapwright.delete("dead")
 
 
 @pytest.mark.parametrize("keys", [{}, {"file_mem_backend": "/dev/shm"}])
