@@ -26,7 +26,7 @@ from bench import (
 from bench.endpoints import Traffic
 from bench.place import Place, private, say
 from tapwright.hypervisor import accelerator
-from tapwright.sandbox.guest import machine_of
+from tapwright.sandbox.early import machine_of
 
 Part = Callable[[Place], Any]
 

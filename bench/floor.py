@@ -18,7 +18,7 @@ from bench.ping import first_ping
 from bench.samples import Milliseconds
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
-from tapwright.hypervisor.qemu import Machine, SavedMemory
+from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.template_store import Template
 from tapwright.linux import links, tuntap
 from tapwright.linux.netlink import Netlink

@@ -21,7 +21,7 @@ from bench.place import COMMAND, Place, make_bridge, new_host, private, run
 from bench.samples import Milliseconds, Samples, rounded
 from bench.starts import Bare, bare_template
 from tapwright.agent.client import AgentClient
-from tapwright.hypervisor import template
+from tapwright.hypervisor import restoring, template
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.linux import tuntap
 from tapwright.sandbox import client, lifecycle, registry
@@ -61,8 +61,9 @@ def measure(place: Place, rounds: int) -> Hotplug:
 
 
 async def _compare(bare: Bare, root: str, rounds: int) -> Hotplug:
-    qemu = await template.restore(bare.machine, bare.template, bare.memory)
-    agent = AgentClient(qemu.agent, is_new=True)
+    begun = restoring.begin(bare.machine, bare.template, bare)
+    qemu = await template.restored(bare.machine, begun)
+    agent = AgentClient(qemu.agent, session=begun.session)
     await agent.connect(60)
     kinds: dict[str, Callable[[str], Awaitable[Times]]] = {
         "bare": lambda address: _by_hand(qemu, agent, address),

@@ -35,9 +35,9 @@ from bench.start import (
     neighbour,
 )
 from tapwright.hypervisor import accelerator, template
-from tapwright.hypervisor.qemu import Machine, SavedMemory
+from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.template_store import Template
-from tapwright.sandbox.guest import machine_of
+from tapwright.sandbox.early import machine_of
 
 _FLOOR_ADDRESS = "10.86.255.{}"  # far from those that are given out
 _ROUNDS_PER_COLD = 4
@@ -65,11 +65,17 @@ class Starts(TypedDict):
 
 
 class Bare(NamedTuple):
-    """What the floor starts: a template whose memory is filled."""
+    """What the floor starts: a template whose memory is filled, and held by this process."""
 
     machine: Machine
     template: Template
     memory: SavedMemory
+
+    def paths(self) -> list[str]:
+        return [f"/proc/self/fd/{self.memory.fd}"]
+
+    def enter(self, fd: int) -> None:
+        pass  # nobody else is to find it
 
 
 def measure(place: Place, rounds: int) -> Starts:

@@ -24,7 +24,8 @@ from tests.sandboxes import Networks, Tapwright, ended, pids_of
 
 MAKING = "make the template that guests start from"
 RANDOM = random.SystemRandom()
-KERNEL = 16 << 20
+KERNEL = range(16 << 20, 24 << 20)  # the code of it
+HALT = b"\xf4"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 Sandbox = dict[str, Any]
@@ -299,16 +300,18 @@ def test_one_that_does_not_start(tapwright: Tapwright, tmp_path: Path, template:
 def test_one_whose_guest_is_dead(
     tapwright: Tapwright, networks: Networks, tmp_path: Path, template: Path, nothing_left: None
 ) -> None:
-    """QEMU runs it, NICs may be plugged in already, and nobody answers: booted, on its network."""
+    """QEMU runs it, NICs are plugged in, and nobody answers: booted, on its network."""
     templates = tmp_path / "template"
     forged = templates / template.name
     shutil.copytree(template, forged)
-    extents = struct.iter_unpack("<QQ", (forged / EXTENTS).read_bytes())
-    # What is below is looked at by QEMU too.
-    kept = sum(length for start, length in extents if start < KERNEL)
-    size = (forged / MEMORY).stat().st_size
-    os.truncate(forged / MEMORY, kept)
-    os.truncate(forged / MEMORY, size)
+    content = bytearray((forged / MEMORY).read_bytes())
+    position = 0
+    for start, length in struct.iter_unpack("<QQ", (forged / EXTENTS).read_bytes()):
+        pages = range(max(start, KERNEL.start), min(start + length, KERNEL.stop))
+        where = position + pages.start - start
+        content[where : where + len(pages)] = HALT * len(pages)
+        position += length
+    (forged / MEMORY).write_bytes(content)
     forge_checksums(forged)
     config = tapwright.configuration(template=templates)
     done = tapwright.run("sandbox", "run", "dead", "--network", "dual", "--json", config=config)
