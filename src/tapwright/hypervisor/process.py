@@ -48,7 +48,9 @@ class Spawned:
     stderr: int
 
     def kill(self) -> None:
-        """End it if it lives, and wait for its end."""
+        """End it, unless somebody has, and wait for its end."""
+        if self.process.returncode is not None:
+            return
         self.process.kill()
         self.process.wait()
         if self.share:
