@@ -36,9 +36,9 @@ def run() -> "NoReturn":
 
 def _version() -> int:
     """What argparse would print, which takes longer to load than the interpreter."""
-    from tapwright import __version__
+    from tapwright.cli import version
 
-    print(f"tapwright {__version__}")
+    print(version.TEXT)
     return 0
 
 

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tapwright import __version__, command
+from tapwright import command
+from tapwright.cli import version
 from tapwright.cli.oci_options import VERBS
 from tapwright.cli.parser import Parser
 from tapwright.errors import TapwrightError, UsageError
@@ -18,7 +19,6 @@ _GROUPS = {
     "kata-network": "NICs and routes of a running sandbox",
     "sandbox": "virtual machines on CNI networks",
 }
-OCI_VERSION = "1.2.0"
 _FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
 
@@ -61,9 +61,7 @@ OCI runtime verbs, with the options of runc:
 
 'tapwright GROUP COMMAND --help' and 'tapwright VERB --help' tell all about a command.""",
     )
-    # In the form in which container engines read it.
-    version = f"tapwright version {__version__}\nspec: {OCI_VERSION}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=version.TEXT)
     # The second name is that of kata-runtime, whose scripts run through a link of its name.
     parser.add_argument(
         "--config", "--kata-config", metavar="FILE", help="configuration.toml to use"
