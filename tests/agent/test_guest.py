@@ -19,6 +19,7 @@ from tapwright.hypervisor import nics, qmp
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.qemu import Qemu
 from tests.guests import MAC, interface, plugged, run, running, tell
+from tests.hostile import Hostile
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -175,44 +176,6 @@ def test_shutdown(machine: Machine) -> None:
             assert await asyncio.wait_for(qemu.wait(), 30) == 0
 
     asyncio.run(story())
-
-
-class Hostile:
-    """The far end of a socket pair: a guest that has been taken over."""
-
-    def __init__(self) -> None:
-        ours, self.socket = socket.socketpair()
-        self.socket.setblocking(False)
-        self.loop = asyncio.get_running_loop()
-        self.agent = AgentClient(ours)
-        self._decoder = protocol.Decoder()
-        self.session = 0
-
-    async def frames(self) -> list[Frame]:
-        found: list[Frame] = []
-        while not found:
-            data = await self.loop.sock_recv(self.socket, 1 << 20)
-            found = list(self._decoder.feed(data))
-        return found
-
-    async def connect(self) -> None:
-        (hello,) = await self.frames()
-        self.session = hello.session
-        await self.send(protocol.hello(self.session, {}))
-        await self.agent.connect(5)
-
-    async def send(self, data: bytes) -> None:
-        await self.loop.sock_sendall(self.socket, data)
-
-    async def answers(self, stream: int, kind: int, payload: bytes, flags: int = 0) -> None:
-        """Answer the next request, with as much as a message may have and more."""
-        await self.frames()
-        frame = protocol.encode(Frame(kind, self.session, stream, payload, flags))
-        await self.send(frame * (33 if flags else 1))
-
-    async def close(self) -> None:
-        await self.agent.close()
-        self.socket.close()
 
 
 def test_hostile_answers_are_refused() -> None:

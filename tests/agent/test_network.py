@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tapwright.agent.guest import network, routing
+from tapwright.agent.guest.refusal import RefusedError
 from tapwright.linux import addresses, links, netns, routes
 from tapwright.linux.netlink import Netlink, NetlinkError, Request
 from tests.host import eventually
@@ -250,7 +251,7 @@ def test_a_route_like_it_is_not_removed(nl: Netlink) -> None:
 
 
 def test_routes_of_an_unknown_device(nl: Netlink) -> None:
-    with pytest.raises(network.RefusedError, match="no interface called 'no0'"):
+    with pytest.raises(RefusedError, match="no interface called 'no0'"):
         routing.change_routes(nl, {"add": [to(0, device="no0")]})
     # What was on it has gone with it.
     routing.change_routes(nl, {"remove": [to(0, device="no0")]})

@@ -9,7 +9,7 @@ from tapwright.agent.protocol import Assembler, Decoder, Frame
 
 FRAMES = st.builds(
     Frame,
-    kind=st.integers(protocol.HELLO, protocol.CANCEL),
+    kind=st.integers(protocol.HELLO, protocol.RESIZE),
     session=st.integers(0, 2**32 - 1),
     stream=st.integers(0, 2**32 - 1),
     payload=st.binary(max_size=300),

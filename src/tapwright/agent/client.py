@@ -13,7 +13,14 @@ from typing import Any
 
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
-from tapwright.errors import AgentError, AgentRefusedError
+from tapwright.errors import (
+    AgentError,
+    AgentRefusedError,
+    ContainerError,
+    ContainerExistsError,
+    ContainerNotFoundError,
+    ContainerStateError,
+)
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
@@ -33,6 +40,14 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 _ADDRESS: dict[str, Any] = {"address": str, "prefix_length": int}
+
+# The errors of containers by the codes of `guest.refusal`.
+_OF_CONTAINERS = {
+    "failed": ContainerError,
+    "not_found": ContainerNotFoundError,
+    "exists": ContainerExistsError,
+    "state": ContainerStateError,
+}
 
 OnFrame = Callable[[Frame], None]
 
@@ -90,11 +105,7 @@ class AgentClient:
             if frame.kind == protocol.REPLY:
                 answer.set_result(reply)
             else:
-                reason = str(reply.get("message", "no reason given"))[:1000]
-                if reply.get("broken"):
-                    answer.set_exception(AgentError(f"{op} was not done: {reason}"))
-                else:
-                    answer.set_exception(AgentRefusedError(f"the agent refused {op}: {reason}"))
+                answer.set_exception(failure(op, reply))
 
         stream = None
         try:
@@ -254,6 +265,16 @@ class AgentClient:
         task = asyncio.create_task(quietly())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def failure(op: str, reply: dict[str, Any]) -> AgentError:
+    """What an ERROR that ended a request says."""
+    reason = str(reply.get("message", "no reason given"))[:1000]
+    if reply.get("broken"):
+        return AgentError(f"{op} was not done: {reason}")
+    if kind := _OF_CONTAINERS.get(str(reply.get("code"))):
+        return kind(reason)
+    return AgentRefusedError(f"the agent refused {op}: {reason}")
 
 
 def _has(entry: object, shape: dict[str, Any]) -> bool:

@@ -17,10 +17,12 @@ HELLO brings entropy, with which the agent reseeds the guest's random numbers be
 for the next. Where the beginning of a frame may have been left by an end that died, a HELLO is
 preceded by as many zero bytes as a frame can be long, so that it can't be swallowed.
 
-*Streams.* A REQUEST opens a stream, and a REPLY or ERROR ends it. In between, a command's stream
-carries STDIN, STDOUT and STDERR (an empty one is the end of file) and SIGNAL. Who receives such
-data returns CREDIT for what it has passed on; who sends it never has more than WINDOW bytes of a
-channel without credit. So no reader, however slow, makes the other end hold more than that.
+*Streams.* A REQUEST opens a stream, and a REPLY or ERROR ends it. In between, the stream of a
+process carries STDIN, STDOUT and STDERR (an empty one is the end of file), SIGNAL, and for a
+terminal RESIZE. Who receives such data returns CREDIT for what it has passed on; who sends it never
+has more than WINDOW bytes of a channel without credit. So no reader, however slow, makes the other
+end hold more than that. An empty STDOUT or STDERR to the agent says that nobody reads it any more.
+A process of a container is there when STARTED comes, which may be after its first output.
 
 *Bounds.* A payload is at most MAX_PAYLOAD bytes, a message made of several (flag MORE) at most
 MAX_MESSAGE, an agent serves at most MAX_STREAMS streams.
@@ -44,6 +46,8 @@ MAX_STREAMS = 256
 WINDOW = 256 * 1024
 
 HELLO, REQUEST, REPLY, ERROR, STDIN, STDOUT, STDERR, SIGNAL, CREDIT, CANCEL = range(1, 11)
+STARTED, RESIZE = range(11, 13)
+_LAST_KIND = RESIZE
 MORE = 1  # flag: the message goes on in the next frame of the stream
 
 _ENTROPY_BYTES = 64
@@ -51,6 +55,7 @@ _MAGIC = b"TWRT"
 _HEADER = struct.Struct("!4sBBHIIII")
 _CHECKED = struct.Struct("!4sBBHIII")
 _CREDIT = struct.Struct("!BI")
+_SIZE = struct.Struct("!HH")
 PREAMBLE = bytes(_HEADER.size + MAX_PAYLOAD)
 
 
@@ -117,6 +122,22 @@ def read_credit(payload: bytes) -> tuple[int, int]:
     return channel, count
 
 
+def size(rows: int, columns: int) -> bytes:
+    """The payload of a RESIZE. Raises ProtocolError for what no terminal has."""
+    try:
+        return _SIZE.pack(rows, columns)
+    except struct.error:
+        raise ProtocolError(f"a terminal of {rows} rows and {columns} columns") from None
+
+
+def read_size(payload: bytes) -> tuple[int, int]:
+    """(rows, columns) of a RESIZE frame. Raises ProtocolError."""
+    if len(payload) != _SIZE.size:
+        raise ProtocolError("a RESIZE of the wrong length")
+    rows, columns = _SIZE.unpack(payload)
+    return rows, columns
+
+
 def read_json(data: bytes) -> dict[str, Any]:
     """A message's content, which is always an object. Raises ProtocolError."""
     try:
@@ -153,7 +174,7 @@ class Decoder:
             _, version, kind, flags, session, stream, length, crc = _HEADER.unpack_from(
                 buffer, position
             )
-            if version != VERSION or not HELLO <= kind <= CANCEL or length > MAX_PAYLOAD:
+            if version != VERSION or not HELLO <= kind <= _LAST_KIND or length > MAX_PAYLOAD:
                 self.garbage += 1
                 position += 1
                 continue

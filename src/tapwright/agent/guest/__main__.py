@@ -3,18 +3,24 @@
 import errno
 import os
 import select
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tapwright import __version__
 from tapwright.agent import protocol
-from tapwright.agent.guest import network, routing, share, system
-from tapwright.agent.guest.streams import Command, Watcher
+from tapwright.agent.guest import leftovers, network, routing, share, system
+from tapwright.agent.guest.commands import Command
+from tapwright.agent.guest.events import Children, Watcher
+from tapwright.agent.guest.refusal import RefusedError, told, told_of_start
+from tapwright.agent.guest.streams import Answer, Process
 from tapwright.linux.links import RTMGRP_LINK
 from tapwright.linux.netlink import Netlink, NetlinkError
+
+if TYPE_CHECKING:
+    from tapwright.agent.guest.containers import Containers
 
 _PORTS = "/sys/class/virtio-ports"
 _READ_BYTES = 64 * 1024
@@ -22,6 +28,7 @@ _LINK_TIMEOUT = 10.0
 
 Request = dict[str, Any]
 Operation = Callable[[Netlink, Request], dict[str, Any]]
+FAILURES = (RefusedError, NetlinkError, OSError, ValueError, KeyError, TypeError)
 
 
 def batch(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +50,22 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
+_CONTAINERS = frozenset(
+    (
+        *("create_container", "exec_container", "start_container", "signal_container"),
+        *("pause_container", "resume_container", "update_container", "delete_container"),
+        *("container_processes", "container_statistics", "container_state"),
+    )
+)
+
+_OF_PROCESSES: dict[int, Callable[[Process, bytes], None]] = {
+    protocol.STDIN: lambda process, payload: process.stdin(payload),
+    protocol.SIGNAL: lambda process, payload: process.signal(payload[0] if payload else 0),
+    protocol.RESIZE: lambda process, payload: process.resize(*protocol.read_size(payload)),
+    protocol.CREDIT: lambda process, payload: process.credit(*protocol.read_credit(payload)),
+}
+
+
 class Agent:
     """Serves one supervisor at a time over the port `fd`."""
 
@@ -53,9 +76,11 @@ class Agent:
         self._assembler = protocol.Assembler()
         self._out: deque[bytes] = deque()
         self._out_watched = False
-        self._commands: dict[int, Command] = {}
+        self._processes: dict[int, Process] = {}
         self._waiting: dict[int, tuple[Operation, Request, float]] = {}
         self._watch = Watcher()
+        self._children = Children(self._watch)
+        self._containers: Containers | None = None
         self._netlink = Netlink()
         self._events = Netlink(RTMGRP_LINK)
 
@@ -89,9 +114,11 @@ class Agent:
     def _open_session(self, hello: protocol.Frame) -> None:
         # First of all: nothing that is asked for later is to be made of an old seed.
         facts = {"agent": __version__, "reseeded": _is_reseeded(hello)}
-        for command in self._commands.values():
-            command.cancel()
-        self._commands.clear()
+        for process in self._processes.values():
+            process.cancel()
+        self._processes.clear()
+        if self._containers:
+            self._containers.discard_all()
         self._waiting.clear()
         after_whole = not self._out
         self._out.clear()
@@ -100,7 +127,7 @@ class Agent:
         self._write(protocol.hello(hello.session, facts, after_whole))
 
     def _serve(self, frame: protocol.Frame) -> None:
-        command = self._commands.get(frame.stream)
+        process = self._processes.get(frame.stream)
         if frame.kind == protocol.REQUEST:
             content = self._assembler.add(frame)
             if content is not None:
@@ -108,28 +135,29 @@ class Agent:
         elif frame.kind == protocol.CANCEL:
             self._assembler.forget(frame.stream)
             self._waiting.pop(frame.stream, None)
-            if command:
-                del self._commands[frame.stream]
-                command.cancel()
-        elif not command:
+            if process:
+                del self._processes[frame.stream]
+                process.cancel()
+        elif not process:
             return  # it has ended in the meantime
-        elif frame.kind == protocol.STDIN:
-            command.stdin(frame.payload)
-        elif frame.kind == protocol.SIGNAL and frame.payload:
-            command.signal(frame.payload[0])
-        elif frame.kind == protocol.CREDIT:
-            command.credit(*protocol.read_credit(frame.payload))
+        elif frame.kind in (protocol.STDOUT, protocol.STDERR) and not frame.payload:
+            process.unread(frame.kind)
+        elif handle := _OF_PROCESSES.get(frame.kind):
+            handle(process, frame.payload)
 
     def _begin(self, stream: int, request: dict[str, Any]) -> None:
-        if len(self._commands) + len(self._waiting) >= protocol.MAX_STREAMS:
+        op = str(request.get("op"))
+        if len(self._processes) + len(self._waiting) >= protocol.MAX_STREAMS:
             self._error(stream, f"more than {protocol.MAX_STREAMS} requests at once")
-        elif request.get("op") == "exec":
+        elif op == "exec":
             self._execute(stream, request)
-        elif operation := OPERATIONS.get(str(request.get("op"))):
+        elif op in _CONTAINERS:
+            self._ask_containers(stream, op, request)
+        elif operation := OPERATIONS.get(op):
             deadline = time.monotonic() + float(request.get("link_timeout", _LINK_TIMEOUT))
             self._try(stream, operation, request, deadline)
         else:
-            self._error(stream, f"unknown request {request.get('op')!r}")
+            self._error(stream, f"unknown request {op!r}")
 
     def _try(self, stream: int, operation: Operation, request: Request, deadline: float) -> None:
         """Do a request, or put it by until the next change of an interface."""
@@ -138,10 +166,8 @@ class Agent:
             self._message(protocol.REPLY, stream, operation(self._netlink, request))
         except network.NotThereYetError:
             self._waiting[stream] = operation, request, deadline
-        except (network.RefusedError, NetlinkError) as error:
-            self._error(stream, error.args[-1])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self._error(stream, f"{type(error).__name__}: {error}")
+        except FAILURES as error:
+            self._message(protocol.ERROR, stream, told(error))
 
     def _links_changed(self) -> None:
         try:
@@ -159,23 +185,43 @@ class Agent:
                 del self._waiting[stream]
                 self._error(stream, "the guest has not found the NIC in time")
 
-    def _execute(self, stream: int, request: dict[str, Any]) -> None:
+    def _execute(self, stream: int, request: Request) -> None:
+        try:
+            self._processes[stream] = Command(
+                request, self._watch, self._children, self._answer(stream)
+            )
+        except FAILURES as error:
+            self._message(protocol.ERROR, stream, told_of_start(error))
+
+    def _ask_containers(self, stream: int, op: str, request: Request) -> None:
+        """Have done what is answered when it is done; a process lives as long as its stream."""
+        try:
+            if self._containers is None:
+                # Not before: a guest without containers does not wait for it when it boots.
+                from tapwright.agent.guest.containers import Containers
+
+                self._containers = Containers(self._watch, self._children)
+            process = self._containers.operations[op](request, self._answer(stream))
+        except FAILURES as error:
+            self._message(protocol.ERROR, stream, told(error))
+        else:
+            if process:
+                self._processes[stream] = process
+
+    def _answer(self, stream: int) -> Answer:
+        """The way back to who opened a stream, as long as its session lasts."""
         session = self._session
 
         def send(kind: int, payload: bytes) -> None:
             if session == self._session:
                 self._write(protocol.encode(protocol.Frame(kind, session, stream, payload)))
 
-        def finish(reply: dict[str, Any]) -> None:
-            self._commands.pop(stream, None)
-            self._message(protocol.REPLY, stream, reply)
+        def end(kind: int, content: dict[str, Any]) -> None:
+            if session == self._session:
+                self._processes.pop(stream, None)
+                self._message(kind, stream, content)
 
-        try:
-            self._commands[stream] = Command(request, self._watch, send, finish)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            code = error.errno if isinstance(error, OSError) else None
-            reason = os.strerror(code) if code else str(error)
-            self._message(protocol.ERROR, stream, {"message": reason, "errno": code})
+        return Answer(send, partial(end, protocol.REPLY), partial(end, protocol.ERROR))
 
     def _error(self, stream: int, text: str) -> None:
         self._message(protocol.ERROR, stream, {"message": text})
@@ -228,7 +274,9 @@ def _find_port() -> str:
 
 
 def main() -> None:
-    fd = os.open(sys.argv[1] if len(sys.argv) > 1 else _find_port(), os.O_RDWR | os.O_NONBLOCK)
+    fd = os.open(_find_port(), os.O_RDWR | os.O_NONBLOCK)
+    # Not before the port is found: there is none but in a guest.
+    leftovers.clear()
     Agent(fd).run()
 
 

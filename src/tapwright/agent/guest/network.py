@@ -5,19 +5,16 @@ which the kernel has not found yet raises NotThereYetError, and is done again at
 an interface.
 """
 
-import os
 from typing import Any
 
+from tapwright.agent.guest.files import write
+from tapwright.agent.guest.refusal import RefusedError
 from tapwright.linux import addresses, ethtool, links, neighbours, routes
 from tapwright.linux.addresses import Address
 from tapwright.linux.announcement import announce
 from tapwright.linux.netlink import Netlink, pack_address, record
 
 RESOLV_CONF = "/etc/resolv.conf"
-
-
-class RefusedError(Exception):
-    """A request that can't be done, with the reason for the caller."""
 
 
 class NotThereYetError(Exception):
@@ -105,15 +102,6 @@ def list_network(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
             for entry in neighbours.listing(nl)
         ],
     }
-
-
-def write(path: str, content: str) -> None:
-    """Replace a file's content; /proc files included."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        os.write(fd, content.encode())
-    finally:
-        os.close(fd)
 
 
 def _set_sizes(nl: Netlink, link: links.Link, request: dict[str, Any]) -> None:

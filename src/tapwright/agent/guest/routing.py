@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from tapwright.agent.guest.network import RefusedError
+from tapwright.agent.guest.refusal import RefusedError
 from tapwright.linux import links, neighbours, routes
 from tapwright.linux.neighbours import Neighbour
 from tapwright.linux.netlink import Netlink, NetlinkError, record

@@ -1,87 +1,77 @@
-"""Commands that the agent runs, and the flow of their stdin, stdout and stderr."""
+"""Processes whose stdin, stdout and stderr travel over a stream, and the flow of these."""
 
-import contextlib
+import fcntl
 import os
 import select
-import signal
-import subprocess
+import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tapwright.agent import protocol
+from tapwright.agent.guest.events import Watcher
 
 _CHUNK = protocol.MAX_PAYLOAD
-ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-    "TERM": "dumb",
-}
-
-Send = Callable[[int, bytes], None]
-Finish = Callable[[dict[str, Any]], None]
+_TIOCSWINSZ = 0x5414  # include/uapi/asm-generic/ioctls.h
 
 
-class Watcher:
-    """An epoll set whose members are (descriptor, what to call)."""
+class Answer(NamedTuple):
+    """The way back to whoever opened a stream; `finish` and `fail` end it."""
 
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._calls: dict[int, Callable[[], None]] = {}
-
-    def add(self, fd: int, events: int, call: Callable[[], None]) -> None:
-        self._epoll.register(fd, events)
-        self._calls[fd] = call
-
-    def remove(self, fd: int) -> None:
-        if self._calls.pop(fd, None):
-            self._epoll.unregister(fd)
-
-    def run_once(self, timeout: float | None) -> None:
-        for fd, _ in self._epoll.poll(timeout):
-            if call := self._calls.get(fd):
-                call()
+    send: Callable[[int, bytes], None]
+    finish: Callable[[dict[str, Any]], None]
+    fail: Callable[[dict[str, Any]], None]
 
 
-class Command:
-    """One running command. `send(kind, payload)` and `finish(reply)` speak for its stream.
+class Process:
+    """A process that somebody talks to over a stream.
 
-    Raises OSError when it can't be started.
+    It is there before its descriptors: what is written to its stdin until `attach` waits, as far
+    as the window goes. Whoever knows of its end calls `exited`.
     """
 
-    def __init__(self, request: dict[str, Any], watch: Watcher, send: Send, finish: Finish) -> None:
+    def __init__(self, watch: Watcher, answer: Answer) -> None:
         self._watch = watch
-        self._send = send
-        self._finish = finish
-        self._process = subprocess.Popen(
-            [str(word) for word in request["argv"]],
-            stdin=subprocess.PIPE if request.get("stdin") else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**ENVIRONMENT, **request.get("env", {})},
-            cwd=request.get("cwd") or "/",
-            start_new_session=True,
-            bufsize=0,
-        )
-        self._stdin = _take(self._process.stdin)
-        self._outputs = {
-            protocol.STDOUT: _take(self._process.stdout),
-            protocol.STDERR: _take(self._process.stderr),
-        }
-        self._window = dict.fromkeys(self._outputs, protocol.WINDOW)
+        self._answer = answer
+        self._stdin = -1
+        self._outputs: dict[int, int] = {}
+        self._window = dict.fromkeys((protocol.STDOUT, protocol.STDERR), protocol.WINDOW)
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._stdin_ends = False
         self._stdin_watched = False
-        self._finished = False
-        for kind, fd in self._outputs.items():
-            watch.add(fd, select.EPOLLIN, lambda kind=kind: self._drain(kind))  # type: ignore[misc]
-        self._pidfd = os.pidfd_open(self._process.pid)
-        watch.add(self._pidfd, select.EPOLLIN, self._exited)
+        self._is_terminal = False
+        self._is_attached = False
+        self._is_over = False
+        self._status: int | None = None
+
+    def attach(self, stdin: int, outputs: dict[int, int]) -> None:
+        """Take over the other ends of stdin (-1 for none), and of STDOUT and STDERR."""
+        self._stdin, self._outputs = stdin, outputs
+        self._is_attached = True
+        for fd in (stdin, *outputs.values()):
+            if fd >= 0:
+                os.set_blocking(fd, False)
+        for kind in outputs:
+            self._listen(kind)
+        self._write()
+
+    def attach_terminal(self, master: int) -> None:
+        """Take over the master of a terminal: stdin, and STDOUT."""
+        self._is_terminal = True
+        self.attach(os.dup(master), {protocol.STDOUT: master})
+
+    @property
+    def has_exited(self) -> bool:
+        return self._status is not None
+
+    @property
+    def is_attached(self) -> bool:
+        return self._is_attached
 
     def stdin(self, data: bytes) -> None:
-        """Take in data for the command, or with no data its end of file."""
-        if self._stdin < 0:
+        """Take in data for the process, or with no data its end of file."""
+        if self._is_attached and self._stdin < 0:
             return
         if data:
             self._queued += len(data)
@@ -90,45 +80,77 @@ class Command:
             self._queue.append(data)
         else:
             self._stdin_ends = True
-        self._write()
+        if self._is_attached:
+            self._write()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command and what it started in its session."""
-        with contextlib.suppress(OSError):  # it has ended, or there is no such signal
-            os.killpg(self._process.pid, number)
+        """Send the process a signal; one that has ended, or a number that is none, does nothing."""
+        raise NotImplementedError
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal, if there is one, how large its window is."""
+        if self._is_terminal and (master := self._outputs[protocol.STDOUT]) >= 0:
+            fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def credit(self, channel: int, count: int) -> None:
         if channel not in self._window:
             return
         was_shut = self._window[channel] <= 0
         self._window[channel] = min(self._window[channel] + count, protocol.WINDOW)
-        if was_shut and self._window[channel] > 0 and self._outputs[channel] >= 0:
-            self._watch.add(self._outputs[channel], select.EPOLLIN, lambda: self._drain(channel))
+        if was_shut and self._window[channel] > 0 and self._outputs.get(channel, -1) >= 0:
+            self._listen(channel)
             self._drain(channel)
 
+    def unread(self, channel: int) -> None:
+        """Nobody reads this output any more: the process is to notice, as with a pipe or a
+        terminal of its own."""
+        if self._outputs.get(channel, -1) >= 0:
+            self._close_output(channel)
+            if self._is_terminal:
+                self._close_stdin()
+            self._end_if_done()
+
     def cancel(self) -> None:
-        """The other end has gone: end the command and say nothing."""
-        self._send = lambda kind, payload: None
-        self._finish = lambda reply: None
-        self.signal(signal.SIGKILL)
+        """The other end has gone: end the process and say nothing."""
+        self._answer = Answer(_say_nothing, _say_nothing, _say_nothing)
+        self._close()
+
+    def exited(self, status: int) -> None:
+        """The process has ended with this wait status."""
+        self._status = status
         self._close_stdin()
         for kind in self._outputs:
-            self._close_output(kind)
+            self._drain(kind)
+        self._end_if_done()
+
+    def fail(self, refusal: dict[str, Any]) -> None:
+        """The process could not be started."""
+        self._is_over = True
+        self._close()
+        self._answer.fail(refusal)
+
+    def _listen(self, kind: int) -> None:
+        # Edge-triggered, for a terminal that nobody has open is ready all the time.
+        events = select.EPOLLIN | select.EPOLLET
+        self._watch.add(self._outputs[kind], events, lambda: self._drain(kind))
 
     def _drain(self, kind: int) -> None:
-        """Pass on what the command has written, as far as the window goes.
+        """Pass on what the process has written, as far as the window goes.
 
-        A command is over when it has exited: what it left in the background may hold its
+        A process is over when it has exited: what it left in the background may hold its
         output open, but is not waited for.
         """
         while (fd := self._outputs[kind]) >= 0 and self._window[kind] > 0:
             try:
                 data = os.read(fd, min(_CHUNK, self._window[kind]))
-            except BlockingIOError:
-                if self._pidfd >= 0:
+            except OSError as error:
+                # A terminal that is closed may be opened again as long as its process lives.
+                if not self.has_exited and (
+                    isinstance(error, BlockingIOError) or self._is_terminal
+                ):
                     return
                 data = b""
-            self._send(kind, data)
+            self._answer.send(kind, data)
             self._window[kind] -= len(data)
             if not data:
                 self._close_output(kind)
@@ -138,6 +160,8 @@ class Command:
             self._watch.remove(fd)
 
     def _write(self) -> None:
+        if self._stdin < 0:
+            return
         written = 0
         try:
             while self._queue:
@@ -149,13 +173,13 @@ class Command:
                     self._queue[0] = self._queue[0][count:]
         except BlockingIOError:
             pass
-        except BrokenPipeError:
+        except OSError:  # nobody reads
             written = self._queued
             self._queue.clear()
             self._stdin_ends = True
         self._queued -= written
         if written:
-            self._send(protocol.CREDIT, protocol.credit(protocol.STDIN, written))
+            self._answer.send(protocol.CREDIT, protocol.credit(protocol.STDIN, written))
         if self._queue and not self._stdin_watched:
             self._watch.add(self._stdin, select.EPOLLOUT, self._write)
         elif not self._queue and self._stdin_watched:
@@ -164,29 +188,25 @@ class Command:
         if self._stdin_ends and not self._queue:
             self._close_stdin()
 
-    def _exited(self) -> None:
-        self._watch.remove(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        self._process.wait()
+    def _end_if_done(self) -> None:
+        if self._is_over or self._status is None or any(fd >= 0 for fd in self._outputs.values()):
+            return
+        self._is_over = True
+        code = os.waitstatus_to_exitcode(self._status)
+        self._answer.finish({"signal": -code} if code < 0 else {"status": code})
+
+    def _close(self) -> None:
         self._close_stdin()
         for kind in self._outputs:
-            self._drain(kind)
-        self._end_if_done()
-
-    def _end_if_done(self) -> None:
-        if self._finished or self._pidfd >= 0 or any(fd >= 0 for fd in self._outputs.values()):
-            return
-        self._finished = True
-        code = self._process.returncode
-        self._finish({"signal": -code} if code < 0 else {"status": code})
+            self._close_output(kind)
 
     def _close_stdin(self) -> None:
         if self._stdin >= 0:
             self._watch.remove(self._stdin)
             os.close(self._stdin)
             self._stdin = -1
-            self._queue.clear()
+        self._queue.clear()
+        self._stdin_watched = False
 
     def _close_output(self, kind: int) -> None:
         fd = self._outputs[kind]
@@ -196,12 +216,5 @@ class Command:
             self._outputs[kind] = -1
 
 
-def _take(pipe: Any) -> int:
-    """A pipe of a Popen as a plain descriptor that does not block; -1 where there is none."""
-    if pipe is None:
-        return -1
-    fd = os.dup(pipe.fileno())
-    pipe.close()
-    os.set_blocking(fd, False)
-    os.set_inheritable(fd, False)
-    return fd
+def _say_nothing(*words: Any) -> None:
+    """The other end has gone."""

@@ -1,0 +1,135 @@
+"""The control group of a container: which processes are in it, and what they have used.
+
+Documentation/admin-guide/cgroup-v2.rst in the kernel's sources.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from tapwright.agent.guest.files import read, write
+
+_ROOT = "/sys/fs/cgroup"
+_COMMAND_BYTES = 4096
+_MOST_PROCESSES = 4096
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def of_container(name: str) -> str:
+    """The group of a container, as its OCI configuration names it."""
+    return f"/{name}"
+
+
+def signal_all(cgroup: str, number: int) -> None:
+    """Send a signal to all processes of a group and those below it. Raises OSError for a number
+    that is no signal's."""
+    if number == signal.SIGKILL:
+        with contextlib.suppress(FileNotFoundError):
+            write(f"{_path(cgroup)}/cgroup.kill", "1")
+        return
+    for pid in _pids(cgroup):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def processes(cgroup: str) -> list[dict[str, Any]]:
+    """pid, ppid, uid, gid, state, started (seconds after the guest's boot), cpu (seconds) and
+    command (its words) of each process of a group and those below it."""
+    found = []
+    for pid in _pids(cgroup):
+        with contextlib.suppress(OSError):  # it ended in the meantime
+            found.append(_process(pid))
+            if len(found) == _MOST_PROCESSES:
+                break
+    return found
+
+
+def statistics(cgroup: str) -> dict[str, Any]:
+    """The group's numbers, named as the kernel's files: `cpu` (cpu.stat), `memory` (current, max,
+    peak, swap, `stat`, `events`), `pids` (current, max), `io` (io.stat by device). None for "max";
+    what the kernel does not have is left out."""
+    path = _path(cgroup)
+    memory: dict[str, Any] = {
+        name: _number(f"{path}/memory.{file}")
+        for name, file in (
+            *(("current", "current"), ("max", "max"), ("peak", "peak")),
+            *(("swap", "swap.current"), ("swap_max", "swap.max")),
+        )
+        if os.path.exists(f"{path}/memory.{file}")
+    }
+    memory["stat"] = _table(f"{path}/memory.stat")
+    memory["events"] = _table(f"{path}/memory.events")
+    pids = {name: _number(f"{path}/pids.{name}") for name in ("current", "max")}
+    return {
+        "cpu": _table(f"{path}/cpu.stat"),
+        "memory": memory,
+        "pids": pids,
+        "io": _io(f"{path}/io.stat"),
+    }
+
+
+def remove(cgroup: str) -> None:
+    """Remove a group without processes, and those below it. Raises OSError."""
+    for directory in sorted(_groups(cgroup), reverse=True):
+        os.rmdir(directory)
+
+
+def _path(cgroup: str) -> str:
+    return f"{_ROOT}/{cgroup.strip('/')}"
+
+
+def _groups(cgroup: str) -> Iterator[str]:
+    for directory, _, _ in os.walk(_path(cgroup)):
+        yield directory
+
+
+def _pids(cgroup: str) -> Iterator[int]:
+    for directory in _groups(cgroup):
+        with contextlib.suppress(OSError):  # removed in the meantime
+            yield from map(int, read(f"{directory}/cgroup.procs").split())
+
+
+def _process(pid: int) -> dict[str, Any]:
+    directory = f"/proc/{pid}"
+    status = os.stat(directory)
+    # After the name, which may have spaces and parentheses in it (proc(5)).
+    name, _, rest = read(f"{directory}/stat").rpartition(") ")
+    fields = rest.split()
+    with open(f"{directory}/cmdline", "rb") as file:
+        line = file.read(_COMMAND_BYTES).decode(errors="replace")
+    words = line.removesuffix("\0").split("\0") if line else [f"[{name.partition('(')[2]}]"]
+    return {
+        "pid": pid,
+        "ppid": int(fields[1]),
+        "uid": status.st_uid,
+        "gid": status.st_gid,
+        "state": fields[0],
+        "started": int(fields[19]) / _TICKS,
+        "cpu": (int(fields[11]) + int(fields[12])) / _TICKS,
+        "command": words,
+    }
+
+
+def _number(path: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        return int(read(path))
+    return None
+
+
+def _table(path: str) -> dict[str, int]:
+    with contextlib.suppress(OSError):
+        return {key: int(value) for key, value in map(str.split, read(path).splitlines())}
+    return {}
+
+
+def _io(path: str) -> dict[str, dict[str, int]]:
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in read(path).splitlines():
+            device, *pairs = line.split()
+            values = (pair.split("=") for pair in pairs)
+            found[device] = {key: int(value) for key, value in values}
+    return found

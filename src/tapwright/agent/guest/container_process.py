@@ -1,0 +1,160 @@
+"""A process in a container, from having crun make it to the end of its output."""
+
+import contextlib
+import itertools
+import os
+import select
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from tapwright.agent import protocol
+from tapwright.agent.guest import files
+from tapwright.agent.guest.console import Console
+from tapwright.agent.guest.crun import Crun, Done, Stdio
+from tapwright.agent.guest.events import Children, Watcher
+from tapwright.agent.guest.leftovers import LAUNCHES
+from tapwright.agent.guest.refusal import FAILED, RefusedError, told
+from tapwright.agent.guest.streams import Answer, Process
+
+# Names of files: an id may be longer than the name of a socket (unix(7)).
+_numbers = itertools.count()
+
+
+class ContainerProcess(Process):
+    """The first process of a container, or another that is run in it.
+
+    `pid` is 0 until crun has made it. `on_exit` and `on_cancel` are called when it has ended, and
+    when nobody waits for it any more.
+    """
+
+    def __init__(self, watch: Watcher, children: Children, crun: Crun, answer: Answer) -> None:
+        super().__init__(watch, answer)
+        self._children = children
+        self._crun = crun
+        self._console: Console | None = None
+        self._pipes: list[int] = []
+        self._not_executed = -1  # a pipe that ends when the program is executed
+        self._when_executed: list[Callable[[], None]] = []
+        self._is_cancelled = False
+        self.pid = 0
+        self.on_exit = _nothing
+        self.on_cancel = _nothing
+
+    def launch(
+        self,
+        words: list[str],
+        container: str,
+        terminal: bool,
+        done: Done,
+        sheet: dict[str, Any] | None = None,
+    ) -> None:
+        """Have crun make the process by these words and the container's id; `done` hears why that
+        failed, "" if it did not. Raises OSError."""
+        os.makedirs(LAUNCHES, exist_ok=True)
+        launch = f"{LAUNCHES}/{next(_numbers)}"
+        pid_file = f"{launch}.pid"
+        words = [*words, f"--pid-file={pid_file}"]
+        theirs: list[int] = []
+        self._not_executed, held = os.pipe2(os.O_CLOEXEC)
+        try:
+            if terminal:
+                self._console = Console(f"{launch}.sock")
+                words.append(f"--console-socket={launch}.sock")
+            else:
+                theirs = self._make_pipes()
+            ended = self._when_launched(pid_file, done)
+            self._crun.run([*words, container], ended, sheet, Stdio(*theirs), [held])
+        except BaseException:
+            self._drop()
+            os.close(self._not_executed)
+            raise
+        finally:
+            for fd in (*theirs, held):
+                os.close(fd)
+        self._watch.add(self._not_executed, select.EPOLLIN, self._executed)
+
+    def when_executed(self, call: Callable[[], None]) -> None:
+        """Have `call` called when the program is executed, or can't be any more."""
+        if self._not_executed < 0:
+            call()
+        else:
+            self._when_executed.append(call)
+
+    def signal(self, number: int) -> None:
+        if self.pid and not self.has_exited:
+            with contextlib.suppress(OSError):  # there is no such signal
+                os.kill(self.pid, number)
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        self.signal(signal.SIGKILL)
+        super().cancel()
+        self.on_cancel()
+
+    def exited(self, status: int) -> None:
+        self.on_exit()
+        super().exited(status)
+
+    def _when_launched(self, pid_file: str, done: Done) -> Done:
+        def launched(reason: str) -> None:
+            terminal = -1
+            try:
+                if not reason:
+                    self.pid = int(files.read(pid_file))
+                    terminal = self._console.terminal() if self._console else -1
+            except (OSError, ValueError) as error:
+                reason = f"crun's process can't be taken over: {error}"
+                self.signal(signal.SIGKILL)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(pid_file)
+            done(reason)
+            if reason:
+                self._drop()
+                self.fail(told(RefusedError(reason, FAILED)))
+                return
+            # Its output comes after this: what crun itself says is in its log too.
+            self._answer.send(protocol.STARTED, b'{"pid": %d}' % self.pid)
+            self._attach(terminal)
+            self._children.expect(self.pid, self.exited)
+
+        return launched
+
+    def _attach(self, terminal: int) -> None:
+        if terminal >= 0:
+            self.attach_terminal(terminal)
+        else:
+            stdin, stdout, stderr = self._pipes
+            self._pipes = []
+            self.attach(stdin, {protocol.STDOUT: stdout, protocol.STDERR: stderr})
+        self._drop()
+        if self._is_cancelled:
+            self.signal(signal.SIGKILL)
+            self._close()
+
+    def _make_pipes(self) -> list[int]:
+        """Keep one end of three pipes; return the others, for stdin, stdout and stderr."""
+        stdin, ours = os.pipe2(os.O_CLOEXEC)
+        stdout_read, stdout = os.pipe2(os.O_CLOEXEC)
+        stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
+        self._pipes = [ours, stdout_read, stderr_read]
+        return [stdin, stdout, stderr]
+
+    def _executed(self) -> None:
+        self._watch.remove(self._not_executed)
+        os.close(self._not_executed)
+        self._not_executed = -1
+        while self._when_executed:
+            self._when_executed.pop(0)()
+
+    def _drop(self) -> None:
+        """Close what was meant for a process that has not come to be."""
+        for fd in self._pipes:
+            os.close(fd)
+        self._pipes = []
+        if self._console:
+            self._console.close()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

@@ -1,0 +1,291 @@
+"""Containers in the guest: what can be asked of them.
+
+crun does the work, and the agent does not wait for it: what takes time is answered when it is done.
+A container is known from the request to create it until it is deleted; the one whose creator goes
+away is deleted at once. Its files are in a directory of its own below DIRECTORY.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from tapwright.agent.guest import cgroups, files
+from tapwright.agent.guest.container_process import ContainerProcess
+from tapwright.agent.guest.crun import Crun
+from tapwright.agent.guest.events import Children, Watcher
+from tapwright.agent.guest.leftovers import DIRECTORY
+from tapwright.agent.guest.refusal import EXISTS, FAILED, NOT_FOUND, STATE, RefusedError, told
+from tapwright.agent.guest.streams import Answer, Process
+
+CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
+
+# As in runc and crun, and the name of a directory.
+_ID = re.compile(r"(?!\.{1,2}$)[\w+.-]{1,128}", re.ASCII)
+# What systemd sets on a host: a container may want as many open files as it had there.
+_MOST_FILES = "1073741816"
+
+Request = dict[str, Any]
+
+
+class Container:
+    """A container, and what crun is doing with it at present."""
+
+    def __init__(self, name: str, init: ContainerProcess) -> None:
+        self.id = name
+        self.cgroup = cgroups.of_container(name)
+        self.init = init
+        self.status = CREATING
+        self.directory = f"{DIRECTORY}/{name}"
+        self._at_work = 0
+        self._when_idle: list[Callable[[], None]] = []
+        self.deletions: list[Answer] | None = None  # who waits for its end, once that was asked for
+
+    def must_be(self, *statuses: str) -> None:
+        """Raises RefusedError when it is in none of these."""
+        if self.deletions is not None:
+            raise RefusedError(f"container {self.id!r} is being deleted", STATE)
+        if self.status not in statuses:
+            wanted = " or ".join(statuses)
+            raise RefusedError(f"container {self.id!r} is {self.status}, not {wanted}", STATE)
+
+    def stopped(self) -> None:
+        self.status = STOPPED
+
+    def at_work(self) -> Callable[[], None]:
+        """To be called before crun begins with it; the result when crun has ended."""
+        self._at_work += 1
+
+        def over() -> None:
+            self._at_work -= 1
+            while not self._at_work and self._when_idle:
+                self._when_idle.pop(0)()
+
+        return over
+
+    def when_idle(self, action: Callable[[], None]) -> None:
+        self._when_idle.append(action)
+        self.at_work()()
+
+
+class Containers:
+    """All containers of the guest. The operations raise RefusedError, OSError, and for requests
+    that make no sense KeyError, TypeError, ValueError."""
+
+    def __init__(self, watch: Watcher, children: Children) -> None:
+        self._watch = watch
+        self._children = children
+        self._crun = Crun(children)
+        self._known: dict[str, Container] = {}
+        files.write("/proc/sys/fs/nr_open", _MOST_FILES)
+        self.operations: dict[str, Callable[[Request, Answer], Process | None]] = {
+            "create_container": self.create,
+            "exec_container": self.execute,
+            "start_container": self.start,
+            "signal_container": self.signal,
+            "pause_container": self.pause,
+            "resume_container": self.resume,
+            "update_container": self.update,
+            "container_processes": self.processes,
+            "container_statistics": self.statistics,
+            "container_state": self.state,
+            "delete_container": self.delete,
+        }
+
+    def create(self, request: Request, answer: Answer) -> Process:
+        """Make a container of the OCI configuration `config`, on a terminal if `terminal`: all but
+        running its program. Its control group is our choice."""
+        name, config = request["id"], request["config"]
+        if not isinstance(name, str) or not _ID.fullmatch(name):
+            raise RefusedError(f"{name!r} can't be the id of a container", FAILED)
+        if not isinstance(config, dict):
+            raise TypeError("the configuration is not an object")
+        if name in self._known:
+            raise RefusedError(f"there is a container called {name!r} already", EXISTS)
+        container = Container(name, self._process(answer))
+        config.setdefault("linux", {})["cgroupsPath"] = container.cgroup
+        os.makedirs(container.directory)
+        files.write(f"{container.directory}/config.json", json.dumps(config))
+        self._known[name] = container
+        container.init.on_exit = container.stopped
+        container.init.on_cancel = lambda: self._delete(container)
+        over = container.at_work()
+
+        def created(reason: str) -> None:
+            if reason:
+                # A crun that fails late leaves the control group behind.
+                with contextlib.suppress(OSError):
+                    cgroups.remove(container.cgroup)
+                self._forget(container)
+            self._become(container, CREATING, CREATED)
+            over()
+
+        words = ["create", "--bundle", container.directory]
+        try:
+            container.init.launch(words, name, bool(request.get("terminal")), created)
+        except BaseException:
+            self._forget(container)
+            raise
+        return container.init
+
+    def execute(self, request: Request, answer: Answer) -> Process:
+        """Run another process, an OCI `process` object, in a container."""
+        container = self._named(request)
+        container.must_be(CREATED, RUNNING)
+        process = self._process(answer)
+        words, sheet = ["exec", "--detach", "--process={}"], request["process"]
+        over = container.at_work()
+        try:
+            process.launch(
+                words, container.id, bool(request.get("terminal")), lambda _: over(), sheet
+            )
+        except BaseException:
+            over()
+            raise
+        return process
+
+    def start(self, request: Request, answer: Answer) -> None:
+        """Run the program of a container that was created; answered when it runs."""
+        container = self._named(request)
+        container.must_be(CREATED)
+
+        def started() -> None:
+            self._become(container, CREATED, RUNNING)
+            container.init.when_executed(lambda: answer.finish({}))
+
+        self._have(container, ["start"], answer, started)
+
+    def pause(self, request: Request, answer: Answer) -> None:
+        """Freeze all processes of a container."""
+        self._switch(request, answer, "pause", RUNNING, PAUSED)
+
+    def resume(self, request: Request, answer: Answer) -> None:
+        self._switch(request, answer, "resume", PAUSED, RUNNING)
+
+    def update(self, request: Request, answer: Answer) -> None:
+        """Change the limits of a container: `resources`, the OCI object of that name."""
+        container = self._named(request)
+        container.must_be(CREATED, RUNNING, PAUSED)
+        words, sheet = ["update", "--resources={}"], request["resources"]
+        self._have(container, words, answer, lambda: answer.finish({}), sheet)
+
+    def signal(self, request: Request, answer: Answer) -> None:
+        """Send a signal to a container's first process, or to all that are in it."""
+        container, number = self._named(request), int(request["signal"])
+        if number not in signal.valid_signals():
+            raise RefusedError(f"there is no signal {number}", FAILED)
+        if request.get("all"):
+            cgroups.signal_all(container.cgroup, number)
+        else:
+            container.must_be(CREATED, RUNNING, PAUSED)
+            container.init.signal(number)
+        answer.finish({})
+
+    def processes(self, request: Request, answer: Answer) -> None:
+        container = self._named(request)
+        answer.finish({"processes": cgroups.processes(container.cgroup)})
+
+    def statistics(self, request: Request, answer: Answer) -> None:
+        answer.finish(cgroups.statistics(self._named(request).cgroup))
+
+    def state(self, request: Request, answer: Answer) -> None:
+        container = self._named(request)
+        state = {"id": container.id, "status": container.status, "pid": container.init.pid}
+        answer.finish(state)
+
+    def delete(self, request: Request, answer: Answer) -> None:
+        """Remove a container, with `force` a running one too; one that is not there has gone."""
+        container = self._known.get(str(request["id"]))
+        if container is None:
+            answer.finish({})
+            return
+        if not request.get("force") and container.deletions is None:
+            container.must_be(CREATED, STOPPED)
+        self._delete(container, answer)
+
+    def discard_all(self) -> None:
+        """Those who had them made have gone."""
+        for container in list(self._known.values()):
+            self._delete(container)
+
+    def _delete(self, container: Container, answer: Answer | None = None) -> None:
+        is_begun = container.deletions is not None
+        container.deletions = (container.deletions or []) + ([answer] if answer else [])
+        if is_begun or self._known.get(container.id) is not container:
+            return
+        # So that what crun is doing with it comes to its end.
+        container.init.signal(signal.SIGKILL)
+
+        def deleted(reason: str) -> None:
+            waiting, container.deletions = container.deletions or [], None
+            if not reason:
+                self._forget(container)
+            for each in waiting:
+                if reason:
+                    each.fail(told(RefusedError(reason, FAILED)))
+                else:
+                    each.finish({})
+
+        def delete() -> None:
+            if self._known.get(container.id) is container:
+                self._crun.run(["delete", "--force", container.id], deleted)
+            else:
+                deleted("")
+
+        container.when_idle(delete)
+
+    def _switch(self, request: Request, answer: Answer, verb: str, before: str, after: str) -> None:
+        container = self._named(request)
+        container.must_be(before)
+
+        def switched() -> None:
+            self._become(container, before, after)
+            answer.finish({})
+
+        self._have(container, [verb], answer, switched)
+
+    def _become(self, container: Container, before: str, after: str) -> None:
+        """Note what crun has done, unless the container has ended meanwhile."""
+        if container.status == before:
+            container.status = after
+
+    def _have(
+        self,
+        container: Container,
+        words: list[str],
+        answer: Answer,
+        succeeded: Callable[[], None],
+        sheet: dict[str, Any] | None = None,
+    ) -> None:
+        """Have crun do something with a container; a failure is answered here."""
+        over = container.at_work()
+
+        def done(reason: str) -> None:
+            if reason:
+                answer.fail(told(RefusedError(reason, FAILED)))
+            else:
+                succeeded()
+            over()
+
+        try:
+            self._crun.run([*words, container.id], done, sheet)
+        except BaseException:
+            over()
+            raise
+
+    def _process(self, answer: Answer) -> ContainerProcess:
+        return ContainerProcess(self._watch, self._children, self._crun, answer)
+
+    def _forget(self, container: Container) -> None:
+        if self._known.get(container.id) is container:
+            del self._known[container.id]
+        files.remove(container.directory)
+
+    def _named(self, request: Request) -> Container:
+        container = self._known.get(str(request["id"]))
+        if container is None:
+            raise RefusedError(f"there is no container called {request['id']!r}", NOT_FOUND)
+        return container

@@ -1,0 +1,115 @@
+"""Runs crun, the low-level runtime, without waiting for it (crun(1)).
+
+Whatever crun makes becomes a child of the agent when crun ends, as with conmon: the agent is a
+child subreaper (prctl(2)), and so hears of the end of every process of a container.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tapwright.agent.guest.events import Children
+from tapwright.linux import libc
+
+PROGRAM = "/usr/bin/crun"
+
+Done = Callable[[str], None]
+
+_REASON_BYTES = 4096
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class Stdio(NamedTuple):
+    stdin: int = subprocess.DEVNULL
+    stdout: int = subprocess.DEVNULL
+    stderr: int = subprocess.DEVNULL
+
+
+class Crun:
+    """Makes this process the parent of what crun leaves behind. Raises OSError."""
+
+    def __init__(self, children: Children) -> None:
+        libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+        self._children = children
+        self._program = _sealed(PROGRAM)
+
+    def run(
+        self,
+        words: Sequence[str],
+        done: Done,
+        sheet: dict[str, Any] | None = None,
+        stdio: Stdio = Stdio(),  # noqa: B008 - it is immutable
+        until_executed: Sequence[int] = (),
+    ) -> None:
+        """Start crun. When it has ended, `done` hears why it failed, "" if it did not.
+
+        In the words `{}` stands for the path of a file that holds `sheet` as JSON. The process
+        that crun makes has the descriptors `until_executed` until it executes its program, for
+        crun sets FD_CLOEXEC on what is not the program's. Raises OSError when crun can't be
+        started.
+        """
+        log = os.memfd_create("log")
+        given = [log, self._program]
+        try:
+            if sheet is not None:
+                given.append(_memory_file(sheet))
+                words = [word.replace("{}", f"/proc/self/fd/{given[-1]}") for word in words]
+            process = subprocess.Popen(
+                ["crun", f"--log=/proc/self/fd/{log}", "--log-format=json", *words],
+                executable=f"/proc/self/fd/{self._program}",
+                stdin=stdio.stdin,
+                stdout=stdio.stdout,
+                stderr=stdio.stderr,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                cwd="/",
+                pass_fds=[*given, *until_executed],
+            )
+        except OSError:
+            os.close(log)
+            raise
+        finally:
+            for fd in given[2:]:
+                os.close(fd)
+        process.returncode = 0  # `children` waits for it, not subprocess
+        over = self._children.adopt()
+
+        def ended(status: int) -> None:
+            code = os.waitstatus_to_exitcode(status)
+            try:
+                done(_reason(log, code) if code else "")
+            finally:
+                os.close(log)
+                over()
+
+        self._children.expect(process.pid, ended)
+
+
+def _sealed(program: str) -> int:
+    """A program in memory that nobody can write to: crun makes such a copy of itself each time
+    when it is none, and starts anew from that (CVE-2019-5736)."""
+    fd = os.memfd_create("crun", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(program, "rb") as file, open(fd, "wb", closefd=False) as copy:
+        copy.write(file.read())
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def _memory_file(content: dict[str, Any]) -> int:
+    fd = os.memfd_create("sheet")
+    with open(fd, "w", closefd=False) as file:
+        json.dump(content, file)
+    return fd
+
+
+def _reason(log: int, code: int) -> str:
+    """The last error in crun's log."""
+    size = os.fstat(log).st_size
+    lines = os.pread(log, _REASON_BYTES, max(0, size - _REASON_BYTES)).splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(line)["msg"])
+    return f"crun ended with {f'signal {-code}' if code < 0 else f'status {code}'}"

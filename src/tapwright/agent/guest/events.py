@@ -1,0 +1,82 @@
+"""What the agent waits for: descriptors that are ready, and children that end."""
+
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+OnExit = Callable[[int], None]
+
+
+class Watcher:
+    """An epoll set whose members are (descriptor, what to call)."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._calls: dict[int, Callable[[], None]] = {}
+
+    def add(self, fd: int, events: int, call: Callable[[], None]) -> None:
+        self._epoll.register(fd, events)
+        self._calls[fd] = call
+
+    def remove(self, fd: int) -> None:
+        if self._calls.pop(fd, None):
+            self._epoll.unregister(fd)
+
+    def run_once(self, timeout: float | None) -> None:
+        for fd, _ in self._epoll.poll(timeout):
+            if call := self._calls.get(fd):
+                call()
+
+
+class Children:
+    """Fetches the exit status of every child, of those too that were left to this process by
+    another (PR_SET_CHILD_SUBREAPER), and has it told to whoever expects it.
+
+    Nobody else may wait for a child. A pid that is expected stays its child's until then.
+    """
+
+    def __init__(self, watch: Watcher) -> None:
+        self._calls: dict[int, OnExit] = {}
+        self._unclaimed: dict[int, int] = {}
+        self._adopting = 0
+        self._wakeup, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        watch.add(self._wakeup, select.EPOLLIN, self._reap)
+
+    def expect(self, pid: int, call: OnExit) -> None:
+        """Have `call` told the wait status of a child, at once when it was fetched already."""
+        if pid in self._unclaimed:
+            call(self._unclaimed.pop(pid))
+        else:
+            self._calls[pid] = call
+
+    def adopt(self) -> Callable[[], None]:
+        """Keep the statuses of children that nobody expects yet, until the result is called: for
+        the time in which another process makes a child whose pid it will tell."""
+        self._adopting += 1
+
+        def over() -> None:
+            self._adopting -= 1
+            if not self._adopting:
+                self._unclaimed.clear()
+
+        return over
+
+    def _reap(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._wakeup, 4096):
+                pass
+        for pid, status in _ended():
+            if call := self._calls.pop(pid, None):
+                call(status)
+            elif self._adopting:
+                self._unclaimed[pid] = status
+
+
+def _ended() -> Iterator[tuple[int, int]]:
+    with suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            yield found

@@ -1,0 +1,32 @@
+"""How the agent says no."""
+
+import os
+from typing import Any
+
+from tapwright.linux.netlink import NetlinkError
+
+# Codes of refusals that have to do with containers, each an exception of its own for the host.
+FAILED, NOT_FOUND, EXISTS, STATE = "failed", "not_found", "exists", "state"
+
+
+class RefusedError(Exception):
+    """A request that can't be done, with the reason for the caller, and a code for programs."""
+
+    def __init__(self, reason: str, code: str = "") -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def told(error: Exception) -> dict[str, Any]:
+    """The content of the ERROR that a failed request is answered with."""
+    if isinstance(error, RefusedError):
+        return {"message": str(error), "code": error.code}
+    if isinstance(error, NetlinkError):
+        return {"message": str(error.args[-1])}
+    return {"message": f"{type(error).__name__}: {error}"}
+
+
+def told_of_start(error: Exception) -> dict[str, Any]:
+    """The same for a command that can't be started: with the number of the system's error."""
+    code = error.errno if isinstance(error, OSError) else None
+    return {"message": os.strerror(code) if code else str(error), "errno": code}
