@@ -89,9 +89,7 @@ def call(sandbox: Sandbox, op: str, fds: Sequence[int] = (), **arguments: Any) -
     with connect(sandbox) as connection:
         connection.settimeout(_SECONDS)
         try:
-            request = json.dumps({"op": op, **arguments}).encode() + b"\n"
-            sent = socket.send_fds(connection, [request], fds) if fds else 0
-            connection.sendall(request[sent:])
+            send(connection, {"op": op, **arguments}, fds)
             kind, content = _answer(connection)
         except OSError as error:
             raise SandboxStateError(f"sandbox {sandbox.id!r} did not answer: {error}") from None
@@ -119,6 +117,14 @@ def connect(sandbox: Sandbox) -> socket.socket:
             f"sandbox {sandbox.id!r} does not answer: {error.strerror}"
         ) from None
     return connection
+
+
+def send(connection: socket.socket, request: Json, descriptors: Sequence[int] = ()) -> None:
+    """Begin a connection with a request and its descriptors. Raises OSError."""
+    line = json.dumps(request).encode() + b"\n"
+    sent = socket.send_fds(connection, [line], descriptors) if descriptors else 0
+    if sent < len(line):
+        connection.sendall(line[sent:])
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """The control socket: what a running sandbox can be asked.
 
-A connection begins with one JSON object on a line, the request: `op`, and its arguments. The
-answer is a REPLY or ERROR in frames of `agent.protocol`, session 0 and stream 0. What has begun is
-done to its end, also when the client hangs up. Descriptors that come with the request's line
-(SCM_RIGHTS) are handed to the operation as `fds`, and closed when it is done.
+A connection begins with one JSON object on a line, the request: `op`, and its arguments. With the
+line may come descriptors (unix(7), SCM_RIGHTS). The answer is a REPLY or ERROR in frames of
+`agent.protocol`, session 0 and stream 0. What has begun is done to its end, also when the client
+hangs up.
 
 For `exec` (fields as in the agent's request) frames go both ways until then; credit flows from end
 to end, so the supervisor never holds more than a window. A client that hangs up ends its command.
+What is said on the connections of containers: `sandbox.containers`.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import TapwrightError
 from tapwright.sandbox.client import address
+from tapwright.sandbox.stdio import ready
 
 _log = logging.getLogger(__name__)
 
@@ -31,161 +33,169 @@ Operations = Mapping[str, Callable[..., Awaitable[Any]]]
 _FROM_CLIENT = (protocol.STDIN, protocol.SIGNAL, protocol.CREDIT)
 _BACKLOG_BYTES = 4 * protocol.WINDOW
 _READ_BYTES = 64 * 1024
-_WAITING, _PAUSE = 100, 1.0
+_PAUSE = 1.0
+_MOST_DESCRIPTORS = 253  # net/core/scm.c: SCM_MAX_FD
 
-MAX_FDS = 253
-"""The most descriptors that can come with a request (SCM_MAX_FD: include/net/scm.h)."""
+
+class Request(NamedTuple):
+    """A request, and the connection on which it goes on. Descriptors that nobody takes out of the
+    list are closed."""
+
+    op: str
+    arguments: dict[str, Any]
+    descriptors: list[int]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+Conversations = Mapping[str, Callable[[Request], Awaitable[None]]]
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    directory: Path, agent: AgentClient, operations: Operations
+    directory: Path,
+    agent: AgentClient,
+    operations: Operations,
+    conversations: Conversations,
 ) -> AsyncIterator[None]:
     """Answer on the directory's socket for the length of the block; only root may connect.
 
-    `operations` are the requests but for `exec`, by name; each takes its arguments by keyword.
+    `operations` are the requests that are answered once, by name; each takes its arguments by
+    keyword, and `fds` if descriptors came. `conversations`, beside `exec`, have the connection
+    for themselves; at the end of the block they are cancelled.
     """
-    answering: set[asyncio.Task[None]] = set()
 
-    async def accept(listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
-            except OSError as error:
-                _log.warning("nobody can connect: %s", error.strerror)
-                await asyncio.sleep(_PAUSE)
-                continue
-            connection.setblocking(False)
-            task = asyncio.create_task(_answer(agent, operations, connection))
-            answering.add(task)
-            task.add_done_callback(answering.discard)
+    async def relay(request: Request) -> None:
+        await _relay(agent, request)
 
-    with _listener(directory) as listener:
-        accepting = asyncio.create_task(accept(listener))
-        try:
-            yield
-        finally:
-            accepting.cancel()
-            await asyncio.gather(accepting, return_exceptions=True)
-
-
-@contextlib.contextmanager
-def _listener(directory: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    serve = _Server(operations, {"exec": relay, **conversations})
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with listener:
         with address(directory) as path:
             mask = os.umask(0o177)
             try:
                 listener.bind(path)
             finally:
                 os.umask(mask)
-        listener.listen(_WAITING)
+        listener.listen(socket.SOMAXCONN)
         listener.setblocking(False)
-        yield listener
-
-
-class _Received(NamedTuple):
-    """A request's line, what had come after it, and the descriptors that came with either."""
-
-    line: bytes
-    rest: bytes
-    fds: list[int]
-
-
-async def _receive(connection: socket.socket) -> _Received:
-    """Raises OSError. Descriptors above the most there may be are for `_serve` to refuse."""
-    data = bytearray()
-    fds: list[int] = []
-    try:
-        while b"\n" not in data and len(data) <= protocol.MAX_MESSAGE and len(fds) <= MAX_FDS:
-            await _readable(connection)
-            with contextlib.suppress(BlockingIOError):
-                part, new, _, _ = socket.recv_fds(
-                    connection, _READ_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC
-                )
-                fds += new
-                if not part:
-                    break
-                data += part
-    except BaseException:
-        _close_all(fds)
-        raise
-    line, _, rest = data.partition(b"\n")
-    return _Received(bytes(line), bytes(rest), fds)
-
-
-async def _readable(connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(connection, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(connection)
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-async def _answer(agent: AgentClient, operations: Operations, connection: socket.socket) -> None:
-    with connection, contextlib.suppress(ConnectionError):
-        received = await _receive(connection)
+        tasks = {asyncio.create_task(serve.accept(listener))}
         try:
-            loop = asyncio.get_running_loop()
-            reader = asyncio.StreamReader(protocol.MAX_MESSAGE)
-            reader.feed_data(received.rest)
-            ours = asyncio.StreamReaderProtocol(reader)
-            transport, _ = await loop.connect_accepted_socket(lambda: ours, connection)
-            writer = asyncio.StreamWriter(transport, ours, reader, loop)
-            try:
-                await _serve(agent, operations, received, reader, writer)
-            finally:
-                writer.close()
+            yield
         finally:
-            _close_all(received.fds)
+            tasks |= serve.tasks
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _serve(
-    agent: AgentClient,
-    operations: Operations,
-    received: _Received,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-) -> None:
-    try:
-        request = protocol.read_json(received.line)
-        op = request.pop("op", None)
-        if len(received.fds) > MAX_FDS or "fds" in request:
-            raise protocol.ProtocolError(f"more than {MAX_FDS} descriptors, or not as descriptors")
-        if op == "exec":
-            await _relay(agent, {"op": op, **request}, reader, writer)
-        elif operation := operations.get(op):
-            arguments = {**request, "fds": received.fds} if received.fds else request
-            answer = {"result": await operation(**arguments)}
-            writer.write(protocol.message(protocol.REPLY, 0, 0, answer))
-        else:
-            raise protocol.ProtocolError(f"unknown request {op!r}")
-    except (protocol.ProtocolError, TapwrightError, TypeError, ValueError) as error:
-        refusal = {
-            "message": str(error),
-            "kind": type(error).__name__,
-            "result": getattr(error, "result", None),
-        }
-        writer.write(protocol.message(protocol.ERROR, 0, 0, refusal))
-    except Exception as error:
-        _log.exception("unexpected")
-        text = f"unexpected {type(error).__name__}: {error}; the sandbox's log has more"
-        writer.write(protocol.message(protocol.ERROR, 0, 0, {"message": text}))
-    await writer.drain()
+class _Server:
+    def __init__(self, operations: Operations, conversations: Conversations) -> None:
+        self._operations = operations
+        self._conversations = conversations
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                _log.error("no connection can be taken at present: %s", error)
+                await asyncio.sleep(_PAUSE)
+                continue
+            task = asyncio.create_task(self._serve(connection))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        descriptors: list[int] = []
+        writer: asyncio.StreamWriter | None = None
+        try:
+            with contextlib.suppress(ConnectionError):
+                line, rest = await _receive(connection, descriptors)
+                reader, writer = await _streams(connection, rest)
+                await self._answer(line, descriptors, reader, writer)
+        finally:
+            for fd in descriptors:
+                os.close(fd)
+            if writer:
+                writer.close()
+            else:
+                connection.close()
+
+    async def _answer(
+        self,
+        line: bytes,
+        descriptors: list[int],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        try:
+            arguments = protocol.read_json(line)
+            op = arguments.pop("op", None)
+            if "fds" in arguments:
+                raise protocol.ProtocolError("descriptors come beside the request, not in it")
+            if conversation := self._conversations.get(op):
+                await conversation(Request(op, arguments, descriptors, reader, writer))
+            elif operation := self._operations.get(op):
+                if descriptors:
+                    arguments["fds"] = descriptors
+                answer = {"result": await operation(**arguments)}
+                writer.write(protocol.message(protocol.REPLY, 0, 0, answer))
+            else:
+                raise protocol.ProtocolError(f"unknown request {op!r}")
+        except (protocol.ProtocolError, TapwrightError, TypeError, ValueError) as error:
+            refusal = {
+                "message": str(error),
+                "kind": type(error).__name__,
+                "result": getattr(error, "result", None),
+            }
+            writer.write(protocol.message(protocol.ERROR, 0, 0, refusal))
+        except Exception as error:
+            _log.exception("unexpected")
+            text = f"unexpected {type(error).__name__}: {error}; the sandbox's log has more"
+            writer.write(protocol.message(protocol.ERROR, 0, 0, {"message": text}))
+        await writer.drain()
 
 
-async def _relay(
-    agent: AgentClient,
-    request: dict[str, Any],
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-) -> None:
+async def _receive(connection: socket.socket, descriptors: list[int]) -> tuple[bytes, bytes]:
+    """The line that a connection begins with, and what came after it. Raises ConnectionError for
+    a client that breaks the rules: it would not understand an answer either."""
+    connection.setblocking(False)
+    received = bytearray()
+    while b"\n" not in received:
+        await ready(connection.fileno())
+        data, some, flags, _ = socket.recv_fds(
+            connection, _READ_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+        descriptors += some
+        received += data
+        if len(received) > protocol.MAX_MESSAGE or len(descriptors) > _MOST_DESCRIPTORS:
+            raise ConnectionError("a request without end")
+        if flags & socket.MSG_CTRUNC:
+            raise ConnectionError("descriptors were lost: has this process too many open files?")
+        if not data:
+            break
+    line, _, rest = bytes(received).partition(b"\n")
+    return line, rest
+
+
+async def _streams(
+    connection: socket.socket, rest: bytes
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection as a pair of streams, when `rest` was read from it already."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=protocol.MAX_MESSAGE)
+    reader.feed_data(rest)
+    transport, flow = await loop.connect_accepted_socket(
+        lambda: asyncio.StreamReaderProtocol(reader), connection
+    )
+    return reader, asyncio.StreamWriter(transport, flow, reader, loop)
+
+
+async def _relay(agent: AgentClient, request: Request) -> None:
+    reader, writer = request.reader, request.writer
     over = asyncio.Event()
 
     def pass_on(frame: Frame) -> None:
@@ -204,7 +214,7 @@ async def _relay(
                 if frame.kind in _FROM_CLIENT:
                     await agent.send(stream, frame.kind, frame.payload)
 
-    stream = await agent.open(request, pass_on)
+    stream = await agent.open({"op": request.op, **request.arguments}, pass_on)
     listening = asyncio.create_task(listen())
     ending = asyncio.create_task(over.wait())
     try:

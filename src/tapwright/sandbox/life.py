@@ -13,9 +13,11 @@ from tapwright.command import path as command_path
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.sandbox import control, shares
 from tapwright.sandbox.bringup import Bringup
+from tapwright.sandbox.containers import Containers
 from tapwright.sandbox.early import Early
 from tapwright.sandbox.monitor import Monitor
 from tapwright.sandbox.operations import Operations
+from tapwright.sandbox.processes import Processes
 from tapwright.sandbox.record import LOG, RUNNING, Journal
 
 _LOG_BYTES = 1 << 20
@@ -87,9 +89,11 @@ class Life:
             operations = {
                 **Operations(guest.interfaces, guest.following, guest.agent).by_name(),
                 **shares.operations(guest.qemu.share),
+                **Containers(guest.agent).by_name(),
             }
+            conversations = Processes(guest.agent).by_name()
             async with (
-                control.serving(self._journal.directory, guest.agent, operations),
+                control.serving(self._journal.directory, guest.agent, operations, conversations),
                 self._monitored(),
             ):
                 record.status = RUNNING

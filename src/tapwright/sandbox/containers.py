@@ -1,0 +1,97 @@
+"""Containers in a sandbox's guest: what the control socket can be asked of them.
+
+Runs in the supervisor. What comes from the guest is checked here: whoever asks can rely on it.
+"""
+
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from tapwright.agent.client import AgentClient
+from tapwright.errors import AgentError
+
+STATUSES = ("creating", "created", "running", "paused", "stopped")
+
+_PROCESS: dict[str, Any] = {
+    "pid": int,
+    "ppid": int,
+    "uid": int,
+    "gid": int,
+    "state": str,
+    "started": float | int,
+    "cpu": float | int,
+    "command": list,
+}
+
+Operation = Callable[..., Coroutine[Any, Any, Any]]
+
+
+# Those whose answer is that it was done, and how long that may take. Arguments: `id`, and
+#   signal: `signal`, and with `all` to all processes, not the first one only
+#   update: `resources`, an OCI LinuxResources object
+#   delete: with `force` a running one too; one that is not there has gone
+_DEEDS = {
+    "start_container": 60.0,
+    "signal_container": 60.0,
+    "pause_container": 60.0,
+    "resume_container": 60.0,
+    "update_container": 60.0,
+    "delete_container": 120.0,
+}
+
+
+class Containers:
+    """The operations that are answered once, by name. Each takes the `id` of a container, and
+    raises AgentError, ContainerError."""
+
+    def __init__(self, agent: AgentClient) -> None:
+        self._agent = agent
+
+    def by_name(self) -> dict[str, Operation]:
+        questions = (self.container_processes, self.container_statistics, self.container_state)
+        return {
+            **{op: partial(self._do, op, seconds) for op, seconds in _DEEDS.items()},
+            **{question.__name__: question for question in questions},
+        }
+
+    async def container_processes(self, **which: Any) -> list[dict[str, Any]]:
+        """pid, ppid, uid, gid, state (a letter, proc(5)), started (seconds after the guest's boot),
+        cpu (seconds) and command (words) of each process; pids are those of the guest."""
+        found = (await self._agent.call("container_processes", **which)).get("processes")
+        if not isinstance(found, list) or not all(map(_is_process, found)):
+            raise AgentError("the agent's answer has no proper list of processes")
+        return [{key: process[key] for key in _PROCESS} for process in found]
+
+    async def container_statistics(self, **which: Any) -> dict[str, Any]:
+        """Numbers of the container's control group (cgroup v2) by the names of the kernel's files:
+        `cpu`, `memory` (with `stat` and `events`), `pids`, `io` (by device); None for "max"."""
+        found = await self._agent.call("container_statistics", **which)
+        if not _is_numbers(found):
+            raise AgentError("the agent's answer has no proper numbers")
+        return found
+
+    async def container_state(self, **which: Any) -> dict[str, Any]:
+        """`status` (one of STATUSES), and `pid` in the guest, 0 while it is being made."""
+        found = await self._agent.call("container_state", **which)
+        status, pid = found.get("status"), found.get("pid")
+        if status not in STATUSES or not isinstance(pid, int):
+            raise AgentError("the agent's answer has no proper state")
+        return {"status": status, "pid": pid}
+
+    async def _do(self, op: str, seconds: float, **arguments: Any) -> None:
+        await self._agent.call(op, seconds, **arguments)
+
+
+def _is_process(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), kind) for key, kind in _PROCESS.items())
+        and all(isinstance(word, str) for word in entry["command"])
+    )
+
+
+def _is_numbers(content: object, depth: int = 3) -> bool:
+    """Whether it is a table of numbers, or of such tables."""
+    if isinstance(content, dict):
+        return depth > 0 and all(_is_numbers(value, depth - 1) for value in content.values())
+    return content is None or isinstance(content, int)

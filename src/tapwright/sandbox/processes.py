@@ -1,0 +1,256 @@
+"""Processes of containers, each on a connection of the control socket that lasts as long as it.
+
+`create_container` (`id`, `config`: a whole config.json, `terminal`) makes a container, of which the
+connection has the first process; `exec_container` (`id`, `process`: an OCI process object,
+`terminal`) runs another one. With the request come descriptors: stdin, stdout and stderr, or one
+for all of them with a `terminal`. The supervisor passes on what comes and goes, so nothing of it is
+in the hands of the process that asked.
+
+What is said on the connection is JSON, one object a line. To the client:
+
+    {"created": {"pid": N}}     or for exec_container `started`; the pid is the guest's
+    {"exited": {"status": N}}   or {"signal": N}: when all output has been written
+    {"failed": "why", "kind": "ContainerError"}   it did not start, or nobody knows how it ended
+
+From the client: {"signal": N} and {"resize": [rows, columns]}. When the client hangs up the process
+is killed, and with the first one its container is deleted.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from tapwright.agent import protocol
+from tapwright.agent.client import AgentClient, failure
+from tapwright.agent.protocol import Frame, ProtocolError
+from tapwright.errors import AgentError, SandboxStateError, TapwrightError, UsageError
+from tapwright.sandbox.control import Request
+from tapwright.sandbox.stdio import Channel
+
+_T = TypeVar("_T")
+
+_OUTPUTS = (protocol.STDOUT, protocol.STDERR)
+
+
+class Processes:
+    """The conversations of the control socket that are about containers."""
+
+    def __init__(self, agent: AgentClient) -> None:
+        self._agent = agent
+
+    def by_name(self) -> dict[str, Any]:
+        return {"create_container": self._create, "exec_container": self._execute}
+
+    async def _create(self, request: Request) -> None:
+        await self._converse(request, "created")
+
+    async def _execute(self, request: Request) -> None:
+        await self._converse(request, "started")
+
+    async def _converse(self, request: Request, started: str) -> None:
+        try:
+            conversation = _Conversation(self._agent, request, started)
+            outcome = await conversation.run()
+        except asyncio.CancelledError:
+            error = SandboxStateError("the sandbox ended")
+            _tell(request, {"failed": str(error), "kind": type(error).__name__})
+            raise
+        except (TapwrightError, ProtocolError, TypeError, ValueError) as error:
+            outcome = {"failed": str(error), "kind": type(error).__name__}
+        if outcome:
+            _tell(request, outcome)
+
+
+class _Output:
+    """What has come from the process and is not written yet: a window at most."""
+
+    def __init__(self, channel: Channel | None) -> None:
+        self.channel = channel
+        self.waiting = bytearray()
+        self.has_ended = False
+        self.news = asyncio.Event()
+
+    def take(self, data: bytes) -> None:
+        if not self.has_ended:
+            self.waiting += data
+            self.has_ended = not data
+            self.news.set()
+
+    def end(self) -> None:
+        self.has_ended = True
+        self.news.set()
+
+
+class _Conversation:
+    def __init__(self, agent: AgentClient, request: Request, started: str) -> None:
+        """Raises UsageError when the descriptors are not those that belong to the request."""
+        self._agent = agent
+        self._request = request
+        self._started = started
+        self._stdin, *channels = _channels(request)
+        self._outputs = dict(zip(_OUTPUTS, map(_Output, channels), strict=False))
+        self._window = protocol.WINDOW
+        self._window_opens = asyncio.Event()
+        self._assembler = protocol.Assembler()
+        self._is_started = False
+        self._over: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._stream = 0
+
+    async def run(self) -> dict[str, Any] | None:
+        """Until the process has ended and its output is written; return what is to be said then,
+        nothing when the client has gone. Raises AgentError, ContainerError, ProtocolError."""
+        content = {"op": self._request.op, **self._request.arguments}
+        tasks: list[asyncio.Task[Any]] = []
+        try:
+            self._stream = await self._agent.open(content, self._take)
+            listening = _task(tasks, self._listen())
+            _task(tasks, self._feed())
+            writing = [_task(tasks, self._write(kind, out)) for kind, out in self._outputs.items()]
+            ending = _task(tasks, self._end(writing))
+            await asyncio.wait((listening, ending), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return ending.result()
+            listening.result()
+            return None
+        finally:
+            # The agent ignores the end of what has ended.
+            self._agent.close_stream(self._stream, cancel=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._stdin.close()
+            for output in self._outputs.values():
+                if output.channel:
+                    output.channel.close()
+
+    def _take(self, frame: Frame) -> None:
+        """A frame of the guest, which is hostile."""
+        try:
+            if output := self._outputs.get(frame.kind):
+                output.take(frame.payload)
+            elif frame.kind == protocol.CREDIT:
+                _, count = protocol.read_credit(frame.payload)
+                self._window = min(self._window + count, protocol.WINDOW)
+                self._window_opens.set()
+            elif frame.kind == protocol.STARTED and not self._is_started:
+                self._is_started = True
+                pid = _number(protocol.read_json(frame.payload), "pid", 1 << 22)
+                _tell(self._request, {self._started: {"pid": pid}})
+            elif frame.kind in (protocol.REPLY, protocol.ERROR) and not self._over.done():
+                self._take_end(frame)
+        except ProtocolError as error:
+            self._fail(AgentError(f"the agent's answer makes no sense: {error}"))
+
+    def _take_end(self, frame: Frame) -> None:
+        content = self._assembler.add(frame)
+        if content is None:
+            return
+        reply = protocol.read_json(content)
+        if frame.kind == protocol.ERROR:
+            self._fail(failure(self._request.op, reply))
+            return
+        key, most = ("signal", 64) if "signal" in reply else ("status", 255)
+        self._over.set_result({"exited": {key: _number(reply, key, most)}})
+
+    def _fail(self, error: AgentError) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    async def _end(self, writing: list[asyncio.Task[None]]) -> dict[str, Any]:
+        outcome = await self._over
+        for output in self._outputs.values():
+            output.end()
+        await asyncio.gather(*writing)
+        return outcome
+
+    async def _listen(self) -> None:
+        """What the client says, until it hangs up."""
+        while line := await self._request.reader.readline():
+            word = protocol.read_json(line)
+            if "signal" in word:
+                number = _number(word, "signal", 64)
+                await self._agent.send(self._stream, protocol.SIGNAL, bytes([number]))
+            elif "resize" in word:
+                rows, columns = word["resize"]
+                await self._agent.send(self._stream, protocol.RESIZE, protocol.size(rows, columns))
+
+    async def _feed(self) -> None:
+        """Pass on stdin as far as the window goes."""
+        with contextlib.suppress(AgentError):
+            while True:
+                while self._window <= 0:
+                    self._window_opens.clear()
+                    await self._window_opens.wait()
+                data = await self._stdin.read(min(protocol.MAX_PAYLOAD, self._window))
+                self._window -= len(data)
+                await self._agent.send(self._stream, protocol.STDIN, data)
+                if not data:
+                    break
+            if self._stdin.has_hung_up:
+                await self._agent.send(self._stream, protocol.STDOUT, b"")
+
+    async def _write(self, kind: int, output: _Output) -> None:
+        """Pass on an output until its end."""
+        with contextlib.suppress(AgentError):
+            while True:
+                while not output.waiting and not output.has_ended:
+                    output.news.clear()
+                    await output.news.wait()
+                data = bytes(output.waiting[: protocol.MAX_PAYLOAD])
+                del output.waiting[: len(data)]
+                if not data:
+                    break
+                if output.channel and not await self._written(kind, output.channel, data):
+                    output.channel.close()
+                    output.channel = None
+                await self._agent.send(
+                    self._stream, protocol.CREDIT, protocol.credit(kind, len(data))
+                )
+        if output.channel:
+            output.channel.close()
+            output.channel = None
+
+    async def _written(self, kind: int, channel: Channel, data: bytes) -> bool:
+        """Whether that went well. When nobody reads any more, the process is told; what can't be
+        written for another reason is lost."""
+        try:
+            await channel.write(data)
+        except BrokenPipeError:
+            await self._agent.send(self._stream, kind, b"")
+            return False
+        except OSError:
+            return False
+        return True
+
+
+def _channels(request: Request) -> list[Channel]:
+    """stdin, stdout, and stderr where there is one. Raises UsageError."""
+    fds = request.descriptors
+    wanted = 1 if request.arguments.get("terminal") else 3
+    if len(fds) != wanted:
+        raise UsageError(f"{request.op} takes {wanted} descriptors, and {len(fds)} came")
+    if wanted == 1:
+        fds.append(os.dup(fds[0]))
+    channels = [Channel(fd, writing=number > 0) for number, fd in enumerate(fds)]
+    fds.clear()
+    return channels
+
+
+def _number(content: dict[str, Any], key: str, most: int) -> int:
+    value = content.get(key)
+    if type(value) is not int or not 0 <= value <= most:
+        raise ProtocolError(f"{key} is {value!r}")
+    return value
+
+
+def _tell(request: Request, content: dict[str, Any]) -> None:
+    request.writer.write(json.dumps(content).encode() + b"\n")
+
+
+def _task(tasks: list[asyncio.Task[Any]], work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    task = asyncio.create_task(work)
+    tasks.append(task)
+    return task

@@ -1,0 +1,275 @@
+"""What a guest that has been taken over can do by way of its containers: nothing."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright.agent import protocol
+from tapwright.agent.protocol import Frame
+from tapwright.errors import AgentError
+from tapwright.sandbox import client, control
+from tapwright.sandbox.containers import Containers
+from tapwright.sandbox.processes import Processes
+from tests.hostile import Hostile
+
+Story = Callable[[Hostile, Path], Awaitable[None]]
+
+
+def tell(directory: Path, *stories: Story) -> None:
+    async def all_of_them() -> None:
+        for story in stories:
+            async with asyncio.timeout(20):
+                guest = Hostile()
+                await guest.connect()
+                operations = Containers(guest.agent).by_name()
+                conversations = Processes(guest.agent).by_name()
+                async with control.serving(directory, guest.agent, operations, conversations):
+                    await story(guest, directory)
+                (directory / client.SOCKET).unlink()
+                await guest.close()
+
+    asyncio.run(all_of_them())
+
+
+class Held:
+    """A process that was asked for: its connection, and our end of its stdin and stdout."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stdio: socket.socket
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.stdio = stdio
+
+    async def hear(self) -> Any:
+        return json.loads(await self._reader.readline())
+
+    def close(self) -> None:
+        self._writer.close()
+        self.stdio.close()
+
+
+@contextlib.asynccontextmanager
+async def held(guest: Hostile, directory: Path, stdout: int | None = None) -> AsyncIterator[Held]:
+    """A process; the guest has read that it is asked for, which is stream 1."""
+    connection = socket.socket(socket.AF_UNIX)
+    with client.address(directory) as path:
+        connection.connect(path)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    request = {"op": "exec_container", "id": "c", "process": {}}
+    descriptors = [theirs.fileno()] * 3
+    if stdout is not None:
+        descriptors[1] = stdout
+    client.send(connection, request, descriptors)
+    theirs.close()
+    process = Held(*await asyncio.open_connection(sock=connection), ours)
+    await guest.frames()
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def test_its_words_are_checked(tmp_path: Path) -> None:
+    wrong = [
+        (protocol.STARTED, {"pid": "1"}),
+        (protocol.STARTED, {"pid": 1 << 40}),
+        (protocol.STARTED, {}),
+        (protocol.REPLY, {"status": 256}),
+        (protocol.REPLY, {"status": -1}),
+        (protocol.REPLY, {"status": "0"}),
+        (protocol.REPLY, {"status": True, "signal": 99}),
+        (protocol.REPLY, {"status": True}),
+        (protocol.REPLY, {}),
+        (protocol.REPLY, {"signal": None}),
+    ]
+
+    def saying(kind: int, content: Any) -> Story:
+        async def story(guest: Hostile, directory: Path) -> None:
+            async with held(guest, directory) as process:
+                await guest.send(protocol.message(kind, guest.session, 1, content))
+                heard = await process.hear()
+                assert heard["kind"] == "AgentError", heard
+                assert "makes no sense" in heard["failed"]
+
+        return story
+
+    tell(tmp_path, *(saying(kind, content) for kind, content in wrong))
+
+
+def test_it_says_once_that_a_process_started(tmp_path: Path) -> None:
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+            for pid in (5, 6):
+                frame = protocol.message(protocol.STARTED, guest.session, 1, {"pid": pid})
+                await guest.send(frame)
+            await guest.send(protocol.message(protocol.REPLY, guest.session, 1, {"signal": 9}))
+            assert await process.hear() == {"started": {"pid": 5}}
+            assert await process.hear() == {"exited": {"signal": 9}}
+
+    tell(tmp_path, story)
+
+
+def test_a_flood_of_output_ends_the_conversation(tmp_path: Path) -> None:
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+            flood = protocol.encode(Frame(protocol.STDOUT, guest.session, 1, bytes(32768)))
+            sending = asyncio.create_task(guest.send(flood * 100))
+            heard = await process.hear()
+            assert "more than its window allows" in heard["failed"]
+            sending.cancel()
+
+    tell(tmp_path, story)
+
+
+def test_ends_of_output_without_end_cost_nothing(tmp_path: Path) -> None:
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+            end = protocol.encode(Frame(protocol.STDOUT, guest.session, 1, b""))
+            more = protocol.encode(Frame(protocol.STDOUT, guest.session, 1, b"more"))
+            await guest.send(end * 10_000 + more)
+            await guest.send(protocol.message(protocol.REPLY, guest.session, 1, {"status": 0}))
+            assert await process.hear() == {"exited": {"status": 0}}
+            assert process.stdio.recv(10) == b""
+
+    tell(tmp_path, story)
+
+
+def test_output_is_acknowledged_when_it_is_written(tmp_path: Path) -> None:
+    """So that a reader who does not read makes nobody hold more than a window."""
+    reading, writing = os.pipe()
+    in_the_pipe = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory, writing):
+            frame = protocol.encode(Frame(protocol.STDOUT, guest.session, 1, bytes(32768)))
+            await guest.send(frame * 8)
+            acknowledged = taken = 0
+            while acknowledged < protocol.WINDOW:
+                while taken < acknowledged + 32768 - in_the_pipe:
+                    taken += len(await asyncio.to_thread(os.read, reading, 4096))
+                for credit in await guest.frames():
+                    assert credit.kind == protocol.CREDIT
+                    channel, count = protocol.read_credit(credit.payload)
+                    assert channel == protocol.STDOUT
+                    acknowledged += count
+                assert acknowledged <= taken + in_the_pipe
+
+    tell(tmp_path, story)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_stdin_goes_as_far_as_its_window(tmp_path: Path) -> None:
+    async def story(guest: Hostile, directory: Path) -> None:
+        async def give(count: int) -> None:
+            credit = protocol.credit(protocol.STDIN, count)
+            await guest.send(protocol.encode(Frame(protocol.CREDIT, guest.session, 1, credit)))
+
+        async with held(guest, directory) as process:
+            whole = bytes(2 * protocol.WINDOW + 32768)
+            sending = asyncio.create_task(guest.loop.sock_sendall(process.stdio, whole))
+            got = 0
+            # More credit than there was a window for opens one window, and not more.
+            for more in ((1 << 32) - 1, 1):
+                got = 0
+                while got < protocol.WINDOW:
+                    for frame in await guest.frames():
+                        got += len(frame.payload)
+                assert got == protocol.WINDOW
+                await give(more)
+            (frame,) = await guest.frames()
+            assert (frame.kind, len(frame.payload)) == (protocol.STDIN, 1)
+            sending.cancel()
+
+    tell(tmp_path, story)
+
+
+def test_an_agent_that_begins_anew(tmp_path: Path) -> None:
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+            await guest.send(protocol.hello(0, {}))
+            heard = await process.hear()
+            assert "the agent in the guest restarted" in heard["failed"]
+
+    tell(tmp_path, story)
+
+
+def test_a_supervisor_that_ends_says_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        guest = Hostile()
+        await guest.connect()
+        conversations = Processes(guest.agent).by_name()
+        async with (
+            contextlib.AsyncExitStack() as stack,
+            control.serving(tmp_path, guest.agent, {}, conversations),
+        ):
+            process = await stack.enter_async_context(held(guest, tmp_path))
+        heard = await process.hear()
+        assert heard["kind"] == "SandboxStateError"
+        await guest.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("op", "answers"),
+    [
+        ("container_processes", [{}, {"processes": 5}, {"processes": [{"pid": 1}]}]),
+        ("container_statistics", [{"cpu": "much"}, {"a": {"b": {"c": {"d": 1}}}}, {"a": [1]}]),
+        ("container_state", [{}, {"status": "fine", "pid": 1}, {"status": "running", "pid": "1"}]),
+    ],
+)
+def test_its_answers_are_checked(op: str, answers: list[Any]) -> None:
+    async def story() -> None:
+        guest = Hostile()
+        await guest.connect()
+        operation = Containers(guest.agent).by_name()[op]
+        for stream, answer in enumerate(answers, 1):
+            payload = json.dumps(answer).encode()
+            answering = asyncio.create_task(guest.answers(stream, protocol.REPLY, payload))
+            with pytest.raises(AgentError, match="no proper"):
+                await operation(id="c")
+            await answering
+        await guest.close()
+
+    asyncio.run(story())
+
+
+def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
+    async def story() -> None:
+        guest = Hostile()
+        await guest.connect()
+
+        async def take(fds: list[int]) -> int:
+            os.close(fds.pop())
+            return len(fds)
+
+        async with control.serving(tmp_path, guest.agent, {"take": take}, {}):
+            open_before = len(os.listdir("/proc/self/fd"))
+            for op in ("take", "nonsense", "take"):
+                connection = socket.socket(socket.AF_UNIX)
+                with client.address(tmp_path) as path:
+                    connection.connect(path)
+                with open("/dev/null") as null:
+                    client.send(connection, {"op": op}, [null.fileno()] * 3)
+                reader, writer = await asyncio.open_connection(sock=connection)
+                answer = await reader.read()
+                (frame,) = protocol.Decoder().feed(answer)
+                content = protocol.read_json(frame.payload)
+                assert content.get("result") == (2 if op == "take" else None)
+                writer.close()
+                await writer.wait_closed()
+            assert len(os.listdir("/proc/self/fd")) == open_before
+        await guest.close()
+
+    asyncio.run(story())
