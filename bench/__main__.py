@@ -35,15 +35,15 @@ _REPOSITORY = Path(__file__).parents[1]
 # The quiet ones first, while the machine has been idle; all together in less than ten minutes.
 FULL: dict[str, Part] = {
     "command_start": lambda place: command_start.measure(rounds=40),
-    "starts": lambda place: starts.measure(place, rounds=24),
+    "starts": lambda place: starts.measure(place, rounds=20),
     "memory": lambda place: memory.measure(place, beside=10),
     "crowd": lambda place: crowd.measure(
-        place, levels=(0, 1, 10, 50), rounds=5, batch=8, at_once=(1, 2, 4)
+        place, levels=(0, 1, 10, 50), rounds=4, batch=8, at_once=(1, 2, 4)
     ),
     "hotplug": lambda place: hotplug.measure(place, rounds=30),
     "netmon": lambda place: netmon.measure(place, rounds=30, changes=1000, idle_seconds=10),
-    "cni": lambda place: cni.measure(rounds=40, attachments=100),
-    "endpoints": lambda place: endpoints.measure(place, rounds=4, traffic=Traffic()),
+    "cni": lambda place: cni.measure(rounds=30, attachments=60),
+    "endpoints": lambda place: endpoints.measure(place, rounds=3, traffic=Traffic()),
 }
 QUICK: dict[str, Part] = {
     "command_start": lambda place: command_start.measure(rounds=3),

@@ -75,6 +75,7 @@ def measure(
         _grow(place, root, present)
         _measure(place, root, found[present], rounds)
     most = levels[-1]
+    _measure(place, root, found[most], rounds)  # the others are come by twice
     answered = sum(map(_answers, _addresses(root)))
     took = 0.0
     for present in reversed(levels[:-1]):

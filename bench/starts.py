@@ -40,7 +40,7 @@ from tapwright.hypervisor.template_store import Template
 from tapwright.sandbox.early import machine_of
 
 _FLOOR_ADDRESS = "10.86.255.{}"  # far from those that are given out
-_ROUNDS_PER_COLD = 4
+_ROUNDS_PER_COLD = 5
 
 
 class Variant(TypedDict):
