@@ -51,7 +51,7 @@ def start(
         qmp.restore(template.state)
         over("qemu")
         agent.wait(protocol.HELLO)
-        over("restore")
+        over("agent")
         qmp.plug(tap, machine.ports.place(0))
         over("plug")
         agent.configure(address)
