@@ -179,6 +179,7 @@ class Container:
     def created(self) -> int:
         """Wait for it; its pid in the guest."""
         heard = self.connection.hear()
+        assert "created" in heard, heard
         pid = heard["created"]["pid"]
         assert isinstance(pid, int)
         return pid

@@ -227,6 +227,13 @@ def test_identity(pod: Pod) -> None:
     assert found[-3:] == ["2000", "0", "321"]
 
 
+def test_output_can_be_opened_again(pod: Pod) -> None:
+    """By a user who is not root, as many images do with /dev/stdout."""
+    script = "echo out > /dev/stdout; echo err > /dev/stderr"
+    who = process("sh", "-c", script, user={"uid": 1000, "gid": 1000})
+    assert pod.run_configured(configuration(who)) == (exited(0), b"out\n", b"err\n")
+
+
 def test_many_open_files(pod: Pod) -> None:
     most = 1073741816  # what systemd gives a host
     limit = {"type": "RLIMIT_NOFILE", "soft": most, "hard": most}

@@ -12,7 +12,8 @@ from typing import Any
 from tapwright.agent.guest.files import read, write
 
 _ROOT = "/sys/fs/cgroup"
-_COMMAND_BYTES = 4096
+# So much of a command, of all together, and so many processes, as go into a message.
+_COMMAND_BYTES, _COMMANDS_BYTES = 4096, 64 * 1024
 _MOST_PROCESSES = 4096
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -39,9 +40,12 @@ def processes(cgroup: str) -> list[dict[str, Any]]:
     """pid, ppid, uid, gid, state, started (seconds after the guest's boot), cpu (seconds) and
     command (its words) of each process of a group and those below it."""
     found = []
+    room = _COMMANDS_BYTES
     for pid in _pids(cgroup):
         with contextlib.suppress(OSError):  # it ended in the meantime
-            found.append(_process(pid))
+            process = _process(pid, min(room, _COMMAND_BYTES))
+            room -= min(room, sum(map(len, process["command"])))
+            found.append(process)
             if len(found) == _MOST_PROCESSES:
                 break
     return found
@@ -92,14 +96,14 @@ def _pids(cgroup: str) -> Iterator[int]:
             yield from map(int, read(f"{directory}/cgroup.procs").split())
 
 
-def _process(pid: int) -> dict[str, Any]:
+def _process(pid: int, most: int) -> dict[str, Any]:
     directory = f"/proc/{pid}"
     status = os.stat(directory)
     # After the name, which may have spaces and parentheses in it (proc(5)).
     name, _, rest = read(f"{directory}/stat").rpartition(") ")
     fields = rest.split()
     with open(f"{directory}/cmdline", "rb") as file:
-        line = file.read(_COMMAND_BYTES).decode(errors="replace")
+        line = file.read(most).decode(errors="replace")
     words = line.removesuffix("\0").split("\0") if line else [f"[{name.partition('(')[2]}]"]
     return {
         "pid": pid,

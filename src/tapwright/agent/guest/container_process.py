@@ -72,6 +72,7 @@ class ContainerProcess(Process):
         finally:
             for fd in (*theirs, held):
                 os.close(fd)
+        os.set_blocking(self._not_executed, False)
         self._watch.add(self._not_executed, select.EPOLLIN, self._executed)
 
     def when_executed(self, call: Callable[[], None]) -> None:
@@ -141,6 +142,11 @@ class ContainerProcess(Process):
         return [stdin, stdout, stderr]
 
     def _executed(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._not_executed, 1)
+            self._note_executed()
+
+    def _note_executed(self) -> None:
         self._watch.remove(self._not_executed)
         os.close(self._not_executed)
         self._not_executed = -1

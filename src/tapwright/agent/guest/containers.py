@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tapwright.agent.guest import cgroups, files
+from tapwright.agent.guest import cgroups, crun, files
 from tapwright.agent.guest.container_process import ContainerProcess
 from tapwright.agent.guest.crun import Crun
 from tapwright.agent.guest.events import Children, Watcher
@@ -120,7 +120,8 @@ class Containers:
                 with contextlib.suppress(OSError):
                     cgroups.remove(container.cgroup)
                 self._forget(container)
-            self._become(container, CREATING, CREATED)
+            else:
+                self._become(container, CREATING, CREATED)
             over()
 
         words = ["create", "--bundle", container.directory]
@@ -156,7 +157,13 @@ class Containers:
             self._become(container, CREATED, RUNNING)
             container.init.when_executed(lambda: answer.finish({}))
 
-        self._have(container, ["start"], answer, started)
+        try:
+            crun.start(container.id)
+        except OSError:
+            # crun knows why, or another way.
+            self._have(container, ["start"], answer, started)
+        else:
+            started()
 
     def pause(self, request: Request, answer: Answer) -> None:
         """Freeze all processes of a container."""
@@ -230,10 +237,13 @@ class Containers:
                     each.finish({})
 
         def delete() -> None:
-            if self._known.get(container.id) is container:
-                self._crun.run(["delete", "--force", container.id], deleted)
-            else:
+            if self._known.get(container.id) is not container:
                 deleted("")
+                return
+            try:
+                self._crun.run(["delete", "--force", container.id], deleted)
+            except OSError as error:
+                deleted(str(error))
 
         container.when_idle(delete)
 
