@@ -295,7 +295,9 @@ class World:
         self.before = self.ns.state()
 
     def start(self) -> None:
-        config = self.tapwright.configuration({"internetworking_model": self.model})
+        config = self.tapwright.configuration(
+            {"internetworking_model": self.model}, default_bridges=1
+        )
         words = "sandbox", "run", SANDBOX, "--netns", self.ns.path, "--json"
         done = self.tapwright.run(*words, config=config)
         assert done.returncode == 0, done.stderr

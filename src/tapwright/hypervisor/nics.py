@@ -105,7 +105,10 @@ class Nics:
         slots = self._ports.slots
         slot = next((n for n in range(slots) if n not in self._plugged), None)
         if slot is None:
-            raise HypervisorError(f"all {slots} slots for NICs are taken; remove one first")
+            raise HypervisorError(
+                f"all {slots} slots for NICs are taken; remove one first, or have more in new "
+                "sandboxes (pcie_root_port, or default_bridges, in [hypervisor.qemu])"
+            )
         return slot
 
     async def unplug(self, slot: int) -> None:
