@@ -1,0 +1,16 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tapwright.linux import libc
+from tests.oci.runtime import Runtime
+from tests.sandboxes import Tapwright
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture(scope="session")
+def runtime(tapwright: Tapwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    yield Runtime(tapwright, tmp_path_factory.mktemp("oci"))
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)

@@ -1,0 +1,229 @@
+"""A container from its making to its end, as platforms go about it."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.host import eventually
+from tests.oci.bundles import configuration
+from tests.oci.runtime import Runtime
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def test_life(runtime: Runtime) -> None:
+    with runtime.created(configuration("sh", "-c", "echo begun; sleep 1000")) as container:
+        assert container.state["status"] == "created"
+        assert container.state["pid"] == container.pid
+        assert container.output() == ""
+        container.start()
+        assert container.prints("begun\n")
+        state = container.state
+        assert (state["status"], state["bundle"]) == ("running", str(container.bundle))
+        assert "cannot start an already running" in runtime.refused("start", container.id)
+        assert "that is not stopped: running" in runtime.refused("delete", container.id)
+        (listed,) = json.loads(runtime.succeed("list", "--format", "json"))
+        assert listed == state
+        assert container.id in runtime.succeed("list")
+        runtime.succeed("kill", container.id, "KILL")
+        assert container.wait() == 137
+        assert container.state["status"] == "stopped"
+        assert container.state["pid"] == 0
+        assert runtime.refused("kill", container.id, "TERM") == "container not running"
+        runtime.succeed("kill", "--all", container.id, "9")
+        assert "cannot start a container that has stopped" in runtime.refused("start", container.id)
+        assert "cannot exec in a stopped" in runtime.refused("exec", container.id, "true")
+        runtime.succeed("delete", container.id)
+        runtime.succeed("delete", "--force", container.id)
+        assert runtime.refused("kill", container.id, "9") == "container does not exist"
+        assert runtime.refused("delete", container.id) == "container does not exist"
+
+
+def test_run(runtime: Runtime) -> None:
+    status, output = runtime.run("sh", "-c", "cat; echo out; echo err >&2; exit 5", stdin="in\n")
+    assert (status, sorted(output.split())) == (5, ["err", "in", "out"])
+
+
+def test_status_of_a_signal(runtime: Runtime) -> None:
+    assert runtime.run("sh", "-c", "kill -SEGV $$") == (139, "")
+
+
+def test_an_id_is_one_containers(runtime: Runtime) -> None:
+    with runtime.running("sleep", "1000") as container:
+        refused = runtime.refused("create", "--bundle", str(container.bundle), container.id)
+        assert refused == "container with given ID already exists"
+        assert container.state["status"] == "running"
+
+
+def test_signals(runtime: Runtime) -> None:
+    script = "trap 'echo usr1' USR1; trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"
+    with runtime.running("sh", "-c", script) as container:
+        assert container.prints("ready")
+        runtime.succeed("kill", container.id, "SIGUSR1")
+        assert container.prints("usr1\n")
+        os.kill(container.pid, signal.SIGUSR1)
+        assert container.prints("usr1\nusr1\n"), "sent to the shim"
+        runtime.succeed("kill", container.id)
+        assert container.wait() == 9
+
+
+def test_a_program_that_is_not_there(runtime: Runtime) -> None:
+    bundle = runtime.bundle(configuration("frobnicate"))
+    done = runtime.call("create", "--bundle", str(bundle), "lost")
+    assert done.returncode == 1
+    assert "frobnicate" in done.stderr
+    assert "executable file" in done.stderr
+    assert "No such file or directory" in done.stderr
+    assert runtime.refused("state", "lost") == "container does not exist"
+
+
+def test_created_and_deleted(runtime: Runtime) -> None:
+    with runtime.created(configuration("sleep", "1000")) as container:
+        runtime.succeed("delete", container.id)
+        assert container.wait() == 137
+
+
+def test_created_and_killed(runtime: Runtime) -> None:
+    with runtime.created(configuration("sleep", "1000")) as container:
+        runtime.succeed("kill", container.id, "9")
+        assert container.wait() == 137
+
+
+def test_pause(runtime: Runtime) -> None:
+    script = "while :; do echo tick; sleep 0.05; done"
+    with runtime.running("sh", "-c", script) as container:
+        assert container.prints("tick")
+        runtime.succeed("pause", container.id)
+        assert container.state["status"] == "paused"
+        assert "cannot exec in a paused" in runtime.refused("exec", container.id, "true")
+        said = container.output()
+        assert not eventually(lambda: len(container.output()) > len(said) + 5, 0.5)
+        runtime.succeed("resume", container.id)
+        assert container.state["status"] == "running"
+        paused = len(container.output())
+        assert eventually(lambda: len(container.output()) > paused)
+        runtime.succeed("pause", container.id)
+        runtime.succeed("delete", "--force", container.id)
+
+
+def test_limits(runtime: Runtime) -> None:
+    resources = {"memory": {"limit": 64 << 20}, "pids": {"limit": 20}}
+    mount = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}
+    with runtime.running(
+        *("sleep", "1000"), linux={"resources": resources}, mounts=[mount]
+    ) as container:
+        assert container.says("cat", "/sys/fs/cgroup/memory.max") == f"{64 << 20}\n"
+        assert container.says("cat", "/sys/fs/cgroup/pids.max") == "20\n"
+        path = container.bundle / "resources"
+        path.write_text(json.dumps({"memory": {"limit": 32 << 20}}))
+        runtime.succeed("update", f"--resources={path}", container.id)
+        assert container.says("cat", "/sys/fs/cgroup/memory.max") == f"{32 << 20}\n"
+        text = json.dumps({"pids": {"limit": 30}})
+        runtime.succeed("update", "--resources=-", container.id, input=text)
+        runtime.succeed("update", "--memory", "48M", container.id)
+        assert container.says("cat", "/sys/fs/cgroup/memory.max") == f"{48 << 20}\n"
+        assert container.says("cat", "/sys/fs/cgroup/pids.max") == "30\n"
+        event = json.loads(runtime.succeed("events", "--stats", container.id))
+        assert (event["type"], event["id"]) == ("stats", container.id)
+        assert event["data"]["memory"]["usage"]["limit"] == 48 << 20
+        assert event["data"]["pids"]["limit"] == 30
+        assert event["data"]["cpu"]["usage"]["total"] > 0
+
+
+def test_events_end_with_the_container(runtime: Runtime) -> None:
+    with runtime.running("sleep", "1000") as container:
+        command = runtime.tapwright.command("events", "--interval=200ms", container.id)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout
+            for _ in range(2):
+                assert json.loads(watching.stdout.readline())["type"] == "stats"
+            runtime.succeed("kill", container.id, "9")
+            watching.stdout.read()
+            assert watching.wait(10) == 0
+
+
+def test_processes(runtime: Runtime) -> None:
+    with runtime.running("sh", "-c", "sleep 1001 & sleep 1002") as container:
+        assert eventually(lambda: "sleep 1002" in runtime.succeed("ps", container.id))
+        listed = runtime.succeed("ps", container.id).splitlines()
+        assert listed[0].split() == ["UID", "PID", "PPID", "CMD"]
+        assert sorted(line.split(None, 3)[3] for line in listed[1:])[-2:] == [
+            "sleep 1001",
+            "sleep 1002",
+        ]
+        pids = json.loads(runtime.succeed("ps", "--format", "json", container.id))
+        assert pids == [container.pid]
+
+
+def test_hooks(runtime: Runtime, tmp_path: Path) -> None:
+    """Each where the specification says, with the state as it is then."""
+
+    def hook(name: str, program: str = "/bin/sh") -> list[dict[str, object]]:
+        script = (
+            f'read -r state; echo "{name} $state $(readlink /proc/self/ns/net)" >> {tmp_path}/said'
+        )
+        return [{"path": program, "args": ["hook", "-c", script]}]
+
+    names = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    content = configuration("sleep", "1000", hooks={name: hook(name) for name in names})
+    content["hooks"]["startContainer"] = [
+        {"path": "/bin/sh", "args": ["sh", "-c", "cat > /data/state"]}
+    ]
+    with runtime.created(content) as container:
+        container.start()
+        netns = os.readlink(f"/proc/{container.pid}/ns/net")
+        in_guest = json.loads((container.bundle / "rootfs/data/state").read_text())
+        runtime.succeed("delete", "--force", container.id)
+    assert in_guest["id"] == container.id
+    own = os.readlink("/proc/self/ns/net")
+    said = {}
+    for line in (tmp_path / "said").read_text().splitlines():
+        name, state, where = line.split(" ", 1)[0], line.split(" ", 1)[1], line.rsplit(" ", 1)[1]
+        told = json.loads(state.rsplit(" ", 1)[0])
+        assert (told["id"], told["bundle"]) == (container.id, str(container.bundle))
+        said[name] = (told["status"], told.get("pid"), where)
+    assert list(said) == list(names), "in this order"
+    assert said == {
+        "prestart": ("creating", container.pid, own),
+        "createRuntime": ("creating", container.pid, own),
+        "createContainer": ("creating", container.pid, netns),
+        "poststart": ("running", container.pid, own),
+        "poststop": ("stopped", None, own),
+    }
+
+
+def test_a_hook_that_fails(runtime: Runtime) -> None:
+    hooks = {"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", "echo no; exit 1"]}]}
+    bundle = runtime.bundle(configuration("true", hooks=hooks))
+    done = runtime.call("create", "--bundle", str(bundle), "hooked")
+    assert done.returncode == 1
+    assert "prestart hook 0 (/bin/sh): it ended with status 1, and said: no" in done.stderr
+    assert runtime.refused("state", "hooked") == "container does not exist"
+
+
+def test_without_usable_stdio(runtime: Runtime) -> None:
+    """As for the sandbox of a pod: /dev/null, opened for reading; or nothing at all."""
+    for stdout in ("</dev/null 1</dev/null 2</dev/null", "<&- >&- 2>&-"):
+        name = runtime.fresh_id()
+        bundle = runtime.bundle(configuration("sh", "-c", "echo out; echo err >&2; exit 4"))
+        command = runtime.tapwright.command("create", "--bundle", str(bundle), name)
+        script = f'exec "$0" "$@" {stdout}'
+        subprocess.run(["/bin/sh", "-c", script, *command], check=True)
+        try:
+            pid = json.loads(runtime.succeed("state", name))["pid"]
+            runtime.succeed("start", name)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4
+        finally:
+            runtime.succeed("delete", "--force", name)
+
+
+def test_without_an_environment(runtime: Runtime) -> None:
+    """As podman calls them."""
+    environment = {key: os.environ[key] for key in os.environ if key == "PYTHONPATH"}
+    with runtime.running("sleep", "1000") as container:
+        for words in (("pause",), ("resume",), ("kill", "--all"), ("delete", "--force")):
+            runtime.succeed(*words, container.id, env=environment)

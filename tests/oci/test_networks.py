@@ -1,0 +1,121 @@
+"""Networks of containers: as platforms prepare them, and as they come late."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.host import eventually
+from tests.namespaces import Namespace, namespace
+from tests.oci.bundles import NAMESPACES, configuration
+from tests.oci.runtime import Container, Runtime
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture
+def outside() -> Iterator[Namespace]:
+    """Where the other ends of links are; with a web server's address."""
+    with namespace("twtest-outside") as made:
+        yield made
+
+
+def link(outside: Namespace, netns: str, name: str, subnet: str) -> None:
+    """A link from a namespace, by path or pid, to the outside, as a platform makes it."""
+    outside.ip(f"link add {name}-o type veth peer name {name} netns {netns}")
+    outside.ip(f"address add {subnet}.1/24 dev {name}-o")
+    outside.ip(f"link set {name}-o up")
+
+
+def set_up(netns: str, name: str, subnet: str) -> None:
+    command = f"""
+        ip address add {subnet}.2/24 dev {name}
+        ip link set {name} up
+    """
+    subprocess.run(["nsenter", f"--net={netns}", "sh", "-ec", command], check=True)
+
+
+def in_namespace(path: str) -> list[dict[str, str]]:
+    return [{"type": kind, **({"path": path} if kind == "network" else {})} for kind in NAMESPACES]
+
+
+def reaches(container: Container, address: str) -> bool:
+    return container.exec("ping", "-c", "1", "-W", "2", address).returncode == 0
+
+
+def test_a_namespace_with_a_path(runtime: Runtime, outside: Namespace) -> None:
+    with namespace("twtest-inside") as inside:
+        link(outside, inside.name, "eth0", "10.77.1")
+        set_up(inside.path, "eth0", "10.77.1")
+        spaces = {"namespaces": in_namespace(inside.path)}
+        with runtime.running("sleep", "1000", linux=spaces) as container:
+            assert reaches(container, "10.77.1.1")
+            assert "10.77.1.2/24" in container.says("ip", "addr", "show", "eth0")
+
+
+def test_no_network(runtime: Runtime) -> None:
+    with runtime.running("sleep", "1000") as container:
+        links = container.says("ls", "/sys/class/net").split()
+        assert links == ["lo"]
+        assert reaches(container, "127.0.0.1")
+
+
+def test_a_hook_that_makes_the_network(runtime: Runtime, outside: Namespace) -> None:
+    """As docker's: it finds the namespace by the pid in the state on its stdin."""
+    script = f"""
+        pid=$(sed 's/.*"pid": *\\([0-9]*\\).*/\\1/')
+        ip -n {outside.name} link add eth0-o type veth peer name eth0 netns $pid
+        ip -n {outside.name} address add 10.77.2.1/24 dev eth0-o
+        ip -n {outside.name} link set eth0-o up
+        nsenter --net=/proc/$pid/ns/net ip address add 10.77.2.2/24 dev eth0
+        nsenter --net=/proc/$pid/ns/net ip link set eth0 up
+    """
+    hook = {"path": "/bin/sh", "args": ["sh", "-ec", script], "env": ["PATH=/usr/bin:/sbin:/bin"]}
+    with runtime.running("sleep", "1000", hooks={"prestart": [hook]}) as container:
+        assert reaches(container, "10.77.2.1")
+
+
+def test_between_create_and_start(runtime: Runtime, outside: Namespace) -> None:
+    """As docker does it from version 26 on."""
+    with runtime.created(configuration("sleep", "1000")) as container:
+        link(outside, str(container.pid), "eth0", "10.77.3")
+        set_up(f"/proc/{container.pid}/ns/net", "eth0", "10.77.3")
+        container.start()
+        assert reaches(container, "10.77.3.1")
+
+
+def test_after_the_start(runtime: Runtime, outside: Namespace) -> None:
+    """`network connect`, of which the runtime is not told: this is what the monitor is for."""
+    runtime.config = runtime.tapwright.configuration(
+        template=runtime.tapwright.config.parent / "template"
+    )
+    runtime.config.write_text(runtime.config.read_text() + "[netmon]\nenable_netmon = true\n")
+    try:
+        with runtime.running("sleep", "1000") as container:
+            link(outside, str(container.pid), "eth0", "10.77.4")
+            set_up(f"/proc/{container.pid}/ns/net", "eth0", "10.77.4")
+            assert eventually(lambda: reaches(container, "10.77.4.1"), 20)
+    finally:
+        runtime.config = None
+
+
+def test_the_hosts_network_is_refused(runtime: Runtime) -> None:
+    spaces = {"namespaces": [{"type": "pid"}, {"type": "mount"}]}
+    bundle = runtime.bundle(configuration("true", linux=spaces))
+    refused = runtime.refused("create", "--bundle", str(bundle), "hosts")
+    assert "the host's network (--network host) is not to be had in a VM" in refused
+
+
+def test_without_a_namespace(runtime: Runtime, tmp_path: Path) -> None:
+    """disable_new_netns, as for `docker run --net=none`."""
+    runtime.config = runtime.tapwright.configuration(
+        runtime={"disable_new_netns": True, "internetworking_model": "none"},
+        template=runtime.tapwright.config.parent / "template",
+    )
+    try:
+        with runtime.running("sleep", "1000") as container:
+            assert Path(f"/proc/{container.pid}/ns/net").samefile("/proc/self/ns/net")
+            assert container.says("ls", "/sys/class/net").split() == ["lo"]
+    finally:
+        runtime.config = None

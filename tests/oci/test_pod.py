@@ -1,0 +1,102 @@
+"""Containers that share a sandbox."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.host import eventually
+from tests.oci.bundles import configuration
+from tests.oci.runtime import Container, Runtime
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+CRI = "io.kubernetes.cri."
+
+
+@contextmanager
+def pod(runtime: Runtime) -> Iterator[Container]:
+    """The sandbox of a pod, as containerd's CRI plugin starts it."""
+    marks = {f"{CRI}container-type": "sandbox", f"{CRI}sandbox-id": "pod"}
+    with runtime.running("sleep", "100000", name="pod", annotations=marks) as container:
+        yield container
+
+
+def member(sandbox: Container, *argv: str) -> dict[str, Any]:
+    marks = {f"{CRI}container-type": "container", f"{CRI}sandbox-id": sandbox.id}
+    namespaces = [
+        {"type": kind, "path": f"/proc/{sandbox.pid}/ns/{path}"}
+        for kind, path in (("network", "net"), ("ipc", "ipc"), ("uts", "uts"))
+    ]
+    namespaces += [{"type": "pid"}, {"type": "mount"}]
+    return configuration(*argv, annotations=marks, linux={"namespaces": namespaces})
+
+
+def test_members_share_the_vm_and_its_network(runtime: Runtime) -> None:
+    script = "echo page > /data/index.html; httpd -f -p 127.0.0.1:80 -h /data"
+    with pod(runtime) as sandbox, runtime.created(member(sandbox, "sh", "-c", script)) as server:
+        server.start()
+        assert len(runtime.tapwright.names()) == 1
+        with runtime.created(member(sandbox, "sleep", "1000")) as client:
+            client.start()
+            fetch = ("wget", "-q", "-O", "-", "http://127.0.0.1/")
+            assert eventually(lambda: client.exec(*fetch).stdout == "page\n")
+            assert client.says("hostname") == sandbox.says("hostname")
+            assert "httpd" not in client.says("ps")
+            runtime.succeed("delete", "--force", client.id)
+            assert client.wait() == 137
+        assert server.state["status"] == "running"
+        assert sandbox.state["status"] == "running"
+
+
+def test_members_end_with_the_sandbox(runtime: Runtime) -> None:
+    with pod(runtime) as sandbox, runtime.created(member(sandbox, "sleep", "1000")) as container:
+        container.start()
+        runtime.succeed("delete", "--force", sandbox.id)
+        assert container.wait() == 137
+        assert container.state["status"] == "stopped"
+        runtime.succeed("delete", container.id)
+
+
+def test_a_member_of_a_network_namespace(runtime: Runtime) -> None:
+    """Without a mark: `--network container:X`."""
+    with runtime.running("sleep", "1000") as one:
+        namespaces = [
+            {"type": "network", "path": f"/proc/{one.pid}/ns/net"},
+            *({"type": kind} for kind in ("pid", "mount", "ipc", "uts")),
+        ]
+        with runtime.running("sleep", "1000", linux={"namespaces": namespaces}) as other:
+            assert other.state["sandbox"] == one.state["sandbox"]
+
+
+def test_shared_processes(runtime: Runtime) -> None:
+    with pod(runtime) as sandbox:
+        content = member(sandbox, "sleep", "4321")
+        for entry in content["linux"]["namespaces"]:
+            if entry["type"] == "pid":
+                entry["path"] = f"/proc/{sandbox.pid}/ns/pid"
+        with runtime.created(content) as container:
+            container.start()
+            assert eventually(lambda: "sleep 4321" in sandbox.says("ps"))
+
+
+def test_shared_memory(runtime: Runtime) -> None:
+    shm = {"destination": "/dev/shm", "type": "bind", "source": "/tmp", "options": ["rbind"]}
+    with pod(runtime) as sandbox:
+        contents = [member(sandbox, "sleep", "1000") for _ in range(2)]
+        for content in contents:
+            content["mounts"].append(shm)
+        with runtime.created(contents[0]) as one, runtime.created(contents[1]) as other:
+            one.start()
+            other.start()
+            one.says("sh", "-c", "echo word > /dev/shm/x")
+            assert other.says("cat", "/dev/shm/x") == "word\n"
+
+
+def test_a_pod_that_is_not_there(runtime: Runtime) -> None:
+    marks = {f"{CRI}container-type": "container", f"{CRI}sandbox-id": "nobody"}
+    namespaces = [{"type": "network", "path": "/proc/self/ns/net"}]
+    content = configuration("true", annotations=marks, linux={"namespaces": namespaces})
+    refused = runtime.refused("create", "--bundle", str(runtime.bundle(content)), "orphan")
+    assert "the sandbox 'nobody' of this container is not there" in refused
