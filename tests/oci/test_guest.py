@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tapwright.errors import BundleError
-from tapwright.oci import bundle, guest, mounts
+from tapwright.oci import bundle, guest, mounts, statistics
 from tapwright.oci.log import Log
 from tests.oci.bundles import configuration, write
 
@@ -39,6 +39,7 @@ def test_namespaces_are_the_guests(tmp_path: Path) -> None:
     assert {entry["type"]: entry.get("path") for entry in made.config["linux"]["namespaces"]} == {
         **dict.fromkeys(("pid", "mount", "uts", "cgroup")),
         "ipc": "/proc/7/ns/ipc",
+        "network": "/proc/1/ns/net",
     }
     assert made.config["hostname"] == "box"
     assert made.warnings == []
@@ -158,3 +159,19 @@ def test_what_is_told(tmp_path: Path, changes: Json, warning: str) -> None:
 def test_what_is_refused(tmp_path: Path, changes: Json, reason: str) -> None:
     with pytest.raises(BundleError, match=reason):
         Made(tmp_path, configuration(**changes))
+
+
+def test_events_in_the_shape_of_runc() -> None:
+    numbers = {
+        "cpu": {"usage_usec": 5, "user_usec": 3, "system_usec": 2},
+        "memory": {"current": 10, "max": None, "peak": 12, "stat": {"file": 4}},
+        "pids": {"current": 2, "max": 7},
+        "io": {"254:1": {"rbytes": 100, "wios": 3}},
+    }
+    data = statistics.of_cgroup(numbers)
+    assert data["cpu"]["usage"] == {"total": 5000, "user": 3000, "kernel": 2000}
+    assert data["memory"]["usage"] == {"limit": 2**64 - 1, "usage": 10, "max": 12, "failcnt": 0}
+    assert (data["memory"]["cache"], data["pids"]) == (4, {"current": 2, "limit": 7})
+    read = {"major": 254, "minor": 1, "op": "Read", "value": 100}
+    assert read in data["blkio"]["ioServiceBytesRecursive"]
+    assert statistics.of_cgroup({})["cpu"]["usage"]["total"] == 0

@@ -47,6 +47,16 @@ def test_as_it_was_configured(runtime: Runtime) -> None:
     assert lines[-1] == "321"
 
 
+def test_parameters_of_the_kernel(runtime: Runtime) -> None:
+    """Those of the network too: containers on podman have one by default."""
+    sysctl = {"net.ipv4.ping_group_range": "0 1", "kernel.msgmax": "9000"}
+    names = ("net/ipv4/ping_group_range", "kernel/msgmax")
+    status, output = runtime.run(
+        *("cat", *(f"/proc/sys/{name}" for name in names)), linux={"sysctl": sysctl}
+    )
+    assert (status, output.split()) == (0, ["0", "1", "9000"])
+
+
 def test_namespaces_are_its_own(runtime: Runtime, container: Container) -> None:
     kinds = ("pid", "mnt", "ipc", "uts", "cgroup", "net")
     paths = [f"/proc/self/ns/{kind}" for kind in kinds]

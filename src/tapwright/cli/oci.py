@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tapwright.oci.log import Log
 
-_FAILED = 1
+_FAILED, _INTERRUPTED = 1, 130
 
 
 class Call:
@@ -58,6 +58,9 @@ def main(argv: "Sequence[str]") -> int:
     except OSError as error:
         log.failed(f"{error}. Are you root?" if isinstance(error, PermissionError) else str(error))
         return _FAILED
+    except KeyboardInterrupt:
+        log.failed("interrupted")
+        return _INTERRUPTED
     log.succeeded()
     return status
 

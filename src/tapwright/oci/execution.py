@@ -69,6 +69,7 @@ def run(wish: creation.Wish, keep: bool, log: Log) -> int:
         except BaseException:
             life.delete(wish.root, wish.id, True, log)
             raise
+        log.succeeded()
         if wish.detached:
             return 0
         status = wait(container.pid)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 _OF_EACH = ("pid", "mount", "ipc", "uts", "cgroup")
-"""Namespaces that a container has in the guest, of its own unless it joins a pod's. The network
-is the guest's, which is the pod's."""
+"""Namespaces that a container has in the guest, of its own unless it joins a pod's."""
+_NETWORK = {"type": "network", "path": "/proc/1/ns/net"}
+"""The guest's, which is the pod's; it is joined by name, for else crun sets no sysctl of it."""
 
 _RESOURCES = {
     "memory": ("limit", "reservation", "swap", "checkBeforeUpdate"),
@@ -47,8 +48,11 @@ def configuration(
     _warn(bundle, log)
     linux: Json = {
         "namespaces": [
-            {"type": kind, **({"path": joined[kind]} if kind in joined else {})}
-            for kind in _OF_EACH
+            _NETWORK,
+            *(
+                {"type": kind, **({"path": joined[kind]} if kind in joined else {})}
+                for kind in _OF_EACH
+            ),
         ],
         "cgroupsPath": f"/{container_id}",
         "resources": resources(bundle.linux.get("resources", {}), log),

@@ -58,9 +58,11 @@ def shims(root: str, container_id: str) -> list[int]:
 
 
 def statistics(root: str, container_id: str) -> "Json":
-    """A `stats` event in runc's shape (types/events.go). Raises ContainerStateError."""
+    """An event of type `stats`, as runc prints it. Raises ContainerStateError."""
+    from tapwright.oci.statistics import of_cgroup
+
     numbers = _living(root, container_id).call("container_statistics", id=container_id)
-    return {"type": "stats", "id": container_id, "data": numbers}
+    return {"type": "stats", "id": container_id, "data": of_cgroup(numbers)}
 
 
 def events(root: str, container_id: str, interval: float) -> "Iterator[Json]":
