@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tapwright.config import Config
+    from tapwright.sandbox.launching import Launch
 
 _EARLY_HOOKS = ("prestart", "createRuntime", "createContainer")
 _LATE_HOOKS = ("poststart", "poststop")
@@ -98,23 +99,16 @@ class _Making:
         self._stdio: stdio.Stdio | None = None
 
     def run(self) -> stdio.Stdio:
-        from tapwright import config
+        if self._owner:
+            shared, of_guest = self._plan(self._configuration())
+        else:
+            from tapwright.sandbox.launching import Launch
 
-        configuration = config.load(self._wish.configuration or None)
-        for warning in configuration.warnings:
-            self._log.warn(f"{configuration.source}: {warning}")
-        if self._owner is None:
-            self._make_sandbox(configuration)
-        shared, bound = mounts.plan(self._bundle, self._container.id, self._log)
-        of_guest = guest.configuration(
-            self._bundle,
-            self._container.id,
-            f"{mounts.SHARE}/{self._container.id}/{mounts.ROOTFS}",
-            bound,
-            pods.joined_namespaces(self._wish.root, self._bundle, self._owner),
-            not configuration.runtime.disable_guest_seccomp,
-            self._log,
-        )
+            # First of all: it has as much to load as we have.
+            with Launch() as launch:
+                configuration = self._configuration()
+                shared, of_guest = self._plan(configuration)
+                self._make_sandbox(configuration, launch)
         self._share(shared)
         made = self._start_process(of_guest)
         self._run_hooks()
@@ -133,7 +127,30 @@ class _Making:
         except (TapwrightError, OSError) as error:
             self._log.warn(f"not everything could be taken back: {error}")
 
-    def _make_sandbox(self, configuration: "Config") -> None:
+    def _configuration(self) -> "Config":
+        from tapwright import config
+
+        found = config.load(self._wish.configuration or None)
+        for warning in found.warnings:
+            self._log.warn(f"{found.source}: {warning}")
+        return found
+
+    def _plan(self, configuration: "Config") -> "tuple[list[mounts.Shared], dict[str, Any]]":
+        """(what is to be shared, the guest's configuration): what can be known to be wrong is said
+        before anything is made."""
+        shared, bound = mounts.plan(self._bundle, self._container.id, self._log)
+        of_guest = guest.configuration(
+            self._bundle,
+            self._container.id,
+            f"{mounts.SHARE}/{self._container.id}/{mounts.ROOTFS}",
+            bound,
+            pods.joined_namespaces(self._wish.root, self._bundle, self._owner),
+            not configuration.runtime.disable_guest_seccomp,
+            self._log,
+        )
+        return shared, of_guest
+
+    def _make_sandbox(self, configuration: "Config", launch: "Launch") -> None:
         from tapwright.sandbox import lifecycle, planning
 
         network = self._bundle.namespace("network")
@@ -156,7 +173,9 @@ class _Making:
             ),
             lambda text: None,
         )
-        record = lifecycle.run(self._wish.root, self._container.sandbox, spec)
+        if configuration.runtime.enable_debug:
+            os.environ["TAPWRIGHT_LOG_LEVEL"] = "debug"
+        record = lifecycle.run(self._wish.root, self._container.sandbox, spec, launch=launch)
         self._container.netns = record.netns
         self._held.save(self._container)
 
@@ -166,7 +185,10 @@ class _Making:
         descriptors: list[int] = []
         try:
             for entry in shared:
-                descriptors.append(trees.clone(entry.source, read_only=entry.read_only))
+                try:
+                    descriptors.append(trees.clone(entry.source, read_only=entry.read_only))
+                except OSError as error:
+                    raise BundleError(f"{entry.source}: {error.strerror}") from None
             names = [entry.name for entry in shared]
             self._sandbox.call("share", descriptors, container=self._container.id, names=names)
         finally:
