@@ -6,6 +6,14 @@ from typing import Any
 
 Json = dict[str, Any]
 
+# What docker gives (profiles/capabilities), but for those that nothing here needs.
+CAPABILITIES = [
+    f"CAP_{name}"
+    for name in (
+        *("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW"),
+        *("SETGID", "SETUID", "SYS_CHROOT"),
+    )
+]
 NAMESPACES = ("pid", "network", "ipc", "uts", "mount", "cgroup")
 
 
@@ -19,6 +27,7 @@ def configuration(*argv: str, **changes: Any) -> Json:
             "env": ["PATH=/bin:/usr/bin"],
             "cwd": "/",
             "user": {"uid": 0, "gid": 0},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
         },
         "hostname": "box",
         "mounts": [

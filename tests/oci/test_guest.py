@@ -65,7 +65,9 @@ def test_host_only_things_are_left_out(tmp_path: Path) -> None:
     assert made.config["hooks"] == {"startContainer": [{"path": "/bin/id"}]}
     assert set(made.config["linux"]) == {"namespaces", "cgroupsPath", "resources"}
     assert made.config["linux"]["cgroupsPath"] == "/c1"
-    assert set(made.config["process"]) == {"args", "env", "cwd", "user", "oomScoreAdj"}
+    assert set(made.config["process"]) == {
+        *("args", "env", "cwd", "user", "capabilities", "oomScoreAdj")
+    }
 
 
 def test_seccomp_where_it_is_wanted(tmp_path: Path) -> None:

@@ -48,10 +48,6 @@ def test_run(runtime: Runtime) -> None:
     assert (status, sorted(output.split())) == (5, ["err", "in", "out"])
 
 
-def test_status_of_a_signal(runtime: Runtime) -> None:
-    assert runtime.run("sh", "-c", "kill -SEGV $$") == (139, "")
-
-
 def test_an_id_is_one_containers(runtime: Runtime) -> None:
     with runtime.running("sleep", "1000") as container:
         refused = runtime.refused("create", "--bundle", str(container.bundle), container.id)

@@ -72,6 +72,7 @@ def test_exec(container: Container) -> None:
     done = container.exec("sh", "-c", "cat; echo err >&2; exit 6", input="in\n")
     assert (done.returncode, done.stdout, done.stderr) == (6, "in\n", "err\n")
     assert container.exec("sh", "-c", "kill -9 $$").returncode == 137
+    assert container.exec("sh", "-c", "kill -SEGV $$").returncode == 139
     missing = container.exec("frobnicate")
     assert missing.returncode == 1
     assert "executable file" in missing.stderr

@@ -31,7 +31,8 @@ class Stdio:
 
 
 def of_process(process: "dict[str, Any]", console_socket: str, detached: bool) -> Stdio:
-    """Raises ContainerStateError, with runc's words for what does not fit together."""
+    """What fits the process, whose consoleSize becomes that of the caller's terminal if it gets
+    that. Raises ContainerStateError, with runc's words for what does not fit together."""
     if not process.get("terminal"):
         if console_socket:
             raise ContainerStateError(
@@ -44,6 +45,8 @@ def of_process(process: "dict[str, Any]", console_socket: str, detached: bool) -
     if detached:
         raise ContainerStateError("cannot allocate tty if detached without setting console socket")
     tty = _of_the_caller()
+    size = os.get_terminal_size(tty)
+    process["consoleSize"] = {"height": size.lines, "width": size.columns}
     return Stdio([tty], tty, console.make_raw(tty))
 
 
