@@ -79,7 +79,8 @@ async def _use(qemu: Qemu, agent: AgentClient, netns_path: str) -> None:
 
 
 async def _use_share(shared: Share, agent: AgentClient) -> None:
-    """Mount it and run something from it; a guest that has it mounted can't be saved."""
+    """Mount it and run something from it; a guest that has it mounted can't be saved. Where files
+    are shared there will be containers."""
     scratch = libc.detached_mount("tmpfs", size="16m")
     try:
         shared.attach(_WARM, {_WARM: scratch})
@@ -91,6 +92,8 @@ async def _use_share(shared: Share, agent: AgentClient) -> None:
     await _run(agent, program, "true")
     await _run(agent, "umount", protocol.SHARE)
     shared.detach(_WARM)
+    # There is none. With the first request about a container the agent loads what these need.
+    await agent.call("delete_container", id=_WARM)
 
 
 def _configuration() -> list[dict[str, object]]:
