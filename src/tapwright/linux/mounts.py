@@ -99,6 +99,25 @@ def within(namespace: int, work: Callable[[], T]) -> T:
     return _in_thread(enter)
 
 
+def joined(namespace: int, work: Callable[[], T]) -> T:
+    """Do something as a member of a mount namespace, and with the root of this one: who is started
+    so finds its files here, and who joins the namespace by its pid (setns(2)) is in there. Raises
+    what it raises."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def enter() -> T:
+        libc.unshare(libc.CLONE_FS)
+        libc.setns(namespace, libc.CLONE_NEWNS)
+        os.fchdir(root)
+        os.chroot(".")
+        return work()
+
+    try:
+        return _in_thread(enter)
+    finally:
+        os.close(root)
+
+
 def _in_thread(work: Callable[[], T]) -> T:
     """Do something in a thread that ends with it: its namespace, root and directory are its own,
     and there is no way back to those that the others share."""

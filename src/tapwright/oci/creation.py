@@ -5,7 +5,7 @@ import time
 
 from tapwright.errors import BundleError, TapwrightError
 from tapwright.oci import bundle as bundles
-from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio
+from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio, view
 from tapwright.oci.bundle import Bundle
 from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
@@ -110,7 +110,7 @@ class _Making:
                 shared, of_guest = self._plan(configuration)
                 self._make_sandbox(configuration, launch)
         self._share(shared)
-        made = self._start_process(of_guest)
+        made = self._start_process(of_guest, shared)
         self._run_hooks()
         life.sync(self._sandbox, self._container)
         if self._wish.pid_file:
@@ -195,7 +195,9 @@ class _Making:
             for fd in descriptors:
                 os.close(fd)
 
-    def _start_process(self, of_guest: "dict[str, Any]") -> stdio.Stdio:
+    def _start_process(
+        self, of_guest: "dict[str, Any]", shared: "Sequence[mounts.Shared]"
+    ) -> stdio.Stdio:
         made = stdio.of_process(
             self._bundle.process, self._wish.console_socket, self._wish.detached
         )
@@ -210,9 +212,10 @@ class _Making:
         )
         with connection:
             container.guest_pid = first["created"]["pid"]
-            container.pid = shim.start(
-                connection, container.id, made.terminal, made.own, container.netns
-            )
+            with view.of_container(shared) as files:
+                container.pid = shim.start(
+                    connection, container.id, made.terminal, made.own, container.netns, files
+                )
             container.pid_started = state.start_of(container.pid)
             self._held.save(container)
         return made

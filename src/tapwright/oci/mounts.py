@@ -27,17 +27,19 @@ _KERNEL_OWN = """
 
 
 class Shared:
-    """A file or directory of the host that the guest gets under a name."""
+    """A file or directory of the host that the guest gets under a name; the destination is where
+    the container has it."""
 
-    def __init__(self, name: str, source: str, read_only: bool) -> None:
+    def __init__(self, name: str, source: str, destination: str, read_only: bool) -> None:
         self.name = name
         self.source = source
+        self.destination = destination
         self.read_only = read_only
 
 
 def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared], "list[Json]"]:
     """(what is to be shared, the mounts of the guest's configuration). Raises BundleError."""
-    shared = [Shared(ROOTFS, bundle.rootfs, read_only=False)]
+    shared = [Shared(ROOTFS, bundle.rootfs, "/", read_only=False)]
     mounts = []
     for number, mount in enumerate(bundle.config.get("mounts", ())):
         options = [option for option in mount.get("options", ()) if not _is_label(option)]
@@ -48,7 +50,8 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 mounts.append(_bound(mount, POD_SHM, options))
                 continue
             source = _source(bundle, mount)
-            share = Shared(f"mount-{number}", source, "ro" in options or "rro" in options)
+            read_only = "ro" in options or "rro" in options
+            share = Shared(f"mount-{number}", source, mount["destination"], read_only)
             shared.append(share)
             options = [option for option in options if not _is_mapping(mount, option, log)]
             mounts.append(_bound(mount, f"{SHARE}/{container_id}/{share.name}", options))

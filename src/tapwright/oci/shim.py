@@ -24,12 +24,14 @@ def start(
     terminal: int | None = None,
     own: bool = False,
     netns: str = "",
+    view: int | None = None,
 ) -> int:
     """Start it over the connection that `Sandbox.converse` returned; return its pid.
 
     It has nothing open but the connection and the `terminal`, which becomes its `own` where it is
     nobody else's: then it hears of changes of the size. It lives in the network namespace at
-    `netns`, if one is given. `name` is for who looks at the process. Raises ContainerStateError.
+    `netns`, and in the mount namespace `view` (`oci.view`), if they are given. `name` is for who
+    looks at the process. Raises ContainerStateError.
     """
     actions: list[Any] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
@@ -45,17 +47,25 @@ def start(
         keep.append(_TERMINAL)
     actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited() if fd not in keep]
     kind = "none" if terminal is None else "terminal"
+
+    def spawn() -> int:
+        return os.posix_spawn(
+            _SHELL,
+            [_SHELL, _SCRIPT, kind, name],
+            {"PATH": _PATH},
+            file_actions=actions,
+            setsid=True,
+            setsigdef=_SIGNALS,
+            setsigmask=[],
+        )
+
     try:
         with _within(netns):
-            return os.posix_spawn(
-                _SHELL,
-                [_SHELL, _SCRIPT, kind, name],
-                {"PATH": _PATH},
-                file_actions=actions,
-                setsid=True,
-                setsigdef=_SIGNALS,
-                setsigmask=[],
-            )
+            if view is None:
+                return spawn()
+            from tapwright.linux import mounts
+
+            return mounts.joined(view, spawn)
     except OSError as error:
         raise ContainerStateError(f"the shim can't be started: {error}") from None
 
