@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor import qemu
+from tapwright.hypervisor import process
 from tapwright.hypervisor.share import Share
 from tapwright.linux import libc, mounts
 from tests.host import eventually
@@ -28,11 +28,26 @@ OPEN_CALLS = ("2", "257")  # open, openat
 
 
 @pytest.fixture
-def share() -> Iterator[Share]:
-    started = Share.start(UID)
+def connections() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """QEMU's end, and the helper's."""
+    ours, theirs = socket.socketpair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+@pytest.fixture
+def share(connections: tuple[socket.socket, socket.socket]) -> Iterator[Share]:
+    started = Share.start(UID, connections[1])
+    connections[1].close()
     started.seal()
     yield started
     started.kill()
+
+
+@pytest.fixture
+def qemu_end(connections: tuple[socket.socket, socket.socket]) -> socket.socket:
+    return connections[0]
 
 
 @pytest.fixture
@@ -62,27 +77,27 @@ def text(value: str) -> bytes:
     return struct.pack("=H", len(value.encode())) + value.encode()
 
 
-def ask(share: Share, kind: int, content: bytes) -> int:
+def ask(qemu_end: socket.socket, kind: int, content: bytes) -> int:
     """0, or the errno that comes back."""
-    share.socket.sendall(struct.pack("=II", kind, len(content)) + content)
-    kind, size = struct.unpack("=II", share.socket.recv(8, socket.MSG_WAITALL))
-    answer = share.socket.recv(size, socket.MSG_WAITALL)
+    qemu_end.sendall(struct.pack("=II", kind, len(content)) + content)
+    kind, size = struct.unpack("=II", qemu_end.recv(8, socket.MSG_WAITALL))
+    answer = qemu_end.recv(size, socket.MSG_WAITALL)
     return 0 if kind == SUCCESS else -int(struct.unpack_from("=i", answer)[0])
 
 
-def opened(share: Share, path: str, flags: int = os.O_RDONLY) -> int:
+def opened(qemu_end: socket.socket, path: str, flags: int = os.O_RDONLY) -> int:
     """A descriptor. Raises OSError."""
     content = text(path) + struct.pack("=I", flags)
-    share.socket.sendall(struct.pack("=II", OPEN, len(content)) + content)
-    data, fds, _, _ = socket.recv_fds(share.socket, 4, 1)
+    qemu_end.sendall(struct.pack("=II", OPEN, len(content)) + content)
+    data, fds, _, _ = socket.recv_fds(qemu_end, 4, 1)
     if not fds:
         code = -struct.unpack("=i", data)[0]
         raise OSError(code, os.strerror(code))
     return fds[0]
 
 
-def made(share: Share, kind: int, content: bytes, uid: int = 0) -> int:
-    return ask(share, kind, struct.pack("=II", uid, uid) + content)
+def made(qemu_end: socket.socket, kind: int, content: bytes, uid: int = 0) -> int:
+    return ask(qemu_end, kind, struct.pack("=II", uid, uid) + content)
 
 
 def node(path: str, mode: int) -> bytes:
@@ -157,22 +172,22 @@ def test_the_helper_has_little(share: Share) -> None:
     assert {link.partition(":")[0] for link in links} == {"socket", "pipe", "/dev/null"}
 
 
-def test_it_reaches_nothing_else(share: Share, tree: Path) -> None:
+def test_it_reaches_nothing_else(share: Share, qemu_end: socket.socket, tree: Path) -> None:
     show(share, "one", tree=tree)
-    os.close(opened(share, "/one/tree/file"))
+    os.close(opened(qemu_end, "/one/tree/file"))
     for path in (
         *("/etc/shadow", "etc/shadow", "/../../etc/shadow", "../" * 20 + "etc/shadow"),
         *("/one/tree/../../../etc/shadow", "/proc/self/root/etc/shadow", "/usr/bin/env"),
     ):
         with pytest.raises(FileNotFoundError):
-            opened(share, path)
+            opened(qemu_end, path)
     (tree / "planted").symlink_to("/etc")
     (tree / "beside").symlink_to(tree)
     for path in ("/one/tree/planted/shadow", "/one/tree/beside/file"):
         with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
-            opened(share, path)
+            opened(qemu_end, path)
     # What QEMU gets of it is a descriptor, from which it could walk on its own.
-    directory = opened(share, "/one/tree")
+    directory = opened(qemu_end, "/one/tree")
     try:
         assert os.listdir(directory) == os.listdir(tree)
         top = os.open("../" * 20, os.O_RDONLY, dir_fd=directory)
@@ -182,43 +197,47 @@ def test_it_reaches_nothing_else(share: Share, tree: Path) -> None:
         os.close(directory)
 
 
-def test_devices_can_be_neither_made_nor_opened(share: Share, tree: Path) -> None:
+def test_devices_can_be_neither_made_nor_opened(
+    share: Share, qemu_end: socket.socket, tree: Path
+) -> None:
     os.mknod(tree / "null", 0o20666, os.makedev(1, 3))
     show(share, "one", tree=tree)
     for kind in (stat.S_IFCHR, stat.S_IFBLK):
-        assert made(share, MKNOD, node("/one/tree/device", kind | 0o666)) == errno.EPERM
+        assert made(qemu_end, MKNOD, node("/one/tree/device", kind | 0o666)) == errno.EPERM
     for kind in (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFREG):
-        assert made(share, MKNOD, node(f"/one/tree/{kind}", kind | 0o644), uid=1000) == 0
+        assert made(qemu_end, MKNOD, node(f"/one/tree/{kind}", kind | 0o644), uid=1000) == 0
         assert (tree / str(kind)).lstat().st_uid == 1000
     with pytest.raises(PermissionError):
-        opened(share, "/one/tree/null", os.O_RDWR)
+        opened(qemu_end, "/one/tree/null", os.O_RDWR)
 
 
-def test_what_can_t_be_written_to(share: Share, tree: Path) -> None:
+def test_what_can_t_be_written_to(share: Share, qemu_end: socket.socket, tree: Path) -> None:
     with ExitStack() as done:
         fd = mounts.clone(str(tree), read_only=True)
         done.callback(os.close, fd)
         share.attach("one", {"tree": fd})
     for path in ("/one/tree/new", "/one/new", "/new"):
-        assert made(share, MKDIR, text(path) + struct.pack("=I", 0o755)) == errno.EROFS
-    assert ask(share, REMOVE, text("/one/tree")) in (errno.EBUSY, errno.EROFS)
-    assert ask(share, RENAME, text("/one") + text("/two")) == errno.EROFS
+        assert made(qemu_end, MKDIR, text(path) + struct.pack("=I", 0o755)) == errno.EROFS
+    assert ask(qemu_end, REMOVE, text("/one/tree")) in (errno.EBUSY, errno.EROFS)
+    assert ask(qemu_end, RENAME, text("/one") + text("/two")) == errno.EROFS
     assert (tree / "file").read_text() == "shared"
 
 
-def test_users_come_and_go(share: Share, tree: Path) -> None:
+def test_users_come_and_go(share: Share, qemu_end: socket.socket, tree: Path) -> None:
     """After files of another user the helper can still do all that it could."""
     show(share, "one", tree=tree)
     for uid in (0, 1000, 0, 65534):
-        assert made(share, MKDIR, text(f"/one/tree/of-{uid}") + struct.pack("=I", 0o755), uid) in (
+        assert made(
+            qemu_end, MKDIR, text(f"/one/tree/of-{uid}") + struct.pack("=I", 0o755), uid
+        ) in (
             0,
             errno.EEXIST,
         )
         assert (tree / f"of-{uid}").stat().st_uid == uid
 
 
-def test_it_ends_with_its_last_user(share: Share) -> None:
-    share.socket.close()
+def test_it_ends_with_its_last_user(share: Share, qemu_end: socket.socket) -> None:
+    qemu_end.close()
     assert share.process.wait(10) == 0
 
 
@@ -229,11 +248,12 @@ def test_one_that_hangs_is_ended_after_its_supervisor(tree: Path) -> None:
     supervisor = os.fork()
     if not supervisor:
         try:
-            share = Share.start(0x70000000 + os.getpid())
+            qemu_end, theirs = socket.socketpair()
+            share = Share.start(0x70000000 + os.getpid(), theirs)
             share.seal()
             show(share, "one", tree=tree)
             content = text("/one/tree/fifo") + struct.pack("=I", os.O_RDONLY)
-            share.socket.sendall(struct.pack("=II", OPEN, len(content)) + content)
+            qemu_end.sendall(struct.pack("=II", OPEN, len(content)) + content)
             os.write(tells, str(share.process.pid).encode())
             signal.pause()
         finally:
@@ -242,12 +262,12 @@ def test_one_that_hangs_is_ended_after_its_supervisor(tree: Path) -> None:
     helper = int(os.read(told, 20))
     os.close(told)
     assert eventually(lambda: Path(f"/proc/{helper}/syscall").read_text().split()[0] in OPEN_CALLS)
-    qemu.end_orphans(supervisor)
+    process.end_orphans(supervisor)
     assert not has_ended(helper), "its supervisor lives"
     os.kill(supervisor, signal.SIGKILL)
     os.waitpid(supervisor, 0)
     assert not has_ended(helper), "so it was not this that ended it"
-    qemu.end_orphans(supervisor)
+    process.end_orphans(supervisor)
     assert has_ended(helper)
 
 
@@ -258,15 +278,19 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def test_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_program(
+    monkeypatch: pytest.MonkeyPatch, connections: tuple[socket.socket, socket.socket]
+) -> None:
     monkeypatch.setattr("tapwright.hypervisor.share._HELPERS", ("/nowhere/virtfs-proxy-helper",))
     with pytest.raises(HypervisorError, match="install qemu-system-common"):
-        Share.start(UID)
+        Share.start(UID, connections[1])
 
 
-def test_one_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, connections: tuple[socket.socket, socket.socket]
+) -> None:
     monkeypatch.setattr("tapwright.hypervisor.share._HELPERS", ("/usr/bin/true",))
-    started = Share.start(UID)
+    started = Share.start(UID, connections[1])
     try:
         with pytest.raises(HypervisorError, match="did not start: it said nothing"):
             started.seal()

@@ -67,28 +67,33 @@ def spawn(
     for path in (machine.kernel, machine.initrd):
         if not path.exists():
             raise HypervisorError(f"{path} is missing; build an image or name another one")
-    uid = _UID_BASE + os.getpid()
-    share = Share.start(uid) if machine.share else None
-    try:
-        return _spawn(machine, uid, share, saved, [Command("qmp_capabilities"), *commands])
-    except BaseException:
-        if share:
-            share.kill()
-        raise
+    commands = [Command("qmp_capabilities"), *commands]
+    if not machine.share:
+        return _spawn(machine, saved, commands)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        spawned = _spawn(machine, saved, commands, theirs)
+        try:
+            # While QEMU starts, which uses it only when its guest does.
+            spawned.share = Share.start(spawned.uid, ours)
+        except BaseException:
+            spawned.kill()
+            raise
+    return spawned
 
 
 def _spawn(
     machine: Machine,
-    uid: int,
-    share: Share | None,
     saved: SavedMemory | None,
     commands: Sequence[Command],
+    share: socket.socket | None = None,
 ) -> Spawned:
+    uid = _UID_BASE + os.getpid()
     pairs = [socket.socketpair() for _ in range(3)]
     qmp, agent, console = (pair[0] for pair in pairs)
     theirs = [pair[1].fileno() for pair in pairs]
     if share:
-        theirs.append(share.socket.fileno())
+        theirs.append(share.fileno())
     stderr_read, stderr_write = os.pipe()
     netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
     try:
@@ -119,10 +124,8 @@ def _spawn(
             os.close(netns_fd)
         for _, their_end in pairs:
             their_end.close()
-        if share:
-            share.socket.close()
     names = [command.name for command in commands]
-    return Spawned(process, uid, share, names, qmp, agent, console.detach(), stderr_read)
+    return Spawned(process, uid, None, names, qmp, agent, console.detach(), stderr_read)
 
 
 def _confinement(uid: int, netns_fd: int | None) -> Callable[[], None]:

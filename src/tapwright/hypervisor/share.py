@@ -71,9 +71,8 @@ _ALLOWED = (
 
 @dataclass
 class Share:
-    """What is shared with one guest. `socket` is QEMU's end, to be closed when QEMU has it."""
+    """What is shared with one guest."""
 
-    socket: socket.socket
     process: subprocess.Popen[bytes]
     _namespace: int
     _tree: int
@@ -81,8 +80,9 @@ class Share:
     _programs: list[str]
 
     @classmethod
-    def start(cls, uid: int) -> "Share":
-        """Make an empty share; its helper's real user is `uid`. Raises HypervisorError."""
+    def start(cls, uid: int, connection: socket.socket) -> "Share":
+        """Make an empty share; its helper's real user is `uid`. It serves the other end of the
+        connection, which remains the caller's. Raises HypervisorError."""
         program = next(filter(os.path.exists, _HELPERS), None)
         if program is None:
             raise HypervisorError(
@@ -95,16 +95,13 @@ class Share:
                 undo.callback(os.close, tree)
                 namespace = _namespace(tree, programs)
                 undo.callback(os.close, namespace)
-                ours, theirs = socket.socketpair()
-                undo.callback(ours.close)
-                with theirs:
-                    process, stderr = _spawn(program, theirs.fileno(), namespace, uid)
+                process, stderr = _spawn(program, connection.fileno(), namespace, uid)
             except (OSError, subprocess.SubprocessError) as error:
                 raise HypervisorError(
                     f"no files can be shared: {error}; it takes root, and Linux 5.14 or newer"
                 ) from None
             undo.pop_all()
-        return cls(ours, process, namespace, tree, stderr, programs)
+        return cls(process, namespace, tree, stderr, programs)
 
     def seal(self) -> None:
         """Take the host's programs out of the share, as soon as the helper has been loaded from
@@ -160,7 +157,6 @@ class Share:
         """End the helper, and with it the share."""
         self.process.kill()
         self.process.wait()
-        self.socket.close()
         for fd in (self._namespace, self._tree, self._stderr):
             os.close(fd)
 

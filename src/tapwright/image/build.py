@@ -62,6 +62,7 @@ _OWN_SOURCES = (
     "agent/guest/*.py",
     "linux/__init__.py",
     "linux/libc.py",
+    "linux/mounts.py",
     "linux/netlink.py",
     "linux/links.py",
     "linux/addresses.py",

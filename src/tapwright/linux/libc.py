@@ -14,6 +14,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 # The same on all architectures (scripts/syscall.tbl), unlike older calls.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_FINIT_MODULE = 313  # x86-64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,6 +52,15 @@ def detached_mount(filesystem: str, **options: str) -> int:
         return syscall(_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
+
+
+def load_module(path: str) -> None:
+    """Load a module of the kernel, without parameters (finit_module(2)). Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscall(_FINIT_MODULE, fd, b"", 0)
+    finally:
+        os.close(fd)
 
 
 def prctl(option: int, argument: int, second: int = 0) -> None:
