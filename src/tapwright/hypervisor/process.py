@@ -16,14 +16,17 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import qmp_wire
 from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.qmp_wire import Command
-from tapwright.hypervisor.share import Share
 from tapwright.linux import libc
 from tapwright.linux.process import die_with
+
+if TYPE_CHECKING:
+    from tapwright.hypervisor.share import Share
 
 # QEMU of sandbox N runs as user BASE + pid of N's supervisor: a number no account has (systemd's
 # docs/UIDS-GIDS.md), and no two living sandboxes share, so one QEMU can't reach for another's.
@@ -40,7 +43,7 @@ class Spawned:
 
     process: subprocess.Popen[bytes]
     uid: int
-    share: Share | None
+    share: "Share | None"
     commands: list[str]
     qmp: socket.socket
     agent: socket.socket
@@ -75,6 +78,8 @@ def spawn(
         spawned = _spawn(machine, saved, commands, theirs)
         try:
             # While QEMU starts, which uses it only when its guest does.
+            from tapwright.hypervisor.share import Share
+
             spawned.share = Share.start(spawned.uid, ours)
         except BaseException:
             spawned.kill()
