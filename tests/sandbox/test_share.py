@@ -3,7 +3,6 @@
 import contextlib
 import mmap
 import os
-import re
 import shutil
 import signal
 import stat
@@ -228,12 +227,13 @@ def test_mapped_files(tapwright: Tapwright, sandbox: registry.Sandbox, tree: Pat
 def test_programs(tapwright: Tapwright, tree: Path) -> None:
     shutil.copy("/bin/busybox", tree / "busybox")
     assert sh(tapwright, "./busybox echo here") == "here\n"
-    (tree / "busybox").chmod(0o4755)
+    sh(tapwright, "cp /usr/bin/python3.11 setuid; chmod 4755 setuid")
     said = python(
         tapwright,
-        "os.setgid(1000); os.setuid(1000)\nos.execv('busybox', ['cat', '/proc/self/status'])",
+        "os.setgid(1000); os.setuid(1000)\n"
+        "os.execv('setuid', ['python3', '-c', 'import os; print(os.getresuid())'])",
     )
-    assert re.search(r"^Uid:\t1000\t0\t", said, re.MULTILINE)
+    assert said == "(1000, 0, 0)\n"
 
 
 def test_large_files(tapwright: Tapwright, tree: Path) -> None:
@@ -320,7 +320,7 @@ def test_what_can_t_be_asked(sandbox: registry.Sandbox, tmp_path: Path) -> None:
         show(sandbox, "..", root=tmp_path)
     with client.connect(sandbox) as connection:
         connection.sendall(b'{"op": "share", "container": "a", "names": ["root"], "fds": [1]}\n')
-        assert b"not as descriptors" in connection.makefile("rb").read()
+        assert b"beside the request, not in it" in connection.makefile("rb").read()
     with pytest.raises(HypervisorError, match="a can't be shared"):
         client.call(sandbox, "share", [0], container="a", names=["no mount"])
 
