@@ -16,8 +16,10 @@ import pytest
 
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import process
+from tapwright.hypervisor import share as share_module
 from tapwright.hypervisor.share import Share
 from tapwright.linux import libc, mounts
+from tapwright.linux.seccomp import Filter
 from tests.host import eventually
 
 UID = 0x70000000 + os.getpid()
@@ -170,6 +172,42 @@ def test_the_helper_has_little(share: Share) -> None:
     assert (status["Uid"][0], status["Seccomp"][0], status["Groups"]) == (str(UID), "2", [])
     links = {os.readlink(path) for path in Path(f"/proc/{share.process.pid}/fd").iterdir()}
     assert {link.partition(":")[0] for link in links} == {"socket", "pipe", "/dev/null"}
+
+
+# Calls that the helper itself never makes, and what comes of them: number, arguments, errno.
+REFUSED: dict[str, tuple[int, tuple[int | bytes, ...], int]] = {
+    "setresuid": (117, (1000, 0, 0), errno.EPERM),
+    "setresgid": (119, (1000, 0, 0), errno.EPERM),
+    "mknod": (133, (b"/dev/shm/twtest", stat.S_IFCHR | 0o666, 0x103), errno.EPERM),
+    "mknodat": (259, (-100, b"/dev/shm/twtest", stat.S_IFBLK | 0o666, 0x103), errno.EPERM),
+    "a namespace of users": (56, (0x10000000, 0, 0, 0, 0), errno.EPERM),
+    "fork": (57, (), errno.ENOSYS),
+    "setuid": (105, (1000,), errno.ENOSYS),
+    "unshare": (272, (0x10000000,), errno.ENOSYS),
+    "kill": (62, (os.getpid(), 0), errno.ENOSYS),
+    "pidfd_open": (434, (os.getpid(), 0), errno.ENOSYS),
+    "ptrace": (101, (0, 0, 0, 0), errno.ENOSYS),
+    "socket": (41, (1, 1, 0), errno.ENOSYS),
+    "mount": (165, (b"none", b"/mnt", b"tmpfs", 0, 0), errno.ENOSYS),
+    "memfd_create": (319, (b"twtest", 0), errno.ENOSYS),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_what_one_that_was_taken_over_may_not_call(call: str) -> None:
+    number, arguments, expected = REFUSED[call]
+    allowed = Filter(share_module._ALLOWED, share_module._CHECKED)
+    child = os.fork()
+    if not child:
+        found = 0
+        try:
+            allowed.install()
+            libc.syscall(number, *arguments)
+        except OSError as error:
+            found = error.errno or 0
+        finally:
+            os._exit(found)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
 
 
 def test_it_reaches_nothing_else(share: Share, qemu_end: socket.socket, tree: Path) -> None:
