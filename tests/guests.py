@@ -9,8 +9,8 @@ from typing import Any
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
+from tapwright.hypervisor.backends import Tap
 from tapwright.hypervisor.machine import Machine
-from tapwright.hypervisor.nics import Tap
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.linux import tuntap
 

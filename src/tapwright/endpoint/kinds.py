@@ -11,7 +11,7 @@ from tapwright.endpoint.tcfilter import TcFilter
 from tapwright.endpoint.unjoined import Unjoined
 from tapwright.endpoint.vhost_user import VhostUserSocket
 from tapwright.errors import NetworkError
-from tapwright.hypervisor.nics import Backend
+from tapwright.hypervisor.backends import Backend
 from tapwright.linux import macvtap, netns, tuntap
 from tapwright.linux.links import Link
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from tapwright.endpoint import beside, limits
 from tapwright.endpoint.beside import Beside, refuse_queues
 from tapwright.errors import NetworkError
-from tapwright.hypervisor.nics import Tap
+from tapwright.hypervisor.backends import Tap
 from tapwright.linux import links, macvtap, neighbours, tc
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, NetlinkError

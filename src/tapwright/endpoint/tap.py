@@ -11,7 +11,7 @@ from typing import Any
 
 from tapwright.endpoint import limits
 from tapwright.errors import NetworkError
-from tapwright.hypervisor.nics import Tap
+from tapwright.hypervisor.backends import Tap
 from tapwright.linux import links, netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink

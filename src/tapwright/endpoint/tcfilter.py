@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tapwright.endpoint import limits
 from tapwright.endpoint.beside import Beside, refuse_queues
 from tapwright.errors import NetworkError
-from tapwright.hypervisor.nics import Tap
+from tapwright.hypervisor.backends import Tap
 from tapwright.linux import links, tc
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import NetlinkError

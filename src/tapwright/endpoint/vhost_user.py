@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapwright.errors import NetworkError
-from tapwright.hypervisor.nics import VhostUser
+from tapwright.hypervisor.backends import VhostUser
 from tapwright.linux.links import Link
 
 

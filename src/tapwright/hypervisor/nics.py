@@ -5,11 +5,11 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tapwright.errors import HypervisorError
+from tapwright.hypervisor.backends import Backend, Tap, VhostUser
 from tapwright.hypervisor.ports import Ports
 from tapwright.hypervisor.qmp import Qmp, QmpError
 
@@ -20,36 +20,6 @@ _PAUSE = 0.02
 _VHOST = "/dev/vhost-net"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Tap:
-    """The host's side of a NIC: one descriptor for each queue of a TAP. They stay the caller's."""
-
-    fds: Sequence[int]
-
-    @property
-    def queues(self) -> int:
-        return len(self.fds)
-
-
-@dataclass(frozen=True)
-class VhostUser:
-    """The host's side of a NIC: a unix socket to a vhost-user backend.
-
-    `fd` (O_PATH; stays the caller's) is the backend's socket, which QEMU must have the right to
-    connect to; or, with a `name`, the directory in which QEMU must have the right to make a socket
-    of that name, to listen on. `opened` is called when it has done so. QEMU must have been started
-    with a `memory_directory`.
-    """
-
-    fd: int
-    name: str
-    queues: int
-    opened: Callable[[], None]
-
-
-Backend = Tap | VhostUser
 
 
 class Nics:

@@ -14,8 +14,8 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError
+from tapwright.hypervisor.backends import Tap
 from tapwright.hypervisor.machine import Machine, SavedMemory
-from tapwright.hypervisor.nics import Tap
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.share import Share
 from tapwright.linux import addresses, libc, links, netns, tuntap

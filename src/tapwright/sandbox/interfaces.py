@@ -19,7 +19,7 @@ from tapwright.endpoint.kinds import Endpoint
 from tapwright.endpoint.limits import Limits
 from tapwright.endpoint.vhost_user import VhostUserSocket
 from tapwright.errors import HypervisorError, NetworkError, TapwrightError
-from tapwright.hypervisor.nics import Backend, VhostUser
+from tapwright.hypervisor.backends import Backend, VhostUser
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.linux import netns, tuntap
 from tapwright.linux.links import Link

@@ -1,5 +1,6 @@
 """Run and delete sandboxes: plain blocking calls, for commands and programs."""
 
+import importlib
 import json
 import os
 import re
@@ -82,8 +83,6 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
     can be deleted again. With `force` it goes all the same, and what was left behind is returned,
     in words. Raises SandboxStateError when somebody else is deleting it.
     """
-    from tapwright.sandbox import teardown
-
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         if not there:
@@ -97,6 +96,8 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
                 f"{error}. The sandbox is gone, but what it held on the host is not known: look "
                 "for its namespace, and for leases of its networks"
             ) from None
+        from tapwright.sandbox import teardown
+
         left = teardown.take_back(Journal(directory, record))
         if left and not force:
             raise NetworkError(
@@ -176,6 +177,8 @@ def _end(directory: Path, pid: int) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, number)
+            # While it ends, load what is needed next.
+            importlib.import_module("tapwright.sandbox.teardown")
             if select.select([pidfd], [], [], _SUPERVISOR_SECONDS)[0]:
                 return
     finally:
