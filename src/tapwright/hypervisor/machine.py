@@ -8,6 +8,9 @@ from tapwright.errors import HypervisorError
 from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS, Ports
 
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# Its NICs come later, and the agent announces their addresses: QEMU need not, as after a migration,
+# with broadcasts that every guest of a bridge has to look at.
+_RESTORED = ("-incoming", "defer", "-global", "migration.announce-rounds=0")
 _KERNEL_PARAMETERS = (
     "console=ttyS0 panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
     "rcupdate.rcu_expedited=1 i8042.noaux=1 i8042.nopnp=1 i8042.dumbkbd=1 random.trust_cpu=on "
@@ -78,7 +81,7 @@ class Machine:
             *memory,
             *("-cpu", "max" if tcg else "host"),
             *("-m", str(self.memory_mib), "-smp", str(self.vcpus)),
-            *(("-incoming", "defer") if restored else self._guest()),
+            *(_RESTORED if restored else self._guest()),
             *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
             *("-device", f"virtio-serial-pci,max_ports=2,addr={SERIAL_ADDRESS:#x}{beside}"),

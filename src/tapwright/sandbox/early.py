@@ -7,6 +7,7 @@ QEMU takes to start. What is not as quick (a guest to be booted, a template to b
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,12 +83,11 @@ class Holders:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def paths(self) -> list[str]:
-        found = []
+    def paths(self) -> Iterator[str]:
+        # One by one, for the first will do, however many there are.
         for link in self._directory.parent.glob(f"*/{_MEMORY}"):
             with contextlib.suppress(OSError):
-                found.append(os.readlink(link))
-        return found
+                yield os.readlink(link)
 
     def enter(self, fd: int) -> None:
         link = self._directory / _MEMORY
