@@ -6,8 +6,6 @@ import mmap
 import os
 import random
 import shutil
-import socket
-import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -35,10 +33,8 @@ from tapwright.hypervisor.template_store import (
     describe,
     key_of,
 )
-from tapwright.linux import addresses, links, memfd, netns, tuntap
-from tapwright.linux.addresses import Address
-from tapwright.linux.netlink import Netlink
-from tests.guests import BOOT_SECONDS, MAC, run
+from tapwright.linux import memfd
+from tests.guests import BOOT_SECONDS, run
 from tests.hypervisor.test_machines import available_hugepages, hugepages
 
 __all__ = ["hugepages"]
@@ -528,72 +524,8 @@ def test_generation_device(machine: Machine, templates: Path) -> None:
     asyncio.run(story())
 
 
-CONNECT = """
-import socket, sys
-for _ in range(2):
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        s.bind(("10.1.0.2", 40000))
-        try: s.connect(("10.1.0.1", 9))
-        except ConnectionRefusedError: pass
-"""
-TICK = 64e-9  # seconds a sequence number (net/core/secure_seq.c)
-
-
-async def sequence_numbers(machine: Machine, templates: Path, holders: Alone) -> list[float]:
-    """Of two connections between the same addresses and ports, without what comes of the time."""
-    space = netns.nameless()
-    path = f"/proc/self/fd/{space}"
-    with netns.entered(path), Netlink() as nl:
-        tap = tuntap.create("twt0")
-        (link,) = [link for link in links.listing(nl) if link.name == "twt0"]
-        addresses.add(nl, link.index, Address("10.1.0.1", 24))
-        links.set_up(nl, link.index)
-        links.set_up(nl, 1)
-        capture = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
-    address = {"address": "10.1.0.2", "prefix_length": 24}
-    async with restored(replace(machine, netns=path), templates, holders) as (qemu, agent):
-        await qemu.nics.plug(Tap([tap]), MAC)
-        for fd in (tap, space):
-            os.close(fd)
-        set_interface = {"op": "set_interface", "mac": MAC, "name": "lan0", "addresses": [address]}
-        set_clock = {"op": "set_clock", "seconds": time.time()}
-        await agent.call("batch", requests=[set_interface, set_clock])
-        reply, output = await run(agent, "python3", "-I", "-S", "-c", CONNECT)
-        assert reply == {"status": 0}, output
-        found: list[float] = []
-        with capture:
-            capture.setblocking(False)
-            while len(found) < 2:
-                frame, sender = capture.recvfrom(2000)
-                if sender[2] == socket.PACKET_HOST and frame[9] == 6 and frame[33] == 2:
-                    (number,) = struct.unpack_from("!I", frame, 24)
-                    found.append(number)
-    return found
-
-
-def test_sequence_numbers_of_tcp(machine: Machine, templates: Path) -> None:
-    """Two guests with the same addresses draw them of different secrets."""
-    asyncio.run(made(machine, templates))
-    holders = Alone()
-
-    async def of_two() -> list[list[float]]:
-        return [await sequence_numbers(machine, templates, holders) for _ in range(2)]
-
-    start = time.monotonic()
-    one, other = asyncio.run(of_two())
-    most = (time.monotonic() - start) / TICK
-    for earlier, later in (one, other):
-        assert 0 < distance(earlier, later) < most  # of one secret: only time has passed
-    assert distance(one[0], other[0]) > most
-
-
 async def made(machine: Machine, templates: Path) -> None:
     (await template.find_or_make(machine, templates, BOOT_SECONDS, print)).close()
-
-
-def distance(earlier: float, later: float) -> float:
-    return (later - earlier) % 2**32
 
 
 def test_guests_of_the_other_machine_type(machine: Machine, templates: Path) -> None:

@@ -5,6 +5,7 @@ the caller stops QEMU and calls `teardown`.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -99,6 +100,7 @@ class Bringup:
     ) -> None:
         of_the_system = [
             {"op": "set_hostname", "hostname": self._record.id},
+            {"op": "set_machine_id", "machine_id": _machine_id()},
             {"op": "set_clock", "seconds": time.time()},
         ]
         dns = attachments.dns(results)
@@ -106,6 +108,13 @@ class Bringup:
         of_files = [{"op": "mount_share"}] if self._record.spec.share else []
         await guest.agent.call("batch", requests=[*of_the_system, *requests, *of_dns, *of_files])
         await guest.following.fill_tables()
+
+
+def _machine_id() -> str:
+    """A new one: a random UUID of version 4, as machine-id(5) would have it."""
+    drawn = bytearray(os.urandom(16))
+    drawn[6], drawn[8] = drawn[6] & 0x0F | 0x40, drawn[8] & 0x3F | 0x80
+    return drawn.hex()
 
 
 async def _all(one: Awaitable[_One], other: Awaitable[_Other]) -> tuple[_One, _Other]:

@@ -46,6 +46,7 @@ OPERATIONS: dict[str, Operation] = {
     "set_dns": network.set_dns,
     "set_hostname": system.set_hostname,
     "set_interface": network.set_interface,
+    "set_machine_id": system.set_machine_id,
     "shutdown": system.shutdown,
 }
 

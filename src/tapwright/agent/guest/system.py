@@ -1,4 +1,4 @@
-"""Random numbers, clock, hostname and power of the guest."""
+"""Random numbers, clock, names and power of the guest."""
 
 import contextlib
 import fcntl
@@ -12,6 +12,7 @@ from tapwright.linux.netlink import Netlink
 
 # include/uapi/linux/random.h
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
+_MACHINE_ID = "/etc/machine-id"
 _AHEAD_BYTES = 64  # what virtio-rng may have fetched ahead (drivers/char/hw_random/virtio-rng.c)
 
 
@@ -41,6 +42,13 @@ def set_clock(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 def set_hostname(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     socket.sethostname(str(request["hostname"]))
+    return {}
+
+
+def set_machine_id(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Write the identifier of this guest (machine-id(5))."""
+    with open(_MACHINE_ID, "w") as file:
+        file.write(f"{request['machine_id']}\n")
     return {}
 
 
