@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 SHARE = "/run/tapwright/share"
 """Where the guest has what is shared with it: SHARE/CONTAINER/NAME."""
-POD_SHM = "/run/tapwright/shm"
-"""A tmpfs of the guest, which the containers of a pod have in common as /dev/shm."""
+POD_SHM = "/dev/shm"  # noqa: S108 - the guest's
+"""A tmpfs that the guest has anyway, and the containers of a pod have in common."""
 ROOTFS = "rootfs"
 
 _KERNEL_OWN = """
