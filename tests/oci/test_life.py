@@ -55,6 +55,19 @@ def test_an_id_is_one_containers(runtime: Runtime) -> None:
         assert container.state["status"] == "running"
 
 
+def test_what_is_left_from_before_the_host_went_down(runtime: Runtime) -> None:
+    with runtime.created(configuration("sleep", "1000")) as container:
+        path = runtime.root / "containers" / container.id / "state.json"
+        left = json.loads(path.read_text())
+        path.write_text(json.dumps({**left, "boot": "an earlier one"}))
+        assert container.state["status"] == "stopped"
+        bundle = str(runtime.bundle(configuration("sleep", "1000")))
+        runtime.succeed("create", "--bundle", bundle, container.id)
+        assert container.wait() == 137
+        assert container.state["status"] == "created"
+        assert container.state["bundle"] == bundle
+
+
 def test_signals(runtime: Runtime) -> None:
     script = "trap 'echo usr1' USR1; trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"
     with runtime.running("sh", "-c", script) as container:

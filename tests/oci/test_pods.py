@@ -23,6 +23,7 @@ def enter(root: Path, container_id: str, **attributes: Any) -> None:
             "bundle": "/",
             "sandbox": container_id,
             "owns": True,
+            "boot": state.boot(),
             "pid": os.getpid(),
             "pid_started": state.start_of(os.getpid()),
             "guest_pid": 70,

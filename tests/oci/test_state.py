@@ -31,7 +31,11 @@ def container(name: str = "c1", **attributes: Any) -> Container:
 
 
 def of(process: "subprocess.Popen[bytes]", **attributes: Any) -> Container:
-    return container(pid=process.pid, pid_started=state.start_of(process.pid), **attributes)
+    return container(
+        pid=process.pid,
+        pid_started=state.start_of(process.pid),
+        **{"boot": state.boot(), **attributes},
+    )
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -59,7 +63,9 @@ def test_status(tmp_path: Path, process: "subprocess.Popen[bytes]") -> None:
 
 
 def test_another_process_of_its_pid(process: "subprocess.Popen[bytes]") -> None:
-    assert not state.is_running(container(pid=process.pid, pid_started=1))
+    assert not state.is_running(container(pid=process.pid, pid_started=1, boot=state.boot()))
+    assert not state.is_running(of(process, boot="an earlier one"))
+    assert state.is_running(of(process))
 
 
 def test_an_id_belongs_to_one(tmp_path: Path) -> None:

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 _SOCKET = "control.sock"
-_SECONDS = 120.0
 _LINE_BYTES = 64 * 1024
 
 
 class Sandbox:
-    """A sandbox, by its id in a root."""
+    """A sandbox, by its id in a root; its supervisor may take so many `seconds` to answer."""
 
-    def __init__(self, root: str, sandbox_id: str) -> None:
+    def __init__(self, root: str, sandbox_id: str, seconds: float = 120.0) -> None:
         self.id = sandbox_id
         self.directory = os.path.join(root, "sandboxes", sandbox_id)
+        self._seconds = seconds
 
     def call(self, op: str, descriptors: "Sequence[int]" = (), **arguments: "Any") -> "Any":
         """Have the supervisor do something; return its answer.
@@ -76,7 +76,7 @@ class Sandbox:
     def _connected(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(_SECONDS)
+            connection.settimeout(self._seconds)
             # An address has room for 107 bytes (unix(7)), and the directory may be anywhere.
             fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

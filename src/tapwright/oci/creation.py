@@ -3,7 +3,7 @@
 import os
 import time
 
-from tapwright.errors import BundleError, TapwrightError
+from tapwright.errors import BundleError, ContainerExistsError, TapwrightError
 from tapwright.oci import bundle as bundles
 from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio, view
 from tapwright.oci.bundle import Bundle
@@ -57,6 +57,7 @@ def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
         rootfs=bundle.rootfs,
         oci_version=bundle.config["ociVersion"],
         annotations=bundle.annotations,
+        boot=state.boot(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         sandbox=owner.sandbox if owner else pods.sandbox_id(wish.id),
         owns=owner is None,
@@ -67,7 +68,7 @@ def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
             if bundle.config.get("hooks", {}).get(kind)
         },
     )
-    held = state.claim(wish.root, container)
+    held = _claimed(wish.root, container, log)
     try:
         making = _Making(wish, bundle, container, owner, held, log)
         try:
@@ -77,6 +78,18 @@ def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
             raise
     finally:
         held.release()
+
+
+def _claimed(root: str, container: Container, log: Log) -> Held:
+    """Enter the container, in place of one that was left when the host went down: platforms take it
+    for granted that nothing is known any more."""
+    try:
+        return state.claim(root, container)
+    except ContainerExistsError:
+        if state.load(root, container.id).boot == container.boot:
+            raise
+    life.delete(root, container.id, force=True, log=log)
+    return state.claim(root, container)
 
 
 class _Making:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LOCK_SECONDS = 60.0
+_SIGNAL_SECONDS = 15.0
 _SHIM_SECONDS = 5.0
 _SETTLE_SECONDS = 1.0
 
@@ -61,7 +62,7 @@ def kill(root: str, container_id: str, number: int, everybody: bool) -> None:
     try:
         if not state.is_running(container):
             raise ContainerStateError(_NOT_RUNNING)
-        sandbox = Sandbox(root, container.sandbox)
+        sandbox = Sandbox(root, container.sandbox, _SIGNAL_SECONDS)
         sandbox.call("signal_container", id=container_id, signal=number, all=everybody)
     except TapwrightError as error:
         if _ends(container, _SETTLE_SECONDS):
@@ -109,20 +110,22 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
             raise ContainerStateError(
                 f"cannot delete container {container_id} that is not stopped: {status}"
             )
-        take_down(root, container, force)
+        for left in take_down(root, container, force):
+            log.warn(f"given up: {left}")
         _run_hooks("poststop", container, state.STOPPED, log)
         held.discard()
     finally:
         held.release()
 
 
-def take_down(root: str, container: Container, force: bool) -> None:
-    """End the container, and the sandbox that it owns; wait for the shim's end. Raises as `delete`
-    does."""
+def take_down(root: str, container: Container, force: bool) -> list[str]:
+    """End the container, and the sandbox that it owns; wait for the shim's end. Return what could
+    not be taken back and was, by `force`, given up, in words. Raises as `delete` does."""
+    left = []
     if container.owns:
         from tapwright.sandbox import lifecycle
 
-        lifecycle.delete(root, container.sandbox, force)
+        left = lifecycle.delete(root, container.sandbox, force)
     else:
         sandbox = Sandbox(root, container.sandbox)
         try:
@@ -132,6 +135,7 @@ def take_down(root: str, container: Container, force: bool) -> None:
             pass  # it ended, and all of its containers with it
     if not _ends(container, _SHIM_SECONDS):
         _kill_shim(container)
+    return left
 
 
 def sync(sandbox: Sandbox, container: Container) -> None:

@@ -38,7 +38,7 @@ class Container:
     """A container. The attributes are what is saved.
 
     `sandbox` is the id of its sandbox, which it `owns` or is a member of. `pid` is the shim's, 0
-    until there is one, `pid_started` that process's start (clock ticks since the host's);
+    until there is one, `pid_started` that process's start (clock ticks since the host's, `boot`);
     `guest_pid` that of its process in the guest. `created` as RFC 3339. `hooks` are those that are
     due: `poststart`, `poststop`.
     """
@@ -54,6 +54,7 @@ class Container:
         self.owns: bool = saved["owns"]
         self.netns: str = saved.get("netns", "")
         self.hooks: dict[str, list[dict[str, Any]]] = saved.get("hooks", {})
+        self.boot: str = saved.get("boot", "")
         self.pid: int = saved.get("pid", 0)
         self.pid_started: int = saved.get("pid_started", 0)
         self.guest_pid: int = saved.get("guest_pid", 0)
@@ -190,7 +191,17 @@ def told(container: Container, status: str) -> "dict[str, Any]":
 
 def is_running(container: Container) -> bool:
     """Whether the shim lives: not another process of its pid, nor a mere exit status."""
-    return container.pid != 0 and start_of(container.pid) == container.pid_started
+    return (
+        container.pid != 0
+        and start_of(container.pid) == container.pid_started
+        and container.boot == boot()
+    )
+
+
+def boot() -> str:
+    """What tells this run of the host from others (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
 
 
 def start_of(pid: int) -> int:
