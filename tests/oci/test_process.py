@@ -139,10 +139,10 @@ def test_terminal(runtime: Runtime, tmp_path: Path) -> None:
         script = "until [ \"$(stty size)\" = '50 132' ]; do sleep 0.02; done; echo c''d\n"
         console.write(script)
         console.read_until("cd\r\n")
-        console.write("trap 'echo in''terrupted' INT; echo e''f; cat\n")
+        console.write("sh -c \"echo e''f; exec sleep 1000\"; echo status $?\n")
         console.read_until("ef\r\n")
         console.write("\x03")
-        console.read_until("interrupted")
+        console.read_until("status 130\r\n")
         console.write("exit 7\n")
         assert container.wait() == 7
         with pytest.raises(OSError, match="Input/output"):

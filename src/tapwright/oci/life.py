@@ -141,7 +141,7 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
 def sync(sandbox: Sandbox, container: Container) -> None:
     """Bring the guest to what the sandbox's network namespace is by now. Raises NetworkError."""
     if container.netns:
-        sandbox.call("sync")
+        sandbox.call("sync", at_once=True)
 
 
 def _switch(root: str, container_id: str, op: str, paused: bool) -> None:

@@ -81,13 +81,17 @@ class Following:
         """Leave an interface alone whose NIC was removed by request."""
         self._dismissed.add(index)
 
-    async def sync(self) -> float | None:
+    async def sync(self, at_once: bool = False) -> float | None:
         """Bring the guest to what the namespace is; return the seconds after which to try again
-        what failed, None where nothing did.
+        what failed, None where nothing did. With `at_once` interfaces that are up get their NICs
+        also where they have no carrier so far: the kernel may tell of it only later.
 
         Raises OSError when the namespace is gone, AgentError when the guest does not answer.
         """
-        found = {interface.link.index: interface for interface in self._scan()}
+        scanned = self._scan()
+        if at_once:
+            scanned = [interface.with_carrier() for interface in scanned]
+        found = {interface.link.index: interface for interface in scanned}
         self._dismissed &= found.keys()
         try:
             await self._unplug_gone(found)

@@ -70,10 +70,10 @@ class Operations:
     async def list_routes(self) -> Any:
         return await guest_routes.listing(self._agent)
 
-    async def sync(self) -> Any:
+    async def sync(self, at_once: Any = False) -> Any:
         """Bring the guest to what the namespace is; seconds until that is to be asked for again."""
         try:
-            return await self._following.sync()
+            return await self._following.sync(bool(at_once))
         except OSError as error:
             raise NetworkError(
                 f"the sandbox's network namespace can't be looked at: {error.strerror}"
