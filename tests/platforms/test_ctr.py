@@ -1,0 +1,101 @@
+"""containerd's own client: single containers, with CNI between create and start."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.host import eventually
+from tests.platforms.containerd import IMAGE, Containerd
+from tests.platforms.images import PAGE, SERVE
+
+ONE = "one"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(containerd: Containerd, containerd_leaves_nothing: None) -> None:
+    """Of all containers of this module."""
+
+
+@pytest.fixture(scope="module")
+def server(containerd: Containerd) -> Iterator[str]:
+    """A web server in a container by itself; its address."""
+    with containerd.foreground(ONE, *SERVE):
+        (address,) = containerd.leased()
+        yield address
+
+
+def test_reached_on_the_network(containerd: Containerd, server: str) -> None:
+    """What CNI has set up after `create` is in the guest when the program starts."""
+    assert f"inet {server}/24" in execute(containerd, "ip", "address").stdout
+    assert eventually(lambda: fetched(server))
+
+
+def test_exec(containerd: Containerd, server: str) -> None:
+    done = execute(containerd, "sh", "-c", "cat; echo oops >&2; exit 9", input="in\n")
+    assert (done.stdout, done.stderr, done.returncode) == ("in\n", "oops\n", 9)
+
+
+def test_tasks(containerd: Containerd, server: str) -> None:
+    pid, status = containerd.tasks()[ONE]
+    assert status == "RUNNING"
+    assert Path(f"/proc/{pid}").exists()
+    heading, *lines = containerd.output("tasks", "ps", ONE).splitlines()
+    assert heading.startswith("PID")
+    assert lines
+
+
+def test_metrics(containerd: Containerd, server: str) -> None:
+    told = json.loads(containerd.output("tasks", "metrics", "--format", "json", ONE))
+    assert told
+
+
+def test_pause(containerd: Containerd, server: str) -> None:
+    containerd.output("tasks", "pause", ONE)
+    assert containerd.tasks()[ONE][1] == "PAUSED"
+    assert not fetched(server)
+    containerd.output("tasks", "resume", ONE)
+    assert containerd.tasks()[ONE][1] == "RUNNING"
+    assert fetched(server)
+
+
+def test_output_and_exit_status(containerd: Containerd) -> None:
+    script = "read line; echo $line; echo oops >&2; exit 7"
+    words = containerd.run_words("--rm", IMAGE, "two", "sh", "-c", script)
+    done = containerd.ctr(*words, input="in\n")
+    assert (done.stdout, done.stderr, done.returncode) == ("in\n", "oops\n", 7)
+
+
+def test_signal_that_is_caught(containerd: Containerd) -> None:
+    script = "trap 'exit 4' USR1; echo ready; while :; do sleep 0.1; done"
+    with containerd.foreground("two", "sh", "-c", script) as client:
+        assert client.stdout
+        assert client.stdout.readline() == "ready\n"
+        containerd.output("tasks", "kill", "--signal", "SIGUSR1", "two")
+        assert client.wait(20) == 4
+
+
+def test_all_signalled(containerd: Containerd) -> None:
+    """Also those that the first process does not speak for."""
+    with containerd.foreground("two", "sh", "-c", "sleep 1000 & wait; wait") as client:
+        containerd.output("tasks", "kill", "--all", "--signal", "SIGKILL", "two")
+        assert client.wait(20) == 137
+
+
+def test_what_is_no_program(containerd: Containerd) -> None:
+    done = containerd.ctr(*containerd.run_words("--rm", IMAGE, "two", "nowhere"))
+    assert done.returncode != 0
+    assert "nowhere" in done.stderr
+
+
+def fetched(address: str) -> bool:
+    words = ["curl", "-sS", "--max-time", "3", f"http://{address}/"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout == PAGE
+
+
+def execute(
+    containerd: Containerd, *command: str, **options: str
+) -> subprocess.CompletedProcess[str]:
+    return containerd.ctr("tasks", "exec", "--exec-id", "more", ONE, *command, **options)

@@ -1,0 +1,148 @@
+"""docker: namespaces without a path, filled by a hook or later."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.host import eventually
+from tests.platforms.docker import Docker
+from tests.platforms.images import PAGE, SERVE
+from tests.sandboxes import Tapwright
+
+WEB = "web"
+RUNTIME = "--runtime", "tapwright"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(docker: Docker, docker_leaves_nothing: None) -> None:
+    """Of all containers of this module."""
+
+
+@pytest.fixture(scope="module")
+def web(docker: Docker) -> Iterator[str]:
+    docker.output("run", *RUNTIME, "--detach", "--name", WEB, "-p", "8083:80", "busybox", *SERVE)
+    # It may not listen yet.
+    assert eventually(lambda: fetch("http://127.0.0.1:8083/") == PAGE)
+    yield WEB
+    docker.output("rm", "--force", WEB)
+
+
+@pytest.fixture(scope="module")
+def second(docker: Docker) -> Iterator[str]:
+    """Another network."""
+    docker.output("network", "create", "--subnet", "10.90.0.0/24", "second")
+    yield "second"
+    docker.output("network", "rm", "second")
+
+
+def fetch(url: str) -> str:
+    words = ["curl", "-sS", "--max-time", "5", url]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.stdout or done.stderr
+
+
+def test_published_port(docker: Docker, web: str) -> None:
+    assert fetch("http://127.0.0.1:8083/") == PAGE
+    address = docker.inspect(web)["NetworkSettings"]["IPAddress"]
+    assert fetch(f"http://{address}/") == PAGE
+    assert f"inet {address}/24" in docker.output("exec", web, "ip", "address")
+
+
+def test_exec(docker: Docker, web: str) -> None:
+    done = docker.run("exec", "-i", web, "sh", "-c", "cat; echo oops >&2; exit 9", input="in\n")
+    assert (done.stdout, done.stderr, done.returncode) == ("in\n", "oops\n", 9)
+    assert docker.inspect(web)["Id"][:12] in docker.output("exec", web, "cat", "/etc/hosts")
+
+
+def test_network_connected_while_running(docker: Docker, web: str, second: str) -> None:
+    """The engine makes no call to the runtime for that."""
+
+    def addresses() -> str:
+        return docker.output("exec", web, "ip", "-o", "-4", "address")
+
+    docker.output("network", "connect", second, web)
+    address = docker.inspect(web)["NetworkSettings"]["Networks"][second]["IPAddress"]
+    assert eventually(lambda: f"inet {address}/24" in addresses()), addresses()
+    assert fetch(f"http://{address}/") == PAGE
+    docker.output("network", "disconnect", second, web)
+    assert eventually(lambda: address not in addresses()), addresses()
+    assert fetch("http://127.0.0.1:8083/") == PAGE
+
+
+def test_network_of_a_users_own(docker: Docker, second: str) -> None:
+    words = "run", *RUNTIME, "--rm", "--network", second, "busybox", "ip", "address"
+    assert "inet 10.90.0." in docker.output(*words)
+
+
+def test_pause(docker: Docker, web: str) -> None:
+    docker.output("pause", web)
+    assert "timed out" in fetch("http://127.0.0.1:8083/")
+    docker.output("unpause", web)
+    assert fetch("http://127.0.0.1:8083/") == PAGE
+
+
+def test_copy_and_logs(docker: Docker) -> None:
+    words = "run", *RUNTIME, "--name", "writer", "busybox", "sh", "-c"
+    done = docker.run(*words, "echo new >/written; echo said; echo oops >&2; exit 7")
+    assert done.returncode == 7
+    logged = docker.run("logs", "writer")
+    assert (logged.stdout, logged.stderr) == ("said\n", "oops\n")
+    copied = docker.output("cp", "writer:/written", "-", text=True)
+    assert "new\n" in copied
+    docker.output("rm", "writer")
+
+
+def test_stop(docker: Docker) -> None:
+    script = "trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.1; done"
+    words = "run", *RUNTIME, "--detach", "--name", "stopped", "busybox", "sh", "-c", script
+    docker.output(*words)
+    assert eventually(lambda: docker.output("logs", "stopped") == "ready\n")
+    docker.output("stop", "stopped")
+    assert docker.output("logs", "stopped") == "ready\nbye\n"
+    assert docker.inspect("stopped")["State"]["ExitCode"] == 4
+    docker.output("rm", "stopped")
+
+
+def test_no_network(docker: Docker) -> None:
+    words = "run", *RUNTIME, "--rm", "--net=none", "busybox", "ls", "/sys/class/net"
+    assert docker.output(*words).split() == ["lo"]
+
+
+def test_what_is_no_program(docker: Docker) -> None:
+    done = docker.run("run", *RUNTIME, "--rm", "busybox", "nowhere")
+    assert done.returncode == 127, done.stderr
+    assert "nowhere" in done.stderr
+
+
+def test_no_namespace_at_all(docker: Docker, tapwright: Tapwright) -> None:
+    """With `disable_new_netns` and no network of the engine's: NICs are TAPs of the host's, added
+    by hand."""
+    for command in (
+        "link add br-tap type bridge",
+        "address add 10.94.0.1/24 dev br-tap",
+        "link set br-tap up",
+        "tuntap add dev tap-docker mode tap",
+        "link set tap-docker master br-tap up",
+    ):
+        subprocess.run(["ip", *command.split()], check=True)
+    words = "run", "--runtime", "tapwright-host", "--net=none", "--detach", "--name", "bare"
+    try:
+        docker.output(*words, "busybox", *SERVE)
+        assert docker.output("exec", "bare", "ls", "/sys/class/net").split() == ["lo"]
+        interface = {
+            "device": "tap-docker",
+            "name": "eth0",
+            "hwAddr": "02:00:00:00:94:02",
+            "IPAddresses": [{"address": "10.94.0.2", "mask": "24"}],
+        }
+        root, sandbox = str(docker.root("tapwright-host")), docker.inspect("bare")["Id"]
+        adding = "--root", root, "kata-network", "add-iface", sandbox, "-"
+        added = tapwright.run(*adding, input=json.dumps(interface))
+        assert added.returncode == 0, added.stderr
+        assert eventually(lambda: fetch("http://10.94.0.2/") == PAGE)
+    finally:
+        docker.output("rm", "--force", "bare")
+        for name in ("tap-docker", "br-tap"):
+            subprocess.run(["ip", "link", "delete", name], check=True)

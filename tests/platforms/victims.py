@@ -1,0 +1,75 @@
+"""The processes that containers consist of on the host, to be killed."""
+
+import os
+import random
+import re
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from tests.host import eventually
+from tests.platforms.remains import commands
+from tests.sandboxes import ended
+
+KINDS = {
+    "conmon": r"\S*/conmon ",
+    "containerd-shim": r"\S*/containerd-shim-runc-v2 ",
+    "create": r"\S+ \S+/tapwright .*\bcreate\b",
+    "supervisor": r"\S+ .*-m tapwright\.sandbox\.supervisor ",
+    "qemu": r"qemu-system\S* ",
+}
+"""How the command line of each begins."""
+
+
+class Victims:
+    """Those of this session alone, which have its directory in their command line, in their
+    environment or in that of their parent."""
+
+    def __init__(self, directory: Path) -> None:
+        self._mark = str(directory).encode()
+
+    def pids(self, kind: str) -> set[int]:
+        begun = re.compile(KINDS[kind])
+        return {pid for pid, line in commands() if begun.match(line) and self._is_ours(pid)}
+
+    def kill_as_it_comes(self, kind: str, known: set[int], moment: random.Random) -> None:
+        """Kill the first of the kind that is not known, some time in its first half second."""
+        assert eventually(lambda: bool(self.pids(kind) - known), 30), f"no {kind} came"
+        # The moment itself is what is tested: no event belongs to it.
+        time.sleep(moment.uniform(0, 0.5))
+        for pid in self.pids(kind) - known:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _is_ours(self, pid: int) -> bool:
+        with suppress(OSError):
+            process = Path("/proc", str(pid))
+            parent = (
+                process.parent / process.joinpath("stat").read_text().rsplit(")")[-1].split()[1]
+            )
+            return any(
+                self._mark in path.read_bytes()
+                for path in (process / "cmdline", process / "environ", parent / "environ")
+            )
+        return False
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid)
+
+
+def of_sandbox(root: Path, sandbox: str) -> dict[str, int]:
+    """Supervisor and QEMU of a running sandbox."""
+    supervisor = int((root / "sandboxes" / sandbox / "alive").read_text())
+    (qemu,) = [pid for pid in children(supervisor) if "qemu" in _name(pid)]
+    return {"supervisor": supervisor, "qemu": qemu}
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
