@@ -20,6 +20,7 @@ from bench import (
     machine,
     memory,
     netmon,
+    platforms,
     report,
     starts,
 )
@@ -40,6 +41,7 @@ FULL: dict[str, Part] = {
     "crowd": lambda place: crowd.measure(
         place, levels=(0, 1, 10, 50), rounds=4, batch=8, at_once=(1, 2, 4)
     ),
+    "platforms": lambda place: platforms.measure(place, rounds=10, mib=256),
     "hotplug": lambda place: hotplug.measure(place, rounds=30),
     "netmon": lambda place: netmon.measure(place, rounds=30, changes=1000, idle_seconds=10),
     "cni": lambda place: cni.measure(rounds=30, attachments=60),
@@ -50,6 +52,7 @@ QUICK: dict[str, Part] = {
     "starts": lambda place: starts.measure(place, rounds=1),
     "memory": lambda place: memory.measure(place, beside=1),
     "crowd": lambda place: crowd.measure(place, levels=(0, 1), rounds=1, batch=2, at_once=(2,)),
+    "platforms": lambda place: platforms.measure(place, rounds=1, mib=8),
     "hotplug": lambda place: hotplug.measure(place, rounds=1),
     "netmon": lambda place: netmon.measure(place, rounds=1, changes=100, idle_seconds=0.5),
     "cni": lambda place: cni.measure(rounds=1, attachments=4),

@@ -158,6 +158,28 @@ TAP is made by `ip tuntap add`, without `vnet_hdr`: no segmentation or checksum 
 a TAP. `vhost-user` is not in the table: Open vSwitch's own polling takes a whole core.
 """
 
+_PLATFORMS = """## Containers
+
+On podman, by turns with runc on the same podman, a CNI network of the reference plugins, and an
+image of busybox:
+
+{calls}
+
+### Files in a container
+
+A file of {mib} MiB written, with fsync, and read while it is in the host's page cache, and small
+files made by a shell; on the host, in a directory of the same filesystem:
+
+{files}
+
+### Memory of a container
+
+A web server that is idle, its network monitor with it; in the last column one more container in
+the same pod, in the same guest. The proportional share of each process:
+
+{memory}
+"""
+
 
 class Aim(NamedTuple):
     """What was aimed at: at most `limit`, or at `least`. The remark is for when it is missed."""
@@ -348,10 +370,20 @@ def _memory(data: Any) -> str:
     return _MEMORY.format(table=tables.memory(data), **numbers)
 
 
+def _platforms(data: Any) -> str:
+    return _PLATFORMS.format(
+        calls=tables.platform_calls(data),
+        mib=data["mib"],
+        files=tables.platform_files(data),
+        memory=tables.platform_memory(data),
+    )
+
+
 _SECTIONS: dict[str, Callable[[Any], str]] = {
     "starts": _starts,
     "crowd": _crowd,
     "memory": _memory,
+    "platforms": _platforms,
     "command_start": lambda data: _COMMAND_START.format(table=tables.command_start(data)),
     "hotplug": lambda data: _HOTPLUG.format(table=tables.hotplug(data)),
     "netmon": lambda data: _NETMON.format(table=tables.netmon(data)),

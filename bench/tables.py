@@ -11,6 +11,7 @@ from bench.endpoints import Model
 from bench.hotplug import Hotplug
 from bench.memory import Memory
 from bench.netmon import Netmon
+from bench.platforms import HOST, Platforms
 from bench.samples import Samples, median, summary
 from bench.starts import Starts
 
@@ -241,3 +242,48 @@ def endpoints(data: list[Model]) -> str:
 
 def _value_and_ratio(values: Samples, base: Samples) -> tuple[str, str]:
     return ratio(values, base), f"{median(values):.0f}"
+
+
+def platform_calls(data: Platforms) -> str:
+    calls = data["calls"]
+    labels = {
+        "true": "`podman run --rm` of `true`, ms",
+        "answer": "`podman run` to the first HTTP answer, ms",
+        "exec": "`podman exec` of `true`, ms",
+    }
+    rows = [
+        [
+            label,
+            ms(calls["runc"][key]),  # type: ignore[literal-required]
+            ms(calls["tapwright"][key]),  # type: ignore[literal-required]
+            ratio(calls["tapwright"][key], calls["runc"][key]),  # type: ignore[literal-required]
+        ]
+        for key, label in labels.items()
+    ]
+    return table(("", "runc", "Tapwright", "to runc"), rows)
+
+
+def platform_files(data: Platforms) -> str:
+    host = data["files"][HOST]
+    rows = [
+        [
+            name,
+            *_value_and_ratio(found["write"], host["write"]),
+            *_value_and_ratio(found["read"], host["read"]),
+            *_value_and_ratio(found["small"], host["small"]),
+        ]
+        for name, found in data["files"].items()
+    ]
+    head = ("", "to the host", "write, MiB/s", "to the host", "read, MiB/s", "to the host")
+    return table((*head, "a small file, µs"), rows)
+
+
+def platform_memory(data: Platforms) -> str:
+    columns = [data["container"]["runc"], data["container"]["tapwright"], data["more"]]
+    kinds = list(dict.fromkeys(kind for column in columns for kind in column))
+    rows = [
+        [kind, *(f"{column[kind]:.1f}" if kind in column else "" for column in columns)]
+        for kind in kinds
+    ]
+    rows.append(["together", *(f"{sum(column.values()):.1f}" for column in columns)])
+    return table(("MiB", "runc", "Tapwright", "one more in its pod"), rows)

@@ -63,6 +63,7 @@ def test_a_quick_run_measures_everything(output: Path, data: Any) -> None:
         "Deleting a sandbox",
         "Many sandboxes",
         "Memory of a sandbox",
+        "Containers",
         "The command's own start",
         "Plugging a NIC into a running VM",
         "Following the namespace",
