@@ -199,12 +199,10 @@ def test_terminal(podman: Podman) -> None:
 
 
 def test_memory(podman: Podman) -> None:
-    """More than its limit ends it; more than a guest has by default can be had."""
+    """More than its limit ends it."""
     grow = "sh", "-c", "x=1234567890123456; while :; do x=$x$x; done"
     done = podman.run("run", "--rm", "--memory", "32m", "busybox", *grow)
     assert done.returncode == 137, done.stderr
-    words = "run", "--rm", "--memory", "600m", "busybox", "awk", "/MemTotal/ { print $2 }"
-    assert int(podman.output(*words, "/proc/meminfo")) > 600 * 1024
 
 
 def test_no_network(podman: Podman) -> None:
