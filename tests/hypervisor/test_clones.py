@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from tapwright.hypervisor.backends import Tap
 from tapwright.hypervisor.machine import Machine
-from tapwright.hypervisor.nics import Tap
 from tapwright.linux import addresses, links, netns, tuntap
 from tapwright.linux.addresses import Address
 from tapwright.linux.netlink import Netlink

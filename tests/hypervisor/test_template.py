@@ -19,7 +19,6 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import restoring, template, template_store, warming
-from tapwright.hypervisor.backends import Tap
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.template_store import (
