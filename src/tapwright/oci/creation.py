@@ -127,7 +127,7 @@ class _Making:
         self._run_hooks()
         life.sync(self._sandbox, self._container)
         if self._wish.pid_file:
-            write_pid_file(self._wish.pid_file, self._container.pid)
+            shim.write_pid_file(self._wish.pid_file, self._container.pid)
         return made
 
     def undo(self) -> None:
@@ -240,17 +240,3 @@ class _Making:
             # Those of the container's namespaces have here its network's alone.
             netns = self._container.netns if kind == "createContainer" else ""
             hooks.run(kind, wanted.get(kind, ()), told, netns)
-
-
-def write_pid_file(path: str, pid: int) -> None:
-    """Whole, or not at all. Raises ContainerStateError."""
-    directory, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(directory, f".{name}")
-    try:
-        with open(temporary, "w") as file:
-            file.write(str(pid))
-        os.rename(temporary, path)
-    except OSError as error:
-        from tapwright.errors import ContainerStateError
-
-        raise ContainerStateError(f"{path} can't be written: {error.strerror}") from None

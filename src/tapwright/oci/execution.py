@@ -4,14 +4,15 @@ import os
 import signal
 
 from tapwright.errors import BundleError, ContainerStateError
-from tapwright.oci import bundle as bundles
-from tapwright.oci import creation, guest, life, shim, state, stdio
+from tapwright.oci import guest, shim, state, stdio
 from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from tapwright.oci.creation import Wish
 
     Json = dict[str, Any]
 
@@ -53,15 +54,17 @@ def execute(
         with connection:
             pid = shim.start(connection, container_id, made.terminal, made.own)
         if pid_file:
-            creation.write_pid_file(pid_file, pid)
+            shim.write_pid_file(pid_file, pid)
         return 0 if detached else wait(pid)
     finally:
         made.close()
 
 
-def run(wish: creation.Wish, keep: bool, log: Log) -> int:
+def run(wish: "Wish", keep: bool, log: Log) -> int:
     """Make and start a container; return its exit status when it has ended and been deleted
     (unless to `keep`), or 0 at once when the wish is detached. Raises TapwrightError."""
+    from tapwright.oci import creation, life
+
     container, made = creation.create(wish, log)
     try:
         try:
@@ -109,6 +112,8 @@ def process_of(
     terminal: bool = False,
 ) -> "Json":
     """A process like the container's own, but for what is given. Raises BundleError."""
+    from tapwright.oci import bundle as bundles
+
     process = bundles.load(state.load(root, container_id).bundle).process
     process["args"] = argv
     process["terminal"] = terminal

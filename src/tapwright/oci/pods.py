@@ -4,7 +4,6 @@ The marks are those of containerd's CRI plugin (pkg/cri/annotations), of CRI-O a
 (pkg/annotations), and of the kubelet's former docker shim; as Kata reads them.
 """
 
-import hashlib
 import os
 import re
 
@@ -50,6 +49,8 @@ def sandbox_id(container_id: str) -> str:
     """The id of the sandbox that a container starts: its own, where that can be one."""
     if _SANDBOX_ID.fullmatch(container_id):
         return container_id
+    import hashlib
+
     digest = hashlib.sha256(container_id.encode()).hexdigest()
     return f"c-{digest[:32]}"
 

@@ -92,6 +92,18 @@ def _within(netns: str) -> "Iterator[None]":
         yield
 
 
+def write_pid_file(path: str, pid: int) -> None:
+    """Whole, or not at all. Raises ContainerStateError."""
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(directory, f".{name}")
+    try:
+        with open(temporary, "w") as file:
+            file.write(str(pid))
+        os.rename(temporary, path)
+    except OSError as error:
+        raise ContainerStateError(f"{path} can't be written: {error.strerror}") from None
+
+
 def pids_of(name: str) -> list[int]:
     """The shims of that name."""
     wanted = [_SCRIPT.encode(), name.encode()]
