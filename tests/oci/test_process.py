@@ -139,9 +139,11 @@ def test_terminal(runtime: Runtime, tmp_path: Path) -> None:
         script = "until [ \"$(stty size)\" = '50 132' ]; do sleep 0.02; done; echo c''d\n"
         console.write(script)
         console.read_until("cd\r\n")
-        console.write("sh -c \"echo e''f; exec sleep 1000\"; echo status $?\n")
+        console.write("sh -c \"echo e''f; exec sleep 1000\"\n")
         console.read_until("ef\r\n")
         console.write("\x03")
+        console.read_until("# ")  # or the signal would take what is written with it
+        console.write("echo sta''tus $?\n")
         console.read_until("status 130\r\n")
         console.write("exit 7\n")
         assert container.wait() == 7
