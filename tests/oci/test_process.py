@@ -75,7 +75,9 @@ def test_exec(container: Container) -> None:
     assert container.exec("sh", "-c", "kill -SEGV $$").returncode == 139
     missing = container.exec("frobnicate")
     assert missing.returncode == 1
-    assert "executable file" in missing.stderr
+    assert 'exec: "frobnicate": executable file not found in $PATH' in missing.stderr
+    assert 'exec: "/etc/passwd": permission denied' in container.exec("/etc/passwd").stderr
+    assert 'exec: "/nowhere": no such file or directory' in container.exec("/nowhere").stderr
 
 
 def test_exec_with_options(runtime: Runtime, container: Container) -> None:

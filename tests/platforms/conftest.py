@@ -83,7 +83,8 @@ def docker_leaves_nothing(docker: Docker, runtime: Runtime) -> Iterator[None]:
 
 @contextmanager
 def unchanged(home: Path, runtime: Runtime, remove_all: Callable[[], None]) -> Iterator[None]:
-    host = PlatformHost(home, [home / "leases", *runtime.directories, *STATE])
+    state = [home / "leases", *runtime.directories, *STATE]
+    host = PlatformHost(runtime.session, home, state)
     before = host.snapshot()
     try:
         yield

@@ -57,9 +57,10 @@ class Docker:
     def inspect(self, container: str) -> Any:
         return json.loads(self.output("inspect", container))[0]
 
-    def root(self, runtime: str) -> Path:
-        """What the engine gives a runtime of that name as its root."""
-        return self.home / "run" / f"runtime-{runtime}" / "moby"
+    @property
+    def root(self) -> Path:
+        """What the engine gives runtimes as their root, whatever they are called."""
+        return self.home / "run" / "runtime-runc" / "moby"
 
     def remove_all(self) -> None:
         if containers := self.output("ps", "--all", "--quiet").split():

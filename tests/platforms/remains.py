@@ -1,6 +1,7 @@
 """What platforms leave on a host: seen beside what sandboxes leave, and swept away at the end."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,30 +13,52 @@ from tests.host import Host, Snapshot, eventually
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _NETNS = Path("/run/netns")
-_PREFIXES = "cni-", "netns-", "tapwright-"
-_PROGRAMS = "conmon", "containerd-shim", "virtfs-proxy-helper"
+_NAMES = re.compile(r"cni-.*|netns-.*|tapwright-([0-9a-f]{64}|late)")
+_PROGRAMS = "conmon", "containerd-shim", "virtfs-proxy-helper", "qemu-system", "tapwright", "/cni/"
+_DAEMONS = "containerd ", "dockerd ", "podman "
 _OTHERS_CGROUP = "process_api"
 
 
 class PlatformHost(Host):
     """The machine, with what a platform keeps for a container. `home` is the platform's own
-    directory, of which the mounts are seen; `directories` hold state."""
+    directory, of which the mounts are seen; `directories` hold state, and the processes are those
+    of the session (`is_ours`). So what else runs on the machine is not seen."""
 
-    def __init__(self, home: Path, directories: Iterable[Path]) -> None:
+    def __init__(self, session: Path, home: Path, directories: Iterable[Path]) -> None:
         super().__init__(directories)
+        self._session = session
         self._home = home
 
     def snapshot(self) -> Snapshot:
         seen = super().snapshot()
-        seen |= {
-            "namespaces": sorted(name for name in os.listdir(_NETNS) if name.startswith(_PREFIXES)),
-            "platform processes": sorted(_processes()),
-            "platform mounts": sorted(
-                str(mount) for mount in _mounts() if mount.is_relative_to(self._home)
-            ),
+        return seen | {
+            "namespaces": sorted(filter(_NAMES.fullmatch, os.listdir(_NETNS))),
+            "processes": sorted(self._processes()),
+            "mounts": sorted(str(mount) for mount in _mounts() if self._is_platforms(mount)),
             "cgroups": sorted(map(str, cgroups())),
         }
-        return seen
+
+    def _processes(self) -> Iterator[str]:
+        for pid, command in commands():
+            known = any(program in command for program in _PROGRAMS)
+            if known and not command.startswith(_DAEMONS) and is_ours(pid, self._session):
+                yield command[:120]
+
+    def _is_platforms(self, mount: Path) -> bool:
+        named = mount.parent == _NETNS and _NAMES.fullmatch(mount.name)
+        return bool(named) or mount.is_relative_to(self._home)
+
+
+def is_ours(pid: int, session: Path) -> bool:
+    """Whether a process has the session's directory in its command line, its environment, or that
+    of its parent."""
+    mark = str(session).encode()
+    with suppress(OSError):
+        process = Path("/proc", str(pid))
+        parent = process.parent / (process / "stat").read_text().rpartition(")")[2].split()[1]
+        places = process / "cmdline", process / "environ", parent / "environ"
+        return any(mark in place.read_bytes() for place in places)
+    return False
 
 
 def sweep(home: Path, cgroups_before: set[Path]) -> None:
@@ -68,17 +91,6 @@ def cgroups() -> set[Path]:
 def _mounts() -> Iterator[Path]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         yield Path(line.split(" ")[4])
-
-
-def _processes() -> Iterator[str]:
-    """Those in the session's network namespace, which no other tests share."""
-    here = os.stat("/proc/self/ns/net").st_ino
-    for pid, command in commands():
-        with suppress(OSError):
-            if os.stat(f"/proc/{pid}/ns/net").st_ino != here:
-                continue
-            if any(program in command for program in _PROGRAMS):
-                yield command.partition(" ")[0]
 
 
 def commands() -> Iterator[tuple[int, str]]:

@@ -33,6 +33,8 @@ class Runtime:
 
     def __init__(self, tapwright: Tapwright, directory: Path) -> None:
         self._tapwright = tapwright
+        self.session = directory.parent
+        """The directory in which all that tests make is."""
         self.root = tapwright.root
         self.directories = [self.root, tapwright.cache]
         text = tapwright.config.read_text()

@@ -137,7 +137,7 @@ def test_no_namespace_at_all(docker: Docker, tapwright: Tapwright) -> None:
             "hwAddr": "02:00:00:00:94:02",
             "IPAddresses": [{"address": "10.94.0.2", "mask": "24"}],
         }
-        root, sandbox = str(docker.root("tapwright-host")), docker.inspect("bare")["Id"]
+        root, sandbox = str(docker.root), docker.inspect("bare")["Id"]
         adding = "--root", root, "kata-network", "add-iface", sandbox, "-"
         added = tapwright.run(*adding, input=json.dumps(interface))
         assert added.returncode == 0, added.stderr

@@ -4,7 +4,6 @@ leaves nothing."""
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -67,20 +66,15 @@ def executing(podman: Podman) -> Iterator[None]:
         client.wait(30)
 
 
-@pytest.mark.parametrize("phase", ["created", "running", "executing"])
+@pytest.mark.parametrize("phase", ["created", "running"])
 @pytest.mark.parametrize("kind", ["conmon", "shim", "supervisor", "qemu"])
 def test_podman(
     podman: Podman, runtime: Runtime, podman_unchanged: None, phase: str, kind: str
 ) -> None:
     podman.output("create", *WEB)
     podman.output(*(("init", NAME) if phase == "created" else ("start", NAME)))
-    if phase == "executing":
-        with executing(podman):
-            kill(processes(podman, runtime)[kind])
-            podman.output("rm", "--force", "--time", "0", NAME)
-    else:
-        kill(processes(podman, runtime)[kind])
-        podman.output("rm", "--force", "--time", "0", NAME)
+    kill(processes(podman, runtime)[kind])
+    podman.output("rm", "--force", "--time", "0", NAME)
 
 
 @pytest.mark.parametrize("kind", ["conmon", "shim"])
@@ -97,19 +91,18 @@ def test_exec_of_podman(
     podman.output("rm", "--force", "--time", "0", NAME)
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", ["conmon", "create", "supervisor", "qemu"])
 def test_podman_as_it_creates(
-    podman: Podman, podman_unchanged: None, victims: Victims, kind: str, seed: int
+    podman: Podman, podman_unchanged: None, victims: Victims, kind: str
 ) -> None:
     known = victims.pids(kind)
     with podman.start("run", "--detach", *WEB) as client:
-        victims.kill_as_it_comes(kind, known, random.Random(seed))  # noqa: S311 - no secret
+        victims.kill_as_it_comes(kind, known, random.Random(kind))  # noqa: S311 - no secret
         client.communicate(timeout=60)
     podman.output("rm", "--force", "--ignore", "--time", "0", NAME)
 
 
-@pytest.mark.parametrize("kind", ["conmon", "supervisor", "qemu"])
+@pytest.mark.parametrize("kind", ["conmon", "qemu"])
 def test_podman_as_it_stops(
     podman: Podman, runtime: Runtime, podman_unchanged: None, kind: str
 ) -> None:
@@ -120,7 +113,7 @@ def test_podman_as_it_stops(
     podman.output("rm", "--force", "--time", "0", NAME)
 
 
-@pytest.mark.parametrize("phase", ["sandbox", "container", "executing"])
+@pytest.mark.parametrize("phase", ["sandbox", "executing"])
 @pytest.mark.parametrize("kind", ["containerd-shim", "shim", "supervisor", "qemu"])
 def test_cri(
     containerd: Containerd,
@@ -144,8 +137,7 @@ def test_cri(
         while cri.exec(container, "test", "-e", "/ready").status:
             pass
         kill(pids[kind])
-        with suppress(grpc.RpcError):
-            running.result(60)
+        running.cancel()
     else:
         kill(pids[kind])
     cri.remove_sandbox(sandbox)
@@ -163,11 +155,10 @@ def test_cri_as_it_creates(
     cri.remove_all()
 
 
-@pytest.mark.parametrize("kind", ["shim", "supervisor", "qemu"])
+@pytest.mark.parametrize("kind", ["shim", "supervisor"])
 def test_docker(docker: Docker, docker_unchanged: None, kind: str) -> None:
     docker.output("run", "--runtime", "tapwright", "--detach", *WEB[:2], *WEB[4:])
     inspected = docker.inspect(NAME)
-    root: Path = docker.root("tapwright")
-    pids = {"shim": inspected["State"]["Pid"], **of_sandbox(root, inspected["Id"])}
+    pids = {"shim": inspected["State"]["Pid"], **of_sandbox(docker.root, inspected["Id"])}
     kill(pids[kind])
     docker.output("rm", "--force", NAME)

@@ -9,29 +9,30 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.host import eventually
-from tests.platforms.remains import commands
+from tests.platforms.remains import commands, is_ours
 from tests.sandboxes import ended
 
 KINDS = {
     "conmon": r"\S*/conmon ",
     "containerd-shim": r"\S*/containerd-shim-runc-v2 ",
     "create": r"\S+ \S+/tapwright .*\bcreate\b",
-    "supervisor": r"\S+ .*-m tapwright\.sandbox\.supervisor ",
+    "supervisor": r"\S+ .*tapwright\.sandbox\.supervisor",
     "qemu": r"qemu-system\S* ",
 }
 """How the command line of each begins."""
 
 
 class Victims:
-    """Those of this session alone, which have its directory in their command line, in their
-    environment or in that of their parent."""
+    """Those of this session alone."""
 
-    def __init__(self, directory: Path) -> None:
-        self._mark = str(directory).encode()
+    def __init__(self, session: Path) -> None:
+        self._session = session
 
     def pids(self, kind: str) -> set[int]:
-        begun = re.compile(KINDS[kind])
-        return {pid for pid, line in commands() if begun.match(line) and self._is_ours(pid)}
+        begun = re.compile(KINDS[kind], re.DOTALL)
+        return {
+            pid for pid, line in commands() if begun.match(line) and is_ours(pid, self._session)
+        }
 
     def kill_as_it_comes(self, kind: str, known: set[int], moment: random.Random) -> None:
         """Kill the first of the kind that is not known, some time in its first half second."""
@@ -41,18 +42,6 @@ class Victims:
         for pid in self.pids(kind) - known:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-    def _is_ours(self, pid: int) -> bool:
-        with suppress(OSError):
-            process = Path("/proc", str(pid))
-            parent = (
-                process.parent / process.joinpath("stat").read_text().rsplit(")")[-1].split()[1]
-            )
-            return any(
-                self._mark in path.read_bytes()
-                for path in (process / "cmdline", process / "environ", parent / "environ")
-            )
-        return False
 
 
 def kill(pid: int) -> None:

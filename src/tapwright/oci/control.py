@@ -69,7 +69,8 @@ class Sandbox:
             raise
         if "failed" in first:
             connection.close()
-            raise _refusal(first.get("kind"), first["failed"])
+            process = arguments.get("process") or arguments["config"]["process"]
+            raise _refusal(first.get("kind"), _as_runc(first["failed"], process["args"][0]))
         connection.settimeout(None)
         return connection, first
 
@@ -110,6 +111,17 @@ def _line(connection: socket.socket) -> "Json":
     if not isinstance(content, dict):
         raise ValueError("an answer that is no object")
     return content
+
+
+def _as_runc(message: str, program: str) -> str:
+    """What crun says of a program that it can't execute, in runc's words: docker's exit status
+    follows from these, to the letter (daemon/start_unix.go and errors.go, of moby 20.10)."""
+    if message.endswith("not found in $PATH: No such file or directory"):
+        return f'exec: "{program}": executable file not found in $PATH'
+    for reason in ("No such file or directory", "Permission denied"):
+        if message.endswith(reason) and "executable" in message:
+            return f'exec: "{program}": {reason.lower()}'
+    return message
 
 
 def _refusal(kind: "Any", message: str) -> TapwrightError:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import contextmanager
 
 from tapwright.errors import BundleError, ContainerExistsError, TapwrightError
 from tapwright.oci import bundle as bundles
@@ -13,7 +14,7 @@ from tapwright.oci.state import Container, Held
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from tapwright.config import Config
@@ -225,13 +226,29 @@ class _Making:
         )
         with connection:
             container.guest_pid = first["created"]["pid"]
-            with view.of_container(shared) as files:
+            with self._netns() as netns, view.of_container(shared) as files:
                 container.pid = shim.start(
-                    connection, container.id, made.terminal, made.own, container.netns, files
+                    connection, container.id, made.terminal, made.own, netns, files
                 )
             container.pid_started = state.start_of(container.pid)
             self._held.save(container)
         return made
+
+    @contextmanager
+    def _netns(self) -> "Iterator[str]":
+        """The network namespace of the shim. Where the sandbox has none (`disable_new_netns`), an
+        empty one: hooks, which are given the shim's pid, would change the host's (docker's
+        libnetwork-setkey turns IPv6 off)."""
+        if self._container.netns:
+            yield self._container.netns
+            return
+        from tapwright.linux import netns
+
+        fd = netns.nameless()
+        try:
+            yield f"/proc/self/fd/{fd}"
+        finally:
+            os.close(fd)
 
     def _run_hooks(self) -> None:
         wanted = self._bundle.config.get("hooks", {})
