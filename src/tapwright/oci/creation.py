@@ -58,6 +58,7 @@ def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
         rootfs=bundle.rootfs,
         oci_version=bundle.config["ociVersion"],
         annotations=bundle.annotations,
+        caller=os.getppid(),
         boot=state.boot(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         sandbox=owner.sandbox if owner else pods.sandbox_id(wish.id),

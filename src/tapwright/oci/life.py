@@ -4,6 +4,7 @@ import os
 import select
 import signal
 
+from tapwright.command import path as command_path
 from tapwright.errors import (
     AgentError,
     ContainerNotFoundError,
@@ -45,6 +46,7 @@ def start(root: str, container_id: str, log: Log) -> None:
         sandbox = Sandbox(root, container.sandbox)
         # Interfaces may have come since `create` (docker from version 26 on).
         sync(sandbox, container)
+        _see_to_its_end(root, container, sandbox)
         container.started = True
         held.save(container)
         sandbox.call("start_container", id=container_id)
@@ -142,6 +144,19 @@ def sync(sandbox: Sandbox, container: Container) -> None:
     """Bring the guest to what the sandbox's network namespace is by now. Raises NetworkError."""
     if container.netns:
         sandbox.call("sync", at_once=True)
+
+
+def _see_to_its_end(root: str, container: Container, sandbox: Sandbox) -> None:
+    """Have the container deleted when it ends and its monitor is dead: who called `create`, and got
+    the shim as a child."""
+    if state.parent_of(container.pid) == container.caller:
+        command = [command_path(), "--root", root, "delete", "--force", container.id]
+        sandbox.call(
+            "delete_when_abandoned",
+            process=container.pid,
+            monitor=container.caller,
+            command=command,
+        )
 
 
 def _switch(root: str, container_id: str, op: str, paused: bool) -> None:

@@ -39,8 +39,8 @@ class Container:
 
     `sandbox` is the id of its sandbox, which it `owns` or is a member of. `pid` is the shim's, 0
     until there is one, `pid_started` that process's start (clock ticks since the host's, `boot`);
-    `guest_pid` that of its process in the guest. `created` as RFC 3339. `hooks` are those that are
-    due: `poststart`, `poststop`.
+    `guest_pid` that of its process in the guest, `caller` the pid of who called `create`. `created`
+    as RFC 3339. `hooks` are those that are due: `poststart`, `poststop`.
     """
 
     def __init__(self, **saved: "Any") -> None:
@@ -58,6 +58,7 @@ class Container:
         self.pid: int = saved.get("pid", 0)
         self.pid_started: int = saved.get("pid_started", 0)
         self.guest_pid: int = saved.get("guest_pid", 0)
+        self.caller: int = saved.get("caller", 0)
         self.started: bool = saved.get("started", False)
         self.paused: bool = saved.get("paused", False)
 
@@ -205,15 +206,27 @@ def boot() -> str:
 
 
 def start_of(pid: int) -> int:
-    """When a process started, in clock ticks since the host did (proc(5), /proc/PID/stat); -1 for
-    one that is gone or has ended."""
+    """When a process started, in clock ticks since the host did; -1 for one that is gone or has
+    ended."""
+    fields = _facts(pid)
+    return int(fields[19]) if fields else -1
+
+
+def parent_of(pid: int) -> int:
+    """-1 for a process that is gone or has ended."""
+    fields = _facts(pid)
+    return int(fields[1]) if fields else -1
+
+
+def _facts(pid: int) -> list[str]:
+    """Of a process that lives, from its state on (proc(5), /proc/PID/stat)."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             # The name before may have spaces and brackets.
             fields = file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return -1 if fields[0] in "ZX" else int(fields[19])
+        return []
+    return [] if fields[0] in "ZX" else fields
 
 
 def _save(directory: str, container: Container) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from tapwright.command import path as command_path
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.sandbox import control, shares
+from tapwright.sandbox.abandoned import Abandoned
 from tapwright.sandbox.bringup import Bringup
 from tapwright.sandbox.containers import Containers
 from tapwright.sandbox.early import Early
@@ -86,13 +87,16 @@ class Life:
         bringup = Bringup(self._journal, self._early, self._caller.progress)
         try:
             guest = await bringup.run()
+            abandoned = Abandoned()
             operations = {
                 **Operations(guest.interfaces, guest.following, guest.agent).by_name(),
                 **shares.operations(guest.qemu.share),
                 **Containers(guest.agent).by_name(),
+                **abandoned.by_name(),
             }
             conversations = Processes(guest.agent).by_name()
             async with (
+                abandoned.watched(),
                 control.serving(self._journal.directory, guest.agent, operations, conversations),
                 self._monitored(),
             ):

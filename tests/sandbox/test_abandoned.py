@@ -1,0 +1,103 @@
+"""What is done when a container ends, and who should hear of that is gone."""
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tapwright.errors import UsageError
+from tapwright.sandbox.abandoned import Abandoned
+from tests.host import eventually
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as sleeper:
+        yield sleeper
+        sleeper.kill()
+
+
+monitor = process
+
+
+def end(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.kill()
+    sleeper.wait()
+
+
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_a_process_ends(
+    process: subprocess.Popen[bytes],
+    monitor: subprocess.Popen[bytes],
+    tmp_path: Path,
+    is_dead: bool,
+) -> None:
+    done = tmp_path / "done"
+
+    async def watch() -> None:
+        abandoned = Abandoned()
+        async with abandoned.watched():
+            await abandoned.watch(process.pid, monitor.pid, ["touch", str(done)])
+            if is_dead:
+                end(monitor)
+            await asyncio.sleep(0)
+            assert not done.exists()
+            end(process)
+            while abandoned.is_watching:
+                await asyncio.sleep(0)
+        assert done.exists() == is_dead
+
+    asyncio.run(watch())
+
+
+def test_a_process_that_had_ended(
+    process: subprocess.Popen[bytes], monitor: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+    end(process)
+    end(monitor)
+
+    async def watch() -> None:
+        async with (abandoned := Abandoned()).watched():
+            await abandoned.watch(process.pid, monitor.pid, ["touch", str(done)])
+            while abandoned.is_watching:
+                await asyncio.sleep(0)
+
+    asyncio.run(watch())
+    assert done.exists()
+
+
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_the_sandbox_ends(
+    process: subprocess.Popen[bytes],
+    monitor: subprocess.Popen[bytes],
+    tmp_path: Path,
+    is_dead: bool,
+) -> None:
+    """The command is not waited for: it may wait for the sandbox's end."""
+    done = tmp_path / "done"
+
+    async def watch() -> None:
+        async with (abandoned := Abandoned()).watched():
+            script = f"while kill -0 {process.pid}; do sleep 0.01; done; touch {done}"
+            await abandoned.watch(process.pid, monitor.pid, ["sh", "-c", script])
+            if is_dead:
+                end(monitor)
+            await asyncio.sleep(0)
+
+    asyncio.run(watch())
+    assert not done.exists()
+    end(process)
+    if is_dead:
+        assert eventually(done.exists)
+    else:
+        assert not done.exists()
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    abandoned = Abandoned()
+    for arguments in (("1", 1, ["true"]), (1, None, ["true"]), (1, 1, "true"), (1, 1, [1])):
+        with pytest.raises(UsageError):
+            asyncio.run(abandoned.watch(*arguments))
