@@ -116,7 +116,7 @@ def _line(connection: socket.socket) -> "Json":
 def _as_runc(message: str, program: str) -> str:
     """What crun says of a program that it can't execute, in runc's words: docker's exit status
     follows from these, to the letter (daemon/start_unix.go and errors.go, of moby 20.10)."""
-    if message.endswith("not found in $PATH: No such file or directory"):
+    if "/" not in program and message.endswith("not found in $PATH: No such file or directory"):
         return f'exec: "{program}": executable file not found in $PATH'
     for reason in ("No such file or directory", "Permission denied"):
         if message.endswith(reason) and "executable" in message:
