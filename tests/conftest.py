@@ -35,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
         links.set_up(nl, 1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Platforms last: what their engines do to the firewall and the settings of the namespace, which
+    is the host of all other tests, outlasts them."""
+    items.sort(key=lambda item: "platforms" in item.path.parts)
+
+
 @pytest.fixture
 def machine_netns(pytestconfig: pytest.Config) -> str:
     """The machine's own namespace, for what must reach the package archive."""
