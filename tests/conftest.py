@@ -36,8 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Platforms last: what their engines do to the firewall and the settings of the namespace, which
-    is the host of all other tests, outlasts them."""
+    """Platforms last: what their engines do to firewall and settings of the namespace, which is the
+    host of all other tests, outlasts them."""
     items.sort(key=lambda item: "platforms" in item.path.parts)
 
 
