@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from tapwright.sandbox import client, registry
+from tapwright.sandbox import client, registry, wire
 from tapwright.sandbox.registry import Sandbox
 from tests.sandboxes import Tapwright
 
@@ -74,7 +74,7 @@ class Connection:
     ) -> None:
         self._socket = client.connect(sandbox)
         self._socket.settimeout(_SECONDS)
-        client.send(self._socket, {"op": op, **arguments}, descriptors)
+        wire.send(self._socket, {"op": op, **arguments}, descriptors)
         self._lines = self._socket.makefile("rb")
 
     def hear(self) -> Any:

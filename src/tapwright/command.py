@@ -5,6 +5,8 @@ import sys
 
 NAME = "tapwright"
 ROOT_VARIABLE = "TAPWRIGHT_ROOT"
+LOG_LEVEL_VARIABLE = "TAPWRIGHT_LOG_LEVEL"
+"""How much supervisors write to their logs."""
 DEFAULT_ROOT = "/var/lib/tapwright"
 
 

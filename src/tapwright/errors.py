@@ -69,3 +69,9 @@ class SandboxStateError(TapwrightError):
 
 class BundleError(TapwrightError):
     """A bundle that can't be run, by a mistake in it or for what it asks for."""
+
+
+def named(name: object, default: type[TapwrightError] = TapwrightError) -> type[TapwrightError]:
+    """The exception of that name, by which one process tells another which it was."""
+    found = globals().get(name) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, TapwrightError) else default

@@ -15,7 +15,8 @@ import pytest
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError
-from tapwright.sandbox import client, control
+from tapwright.linux import unixsocket
+from tapwright.sandbox import control, wire
 from tapwright.sandbox.containers import Containers
 from tapwright.sandbox.processes import Processes
 from tests.hostile import Hostile
@@ -33,7 +34,7 @@ def tell(directory: Path, *stories: Story) -> None:
                 conversations = Processes(guest.agent).by_name()
                 async with control.serving(directory, guest.agent, operations, conversations):
                     await story(guest, directory)
-                (directory / client.SOCKET).unlink()
+                (directory / wire.SOCKET).unlink()
                 await guest.close()
 
     asyncio.run(all_of_them())
@@ -61,7 +62,7 @@ class Held:
 async def held(guest: Hostile, directory: Path, stdout: int | None = None) -> AsyncIterator[Held]:
     """A process; the guest has read that it is asked for, which is stream 1."""
     connection = socket.socket(socket.AF_UNIX)
-    with client.address(directory) as path:
+    with unixsocket.address(directory / wire.SOCKET) as path:
         connection.connect(path)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -69,7 +70,7 @@ async def held(guest: Hostile, directory: Path, stdout: int | None = None) -> As
     descriptors = [theirs.fileno()] * 3
     if stdout is not None:
         descriptors[1] = stdout
-    client.send(connection, request, descriptors)
+    wire.send(connection, request, descriptors)
     theirs.close()
     process = Held(*await asyncio.open_connection(sock=connection), ours)
     await guest.frames()
@@ -258,10 +259,10 @@ def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
             open_before = len(os.listdir("/proc/self/fd"))
             for op in ("take", "nonsense", "take"):
                 connection = socket.socket(socket.AF_UNIX)
-                with client.address(tmp_path) as path:
+                with unixsocket.address(tmp_path / wire.SOCKET) as path:
                     connection.connect(path)
                 with open("/dev/null") as null:
-                    client.send(connection, {"op": op}, [null.fileno()] * 3)
+                    wire.send(connection, {"op": op}, [null.fileno()] * 3)
                 reader, writer = await asyncio.open_connection(sock=connection)
                 answer = await reader.read()
                 (frame,) = protocol.Decoder().feed(answer)

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command of a group; return its exit status."""
     arguments = _parser(argv).parse_args(argv)
     # The supervisor, a process of its own, takes it from there.
-    os.environ["TAPWRIGHT_LOG_LEVEL"] = arguments.log_level
+    os.environ[command.LOG_LEVEL_VARIABLE] = arguments.log_level
     from tapwright.cni.errors import CniError
 
     try:

@@ -47,7 +47,7 @@ def main(argv: "Sequence[str]") -> int:
             print(help_of(verb))
             return 0
         log = Log(before.text("log"), before.text("log-format", "text"))
-        os.environ["TAPWRIGHT_LOG_LEVEL"] = before.text("log-level") or (
+        os.environ[command.LOG_LEVEL_VARIABLE] = before.text("log-level") or (
             "debug" if before.flag("debug") else "warning"
         )
         status = _VERBS[verb](Call(before, options, log))

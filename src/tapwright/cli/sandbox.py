@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
+from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _run_with(launch: "Launch", arguments: argparse.Namespace, started: float) -
     )
     configuration = _config(arguments)
     if configuration.runtime.enable_debug:
-        os.environ["TAPWRIGHT_LOG_LEVEL"] = "debug"
+        os.environ[LOG_LEVEL_VARIABLE] = "debug"
     try:
         spec = plan(configuration, wish, output.show_progress)
         lifecycle.run(arguments.root, arguments.id, spec, output.show_progress, started, launch)

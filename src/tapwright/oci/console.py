@@ -7,6 +7,7 @@ import termios
 from fcntl import ioctl
 
 from tapwright.errors import ContainerStateError
+from tapwright.linux import unixsocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def opened_for(path: str, size: "dict[str, int] | None") -> int:
             ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *rows_columns, 0, 0))
         make_raw(slave)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            _connect(connection, path)
+            with unixsocket.address(path) as address:
+                connection.connect(address)
             # With its name, which runc sends too (libcontainer/utils, SendFile).
             socket.send_fds(connection, [os.ttyname(slave).encode()], [master])
     except OSError as error:
@@ -55,13 +57,3 @@ def make_raw(fd: int) -> "list[Any]":
 
 def restore(fd: int, mode: "list[Any]") -> None:
     termios.tcsetattr(fd, termios.TCSADRAIN, mode)
-
-
-def _connect(connection: socket.socket, path: str) -> None:
-    """Connect also to a path that is longer than an address has room for (unix(7))."""
-    directory, name = os.path.split(path)
-    fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        connection.connect(f"/proc/self/fd/{fd}/{name}")
-    finally:
-        os.close(fd)

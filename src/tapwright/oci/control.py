@@ -8,7 +8,8 @@ import os
 import socket
 
 from tapwright import errors
-from tapwright.errors import AgentError, SandboxStateError, TapwrightError
+from tapwright.errors import AgentError, SandboxStateError
+from tapwright.sandbox import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-_SOCKET = "control.sock"
 _LINE_BYTES = 64 * 1024
 
 
@@ -36,21 +36,18 @@ class Sandbox:
         """
         from tapwright.agent import protocol
 
-        decoder, assembler = protocol.Decoder(), protocol.Assembler()
         with self._connected() as connection:
             try:
-                _send(connection, {"op": op, **arguments}, descriptors)
-                while data := connection.recv(protocol.WINDOW):
-                    for frame in decoder.feed(data):
-                        content = assembler.add(frame)
-                        if content is not None:
-                            answer = protocol.read_json(content)
-                            if frame.kind == protocol.REPLY:
-                                return answer["result"]
-                            raise _refusal(answer.get("kind"), answer["message"])
+                wire.send(connection, {"op": op, **arguments}, descriptors)
+                answer = wire.answer(connection)
             except OSError as error:
                 raise SandboxStateError(f"sandbox {self.id!r} did not answer: {error}") from None
-        raise SandboxStateError(f"sandbox {self.id!r} ended before it answered to {op}")
+        if answer is None:
+            raise SandboxStateError(f"sandbox {self.id!r} ended before it answered to {op}")
+        kind, content = answer
+        if kind == protocol.REPLY:
+            return content["result"]
+        raise errors.named(content.get("kind"), AgentError)(content["message"])
 
     def converse(
         self, op: str, descriptors: "Sequence[int]", **arguments: "Any"
@@ -59,7 +56,7 @@ class Sandbox:
         line has been read, and that line. Raises as `call` does."""
         connection = self._connected()
         try:
-            _send(connection, {"op": op, **arguments}, descriptors)
+            wire.send(connection, {"op": op, **arguments}, descriptors)
             first = _line(connection)
         except (OSError, ValueError) as error:
             connection.close()
@@ -70,31 +67,16 @@ class Sandbox:
         if "failed" in first:
             connection.close()
             process = arguments.get("process") or arguments["config"]["process"]
-            raise _refusal(first.get("kind"), _as_runc(first["failed"], process["args"][0]))
+            message = _as_runc(first["failed"], process["args"][0])
+            raise errors.named(first.get("kind"), AgentError)(message)
         connection.settimeout(None)
         return connection, first
 
     def _connected(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(self._seconds)
-            # An address has room for 107 bytes (unix(7)), and the directory may be anywhere.
-            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                connection.connect(f"/proc/self/fd/{fd}/{_SOCKET}")
-            finally:
-                os.close(fd)
+            return wire.connected(self.directory, self._seconds)
         except OSError as error:
-            connection.close()
             raise SandboxStateError(f"sandbox {self.id!r} does not run: {error.strerror}") from None
-        return connection
-
-
-def _send(connection: socket.socket, request: "Json", descriptors: "Sequence[int]") -> None:
-    data = json.dumps(request).encode() + b"\n"
-    if descriptors:
-        data = data[socket.send_fds(connection, [data], list(descriptors)) :]
-    connection.sendall(data)
 
 
 def _line(connection: socket.socket) -> "Json":
@@ -122,8 +104,3 @@ def _as_runc(message: str, program: str) -> str:
         if message.endswith(reason) and "executable" in message:
             return f'exec: "{program}": {reason.lower()}'
     return message
-
-
-def _refusal(kind: "Any", message: str) -> TapwrightError:
-    raised = getattr(errors, kind or "", AgentError)
-    return raised(message) if issubclass(raised, TapwrightError) else TapwrightError(message)

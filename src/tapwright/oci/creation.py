@@ -4,6 +4,8 @@ import os
 import time
 from contextlib import contextmanager
 
+from tapwright.agent.protocol import SHARE
+from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import BundleError, ContainerExistsError, TapwrightError
 from tapwright.oci import bundle as bundles
 from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio, view
@@ -157,7 +159,7 @@ class _Making:
         of_guest = guest.configuration(
             self._bundle,
             self._container.id,
-            f"{mounts.SHARE}/{self._container.id}/{mounts.ROOTFS}",
+            f"{SHARE}/{self._container.id}/{mounts.ROOTFS}",
             bound,
             pods.joined_namespaces(self._wish.root, self._bundle, self._owner),
             not configuration.runtime.disable_guest_seccomp,
@@ -189,26 +191,15 @@ class _Making:
             lambda text: None,
         )
         if configuration.runtime.enable_debug:
-            os.environ["TAPWRIGHT_LOG_LEVEL"] = "debug"
+            os.environ[LOG_LEVEL_VARIABLE] = "debug"
         record = lifecycle.run(self._wish.root, self._container.sandbox, spec, launch=launch)
         self._container.netns = record.netns
         self._held.save(self._container)
 
     def _share(self, shared: "Sequence[mounts.Shared]") -> None:
-        from tapwright.linux import mounts as trees
-
-        descriptors: list[int] = []
-        try:
-            for entry in shared:
-                try:
-                    descriptors.append(trees.clone(entry.source, read_only=entry.read_only))
-                except OSError as error:
-                    raise BundleError(f"{entry.source}: {error.strerror}") from None
-            names = [entry.name for entry in shared]
+        names = [entry.name for entry in shared]
+        with mounts.cloned(shared) as descriptors:
             self._sandbox.call("share", descriptors, container=self._container.id, names=names)
-        finally:
-            for fd in descriptors:
-                os.close(fd)
 
     def _start_process(
         self, of_guest: "dict[str, Any]", shared: "Sequence[mounts.Shared]"

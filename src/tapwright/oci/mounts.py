@@ -2,11 +2,15 @@
 bound there, those of a kernel's own filesystems are the guest's."""
 
 import os
+from contextlib import contextmanager
 
+from tapwright.agent.protocol import SHARE
 from tapwright.errors import BundleError
+from tapwright.linux import mounts as trees
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from tapwright.oci.bundle import Bundle
@@ -14,8 +18,6 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-SHARE = "/run/tapwright/share"
-"""Where the guest has what is shared with it: SHARE/CONTAINER/NAME."""
 POD_SHM = "/dev/shm"  # noqa: S108 - the guest's
 """A tmpfs that the guest has anyway, and the containers of a pod have in common."""
 ROOTFS = "rootfs"
@@ -63,6 +65,23 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 "has no device for it; mount it on the host, and bind it into the container"
             )
     return shared, mounts
+
+
+@contextmanager
+def cloned(shared: "Sequence[Shared]") -> "Iterator[list[int]]":
+    """Detached mounts of what is shared, in its order, which last for the block. Raises
+    BundleError."""
+    descriptors: list[int] = []
+    try:
+        for one in shared:
+            try:
+                descriptors.append(trees.clone(one.source, read_only=one.read_only))
+            except OSError as error:
+                raise BundleError(f"{one.source}: {error.strerror}") from None
+        yield descriptors
+    finally:
+        for fd in descriptors:
+            os.close(fd)
 
 
 def _source(bundle: "Bundle", mount: "Json") -> str:

@@ -17,6 +17,7 @@ from tapwright.errors import (
     ContainerStateError,
     UsageError,
 )
+from tapwright.linux import filelock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ PAUSED, STOPPED = "paused", "stopped"
 
 _FILE = "state.json"
 _NEW, _DELETED = ".new-", ".deleted-"
-_PAUSE = 0.01
 _ID = re.compile(r"[\w+.\-]{1,128}", re.ASCII)
 
 NOT_FOUND = "container does not exist"
@@ -147,27 +147,21 @@ def hold(root: str, container_id: str, seconds: float) -> Held:
             fd = _open(directory)
         except FileNotFoundError:
             raise ContainerNotFoundError(NOT_FOUND) from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.stat(directory)):
-                return Held(directory, fd)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                raise ContainerStateError(
-                    f"another call works on container {container_id!r} for more than "
-                    f"{seconds:g} s; try again later"
-                ) from None
-            time.sleep(_PAUSE)  # flock(2) can wait, but not for a bounded time
-        except FileNotFoundError:
-            pass  # deleted in the meantime, maybe made anew
-        os.close(fd)
+        if not filelock.locked_within(fd, deadline - time.monotonic()):
+            os.close(fd)
+            raise ContainerStateError(
+                f"another call works on container {container_id!r} for more than {seconds:g} s; "
+                "try again later"
+            )
+        if filelock.is_still(fd, directory):
+            return Held(directory, fd)
+        os.close(fd)  # deleted in the meantime, maybe made anew
 
 
 def status(root: str, container: Container) -> str:
     """What the container is in (runtime.md, "State")."""
     if not container.pid:
-        return CREATING if _is_held(directory_of(root, container.id)) else STOPPED
+        return CREATING if filelock.is_held(directory_of(root, container.id)) else STOPPED
     if not is_running(container):
         return STOPPED
     if container.paused:
@@ -239,20 +233,6 @@ def _save(directory: str, container: Container) -> None:
 
 def _open(directory: str) -> int:
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _is_held(directory: str) -> bool:
-    try:
-        fd = _open(directory)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _names(parent: str) -> list[str]:

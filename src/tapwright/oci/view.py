@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from tapwright.errors import ContainerStateError
 from tapwright.linux import mounts
+from tapwright.oci.mounts import cloned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,21 +21,30 @@ if TYPE_CHECKING:
 @contextmanager
 def of_container(shared: "Sequence[Shared]") -> "Iterator[int]":
     """A mount namespace of what is shared, each at its destination, the first being the root. It
-    lasts for the block, and as long as a process is in it. Raises ContainerStateError."""
-    descriptors: list[int] = []
+    lasts for the block, and as long as a process is in it.
+
+    Raises ContainerStateError, BundleError.
+    """
+    with cloned(shared) as (root, *below):
+        places = list(zip(below, [one.destination for one in shared[1:]], strict=True))
+        try:
+            namespace = _namespace(root, places)
+        except OSError as error:
+            raise ContainerStateError(f"the container's files can't be shown: {error}") from None
+        try:
+            yield namespace
+        finally:
+            os.close(namespace)
+
+
+def _namespace(root: int, places: "list[tuple[int, str]]") -> int:
+    namespace = mounts.new_namespace(root)
     try:
-        for one in shared:
-            descriptors.append(mounts.clone(one.source, read_only=one.read_only))
-        namespace = mounts.new_namespace(descriptors[0])
-        descriptors.append(namespace)
-        places = zip(descriptors[1:], [one.destination for one in shared[1:]], strict=False)
         mounts.within(namespace, lambda: _attach_all(places))
-        yield namespace
-    except OSError as error:
-        raise ContainerStateError(f"the container's files can't be shown: {error}") from None
-    finally:
-        for fd in descriptors:
-            os.close(fd)
+    except BaseException:
+        os.close(namespace)
+        raise
+    return namespace
 
 
 def _attach_all(places: "Iterable[tuple[int, str]]") -> None:

@@ -4,21 +4,17 @@ Plain blocking calls. Each raises SandboxStateError when the sandbox does not ru
 what the supervisor raised.
 """
 
-import contextlib
-import json
-import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tapwright import errors
 from tapwright.agent import protocol
-from tapwright.errors import SandboxStateError, TapwrightError
+from tapwright.errors import SandboxStateError
+from tapwright.sandbox import wire
 from tapwright.sandbox.record import RUNNING
 from tapwright.sandbox.registry import Sandbox
 
-SOCKET = "control.sock"
 _SECONDS = 120.0
 
 Json = dict[str, Any]
@@ -89,15 +85,16 @@ def call(sandbox: Sandbox, op: str, fds: Sequence[int] = (), **arguments: Any) -
     with connect(sandbox) as connection:
         connection.settimeout(_SECONDS)
         try:
-            send(connection, {"op": op, **arguments}, fds)
-            kind, content = _answer(connection)
+            wire.send(connection, {"op": op, **arguments}, fds)
+            answer = wire.answer(connection)
+            if answer is None:
+                raise ConnectionError("it hung up")
         except OSError as error:
             raise SandboxStateError(f"sandbox {sandbox.id!r} did not answer: {error}") from None
+    kind, content = answer
     if kind == protocol.REPLY:
         return content["result"]
-    refusal: TapwrightError = getattr(errors, content.get("kind", ""), TapwrightError)(
-        content["message"]
-    )
+    refusal = errors.named(content.get("kind"))(content["message"])
     refusal.result = content.get("result")
     raise refusal
 
@@ -107,41 +104,9 @@ def connect(sandbox: Sandbox) -> socket.socket:
     if sandbox.status != RUNNING:
         reason = f" ({sandbox.problem})" if sandbox.problem else ""
         raise SandboxStateError(f"sandbox {sandbox.id!r} is {sandbox.status}{reason}, not running")
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with address(sandbox.directory) as path:
-            connection.connect(path)
+        return wire.connected(sandbox.directory)
     except OSError as error:
-        connection.close()
         raise SandboxStateError(
             f"sandbox {sandbox.id!r} does not answer: {error.strerror}"
         ) from None
-    return connection
-
-
-def send(connection: socket.socket, request: Json, descriptors: Sequence[int] = ()) -> None:
-    """Begin a connection with a request and its descriptors. Raises OSError."""
-    line = json.dumps(request).encode() + b"\n"
-    sent = socket.send_fds(connection, [line], descriptors) if descriptors else 0
-    if sent < len(line):
-        connection.sendall(line[sent:])
-
-
-@contextlib.contextmanager
-def address(directory: Path) -> Iterator[str]:
-    """The socket's address, short enough for any depth of the directory (unix(7): 107 bytes)."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{SOCKET}"
-    finally:
-        os.close(fd)
-
-
-def _answer(connection: socket.socket) -> tuple[int, Json]:
-    decoder, assembler = protocol.Decoder(), protocol.Assembler()
-    while data := connection.recv(protocol.WINDOW):
-        for frame in decoder.feed(data):
-            content = assembler.add(frame)
-            if content is not None:
-                return frame.kind, protocol.read_json(content)
-    raise ConnectionError("it hung up")

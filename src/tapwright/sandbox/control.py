@@ -23,8 +23,9 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import TapwrightError
-from tapwright.sandbox.client import address
+from tapwright.linux import unixsocket
 from tapwright.sandbox.stdio import ready
+from tapwright.sandbox.wire import SOCKET
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ async def serving(
     serve = _Server(operations, {"exec": relay, **conversations})
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with listener:
-        with address(directory) as path:
+        with unixsocket.address(directory / SOCKET) as path:
             mask = os.umask(0o177)
             try:
                 listener.bind(path)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Self
 
 import tapwright
+from tapwright.command import LOG_LEVEL_VARIABLE
 
-LOG_LEVEL_VARIABLE = "TAPWRIGHT_LOG_LEVEL"
 MESSAGE_BYTES = 16 * 1024
 _WORDS_BYTES = 4096
 

@@ -7,7 +7,7 @@ import logging.handlers
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tapwright.command import path as command_path
 from tapwright.errors import SandboxStateError, TapwrightError
@@ -21,28 +21,19 @@ from tapwright.sandbox.operations import Operations
 from tapwright.sandbox.processes import Processes
 from tapwright.sandbox.record import LOG, RUNNING, Journal
 
+if TYPE_CHECKING:
+    from tapwright.sandbox.supervisor import Caller
+
 _LOG_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
-
-
-class Caller(Protocol):
-    """Who waits for the sandbox, and may go away."""
-
-    def fileno(self) -> int: ...
-
-    def is_gone(self) -> bool: ...
-
-    def progress(self, text: str) -> None: ...
-
-    def running(self) -> None: ...
 
 
 class Life:
     """One sandbox's life. `failure` is set when it came to its end before it ran; `deleted` when it
     was told to end."""
 
-    def __init__(self, journal: Journal, early: Early, caller: Caller) -> None:
+    def __init__(self, journal: Journal, early: Early, caller: "Caller") -> None:
         self._journal = journal
         self._early = early
         self._caller = caller

@@ -138,15 +138,13 @@ def _messages(report: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def _failure(message: dict[str, Any]) -> TapwrightError:
-    kind = getattr(errors, message["kind"], TapwrightError)
     text = message["failed"]
     if message["left"]:
         text += (
             f". Not everything could be taken back ({'; '.join(message['left'])}): delete the "
             "sandbox to try again"
         )
-    error: TapwrightError = kind(text)
-    return error
+    return errors.named(message["kind"])(text)
 
 
 def _end_supervisor(directory: Path) -> None:

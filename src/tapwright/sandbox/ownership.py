@@ -13,18 +13,17 @@ import contextlib
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tapwright.errors import NetworkError, SandboxExistsError, SandboxStateError
+from tapwright.linux import filelock
 from tapwright.sandbox.record import Journal, Record, load, save
 
 _ALIVE = "alive"
 _NEW, _DELETED = ".new-", ".deleted-"
 _CLAIM_SECONDS = 10.0
-_PAUSE = 0.02
 
 
 def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
@@ -64,17 +63,7 @@ def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
 
 def is_alive(directory: Path) -> bool:
     """Whether somebody makes or supervises the sandbox. Never waits."""
-    try:
-        fd = os.open(directory / _ALIVE, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return filelock.is_held(directory / _ALIVE)
 
 
 def note_supervisor(alive_fd: int) -> None:
@@ -102,11 +91,11 @@ def taking_down(directory: Path, timeout: float) -> Iterator[bool]:
         yield False
         return
     try:
-        if not _locked_within(fd, timeout):
+        if not filelock.locked_within(fd, timeout):
             raise SandboxStateError(
                 f"somebody else is deleting the sandbox {directory.name!r}; try again later"
             )
-        yield _is_still(fd, directory)
+        yield filelock.is_still(fd, directory)
     finally:
         os.close(fd)
 
@@ -161,7 +150,7 @@ def is_still_there(entry: dict[str, Any]) -> bool:
 def _claiming(sandboxes: Path) -> Iterator[None]:
     fd = os.open(sandboxes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if not _locked_within(fd, _CLAIM_SECONDS):
+        if not filelock.locked_within(fd, _CLAIM_SECONDS):
             raise SandboxStateError("another sandbox takes very long to claim a device; try again")
         yield
     finally:
@@ -223,23 +212,3 @@ def _remove_tree(directory: Path) -> None:
     import shutil  # not of use to commands that only look
 
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _locked_within(fd: int, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_PAUSE)  # flock(2) can wait, but not for a bounded time
-        else:
-            return True
-
-
-def _is_still(fd: int, directory: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(directory))
-    except FileNotFoundError:
-        return False

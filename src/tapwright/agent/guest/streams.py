@@ -65,10 +65,6 @@ class Process:
     def has_exited(self) -> bool:
         return self._status is not None
 
-    @property
-    def is_attached(self) -> bool:
-        return self._is_attached
-
     def stdin(self, data: bytes) -> None:
         """Take in data for the process, or with no data its end of file."""
         if self._is_attached and self._stdin < 0:

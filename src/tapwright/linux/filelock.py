@@ -1,0 +1,51 @@
+"""Locks on files and directories (flock(2)), which the kernel frees with their last holder."""
+
+import fcntl
+import os
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Path = str | os.PathLike[Any]
+
+_PAUSE = 0.01
+
+
+def is_held(path: "Path") -> bool:
+    """Whether somebody has it locked for himself; never waits. False where nothing is there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def locked_within(fd: int, seconds: float) -> bool:
+    """Lock it for oneself; False when others have it for longer than that."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_PAUSE)  # flock(2) can wait, but not for a bounded time
+        else:
+            return True
+
+
+def is_still(fd: int, path: "Path") -> bool:
+    """Whether what was opened is what the path leads to: who waits for a lock may get that of
+    something that is gone."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,55 @@
+"""Requests to a supervisor as they travel: what there is of `control` on the client's side.
+
+Imports little, for each call of the OCI runtime is a new process.
+"""
+
+import json
+import os
+import socket
+
+from tapwright.linux import unixsocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Json = dict[str, Any]
+
+SOCKET = "control.sock"
+
+
+def connected(directory: "str | os.PathLike[str]", seconds: float | None = None) -> socket.socket:
+    """A connection with the supervisor of the sandbox in a directory, which may take so many
+    seconds to do each thing. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(seconds)
+        with unixsocket.address(os.path.join(directory, SOCKET)) as path:
+            connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def send(connection: socket.socket, request: "Json", descriptors: "Sequence[int]" = ()) -> None:
+    """Begin a connection with a request and its descriptors. Raises OSError."""
+    line = json.dumps(request).encode() + b"\n"
+    sent = socket.send_fds(connection, [line], list(descriptors)) if descriptors else 0
+    if sent < len(line):
+        connection.sendall(line[sent:])
+
+
+def answer(connection: socket.socket) -> "tuple[int, Json] | None":
+    """(REPLY or ERROR, content) of a request that is answered once; None when the supervisor has
+    hung up. Raises OSError, ProtocolError."""
+    from tapwright.agent import protocol
+
+    decoder, assembler = protocol.Decoder(), protocol.Assembler()
+    while data := connection.recv(protocol.WINDOW):
+        for frame in decoder.feed(data):
+            content = assembler.add(frame)
+            if content is not None:
+                return frame.kind, protocol.read_json(content)
+    return None
