@@ -48,7 +48,7 @@ def test_this_host_is_ready(tapwright: Tapwright, nothing_left: None) -> None:
     for finding in answer["host"]:
         assert list(finding) == ["name", "state", "found", "advice"]
         assert finding["state"] in ("ok", "warning")
-    for name in ("root", "QEMU", "guest image", "TAP", "tc"):
+    for name in ("root", "QEMU", "guest image", "TAP", "tc", "file share"):
         assert named(answer, name)["state"] == "ok"
     assert "QEMU emulator version" in named(answer, "QEMU")["found"]
     assert "bridge" in named(answer, "plugins")["found"]

@@ -9,7 +9,8 @@ from tests.sandboxes import Tapwright
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-@pytest.fixture(scope="session")
+# Not of the session: platforms count on their orphans being waited for, as init does.
+@pytest.fixture(scope="package")
 def runtime(tapwright: Tapwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     yield Runtime(tapwright, tmp_path_factory.mktemp("oci"))

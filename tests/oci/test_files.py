@@ -113,6 +113,16 @@ def test_kernel_filesystems(runtime: Runtime) -> None:
     assert (found["/proc"], found["/dev/pts"], found["/"]) == ("proc", "devpts", "9p")
 
 
+def test_no_mounts_at_all(runtime: Runtime) -> None:
+    """Devices there are all the same, and none of them in the root filesystem of the host."""
+    content = configuration("sh", "-c", "echo lost > /dev/null; test -c /dev/null")
+    content["mounts"] = []
+    with runtime.created(content) as container:
+        container.start()
+        assert (container.wait(), container.output()) == (0, "")
+        assert list((container.bundle / "rootfs/dev").iterdir()) == []
+
+
 def test_the_mount_table_of_the_host(runtime: Runtime, tmp_path: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     with runtime.running("sleep", "1000", mounts=[bound(tmp_path, "/x")]):

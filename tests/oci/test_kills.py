@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from tapwright.oci import life
+from tapwright.oci.log import Log
 from tests.host import eventually
 from tests.oci.bundles import configuration
 from tests.oci.runtime import Container, Runtime
-from tests.sandboxes import ended, pids_of
+from tests.sandboxes import child_of, ended, pids_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -66,6 +68,26 @@ def test_everything_is_stopped_dead(runtime: Runtime) -> None:
         assert container.wait() == -signal.SIGKILL
 
 
+def test_the_guest_of_a_member_hangs(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The member goes without it, and what the host had shared."""
+    monkeypatch.setattr(life, "_GUEST_SECONDS", 0.2)
+    monkeypatch.setattr(life, "_SHIM_SECONDS", 0.2)
+    root = str(runtime.root)
+    with runtime.running("sleep", "1000") as sandbox:
+        supervisor, qemu = pids_of(sandbox_of(sandbox))
+        spaces = [{"type": "network", "path": f"/proc/{sandbox.pid}/ns/net"}, {"type": "pid"}]
+        with runtime.running("sleep", "1000", linux={"namespaces": spaces}) as member:
+            helper = child_of(supervisor, "virtfs-proxy-helper")
+            shared = Path(f"/proc/{helper}/mountinfo")
+            assert member.id in shared.read_text()
+            os.kill(qemu, signal.SIGSTOP)
+            life.delete(root, member.id, force=True, log=Log("", "text"))
+            assert member.wait() == -signal.SIGKILL
+            os.kill(qemu, signal.SIGCONT)
+            assert eventually(lambda: member.id not in shared.read_text())
+        assert sandbox.state["status"] == "running"
+
+
 def test_the_bundle_is_gone(runtime: Runtime) -> None:
     with runtime.running("sleep", "1000") as container:
         (container.bundle / "config.json").unlink()
@@ -101,6 +123,22 @@ def test_create_is_killed_at_a_random_moment(runtime: Runtime, seed: int) -> Non
     creating.wait()
     runtime.succeed("delete", "--force", name)
     assert json.loads(runtime.succeed("list", "--format=json")) == []
+    assert runtime.tapwright.names() == set()
+
+
+def test_the_caller_of_create_is_killed(runtime: Runtime, tmp_path: Path) -> None:
+    """Nobody deletes the container, which nobody knows of."""
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    script = f"touch {begun}; while ! [ -e {go_on} ]; do sleep 0.01; done"
+    hooks = {"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}]}
+    bundle = runtime.bundle(configuration("sleep", "1000", hooks=hooks))
+    words = runtime.tapwright.command("create", "-b", str(bundle), runtime.fresh_id())
+    caller = subprocess.Popen(["sh", "-c", '"$@"; true', "sh", *words])
+    assert eventually(begun.exists)
+    caller.kill()
+    caller.wait()
+    go_on.touch()
+    assert eventually(lambda: runtime.succeed("list", "--format=json").strip() in ("[]", "null"))
     assert runtime.tapwright.names() == set()
 
 

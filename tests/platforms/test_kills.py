@@ -22,11 +22,6 @@ NAME = "victim"
 WEB = "--name", NAME, "--network", "web", "-p", "8084:80", "busybox", *SERVE
 
 
-def open_gap(what: str) -> pytest.MarkDecorator:
-    """A test that is known to fail, which a later change is to mend."""
-    return pytest.mark.skip(reason=f"not mended so far: {what}")
-
-
 @pytest.fixture(scope="module")
 def victims(tmp_path_factory: pytest.TempPathFactory) -> Victims:
     return Victims(tmp_path_factory.getbasetemp())
@@ -107,13 +102,7 @@ def test_podman_as_it_creates(
     podman.output("rm", "--force", "--ignore", "--time", "0", NAME)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("conmon", marks=open_gap("the sandbox is left, for podman deletes nothing")),
-        "qemu",
-    ],
-)
+@pytest.mark.parametrize("kind", ["conmon", "qemu"])
 def test_podman_as_it_stops(
     podman: Podman, runtime: Runtime, podman_unchanged: None, kind: str
 ) -> None:
@@ -134,8 +123,6 @@ def test_cri(
     phase: str,
     kind: str,
 ) -> None:
-    if (phase, kind) == ("executing", "shim"):
-        pytest.skip("not mended so far: now and then a sandbox does not answer to create")
     known = victims.pids("containerd-shim")
     sandbox = cri.run_sandbox(NAME, ports={8085: 80})
     container = cri.run(sandbox, "server", *SERVE) if phase != "sandbox" else sandbox
@@ -156,13 +143,7 @@ def test_cri(
     cri.remove_sandbox(sandbox)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("containerd-shim", marks=open_gap("now and then something is left")),
-        *("create", "supervisor", "qemu"),
-    ],
-)
+@pytest.mark.parametrize("kind", ["containerd-shim", "create", "supervisor", "qemu"])
 def test_cri_as_it_creates(
     cri: Cri, containerd_unchanged: None, victims: Victims, kind: str
 ) -> None:
@@ -174,10 +155,7 @@ def test_cri_as_it_creates(
     cri.remove_all()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param("shim", marks=open_gap("now and then something is left")), "supervisor"],
-)
+@pytest.mark.parametrize("kind", ["shim", "supervisor"])
 def test_docker(docker: Docker, docker_unchanged: None, kind: str) -> None:
     docker.output("run", "--runtime", "tapwright", "--detach", *WEB[:2], *WEB[4:])
     inspected = docker.inspect(NAME)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.host import eventually
 from tests.platforms.remains import commands, is_ours
-from tests.sandboxes import ended
+from tests.sandboxes import child_of, ended
 
 KINDS = {
     "conmon": r"\S*/conmon ",
@@ -52,13 +52,8 @@ def kill(pid: int) -> None:
 def of_sandbox(root: Path, sandbox: str) -> dict[str, int]:
     """Supervisor and QEMU of a running sandbox."""
     supervisor = int((root / "sandboxes" / sandbox / "alive").read_text())
-    (qemu,) = [pid for pid in children(supervisor) if "qemu" in _name(pid)]
-    return {"supervisor": supervisor, "qemu": qemu}
+    return {"supervisor": supervisor, "qemu": child_of(supervisor, "qemu-system")}
 
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _name(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text()

@@ -39,7 +39,7 @@ def test_a_process_ends(
     async def watch() -> None:
         abandoned = Abandoned()
         async with abandoned.watched():
-            await abandoned.watch(process.pid, monitor.pid, ["touch", str(done)])
+            await abandoned.watch(process.pid, monitor.pid, False, ["touch", str(done)])
             if is_dead:
                 end(monitor)
             await asyncio.sleep(0)
@@ -52,6 +52,27 @@ def test_a_process_ends(
     asyncio.run(watch())
 
 
+def test_a_monitor_that_deletes_ends_after_the_process(
+    process: subprocess.Popen[bytes], monitor: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    done = tmp_path / "done"
+
+    async def watch() -> None:
+        async with (abandoned := Abandoned()).watched():
+            await abandoned.watch(process.pid, monitor.pid, True, ["touch", str(done)])
+            end(process)
+            for _ in range(9):  # more than it takes to see that
+                await asyncio.sleep(0)
+            assert abandoned.is_watching
+            assert not done.exists()
+            end(monitor)
+            while abandoned.is_watching:
+                await asyncio.sleep(0)
+
+    asyncio.run(watch())
+    assert done.exists()
+
+
 def test_a_process_that_had_ended(
     process: subprocess.Popen[bytes], monitor: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
@@ -61,7 +82,7 @@ def test_a_process_that_had_ended(
 
     async def watch() -> None:
         async with (abandoned := Abandoned()).watched():
-            await abandoned.watch(process.pid, monitor.pid, ["touch", str(done)])
+            await abandoned.watch(process.pid, monitor.pid, False, ["touch", str(done)])
             while abandoned.is_watching:
                 await asyncio.sleep(0)
 
@@ -82,7 +103,7 @@ def test_the_sandbox_ends(
     async def watch() -> None:
         async with (abandoned := Abandoned()).watched():
             script = f"while kill -0 {process.pid}; do sleep 0.01; done; touch {done}"
-            await abandoned.watch(process.pid, monitor.pid, ["sh", "-c", script])
+            await abandoned.watch(process.pid, monitor.pid, False, ["sh", "-c", script])
             if is_dead:
                 end(monitor)
             await asyncio.sleep(0)
@@ -98,6 +119,11 @@ def test_the_sandbox_ends(
 
 def test_what_makes_no_sense_is_refused() -> None:
     abandoned = Abandoned()
-    for arguments in (("1", 1, ["true"]), (1, None, ["true"]), (1, 1, "true"), (1, 1, [1])):
+    for process, monitor, command in (
+        ("1", 1, ["true"]),
+        (1, None, ["true"]),
+        (1, 1, "true"),
+        (1, 1, [1]),
+    ):
         with pytest.raises(UsageError):
-            asyncio.run(abandoned.watch(*arguments))
+            asyncio.run(abandoned.watch(process, monitor, False, command))

@@ -22,13 +22,14 @@ _FAILED, _INTERRUPTED = 1, 130
 
 
 class Call:
-    """One call of the runtime."""
+    """One call of the runtime, by the process `caller`."""
 
-    def __init__(self, before: Options, options: Options, log: "Log") -> None:
+    def __init__(self, before: Options, options: Options, log: "Log", caller: int) -> None:
         self.root = os.path.abspath(before.text("root") or command.root())
         self.configuration = before.text("config") or before.text("kata-config")
         self.options = options
         self.log = log
+        self.caller = caller
 
     @property
     def id(self) -> str:
@@ -37,6 +38,7 @@ class Call:
 
 def main(argv: "Sequence[str]") -> int:
     """Run one verb; return the exit status."""
+    caller = os.getppid()  # as early as can be, for it may die
     _open_stdio()
     from tapwright.oci.log import Log
 
@@ -50,7 +52,7 @@ def main(argv: "Sequence[str]") -> int:
         os.environ[command.LOG_LEVEL_VARIABLE] = before.text("log-level") or (
             "debug" if before.flag("debug") else "warning"
         )
-        status = _VERBS[verb](Call(before, options, log))
+        status = _VERBS[verb](Call(before, options, log, caller))
     except TapwrightError as error:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         log.failed(f"{error}{notes}")
@@ -75,7 +77,7 @@ def _open_stdio() -> None:
 def _create(call: Call) -> int:
     from tapwright.oci import creation
 
-    _, stdio = creation.create(_wish(call, detached=True), call.log)
+    _, stdio = creation.create(_wish(call, detached=True, caller=call.caller), call.log)
     stdio.close()
     return 0
 
@@ -87,7 +89,7 @@ def _run(call: Call) -> int:
     return execution.run(wish, call.options.flag("keep"), call.log)
 
 
-def _wish(call: Call, detached: bool) -> "Any":
+def _wish(call: Call, detached: bool, caller: int = 0) -> "Any":
     from tapwright.oci.creation import Wish
 
     options = call.options
@@ -100,6 +102,7 @@ def _wish(call: Call, detached: bool) -> "Any":
         console_socket=options.text("console-socket"),
         configuration=call.configuration,
         detached=detached,
+        caller=caller,
     )
 
 

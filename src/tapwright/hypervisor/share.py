@@ -69,6 +69,11 @@ _ALLOWED = (
 )
 
 
+def helper() -> str | None:
+    """The path of QEMU's helper; None where it is not installed."""
+    return next(filter(os.path.exists, _HELPERS), None)
+
+
 @dataclass
 class Share:
     """What is shared with one guest."""
@@ -83,7 +88,7 @@ class Share:
     def start(cls, uid: int, connection: socket.socket) -> "Share":
         """Make an empty share; its helper's real user is `uid`. It serves the other end of the
         connection, which remains the caller's. Raises HypervisorError."""
-        program = next(filter(os.path.exists, _HELPERS), None)
+        program = helper()
         if program is None:
             raise HypervisorError(
                 f"{_HELPERS[0]} is missing, by which QEMU shares files; install qemu-system-common"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from tapwright.agent.protocol import SHARE
 from tapwright.command import LOG_LEVEL_VARIABLE
-from tapwright.errors import BundleError, ContainerExistsError, TapwrightError
+from tapwright.errors import BundleError, ContainerExistsError, ContainerStateError, TapwrightError
 from tapwright.oci import bundle as bundles
 from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio, view
 from tapwright.oci.bundle import Bundle
@@ -28,7 +28,9 @@ _LATE_HOOKS = ("poststart", "poststop")
 
 class Wish:
     """What a caller asks for: a container of that id from the bundle in a directory. Empty paths
-    are none; `detached` says that the caller does not wait for the container."""
+    are none; `detached` says that the caller does not wait for the container. `caller` is the pid
+    of this process's parent, where that has to delete the container: when it dies before there is
+    one that it could know of, all is taken back."""
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Wish:
         console_socket: str = "",
         configuration: str = "",
         detached: bool = True,
+        caller: int = 0,
     ) -> None:
         self.root = root
         self.id = container_id
@@ -47,6 +50,7 @@ class Wish:
         self.console_socket = console_socket
         self.configuration = configuration
         self.detached = detached
+        self.caller = caller
 
 
 def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
@@ -60,7 +64,7 @@ def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
         rootfs=bundle.rootfs,
         oci_version=bundle.config["ociVersion"],
         annotations=bundle.annotations,
-        caller=os.getppid(),
+        caller=wish.caller,
         boot=state.boot(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         sandbox=owner.sandbox if owner else pods.sandbox_id(wish.id),
@@ -132,7 +136,14 @@ class _Making:
         life.sync(self._sandbox, self._container)
         if self._wish.pid_file:
             shim.write_pid_file(self._wish.pid_file, self._container.pid)
+        self._check_caller()
         return made
+
+    def _check_caller(self) -> None:
+        """What is called on behalf of a dead caller (containerd's `delete`) finds the container
+        locked, and waits; but it may have come before there was one."""
+        if self._wish.caller and os.getppid() != self._wish.caller:
+            raise ContainerStateError("who asked for the container died before it was made")
 
     def undo(self) -> None:
         """Take all back; what can't be is left to `delete`, which platforms call."""

@@ -1,5 +1,6 @@
 """A container's life after it was made: start, signals, pause, limits, and its end."""
 
+import contextlib
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LOCK_SECONDS = 60.0
-_SIGNAL_SECONDS = 15.0
+_GUEST_SECONDS = 15.0
 _SHIM_SECONDS = 5.0
 _SETTLE_SECONDS = 1.0
 
@@ -64,7 +65,7 @@ def kill(root: str, container_id: str, number: int, everybody: bool) -> None:
     try:
         if not state.is_running(container):
             raise ContainerStateError(_NOT_RUNNING)
-        sandbox = Sandbox(root, container.sandbox, _SIGNAL_SECONDS)
+        sandbox = Sandbox(root, container.sandbox, _GUEST_SECONDS)
         sandbox.call("signal_container", id=container_id, signal=number, all=everybody)
     except TapwrightError as error:
         if _ends(container, _SETTLE_SECONDS):
@@ -129,12 +130,12 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
 
         left = lifecycle.delete(root, container.sandbox, force)
     else:
-        sandbox = Sandbox(root, container.sandbox)
-        try:
+        sandbox = Sandbox(root, container.sandbox, _GUEST_SECONDS)
+        # One that ended has ended all of its containers; one whose guest hangs still can unshare.
+        with contextlib.suppress(SandboxStateError):
             sandbox.call("delete_container", id=container.id, force=True)
+        with contextlib.suppress(SandboxStateError):
             sandbox.call("unshare", container=container.id)
-        except SandboxStateError:
-            pass  # it ended, and all of its containers with it
     if not _ends(container, _SHIM_SECONDS):
         _kill_shim(container)
     return left
@@ -155,6 +156,8 @@ def _see_to_its_end(root: str, container: Container, sandbox: Sandbox) -> None:
             "delete_when_abandoned",
             process=container.pid,
             monitor=container.caller,
+            # Podman's conmon ends as the command that deletes; CRI-O's is done before.
+            monitor_deletes="--exit-command" in state.command_of(container.caller),
             command=command,
         )
 

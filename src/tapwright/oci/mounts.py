@@ -22,6 +22,14 @@ POD_SHM = "/dev/shm"  # noqa: S108 - the guest's
 """A tmpfs that the guest has anyway, and the containers of a pod have in common."""
 ROOTFS = "rootfs"
 
+_DEVICES: "Json" = {
+    "destination": "/dev",
+    "type": "tmpfs",
+    "source": "tmpfs",
+    "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+}
+"""As runc's `spec` writes it. A directory of the host can't have device nodes of the guest."""
+
 _KERNEL_OWN = """
     bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl hugetlbfs mqueue proc pstore ramfs
     securityfs sysfs tmpfs tracefs
@@ -42,8 +50,11 @@ class Shared:
 def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared], "list[Json]"]:
     """(what is to be shared, the mounts of the guest's configuration). Raises BundleError."""
     shared = [Shared(ROOTFS, bundle.rootfs, "/", read_only=False)]
+    wanted = bundle.config.get("mounts", ())
     mounts = []
-    for number, mount in enumerate(bundle.config.get("mounts", ())):
+    if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in wanted):
+        mounts.append(_DEVICES)
+    for number, mount in enumerate(wanted):
         options = [option for option in mount.get("options", ()) if not _is_label(option)]
         kind = mount.get("type", "")
         if kind == "bind" or "bind" in options or "rbind" in options:

@@ -212,6 +212,15 @@ def parent_of(pid: int) -> int:
     return int(fields[1]) if fields else -1
 
 
+def command_of(pid: int) -> list[str]:
+    """The command line of a process; empty for one that is gone or has ended."""
+    try:
+        with open(f"/proc/{pid}/cmdline", errors="replace") as file:
+            return file.read().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def _facts(pid: int) -> list[str]:
     """Of a process that lives, from its state on (proc(5), /proc/PID/stat)."""
     try:

@@ -21,7 +21,8 @@ _log = logging.getLogger(__name__)
 
 
 class Abandoned:
-    """Those of a sandbox. What is watched stays so until its process has ended."""
+    """Those of a sandbox. What is watched stays so until its process has ended, and its monitor
+    where that deletes."""
 
     def __init__(self) -> None:
         self._watching: set[asyncio.Task[None]] = set()
@@ -45,33 +46,39 @@ class Abandoned:
     def is_watching(self) -> bool:
         return bool(self._watching)
 
-    async def watch(self, process: Any, monitor: Any, command: Any) -> None:
-        """Run the command when the process of that pid has ended, if its monitor has before. Raises
+    async def watch(self, process: Any, monitor: Any, monitor_deletes: Any, command: Any) -> None:
+        """Run the command when the process of that pid has ended, if its monitor has before. One
+        that `monitor_deletes` ends only when that is done; so its end may also come later. Raises
         UsageError."""
         if type(process) is not int or type(monitor) is not int or not _is_words(command):
             raise UsageError("process and monitor must be pids, and command a list of words")
         with contextlib.ExitStack() as stack:
             seen, judge = _pidfd(stack, process), _pidfd(stack, monitor)
-            task = asyncio.create_task(_see_to(seen, judge, command, stack.pop_all()))
+            awaited = [seen, judge] if monitor_deletes is True else [seen]
+            task = asyncio.create_task(_see_to(awaited, judge, command, stack.pop_all()))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
 
 async def _see_to(
-    process: int | None, monitor: int | None, command: list[str], pidfds: contextlib.ExitStack
+    awaited: list[int | None],
+    monitor: int | None,
+    command: list[str],
+    pidfds: contextlib.ExitStack,
 ) -> None:
     with pidfds:
         running = None
         try:
-            if process is not None:
-                await ready(process)
+            for pidfd in awaited:
+                if pidfd is not None:
+                    await ready(pidfd)
         finally:
             if monitor is None or select.select([monitor], [], [], 0)[0]:
                 _log.warning("a container's monitor has died: %s", " ".join(command))
                 running = _started(command)
         # Not when the sandbox ends: that would wait for what waits for the sandbox.
-        if running and (pidfd := _pidfd(pidfds, running.pid)):
-            await ready(pidfd)
+        if running and (deletion := _pidfd(pidfds, running.pid)):
+            await ready(deletion)
             running.poll()
 
 

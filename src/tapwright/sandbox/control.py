@@ -113,10 +113,11 @@ class _Server:
         descriptors: list[int] = []
         writer: asyncio.StreamWriter | None = None
         try:
-            with contextlib.suppress(ConnectionError):
-                line, rest = await _receive(connection, descriptors)
-                reader, writer = await _streams(connection, rest)
-                await self._answer(line, descriptors, reader, writer)
+            line, rest = await _receive(connection, descriptors)
+            reader, writer = await _streams(connection, rest)
+            await self._answer(line, descriptors, reader, writer)
+        except ConnectionError as error:
+            _log.warning("a connection broke: %s", error)
         finally:
             for fd in descriptors:
                 os.close(fd)

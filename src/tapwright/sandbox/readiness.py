@@ -15,7 +15,7 @@ from pathlib import Path
 from tapwright import cni
 from tapwright.config import Config
 from tapwright.errors import HypervisorError, NetworkError
-from tapwright.hypervisor import accelerator
+from tapwright.hypervisor import accelerator, share
 from tapwright.hypervisor.machine import Machine, check_hugepages
 from tapwright.image import store
 from tapwright.linux import trial
@@ -52,6 +52,7 @@ def findings(config: Config, progress: Progress) -> list[Finding]:
         *_kernel(config),
         _vhost(config),
         *_monitor(config),
+        _share(),
         _firewall(),
         *_plugins(config),
         *_networks(config),
@@ -203,6 +204,13 @@ def _monitor(config: Config) -> Iterator[Finding]:
     else:
         if command:
             yield Finding("monitor", OK, config.netmon.path or "our own")
+
+
+def _share() -> Finding:
+    if path := share.helper():
+        return Finding("file share", OK, path)
+    found = "no virtfs-proxy-helper of QEMU: containers of platforms can't start"
+    return Finding("file share", WARNING, found, "install qemu-system-common")
 
 
 def _firewall() -> Finding:
