@@ -121,8 +121,14 @@ class Cri:
         self._call("RemoveContainer", {1: container})
 
     def remove_sandbox(self, sandbox: str) -> None:
-        """As the kubelet ends a pod; its containers go with it."""
-        self._call("StopPodSandbox", {1: sandbox}, _SECONDS)
+        """As the kubelet ends a pod; its containers go with it. It tries again when containerd's
+        shim ends just when containerd speaks with it, for its sandbox has ended."""
+        try:
+            self._call("StopPodSandbox", {1: sandbox}, _SECONDS)
+        except grpc.RpcError as error:
+            if "ttrpc: closed" not in str(error):
+                raise
+            self._call("StopPodSandbox", {1: sandbox}, _SECONDS)
         self._call("RemovePodSandbox", {1: sandbox}, _SECONDS)
 
     def remove_all(self) -> None:

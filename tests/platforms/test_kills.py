@@ -108,8 +108,9 @@ def test_podman_as_it_stops(
 ) -> None:
     podman.output("run", "--detach", *WEB)
     pid = processes(podman, runtime)[kind]
-    with podman.start("stop", "--time", "1", NAME):
+    with podman.start("stop", "--time", "1", NAME) as client:
         kill(pid)
+        client.communicate(timeout=60)  # lest it dies of what it can't say
     podman.output("rm", "--force", "--time", "0", NAME)
 
 
