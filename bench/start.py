@@ -14,6 +14,7 @@ from bench.remains import remains
 from bench.samples import Milliseconds
 from tapwright.config import Config
 from tapwright.sandbox import lifecycle, registry
+from tapwright.sandbox.launching import Launch
 from tapwright.sandbox.planning import Wish, plan
 from tapwright.sandbox.record import Record
 
@@ -57,11 +58,11 @@ def by_command(place: Place, root: str, name: str, configuration: Path | None = 
     return start._replace(steps=[Step("command", 0, (record.started - begun) * 1e3), *start.steps])
 
 
-def by_library(config: Config, root: str, name: str) -> Start:
-    """In this process, which has imported everything."""
+def by_library(config: Config, root: str, name: str, launch: Launch | None = None) -> Start:
+    """In this process, which has imported everything, and may have started a supervisor ahead."""
     begun = time.monotonic()
     spec = plan(config, _WISH, lambda text: None)
-    record = lifecycle.run(root, name, spec, started=begun)
+    record = lifecycle.run(root, name, spec, started=begun, launch=launch)
     done = time.monotonic()
     pinged = first_ping(_address(record.interfaces[0].addresses))
     return _start(begun, done, pinged, record)

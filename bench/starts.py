@@ -3,9 +3,10 @@
 
     python -m bench.starts [ROUNDS]
 
-In one run and taking turns: the floor; the library in a process that is warm; the command beside
-another sandbox, whose copy of the template's memory it takes over, and alone, so that it reads that
-from the disk; now and then the command without a template. On a CNI bridge network with host-local,
+In one run and taking turns: the floor; the library in a process that is warm, with and without a
+supervisor that was started ahead; the command beside another sandbox, whose copy of the template's
+memory it takes over, and alone, so that it reads that from the disk; now and then the command
+without a template. On a CNI bridge network with host-local,
 from the fork of the command (or the call) to its exit (or return) and on to the first answered
 ping; after each start `sandbox delete`, until nothing is left.
 """
@@ -13,6 +14,7 @@ ping; after each start `sandbox delete`, until nothing is left.
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,9 +40,11 @@ from tapwright.hypervisor import accelerator, template
 from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.template_store import Template
 from tapwright.sandbox.early import machine_of
+from tapwright.sandbox.launching import Launch
 
 _FLOOR_ADDRESS = "10.86.255.{}"  # far from those that are given out
 _ROUNDS_PER_COLD = 5
+_AHEAD_SECONDS = 0.5  # more than a supervisor takes to load what it can
 
 
 class Variant(TypedDict):
@@ -86,6 +90,7 @@ def measure(place: Place, rounds: int) -> Starts:
     with neighbour(place, beside), bare_template(place) as bare:
         ways = {
             "library": (partial(by_library, place.config(), beside), delete_by_library, beside),
+            "ready": (partial(_by_ready_library, place, beside), delete_by_library, beside),
             "command": (partial(by_command, place, beside), delete_by_command, beside),
             "alone": (partial(by_command, place, alone), delete_by_command, alone),
             "cold": (
@@ -105,7 +110,8 @@ def measure(place: Place, rounds: int) -> Starts:
                 name, before = f"bench-{kind}-{number}", interfaces()
                 started.setdefault(kind, []).append(start(name))
                 end = delete(place, root, name, before)
-                ended.setdefault("library" if kind == "library" else "command", []).append(end)
+                by = "library" if delete is delete_by_library else "command"
+                ended.setdefault(by, []).append(end)
     return {
         "variants": {kind: _variant(starts) for kind, starts in started.items()},
         "deletes": {
@@ -132,6 +138,12 @@ def bare_template(place: Place) -> Iterator[Bare]:
     finally:
         os.close(memory)
         found.close()
+
+
+def _by_ready_library(place: Place, root: str, name: str) -> Start:
+    with Launch() as launch:
+        time.sleep(_AHEAD_SECONDS)
+        return by_library(place.config(), root, name, launch)
 
 
 def _start_bare(bare: Bare, address: str) -> Start:

@@ -17,6 +17,7 @@ from bench.starts import Starts
 
 VARIANTS = {
     "floor": "bare QEMU, by hand",
+    "ready": "library, in a warm process, its supervisor started ahead",
     "library": "library, in a warm process",
     "command": "`sandbox run`, beside another sandbox",
     "alone": "`sandbox run`, alone on the host",

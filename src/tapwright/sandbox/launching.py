@@ -1,7 +1,8 @@
 """Starts the process that becomes a sandbox's supervisor.
 
 It may be started before it is known what for, and loads its modules meanwhile; told nothing, it
-ends with its caller. Imports little, for who calls this is in a hurry.
+ends with its caller. A program that starts sandboxes one after the other has one ready for the
+next, and gives it to `lifecycle.run`. Imports little, for who calls this is in a hurry.
 """
 
 import contextlib
