@@ -17,7 +17,7 @@ from tapwright.errors import (
     ContainerStateError,
     UsageError,
 )
-from tapwright.linux import filelock
+from tapwright.linux import claims, filelock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ CREATING, CREATED, RUNNING = "creating", "created", "running"
 PAUSED, STOPPED = "paused", "stopped"
 
 _FILE = "state.json"
-_NEW, _DELETED = ".new-", ".deleted-"
 _ID = re.compile(r"[\w+.\-]{1,128}", re.ASCII)
 
 NOT_FOUND = "container does not exist"
@@ -76,10 +75,7 @@ class Held:
 
     def discard(self) -> None:
         """Remove the directory; the id is free at once."""
-        parent, name = os.path.split(self.directory)
-        grave = os.path.join(parent, f"{_DELETED}{name[:200]}-{os.getpid()}")
-        os.rename(self.directory, grave)
-        _remove(grave)
+        claims.discard(self.directory)
 
     def release(self) -> None:
         os.close(self._fd)
@@ -95,21 +91,21 @@ def directory_of(root: str, container_id: str = "") -> str:
 def claim(root: str, container: Container) -> Held:
     """Enter a new container. Raises ContainerExistsError, ContainerStateError, UsageError."""
     target = directory_of(root, container.id)
-    parent = os.path.dirname(target)
-    os.makedirs(parent, 0o700, exist_ok=True)
-    _sweep(parent)
-    draft = os.path.join(parent, f"{_NEW}{container.id[:200]}-{os.getpid()}")
-    os.mkdir(draft, 0o700)
+    try:
+        draft = claims.draft(os.path.dirname(target), container.id)
+    except OSError as error:
+        raise _unmakeable(target, error) from None
     try:
         fd = _open(draft)
         fcntl.flock(fd, fcntl.LOCK_EX)
         _save(draft, container)
-        os.rename(draft, target)
+        claims.take(draft, target)
+    except FileExistsError:
+        claims.remove(draft)
+        raise ContainerExistsError("container with given ID already exists") from None
     except OSError as error:
-        _remove(draft)
-        if os.path.isdir(target):
-            raise ContainerExistsError("container with given ID already exists") from None
-        raise ContainerStateError(f"{target} can't be made: {error.strerror}") from None
+        claims.remove(draft)
+        raise _unmakeable(target, error) from None
     return Held(target, fd)
 
 
@@ -129,7 +125,7 @@ def load(root: str, container_id: str) -> Container:
 def listing(root: str) -> list[Container]:
     """All containers whose state can be read, in the order of their ids."""
     found = []
-    for name in _names(directory_of(root)):
+    for name in claims.names(directory_of(root)):
         try:
             found.append(load(root, name))
         except (ContainerNotFoundError, ContainerStateError):
@@ -244,26 +240,7 @@ def _open(directory: str) -> int:
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _names(parent: str) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(parent) if not name.startswith("."))
-    except FileNotFoundError:
-        return []
-
-
-def _sweep(parent: str) -> None:
-    """Remove what processes left that were killed while they made or removed a directory."""
-    for name in os.listdir(parent):
-        pid = name.rpartition("-")[2]
-        if name.startswith((_NEW, _DELETED)) and not os.path.exists(f"/proc/{pid}"):
-            _remove(os.path.join(parent, name))
-
-
-def _remove(directory: str) -> None:
-    """A directory of ours: it has files and nothing else."""
-    try:
-        for name in os.listdir(directory):
-            os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
-    except FileNotFoundError:
-        pass
+def _unmakeable(directory: str, error: OSError) -> ContainerStateError:
+    return ContainerStateError(
+        f"{directory} can't be made: {error.strerror}; choose another --root"
+    )

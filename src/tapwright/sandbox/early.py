@@ -119,7 +119,10 @@ def _make_netns(journal: Journal) -> None:
         ownership.claim_netns(journal, path)
         return
     if os.path.exists(path):
-        raise NetworkError(f"{path} exists, and is not this sandbox's; choose another id")
+        raise NetworkError(
+            f"{path} exists, and is not this sandbox's; choose another id, or remove it if nobody "
+            f"uses it: ip netns delete {os.path.basename(path)}"
+        )
     entry = journal.hold("netns", path=path)
     try:
         netns.create(path)

@@ -10,7 +10,6 @@ All locks are flock(2): the kernel frees them with their last holder, however it
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tapwright.errors import NetworkError, SandboxExistsError, SandboxStateError
-from tapwright.linux import filelock
+from tapwright.linux import claims, filelock
 from tapwright.sandbox.record import Journal, Record, load, save
 
 _ALIVE = "alive"
-_NEW, _DELETED = ".new-", ".deleted-"
 _CLAIM_SECONDS = 10.0
 
 
@@ -31,32 +29,29 @@ def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
 
     Raises SandboxExistsError, SandboxStateError.
     """
+    target = sandboxes / record.id
     try:
-        sandboxes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = Path(claims.draft(sandboxes, record.id))
     except OSError as error:
         raise SandboxStateError(
             f"the state directory {sandboxes} can't be made: {error.strerror}; choose another "
             "one with --root"
         ) from None
-    _sweep(sandboxes)
-    target = sandboxes / record.id
-    draft = sandboxes / f"{_NEW}{record.id}-{os.getpid()}"
-    draft.mkdir(mode=0o700)
     try:
         fd = os.open(draft / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         save(record, draft)
         try:
-            draft.rename(target)
-        except OSError as error:
+            claims.take(draft, target)
+        except OSError:
             os.close(fd)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+            raise
+    except BaseException as error:
+        claims.remove(draft)
+        if isinstance(error, FileExistsError):
             raise SandboxExistsError(
                 f"a sandbox {record.id!r} exists; delete it or choose another id"
             ) from None
-    except BaseException:
-        _remove_tree(draft)
         raise
     return target, fd
 
@@ -184,31 +179,9 @@ def _all_held(sandboxes: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def discard(directory: Path) -> None:
     """Remove the directory of a sandbox that holds nothing any more; its name is free at once."""
-    grave = directory.with_name(f"{_DELETED}{directory.name}-{os.getpid()}")
-    directory.rename(grave)
-    _remove_tree(grave)
+    claims.discard(directory)
 
 
 def names(sandboxes: Path) -> list[str]:
     """The ids of all sandboxes."""
-    try:
-        entries = list(os.scandir(sandboxes))
-    except FileNotFoundError:
-        return []
-    return sorted(
-        entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
-    )
-
-
-def _sweep(sandboxes: Path) -> None:
-    """Remove what processes left that were killed in `claim` or `discard`."""
-    for path in sandboxes.glob(".*"):
-        pid = path.name.rpartition("-")[2]
-        if path.name.startswith((_NEW, _DELETED)) and not os.path.exists(f"/proc/{pid}"):
-            _remove_tree(path)
-
-
-def _remove_tree(directory: Path) -> None:
-    import shutil  # not of use to commands that only look
-
-    shutil.rmtree(directory, ignore_errors=True)
+    return claims.names(sandboxes)
