@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.host import eventually
 from tests.platforms.conftest import unchanged
 from tests.platforms.containerd import Containerd
 from tests.platforms.cri import Cri
@@ -111,6 +112,19 @@ def test_podman_as_it_stops(
     with podman.start("stop", "--time", "1", NAME) as client:
         kill(pid)
         client.communicate(timeout=60)  # lest it dies of what it can't say
+    podman.output("rm", "--force", "--time", "0", NAME)
+
+
+def test_podman_and_its_monitor_as_it_stops(
+    podman: Podman, runtime: Runtime, podman_unchanged: None
+) -> None:
+    """It takes the container for one that is stopping, and removes its files alone."""
+    podman.output("run", "--detach", *WEB)
+    conmon = processes(podman, runtime)["conmon"]
+    with podman.start("stop", "--time", "1000", NAME) as client:
+        assert eventually(lambda: podman.inspect(NAME)["State"]["Status"] == "stopping")
+        kill(conmon)
+        client.kill()
     podman.output("rm", "--force", "--time", "0", NAME)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.errors import UsageError
+from tapwright.sandbox import abandoned
 from tapwright.sandbox.abandoned import Abandoned
 from tests.host import eventually
 
@@ -37,15 +38,17 @@ def test_a_process_ends(
     done = tmp_path / "done"
 
     async def watch() -> None:
-        abandoned = Abandoned()
-        async with abandoned.watched():
-            await abandoned.watch(process.pid, monitor.pid, False, ["touch", str(done)])
+        watcher = Abandoned()
+        async with watcher.watched():
+            await watcher.watch(
+                process.pid, monitor.pid, False, str(tmp_path), ["touch", str(done)]
+            )
             if is_dead:
                 end(monitor)
             await asyncio.sleep(0)
             assert not done.exists()
             end(process)
-            while abandoned.is_watching:
+            while watcher.is_watching:
                 await asyncio.sleep(0)
         assert done.exists() == is_dead
 
@@ -58,15 +61,40 @@ def test_a_monitor_that_deletes_ends_after_the_process(
     done = tmp_path / "done"
 
     async def watch() -> None:
-        async with (abandoned := Abandoned()).watched():
-            await abandoned.watch(process.pid, monitor.pid, True, ["touch", str(done)])
+        async with (watcher := Abandoned()).watched():
+            await watcher.watch(process.pid, monitor.pid, True, str(tmp_path), ["touch", str(done)])
             end(process)
             for _ in range(9):  # more than it takes to see that
                 await asyncio.sleep(0)
-            assert abandoned.is_watching
+            assert watcher.is_watching
             assert not done.exists()
             end(monitor)
-            while abandoned.is_watching:
+            while watcher.is_watching:
+                await asyncio.sleep(0)
+
+    asyncio.run(watch())
+    assert done.exists()
+
+
+def test_the_bundle_goes_while_the_process_runs(
+    process: subprocess.Popen[bytes],
+    monitor: subprocess.Popen[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(abandoned, "_LOOK_SECONDS", 0)
+    done, bundle = tmp_path / "done", tmp_path / "bundle"
+    bundle.mkdir()
+
+    async def watch() -> None:
+        async with (watcher := Abandoned()).watched():
+            await watcher.watch(process.pid, monitor.pid, True, str(bundle), ["touch", str(done)])
+            end(monitor)
+            for _ in range(9):  # more than it takes to see that
+                await asyncio.sleep(0)
+            assert watcher.is_watching
+            bundle.rmdir()
+            while watcher.is_watching:
                 await asyncio.sleep(0)
 
     asyncio.run(watch())
@@ -81,9 +109,11 @@ def test_a_process_that_had_ended(
     end(monitor)
 
     async def watch() -> None:
-        async with (abandoned := Abandoned()).watched():
-            await abandoned.watch(process.pid, monitor.pid, False, ["touch", str(done)])
-            while abandoned.is_watching:
+        async with (watcher := Abandoned()).watched():
+            await watcher.watch(
+                process.pid, monitor.pid, False, str(tmp_path), ["touch", str(done)]
+            )
+            while watcher.is_watching:
                 await asyncio.sleep(0)
 
     asyncio.run(watch())
@@ -101,9 +131,11 @@ def test_the_sandbox_ends(
     done = tmp_path / "done"
 
     async def watch() -> None:
-        async with (abandoned := Abandoned()).watched():
+        async with (watcher := Abandoned()).watched():
             script = f"while kill -0 {process.pid}; do sleep 0.01; done; touch {done}"
-            await abandoned.watch(process.pid, monitor.pid, False, ["sh", "-c", script])
+            await watcher.watch(
+                process.pid, monitor.pid, False, str(tmp_path), ["sh", "-c", script]
+            )
             if is_dead:
                 end(monitor)
             await asyncio.sleep(0)
@@ -118,7 +150,7 @@ def test_the_sandbox_ends(
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    abandoned = Abandoned()
+    watcher = Abandoned()
     for process, monitor, command in (
         ("1", 1, ["true"]),
         (1, None, ["true"]),
@@ -126,4 +158,4 @@ def test_what_makes_no_sense_is_refused() -> None:
         (1, 1, [1]),
     ):
         with pytest.raises(UsageError):
-            asyncio.run(abandoned.watch(process, monitor, False, command))
+            asyncio.run(watcher.watch(process, monitor, False, "/", command))

@@ -158,6 +158,7 @@ def _see_to_its_end(root: str, container: Container, sandbox: Sandbox) -> None:
             monitor=container.caller,
             # Podman's conmon ends as the command that deletes; CRI-O's is done before.
             monitor_deletes="--exit-command" in state.command_of(container.caller),
+            bundle=container.bundle,
             command=command,
         )
 

@@ -2,7 +2,8 @@
 
 A platform leaves a monitor beside each container (conmon, containerd's shim), which hears of its
 end and has it deleted. When that was killed, podman 4.3 takes the container off its list, and never
-calls `delete`. So the supervisor has it called, as soon as the container has ended.
+calls `delete`. So the supervisor has it called, as soon as the container has ended, or its bundle
+is gone.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from typing import Any
 
 from tapwright.errors import UsageError
 from tapwright.sandbox.stdio import ready
+
+_LOOK_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,22 +49,52 @@ class Abandoned:
     def is_watching(self) -> bool:
         return bool(self._watching)
 
-    async def watch(self, process: Any, monitor: Any, monitor_deletes: Any, command: Any) -> None:
-        """Run the command when the process of that pid has ended, if its monitor has before. One
-        that `monitor_deletes` ends only when that is done; so its end may also come later. Raises
+    async def watch(
+        self, process: Any, monitor: Any, monitor_deletes: Any, bundle: Any, command: Any
+    ) -> None:
+        """Run the command when the process of that pid has ended, if its monitor has before; or,
+        while it still runs, when the monitor has ended and the bundle is gone. A monitor that
+        `monitor_deletes` ends only when that is done; so its end may also come later. Raises
         UsageError."""
-        if type(process) is not int or type(monitor) is not int or not _is_words(command):
-            raise UsageError("process and monitor must be pids, and command a list of words")
+        if type(process) is not int or type(monitor) is not int:
+            raise UsageError("process and monitor must be pids")
+        if not isinstance(bundle, str) or not _is_words(command):
+            raise UsageError("bundle must be a path, and command a list of words")
         with contextlib.ExitStack() as stack:
             seen, judge = _pidfd(stack, process), _pidfd(stack, monitor)
-            awaited = [seen, judge] if monitor_deletes is True else [seen]
-            task = asyncio.create_task(_see_to(awaited, judge, command, stack.pop_all()))
+            due = _due(seen, judge, monitor_deletes is True, bundle)
+            task = asyncio.create_task(_see_to(due, judge, command, stack.pop_all()))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
 
 
+async def _due(
+    process: int | None, monitor: int | None, monitor_deletes: bool, bundle: str
+) -> None:
+    """Until it is time to look at the monitor. None is a process that is gone."""
+    if process is not None:
+        forgotten = asyncio.create_task(_forgotten(monitor, bundle))
+        ended = asyncio.create_task(ready(process))
+        try:
+            await asyncio.wait((forgotten, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            forgotten.cancel()
+            ended.cancel()
+            # `ready` may have the monitor's descriptor but once at a time.
+            await asyncio.gather(forgotten, ended, return_exceptions=True)
+    if monitor_deletes and monitor is not None:
+        await ready(monitor)
+
+
+async def _forgotten(monitor: int | None, bundle: str) -> None:
+    if monitor is not None:
+        await ready(monitor)
+    while os.path.exists(bundle):
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
 async def _see_to(
-    awaited: list[int | None],
+    due: Coroutine[Any, Any, None],
     monitor: int | None,
     command: list[str],
     pidfds: contextlib.ExitStack,
@@ -69,9 +102,7 @@ async def _see_to(
     with pidfds:
         running = None
         try:
-            for pidfd in awaited:
-                if pidfd is not None:
-                    await ready(pidfd)
+            await due
         finally:
             if monitor is None or select.select([monitor], [], [], 0)[0]:
                 _log.warning("a container's monitor has died: %s", " ".join(command))
