@@ -100,8 +100,10 @@ def test_after_the_start(runtime: Runtime, outside: Namespace) -> None:
         runtime.config = None
 
 
-def test_the_hosts_network_is_refused(runtime: Runtime) -> None:
-    spaces = {"namespaces": [{"type": "pid"}, {"type": "mount"}]}
+@pytest.mark.parametrize("network", [[], [{"type": "network", "path": "/proc/self/ns/net"}]])
+def test_the_hosts_network_is_refused(runtime: Runtime, network: list[dict[str, str]]) -> None:
+    """Podman and containerd name no namespace, docker that of the host."""
+    spaces = {"namespaces": [{"type": "pid"}, {"type": "mount"}, *network]}
     bundle = runtime.bundle(configuration("true", linux=spaces))
     refused = runtime.refused("create", "--bundle", str(bundle), "hosts")
     assert "the host's network (--network host) is not to be had in a VM" in refused

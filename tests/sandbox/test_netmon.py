@@ -85,12 +85,12 @@ class Namespace:
     def state(self) -> State:
         """What the guest should be."""
         with netns.entered(self.path), Netlink() as nl:
-            found = discovery.scan(nl)
-        names = {interface.link.index: interface.link.name for interface in found}
+            found, in_order = discovery.scan(nl)
         carried = [i for i in found if i.link.is_up]
+        names = {interface.link.index: interface.link.name for interface in carried}
         return described(
             {i.link.name: (i.link.mac, i.link.mtu, i.addresses) for i in carried},
-            [(names[r.device], r) for i in carried for r in i.routes],
+            [(names[r.device], r) for r in in_order if r.device in names],
             [(names[n.device], n) for i in carried for n in i.neighbours],
         )
 
@@ -143,15 +143,19 @@ class Namespace:
 
 
 def described(interfaces: Json, found_routes: Json, found_neighbours: Json) -> State:
-    """The same form for namespace and guest."""
+    """The same form for namespace and guest. Of IPv4 routes that differ in nothing but where they
+    lead the order is kept, for the kernel takes the first."""
+    found = [
+        (device, r.destination, r.gateway or "", r.source or "", r.metric, r.onlink, r.mtu)
+        for device, r in found_routes
+    ]
     return {
         "interfaces": {
             name: (mac, mtu, [(a.address, a.prefix_length, a.peer) for a in found])
             for name, (mac, mtu, found) in interfaces.items()
         },
         "routes": sorted(
-            (device, r.destination, r.gateway or "", r.source or "", r.metric, r.onlink, r.mtu)
-            for device, r in found_routes
+            found, key=lambda route: (route[1], route[4], route if ":" in route[1] else ())
         ),
         "neighbours": sorted((device, n.address, n.mac) for device, n in found_neighbours),
     }
@@ -230,6 +234,23 @@ def test_what_arrives_later_and_changes(namespace: Namespace, tapwright: Tapwrig
         namespace.settles()
         if "fe80::77" in step[-1]:
             assert "fe80::77" in tapwright.exec(VM, "ip", "address", "show", "eth1")
+
+
+def test_the_first_of_several_routes_is_the_first(
+    namespace: Namespace, tapwright: Tapwright
+) -> None:
+    """Also where it comes last: CNI's reference plugins add theirs before those that are there, as
+    `ip route prepend` does."""
+    for number in (1, 2, 3):
+        namespace.add_veth(f"eth{number}", f"10.77.{number}.9/24")
+    namespace.settles()
+    for number, verb in ((2, "add"), (1, "prepend"), (3, "prepend"), (2, "delete"), (2, "append")):
+        namespace.ip(f"route {verb} default via 10.77.{number}.1 dev eth{number}")
+        namespace.settles()
+    assert "dev eth3" in tapwright.exec(VM, "ip", "route", "get", "192.0.2.1")
+    namespace.ip("link set eth3 mtu 1400")
+    namespace.ip("address add 10.77.3.10/24 dev eth3")
+    namespace.settles()
 
 
 def test_calico_shaped(namespace: Namespace, tapwright: Tapwright) -> None:

@@ -48,24 +48,33 @@ class Interface(NamedTuple):
         return self._replace(link=self.link._replace(flags=self.link.flags | links.IFF_RUNNING))
 
 
-def scan(nl: Netlink) -> list[Interface]:
-    """The interfaces of the namespace that can be NICs of a VM: Ethernet, not ours, no bridge.
+class Scan(NamedTuple):
+    """The interfaces of a namespace that can be NICs of a VM, and their routes in the order of the
+    kernel: of those to one destination with one metric it takes the first."""
 
-    That leaves out loopback and the tunnels that kernels put into each new namespace.
-    """
+    interfaces: list[Interface]
+    routes: list[Route]
+
+
+def scan(nl: Netlink) -> Scan:
+    """What can be a NIC: Ethernet, not ours, no bridge. That leaves out loopback and the tunnels
+    that kernels put into each new namespace."""
+    found = [route for route in routes.listing(nl) if route.protocol not in _NOT_CARRIED]
     own_addresses = _by_index(addresses.listing(nl))
-    own_routes = _by_index((route.device, route) for route in routes.listing(nl))
+    own_routes = _by_index((route.device, route) for route in found)
     own_neighbours = _by_index((entry.device, entry) for entry in neighbours.listing(nl))
-    return [
+    interfaces = [
         Interface(
             link=link,
             addresses=tuple(a for a in own_addresses[link.index] if not a.is_made_from(link.mac)),
-            routes=tuple(r for r in own_routes[link.index] if r.protocol not in _NOT_CARRIED),
+            routes=tuple(own_routes[link.index]),
             neighbours=tuple(own_neighbours[link.index]),
         )
         for link in links.listing(nl)
         if link.is_ethernet and link.alias != OUR_ALIAS and link.kind != "bridge"
     ]
+    own = {interface.link.index for interface in interfaces}
+    return Scan(interfaces, [route for route in found if route.device in own])
 
 
 def _by_index(found: Iterable[tuple[int, Item]]) -> dict[int, list[Item]]:

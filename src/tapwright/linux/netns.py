@@ -69,6 +69,13 @@ def exists(path: str) -> bool:
         return False
 
 
+def is_own(path: str) -> bool:
+    """Whether the namespace of this process is bound at `path`."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, OWN)
+    return False
+
+
 @contextlib.contextmanager
 def entered(path: str) -> Iterator[None]:
     """Be in the namespace at `path` for the length of the block, in this thread only.

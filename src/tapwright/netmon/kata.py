@@ -108,7 +108,8 @@ class Kata:
 def _scan() -> list[Interface]:
     """Without the devices that Kata makes for itself."""
     with Netlink() as nl:
-        return [found for found in discovery.scan(nl) if not found.link.name.endswith(_KATAS)]
+        found = discovery.scan(nl).interfaces
+    return [interface for interface in found if not interface.link.name.endswith(_KATAS)]
 
 
 def _interface(interface: Interface) -> Json:

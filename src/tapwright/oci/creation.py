@@ -179,11 +179,13 @@ class _Making:
         return shared, of_guest
 
     def _make_sandbox(self, configuration: "Config", launch: "Launch") -> None:
+        from tapwright.linux import netns
         from tapwright.sandbox import lifecycle, planning
 
         network = self._bundle.namespace("network")
         in_host = configuration.runtime.disable_new_netns
-        if network is None and not in_host:
+        # Docker names the host's by a path.
+        if (network is None or netns.is_own(network)) and not in_host:
             raise BundleError(
                 "the host's network (--network host) is not to be had in a VM; choose another "
                 "network, or none"

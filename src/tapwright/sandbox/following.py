@@ -41,7 +41,8 @@ class Following:
         # The interfaces as the guest has them.
         self._carried: dict[int, Interface] = {}
         # Several routes of one metric, such as next hops of one, are one after another.
-        self._routes = GuestTable[Route](agent, "routes", append=True)
+        self._routes = GuestTable[Route](agent, "routes", _alternatives, append=True)
+        self._order: list[Route] = []  # that of the namespace
         self._neighbours = GuestTable[Neighbour](agent, "neighbours")
         # Their NICs were removed by request: they stay away until they themselves are gone.
         self._dismissed: set[int] = set()
@@ -75,7 +76,7 @@ class Following:
         """The guest's tables, and what of the interfaces belongs there."""
         found = interfaces.values()
         yield self._neighbours, [entry for one in found for entry in one.neighbours]
-        yield self._routes, [route for one in found for route in one.routes]
+        yield self._routes, [route for route in self._order if route.device in interfaces]
 
     def dismiss(self, index: int) -> None:
         """Leave an interface alone whose NIC was removed by request."""
@@ -106,7 +107,8 @@ class Following:
 
     def _scan(self) -> list[Interface]:
         with netns.entered(self._path), Netlink() as nl:
-            return discovery.scan(nl)
+            interfaces, self._order = discovery.scan(nl)
+        return interfaces
 
     async def _unplug_gone(self, found: dict[int, Interface]) -> None:
         """Also of what has been out of the namespace in the meantime, or has another MAC: that
@@ -198,6 +200,11 @@ class Following:
         for route in self._routes.present:
             if route.source in lost:
                 self._routes.doubt(route.device)
+
+
+def _alternatives(route: Route) -> object:
+    """What is the same for routes of which the kernel takes the first."""
+    return route.destination, route.metric, route.table
 
 
 def _settings(interface: Interface | None) -> object:

@@ -3,7 +3,7 @@
 What others put into the guest's tables is left alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, Generic, TypeVar
 
 from tapwright.agent.client import AgentClient
@@ -19,20 +19,29 @@ Entry = TypeVar("Entry", Route, Neighbour)
 
 
 class GuestTable(Generic[Entry]):
-    """`what` is `routes` or `neighbours`; the options go with each request to change them."""
+    """`what` is `routes` or `neighbours`; the options go with each request to change them. Where
+    the order of entries matters, `alternatives` is what is the same for those that it matters
+    for."""
 
-    def __init__(self, agent: AgentClient, what: str, **options: Any) -> None:
+    def __init__(
+        self,
+        agent: AgentClient,
+        what: str,
+        alternatives: Callable[[Entry], object] | None = None,
+        **options: Any,
+    ) -> None:
         self.what = what
         self._agent = agent
         self._op = f"change_{what}"
+        self._alternatives: Callable[[Entry], object] | None = alternatives
         self._options = options
-        self.present: set[Entry] = set()
-        """What the guest got from here."""
+        self.present: dict[Entry, None] = {}
+        """What the guest got from here, in the order of its coming."""
         self._doubtful: set[int] = set()
 
     def forget(self, index: int) -> None:
         """The interface of that index has gone from the guest, its entries with it."""
-        self.present = {entry for entry in self.present if entry.device != index}
+        self.present = {entry: None for entry in self.present if entry.device != index}
         self._doubtful.discard(index)
 
     def doubt(self, index: int) -> None:
@@ -41,7 +50,7 @@ class GuestTable(Generic[Entry]):
 
     def wish(self, wanted: Iterable[Entry]) -> object:
         """What `change` would do it for: equal when it is no use to try the same again."""
-        return frozenset(wanted), frozenset(self._doubtful)
+        return tuple(wanted), frozenset(self._doubtful)
 
     async def change(self, wanted: Iterable[Entry], names: Mapping[int, str]) -> None:
         """Make the entries for some interfaces, `names` by index, those wanted, in their order.
@@ -50,15 +59,43 @@ class GuestTable(Generic[Entry]):
         when it does not answer.
         """
         shall = dict.fromkeys(entry for entry in wanted if entry.device in names)
-        remove = [e for e in self.present if e.device in names and e not in shall]
-        add = [e for e in shall if e not in self.present or e.device in self._doubtful]
-        refused = await self._ask("remove", remove, names, self.present.difference_update)
         # A gateway must be reachable before its route comes.
-        add.sort(key=lambda entry: bool(getattr(entry, "gateway", None)))
-        refused += await self._ask("add", add, names, self.present.update)
+        shall = dict.fromkeys(sorted(shall, key=lambda e: bool(getattr(e, "gateway", None))))
+        remove = [e for e in self.present if e.device in names and e not in shall]
+        unsure = {entry for entry in self.present if entry.device in self._doubtful}
+        add = [e for e in shall if e not in self.present or e in unsure]
+        refused = await self._ask("remove", remove, names, self._removed)
+        refused += await self._ask("add", add, names, self._added)
+        if self._alternatives:
+            late = self._late(shall, unsure, self._alternatives)
+            refused += await self._ask("remove", late, names, self._removed)
+            refused += await self._ask("add", late, names, self._added)
         self._doubtful -= names.keys()
         if refused:
             raise AgentRefusedError(f"{refused[0]} (one of {len(refused)} that were refused)")
+
+    def _late(
+        self, shall: Iterable[Entry], unsure: Set[Entry], key: Callable[[Entry], object]
+    ) -> list[Entry]:
+        """Those that are before others in the guest which shall be before them; in the order in
+        which they shall be. Of the `unsure` nobody knows where they are."""
+        wanted = _grouped(filter(self.present.__contains__, shall), key)
+        there = _grouped(self.present, key)
+        late: list[Entry] = []
+        for group, entries in wanted.items():
+            known = [entry for entry in there[group] if entry in entries]
+            if len(entries) > 1 and not unsure.isdisjoint(entries):
+                late += entries
+            else:
+                late += entries[_same_beginning(known, entries) :]
+        return late
+
+    def _removed(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self.present.pop(entry, None)
+
+    def _added(self, entries: Iterable[Entry]) -> None:
+        self.present |= dict.fromkeys(entries)
 
     async def _ask(
         self,
@@ -79,11 +116,24 @@ class GuestTable(Generic[Entry]):
             except AgentRefusedError as error:
                 if len(part) == 1:
                     refused.append(error)
-                    self.present.difference_update(part)
+                    self._removed(part)
                 else:
                     middle = len(part) // 2
                     parts[:0] = part[:middle], part[middle:]
         return refused
+
+
+def _grouped(entries: Iterable[Entry], key: Callable[[Entry], object]) -> dict[object, list[Entry]]:
+    found: dict[object, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(key(entry), []).append(entry)
+    return found
+
+
+def _same_beginning(one: list[Entry], other: list[Entry]) -> int:
+    """How many entries at their beginnings are the same."""
+    pairs = enumerate(zip(one, other, strict=True))
+    return next((number for number, (a, b) in pairs if a != b), len(one))
 
 
 def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:

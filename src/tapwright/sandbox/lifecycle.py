@@ -53,7 +53,7 @@ def run(
     SandboxExistsError, and what `Bringup.run` does.
     """
     check_id(sandbox_id)
-    if spec.netns and _is_ours(spec.netns):
+    if spec.netns and netns.is_own(spec.netns):
         raise UsageError(f"{spec.netns} is this host's own namespace; a sandbox would cut it off")
     record = Record(
         id=sandbox_id,
@@ -181,12 +181,6 @@ def _end(directory: Path, pid: int) -> None:
                 return
     finally:
         os.close(pidfd)
-
-
-def _is_ours(path: str) -> bool:
-    with suppress(OSError):
-        return os.path.samefile(path, netns.OWN)
-    return False
 
 
 def _last_of_log(directory: Path) -> str:

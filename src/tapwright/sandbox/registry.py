@@ -37,7 +37,9 @@ def find(root: str | Path, prefix: str) -> Sandbox:
     known = ownership.names(directory_of(root))
     found = [prefix] if prefix in known else [name for name in known if name.startswith(prefix)]
     if not found or not prefix:
-        raise SandboxNotFoundError(f"there is no sandbox {prefix!r}; see 'tapwright sandbox list'")
+        raise SandboxNotFoundError(
+            f"there is no sandbox {prefix!r}; see 'tapwright --root {root} sandbox list'"
+        )
     if len(found) > 1:
         raise UsageError(f"{prefix!r} is the beginning of several ids: {', '.join(found)}")
     sandbox = look_at(directory_of(root) / found[0])
