@@ -45,7 +45,8 @@ class Runtime:
     def refused(self, *words: str) -> str:
         """Insist on failure; what was said."""
         done = self.call(*words)
-        assert done.returncode == 1, f"{words}: {done.returncode} {done.stdout}"
+        failed = 255 if words[0] == "exec" else 1
+        assert done.returncode == failed, f"{words}: {done.returncode} {done.stdout}"
         return str(done.stderr).removeprefix("tapwright: ").removesuffix("\n")
 
     def bundle(self, content: Json) -> Path:

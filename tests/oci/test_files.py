@@ -86,6 +86,8 @@ def test_mounts_below_a_bind_mount(runtime: Runtime, tmp_path: Path) -> None:
             *("cat", "/outer/inner/file"), mounts=[bound(tmp_path / "outer", "/outer")]
         )
         assert (status, output) == (0, "deep")
+        alone = bound(tmp_path / "outer", "/outer") | {"options": ["bind"]}
+        assert runtime.run("ls", "/outer/inner", mounts=[alone]) == (0, "")
     finally:
         subprocess.run(["umount", str(tmp_path / "outer/inner")], check=True)
 

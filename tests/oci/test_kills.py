@@ -5,13 +5,16 @@ import os
 import random
 import signal
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tapwright.errors import ContainerError
 from tapwright.oci import life
+from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
 from tests.host import eventually
 from tests.oci.bundles import configuration
@@ -86,6 +89,19 @@ def test_the_guest_of_a_member_hangs(runtime: Runtime, monkeypatch: pytest.Monke
             os.kill(qemu, signal.SIGCONT)
             assert eventually(lambda: member.id not in shared.read_text())
         assert sandbox.state["status"] == "running"
+
+
+def test_a_guest_that_refuses_keeps_no_member() -> None:
+    """All is tried, and what was refused is told."""
+    asked = []
+
+    class Refusing(Sandbox):
+        def call(self, op: str, descriptors: Sequence[int] = (), **arguments: Any) -> Any:
+            asked.append(op)
+            raise ContainerError("no")
+
+    assert life._leave(Refusing("/", "s"), "c") == ["no", "no"]
+    assert asked == ["delete_container", "unshare"]
 
 
 def test_the_bundle_is_gone(runtime: Runtime) -> None:

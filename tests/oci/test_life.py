@@ -202,12 +202,21 @@ def test_hooks(runtime: Runtime, tmp_path: Path) -> None:
     }
 
 
-def test_a_hook_that_fails(runtime: Runtime) -> None:
-    hooks = {"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", "echo no; exit 1"]}]}
+def test_a_hook_that_fails(runtime: Runtime, tmp_path: Path) -> None:
+    """What the ones before it have made, poststop takes back."""
+    made = tmp_path / "made"
+    hooks = {
+        kind: [{"path": "/bin/sh", "args": ["sh", "-c", script]}]
+        for kind, script in (
+            ("prestart", f"touch {made}; echo no; exit 1"),
+            ("poststop", f"rm {made}"),
+        )
+    }
     bundle = runtime.bundle(configuration("true", hooks=hooks))
     done = runtime.call("create", "--bundle", str(bundle), "hooked")
     assert done.returncode == 1
     assert "prestart hook 0 (/bin/sh): it ended with status 1, and said: no" in done.stderr
+    assert not made.exists()
     assert runtime.refused("state", "hooked") == "container does not exist"
 
 

@@ -1,11 +1,17 @@
 """Networks of containers: as platforms prepare them, and as they come late."""
 
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tapwright.linux import netns
+from tapwright.oci import life, state
+from tapwright.oci.control import Sandbox
 from tests.host import eventually
 from tests.namespaces import Namespace, namespace
 from tests.oci.bundles import NAMESPACES, configuration
@@ -52,6 +58,85 @@ def test_a_namespace_with_a_path(runtime: Runtime, outside: Namespace) -> None:
         with runtime.running("sleep", "1000", linux=spaces) as container:
             assert reaches(container, "10.77.1.1")
             assert "10.77.1.2/24" in container.says("ip", "addr", "show", "eth0")
+
+
+class NameServer:
+    """One of a platform, in the namespace at `path`: it answers with what it was asked, turned
+    around."""
+
+    ADDRESS = "127.0.0.11"
+
+    def __init__(self, path: str) -> None:
+        with netns.entered(path):
+            self._udp, self._tcp = socket.socket(type=socket.SOCK_DGRAM), socket.socket()
+        for listener in (self._udp, self._tcp):
+            listener.bind((self.ADDRESS, 53))
+        self._tcp.listen()
+        self._threads = [threading.Thread(target=one) for one in (self._serve_udp, self._serve_tcp)]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        for listener in (self._udp, self._tcp):
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve_udp(self) -> None:
+        with suppress(OSError):
+            while (asked := self._udp.recvfrom(1 << 16))[0]:
+                self._udp.sendto(asked[0][::-1], asked[1])
+
+    def _serve_tcp(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._tcp.accept()
+                with connection, connection.makefile("rwb") as stream:
+                    length = stream.read(2)
+                    stream.write(length + stream.read(int.from_bytes(length))[::-1])
+
+
+_ASK = """
+import socket
+udp = socket.socket(type=socket.SOCK_DGRAM)
+udp.settimeout(10)
+udp.connect(("127.0.0.11", 53))
+for number in range(40):
+    udp.send(b"question %d" % number)
+    print(udp.recv(1000)[::-1].decode())
+tcp = socket.create_connection(("127.0.0.11", 53), 10)
+asked = b"long" * 5000
+tcp.sendall(len(asked).to_bytes(2) + asked)
+stream = tcp.makefile("rb")
+print(stream.read(int.from_bytes(stream.read(2)))[::-1] == asked)
+"""
+
+
+def test_a_name_server_in_the_namespace(runtime: Runtime, tmp_path: Path) -> None:
+    """As docker's, that comes with a network connected later."""
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("nameserver 192.0.2.53\n")
+    mount = {"destination": "/etc/resolv.conf", "source": str(resolv_conf), "options": ["bind"]}
+    with namespace("twtest-inside") as inside:
+        inside.ip("link set lo up")
+        spaces = {"namespaces": in_namespace(inside.path)}
+        with runtime.running("sleep", "1000", linux=spaces, mounts=[mount]) as container:
+            sandbox = container.state["sandbox"]
+            ask = "python3", "-c", _ASK
+            refused = runtime.tapwright.run("sandbox", "exec", sandbox, "--", *ask)
+            assert "refused" in refused.stderr
+            server = NameServer(inside.path)
+            try:
+                resolv_conf.write_text(f"search x\nnameserver {server.ADDRESS}\noptions ndots:0\n")
+                life.sync(
+                    Sandbox(str(runtime.root), sandbox), state.load(str(runtime.root), container.id)
+                )
+                answers = runtime.tapwright.exec(sandbox, *ask).splitlines()
+                assert answers == [*(f"question {number}" for number in range(40)), "True"]
+            finally:
+                server.close()
 
 
 def test_no_network(runtime: Runtime) -> None:

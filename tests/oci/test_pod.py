@@ -81,6 +81,21 @@ def test_shared_processes(runtime: Runtime) -> None:
             assert eventually(lambda: "sleep 4321" in sandbox.says("ps"))
 
 
+def test_the_processes_of_one_whose_first_has_ended(runtime: Runtime) -> None:
+    with pod(runtime) as sandbox:
+        content = member(sandbox, "sh", "-c", "sleep 8765 & exit 3")
+        for entry in content["linux"]["namespaces"]:
+            if entry["type"] == "pid":
+                entry["path"] = f"/proc/{sandbox.pid}/ns/pid"
+        with runtime.created(content) as container:
+            container.start()
+            assert container.wait() == 3
+            assert "sleep 8765" in sandbox.says("ps")
+            assert runtime.refused("kill", container.id, "KILL") == "container not running"
+            runtime.succeed("kill", "--all", container.id, "KILL")
+            assert eventually(lambda: "sleep 8765" not in sandbox.says("ps"))
+
+
 def test_shared_memory(runtime: Runtime) -> None:
     shm = {"destination": "/dev/shm", "type": "bind", "source": "/tmp", "options": ["rbind"]}
     with pod(runtime) as sandbox:

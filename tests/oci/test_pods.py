@@ -87,6 +87,18 @@ def test_joined_namespaces(tmp_path: Path) -> None:
     assert found == {"ipc": "/proc/70/ns/ipc", "uts": "/proc/70/ns/uts"}
 
 
+def test_the_pid_namespace_of_another_vm(tmp_path: Path) -> None:
+    enter(tmp_path, "pod")
+    for marks, path, reason in (
+        ({}, f"/proc/{os.getpid()}/ns/pid", "lives in another VM"),
+        ({CRI[0]: "container", CRI[1]: "pod"}, "/run/pidns/x", "is of no container that runs"),
+    ):
+        wanted = loaded(tmp_path, marks, pid=path)
+        owner_found = pods.owner_of(str(tmp_path), wanted)
+        with pytest.raises(BundleError, match=reason):
+            pods.joined_namespaces(str(tmp_path), wanted, owner_found)
+
+
 def test_sandbox_ids() -> None:
     assert pods.sandbox_id("a" * 64) == "a" * 64
     long, other = pods.sandbox_id("a" * 65), pods.sandbox_id("a" * 66)

@@ -74,7 +74,7 @@ def test_exec(container: Container) -> None:
     assert container.exec("sh", "-c", "kill -9 $$").returncode == 137
     assert container.exec("sh", "-c", "kill -SEGV $$").returncode == 139
     missing = container.exec("frobnicate")
-    assert missing.returncode == 1
+    assert missing.returncode == 255
     assert 'exec: "frobnicate": executable file not found in $PATH' in missing.stderr
     assert 'exec: "/etc/passwd": permission denied' in container.exec("/etc/passwd").stderr
     assert 'exec: "/nowhere": no such file or directory' in container.exec("/nowhere").stderr

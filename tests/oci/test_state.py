@@ -62,6 +62,14 @@ def test_status(tmp_path: Path, process: "subprocess.Popen[bytes]") -> None:
     assert state.status(root, running) == "stopped"
 
 
+def test_one_that_had_ended_before_it_was_known(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    ended = of(process)
+    assert ended.pid_started == -1
+    assert not state.is_running(ended)
+
+
 def test_another_process_of_its_pid(process: "subprocess.Popen[bytes]") -> None:
     assert not state.is_running(container(pid=process.pid, pid_started=1, boot=state.boot()))
     assert not state.is_running(of(process, boot="an earlier one"))

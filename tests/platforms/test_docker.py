@@ -76,6 +76,17 @@ def test_network_of_a_users_own(docker: Docker, second: str) -> None:
     assert "inet 10.90.0." in docker.output(*words)
 
 
+def test_names_of_a_users_own_network(docker: Docker, web: str, second: str) -> None:
+    """Docker's name server is a socket in the namespace on the host."""
+    docker.output("network", "connect", second, web)
+    try:
+        words = "run", *RUNTIME, "--rm", "--network", second, "busybox", "nslookup", web
+        assert "Address: 10.90.0." in docker.output(*words).partition("Name:")[2]
+        assert eventually(lambda: "10.90.0." in docker.run("exec", web, "nslookup", web).stdout, 20)
+    finally:
+        docker.output("network", "disconnect", second, web)
+
+
 def test_pause(docker: Docker, web: str) -> None:
     docker.output("pause", web)
     assert "timed out" in fetch("http://127.0.0.1:8083/")

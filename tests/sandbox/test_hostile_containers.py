@@ -16,7 +16,7 @@ from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError
 from tapwright.linux import unixsocket
-from tapwright.sandbox import control, wire
+from tapwright.sandbox import control, processes, wire
 from tapwright.sandbox.containers import Containers
 from tapwright.sandbox.processes import Processes
 from tests.hostile import Hostile
@@ -30,14 +30,23 @@ def tell(directory: Path, *stories: Story) -> None:
             async with asyncio.timeout(20):
                 guest = Hostile()
                 await guest.connect()
-                operations = Containers(guest.agent).by_name()
-                conversations = Processes(guest.agent).by_name()
+                conversing = Processes(guest.agent)
+                operations = Containers(guest.agent, conversing.expect_end).by_name()
+                conversations = conversing.by_name()
                 async with control.serving(directory, guest.agent, operations, conversations):
                     await story(guest, directory)
                 (directory / wire.SOCKET).unlink()
                 await guest.close()
 
     asyncio.run(all_of_them())
+
+
+def ask(directory: Path, op: str, **arguments: Any) -> Any:
+    with wire.connected(directory, 10) as connection:
+        wire.send(connection, {"op": op, **arguments})
+        answer = wire.answer(connection)
+    assert answer
+    return answer[1]
 
 
 class Held:
@@ -59,14 +68,16 @@ class Held:
 
 
 @contextlib.asynccontextmanager
-async def held(guest: Hostile, directory: Path, stdout: int | None = None) -> AsyncIterator[Held]:
+async def held(
+    guest: Hostile, directory: Path, stdout: int | None = None, op: str = "exec_container"
+) -> AsyncIterator[Held]:
     """A process; the guest has read that it is asked for, which is stream 1."""
     connection = socket.socket(socket.AF_UNIX)
     with unixsocket.address(directory / wire.SOCKET) as path:
         connection.connect(path)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    request = {"op": "exec_container", "id": "c", "process": {}}
+    request = {"op": op, "id": "c", "process": {}}
     descriptors = [theirs.fileno()] * 3
     if stdout is not None:
         descriptors[1] = stdout
@@ -115,6 +126,27 @@ def test_it_says_once_that_a_process_started(tmp_path: Path) -> None:
                 await guest.send(frame)
             await guest.send(protocol.message(protocol.REPLY, guest.session, 1, {"signal": 9}))
             assert await process.hear() == {"started": {"pid": 5}}
+            assert await process.hear() == {"exited": {"signal": 9}}
+
+    tell(tmp_path, story)
+
+
+def test_a_guest_that_does_not_let_a_process_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that it has sent SIGKILL, and never that the process has ended."""
+    monkeypatch.setattr(processes, "_END_SECONDS", 0.1)
+
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory, op="create_container") as process:
+            started = protocol.message(protocol.STARTED, guest.session, 1, {"pid": 5})
+            await guest.send(started)
+            assert await process.hear() == {"created": {"pid": 5}}
+            killing = asyncio.create_task(
+                asyncio.to_thread(ask, directory, "signal_container", id="c", signal=9)
+            )
+            await guest.answers(2, protocol.REPLY, b"{}")
+            assert await killing == {"result": None}
             assert await process.hear() == {"exited": {"signal": 9}}
 
     tell(tmp_path, story)
@@ -234,7 +266,7 @@ def test_its_answers_are_checked(op: str, answers: list[Any]) -> None:
     async def story() -> None:
         guest = Hostile()
         await guest.connect()
-        operation = Containers(guest.agent).by_name()[op]
+        operation = Containers(guest.agent, lambda container: None).by_name()[op]
         for stream, answer in enumerate(answers, 1):
             payload = json.dumps(answer).encode()
             answering = asyncio.create_task(guest.answers(stream, protocol.REPLY, payload))

@@ -1,11 +1,13 @@
 """Real bytes between host and guests, over addresses that real plugins gave out."""
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,14 +175,17 @@ def test_network_of_ipv6_alone(tapwright: Tapwright) -> None:
 
 
 def test_default_routes_of_all_networks(tapwright: Tapwright) -> None:
-    """In the order in which the plugins made them: the first network's is the one in use."""
+    """In the order of the namespace: the one in use is that which a container there would use."""
     words = "sandbox", "run", "many", "--network", "dual", "--network", "six", "--network", "small"
-    tapwright.json(*words)
+    netns = tapwright.json(*words)["netns"]
     listed = tapwright.json("kata-network", "list-routes", "many")
     defaults = [
         (route["gateway"], route["device"]) for route in listed if route["dest"] == "default"
     ]
-    assert defaults[:2] == [("10.91.0.1", "eth0"), ("10.92.0.1", "eth2")]
+    there = ["ip", "-json", "-n", Path(netns).name, "route", "show", "default"]
+    found = json.loads(subprocess.check_output(there))
+    assert defaults[:2] == [(route["gateway"], route["dev"]) for route in found]
+    assert sorted(defaults[:2]) == [("10.91.0.1", "eth0"), ("10.92.0.1", "eth2")]
     assert sorted(defaults[2:]) == [("fd91::1", "eth0"), ("fd94::1", "eth1")]
     tapwright.delete("many")
 

@@ -22,7 +22,8 @@ process carries STDIN, STDOUT and STDERR (an empty one is the end of file), SIGN
 terminal RESIZE. Who receives such data returns CREDIT for what it has passed on; who sends it never
 has more than WINDOW bytes of a channel without credit. So no reader, however slow, makes the other
 end hold more than that. An empty STDOUT or STDERR to the agent says that nobody reads it any more.
-A process of a container is there when STARTED comes, which may be after its first output.
+A process of a container is there when STARTED comes, which may be after its first output. The
+stream of a resolver carries a question in each STDOUT, an answer in each STDIN.
 
 *Bounds.* A payload is at most MAX_PAYLOAD bytes, a message made of several (flag MORE) at most
 MAX_MESSAGE, an agent serves at most MAX_STREAMS streams.
@@ -56,6 +57,7 @@ _HEADER = struct.Struct("!4sBBHIIII")
 _CHECKED = struct.Struct("!4sBBHIII")
 _CREDIT = struct.Struct("!BI")
 _SIZE = struct.Struct("!HH")
+_QUERY = struct.Struct("!H?")
 PREAMBLE = bytes(_HEADER.size + MAX_PAYLOAD)
 
 
@@ -136,6 +138,20 @@ def read_size(payload: bytes) -> tuple[int, int]:
         raise ProtocolError("a RESIZE of the wrong length")
     rows, columns = _SIZE.unpack(payload)
     return rows, columns
+
+
+def query(number: int, by_tcp: bool, text: bytes) -> bytes:
+    """The payload of a question to a name server, or of the answer with its number; `text` is the
+    DNS message (RFC 1035), which goes over TCP or UDP."""
+    return _QUERY.pack(number, by_tcp) + text
+
+
+def read_query(payload: bytes) -> tuple[int, bool, bytes]:
+    """(number, by_tcp, text) of such a payload. Raises ProtocolError."""
+    if len(payload) < _QUERY.size:
+        raise ProtocolError("a question of the wrong length")
+    number, by_tcp = _QUERY.unpack_from(payload)
+    return number, by_tcp, payload[_QUERY.size :]
 
 
 def read_json(data: bytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The OCI runtime's verbs, each a function here: parse, call, print.
 
 Platforms call them often: each imports what it needs, and nothing else. Exit status 0, 1 for
-whatever fails; of `run` and `exec` that of the process.
+whatever fails (255 of `exec`); of `run` and `exec` that of the process.
 """
 
 import os
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tapwright.oci.log import Log
 
 _FAILED, _INTERRUPTED = 1, 130
+_EXEC_FAILED = 255  # what it is for runc, too: 1 may be the process's
 
 
 class Call:
@@ -42,9 +43,10 @@ def main(argv: "Sequence[str]") -> int:
     _open_stdio()
     from tapwright.oci.log import Log
 
-    log = Log("", "text")
+    log, failed = Log("", "text"), _FAILED
     try:
         before, verb, options = read(argv)
+        failed = _EXEC_FAILED if verb == "exec" else _FAILED
         if options.flag("help"):
             print(help_of(verb))
             return 0
@@ -56,13 +58,19 @@ def main(argv: "Sequence[str]") -> int:
     except TapwrightError as error:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         log.failed(f"{error}{notes}")
-        return _FAILED
+        return failed
     except OSError as error:
         log.failed(f"{error}. Are you root?" if isinstance(error, PermissionError) else str(error))
-        return _FAILED
+        return failed
     except KeyboardInterrupt:
         log.failed("interrupted")
         return _INTERRUPTED
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        log.failed(f"unexpected {type(error).__name__}: {error}")
+        return failed
     log.succeeded()
     return status
 
@@ -171,7 +179,6 @@ def _exec(call: Call) -> int:
         console_socket=options.text("console-socket"),
         pid_file=options.text("pid-file"),
         detached=options.flag("detach"),
-        even_paused=options.flag("ignore-paused"),
     )
 
 
@@ -198,11 +205,16 @@ def _ps(call: Call) -> int:
         return 0
     found = reports.processes(call.root, call.id)
     rows = [
-        [str(entry["uid"]), str(entry["pid"]), str(entry["ppid"]), " ".join(entry["command"])]
+        [str(entry["uid"]), str(entry["pid"]), str(entry["ppid"]), _shown(entry["command"])]
         for entry in found
     ]
     _print_table(["UID", "PID", "PPID", "CMD"], rows)
     return 0
+
+
+def _shown(command: "list[str]") -> str:
+    """A command of the guest, which is not to command the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(command))
 
 
 def _pause(call: Call) -> int:

@@ -119,7 +119,7 @@ VERBS = {
         Option("additional-gids", "GID", "a further group (repeatable)", "g"),
         Option("cap", "CAP", "a further capability (repeatable)", "c"),
         Option("no-new-privs", "", "with no way to new privileges"),
-        Option("ignore-paused", "", "also in a container that is paused"),
+        Option("ignore-paused", "", "accepted: a container that is paused is to be resumed first"),
         Option("process-label", "LABEL", "accepted: the guest has no SELinux"),
         Option("apparmor", "PROFILE", "accepted: the guest has no AppArmor"),
         _PRESERVE,

@@ -69,6 +69,9 @@ class Sandbox:
             process = arguments.get("process") or arguments["config"]["process"]
             message = _as_runc(first["failed"], process["args"][0])
             raise errors.named(first.get("kind"), AgentError)(message)
+        if first.keys().isdisjoint(("created", "started")):
+            connection.close()
+            raise AgentError(f"the guest's answer to {op} makes no sense")
         connection.settimeout(None)
         return connection, first
 

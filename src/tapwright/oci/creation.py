@@ -118,6 +118,7 @@ class _Making:
         self._log = log
         self._sandbox = Sandbox(wish.root, container.sandbox)
         self._stdio: stdio.Stdio | None = None
+        self._hooks_begun = False
 
     def run(self) -> stdio.Stdio:
         if self._owner:
@@ -133,11 +134,19 @@ class _Making:
         self._share(shared)
         made = self._start_process(of_guest, shared)
         self._run_hooks()
+        self._follow_resolvers(shared)
         life.sync(self._sandbox, self._container)
         if self._wish.pid_file:
             shim.write_pid_file(self._wish.pid_file, self._container.pid)
         self._check_caller()
         return made
+
+    def _follow_resolvers(self, shared: "Sequence[mounts.Shared]") -> None:
+        """Docker's own name server is in the sandbox's network namespace, and the container's
+        resolv.conf says so."""
+        for one in shared:
+            if self._container.netns and one.destination == "/etc/resolv.conf":
+                self._sandbox.call("follow_resolvers", resolv_conf=one.source)
 
     def _check_caller(self) -> None:
         """What is called on behalf of a dead caller (containerd's `delete`) finds the container
@@ -151,6 +160,8 @@ class _Making:
             self._stdio.close()
         try:
             life.take_down(self._wish.root, self._container, force=True)
+            if self._hooks_begun:
+                life.run_hooks("poststop", self._container, state.STOPPED, self._log)
             self._held.discard()
         except (TapwrightError, OSError) as error:
             self._log.warn(f"not everything could be taken back: {error}")
@@ -258,6 +269,7 @@ class _Making:
     def _run_hooks(self) -> None:
         wanted = self._bundle.config.get("hooks", {})
         told = state.told(self._container, state.CREATING)
+        self._hooks_begun = True
         for kind in _EARLY_HOOKS:
             # Those of the container's namespaces have here its network's alone.
             netns = self._container.netns if kind == "createContainer" else ""

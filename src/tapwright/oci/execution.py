@@ -29,7 +29,6 @@ def execute(
     console_socket: str = "",
     pid_file: str = "",
     detached: bool = False,
-    even_paused: bool = False,
 ) -> int:
     """Run a process (config.md, "Process") in a container; return its exit status, or 0 at once
     when `detached`. Raises ContainerStateError, and what the guest refuses with."""
@@ -37,10 +36,8 @@ def execute(
     status = state.status(root, container)
     if status in (state.STOPPED, state.CREATING):
         raise ContainerStateError("cannot exec in a stopped container")
-    if status == state.PAUSED and not even_paused:
-        raise ContainerStateError(
-            "cannot exec in a paused container (use --ignore-paused to override)"
-        )
+    if status == state.PAUSED:
+        raise ContainerStateError("cannot exec in a paused container; resume it first")
     made = stdio.of_process(process, console_socket, detached)
     try:
         connection, _ = Sandbox(root, container.sandbox).converse(

@@ -1,6 +1,5 @@
 """A container's life after it was made: start, signals, pause, limits, and its end."""
 
-import contextlib
 import os
 import select
 import signal
@@ -50,8 +49,13 @@ def start(root: str, container_id: str, log: Log) -> None:
         _see_to_its_end(root, container, sandbox)
         container.started = True
         held.save(container)
-        sandbox.call("start_container", id=container_id)
-        _run_hooks("poststart", container, state.RUNNING, log)
+        try:
+            sandbox.call("start_container", id=container_id)
+        except TapwrightError:
+            container.started = False
+            held.save(container)
+            raise
+        run_hooks("poststart", container, state.RUNNING, log)
     finally:
         held.release()
 
@@ -62,15 +66,19 @@ def kill(root: str, container_id: str, number: int, everybody: bool) -> None:
     Raises ContainerNotFoundError, ContainerStateError when it does not run.
     """
     container = state.load(root, container_id)
+    # Others of it may live on when its first process has ended, in a pid namespace that it shares.
+    if not everybody and not state.is_running(container):
+        raise ContainerStateError(_NOT_RUNNING)
     try:
-        if not state.is_running(container):
-            raise ContainerStateError(_NOT_RUNNING)
         sandbox = Sandbox(root, container.sandbox, _GUEST_SECONDS)
         sandbox.call("signal_container", id=container_id, signal=number, all=everybody)
     except TapwrightError as error:
         if _ends(container, _SETTLE_SECONDS):
             if not everybody:
                 raise ContainerStateError(_NOT_RUNNING) from None
+        elif isinstance(error, ContainerStateError | ContainerNotFoundError):
+            # Its process has ended, but not all that it printed is written.
+            raise ContainerStateError(_NOT_RUNNING) from None
         elif number == signal.SIGKILL and isinstance(error, AgentError | SandboxStateError):
             # The guest does not answer. Without its shim the container is over for everybody.
             _kill_shim(container)
@@ -84,7 +92,7 @@ def pause(root: str, container_id: str) -> None:
 
 
 def resume(root: str, container_id: str) -> None:
-    """Nothing happens to one that is not paused. Raises ContainerStateError."""
+    """Raises ContainerStateError for one that is not paused."""
     _switch(root, container_id, "resume_container", paused=False)
 
 
@@ -115,7 +123,7 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
             )
         for left in take_down(root, container, force):
             log.warn(f"given up: {left}")
-        _run_hooks("poststop", container, state.STOPPED, log)
+        run_hooks("poststop", container, state.STOPPED, log)
         held.discard()
     finally:
         held.release()
@@ -130,14 +138,26 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
 
         left = lifecycle.delete(root, container.sandbox, force)
     else:
-        sandbox = Sandbox(root, container.sandbox, _GUEST_SECONDS)
-        # One that ended has ended all of its containers; one whose guest hangs still can unshare.
-        with contextlib.suppress(SandboxStateError):
-            sandbox.call("delete_container", id=container.id, force=True)
-        with contextlib.suppress(SandboxStateError):
-            sandbox.call("unshare", container=container.id)
+        left = _leave(Sandbox(root, container.sandbox, _GUEST_SECONDS), container.id)
     if not _ends(container, _SHIM_SECONDS):
         _kill_shim(container)
+    return left
+
+
+def _leave(sandbox: Sandbox, container_id: str) -> list[str]:
+    """Take a member out of its sandbox. Return what was given up, in words: a guest that refuses,
+    or hangs, is not to keep a container from being deleted."""
+    left = []
+    for op, arguments in (
+        ("delete_container", {"id": container_id, "force": True}),
+        ("unshare", {"container": container_id}),
+    ):
+        try:
+            sandbox.call(op, **arguments)
+        except SandboxStateError:
+            pass  # it ended, and all of its containers with it; or its guest hangs
+        except TapwrightError as error:
+            left.append(str(error))
     return left
 
 
@@ -150,14 +170,18 @@ def sync(sandbox: Sandbox, container: Container) -> None:
 def _see_to_its_end(root: str, container: Container, sandbox: Sandbox) -> None:
     """Have the container deleted when it ends and its monitor is dead: who called `create`, and got
     the shim as a child."""
+    # Podman's conmon ends as the command that deletes. CRI-O's is done before; CRI-O deletes.
+    monitor_deletes = "--exit-command" in state.command_of(container.caller)
+    is_crios = any(key.startswith("io.kubernetes.cri-o.") for key in container.annotations)
+    if is_crios and not monitor_deletes:
+        return
     if state.parent_of(container.pid) == container.caller:
         command = [command_path(), "--root", root, "delete", "--force", container.id]
         sandbox.call(
             "delete_when_abandoned",
             process=container.pid,
             monitor=container.caller,
-            # Podman's conmon ends as the command that deletes; CRI-O's is done before.
-            monitor_deletes="--exit-command" in state.command_of(container.caller),
+            monitor_deletes=monitor_deletes,
             bundle=container.bundle,
             command=command,
         )
@@ -181,7 +205,8 @@ def _living(root: str, container_id: str) -> Container:
     return container
 
 
-def _run_hooks(kind: str, container: Container, status: str, log: Log) -> None:
+def run_hooks(kind: str, container: Container, status: str, log: Log) -> None:
+    """Those of its hooks that are of that kind, `poststart` or `poststop`."""
     if kind in container.hooks:
         from tapwright.oci import hooks
 

@@ -38,13 +38,16 @@ _KERNEL_OWN = """
 
 class Shared:
     """A file or directory of the host that the guest gets under a name; the destination is where
-    the container has it."""
+    the container has it. What is mounted below it comes along if it is `recursive`."""
 
-    def __init__(self, name: str, source: str, destination: str, read_only: bool) -> None:
+    def __init__(
+        self, name: str, source: str, destination: str, read_only: bool, recursive: bool = True
+    ) -> None:
         self.name = name
         self.source = source
         self.destination = destination
         self.read_only = read_only
+        self.recursive = recursive
 
 
 def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared], "list[Json]"]:
@@ -64,7 +67,8 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 continue
             source = _source(bundle, mount)
             read_only = "ro" in options or "rro" in options
-            share = Shared(f"mount-{number}", source, mount["destination"], read_only)
+            recursive = "bind" not in options or "rbind" in options
+            share = Shared(f"mount-{number}", source, mount["destination"], read_only, recursive)
             shared.append(share)
             options = [option for option in options if not _is_mapping(mount, option, log)]
             mounts.append(_bound(mount, f"{SHARE}/{container_id}/{share.name}", options))
@@ -86,7 +90,9 @@ def cloned(shared: "Sequence[Shared]") -> "Iterator[list[int]]":
     try:
         for one in shared:
             try:
-                descriptors.append(trees.clone(one.source, read_only=one.read_only))
+                descriptors.append(
+                    trees.clone(one.source, recursive=one.recursive, read_only=one.read_only)
+                )
             except OSError as error:
                 raise BundleError(f"{one.source}: {error.strerror}") from None
         yield descriptors

@@ -41,7 +41,10 @@ def owner_of(root: str, bundle: "Bundle") -> "Container | None":
             if container.netns and _same(container.netns, network):
                 return container
         if named:
-            raise BundleError(f"the sandbox {named!r} of this container is not there; start it")
+            raise BundleError(
+                f"the sandbox {named!r} of this container is not there; start it (CRI-O starts one "
+                "only with drop_infra_ctr = false)"
+            )
     return None
 
 
@@ -64,14 +67,20 @@ def joined_namespaces(root: str, bundle: "Bundle", owner: "Container | None") ->
     found = {}
     for kind in _JOINED:
         path = bundle.namespace(kind)
-        if not path or owner is None:
+        # With a sandbox of its own it has none in common with others, which but few rely on.
+        if not path or (owner is None and kind != "pid"):
             continue
-        container = _of_path(root, path) or owner
-        if container.sandbox != owner.sandbox:
+        container = _of_path(root, path)
+        if container and (owner is None or container.sandbox != owner.sandbox):
             raise BundleError(
                 f"the {kind} namespace {path} is of container {container.id!r}, which lives in "
                 "another VM"
             )
+        if owner is None:
+            continue
+        if kind == "pid" and container is None:
+            raise BundleError(f"the pid namespace {path} is of no container that runs in this VM")
+        container = container or owner
         if not state.is_running(container):
             raise ContainerNotFoundError(
                 f"the {kind} namespace {path} can't be joined: container {container.id!r} does "
@@ -92,7 +101,10 @@ def _named(annotations: dict[str, str]) -> str:
 def _of_path(root: str, path: str) -> "Container | None":
     match = _PROC.fullmatch(path)
     pid = int(match[1]) if match else 0
-    return next((found for found in state.listing(root) if pid and found.pid == pid), None)
+    if not pid:
+        return None
+    found = (container for container in state.listing(root) if container.pid == pid)
+    return next(filter(state.is_running, found), None)
 
 
 def _same(one: str, other: str) -> bool:

@@ -2,7 +2,7 @@
 
 import time
 
-from tapwright.errors import ContainerStateError
+from tapwright.errors import ContainerNotFoundError, ContainerStateError
 from tapwright.oci import state
 from tapwright.oci.control import Sandbox
 from tapwright.oci.state import Container
@@ -67,11 +67,14 @@ def statistics(root: str, container_id: str) -> "Json":
 
 def events(root: str, container_id: str, interval: float) -> "Iterator[Json]":
     """One such event every so many seconds, until the container ends."""
+    yield statistics(root, container_id)
     while True:
-        yield statistics(root, container_id)
         time.sleep(interval)
-        if not state.is_running(state.load(root, container_id)):
+        try:
+            event = statistics(root, container_id)
+        except (ContainerNotFoundError, ContainerStateError):
             return
+        yield event
 
 
 def features() -> "Json":

@@ -183,7 +183,7 @@ def told(container: Container, status: str) -> "dict[str, Any]":
 def is_running(container: Container) -> bool:
     """Whether the shim lives: not another process of its pid, nor a mere exit status."""
     return (
-        container.pid != 0
+        container.pid_started > 0
         and start_of(container.pid) == container.pid_started
         and container.boot == boot()
     )

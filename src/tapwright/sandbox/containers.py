@@ -3,6 +3,7 @@
 Runs in the supervisor. What comes from the guest is checked here: whoever asks can rely on it.
 """
 
+import signal
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -42,10 +43,11 @@ _DEEDS = {
 
 class Containers:
     """The operations that are answered once, by name. Each takes the `id` of a container, and
-    raises AgentError, ContainerError."""
+    raises AgentError, ContainerError. `on_kill` hears of one that gets SIGKILL."""
 
-    def __init__(self, agent: AgentClient) -> None:
+    def __init__(self, agent: AgentClient, on_kill: Callable[[str], None]) -> None:
         self._agent = agent
+        self._on_kill = on_kill
 
     def by_name(self) -> dict[str, Operation]:
         questions = (self.container_processes, self.container_statistics, self.container_state)
@@ -79,6 +81,8 @@ class Containers:
         return {"status": status, "pid": pid}
 
     async def _do(self, op: str, seconds: float, **arguments: Any) -> None:
+        if op == "signal_container" and arguments.get("signal") == signal.SIGKILL:
+            self._on_kill(str(arguments.get("id")))
         await self._agent.call(op, seconds, **arguments)
 
 

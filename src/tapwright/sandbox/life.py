@@ -20,6 +20,7 @@ from tapwright.sandbox.monitor import Monitor
 from tapwright.sandbox.operations import Operations
 from tapwright.sandbox.processes import Processes
 from tapwright.sandbox.record import LOG, RUNNING, Journal
+from tapwright.sandbox.resolvers import Resolvers
 
 if TYPE_CHECKING:
     from tapwright.sandbox.supervisor import Caller
@@ -78,15 +79,18 @@ class Life:
         bringup = Bringup(self._journal, self._early, self._caller.progress)
         try:
             guest = await bringup.run()
-            abandoned = Abandoned()
+            processes = Processes(guest.agent)
+            abandoned, resolvers = Abandoned(), Resolvers(record.netns, guest.agent)
             operations = {
-                **Operations(guest.interfaces, guest.following, guest.agent).by_name(),
+                **Operations(guest.interfaces, guest.following, resolvers, guest.agent).by_name(),
+                **resolvers.by_name(),
                 **shares.operations(guest.qemu.share),
-                **Containers(guest.agent).by_name(),
+                **Containers(guest.agent, processes.expect_end).by_name(),
                 **abandoned.by_name(),
             }
-            conversations = Processes(guest.agent).by_name()
+            conversations = processes.by_name()
             async with (
+                contextlib.aclosing(resolvers),
                 abandoned.watched(),
                 control.serving(self._journal.directory, guest.agent, operations, conversations),
                 self._monitored(),

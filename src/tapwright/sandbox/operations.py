@@ -12,6 +12,7 @@ from tapwright.errors import NetworkError, SandboxStateError
 from tapwright.sandbox import guest_routes, kata
 from tapwright.sandbox.following import Following
 from tapwright.sandbox.interfaces import Interfaces
+from tapwright.sandbox.resolvers import Resolvers
 
 _TURN_SECONDS, _OPERATION_SECONDS = 45.0, 60.0
 
@@ -21,9 +22,16 @@ Operation = Callable[..., Coroutine[Any, Any, Any]]
 class Operations:
     """Each method raises TapwrightError, UsageError for arguments that can't be."""
 
-    def __init__(self, interfaces: Interfaces, following: Following, agent: AgentClient) -> None:
+    def __init__(
+        self,
+        interfaces: Interfaces,
+        following: Following,
+        resolvers: Resolvers,
+        agent: AgentClient,
+    ) -> None:
         self._interfaces = interfaces
         self._following = following
+        self._resolvers = resolvers
         self._agent = agent
         self._turn = asyncio.Lock()
 
@@ -73,7 +81,9 @@ class Operations:
     async def sync(self, at_once: Any = False) -> Any:
         """Bring the guest to what the namespace is; seconds until that is to be asked for again."""
         try:
-            return await self._following.sync(bool(at_once))
+            again = await self._following.sync(bool(at_once))
+            await self._resolvers.look()
+            return again
         except OSError as error:
             raise NetworkError(
                 f"the sandbox's network namespace can't be looked at: {error.strerror}"

@@ -20,7 +20,8 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Coroutine
+import signal
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 from tapwright.agent import protocol
@@ -32,6 +33,7 @@ from tapwright.sandbox.stdio import Channel
 
 _T = TypeVar("_T")
 
+_END_SECONDS = 15.0
 _OUTPUTS = (protocol.STDOUT, protocol.STDERR)
 
 
@@ -40,6 +42,14 @@ class Processes:
 
     def __init__(self, agent: AgentClient) -> None:
         self._agent = agent
+        self._first: dict[str, _Conversation] = {}
+
+    def expect_end(self, container: str) -> None:
+        """It was killed: when the guest has not told of its end a while later, it has ended for
+        everybody here. A guest may not want it to end, and a process may hang in its kernel."""
+        if conversation := self._first.get(container):
+            loop = asyncio.get_running_loop()
+            loop.call_later(_END_SECONDS, conversation.give_up)
 
     def by_name(self) -> dict[str, Any]:
         return {"create_container": self._create, "exec_container": self._execute}
@@ -53,7 +63,8 @@ class Processes:
     async def _converse(self, request: Request, started: str) -> None:
         try:
             conversation = _Conversation(self._agent, request, started)
-            outcome = await conversation.run()
+            with self._known(request, conversation):
+                outcome = await conversation.run()
         except asyncio.CancelledError:
             error = SandboxStateError("the sandbox ended")
             _tell(request, {"failed": str(error), "kind": type(error).__name__})
@@ -62,6 +73,19 @@ class Processes:
             outcome = {"failed": str(error), "kind": type(error).__name__}
         if outcome:
             _tell(request, outcome)
+
+    @contextlib.contextmanager
+    def _known(self, request: Request, conversation: "_Conversation") -> Iterator[None]:
+        """By the container, if it is that of its first process."""
+        container = str(request.arguments.get("id"))
+        if request.op != "create_container" or container in self._first:
+            yield
+            return
+        self._first[container] = conversation
+        try:
+            yield
+        finally:
+            del self._first[container]
 
 
 class _Output:
@@ -97,7 +121,12 @@ class _Conversation:
         self._assembler = protocol.Assembler()
         self._is_started = False
         self._over: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._given_up = asyncio.Event()
         self._stream = 0
+
+    def give_up(self) -> None:
+        """End it, with what is known by now."""
+        self._given_up.set()
 
     async def run(self) -> dict[str, Any] | None:
         """Until the process has ended and its output is written; return what is to be said then,
@@ -110,9 +139,13 @@ class _Conversation:
             _task(tasks, self._feed())
             writing = [_task(tasks, self._write(kind, out)) for kind, out in self._outputs.items()]
             ending = _task(tasks, self._end(writing))
-            await asyncio.wait((listening, ending), return_when=asyncio.FIRST_COMPLETED)
+            giving_up = _task(tasks, self._given_up.wait())
+            await asyncio.wait((listening, ending, giving_up), return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 return ending.result()
+            if giving_up.done():
+                known = self._over.done() and not self._over.exception()
+                return self._over.result() if known else {"exited": {"signal": signal.SIGKILL}}
             listening.result()
             return None
         finally:

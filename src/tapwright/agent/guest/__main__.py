@@ -152,6 +152,8 @@ class Agent:
             self._error(stream, f"more than {protocol.MAX_STREAMS} requests at once")
         elif op == "exec":
             self._execute(stream, request)
+        elif op == "resolve":
+            self._resolve(stream, request)
         elif op in _CONTAINERS:
             self._ask_containers(stream, op, request)
         elif operation := OPERATIONS.get(op):
@@ -193,6 +195,15 @@ class Agent:
             )
         except FAILURES as error:
             self._message(protocol.ERROR, stream, told_of_start(error))
+
+    def _resolve(self, stream: int, request: Request) -> None:
+        # Few guests have use for it.
+        from tapwright.agent.guest.resolver import Resolver
+
+        try:
+            self._processes[stream] = Resolver(request, self._watch, self._answer(stream))
+        except FAILURES as error:
+            self._message(protocol.ERROR, stream, told(error))
 
     def _ask_containers(self, stream: int, op: str, request: Request) -> None:
         """Have done what is answered when it is done; a process lives as long as its stream."""

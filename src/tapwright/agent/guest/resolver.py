@@ -1,0 +1,133 @@
+"""A name server in the guest that passes what it is asked on to the host, and the answers back.
+
+A platform's own resolver may be a socket in the sandbox's network namespace on the host, at an
+address of the loopback interface (docker's is at 127.0.0.11), which no NIC leads to.
+"""
+
+import contextlib
+import itertools
+import select
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tapwright.agent import protocol
+from tapwright.agent.guest.events import Watcher
+from tapwright.agent.guest.streams import Answer, Process
+
+_PORT = 53
+_MOST_WAITING, _MOST_CONNECTIONS = 256, 16
+_LENGTH = struct.Struct("!H")  # before a message over TCP (RFC 1035, 4.2.2)
+
+
+class Resolver(Process):
+    """Listens at an `address` as long as its stream is open. On that, a question is STDOUT, an
+    answer STDIN: `protocol.query`. What nobody answers is forgotten; who asked asks again.
+
+    Raises OSError, KeyError.
+    """
+
+    def __init__(self, request: dict[str, Any], watch: Watcher, answer: Answer) -> None:
+        super().__init__(watch, answer)
+        self._waiting: dict[int, Callable[[bytes], None]] = {}
+        self._numbers = itertools.cycle(range(1 << 16))
+        self._window_left = protocol.WINDOW
+        self._connections: dict[int, socket.socket] = {}
+        with contextlib.ExitStack() as undo:
+            self._udp, self._tcp = (
+                undo.enter_context(_bound(kind, request["address"]))
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+            )
+            self._tcp.listen()
+            undo.pop_all()
+        watch.add(self._udp.fileno(), select.EPOLLIN, self._hear)
+        watch.add(self._tcp.fileno(), select.EPOLLIN, self._accept)
+
+    def stdin(self, data: bytes) -> None:
+        number, _, message = protocol.read_query(data)
+        if reply := self._waiting.pop(number, None):
+            with contextlib.suppress(OSError):  # who asked has gone
+                reply(message)
+
+    def credit(self, channel: int, count: int) -> None:
+        self._window_left = min(self._window_left + count, protocol.WINDOW)
+
+    def signal(self, number: int) -> None:
+        """It is no process."""
+
+    def cancel(self) -> None:
+        for listener in (self._udp, self._tcp, *self._connections.values()):
+            self._drop(listener)
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message, peer = self._udp.recvfrom(protocol.MAX_PAYLOAD)
+                self._ask(message, False, partial(self._tell, peer))
+
+    def _tell(self, peer: Any, answer: bytes) -> None:
+        self._udp.sendto(answer, peer)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._tcp.accept()
+            if len(self._connections) >= _MOST_CONNECTIONS:
+                connection.close()
+                return
+            connection.setblocking(False)
+            self._connections[connection.fileno()] = connection
+            received = bytearray()
+            self._watch.add(
+                connection.fileno(), select.EPOLLIN, lambda: self._read(connection, received)
+            )
+
+    def _read(self, connection: socket.socket, received: bytearray) -> None:
+        try:
+            data = connection.recv(protocol.MAX_PAYLOAD)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(connection)
+            return
+        received += data
+        while len(received) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(received)[0]
+            if len(received) < end:
+                break
+            message = bytes(received[_LENGTH.size : end])
+            del received[:end]
+            self._ask(message, True, partial(_tell, connection))
+
+    def _ask(self, message: bytes, by_tcp: bool, reply: Callable[[bytes], Any]) -> None:
+        number = next(self._numbers)
+        query = protocol.query(number, by_tcp, message)
+        if len(query) > min(self._window_left, protocol.MAX_PAYLOAD):
+            return
+        self._window_left -= len(query)
+        while len(self._waiting) >= _MOST_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+        self._waiting[number] = reply
+        self._answer.send(protocol.STDOUT, query)
+
+    def _drop(self, listener: socket.socket) -> None:
+        self._connections.pop(listener.fileno(), None)
+        self._watch.remove(listener.fileno())
+        listener.close()
+
+
+def _tell(connection: socket.socket, answer: bytes) -> None:
+    connection.sendall(_LENGTH.pack(len(answer)) + answer)
+
+
+def _bound(kind: socket.SocketKind, address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+    try:
+        # A name server in a container may have the port, too, at all addresses.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, _PORT))
+    except BaseException:
+        listener.close()
+        raise
+    return listener
