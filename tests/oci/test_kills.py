@@ -83,8 +83,13 @@ def test_the_guest_of_a_member_hangs(runtime: Runtime, monkeypatch: pytest.Monke
             helper = child_of(supervisor, "virtfs-proxy-helper")
             shared = Path(f"/proc/{helper}/mountinfo")
             assert member.id in shared.read_text()
-            os.kill(qemu, signal.SIGSTOP)
-            life.delete(root, member.id, force=True, log=Log("", "text"))
+            with runtime.tapwright.start("exec", member.id, "sleep", "1000") as executing:
+                assert eventually(
+                    lambda: len(json.loads(runtime.succeed("ps", "-f", "json", member.id))) == 2
+                )
+                os.kill(qemu, signal.SIGSTOP)
+                life.delete(root, member.id, force=True, log=Log("", "text"))
+                assert executing.wait(30) == 137
             assert member.wait() == -signal.SIGKILL
             os.kill(qemu, signal.SIGCONT)
             assert eventually(lambda: member.id not in shared.read_text())

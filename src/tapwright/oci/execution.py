@@ -51,7 +51,11 @@ def execute(
         with connection:
             pid = shim.start(connection, container_id, made.terminal, made.own)
         if pid_file:
-            shim.write_pid_file(pid_file, pid)
+            try:
+                shim.write_pid_file(pid_file, pid)
+            except ContainerStateError:
+                os.kill(pid, signal.SIGKILL)  # nobody would know of it
+                raise
         return 0 if detached else wait(pid)
     finally:
         made.close()
@@ -88,10 +92,12 @@ def wait(pid: int) -> int:
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        # Its pid stays its own until no signal goes there any more.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return status if status >= 0 else 128 - status
 
 

@@ -19,6 +19,7 @@ from tapwright.oci.state import Container
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _LOCK_SECONDS = 60.0
@@ -140,7 +141,7 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
     else:
         left = _leave(Sandbox(root, container.sandbox, _GUEST_SECONDS), container.id)
     if not _ends(container, _SHIM_SECONDS):
-        _kill_shim(container)
+        _kill_shims(container)
     return left
 
 
@@ -241,12 +242,26 @@ def _ends(container: Container, seconds: float) -> bool:
 
 
 def _kill_shim(container: Container) -> None:
+    _kill(container.pid, lambda _: state.is_running(container))
+
+
+def _kill_shims(container: Container) -> None:
+    """Those of its other processes, too: their callers wait for them."""
+    from tapwright.oci import shim
+
+    _kill_shim(container)
+    for pid in shim.pids_of(container.id):
+        _kill(pid, lambda pid: pid in shim.pids_of(container.id))
+
+
+def _kill(pid: int, is_it: "Callable[[int], bool]") -> None:
+    """Kill a process, and wait for its end, if `is_it` now that its pid can't become another's."""
     try:
-        pidfd = os.pidfd_open(container.pid)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        if state.is_running(container):
+        if is_it(pid):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             select.select([pidfd], [], [], _SHIM_SECONDS)
     except ProcessLookupError:

@@ -34,8 +34,9 @@ class Channel:
         self._socket: socket.socket | None = None
         self._error: OSError | None = None
         self._is_terminal = False
-        self._can_wait = _can_wait(fd)
+        self._can_wait = False
         try:
+            self._can_wait = _can_wait(fd)
             self._prepare()
         except OSError as error:
             self._error = error
