@@ -31,7 +31,7 @@ def test_the_first_failure_ends_it(tmp_path: Path) -> None:
 
 def test_time_is_limited() -> None:
     with pytest.raises(ContainerStateError, match="did not end within 1 s"):
-        hooks.run("prestart", [shell("sleep 1000", timeout=1)], STATE)
+        hooks.run("prestart", [shell("exec sleep 1000", timeout=1)], STATE)
 
 
 def test_nobody_waits_for_what_a_hook_leaves_running(tmp_path: Path) -> None:
