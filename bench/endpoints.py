@@ -175,6 +175,7 @@ def from_guest(shell: Shell, seconds: float) -> float:
         listener.settimeout(20)
         sending = subprocess.Popen([*shell, f"nc {HOST} {_PORT} </dev/zero 2>/dev/null"])
         connection, _ = listener.accept()
+        connection.settimeout(20)
         with connection:
             start, received = time.monotonic(), 0
             while (elapsed := time.monotonic() - start) < seconds:
