@@ -6,9 +6,9 @@
 In one run and taking turns: the floor; the library in a process that is warm, with and without a
 supervisor that was started ahead; the command beside another sandbox, whose copy of the template's
 memory it takes over, and alone, so that it reads that from the disk; now and then the command
-without a template. On a CNI bridge network with host-local,
-from the fork of the command (or the call) to its exit (or return) and on to the first answered
-ping; after each start `sandbox delete`, until nothing is left.
+without a template. On a CNI bridge network with host-local, from the fork of the command (or the
+call) to its exit (or return) and on to the first answered ping; after each start `sandbox delete`,
+until nothing is left.
 """
 
 import asyncio

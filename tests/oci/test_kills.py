@@ -159,7 +159,7 @@ def test_the_caller_of_create_is_killed(runtime: Runtime, tmp_path: Path) -> Non
     caller.kill()
     caller.wait()
     go_on.touch()
-    assert eventually(lambda: runtime.succeed("list", "--format=json").strip() in ("[]", "null"))
+    assert eventually(lambda: json.loads(runtime.succeed("list", "--format=json")) == [])
     assert runtime.tapwright.names() == set()
 
 

@@ -23,6 +23,17 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 monitor = process
 
 
+async def goes_on(watcher: Abandoned) -> None:
+    for _ in range(9):  # more than it takes to see what has happened
+        await asyncio.sleep(0)
+    assert watcher.is_watching
+
+
+async def is_over(watcher: Abandoned) -> None:
+    while watcher.is_watching:
+        await asyncio.sleep(0)
+
+
 def end(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     sleeper.wait()
@@ -48,8 +59,7 @@ def test_a_process_ends(
             await asyncio.sleep(0)
             assert not done.exists()
             end(process)
-            while watcher.is_watching:
-                await asyncio.sleep(0)
+            await is_over(watcher)
         assert done.exists() == is_dead
 
     asyncio.run(watch())
@@ -64,13 +74,10 @@ def test_a_monitor_that_deletes_ends_after_the_process(
         async with (watcher := Abandoned()).watched():
             await watcher.watch(process.pid, monitor.pid, True, str(tmp_path), ["touch", str(done)])
             end(process)
-            for _ in range(9):  # more than it takes to see that
-                await asyncio.sleep(0)
-            assert watcher.is_watching
+            await goes_on(watcher)
             assert not done.exists()
             end(monitor)
-            while watcher.is_watching:
-                await asyncio.sleep(0)
+            await is_over(watcher)
 
     asyncio.run(watch())
     assert done.exists()
@@ -90,12 +97,9 @@ def test_the_bundle_goes_while_the_process_runs(
         async with (watcher := Abandoned()).watched():
             await watcher.watch(process.pid, monitor.pid, True, str(bundle), ["touch", str(done)])
             end(monitor)
-            for _ in range(9):  # more than it takes to see that
-                await asyncio.sleep(0)
-            assert watcher.is_watching
+            await goes_on(watcher)
             bundle.rmdir()
-            while watcher.is_watching:
-                await asyncio.sleep(0)
+            await is_over(watcher)
 
     asyncio.run(watch())
     assert done.exists()
@@ -113,8 +117,7 @@ def test_a_process_that_had_ended(
             await watcher.watch(
                 process.pid, monitor.pid, False, str(tmp_path), ["touch", str(done)]
             )
-            while watcher.is_watching:
-                await asyncio.sleep(0)
+            await is_over(watcher)
 
     asyncio.run(watch())
     assert done.exists()

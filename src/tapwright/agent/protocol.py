@@ -58,6 +58,7 @@ _CHECKED = struct.Struct("!4sBBHIII")
 _CREDIT = struct.Struct("!BI")
 _SIZE = struct.Struct("!HH")
 _QUERY = struct.Struct("!H?")
+MAX_QUERY = MAX_PAYLOAD - _QUERY.size
 PREAMBLE = bytes(_HEADER.size + MAX_PAYLOAD)
 
 

@@ -171,21 +171,21 @@ def sync(sandbox: Sandbox, container: Container) -> None:
 def _see_to_its_end(root: str, container: Container, sandbox: Sandbox) -> None:
     """Have the container deleted when it ends and its monitor is dead: who called `create`, and got
     the shim as a child."""
+    if state.parent_of(container.pid) != container.caller:
+        return
     # Podman's conmon ends as the command that deletes. CRI-O's is done before; CRI-O deletes.
     monitor_deletes = "--exit-command" in state.command_of(container.caller)
     is_crios = any(key.startswith("io.kubernetes.cri-o.") for key in container.annotations)
     if is_crios and not monitor_deletes:
         return
-    if state.parent_of(container.pid) == container.caller:
-        command = [command_path(), "--root", root, "delete", "--force", container.id]
-        sandbox.call(
-            "delete_when_abandoned",
-            process=container.pid,
-            monitor=container.caller,
-            monitor_deletes=monitor_deletes,
-            bundle=container.bundle,
-            command=command,
-        )
+    sandbox.call(
+        "delete_when_abandoned",
+        process=container.pid,
+        monitor=container.caller,
+        monitor_deletes=monitor_deletes,
+        bundle=container.bundle,
+        command=[command_path(), "--root", root, "delete", "--force", container.id],
+    )
 
 
 def _switch(root: str, container_id: str, op: str, paused: bool) -> None:

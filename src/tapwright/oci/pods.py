@@ -67,11 +67,11 @@ def joined_namespaces(root: str, bundle: "Bundle", owner: "Container | None") ->
     found = {}
     for kind in _JOINED:
         path = bundle.namespace(kind)
-        # With a sandbox of its own it has none in common with others, which but few rely on.
+        # With a sandbox of its own it has none in common with others; but few rely on ipc and uts.
         if not path or (owner is None and kind != "pid"):
             continue
         container = _of_path(root, path)
-        if container and (owner is None or container.sandbox != owner.sandbox):
+        if container and not (owner and container.sandbox == owner.sandbox):
             raise BundleError(
                 f"the {kind} namespace {path} is of container {container.id!r}, which lives in "
                 "another VM"

@@ -4,6 +4,7 @@ import contextlib
 import os
 
 from tapwright.errors import ContainerStateError
+from tapwright.oci import state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,12 +107,5 @@ def write_pid_file(path: str, pid: int) -> None:
 
 def pids_of(name: str) -> list[int]:
     """The shims of that name."""
-    wanted = [_SCRIPT.encode(), name.encode()]
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it ended in the meantime
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-            if words[1:4:2] == wanted:
-                found.append(int(pid))
-    return sorted(found)
+    pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
+    return sorted(pid for pid in pids if state.command_of(pid)[1:4:2] == [_SCRIPT, name])

@@ -46,12 +46,13 @@ def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
         except OSError:
             os.close(fd)
             raise
-    except BaseException as error:
+    except FileExistsError:
         claims.remove(draft)
-        if isinstance(error, FileExistsError):
-            raise SandboxExistsError(
-                f"a sandbox {record.id!r} exists; delete it or choose another id"
-            ) from None
+        raise SandboxExistsError(
+            f"a sandbox {record.id!r} exists; delete it or choose another id"
+        ) from None
+    except BaseException:
+        claims.remove(draft)
         raise
     return target, fd
 

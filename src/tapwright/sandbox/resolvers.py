@@ -125,7 +125,7 @@ class _Resolver:
             number, by_tcp, text = protocol.read_query(payload)
             async with asyncio.timeout(_ANSWER_SECONDS):
                 answer = await self._ask(by_tcp, text)
-            reply = protocol.query(number, by_tcp, answer[: protocol.MAX_PAYLOAD - 3])
+            reply = protocol.query(number, by_tcp, answer[: protocol.MAX_QUERY])
             await self._agent.send(self._stream, protocol.STDIN, reply)
 
     async def _ask(self, by_tcp: bool, text: bytes) -> bytes:

@@ -33,7 +33,6 @@ class Resolver(Process):
         super().__init__(watch, answer)
         self._waiting: dict[int, Callable[[bytes], None]] = {}
         self._numbers = itertools.cycle(range(1 << 16))
-        self._window_left = protocol.WINDOW
         self._connections: dict[int, socket.socket] = {}
         with contextlib.ExitStack() as undo:
             self._udp, self._tcp = (
@@ -51,9 +50,6 @@ class Resolver(Process):
             with contextlib.suppress(OSError):  # who asked has gone
                 reply(message)
 
-    def credit(self, channel: int, count: int) -> None:
-        self._window_left = min(self._window_left + count, protocol.WINDOW)
-
     def signal(self, number: int) -> None:
         """It is no process."""
 
@@ -65,10 +61,7 @@ class Resolver(Process):
         with contextlib.suppress(BlockingIOError):
             while True:
                 message, peer = self._udp.recvfrom(protocol.MAX_PAYLOAD)
-                self._ask(message, False, partial(self._tell, peer))
-
-    def _tell(self, peer: Any, answer: bytes) -> None:
-        self._udp.sendto(answer, peer)
+                self._ask(message, False, partial(_tell_by_udp, self._udp, peer))
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -98,14 +91,14 @@ class Resolver(Process):
                 break
             message = bytes(received[_LENGTH.size : end])
             del received[:end]
-            self._ask(message, True, partial(_tell, connection))
+            self._ask(message, True, partial(_tell_by_tcp, connection))
 
     def _ask(self, message: bytes, by_tcp: bool, reply: Callable[[bytes], Any]) -> None:
         number = next(self._numbers)
         query = protocol.query(number, by_tcp, message)
-        if len(query) > min(self._window_left, protocol.MAX_PAYLOAD):
+        if len(query) > min(self._window[protocol.STDOUT], protocol.MAX_PAYLOAD):
             return
-        self._window_left -= len(query)
+        self._window[protocol.STDOUT] -= len(query)
         while len(self._waiting) >= _MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
         self._waiting[number] = reply
@@ -117,7 +110,11 @@ class Resolver(Process):
         listener.close()
 
 
-def _tell(connection: socket.socket, answer: bytes) -> None:
+def _tell_by_udp(udp: socket.socket, peer: Any, answer: bytes) -> None:
+    udp.sendto(answer, peer)
+
+
+def _tell_by_tcp(connection: socket.socket, answer: bytes) -> None:
     connection.sendall(_LENGTH.pack(len(answer)) + answer)
 
 
