@@ -18,13 +18,12 @@ _QEMU = """
     kernel_verity_params machine_accelerators memory_offset memory_slots msize_9p
     net_rate_limiter_bw_max_rate net_rate_limiter_bw_one_time_burst
     net_rate_limiter_ops_max_rate net_rate_limiter_ops_one_time_burst pcie_switch_port pflashes
-    reclaim_guest_freed_memory rootfs_type rootless seccompsandbox sev_snp_guest shared_fs
+    reclaim_guest_freed_memory rootfs_type rootless seccompsandbox sev_snp_guest
     snp_certs_path snp_guest_policy snp_id_auth snp_id_block
     tdx_quote_generation_service_socket_port use_legacy_serial use_vsock valid_ctlpaths
     valid_entropy_sources valid_file_mem_backends valid_hypervisor_paths valid_jailer_paths
     valid_vhost_user_store_paths valid_virtio_fs_daemon_paths vhost_user_reconnect_timeout_sec
-    vhost_user_store_path virtio_fs_cache virtio_fs_cache_size virtio_fs_daemon
-    virtio_fs_extra_args virtio_fs_queue_size
+    vhost_user_store_path virtio_fs_cache_size virtio_fs_queue_size
 """
 _RUNTIME = """
     create_container_timeout dan_conf disable_guest_empty_dir emptydir_mode

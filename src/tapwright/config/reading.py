@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from tapwright.config import kata
-from tapwright.config.sections import MOST_BRIDGES, SECTIONS, Config, Rule
+from tapwright.config.sections import MOST_BRIDGES, SECTIONS, SHARED_FS, Config, Rule
 from tapwright.errors import ConfigError
 
 _TOLD = 20
@@ -106,6 +106,9 @@ class _Reading:
                 f"[hypervisor.qemu] {', '.join(self._guest)}: that is Kata's guest, whose agent "
                 "Tapwright can't talk to; its own guest image is used"
             )
+        shared_fs = self._values["hypervisor.qemu"].get("shared_fs", SHARED_FS)
+        if shared_fs != SHARED_FS:
+            yield f'[hypervisor.qemu] shared_fs = "{shared_fs}": files are shared by {SHARED_FS}'
         for section, key in self._unknown[:_TOLD]:
             place = f"[{_shown(section)}]" if section else "outside of all sections:"
             what = f"{place} {_shown(key)}".rstrip()

@@ -14,6 +14,10 @@ MOST_BRIDGES = 5
 _NICS_PER_BRIDGE = 30
 
 MODELS = ("tcfilter", "macvtap", "none")
+SHARED_FS = "virtio-fs"
+SHARED_FILESYSTEMS = (SHARED_FS, "virtio-9p", "virtio-fs-nydus", "inline-virtio-fs", "none")
+"""Kata's; whichever is chosen, files are shared by the first."""
+CACHES = ("auto", "always", "metadata", "never", "none")
 
 _INT32 = 2**31 - 1
 _MOST_MEMORY = 16 * 1024 * 1024
@@ -42,7 +46,7 @@ class Qemu:
     `default_vcpus` and `default_bridges` are what is made of the file's values: at most the host's
     CPUs, at most 5 bridges. `default_memory` in MiB, `boot_timeout` in seconds, the rates in bits a
     second with 0 for no limit; `file_mem_backend` is a directory for memory that other processes
-    can share.
+    can share. An empty `virtio_fs_daemon` is the first virtiofsd that is installed.
     """
 
     path: str = _key("qemu-system-x86_64", blank=True)
@@ -59,6 +63,10 @@ class Qemu:
     file_mem_backend: str = ""
     enable_hugepages: bool = False
     disable_vhost_net: bool = False
+    shared_fs: str = _key(SHARED_FS, choices=SHARED_FILESYSTEMS, blank=True)
+    virtio_fs_daemon: str = ""
+    virtio_fs_cache: str = _key("auto", choices=CACHES, blank=True)
+    virtio_fs_extra_args: tuple[str, ...] = ()
     rx_rate_limiter_max_rate: int = _key(0, least=_LEAST_RATE, most=_MOST_RATE, blank=True)
     tx_rate_limiter_max_rate: int = _key(0, least=_LEAST_RATE, most=_MOST_RATE, blank=True)
     enable_debug: bool = False

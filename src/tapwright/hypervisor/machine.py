@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tapwright.agent.protocol import PORT_NAME, SHARE_TAG
+from tapwright.agent.protocol import PORT_NAME
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS, Ports
+from tapwright.hypervisor.virtiofsd import Daemon
 
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # Its NICs come later, and the agent announces their addresses: QEMU need not, as after a migration,
@@ -25,8 +26,9 @@ class Machine:
     `slots` is how many NICs there is room for. With a `memory_directory` the guest's memory is a
     file there that other processes can share; with `hugepages` it is of the host's huge pages, and
     can be shared too. Without `vhost` QEMU itself moves the frames of TAPs. With `debug` the
-    guest's kernel tells its console what it does, also before there is one. With `share` it can be
-    shown files of the host. `netns` is the namespace QEMU lives in, None for the caller's.
+    guest's kernel tells its console what it does, also before there is one. `share` is the daemon by
+    which it can be shown files of the host, None where it can't. `netns` is the namespace QEMU lives
+    in, None for the caller's.
     """
 
     kernel: Path
@@ -41,26 +43,25 @@ class Machine:
     hugepages: bool = False
     vhost: bool = True
     debug: bool = False
-    share: bool = False
+    share: Daemon | None = None
     kernel_parameters: str = ""
     netns: str | None = None
 
     @property
     def ports(self) -> Ports:
         """Raises HypervisorError."""
-        return Ports(self.machine_type, self.slots)
+        return Ports(self.machine_type, self.slots, self.share is not None)
 
     @property
     def has_private_memory(self) -> bool:
         """Whether no other process is to share it."""
-        return not (self.memory_directory or self.hugepages)
+        return not (self.memory_directory or self.hugepages or self.share)
 
     def command(
         self,
         qmp_fd: int,
         agent_fd: int,
         console_fd: int,
-        share_fd: int = -1,
         *,
         saved: "SavedMemory | None" = None,
     ) -> list[str]:
@@ -90,16 +91,7 @@ class Machine:
             *("-object", "rng-random,id=rng,filename=/dev/urandom"),
             *("-device", f"virtio-rng-pci,rng=rng,addr={RNG_ADDRESS:#x}"),
             *("-device", "vmgenid,guid=auto"),
-            *(self._share(share_fd) if self.share else ()),
             *(word for device in self.ports.devices() for word in ("-device", device)),
-        ]
-
-    def _share(self, fd: int) -> list[str]:
-        """It takes no place on the bus that a NIC could have."""
-        options = f"fsdev=share,mount_tag={SHARE_TAG},addr={SERIAL_ADDRESS:#x}.1"
-        return [
-            *("-fsdev", f"proxy,id=share,sock_fd={fd}"),
-            *("-device", f"virtio-9p-pci,{options}"),
         ]
 
     def _guest(self) -> list[str]:
@@ -126,6 +118,8 @@ class Machine:
         if self.memory_directory:
             options = f"size={self.memory_mib}M,mem-path={self.memory_directory},share=on"
             return ["-object", f"memory-backend-file,id=memory,{options}"]
+        if self.share:
+            return ["-object", f"memory-backend-memfd,id=memory,size={self.memory_mib}M,share=on"]
         return []
 
 

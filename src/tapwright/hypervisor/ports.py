@@ -15,6 +15,13 @@ from tapwright.errors import HypervisorError
 SERIAL_ADDRESS, RNG_ADDRESS = 0x10, 0x11
 _ROOT_PORT_ADDRESSES = (*range(0x01, 0x10), *range(0x12, 0x1F))
 _PORTS_PER_ADDRESS = 8
+_SHARE_NUMBER = 0xFF  # no NIC's port has it
+# Beside the serial device on q35, where it takes no place that a NIC could have.
+_SHARE_PORT = (
+    f"pcie-root-port,id=slot-share,bus=pcie.0,chassis={_SHARE_NUMBER},slot={_SHARE_NUMBER},"
+    f"addr={SERIAL_ADDRESS:#x}.1"
+)
+_SHARE_ADDRESS = 0x12  # of pc
 _BRIDGE_ADDRESSES = range(0x02, 0x10)
 _PLACES_PER_BRIDGE = 30  # from 1 on: 0 is the bridge's own hot-plug controller
 
@@ -27,11 +34,13 @@ MOST = {
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports for `slots` NICs. A NIC's *slot* counts from 0, and is all that a caller must
-    remember of its place. Raises HypervisorError: no such machine type, or too many slots."""
+    """The ports for `slots` NICs, and with `share` one more for the files of the host. A NIC's *slot*
+    counts from 0, and is all that a caller must remember of its place. Raises HypervisorError: no
+    such machine type, or too many slots."""
 
     machine_type: str
     slots: int
+    share: bool = False
 
     def __post_init__(self) -> None:
         if self.machine_type not in MOST:
@@ -45,8 +54,15 @@ class Ports:
     def devices(self) -> Sequence[str]:
         """What QEMU's -device must be told, one by one."""
         if self.machine_type == "q35":
-            return [_root_port(slot) for slot in range(self.slots)]
+            of_share = [_SHARE_PORT] if self.share else []
+            return [*map(_root_port, range(self.slots)), *of_share]
         return [_bridge(number) for number in range(-(-self.slots // _PLACES_PER_BRIDGE))]
+
+    def share_place(self) -> dict[str, str]:
+        """Where the device of the share is plugged in, which is no place for a NIC."""
+        if self.machine_type == "q35":
+            return {"bus": "slot-share"}
+        return {"bus": "pci.0", "addr": f"{_SHARE_ADDRESS:#x}"}
 
     def place(self, slot: int) -> dict[str, str]:
         """Where a NIC is plugged in: the arguments of device_add."""

@@ -71,34 +71,24 @@ def spawn(
         if not path.exists():
             raise HypervisorError(f"{path} is missing; build an image or name another one")
     commands = [Command("qmp_capabilities"), *commands]
-    if not machine.share:
-        return _spawn(machine, saved, commands)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        spawned = _spawn(machine, saved, commands, theirs)
+    spawned = _spawn(machine, saved, commands)
+    if machine.share:
         try:
-            # While QEMU starts, which uses it only when its guest does.
+            # While QEMU starts, which has no use for it before.
             from tapwright.hypervisor.share import Share
 
-            spawned.share = Share.start(spawned.uid, ours)
+            spawned.share = Share.start(spawned.uid, machine.share)
         except BaseException:
             spawned.kill()
             raise
     return spawned
 
 
-def _spawn(
-    machine: Machine,
-    saved: SavedMemory | None,
-    commands: Sequence[Command],
-    share: socket.socket | None = None,
-) -> Spawned:
+def _spawn(machine: Machine, saved: SavedMemory | None, commands: Sequence[Command]) -> Spawned:
     uid = _UID_BASE + os.getpid()
     pairs = [socket.socketpair() for _ in range(3)]
     qmp, agent, console = (pair[0] for pair in pairs)
     theirs = [pair[1].fileno() for pair in pairs]
-    if share:
-        theirs.append(share.fileno())
     stderr_read, stderr_write = os.pipe()
     netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
     try:

@@ -14,6 +14,7 @@ from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.process import Spawned
 from tapwright.hypervisor.qmp import Qmp, QmpError
 from tapwright.hypervisor.share import Share
+from tapwright.hypervisor.share_device import ShareDevice
 from tapwright.linux.process import ended
 
 _STOP_SECONDS = 2.0
@@ -23,18 +24,21 @@ _TAIL_BYTES = 16 * 1024
 @dataclass
 class Qemu:
     """A started QEMU. `agent` is the host's end of the agent's port; `share` what the guest can be
-    shown of the host's files, where the machine has that."""
+    shown of the host's files, where the machine has that, once `plug_share` is done."""
 
     qmp: Qmp
     nics: nics.Nics
     agent: socket.socket
     uid: int
     share: Share | None
+    _share_device: ShareDevice
     _resumed: asyncio.Event
     _process: subprocess.Popen[bytes]
     _console: "Tail"
     _stderr: "Tail"
+    _daemon: "Tail | None"
     _exited: asyncio.Future[None]
+    _share_is_in_use: bool = False
     _share_is_lost: bool = False
 
     @classmethod
@@ -55,17 +59,16 @@ class Qemu:
             spawned.agent,
             spawned.uid,
             spawned.share,
+            ShareDevice(qmp, machine.ports),
             resumed,
             spawned.process,
             Tail(spawned.console),
             Tail(spawned.stderr),
+            Tail(spawned.share.stderr) if spawned.share else None,
             ended(spawned.process),
         )
         try:
             await qmp.connect()
-            if spawned.share:
-                spawned.share.seal()
-                qemu._watch_share(spawned.share)
         except QmpError:
             await qemu.kill()
             raise
@@ -92,6 +95,30 @@ class Qemu:
         if not self._resumed.is_set():
             raise HypervisorError(f"QEMU ended: {self.last_words()}")
 
+    async def plug_share(self) -> None:
+        """Give the guest the device of its share, where the machine has one: once, and when the
+        guest runs, or has not begun to. From then on QEMU is ended when the share's daemon ends.
+        Raises HypervisorError."""
+        share, daemon = self.share, self._daemon
+        if share is None or daemon is None:
+            return
+        try:
+            await self._share_device.plug(share.connection)
+            share.seal()
+        except HypervisorError as error:
+            daemon.read()
+            words = " / ".join(daemon.lines()[-3:]) or "it said nothing"
+            raise HypervisorError(
+                f"the guest can't have the host's files: {error}. virtiofsd's last words: {words}"
+            ) from None
+        self._share_is_in_use = True
+        self._watch_share(share)
+
+    async def unplug_share(self) -> None:
+        """Take the device out; the daemon ends. Raises HypervisorError."""
+        self._share_is_in_use = False
+        await self._share_device.unplug()
+
     async def wait(self) -> int:
         """Wait for QEMU's end; return its exit status, negative for a signal."""
         await asyncio.shield(self._exited)
@@ -115,15 +142,17 @@ class Qemu:
         self.agent.close()
         self._console.close()
         self._stderr.close()
+        if self._daemon:
+            self._daemon.close()
         if self.share:
             self.share.kill()
 
     def _watch_share(self, share: Share) -> None:
-        """End QEMU when the helper has ended, which it does by itself when QEMU ends."""
+        """End QEMU when the daemon has ended, which it does by itself when QEMU ends."""
         loop = asyncio.get_running_loop()
 
         def end() -> None:
-            if not self._exited.done():
+            if self._share_is_in_use and not self._exited.done():
                 self._share_is_lost = True
                 self._process.send_signal(signal.SIGKILL)
 
@@ -135,7 +164,7 @@ class Qemu:
     def last_words(self) -> str:
         """What QEMU, or else the guest's console, said last: for error messages."""
         if self._share_is_lost:
-            return "it was ended, for its helper that opens the host's files had ended"
+            return "it was ended, for the daemon that opens the host's files had ended"
         for tail in (self._stderr, self._console):
             tail.read()
             if lines := tail.lines():

@@ -35,7 +35,7 @@ class Qmp:
         connection.setblocking(False)
         self._socket = connection
         self._pending: dict[int, asyncio.Future[Any]] = {}
-        self._listeners: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._listeners: dict[str, list[Callable[[dict[str, Any]], None]]] = {}
         self._sending = asyncio.Lock()
         loop = asyncio.get_running_loop()
         self._greeting = loop.create_future()
@@ -73,7 +73,7 @@ class Qmp:
 
     def on_event(self, name: str, listener: Callable[[dict[str, Any]], None]) -> None:
         """Have the data of each event of that name passed to the listener."""
-        self._listeners[name] = listener
+        self._listeners.setdefault(name, []).append(listener)
 
     async def close(self) -> None:
         self._reader.cancel()
@@ -123,7 +123,7 @@ class Qmp:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:
-            if listener := self._listeners.get(message["event"]):
+            for listener in self._listeners.get(message["event"], ()):
                 listener(message.get("data", {}))
         elif "QMP" in message:
             if not self._greeting.done():

@@ -99,10 +99,10 @@ def _sealed(template: Template, holders: Holders) -> int:
 def _copied(machine: Machine, template: Template) -> int:
     """Memory such as the machine would be booted with, with the pages of a template."""
     size = template.memory_size
-    if machine.hugepages:
-        fd = memfd.create("tapwright-own", size, huge_pages=True)
-    else:
+    if machine.memory_directory and not machine.hugepages:
         fd = memfd.create_in(machine.memory_directory, size)
+    else:
+        fd = memfd.create("tapwright-own", size, huge_pages=machine.hugepages)
     try:
         template.copy_to(fd)
     except BaseException:

@@ -1,124 +1,82 @@
 """The files of the host that a guest sees: a mount namespace that has nothing else in it, and the
-process that opens them for QEMU.
+process that opens them for the guest (`virtiofsd`).
 
-QEMU itself has no right to any file. It asks QEMU's helper (`virtfs-proxy-helper`, 9p's `proxy`
-driver), which acts as root with seven capabilities under a seccomp filter, and which is in the
-share's mount namespace: its root is an empty filesystem in memory that neither can write to, and
-what is shared is mounted there as `DIRECTORY/NAME`. Nothing of that is seen, or has an effect,
-outside.
+The namespace's root is an empty filesystem in memory that nobody in there can write to, and what is
+shared is mounted in it as `DIRECTORY/NAME`. Nothing of that is seen, or has an effect, outside. The
+guest has it as a device, of virtio-fs, that QEMU passes on to the daemon: what the guest asks for
+never comes by QEMU, which has no right to any file.
 
-The helper ends when QEMU has ended.
+The daemon ends when QEMU has ended.
 """
 
 import contextlib
 import os
-import select
+import shutil
 import socket
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tapwright.errors import HypervisorError
-from tapwright.linux import capabilities, libc, mounts
-from tapwright.linux.seccomp import Check, Filter
+from tapwright.hypervisor import virtiofsd
+from tapwright.hypervisor.virtiofsd import Daemon
+from tapwright.linux import libc, mounts
 
-_HELPERS = ("/usr/lib/qemu/virtfs-proxy-helper", "/usr/libexec/virtfs-proxy-helper")
-_PROGRAMS = ("usr", "lib", "lib64")  # of the host, until the helper has been loaded
-_LOADED = b"Started"
-_LOAD_SECONDS = 10.0
+# What the daemon is loaded from, and finds itself by, until it has been.
+_HOST = ("usr", "lib", "lib64")
+_PROGRAM, _PROCESSES, _PROC = "virtiofsd", "processes", "proc"
+_PROCESSES_ONLY = {"subset": "pid", "hidepid": "invisible"}
+_LIMITS = ("file-max", "nr_open")  # of /proc/sys/fs
 
-# A device's node would be the host's device, to whoever opens it by the helper. Symbolic links are
+# A device's node would be the host's device, to whoever opens it by the daemon. Symbolic links are
 # followed by the guest, which knows what it means by them.
 _ATTRIBUTES = mounts.NO_SETUID | mounts.NO_DEVICES | mounts.NO_EXECUTION | mounts.NO_SYMLINKS
-
-_CAPABILITIES = (
-    *(capabilities.CHOWN, capabilities.DAC_OVERRIDE, capabilities.FOWNER, capabilities.FSETID),
-    *(capabilities.SETGID, capabilities.SETUID, capabilities.MKNOD),
-    *(capabilities.SETPCAP, capabilities.SYS_CHROOT),  # which it gives up itself
-)
-
-_S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
-_REAL_USER_STAYS = Check(0, (0xFFFFFFFF,))
-_CLONE_THREAD, _CLONE_NAMESPACES = 0x10000, 0x7E020080
-_CHECKED = {
-    56: Check(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NAMESPACES),  # clone
-    117: _REAL_USER_STAYS,  # setresuid
-    119: _REAL_USER_STAYS,  # setresgid
-    133: Check(1, (_S_IFCHR, _S_IFBLK), _S_IFMT, is_in=False),  # mknod
-    259: Check(2, (_S_IFCHR, _S_IFBLK), _S_IFMT, is_in=False),  # mknodat
-}
-_ALLOWED = (
-    # read write open close stat fstat lstat lseek mmap mprotect munmap brk rt_sigaction
-    *(0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13),
-    # rt_sigprocmask rt_sigreturn pread64 writev access sched_yield mremap madvise sendmsg
-    *(14, 15, 17, 20, 21, 24, 25, 28, 46),
-    # execve exit uname fcntl truncate getcwd chdir rename mkdir rmdir link unlink symlink readlink
-    *(59, 60, 63, 72, 76, 79, 80, 82, 83, 84, 86, 87, 88, 89),
-    # chmod lchown umask getrlimit getuid getgid geteuid getegid capget capset sigaltstack
-    *(90, 94, 95, 97, 102, 104, 107, 108, 125, 126, 131),
-    # statfs fstatfs prctl arch_prctl chroot gettid lsetxattr lgetxattr llistxattr lremovexattr
-    *(137, 138, 157, 158, 161, 186, 189, 192, 195, 198),
-    # futex sched_getaffinity set_tid_address clock_nanosleep exit_group get_mempolicy openat
-    *(202, 204, 218, 230, 231, 239, 257),
-    # mkdirat fchownat newfstatat unlinkat renameat linkat symlinkat readlinkat fchmodat faccessat
-    *(258, 260, 262, 263, 264, 265, 266, 267, 268, 269),
-    # set_robust_list utimensat prlimit64 renameat2 getrandom statx rseq faccessat2
-    *(273, 280, 302, 316, 318, 332, 334, 439),
-)
-
-
-def helper() -> str | None:
-    """The path of QEMU's helper; None where it is not installed."""
-    return next(filter(os.path.exists, _HELPERS), None)
 
 
 @dataclass
 class Share:
-    """What is shared with one guest."""
+    """What is shared with one guest. `connection` leads to the daemon: QEMU's end of it. `stderr` is
+    what the daemon says, to be read, and closed, by who starts it."""
 
     process: subprocess.Popen[bytes]
+    connection: socket.socket
+    stderr: int
     _namespace: int
     _tree: int
-    _stderr: int
-    _programs: list[str]
+    _loaded_from: list[str]
 
     @classmethod
-    def start(cls, uid: int, connection: socket.socket) -> "Share":
-        """Make an empty share; its helper's real user is `uid`. It serves the other end of the
-        connection, which remains the caller's. Raises HypervisorError."""
-        program = helper()
-        if program is None:
-            raise HypervisorError(
-                f"{_HELPERS[0]} is missing, by which QEMU shares files; install qemu-system-common"
-            )
-        programs = [name for name in _PROGRAMS if os.path.isdir(f"/{name}")]
+    def start(cls, uid: int, daemon: Daemon) -> "Share":
+        """Make an empty share; its daemon's real user is `uid`. Raises HypervisorError."""
+        program = daemon.program()
         with contextlib.ExitStack() as undo:
             try:
                 tree = libc.detached_mount("tmpfs", mode="0755", size="1m")
                 undo.callback(os.close, tree)
-                namespace = _namespace(tree, programs)
+                namespace, loaded_from = _namespace(tree, program)
                 undo.callback(os.close, namespace)
-                process, stderr = _spawn(program, connection.fileno(), namespace, uid)
+                listening, connection = virtiofsd.connected_pair()
+                undo.callback(connection.close)
+                words = [f"/{_PROGRAM}", *virtiofsd.arguments(program, listening.fileno(), daemon)]
+                with listening:
+                    process, stderr = virtiofsd.spawn(words, listening, namespace, uid)
             except (OSError, subprocess.SubprocessError) as error:
                 raise HypervisorError(
                     f"no files can be shared: {error}; it takes root, and Linux 5.14 or newer"
                 ) from None
             undo.pop_all()
-        return cls(process, namespace, tree, stderr, programs)
+        return cls(process, connection, stderr, namespace, tree, loaded_from)
 
     def seal(self) -> None:
-        """Take the host's programs out of the share, as soon as the helper has been loaded from
-        them. Raises HypervisorError."""
-        said = _read_until(self._stderr, _LOADED, _LOAD_SECONDS)
-        if _LOADED not in said:
-            words = said.decode(errors="replace").strip() or "it said nothing"
-            raise HypervisorError(f"QEMU's helper for sharing files did not start: {words}")
+        """Take out of the share what the daemon was loaded from, and its /proc, of which it has what
+        it needs: to be called when the daemon has answered QEMU, and before the guest can speak to
+        it. Raises HypervisorError."""
         try:
-            mounts.within(self._namespace, lambda: _detach_all(self._programs))
-            while self._programs:
-                os.rmdir(self._programs.pop(), dir_fd=self._tree)
+            mounts.within(self._namespace, lambda: _detach_all(self._loaded_from))
+            while self._loaded_from:
+                _remove_place(self._tree, self._loaded_from.pop())
+            shutil.rmtree(_PROC, dir_fd=self._tree)
         except OSError as error:
             raise HypervisorError(f"the share can't be sealed: {error}") from None
 
@@ -159,74 +117,48 @@ class Share:
             raise HypervisorError(f"{directory} is still shared: {error.strerror}") from None
 
     def kill(self) -> None:
-        """End the helper, and with it the share."""
+        """End the daemon, and with it the share."""
         self.process.kill()
         self.process.wait()
-        for fd in (self._namespace, self._tree, self._stderr):
-            os.close(fd)
+        self.connection.close()
+        os.close(self._namespace)
+        os.close(self._tree)
 
 
-def _namespace(tree: int, programs: list[str]) -> int:
-    """The share's namespace, with the host's programs in it. Raises OSError."""
+def _namespace(tree: int, program: str) -> tuple[int, list[str]]:
+    """The share's namespace, with what the daemon is loaded from in it; and the names of that. Raises
+    OSError."""
+    sources = {name: f"/{name}" for name in _HOST if os.path.isdir(f"/{name}")}
+    sources[_PROGRAM] = program
     with contextlib.ExitStack() as done:
 
-        def cloned(path: str | int) -> int:
-            fd = mounts.clone(path, recursive=False, read_only=True)
+        def held(fd: int) -> int:
             done.callback(os.close, fd)
-            mounts.restrict(fd, _ATTRIBUTES)
             return fd
 
-        for name in programs:
-            os.mkdir(name, 0o755, dir_fd=tree)
-        root = cloned(tree)
-        below = [(mounts.clone(f"/{name}", read_only=True), f"/{name}") for name in programs]
-        for fd, _ in below:
-            done.callback(os.close, fd)
-        return mounts.new_namespace(root, below)
+        below = {name: held(mounts.clone(path, read_only=True)) for name, path in sources.items()}
+        below[_PROCESSES] = held(libc.detached_mount("proc", **_PROCESSES_ONLY))
+        mounts.restrict(below[_PROCESSES], mounts.READ_ONLY)
+        for name, fd in below.items():
+            _make_place(tree, name, mounts.is_directory(fd))
+        _make_proc(tree)
+        root = held(mounts.clone(tree, recursive=False, read_only=True))
+        mounts.restrict(root, _ATTRIBUTES & ~mounts.NO_SYMLINKS)
+        places = [(fd, f"/{name}") for name, fd in below.items()]
+        return mounts.new_namespace(root, places), list(below)
 
 
-def _spawn(
-    program: str, connection: int, namespace: int, uid: int
-) -> tuple[subprocess.Popen[bytes], int]:
-    """Run the helper; return it with the descriptor of what it says."""
-    said, stderr = os.pipe2(os.O_CLOEXEC)
-    try:
-        process = subprocess.Popen(
-            [program, "-n", "-f", str(connection), "-p", "/"],
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
-            env={},
-            pass_fds=[connection],
-            preexec_fn=_confinement(namespace, uid),
-        )
-    except BaseException:
-        os.close(said)
-        raise
-    finally:
-        os.close(stderr)
-    return process, said
-
-
-def _confinement(namespace: int, uid: int) -> Callable[[], None]:
-    """What the new process does to itself before it becomes the helper.
-
-    Its real user is that of QEMU, so that it is found when it should be left (`qemu.end_orphans`),
-    and the filter does not let it change that. It can't be set no new privileges, which would take
-    the effective user from it (cap_bprm_creds_from_file: security/commoncap.c).
-    """
-    highest = capabilities.last()
-    allowed = Filter(_ALLOWED, _CHECKED)
-
-    def confine() -> None:
-        libc.setns(namespace, libc.CLONE_NEWNS)
-        os.setgroups([])
-        os.setresgid(uid, 0, 0)
-        os.setresuid(uid, 0, 0)
-        allowed.install()
-        capabilities.keep(_CAPABILITIES, highest)
-
-    return confine
+def _make_proc(tree: int) -> None:
+    """What the daemon looks for in /proc: a whole one would give it all of the host's, for it keeps
+    a directory in there open."""
+    for directory in (_PROC, f"{_PROC}/sys", f"{_PROC}/sys/fs"):
+        os.mkdir(directory, 0o755, dir_fd=tree)
+    os.symlink(f"/{_PROCESSES}/self", f"{_PROC}/self", dir_fd=tree)
+    for limit in _LIMITS:
+        place = f"{_PROC}/sys/fs/{limit}"
+        fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=tree)
+        with open(fd, "wb") as copy, open(f"/proc/sys/fs/{limit}", "rb") as original:
+            copy.write(original.read())
 
 
 def _attach_all(places: Mapping[str, int]) -> None:
@@ -274,15 +206,3 @@ def _names(tree: int, directory: str) -> list[str]:
 def _check_name(name: str) -> None:
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise HypervisorError(f"{name!r} can't be the name of what is shared")
-
-
-def _read_until(fd: int, wanted: bytes, seconds: float) -> bytes:
-    """What is said, as far as these words, its end, or for so long."""
-    deadline = time.monotonic() + seconds
-    said = b""
-    while wanted not in said:
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready or not (data := os.read(fd, 4096)):
-            break
-        said += data
-    return said

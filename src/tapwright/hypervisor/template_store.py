@@ -30,7 +30,7 @@ from tapwright.hypervisor.machine import Machine
 from tapwright.linux import memfd
 
 MANIFEST, STATE, MEMORY, EXTENTS = "manifest.json", "state", "memory", "extents"
-_FORMAT = 1
+_FORMAT = 2
 """To be counted up when templates are made, or restored, in another way."""
 
 _NAME = "template-"  # and the key

@@ -53,7 +53,7 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
             await agent.connect(boot_seconds)
             await _use(qemu, agent, netns_path)
             if qemu.share:
-                await _use_share(qemu.share, agent)
+                await _use_share(qemu, qemu.share, agent)
             await _run(agent, "/usr/bin/python3", "-I", "-S", "-c", _SLIM)
             await agent.close()
             yield qemu
@@ -78,20 +78,22 @@ async def _use(qemu: Qemu, agent: AgentClient, netns_path: str) -> None:
     await _run(agent, "rm", "/etc/resolv.conf")
 
 
-async def _use_share(shared: Share, agent: AgentClient) -> None:
-    """Mount it and run something from it; a guest that has it mounted can't be saved. Where files
+async def _use_share(qemu: Qemu, shared: Share, agent: AgentClient) -> None:
+    """Mount it and run something from it; a guest that has the device can't be saved. Where files
     are shared there will be containers."""
     scratch = libc.detached_mount("tmpfs", size="16m")
     try:
         shared.attach(_WARM, {_WARM: scratch})
     finally:
         os.close(scratch)
+    await qemu.plug_share()
     await agent.call("mount_share")
     program = f"{protocol.SHARE}/{_WARM}/{_WARM}/busybox"
     await _run(agent, "cp", "/bin/busybox", program)
     await _run(agent, program, "true")
+    await _run(agent, "umount", f"{protocol.SHARE}/{_WARM}/{_WARM}")
     await _run(agent, "umount", protocol.SHARE)
-    shared.detach(_WARM)
+    await qemu.unplug_share()
     # There is none. With the first request about a container the agent loads what these need.
     await agent.call("delete_container", id=_WARM)
 

@@ -16,7 +16,7 @@ Progress = Callable[[str], None]
 # Modules that every guest needs; what they depend on is found.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtio_rng")
 # And those of a guest that has the host's files, loaded when it mounts them.
-SHARE_MODULES = ("9p", "9pnet_virtio")
+SHARE_MODULES = ("virtiofs",)
 
 _PYTHON = "usr/lib/python3.11"
 _OWN = "usr/lib/tapwright"

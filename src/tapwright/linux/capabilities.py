@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from tapwright.linux import libc
 
 CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SETPCAP = 0, 1, 3, 4, 6, 7, 8
-SYS_CHROOT, MKNOD = 18, 27
+SYS_CHROOT, MKNOD, SETFCAP = 18, 27, 31
 
 _CAPSET = 126  # x86-64
 _PR_CAPBSET_DROP = 24

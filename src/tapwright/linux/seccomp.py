@@ -1,13 +1,12 @@
-"""A filter of system calls: what is on a list is done, all else is refused (seccomp(2)).
+"""A filter of system calls, for a program that confines itself further (seccomp(2)).
 
-The list is of x86-64 numbers (arch/x86/entry/syscalls/syscall_64.tbl). What is not on it fails with
-ENOSYS, as on a kernel that lacks it, so that the C library does it in another way where it can.
+Numbers are those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
 """
 
 import ctypes
 import errno
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tapwright.linux import libc
@@ -16,8 +15,11 @@ _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 
-# linux/bpf_common.h: LD|W|ABS, ALU|AND|K, JMP|JEQ|K, RET|K
-_LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
+# The same calls under other numbers (arch/x86/include/uapi/asm/unistd.h: __X32_SYSCALL_BIT).
+_X32_BIT = 0x40000000
+
+# linux/bpf_common.h: LD|W|ABS, ALU|AND|K, JMP|JEQ|K, JMP|JGE|K, RET|K
+_LOAD, _AND, _EQUAL, _GREATER_OR_EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _INSTRUCTION = struct.Struct("=HBBI")
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # struct seccomp_data
 
@@ -25,7 +27,7 @@ _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # struct seccomp_data
 @dataclass(frozen=True)
 class Check:
     """A condition on the lower 32 bits of an argument, counted from 0: what is left of it under
-    `mask` is one of `values`, or, with `is_in` false, none of them. Else the call fails: EPERM."""
+    `mask` is one of `values`, or, with `is_in` false, none of them."""
 
     argument: int
     values: tuple[int, ...]
@@ -34,21 +36,28 @@ class Check:
 
 
 class Filter:
-    """Allows system calls by number, some of them under a condition."""
+    """Refuses system calls by number, some of them unless a condition holds; all others are done.
 
-    def __init__(self, allowed: Iterable[int], checked: dict[int, Check]) -> None:
-        refused = _ret(_ERRNO | errno.EPERM)
+    A call of `lacking` fails with ENOSYS, as on a kernel without it, so that the C library does it
+    in another way; one of `refused` fails with EPERM; one of `checked` is done when one of its
+    conditions holds, and fails with EPERM else.
+    """
+
+    def __init__(
+        self,
+        refused: Iterable[int] = (),
+        checked: Mapping[int, Sequence[Check]] | None = None,
+        lacking: Iterable[int] = (),
+    ) -> None:
         code = [_load(_ARCH), _jump(_AUDIT_ARCH_X86_64, 1, 0), _ret(_KILL_PROCESS), _load(_NUMBER)]
-        for number, check in checked.items():
-            first, second = (_ret(_ALLOW), refused) if check.is_in else (refused, _ret(_ALLOW))
-            block = [_load(_ARGUMENTS + 8 * check.argument), _and(check.mask)]
-            for value in check.values:
-                block += [_jump(value, 0, 1), first]
-            block.append(second)
+        for number, checks in (checked or {}).items():
+            block = [instruction for check in checks for instruction in _checking(check)]
+            block.append(_ret(_ERRNO | errno.EPERM))
             code += [_jump(number, 0, len(block)), *block]
-        for number in allowed:
-            code += [_jump(number, 0, 1), _ret(_ALLOW)]
-        code.append(_ret(_ERRNO | errno.ENOSYS))
+        for numbers, error in ((refused, errno.EPERM), (lacking, errno.ENOSYS)):
+            for number in numbers:
+                code += [_jump(number, 0, 1), _ret(_ERRNO | error)]
+        code += [_at_least(_X32_BIT, 0, 1), _ret(_ERRNO | errno.ENOSYS), _ret(_ALLOW)]
         self._code = ctypes.create_string_buffer(b"".join(code))
         pointer = ctypes.addressof(self._code)
         self._program = ctypes.create_string_buffer(struct.pack("@HP", len(code), pointer))
@@ -57,6 +66,18 @@ class Filter:
         """Filter the calling thread, and what it becomes and starts, from now on. Raises OSError:
         it needs no new privileges to be set, or CAP_SYS_ADMIN."""
         libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(self._program))
+
+
+def _checking(check: Check) -> list[bytes]:
+    """Allow the call if the condition holds; go on behind this if it does not."""
+    code = [_load(_ARGUMENTS + 8 * check.argument), _and(check.mask)]
+    if check.is_in:
+        for value in check.values:
+            code += [_jump(value, 0, 1), _ret(_ALLOW)]
+        return code
+    for left, value in zip(range(len(check.values), 0, -1), check.values, strict=True):
+        code.append(_jump(value, left, 0))
+    return [*code, _ret(_ALLOW)]
 
 
 def _load(offset: int) -> bytes:
@@ -69,6 +90,10 @@ def _and(mask: int) -> bytes:
 
 def _jump(value: int, if_equal: int, otherwise: int) -> bytes:
     return _INSTRUCTION.pack(_EQUAL, if_equal, otherwise, value)
+
+
+def _at_least(value: int, if_so: int, otherwise: int) -> bytes:
+    return _INSTRUCTION.pack(_GREATER_OR_EQUAL, if_so, otherwise, value)
 
 
 def _ret(action: int) -> bytes:

@@ -16,6 +16,7 @@ from tapwright.hypervisor import accelerator, restoring
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.restoring import Restoring
 from tapwright.hypervisor.template_store import Store
+from tapwright.hypervisor.virtiofsd import Daemon
 from tapwright.linux import netns
 from tapwright.sandbox import ownership
 from tapwright.sandbox.attachments import Attaching
@@ -72,8 +73,14 @@ def machine_of(spec: Spec) -> Machine:
         hugepages=spec.hugepages,
         vhost=spec.vhost,
         debug=spec.debug,
-        share=spec.share,
+        share=_daemon(spec),
     )
+
+
+def _daemon(spec: Spec) -> Daemon | None:
+    if not spec.share:
+        return None
+    return Daemon(spec.share_daemon, spec.share_cache, tuple(spec.share_arguments))
 
 
 class Holders:

@@ -104,6 +104,7 @@ class Starter:
         """Start the guest without a template. Raises HypervisorError, AgentError."""
         with self._journal.phase("qemu"):
             guest = self._guest(await Qemu.start(machine))
+            await guest.qemu.plug_share()
         with self._journal.phase("boot"):
             await guest.answers(self._spec.boot_timeout)
         return guest
@@ -156,7 +157,10 @@ class Starter:
             begun.template.close()
             self._template = None
             return None
-        return self._guest(qemu, begun.session)
+        guest = self._guest(qemu, begun.session)
+        with self._journal.phase("share"):
+            await qemu.plug_share()
+        return guest
 
     async def _begun(self, machine: Machine) -> Restoring | None:
         from tapwright.hypervisor import template

@@ -107,6 +107,9 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         in_host_netns=config.runtime.disable_new_netns,
         template=config.factory.template_path if config.factory.enable_template else "",
         share=wish.share,
+        share_daemon=qemu.virtio_fs_daemon,
+        share_cache=qemu.virtio_fs_cache,
+        share_arguments=list(qemu.virtio_fs_extra_args),
         taps=[
             requested(tap, name)
             for tap, name in zip(wish.taps, names[len(wish.networks) :], strict=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tapwright import cni
 from tapwright.config import Config
 from tapwright.errors import HypervisorError, NetworkError
-from tapwright.hypervisor import accelerator, share
+from tapwright.hypervisor import accelerator, virtiofsd
 from tapwright.hypervisor.machine import Machine, check_hugepages
 from tapwright.image import store
 from tapwright.linux import trial
@@ -52,7 +52,7 @@ def findings(config: Config, progress: Progress) -> list[Finding]:
         *_kernel(config),
         _vhost(config),
         *_monitor(config),
-        _share(),
+        _share(config),
         _firewall(),
         *_plugins(config),
         *_networks(config),
@@ -206,11 +206,15 @@ def _monitor(config: Config) -> Iterator[Finding]:
             yield Finding("monitor", OK, config.netmon.path or "our own")
 
 
-def _share() -> Finding:
-    if path := share.helper():
+def _share(config: Config) -> Finding:
+    configured = config.qemu.virtio_fs_daemon
+    if path := virtiofsd.find(configured):
         return Finding("file share", OK, path)
-    found = "no virtfs-proxy-helper of QEMU: containers of platforms can't start"
-    return Finding("file share", WARNING, found, "install qemu-system-common")
+    found = f"{configured or 'virtiofsd'} is not there: containers of platforms can't start"
+    advice = "install virtiofsd (on Debian 12: qemu-system-common)"
+    if configured:
+        advice += ", or change virtio_fs_daemon in [hypervisor.qemu]"
+    return Finding("file share", WARNING, found, advice)
 
 
 def _firewall() -> Finding:

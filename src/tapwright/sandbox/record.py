@@ -54,7 +54,8 @@ class Spec:
     """What was asked for. `netns` is empty where the sandbox makes its own, or has none
     (`in_host_netns`). `netmon` is the monitor's command, empty for none; limits in bits a second;
     `template` the directory of the templates to start from, empty for a guest that is booted. With
-    `share` the guest can be shown files of the host.
+    `share` the guest can be shown files of the host, by the daemon `share_daemon` (empty for the
+    first that is installed), which is told how to cache and more `share_arguments`.
     """
 
     kernel: str
@@ -83,6 +84,9 @@ class Spec:
     template: str = ""
     taps: list[TapRequest] = field(default_factory=list)
     share: bool = False
+    share_daemon: str = ""
+    share_cache: str = "auto"
+    share_arguments: list[str] = field(default_factory=list)
 
 
 @dataclass

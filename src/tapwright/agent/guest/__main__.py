@@ -1,8 +1,10 @@
 """The agent's event loop: frames in from the virtio-serial port, requests done, frames out."""
 
+import contextlib
 import errno
 import os
 import select
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from tapwright.agent import protocol
 from tapwright.agent.guest import leftovers, network, routing, share, system
 from tapwright.agent.guest.commands import Command
 from tapwright.agent.guest.events import Children, Watcher
-from tapwright.agent.guest.refusal import RefusedError, told, told_of_start
+from tapwright.agent.guest.refusal import NotThereYetError, RefusedError, told, told_of_start
 from tapwright.agent.guest.streams import Answer, Process
 from tapwright.linux.links import RTMGRP_LINK
 from tapwright.linux.netlink import Netlink, NetlinkError
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 _PORTS = "/sys/class/virtio-ports"
 _READ_BYTES = 64 * 1024
-_LINK_TIMEOUT = 10.0
+_DEVICE_TIMEOUT = 10.0
+_NETLINK_KOBJECT_UEVENT, _OF_THE_KERNEL = 15, 1  # include/uapi/linux/netlink.h
 
 Request = dict[str, Any]
 Operation = Callable[[Netlink, Request], dict[str, Any]]
@@ -78,17 +81,19 @@ class Agent:
         self._out: deque[bytes] = deque()
         self._out_watched = False
         self._processes: dict[int, Process] = {}
-        self._waiting: dict[int, tuple[Operation, Request, float]] = {}
+        self._waiting: dict[int, tuple[Operation, Request, float, str]] = {}
         self._watch = Watcher()
         self._children = Children(self._watch)
         self._containers: Containers | None = None
         self._netlink = Netlink()
         self._events = Netlink(RTMGRP_LINK)
+        self._devices = _device_events()
 
     def run(self) -> None:
         network.prepare(self._netlink)
         self._watch.add(self._port, select.EPOLLIN, self._ready)
         self._watch.add(self._events.fileno(), select.EPOLLIN, self._links_changed)
+        self._watch.add(self._devices.fileno(), select.EPOLLIN, self._devices_changed)
         self._write(protocol.hello(0, {"agent": __version__}))
         while True:
             self._watch.run_once(1.0 if self._waiting else None)
@@ -157,18 +162,18 @@ class Agent:
         elif op in _CONTAINERS:
             self._ask_containers(stream, op, request)
         elif operation := OPERATIONS.get(op):
-            deadline = time.monotonic() + float(request.get("link_timeout", _LINK_TIMEOUT))
+            deadline = time.monotonic() + float(request.get("link_timeout", _DEVICE_TIMEOUT))
             self._try(stream, operation, request, deadline)
         else:
             self._error(stream, f"unknown request {op!r}")
 
     def _try(self, stream: int, operation: Operation, request: Request, deadline: float) -> None:
-        """Do a request, or put it by until the next change of an interface."""
+        """Do a request, or put it by until the kernel has found something."""
         self._waiting.pop(stream, None)
         try:
             self._message(protocol.REPLY, stream, operation(self._netlink, request))
-        except network.NotThereYetError:
-            self._waiting[stream] = operation, request, deadline
+        except NotThereYetError as error:
+            self._waiting[stream] = operation, request, deadline, str(error)
         except FAILURES as error:
             self._message(protocol.ERROR, stream, told(error))
 
@@ -178,15 +183,28 @@ class Agent:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-        for stream, (operation, request, deadline) in list(self._waiting.items()):
+        self._try_again()
+
+    def _devices_changed(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    self._devices.recv(_READ_BYTES)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+        self._try_again()
+
+    def _try_again(self) -> None:
+        for stream, (operation, request, deadline, _) in list(self._waiting.items()):
             self._try(stream, operation, request, deadline)
 
     def _give_up_waiting(self) -> None:
         now = time.monotonic()
-        for stream, (_, _, deadline) in list(self._waiting.items()):
+        for stream, (_, _, deadline, device) in list(self._waiting.items()):
             if now > deadline:
                 del self._waiting[stream]
-                self._error(stream, "the guest has not found the NIC in time")
+                self._error(stream, f"the guest has not found {device} in time")
 
     def _execute(self, stream: int, request: Request) -> None:
         try:
@@ -266,6 +284,15 @@ class Agent:
         if self._out:
             self._flush()
         self._receive()
+
+
+def _device_events() -> socket.socket:
+    """The kernel's news of devices and drivers (lib/kobject_uevent.c), as udev hears them."""
+    events = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, _NETLINK_KOBJECT_UEVENT
+    )
+    events.bind((0, _OF_THE_KERNEL))
+    return events
 
 
 def _is_reseeded(hello: protocol.Frame) -> bool:

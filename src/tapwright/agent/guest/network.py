@@ -1,24 +1,19 @@
 """The guest's network: what the agent does to interfaces and resolv.conf; `routing` has the rest.
 
 Each request states what shall be, so doing one twice is doing it once. One that needs a NIC
-which the kernel has not found yet raises NotThereYetError, and is done again at the next change of
-an interface.
+which the kernel has not found yet raises NotThereYetError.
 """
 
 from typing import Any
 
 from tapwright.agent.guest.files import write
-from tapwright.agent.guest.refusal import RefusedError
+from tapwright.agent.guest.refusal import NotThereYetError, RefusedError
 from tapwright.linux import addresses, ethtool, links, neighbours, routes
 from tapwright.linux.addresses import Address
 from tapwright.linux.announcement import announce
 from tapwright.linux.netlink import Netlink, pack_address, record
 
 RESOLV_CONF = "/etc/resolv.conf"
-
-
-class NotThereYetError(Exception):
-    """The NIC with this MAC address has not been found by the kernel so far."""
 
 
 def prepare(nl: Netlink) -> None:
@@ -42,7 +37,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     wanted = [record(Address, item) for item in request.get("addresses", [])]
     link = _find_by_mac(nl, mac)
     if link is None:
-        raise NotThereYetError(mac)
+        raise NotThereYetError(f"the NIC {mac}")
     name, up = request.get("name") or link.name, bool(request.get("up", True))
     was_up = link.is_up
     if name != link.name:

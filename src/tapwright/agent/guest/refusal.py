@@ -17,6 +17,11 @@ class RefusedError(Exception):
         self.code = code
 
 
+class NotThereYetError(Exception):
+    """The kernel has not found a device so far, which the argument names in words: the request is
+    to be done again when something has been found."""
+
+
 def told(error: Exception) -> dict[str, Any]:
     """The content of the ERROR that a failed request is answered with."""
     if isinstance(error, RefusedError):

@@ -1,34 +1,34 @@
-"""The files of the host, by 9p (Documentation/filesystems/9p.rst)."""
+"""The files of the host, by virtio-fs (Documentation/filesystems/virtiofs.rst)."""
 
+import errno
 import os
 from typing import Any
 
 from tapwright.agent import protocol
+from tapwright.agent.guest.refusal import NotThereYetError
 from tapwright.linux.netlink import Netlink
 
 _MODULES = "/etc/modules.share"
-# The largest messages that virtio takes. With `mmap` nothing is cached but what is mapped, so that
-# each side sees at once what the other writes. Who may what is decided here.
-_OPTIONS = {
-    "trans": "virtio",
-    "version": "9p2000.L",
-    "msize": "512000",
-    "cache": "mmap",
-    "access": "client",
-}
+_FILESYSTEM = "virtiofs"
 
 
 def mount(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Mount the share, unless it is. Raises OSError."""
+    """Mount the share, unless it is. Raises OSError, and NotThereYetError while its device has not
+    been found."""
     # Not before: a guest without a share does not wait for it when it boots.
     from tapwright.linux import libc, mounts
 
     if os.path.ismount(protocol.SHARE):
         return {}
     os.makedirs(protocol.SHARE, exist_ok=True)
-    if not _is_known("9p"):
+    if not _is_known(_FILESYSTEM):
         _load_modules()
-    fd = libc.detached_mount("9p", source=protocol.SHARE_TAG, **_OPTIONS)
+    try:
+        fd = libc.detached_mount(_FILESYSTEM, source=protocol.SHARE_TAG)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # no device of that name
+            raise NotThereYetError("the device of the host's files") from None
+        raise
     try:
         mounts.attach(fd, protocol.SHARE)
     finally:

@@ -1,0 +1,192 @@
+"""The process that opens the host's files for a guest: `virtiofsd`, a vhost-user backend of
+virtio-fs.
+
+Two programs have this name: QEMU's own, in C, which went with QEMU 8.0, and its successor in Rust.
+Both act as root, and both confine themselves before the guest can speak to them: to the root
+directory that they are started in (`sandbox=chroot`), to a few capabilities, to a list of system
+calls. What they need not be able to do is taken from them beforehand, so that one that a guest has
+taken over can do no more than what `_confinement` leaves it.
+"""
+
+import contextlib
+import mmap
+import os
+import resource
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tapwright.errors import HypervisorError
+from tapwright.linux import capabilities, libc, unixsocket
+from tapwright.linux.seccomp import Check, Filter
+
+# Debian 12 and Ubuntu 22.04 have QEMU's own in the first place; the package virtiofsd, and Fedora,
+# have the successor in the second one.
+PATHS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/bin/virtiofsd")
+_ONLY_IN_C = b"posix_lock|no_posix_lock"
+"""Of what the older program prints as its help."""
+
+_CACHES_IN_C = {"never": "none", "metadata": "auto"}
+_ON = ("--xattr", "--posix-acl", "--announce-submounts")
+
+_MOST_FILES = 1_000_000
+"""Each file that the guest knows is a descriptor of the daemon, until the guest forgets it."""
+
+_CAPABILITIES = (
+    *(capabilities.CHOWN, capabilities.DAC_OVERRIDE, capabilities.FOWNER, capabilities.FSETID),
+    *(capabilities.SETGID, capabilities.SETUID, capabilities.MKNOD, capabilities.SETFCAP),
+    *(capabilities.SETPCAP, capabilities.SYS_CHROOT),  # which it gives up itself
+)
+
+_S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
+_REAL_USER_STAYS = (Check(0, (0xFFFFFFFF,)),)
+_CLONE_THREAD, _CLONE_NAMESPACES, _CLONE_FS = 0x10000, 0x7E020080, 0x200
+_CHECKED = {
+    56: (Check(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NAMESPACES),),  # clone
+    117: _REAL_USER_STAYS,  # setresuid
+    119: _REAL_USER_STAYS,  # setresgid
+    # No device, but for the one that marks a file as removed in a layer of overlayfs (0, 0).
+    133: (Check(1, (_S_IFCHR, _S_IFBLK), _S_IFMT, is_in=False), Check(2, (0,))),  # mknod
+    259: (Check(2, (_S_IFCHR, _S_IFBLK), _S_IFMT, is_in=False), Check(3, (0,))),  # mknodat
+    272: (Check(0, (_CLONE_FS,)),),  # unshare: a working directory for each thread
+}
+_LACKING = (435,)  # clone3, whose flags are in memory: the C library takes clone then
+_REFUSED = (
+    # socket, connect, bind, listen, fork, vfork, kill, ptrace, syslog, setuid, setgid, personality
+    *(41, 42, 49, 50, 57, 58, 62, 101, 103, 105, 106, 135),
+    # pivot_root, acct, mount, umount2, swapon, swapoff, reboot, sethostname, setdomainname
+    *(155, 163, 165, 166, 167, 168, 169, 170, 171),
+    # init_module, delete_module, tkill, settimeofday, kexec_load, add_key, request_key, keyctl
+    *(175, 176, 200, 164, 246, 248, 249, 250),
+    # perf_event_open, open_by_handle_at, clock_settime, setns, process_vm_readv, process_vm_writev
+    *(298, 304, 227, 308, 310, 311),
+    # finit_module, kexec_file_load, bpf, userfaultfd, io_uring_setup, pidfd_send_signal
+    *(313, 320, 321, 323, 425, 424),
+    # open_tree, move_mount, fsopen, fsmount, fspick, pidfd_open, pidfd_getfd, mount_setattr
+    *(428, 429, 430, 432, 433, 434, 438, 442),
+)
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """Which program is to serve the files, and how: its path, empty for the first that is there; how
+    much the guest may keep of the files (`auto`, `always`, `metadata`, `never`); and arguments
+    beside ours."""
+
+    path: str = ""
+    cache: str = "auto"
+    extra: tuple[str, ...] = ()
+
+    def program(self) -> str:
+        """Raises HypervisorError when there is none."""
+        found = find(self.path)
+        if found is None:
+            where = self.path or " and ".join(PATHS[:2])
+            raise HypervisorError(
+                f"{where}: there is no virtiofsd, which opens a container's files; install the "
+                "package virtiofsd (Debian 12: qemu-system-common), or set virtio_fs_daemon in "
+                "[hypervisor.qemu]"
+            )
+        return found
+
+
+def find(path: str = "") -> str | None:
+    """The path of the program: the given one, or else the first of PATHS that is installed."""
+    return next((each for each in ([path] if path else PATHS) if os.access(each, os.X_OK)), None)
+
+
+def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
+    """The program's arguments; it serves its root directory to who connects. Raises OSError."""
+    if _is_in_c(program):
+        cache = _CACHES_IN_C.get(daemon.cache, daemon.cache)
+        options = f"sandbox=chroot,source=/,cache={cache},xattr,posix_acl,announce_submounts"
+        words = ["-f", "-o", f"{options},log_level=warn"]
+    else:
+        cache = "never" if daemon.cache == "none" else daemon.cache
+        words = ["--sandbox=chroot", "--shared-dir=/", f"--cache={cache}", "--log-level=warn", *_ON]
+    extra = [word for word in daemon.extra if word not in _ON]  # which are ours too
+    return [*words, f"--fd={listening}", "--rlimit-nofile=0", *extra]
+
+
+def connected_pair() -> tuple[socket.socket, socket.socket]:
+    """(a socket that listens, one that is connected to it): nobody else can have come first, for
+    its place was nobody else's, and is gone. Raises OSError."""
+    with contextlib.ExitStack() as undo:
+        directory = undo.enter_context(tempfile.TemporaryDirectory(prefix="tapwright-"))
+        listening = undo.enter_context(socket.socket(socket.AF_UNIX))
+        ours = undo.enter_context(socket.socket(socket.AF_UNIX))
+        with unixsocket.address(f"{directory}/socket") as address:
+            listening.bind(address)
+            listening.listen(1)
+            ours.connect(address)
+        listening, ours = listening.dup(), ours.dup()
+    return listening, ours
+
+
+def spawn(
+    words: list[str], listening: socket.socket, namespace: int, uid: int
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Run the program in a mount namespace, its real user being `uid`; return it with the descriptor
+    of what it says. Raises OSError, subprocess.SubprocessError."""
+    said, stderr = os.pipe2(os.O_CLOEXEC)
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            env={},
+            cwd="/",
+            pass_fds=[listening.fileno()],
+            preexec_fn=_confinement(namespace, uid),
+        )
+    except BaseException:
+        os.close(said)
+        raise
+    finally:
+        os.close(stderr)
+    return process, said
+
+
+def _is_in_c(program: str) -> bool:
+    with (
+        open(program, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(_ONLY_IN_C) >= 0
+
+
+def _confinement(namespace: int, uid: int) -> Callable[[], None]:
+    """What the new process does to itself before it becomes the daemon.
+
+    Its real user is that of QEMU, so that it is found when it should be left (`end_orphans`), and
+    the filter does not let it change that. It can't be set no new privileges, which would take the
+    effective user from it (cap_bprm_creds_from_file: security/commoncap.c).
+    """
+    highest = capabilities.last()
+    confined = Filter(_REFUSED, _CHECKED, _LACKING)
+    with open("/proc/sys/fs/nr_open") as file:
+        most_files = min(_MOST_FILES, int(file.read()))
+
+    def confine() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a guest's memory
+        _allow_files(most_files)
+        libc.setns(namespace, libc.CLONE_NEWNS)
+        os.setgroups([])
+        os.setresgid(uid, 0, 0)
+        os.setresuid(uid, 0, 0)
+        confined.install()
+        capabilities.keep(_CAPABILITIES, highest)
+
+    return confine
+
+
+def _allow_files(wanted: int) -> None:
+    """As many descriptors as that, or as may be (without CAP_SYS_RESOURCE)."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, wanted),) * 2)
+    except (OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
