@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from tapwright.errors import HypervisorError
 from tapwright.linux import capabilities, libc, unixsocket
-from tapwright.linux.seccomp import Check, Filter
+from tapwright.linux.seccomp import Check, Condition, Filter
 
 # Debian 12 and Ubuntu 22.04 have QEMU's own in the first place; the package virtiofsd, and Fedora,
 # have the successor in the second one.
@@ -28,8 +28,18 @@ PATHS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/bin/virtiofs
 _ONLY_IN_C = b"posix_lock|no_posix_lock"
 """Of what the older program prints as its help."""
 
-_CACHES_IN_C = {"never": "none", "metadata": "auto"}
-_ON = ("--xattr", "--posix-acl", "--announce-submounts")
+# Its own `auto` throws away what it has of a file whenever somebody opens it, so that each start of
+# a program reads all of it again. With `always` it keeps what it has as long as size and time of the
+# file are the same, which it looks at when a second has passed.
+_CACHES_IN_C = {
+    "auto": "always,timeout=1",
+    "metadata": "auto",
+    "never": "none",
+}
+_ON = ("--xattr", "--posix-acl")
+# A guest's kernel has no access control lists on a mount that is announced to it as one
+# (fs/fuse/inode.c: fuse_fill_super_submount). Unannounced, all files are of one device for it.
+_OFF = ("--announce-submounts",)
 
 _MOST_FILES = 1_000_000
 """Each file that the guest knows is a descriptor of the daemon, until the guest forgets it."""
@@ -41,16 +51,28 @@ _CAPABILITIES = (
 )
 
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
-_REAL_USER_STAYS = (Check(0, (0xFFFFFFFF,)),)
+# null, zero, full, random, urandom, tty, ptmx, which everybody may use on a host too; and what marks
+# a file as removed in a layer of overlayfs.
+_HARMLESS = (0x103, 0x105, 0x107, 0x108, 0x109, 0x500, 0x502, 0)
+_REAL_USER_STAYS = ((Check(0, (0xFFFFFFFF,)),),)
 _CLONE_THREAD, _CLONE_NAMESPACES, _CLONE_FS = 0x10000, 0x7E020080, 0x200
+
+
+def _no_device(mode: int) -> tuple[Condition, Condition]:
+    """`mode` is which argument of mknod(2) the mode is; the device is behind it."""
+    return (
+        (Check(mode, (_S_IFCHR, _S_IFBLK), _S_IFMT, is_in=False),),
+        (Check(mode, (_S_IFCHR,), _S_IFMT), Check(mode + 1, _HARMLESS)),
+    )
+
+
 _CHECKED = {
-    56: (Check(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NAMESPACES),),  # clone
+    56: ((Check(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NAMESPACES),),),  # clone
     117: _REAL_USER_STAYS,  # setresuid
     119: _REAL_USER_STAYS,  # setresgid
-    # No device, but for the one that marks a file as removed in a layer of overlayfs (0, 0).
-    133: (Check(1, (_S_IFCHR, _S_IFBLK), _S_IFMT, is_in=False), Check(2, (0,))),  # mknod
-    259: (Check(2, (_S_IFCHR, _S_IFBLK), _S_IFMT, is_in=False), Check(3, (0,))),  # mknodat
-    272: (Check(0, (_CLONE_FS,)),),  # unshare: a working directory for each thread
+    133: _no_device(1),  # mknod
+    259: _no_device(2),  # mknodat
+    272: ((Check(0, (_CLONE_FS,)),),),  # unshare: a working directory for each thread
 }
 _LACKING = (435,)  # clone3, whose flags are in memory: the C library takes clone then
 _REFUSED = (
@@ -101,12 +123,12 @@ def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
     """The program's arguments; it serves its root directory to who connects. Raises OSError."""
     if _is_in_c(program):
         cache = _CACHES_IN_C.get(daemon.cache, daemon.cache)
-        options = f"sandbox=chroot,source=/,cache={cache},xattr,posix_acl,announce_submounts"
+        options = f"sandbox=chroot,source=/,cache={cache},xattr,posix_acl"
         words = ["-f", "-o", f"{options},log_level=warn"]
     else:
         cache = "never" if daemon.cache == "none" else daemon.cache
         words = ["--sandbox=chroot", "--shared-dir=/", f"--cache={cache}", "--log-level=warn", *_ON]
-    extra = [word for word in daemon.extra if word not in _ON]  # which are ours too
+    extra = [word for word in daemon.extra if word not in (*_ON, *_OFF)]
     return [*words, f"--fd={listening}", "--rlimit-nofile=0", *extra]
 
 

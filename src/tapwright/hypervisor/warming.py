@@ -91,7 +91,6 @@ async def _use_share(qemu: Qemu, shared: Share, agent: AgentClient) -> None:
     program = f"{protocol.SHARE}/{_WARM}/{_WARM}/busybox"
     await _run(agent, "cp", "/bin/busybox", program)
     await _run(agent, program, "true")
-    await _run(agent, "umount", f"{protocol.SHARE}/{_WARM}/{_WARM}")
     await _run(agent, "umount", protocol.SHARE)
     await qemu.unplug_share()
     # There is none. With the first request about a container the agent loads what these need.

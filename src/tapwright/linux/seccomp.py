@@ -18,8 +18,8 @@ _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 # The same calls under other numbers (arch/x86/include/uapi/asm/unistd.h: __X32_SYSCALL_BIT).
 _X32_BIT = 0x40000000
 
-# linux/bpf_common.h: LD|W|ABS, ALU|AND|K, JMP|JEQ|K, JMP|JGE|K, RET|K
-_LOAD, _AND, _EQUAL, _GREATER_OR_EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
+# linux/bpf_common.h: LD|W|ABS, ALU|AND|K, JMP|JA, JMP|JEQ|K, JMP|JGE|K, RET|K
+_LOAD, _AND, _JUMP, _EQUAL, _GREATER_OR_EQUAL, _RETURN = 0x20, 0x54, 0x05, 0x15, 0x35, 0x06
 _INSTRUCTION = struct.Struct("=HBBI")
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # struct seccomp_data
 
@@ -35,6 +35,10 @@ class Check:
     is_in: bool = True
 
 
+Condition = Sequence[Check]
+"""All of these checks together."""
+
+
 class Filter:
     """Refuses system calls by number, some of them unless a condition holds; all others are done.
 
@@ -46,17 +50,17 @@ class Filter:
     def __init__(
         self,
         refused: Iterable[int] = (),
-        checked: Mapping[int, Sequence[Check]] | None = None,
+        checked: Mapping[int, Sequence[Condition]] | None = None,
         lacking: Iterable[int] = (),
     ) -> None:
-        code = [_load(_ARCH), _jump(_AUDIT_ARCH_X86_64, 1, 0), _ret(_KILL_PROCESS), _load(_NUMBER)]
-        for number, checks in (checked or {}).items():
-            block = [instruction for check in checks for instruction in _checking(check)]
+        code = [_load(_ARCH), _equal(_AUDIT_ARCH_X86_64, 1, 0), _ret(_KILL_PROCESS), _load(_NUMBER)]
+        for number, conditions in (checked or {}).items():
+            block = [instruction for each in conditions for instruction in _allowing(each)]
             block.append(_ret(_ERRNO | errno.EPERM))
-            code += [_jump(number, 0, len(block)), *block]
+            code += [_equal(number, 0, len(block)), *block]
         for numbers, error in ((refused, errno.EPERM), (lacking, errno.ENOSYS)):
             for number in numbers:
-                code += [_jump(number, 0, 1), _ret(_ERRNO | error)]
+                code += [_equal(number, 0, 1), _ret(_ERRNO | error)]
         code += [_at_least(_X32_BIT, 0, 1), _ret(_ERRNO | errno.ENOSYS), _ret(_ALLOW)]
         self._code = ctypes.create_string_buffer(b"".join(code))
         pointer = ctypes.addressof(self._code)
@@ -68,16 +72,22 @@ class Filter:
         libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(self._program))
 
 
-def _checking(check: Check) -> list[bytes]:
+def _allowing(condition: Condition) -> list[bytes]:
     """Allow the call if the condition holds; go on behind this if it does not."""
+    code = [_ret(_ALLOW)]
+    for check in reversed(condition):
+        code = [*_unless(check, len(code)), *code]
+    return code
+
+
+def _unless(check: Check, distance: int) -> list[bytes]:
+    """Skip so many instructions behind this unless the check holds."""
     code = [_load(_ARGUMENTS + 8 * check.argument), _and(check.mask)]
-    if check.is_in:
-        for value in check.values:
-            code += [_jump(value, 0, 1), _ret(_ALLOW)]
-        return code
-    for left, value in zip(range(len(check.values), 0, -1), check.values, strict=True):
-        code.append(_jump(value, left, 0))
-    return [*code, _ret(_ALLOW)]
+    left = len(check.values)
+    for value in check.values:
+        left -= 1
+        code.append(_equal(value, left + 1 if check.is_in else left + distance, 0))
+    return [*code, _jump(distance)] if check.is_in else code
 
 
 def _load(offset: int) -> bytes:
@@ -88,8 +98,12 @@ def _and(mask: int) -> bytes:
     return _INSTRUCTION.pack(_AND, 0, 0, mask)
 
 
-def _jump(value: int, if_equal: int, otherwise: int) -> bytes:
-    return _INSTRUCTION.pack(_EQUAL, if_equal, otherwise, value)
+def _equal(value: int, if_so: int, otherwise: int) -> bytes:
+    return _INSTRUCTION.pack(_EQUAL, if_so, otherwise, value)
+
+
+def _jump(distance: int) -> bytes:
+    return _INSTRUCTION.pack(_JUMP, 0, 0, distance)
 
 
 def _at_least(value: int, if_so: int, otherwise: int) -> bytes:
