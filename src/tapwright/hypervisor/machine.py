@@ -26,9 +26,9 @@ class Machine:
     `slots` is how many NICs there is room for. With a `memory_directory` the guest's memory is a
     file there that other processes can share; with `hugepages` it is of the host's huge pages, and
     can be shared too. Without `vhost` QEMU itself moves the frames of TAPs. With `debug` the
-    guest's kernel tells its console what it does, also before there is one. `share` is the daemon by
-    which it can be shown files of the host, None where it can't. `netns` is the namespace QEMU lives
-    in, None for the caller's.
+    guest's kernel tells its console what it does, also before there is one. `share` is the daemon
+    by which it can be shown files of the host, None where it can't. `netns` is the namespace QEMU
+    lives in, None for the caller's.
     """
 
     kernel: Path

@@ -34,9 +34,9 @@ MOST = {
 
 @dataclass(frozen=True)
 class Ports:
-    """The ports for `slots` NICs, and with `share` one more for the files of the host. A NIC's *slot*
-    counts from 0, and is all that a caller must remember of its place. Raises HypervisorError: no
-    such machine type, or too many slots."""
+    """The ports for `slots` NICs, and with `share` one more for the files of the host. A NIC's
+    *slot* counts from 0, and is all that a caller must remember of its place. Raises
+    HypervisorError: no such machine type, or too many slots."""
 
     machine_type: str
     slots: int

@@ -10,13 +10,15 @@ The daemon ends when QEMU has ended.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import virtiofsd
@@ -35,9 +37,18 @@ _ATTRIBUTES = mounts.NO_SETUID | mounts.NO_DEVICES | mounts.NO_EXECUTION | mount
 
 
 @dataclass
+class _Shown:
+    """Something in the share: what it is known by, None where it is nobody else's, and the
+    directories that have it."""
+
+    key: tuple[int, int] | None
+    users: list[str]
+
+
+@dataclass
 class Share:
-    """What is shared with one guest. `connection` leads to the daemon: QEMU's end of it. `stderr` is
-    what the daemon says, to be read, and closed, by who starts it."""
+    """What is shared with one guest. `connection` leads to the daemon: QEMU's end of it. `stderr`
+    is what the daemon says, to be read, and closed, by who starts it."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
@@ -45,6 +56,7 @@ class Share:
     _namespace: int
     _tree: int
     _loaded_from: list[str]
+    _shown: dict[str, _Shown] = field(default_factory=dict)  # by place
 
     @classmethod
     def start(cls, uid: int, daemon: Daemon) -> "Share":
@@ -69,9 +81,9 @@ class Share:
         return cls(process, connection, stderr, namespace, tree, loaded_from)
 
     def seal(self) -> None:
-        """Take out of the share what the daemon was loaded from, and its /proc, of which it has what
-        it needs: to be called when the daemon has answered QEMU, and before the guest can speak to
-        it. Raises HypervisorError."""
+        """Take out of the share what the daemon was loaded from, and its /proc, of which it has
+        what it needs: to be called when the daemon has answered QEMU, and before the guest can
+        speak to it. Raises HypervisorError."""
         try:
             mounts.within(self._namespace, lambda: _detach_all(self._loaded_from))
             while self._loaded_from:
@@ -80,41 +92,57 @@ class Share:
         except OSError as error:
             raise HypervisorError(f"the share can't be sealed: {error}") from None
 
-    def attach(self, directory: str, sources: Mapping[str, int]) -> None:
+    def attach(
+        self, directory: str, sources: Mapping[str, int], apart: Collection[str] = ()
+    ) -> dict[str, str]:
         """Show detached mounts as `directory/NAME`, beside what is there; all of them, or none.
-        The descriptors stay the caller's, and are of no more use. Raises HypervisorError."""
+        Return the place of each: a file or directory that is shown already has its place, so that
+        all who have it have the same one, unless it is to be `apart`.
+
+        The descriptors stay the caller's, and are of no more use. Raises HypervisorError.
+        """
         for name in (directory, *sources):
             _check_name(name)
+        places = {}
         try:
             with contextlib.ExitStack() as undo:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(directory, 0o755, dir_fd=self._tree)
-                    undo.callback(os.rmdir, directory, dir_fd=self._tree)
-                places = {f"{directory}/{name}": fd for name, fd in sources.items()}
-                for place, source in places.items():
-                    mounts.restrict(source, _ATTRIBUTES)
-                    _make_place(self._tree, place, mounts.is_directory(source))
-                    undo.callback(_remove_place, self._tree, place)
-                mounts.within(self._namespace, lambda: _attach_all(places))
+                for name, source in sources.items():
+                    key = None if name in apart else _key(source)
+                    place = self._place_of(key) or self._new_place(directory, name)
+                    if place not in self._shown:
+                        self._show(place, key, source)
+                        undo.callback(self._hide, place)
+                    elif not mounts.is_read_only(source):
+                        mounts.within(self._namespace, partial(mounts.allow_writing, f"/{place}"))
+                    users = self._shown[place].users
+                    if directory not in users:
+                        users.append(directory)
+                        undo.callback(users.remove, directory)
+                    places[name] = place
                 undo.pop_all()
         except OSError as error:
             raise HypervisorError(
                 f"{directory} can't be shared: {error.strerror} ({error.filename})"
             ) from None
+        return places
 
     def detach(self, directory: str) -> None:
-        """Take all away that was attached under that name; nothing happens when there is none.
-        What is open stays open. Raises HypervisorError."""
+        """Take all away that was attached under that name, but for what others have too; nothing
+        happens when there is none. What is open stays open. Raises HypervisorError."""
         _check_name(directory)
         try:
-            places = [f"{directory}/{name}" for name in _names(self._tree, directory)]
-            mounts.within(self._namespace, lambda: _detach_all(places))
-            for place in (*places, directory):
-                _remove_place(self._tree, place)
-        except FileNotFoundError:
-            return
+            for place, shown in list(self._shown.items()):
+                if directory in shown.users:
+                    if shown.users == [directory]:
+                        self._hide(place)
+                    shown.users.remove(directory)
         except OSError as error:
             raise HypervisorError(f"{directory} is still shared: {error.strerror}") from None
+
+    def restrict(self) -> None:
+        """Restrict what has come into the share by itself: see `mounts.clone`, `following`. Raises
+        OSError."""
+        mounts.within(self._namespace, lambda: mounts.restrict("/", _ATTRIBUTES))
 
     def kill(self) -> None:
         """End the daemon, and with it the share."""
@@ -124,10 +152,50 @@ class Share:
         os.close(self._namespace)
         os.close(self._tree)
 
+    def _place_of(self, key: tuple[int, int] | None) -> str | None:
+        return next(
+            (place for place, shown in self._shown.items() if key and shown.key == key), None
+        )
+
+    def _new_place(self, directory: str, name: str) -> str:
+        """Raises FileExistsError."""
+        place, number = f"{directory}/{name}", 1
+        # Others may have what an earlier owner of the directory had first.
+        while place in self._shown and directory not in self._shown[place].users:
+            number += 1
+            place = f"{directory}/{name}-{number}"
+        if place in self._shown:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place)
+        return place
+
+    def _show(self, place: str, key: tuple[int, int] | None, source: int) -> None:
+        directory = place.partition("/")[0]
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o755, dir_fd=self._tree)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._remove_if_empty, directory)
+            mounts.restrict(source, _ATTRIBUTES)
+            _make_place(self._tree, place, mounts.is_directory(source))
+            undo.callback(_remove_place, self._tree, place)
+            mounts.within(self._namespace, lambda: mounts.attach(source, f"/{place}"))
+            self._shown[place] = _Shown(key, [])
+            undo.pop_all()
+
+    def _hide(self, place: str) -> None:
+        mounts.within(self._namespace, lambda: _detach_all([place]))
+        _remove_place(self._tree, place)
+        del self._shown[place]
+        self._remove_if_empty(place.partition("/")[0])
+
+    def _remove_if_empty(self, directory: str) -> None:
+        if not any(place.startswith(f"{directory}/") for place in self._shown):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(directory, dir_fd=self._tree)
+
 
 def _namespace(tree: int, program: str) -> tuple[int, list[str]]:
-    """The share's namespace, with what the daemon is loaded from in it; and the names of that. Raises
-    OSError."""
+    """The share's namespace, with what the daemon is loaded from in it; and the names of that.
+    Raises OSError."""
     sources = {name: f"/{name}" for name in _HOST if os.path.isdir(f"/{name}")}
     sources[_PROGRAM] = program
     with contextlib.ExitStack() as done:
@@ -161,18 +229,6 @@ def _make_proc(tree: int) -> None:
             copy.write(original.read())
 
 
-def _attach_all(places: Mapping[str, int]) -> None:
-    """In the share's namespace. Raises OSError, and has mounted nothing then."""
-    done: list[str] = []
-    try:
-        for place, fd in places.items():
-            mounts.attach(fd, f"/{place}")
-            done.append(place)
-    except BaseException:
-        _detach_all(done)
-        raise
-
-
 def _detach_all(places: list[str]) -> None:
     """In the share's namespace. Raises OSError."""
     for place in places:
@@ -195,12 +251,10 @@ def _remove_place(tree: int, place: str) -> None:
         os.unlink(place, dir_fd=tree)
 
 
-def _names(tree: int, directory: str) -> list[str]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
-    try:
-        return os.listdir(fd)
-    finally:
-        os.close(fd)
+def _key(source: int) -> tuple[int, int]:
+    """What a file or directory is known by, as long as somebody has it open."""
+    status = os.fstat(source)
+    return status.st_dev, status.st_ino
 
 
 def _check_name(name: str) -> None:

@@ -28,9 +28,9 @@ PATHS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/bin/virtiofs
 _ONLY_IN_C = b"posix_lock|no_posix_lock"
 """Of what the older program prints as its help."""
 
-# Its own `auto` throws away what it has of a file whenever somebody opens it, so that each start of
-# a program reads all of it again. With `always` it keeps what it has as long as size and time of the
-# file are the same, which it looks at when a second has passed.
+# Its own `auto` throws away what the guest has of a file whenever somebody opens it, so that each
+# start of a program reads all of it again. With `always` the guest keeps what it has as long as
+# size and time of the file are the same, which it looks at when a second has passed.
 _CACHES_IN_C = {
     "auto": "always,timeout=1",
     "metadata": "auto",
@@ -51,8 +51,8 @@ _CAPABILITIES = (
 )
 
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
-# null, zero, full, random, urandom, tty, ptmx, which everybody may use on a host too; and what marks
-# a file as removed in a layer of overlayfs.
+# null, zero, full, random, urandom, tty, ptmx, which everybody may use on a host too; and what
+# marks a file as removed in a layer of overlayfs.
 _HARMLESS = (0x103, 0x105, 0x107, 0x108, 0x109, 0x500, 0x502, 0)
 _REAL_USER_STAYS = ((Check(0, (0xFFFFFFFF,)),),)
 _CLONE_THREAD, _CLONE_NAMESPACES, _CLONE_FS = 0x10000, 0x7E020080, 0x200
@@ -93,8 +93,8 @@ _REFUSED = (
 
 @dataclass(frozen=True)
 class Daemon:
-    """Which program is to serve the files, and how: its path, empty for the first that is there; how
-    much the guest may keep of the files (`auto`, `always`, `metadata`, `never`); and arguments
+    """Which program is to serve the files, and how: its path, empty for the first that is there;
+    how much the guest may keep of the files (`auto`, `always`, `metadata`, `never`); and arguments
     beside ours."""
 
     path: str = ""
@@ -150,8 +150,8 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
 def spawn(
     words: list[str], listening: socket.socket, namespace: int, uid: int
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Run the program in a mount namespace, its real user being `uid`; return it with the descriptor
-    of what it says. Raises OSError, subprocess.SubprocessError."""
+    """Run the program in a mount namespace, its real user being `uid`; return it with the
+    descriptor of what it says. Raises OSError, subprocess.SubprocessError."""
     said, stderr = os.pipe2(os.O_CLOEXEC)
     try:
         process = subprocess.Popen(

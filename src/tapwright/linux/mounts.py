@@ -25,29 +25,62 @@ READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, NO_SYMLINKS = 1, 2, 4, 8, 0x2000
 T = TypeVar("T")
 
 
-def clone(path: str | int, *, recursive: bool = True, read_only: bool = False) -> int:
+def clone(
+    path: str | int,
+    *,
+    recursive: bool = True,
+    read_only: bool = False,
+    following: bool = False,
+) -> int:
     """A detached mount of the file or directory at a path, or behind a descriptor, with what is
-    mounted below it. What is mounted later, on either side, is not seen on the other. Raises
-    OSError."""
+    mounted below it. What is mounted later, on either side, is not seen on the other; unless it is
+    `following`: then it gets what is mounted later where it was cloned from, if that is a shared
+    mount (mount_namespaces(7)). Raises OSError."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     if isinstance(path, int):
         fd = libc.syscall(_OPEN_TREE, path, b"", flags | _AT_EMPTY_PATH)
     else:
         fd = libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags)
     try:
-        restrict(fd, READ_ONLY if read_only else 0)
+        attributes = READ_ONLY if read_only else 0
+        propagation = libc.MS_SLAVE if following else libc.MS_PRIVATE
+        _set(fd, b"", attributes, propagation=propagation)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def restrict(fd: int, attributes: int) -> None:
-    """Give a detached mount, and all that is mounted below it, attributes beside those that it
-    has, and make it private. Raises OSError."""
-    wanted = struct.pack("=QQQQ", attributes, 0, libc.MS_PRIVATE, 0)
-    flags = _AT_EMPTY_PATH | _AT_RECURSIVE
-    libc.syscall(_MOUNT_SETATTR, fd, b"", flags, wanted, len(wanted))
+def restrict(place: int | str, attributes: int, *, recursive: bool = True) -> None:
+    """Give a detached mount, or the one at a path, attributes beside those that it has, and if it
+    is `recursive` all that is mounted below it too. Raises OSError."""
+    if isinstance(place, int):
+        _set(place, b"", attributes, recursive=recursive)
+    else:
+        _set(_AT_FDCWD, os.fsencode(place), attributes, recursive=recursive)
+
+
+def allow_writing(path: str) -> None:
+    """Take READ_ONLY from the mount at a path, not from those below it. Raises OSError."""
+    _set(_AT_FDCWD, os.fsencode(path), without=READ_ONLY, recursive=False)
+
+
+def is_read_only(fd: int) -> bool:
+    """Whether the mount that is behind a descriptor, or its filesystem, is."""
+    return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+
+
+def _set(
+    fd: int,
+    path: bytes,
+    attributes: int = 0,
+    without: int = 0,
+    propagation: int = 0,
+    recursive: bool = True,
+) -> None:
+    wanted = struct.pack("=QQQQ", attributes, without, propagation, 0)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    libc.syscall(_MOUNT_SETATTR, fd, path, flags, wanted, len(wanted))
 
 
 def attach(fd: int, path: str) -> None:

@@ -131,7 +131,7 @@ class _Making:
                 configuration = self._configuration()
                 shared, of_guest = self._plan(configuration)
                 self._make_sandbox(configuration, launch)
-        self._share(shared)
+        self._share(shared, of_guest)
         made = self._start_process(of_guest, shared)
         self._run_hooks()
         self._follow_resolvers(shared)
@@ -220,10 +220,16 @@ class _Making:
         self._container.netns = record.netns
         self._held.save(self._container)
 
-    def _share(self, shared: "Sequence[mounts.Shared]") -> None:
-        names = [entry.name for entry in shared]
+    def _share(self, shared: "Sequence[mounts.Shared]", of_guest: "dict[str, Any]") -> None:
         with mounts.cloned(shared) as descriptors:
-            self._sandbox.call("share", descriptors, container=self._container.id, names=names)
+            places = self._sandbox.call(
+                "share",
+                descriptors,
+                container=self._container.id,
+                names=[one.name for one in shared],
+                apart=[one.name for one in shared if one.is_apart],
+            )
+        mounts.moved(of_guest["mounts"], self._container.id, places)
 
     def _start_process(
         self, of_guest: "dict[str, Any]", shared: "Sequence[mounts.Shared]"

@@ -2,6 +2,7 @@
 bound there, those of a kernel's own filesystems are the guest's."""
 
 import os
+import re
 from contextlib import contextmanager
 
 from tapwright.agent.protocol import SHARE
@@ -10,7 +11,7 @@ from tapwright.linux import mounts as trees
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from tapwright.oci.bundle import Bundle
@@ -30,6 +31,10 @@ _DEVICES: "Json" = {
 }
 """As runc's `spec` writes it. A directory of the host can't have device nodes of the guest."""
 
+_FOLLOWING = frozenset(("slave", "rslave", "shared", "rshared"))
+_SHARING = frozenset(("shared", "rshared"))
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # proc(5), mountinfo: white space in names
+
 _KERNEL_OWN = """
     bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl hugetlbfs mqueue proc pstore ramfs
     securityfs sysfs tmpfs tracefs
@@ -38,21 +43,28 @@ _KERNEL_OWN = """
 
 class Shared:
     """A file or directory of the host that the guest gets under a name; the destination is where
-    the container has it. What is mounted below it comes along if it is `recursive`."""
+    the container has it. What is mounted below it comes along if it is `recursive`, and what is
+    mounted there later if it is `following`. `read_only` is of the mount itself, `all_read_only` of
+    those below it too."""
 
     def __init__(
-        self, name: str, source: str, destination: str, read_only: bool, recursive: bool = True
+        self, name: str, source: str, destination: str, options: "Sequence[str]" = ()
     ) -> None:
         self.name = name
         self.source = source
         self.destination = destination
-        self.read_only = read_only
-        self.recursive = recursive
+        self.all_read_only = "rro" in options
+        self.read_only = self.all_read_only or "ro" in options
+        self.recursive = "bind" not in options or "rbind" in options
+        self.following = not _FOLLOWING.isdisjoint(options)
+        self.is_apart = self.all_read_only or not self.recursive or name == ROOTFS
+        """Whether the guest is to have it in a place of its own, and not in that of others who have
+        this source: it has less below it, or only parts of it can be written to."""
 
 
 def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared], "list[Json]"]:
     """(what is to be shared, the mounts of the guest's configuration). Raises BundleError."""
-    shared = [Shared(ROOTFS, bundle.rootfs, "/", read_only=False)]
+    shared = [Shared(ROOTFS, bundle.rootfs, "/")]
     wanted = bundle.config.get("mounts", ())
     mounts = []
     if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in wanted):
@@ -66,11 +78,15 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 mounts.append(_bound(mount, POD_SHM, options))
                 continue
             source = _source(bundle, mount)
-            read_only = "ro" in options or "rro" in options
-            recursive = "bind" not in options or "rbind" in options
-            share = Shared(f"mount-{number}", source, mount["destination"], read_only, recursive)
+            share = Shared(f"mount-{number}", source, mount["destination"], options)
             shared.append(share)
             options = [option for option in options if not _is_mapping(mount, option, log)]
+            if not _SHARING.isdisjoint(options):
+                log.warn(f"{mount['destination']}: what the container mounts there stays in the VM")
+            if share.read_only and not share.all_read_only and _has_mounts_below(share):
+                # The guest has all of it as one mount. The host keeps it from writing to the first.
+                share.is_apart = True
+                options = [option for option in options if option != "ro"]
             mounts.append(_bound(mount, f"{SHARE}/{container_id}/{share.name}", options))
         elif kind in _KERNEL_OWN.split():
             mounts.append({**mount, "options": options})
@@ -90,15 +106,53 @@ def cloned(shared: "Sequence[Shared]") -> "Iterator[list[int]]":
     try:
         for one in shared:
             try:
-                descriptors.append(
-                    trees.clone(one.source, recursive=one.recursive, read_only=one.read_only)
-                )
+                descriptors.append(_cloned(one))
             except OSError as error:
                 raise BundleError(f"{one.source}: {error.strerror}") from None
         yield descriptors
     finally:
         for fd in descriptors:
             os.close(fd)
+
+
+def _cloned(one: Shared) -> int:
+    """Raises OSError."""
+    fd = trees.clone(
+        one.source,
+        recursive=one.recursive,
+        read_only=one.all_read_only,
+        following=one.following,
+    )
+    try:
+        if one.read_only:
+            trees.restrict(fd, trees.READ_ONLY, recursive=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def moved(mounts: "list[Json]", container_id: str, places: "Mapping[str, str]") -> None:
+    """Let the mounts of the guest's configuration begin where the sources are, by name, that they
+    were to have as `CONTAINER/NAME` in the share."""
+    sources = {
+        f"{SHARE}/{container_id}/{name}": f"{SHARE}/{place}" for name, place in places.items()
+    }
+    for mount in mounts:
+        mount["source"] = sources.get(mount.get("source", ""), mount.get("source", ""))
+
+
+def _has_mounts_below(share: Shared) -> bool:
+    if not share.recursive:
+        return False
+    below = os.path.realpath(share.source).rstrip("/") + "/"
+    with open("/proc/self/mountinfo", "rb") as file:
+        points = [os.fsdecode(_OCTAL.sub(_character, line.split(b" ")[4])) for line in file]
+    return any(point.startswith(below) for point in points)
+
+
+def _character(escaped: "re.Match[bytes]") -> bytes:
+    return bytes([int(escaped[1], 8)])
 
 
 def _source(bundle: "Bundle", mount: "Json") -> str:

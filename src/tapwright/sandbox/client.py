@@ -66,16 +66,24 @@ def list_routes(sandbox: Sandbox) -> list[Json]:
     return found
 
 
-def share(sandbox: Sandbox, container: str, mounts: Mapping[str, int]) -> None:
+def share(
+    sandbox: Sandbox, container: str, mounts: Mapping[str, int], apart: Sequence[str] = ()
+) -> dict[str, str]:
     """Show detached mounts (`linux.mounts.clone`) to the guest, by name, as
-    `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none. The
-    descriptors stay the caller's, and are of no more use. Raises SandboxStateError, HypervisorError
-    and UsageError."""
-    call(sandbox, "share", list(mounts.values()), container=container, names=list(mounts))
+    `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none. Return
+    where each is, below `/run/tapwright/share`: a file or directory that is shown already has its
+    place, unless it is to be `apart`. The descriptors stay the caller's, and are of no more use.
+    Raises SandboxStateError, HypervisorError and UsageError."""
+    names = list(mounts)
+    places: dict[str, str] = call(
+        sandbox, "share", list(mounts.values()), container=container, names=names, apart=list(apart)
+    )
+    return places
 
 
 def unshare(sandbox: Sandbox, container: str) -> None:
-    """Take back all that was shared for a container; nothing happens when there is nothing."""
+    """Take back all that was shared for a container, but for what others have too; nothing happens
+    when there is nothing."""
     call(sandbox, "unshare", container=container)
 
 

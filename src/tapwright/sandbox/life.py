@@ -92,6 +92,7 @@ class Life:
             async with (
                 contextlib.aclosing(resolvers),
                 abandoned.watched(),
+                shares.restricted(guest.qemu.share),
                 control.serving(self._journal.directory, guest.agent, operations, conversations),
                 self._monitored(),
             ):
