@@ -40,6 +40,8 @@ VERSION = 1
 PORT_NAME = "org.tapwright.agent.0"
 SHARE, SHARE_TAG = "/run/tapwright/share", "tapwright"
 """Where the guest mounts the files of the host, and the name of the device that they come by."""
+MIRRORS = "/run/tapwright/mirrors"
+"""Where it has copies of some of them, each in the place that it has in the share."""
 
 MAX_PAYLOAD = 32 * 1024
 MAX_MESSAGE = 1024 * 1024

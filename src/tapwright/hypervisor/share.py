@@ -126,18 +126,21 @@ class Share:
             ) from None
         return places
 
-    def detach(self, directory: str) -> None:
-        """Take all away that was attached under that name, but for what others have too; nothing
-        happens when there is none. What is open stays open. Raises HypervisorError."""
+    def detach(self, directory: str) -> list[str]:
+        """Take all away that was attached under that name, but for what others have too; return the
+        places that are gone. What is open stays open. Raises HypervisorError."""
         _check_name(directory)
+        gone = []
         try:
             for place, shown in list(self._shown.items()):
                 if directory in shown.users:
                     if shown.users == [directory]:
                         self._hide(place)
+                        gone.append(place)
                     shown.users.remove(directory)
         except OSError as error:
             raise HypervisorError(f"{directory} is still shared: {error.strerror}") from None
+        return gone
 
     def restrict(self) -> None:
         """Restrict what has come into the share by itself: see `mounts.clone`, `following`. Raises

@@ -228,6 +228,7 @@ class _Making:
                 container=self._container.id,
                 names=[one.name for one in shared],
                 apart=[one.name for one in shared if one.is_apart],
+                followed=[one.name for one in shared if one.name != mounts.ROOTFS],
             )
         mounts.moved(of_guest["mounts"], self._container.id, places)
 

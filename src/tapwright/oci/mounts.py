@@ -133,11 +133,9 @@ def _cloned(one: Shared) -> int:
 
 
 def moved(mounts: "list[Json]", container_id: str, places: "Mapping[str, str]") -> None:
-    """Let the mounts of the guest's configuration begin where the sources are, by name, that they
-    were to have as `CONTAINER/NAME` in the share."""
-    sources = {
-        f"{SHARE}/{container_id}/{name}": f"{SHARE}/{place}" for name, place in places.items()
-    }
+    """Let the mounts of the guest's configuration begin in the places, by name, of what they were
+    to have as `CONTAINER/NAME` in the share."""
+    sources = {f"{SHARE}/{container_id}/{name}": place for name, place in places.items()}
     for mount in mounts:
         mount["source"] = sources.get(mount.get("source", ""), mount.get("source", ""))
 

@@ -67,18 +67,30 @@ def list_routes(sandbox: Sandbox) -> list[Json]:
 
 
 def share(
-    sandbox: Sandbox, container: str, mounts: Mapping[str, int], apart: Sequence[str] = ()
+    sandbox: Sandbox,
+    container: str,
+    mounts: Mapping[str, int],
+    apart: Sequence[str] = (),
+    followed: Sequence[str] = (),
 ) -> dict[str, str]:
     """Show detached mounts (`linux.mounts.clone`) to the guest, by name, as
-    `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none. Return
-    where each is, below `/run/tapwright/share`: a file or directory that is shown already has its
-    place, unless it is to be `apart`. The descriptors stay the caller's, and are of no more use.
-    Raises SandboxStateError, HypervisorError and UsageError."""
-    names = list(mounts)
-    places: dict[str, str] = call(
-        sandbox, "share", list(mounts.values()), container=container, names=names, apart=list(apart)
+    `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none.
+
+    Return the path of each in the guest: a file or directory that is shown already has its place,
+    unless it is to be `apart`. Of those `followed` the guest is told when the host changes them;
+    one that the kubelet fills is a copy there, which follows it. The descriptors stay the caller's,
+    and are of no more use. Raises SandboxStateError, HypervisorError, AgentError and UsageError.
+    """
+    paths: dict[str, str] = call(
+        sandbox,
+        "share",
+        list(mounts.values()),
+        container=container,
+        names=list(mounts),
+        apart=list(apart),
+        followed=list(followed),
     )
-    return places
+    return paths
 
 
 def unshare(sandbox: Sandbox, container: str) -> None:

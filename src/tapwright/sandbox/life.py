@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tapwright.command import path as command_path
 from tapwright.errors import SandboxStateError, TapwrightError
-from tapwright.sandbox import control, shares
+from tapwright.sandbox import control
 from tapwright.sandbox.abandoned import Abandoned
 from tapwright.sandbox.bringup import Bringup
 from tapwright.sandbox.containers import Containers
@@ -21,6 +21,7 @@ from tapwright.sandbox.operations import Operations
 from tapwright.sandbox.processes import Processes
 from tapwright.sandbox.record import LOG, RUNNING, Journal
 from tapwright.sandbox.resolvers import Resolvers
+from tapwright.sandbox.shares import Shares
 
 if TYPE_CHECKING:
     from tapwright.sandbox.supervisor import Caller
@@ -81,10 +82,11 @@ class Life:
             guest = await bringup.run()
             processes = Processes(guest.agent)
             abandoned, resolvers = Abandoned(), Resolvers(record.netns, guest.agent)
+            shares = Shares(guest.qemu.share, guest.agent)
             operations = {
                 **Operations(guest.interfaces, guest.following, resolvers, guest.agent).by_name(),
                 **resolvers.by_name(),
-                **shares.operations(guest.qemu.share),
+                **shares.by_name(),
                 **Containers(guest.agent, processes.expect_end).by_name(),
                 **abandoned.by_name(),
             }
@@ -92,7 +94,7 @@ class Life:
             async with (
                 contextlib.aclosing(resolvers),
                 abandoned.watched(),
-                shares.restricted(guest.qemu.share),
+                shares.watched(),
                 control.serving(self._journal.directory, guest.agent, operations, conversations),
                 self._monitored(),
             ):

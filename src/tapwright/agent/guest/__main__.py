@@ -23,6 +23,7 @@ from tapwright.linux.netlink import Netlink, NetlinkError
 
 if TYPE_CHECKING:
     from tapwright.agent.guest.containers import Containers
+    from tapwright.agent.guest.shared_files import SharedFiles
 
 _PORTS = "/sys/class/virtio-ports"
 _READ_BYTES = 64 * 1024
@@ -62,6 +63,8 @@ _CONTAINERS = frozenset(
     )
 )
 
+_OF_FILES = frozenset(("mirror_files", "forget_files", "change_files"))
+
 _OF_PROCESSES: dict[int, Callable[[Process, bytes], None]] = {
     protocol.STDIN: lambda process, payload: process.stdin(payload),
     protocol.SIGNAL: lambda process, payload: process.signal(payload[0] if payload else 0),
@@ -85,6 +88,7 @@ class Agent:
         self._watch = Watcher()
         self._children = Children(self._watch)
         self._containers: Containers | None = None
+        self._files: SharedFiles | None = None
         self._netlink = Netlink()
         self._events = Netlink(RTMGRP_LINK)
         self._devices = _device_events()
@@ -161,6 +165,8 @@ class Agent:
             self._resolve(stream, request)
         elif op in _CONTAINERS:
             self._ask_containers(stream, op, request)
+        elif op in _OF_FILES:
+            self._ask_files(stream, op, request)
         elif operation := OPERATIONS.get(op):
             deadline = time.monotonic() + float(request.get("link_timeout", _DEVICE_TIMEOUT))
             self._try(stream, operation, request, deadline)
@@ -237,6 +243,16 @@ class Agent:
         else:
             if process:
                 self._processes[stream] = process
+
+    def _ask_files(self, stream: int, op: str, request: Request) -> None:
+        try:
+            if self._files is None:
+                from tapwright.agent.guest.shared_files import SharedFiles
+
+                self._files = SharedFiles(self._children)
+            self._files.operations[op](request, self._answer(stream))
+        except FAILURES as error:
+            self._message(protocol.ERROR, stream, told(error))
 
     def _answer(self, stream: int) -> Answer:
         """The way back to who opened a stream, as long as its session lasts."""

@@ -1,0 +1,239 @@
+"""What the host changes in the files that it shares, for those who watch them in the guest.
+
+The guest's kernel hears of no change that the host makes, and looks at a file anew only after a
+while. So the supervisor tells which files have changed, and here they are looked up anew, and what
+a program hears by inotify(7) is brought about.
+
+A volume that the kubelet fills (ConfigMaps, Secrets, …) is *mirrored*: containers have a copy in
+memory, to which is done what the kubelet has done, so it looks the same to who watches it. Of other
+files that can be written to the time of the last change is set to what it is, which is told as a
+modification. Of what can't be written to nothing is told.
+
+All of it is done by processes of its own: the agent does not wait for files of the host.
+"""
+
+import contextlib
+import ctypes
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from tapwright.agent import protocol
+from tapwright.agent.guest.events import Children
+from tapwright.agent.guest.streams import Answer
+from tapwright.linux import libc
+
+_STATX, _UTIMENSAT = 332, 280  # arch/x86/entry/syscalls/syscall_64.tbl
+_AT_FDCWD, _NO_FOLLOW, _FORCE_SYNC, _BASIC = -100, 0x100, 0x2000, 0x7FF
+_STATX_BYTES = 256
+_PIECE_BYTES = 256 * 1024
+_OMIT = (1 << 30) - 2  # UTIME_OMIT
+
+Request = dict[str, Any]
+Operation = Callable[[Request, Answer], None]
+
+
+class SharedFiles:
+    """The operations on shared files, each answered when it is done."""
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        self.operations: dict[str, Operation] = {
+            "mirror_files": self.mirror,
+            "forget_files": self.forget,
+            "change_files": self.change,
+        }
+
+    def mirror(self, request: Request, answer: Answer) -> None:
+        """Make a copy of the directory `place` of the share, in MIRRORS."""
+        place = _checked(request["place"])
+        self._do(lambda: _copy_tree(place), answer)
+
+    def forget(self, request: Request, answer: Answer) -> None:
+        """Remove the copies of `places`; who has them mounted keeps them until then."""
+        places = [_checked(place) for place in request["places"]]
+
+        def forget() -> None:
+            for place in places:
+                _remove(_mirror_of(place))
+
+        self._do(forget, answer)
+
+    def change(self, request: Request, answer: Answer) -> None:
+        """Look at `paths` in the share, which the host has changed; tell those who watch them."""
+        paths = [_checked(path) for path in request["paths"]]
+        self._do(lambda: _bring(paths), answer)
+
+    def _do(self, work: Callable[[], None], answer: Answer) -> None:
+        pid = os.fork()
+        if not pid:
+            status = 0
+            try:
+                work()
+            except OSError as error:
+                status = error.errno or 1
+            except BaseException:
+                status = 1
+            finally:
+                os._exit(status & 0xFF)
+
+        def ended(status: int) -> None:
+            code = os.waitstatus_to_exitcode(status)
+            if code:
+                answer.fail({"message": os.strerror(code) if code > 0 else f"signal {-code}"})
+            else:
+                answer.finish({})
+
+        self._children.expect(pid, ended)
+
+
+def _bring(paths: list[str]) -> None:
+    """What a link leads to comes before the link, and what nothing leads to any more goes last."""
+    mirrored = []
+    for path in paths:
+        place = _place_of(path)
+        _look_up(place, path)
+        if os.path.lexists(_mirror_of(place)):
+            mirrored.append(path)
+        else:
+            _tell(path)
+    for path in sorted(mirrored, key=_rank):
+        _copy(path)
+
+
+def _rank(path: str) -> int:
+    try:
+        return 1 if stat.S_ISLNK(os.lstat(_shared(path)).st_mode) else 0
+    except FileNotFoundError:
+        return 2
+
+
+def _look_up(place: str, path: str) -> None:
+    """Have the kernel ask what is at a path now, whatever it knows.
+
+    To move a directory into itself fails, but not before the kernel has looked the new name up, and
+    of the target of a rename it takes nothing for granted (fs/namei.c, do_renameat2; fs/fuse/dir.c,
+    LOOKUP_RENAME_TARGET).
+    """
+    if path != place:
+        with contextlib.suppress(OSError):
+            os.rename(_shared(place), _shared(path))
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    flags = _NO_FOLLOW | _FORCE_SYNC
+    with contextlib.suppress(OSError):
+        address = ctypes.addressof(buffer)
+        libc.syscall(_STATX, _AT_FDCWD, os.fsencode(_shared(path)), flags, _BASIC, address)
+
+
+def _tell(path: str) -> None:
+    """Have inotify tell that a file was modified; of one that is gone, that its directory was."""
+    with contextlib.suppress(OSError):  # it, or all of it, can't be written to
+        try:
+            changed = os.lstat(_shared(path)).st_mtime_ns
+        except FileNotFoundError:
+            path = os.path.dirname(path)
+            changed = os.lstat(_shared(path)).st_mtime_ns
+        seconds, rest = divmod(changed, 10**9)
+        times = (ctypes.c_long * 4)(0, _OMIT, seconds, rest)
+        address = ctypes.addressof(times)
+        libc.syscall(_UTIMENSAT, _AT_FDCWD, os.fsencode(_shared(path)), address, _NO_FOLLOW)
+
+
+def _copy_tree(path: str) -> None:
+    os.makedirs(os.path.dirname(_mirror_of(path)), exist_ok=True)
+    _copy(path)
+
+
+def _copy(path: str) -> None:
+    """Bring a file, link or directory in a mirror to what it is in the share. Raises OSError."""
+    source, target = _shared(path), _mirror_of(path)
+    try:
+        status = os.lstat(source)
+    except FileNotFoundError:
+        _remove(target)
+        return
+    if stat.S_ISDIR(status.st_mode):
+        if os.path.islink(target) or os.path.isfile(target):
+            os.unlink(target)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(target, stat.S_IMODE(status.st_mode))
+        for name in set(os.listdir(target)) - set(os.listdir(source)):
+            _remove(f"{target}/{name}")
+        for name in sorted(os.listdir(source), key=lambda name: _rank(f"{path}/{name}")):
+            _copy(f"{path}/{name}")
+        _set(target, status)
+    elif not _is_same(target, status, source):
+        _replace(source, target, status)
+
+
+def _replace(source: str, target: str, status: os.stat_result) -> None:
+    """By a rename, as the kubelet does, so that nobody sees half of it."""
+    beside = f"{os.path.dirname(target)}/..{os.path.basename(target)}.tapwright"
+    _remove(beside)
+    if stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(source), beside)
+    elif stat.S_ISREG(status.st_mode):
+        with open(source, "rb") as original, open(beside, "wb") as copy:
+            while data := original.read(_PIECE_BYTES):
+                copy.write(data)
+    else:
+        return
+    _set(beside, status)
+    if os.path.isdir(target) and not os.path.islink(target):
+        _remove(target)
+    os.rename(beside, target)
+
+
+def _is_same(target: str, status: os.stat_result, source: str) -> bool:
+    try:
+        there = os.lstat(target)
+    except FileNotFoundError:
+        return False
+    if stat.S_IFMT(there.st_mode) != stat.S_IFMT(status.st_mode):
+        return False
+    if stat.S_ISLNK(there.st_mode):
+        return os.readlink(target) == os.readlink(source)
+    return all(
+        getattr(there, key) == getattr(status, key)
+        for key in ("st_size", "st_mtime_ns", "st_mode", "st_uid", "st_gid")
+    )
+
+
+def _set(path: str, status: os.stat_result) -> None:
+    os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(path, stat.S_IMODE(status.st_mode))
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    os.utime(path, ns=times, follow_symlinks=False)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        for name in os.listdir(path):
+            _remove(f"{path}/{name}")
+        os.rmdir(path)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _shared(path: str) -> str:
+    return f"{protocol.SHARE}/{path}"
+
+
+def _mirror_of(path: str) -> str:
+    return f"{protocol.MIRRORS}/{path}"
+
+
+def _place_of(path: str) -> str:
+    return "/".join(path.split("/")[:2])
+
+
+def _checked(path: object) -> str:
+    """Raises ValueError."""
+    if not isinstance(path, str) or len(path.split("/")) < 2:
+        raise ValueError("a path in the share is CONTAINER/NAME, or below that")
+    if not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError("a path in the share has no empty parts, and none that is . or ..")
+    return path

@@ -1,0 +1,152 @@
+"""What the host changes in the files that containers have: noticed here, and told to the guest.
+
+The guest's kernel hears of none of it: see `agent.guest.shared_files`. What the share's daemon
+changes, it changes for the guest, which knows. Runs in the supervisor.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from tapwright.agent.client import AgentClient
+from tapwright.errors import AgentError
+from tapwright.hypervisor.share import Share
+from tapwright.linux import fanotify
+
+_MOST_DIRECTORIES = 512
+"""Of each place, those that are the least deep; no more of them are followed."""
+_MOST_PATHS = 4096
+_PATHS_AT_ONCE = 128
+_TELL_SECONDS = 60.0
+_OF_THE_KUBELET = "..data"
+"""What a directory has in it that the kubelet fills (pkg/volume/util/atomic_writer.go)."""
+
+_log = logging.getLogger(__name__)
+
+
+class HostChanges:
+    """Follows the changes of what is in some places of a share."""
+
+    def __init__(self, share: Share, agent: AgentClient) -> None:
+        self._root = f"/proc/{share.process.pid}/root"
+        self._daemon = share.process.pid
+        self._agent = agent
+        self._marks: fanotify.Marks | None = None
+        self._places: set[str] = set()
+        self._paths: dict[fanotify.Handle, str] = {}
+        self._changed: dict[str, None] = {}  # in their order
+        self._wakeup = asyncio.Event()
+        self._mirrored: set[str] = set()
+
+    async def follow(self, places: Sequence[str]) -> list[str]:
+        """Follow what changes in these places, too. Return those of them that the guest has copies
+        of, from which containers are to have them. Raises AgentError."""
+        new = [place for place in places if place not in self._places]
+        self._places.update(new)
+        if new and self._marks is None:
+            self._begin()
+        for place in new:
+            await asyncio.to_thread(self._mark, place)
+            if self._is_of_the_kubelet(place):
+                await self._agent.call("mirror_files", _TELL_SECONDS, place=place)
+                self._mirrored.add(place)
+        return [place for place in places if place in self._mirrored]
+
+    async def forget(self, places: Sequence[str]) -> None:
+        """These are no longer in the share. Raises AgentError."""
+        gone = self._places.intersection(places)
+        self._places -= gone
+        self._paths = {
+            handle: path for handle, path in self._paths.items() if _place_of(path) not in gone
+        }
+        if copies := sorted(self._mirrored & gone):
+            self._mirrored -= gone
+            await self._agent.call("forget_files", _TELL_SECONDS, places=copies)
+
+    @contextlib.asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """With changes being told, for the length of the block."""
+        telling = asyncio.create_task(self._tell())
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+            if self._marks:
+                asyncio.get_running_loop().remove_reader(self._marks.fileno())
+                self._marks.close()
+
+    def _begin(self) -> None:
+        try:
+            self._marks = fanotify.Marks()
+        except OSError as error:
+            _log.warning("the guest is not told what the host changes in its files: %s", error)
+            return
+        asyncio.get_running_loop().add_reader(self._marks.fileno(), self._read)
+
+    def _mark(self, path: str, most: int = _MOST_DIRECTORIES) -> None:
+        """Have a file told of, or a directory and those below it."""
+        for each in itertools.islice(_tree(f"{self._root}/{path}"), most):
+            try:
+                if self._marks:
+                    handle = self._marks.add(each)
+                    self._paths[handle] = each.removeprefix(f"{self._root}/")
+            except OSError as error:
+                _log.info("changes of %s are not followed: %s", each, error.strerror)
+
+    def _read(self) -> None:
+        for change in self._marks.changes() if self._marks else ():
+            if change.process == self._daemon:
+                continue
+            if not change.handle or len(self._changed) >= _MOST_PATHS:
+                self._changed = dict.fromkeys(self._places)
+            elif change.handle in self._paths:
+                path = self._paths[change.handle]
+                self._changed[f"{path}/{change.name}" if change.name else path] = None
+        if self._changed:
+            self._wakeup.set()
+
+    async def _tell(self) -> None:
+        while True:
+            await self._wakeup.wait()
+            self._wakeup.clear()
+            changed, self._changed = list(self._changed), {}
+            # Those that are new have changes of their own.
+            await asyncio.to_thread(self._mark_new, changed)
+            for start in range(0, len(changed), _PATHS_AT_ONCE):
+                paths = changed[start : start + _PATHS_AT_ONCE]
+                try:
+                    await self._agent.call("change_files", _TELL_SECONDS, paths=paths)
+                except AgentError as error:
+                    _log.warning("the guest was not told of changed files: %s", error)
+
+    def _mark_new(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            if os.path.isdir(place := f"{self._root}/{path}") and not os.path.islink(place):
+                self._mark(path)
+
+    def _is_of_the_kubelet(self, place: str) -> bool:
+        return os.path.islink(f"{self._root}/{place}/{_OF_THE_KUBELET}")
+
+
+def _tree(top: str) -> Iterator[str]:
+    """A file; or a directory, and those below it, level by level."""
+    level = [top]
+    while level:
+        yield from level
+        level = [below for path in level for below in _directories_in(path)]
+
+
+def _directories_in(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [each.path for each in entries if each.is_dir(follow_symlinks=False)]
+    except OSError:  # it is a file, or has gone
+        return []
+
+
+def _place_of(path: str) -> str:
+    return "/".join(path.split("/")[:2])
