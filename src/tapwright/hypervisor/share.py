@@ -57,6 +57,8 @@ class Share:
     _tree: int
     _loaded_from: list[str]
     _shown: dict[str, _Shown] = field(default_factory=dict)  # by place
+    _owned: dict[str, str] = field(default_factory=dict)  # what a directory is called at present
+    _uses: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def start(cls, uid: int, daemon: Daemon) -> "Share":
@@ -96,8 +98,9 @@ class Share:
         self, directory: str, sources: Mapping[str, int], apart: Collection[str] = ()
     ) -> dict[str, str]:
         """Show detached mounts as `directory/NAME`, beside what is there; all of them, or none.
-        Return the place of each: a file or directory that is shown already has its place, so that
-        all who have it have the same one, unless it is to be `apart`.
+        Return the place of each: a directory that was there before has another name, and a file or
+        directory that is shown already has its place, so that all who have it have the same one,
+        unless it is to be `apart`.
 
         The descriptors stay the caller's, and are of no more use. Raises HypervisorError.
         """
@@ -130,6 +133,7 @@ class Share:
         """Take all away that was attached under that name, but for what others have too; return the
         places that are gone. What is open stays open. Raises HypervisorError."""
         _check_name(directory)
+        self._owned.pop(directory, None)
         gone = []
         try:
             for place, shown in list(self._shown.items()):
@@ -161,12 +165,14 @@ class Share:
         )
 
     def _new_place(self, directory: str, name: str) -> str:
-        """Raises FileExistsError."""
-        place, number = f"{directory}/{name}", 1
-        # Others may have what an earlier owner of the directory had first.
-        while place in self._shown and directory not in self._shown[place].users:
-            number += 1
-            place = f"{directory}/{name}-{number}"
+        """Raises FileExistsError.
+
+        A guest knows a place for a while after it has gone, so none is ever used again.
+        """
+        if directory not in self._owned:
+            self._uses[directory] = uses = self._uses.get(directory, 0) + 1
+            self._owned[directory] = directory if uses == 1 else f"{directory}-{uses}"
+        place = f"{self._owned[directory]}/{name}"
         if place in self._shown:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place)
         return place

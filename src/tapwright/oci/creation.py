@@ -222,7 +222,7 @@ class _Making:
 
     def _share(self, shared: "Sequence[mounts.Shared]", of_guest: "dict[str, Any]") -> None:
         with mounts.cloned(shared) as descriptors:
-            places = self._sandbox.call(
+            paths = self._sandbox.call(
                 "share",
                 descriptors,
                 container=self._container.id,
@@ -230,7 +230,7 @@ class _Making:
                 apart=[one.name for one in shared if one.is_apart],
                 followed=[one.name for one in shared if one.name != mounts.ROOTFS],
             )
-        mounts.moved(of_guest["mounts"], self._container.id, places)
+        mounts.moved(of_guest, self._container.id, paths)
 
     def _start_process(
         self, of_guest: "dict[str, Any]", shared: "Sequence[mounts.Shared]"

@@ -132,11 +132,12 @@ def _cloned(one: Shared) -> int:
     return fd
 
 
-def moved(mounts: "list[Json]", container_id: str, places: "Mapping[str, str]") -> None:
-    """Let the mounts of the guest's configuration begin in the places, by name, of what they were
-    to have as `CONTAINER/NAME` in the share."""
-    sources = {f"{SHARE}/{container_id}/{name}": place for name, place in places.items()}
-    for mount in mounts:
+def moved(of_guest: "Json", container_id: str, paths: "Mapping[str, str]") -> None:
+    """Have root and mounts of the guest's configuration at the paths, by name, of what they were to
+    have as `CONTAINER/NAME` in the share."""
+    sources = {f"{SHARE}/{container_id}/{name}": path for name, path in paths.items()}
+    of_guest["root"]["path"] = paths[ROOTFS]
+    for mount in of_guest["mounts"]:
         mount["source"] = sources.get(mount.get("source", ""), mount.get("source", ""))
 
 

@@ -76,10 +76,11 @@ def share(
     """Show detached mounts (`linux.mounts.clone`) to the guest, by name, as
     `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none.
 
-    Return the path of each in the guest: a file or directory that is shown already has its place,
-    unless it is to be `apart`. Of those `followed` the guest is told when the host changes them;
-    one that the kubelet fills is a copy there, which follows it. The descriptors stay the caller's,
-    and are of no more use. Raises SandboxStateError, HypervisorError, AgentError and UsageError.
+    Return the path of each in the guest: what a container was shown before has not its place again,
+    and a file or directory that is shown already has its own, unless it is to be `apart`. Of those
+    `followed` the guest is told when the host changes them; one that the kubelet fills is a copy
+    there, which follows it. The descriptors stay the caller's, and are of no more use. Raises
+    SandboxStateError, HypervisorError, AgentError and UsageError.
     """
     paths: dict[str, str] = call(
         sandbox,

@@ -14,6 +14,7 @@ All of it is done by processes of its own: the agent does not wait for files of 
 
 import contextlib
 import ctypes
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -91,7 +92,10 @@ class SharedFiles:
 def _bring(paths: list[str]) -> None:
     """What a link leads to comes before the link, and what nothing leads to any more goes last."""
     mirrored = []
+    wanted = set(paths)
     for path in paths:
+        if _is_below_one_of(wanted, path):
+            continue  # its directory is brought whole
         place = _place_of(path)
         _look_up(place, path)
         if os.path.lexists(_mirror_of(place)):
@@ -100,6 +104,18 @@ def _bring(paths: list[str]) -> None:
             _tell(path)
     for path in sorted(mirrored, key=_rank):
         _copy(path)
+
+
+def _is_below_one_of(paths: set[str], path: str) -> bool:
+    """Only in a mirror: of other directories nothing is done to what is in them."""
+    place = _place_of(path)
+    if not os.path.lexists(_mirror_of(place)):
+        return False
+    while path != place:
+        path = os.path.dirname(path)
+        if path in paths:
+            return True
+    return False
 
 
 def _rank(path: str) -> int:
@@ -156,8 +172,9 @@ def _copy(path: str) -> None:
     if stat.S_ISDIR(status.st_mode):
         if os.path.islink(target) or os.path.isfile(target):
             os.unlink(target)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(target, stat.S_IMODE(status.st_mode))
+        if not os.path.exists(target):
+            _copy_new(source, target)
+            return
         for name in set(os.listdir(target)) - set(os.listdir(source)):
             _remove(f"{target}/{name}")
         for name in sorted(os.listdir(source), key=lambda name: _rank(f"{path}/{name}")):
@@ -165,6 +182,12 @@ def _copy(path: str) -> None:
         _set(target, status)
     elif not _is_same(target, status, source):
         _replace(source, target, status)
+
+
+def _copy_new(source: str, target: str) -> None:
+    """A whole directory, by a program that is faster at it."""
+    if os.spawnv(os.P_WAIT, "/bin/busybox", ["cp", "-a", source, target]):  # noqa: S606
+        raise OSError(errno.EIO, "cp failed", source)
 
 
 def _replace(source: str, target: str, status: os.stat_result) -> None:
