@@ -112,7 +112,7 @@ def test_kernel_filesystems(runtime: Runtime) -> None:
     found = {line.split()[1]: line.split()[2] for line in output.splitlines()}
     assert found["/dev/mqueue"] == "mqueue"
     assert found["/sys/fs/cgroup"] == "cgroup2"
-    assert (found["/proc"], found["/dev/pts"], found["/"]) == ("proc", "devpts", "9p")
+    assert (found["/proc"], found["/dev/pts"], found["/"]) == ("proc", "devpts", "virtiofs")
 
 
 def test_no_mounts_at_all(runtime: Runtime) -> None:
