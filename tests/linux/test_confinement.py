@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,13 +10,16 @@ from collections.abc import Callable
 from tapwright.linux import capabilities
 from tapwright.linux.seccomp import Check, Filter
 
-MKNOD, GETPPID, SETRESUID = 133, 110, 117
-CHARACTER_DEVICE, FIFO, FILE_TYPE = 0o20000, 0o10000, 0o170000
+MKNOD, GETPPID, GETPGRP, SETRESUID = 133, 110, 111, 117
+X32, X86_64, I386 = 0x40000000, 0xC000003E, 0x40000003
+ALLOWED, FAILS, KILLS = 0x7FFF0000, 0x00050000, 0x80000000
+FILE_TYPE, FIFO, CHARACTER_DEVICE, BLOCK_DEVICE = 0o170000, 0o010000, 0o020000, 0o060000
+NULL, DISK = 0x103, 0x800
+DEVICES = (CHARACTER_DEVICE, BLOCK_DEVICE)
 
-# Every call of x86-64 that the interpreter may make, but for those that the tests are about.
-OTHERS = [number for number in range(470) if number not in (MKNOD, GETPPID, SETRESUID)]
-NO_DEVICES = Check(1, (CHARACTER_DEVICE,), FILE_TYPE, is_in=False)
-EFFECTIVE_USER_ONLY = Check(0, (0xFFFFFFFF,))
+NO_DEVICE = [Check(1, DEVICES, FILE_TYPE, is_in=False)]
+HARMLESS_DEVICE = [Check(1, (CHARACTER_DEVICE,), FILE_TYPE), Check(2, (NULL, 0))]
+EFFECTIVE_USER_ONLY = [Check(0, (0xFFFFFFFF,)), Check(2, (0xFFFFFFFF,))]
 
 
 def outcome(confine: Callable[[], None], code: str) -> str:
@@ -36,22 +40,90 @@ def outcome(confine: Callable[[], None], code: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_call_that_is_not_on_the_list_is_not_there() -> None:
-    assert outcome(Filter(OTHERS, {}).install, f"libc.syscall({GETPPID})") == "ENOSYS"
-    assert outcome(Filter([*OTHERS, GETPPID], {}).install, f"libc.syscall({GETPPID})") == "done"
+def test_calls_that_are_refused_and_those_that_are_lacking() -> None:
+    install = Filter(refused=[GETPPID], lacking=[GETPGRP]).install
+    assert outcome(install, f"libc.syscall({GETPPID})") == "EPERM"
+    assert outcome(install, f"libc.syscall({GETPGRP})") == "ENOSYS"
+    assert outcome(Filter().install, f"libc.syscall({GETPPID})") == "done"
+    assert outcome(Filter().install, f"libc.syscall({GETPGRP})") == "done"
 
 
-def test_an_argument_decides(tmp_path: os.PathLike[str]) -> None:
-    install = Filter(OTHERS, {MKNOD: NO_DEVICES, SETRESUID: EFFECTIVE_USER_ONLY}).install
+def answer(installed: Filter, number: int, arch: int = X86_64) -> int:
+    """What the kernel is told of a call, by the filter's own instructions: of those here that are
+    not to be made, or that this kernel has not."""
+    code = list(struct.iter_unpack("=HBBI", installed._code.raw[:-1]))
+    call = struct.pack("=IIQ6Q", number, arch, 0, *range(6))
+    accumulator = place = 0
+    while True:
+        kind, if_so, otherwise, value = code[place]
+        place += 1
+        if kind == 0x20:  # load a word
+            (accumulator,) = struct.unpack_from("=I", call, value)
+        elif kind == 0x54:
+            accumulator &= value
+        elif kind == 0x05:
+            place += value
+        elif kind == 0x06:
+            return int(value)
+        else:
+            holds = {0x15: accumulator == value, 0x35: accumulator >= value}[kind]
+            place += if_so if holds else otherwise
 
-    def mknod(kind: int) -> str:
-        path = os.fsencode(os.path.join(tmp_path, str(kind)))
-        return outcome(install, f"libc.syscall({MKNOD}, {path!r}, {kind | 0o600}, 0x103)")
 
-    assert mknod(CHARACTER_DEVICE) == "EPERM"
-    assert mknod(FIFO) == "done"
-    assert outcome(install, f"libc.syscall({SETRESUID}, 1, 1, 1)") == "EPERM"
-    assert outcome(install, f"libc.syscall({SETRESUID}, -1, 1, -1)") == "done"
+def test_no_call_by_its_other_number() -> None:
+    for installed in (Filter(), Filter([GETPPID], {MKNOD: [NO_DEVICE]}, [GETPGRP])):
+        for number in (X32, X32 | GETPPID, X32 | MKNOD, X32 | 512, 0xFFFFFFFF):
+            assert answer(installed, number) == FAILS | errno.ENOSYS
+            assert answer(installed, number, I386) == KILLS
+        assert answer(installed, MKNOD, I386) == answer(installed, 0, X32) == KILLS
+        assert answer(installed, X32 - 1) == answer(installed, 0) == ALLOWED
+    assert answer(Filter([GETPPID]), GETPPID) == FAILS | errno.EPERM
+
+
+def test_all_checks_of_one_of_the_conditions(tmp_path: os.PathLike[str]) -> None:
+    install = Filter(checked={MKNOD: (NO_DEVICE, HARMLESS_DEVICE)}).install
+    count = 0
+
+    def mknod(kind: int, device: int) -> str:
+        nonlocal count
+        count += 1
+        path = os.fsencode(os.path.join(tmp_path, str(count)))
+        return outcome(install, f"libc.syscall({MKNOD}, {path!r}, {kind | 0o600}, {device})")
+
+    assert mknod(FIFO, 0) == mknod(FIFO, DISK) == "done"
+    assert mknod(CHARACTER_DEVICE, NULL) == mknod(CHARACTER_DEVICE, 0) == "done"
+    assert mknod(CHARACTER_DEVICE, DISK) == "EPERM"
+    assert mknod(BLOCK_DEVICE, NULL) == mknod(BLOCK_DEVICE, 0) == "EPERM"
+    # No condition at all, and one with no check in it.
+    assert outcome(Filter(checked={GETPPID: ()}).install, f"libc.syscall({GETPPID})") == "EPERM"
+    assert outcome(Filter(checked={GETPPID: ((),)}).install, f"libc.syscall({GETPPID})") == "done"
+
+
+def test_what_is_checked_is_what_the_kernel_sees() -> None:
+    """Of a register, that is the lower half: one that is -1 there can be anything above."""
+    install = Filter(refused=[GETPPID], checked={SETRESUID: [EFFECTIVE_USER_ONLY]}).install
+
+    def setresuid(*users: int) -> str:
+        words = ", ".join(f"ctypes.c_ulong({user & 0xFFFFFFFFFFFFFFFF})" for user in users)
+        return outcome(install, f"libc.syscall({SETRESUID}, {words})")
+
+    assert setresuid(-1, 1, -1) == setresuid(0xFFFFFFFF, 1, 0xFFFFFFFF) == "done"
+    assert setresuid(0x1234_FFFFFFFF, 1, -1) == "done"
+    for users in ((1, 1, 1), (-1, 1, 1), (1, 1, -1), (0xFFFFFFFF << 32, 1, -1)):
+        assert setresuid(*users) == "EPERM"
+    # The calls behind one that is checked are filtered all the same.
+    assert outcome(install, f"libc.syscall({GETPPID})") == "EPERM"
+
+
+def test_filters_add_up() -> None:
+    """As the daemon's own does: none takes back what another one refuses."""
+
+    def confine() -> None:
+        Filter(refused=[GETPPID]).install()
+        Filter(refused=[GETPGRP]).install()
+
+    for number in (GETPPID, GETPGRP):
+        assert outcome(confine, f"libc.syscall({number})") == "EPERM"
 
 
 def test_capabilities_that_are_kept() -> None:

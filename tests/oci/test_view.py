@@ -31,10 +31,10 @@ def pid(root: Path, tmp_path: Path) -> Iterator[int]:
     """Of a shim with such a view."""
     bound = str(tmp_path / "bound")
     shared = [
-        Shared("rootfs", str(root), "/", False),
-        Shared("mount-0", bound, "/etc/hosts", True),
-        Shared("mount-1", bound, "/run/of/the/guest", False),
-        Shared("mount-2", bound, "/out/etc/hosts", False),
+        Shared("rootfs", str(root), "/"),
+        Shared("mount-0", bound, "/etc/hosts", ["ro"]),
+        Shared("mount-1", bound, "/run/of/the/guest"),
+        Shared("mount-2", bound, "/out/etc/hosts"),
     ]
     ours, theirs = socket.socketpair()
     with closing(ours), closing(theirs):

@@ -73,8 +73,9 @@ class Share:
                 listening, connection = virtiofsd.connected_pair()
                 undo.callback(connection.close)
                 words = [f"/{_PROGRAM}", *virtiofsd.arguments(program, listening.fileno(), daemon)]
+                enter = partial(_enter, namespace)
                 with listening:
-                    process, stderr = virtiofsd.spawn(words, listening, namespace, uid)
+                    process, stderr = virtiofsd.spawn(words, listening, enter, uid)
             except (OSError, subprocess.SubprocessError) as error:
                 raise HypervisorError(
                     f"no files can be shared: {error}; it takes root, and Linux 5.14 or newer"
@@ -214,15 +215,23 @@ def _namespace(tree: int, program: str) -> tuple[int, list[str]]:
             return fd
 
         below = {name: held(mounts.clone(path, read_only=True)) for name, path in sources.items()}
-        below[_PROCESSES] = held(libc.detached_mount("proc", **_PROCESSES_ONLY))
-        mounts.restrict(below[_PROCESSES], mounts.READ_ONLY)
         for name, fd in below.items():
             _make_place(tree, name, mounts.is_directory(fd))
+        _make_place(tree, _PROCESSES, is_directory=True)
         _make_proc(tree)
         root = held(mounts.clone(tree, recursive=False, read_only=True))
         mounts.restrict(root, _ATTRIBUTES & ~mounts.NO_SYMLINKS)
         places = [(fd, f"/{name}") for name, fd in below.items()]
-        return mounts.new_namespace(root, places), list(below)
+        return mounts.new_namespace(root, places), [*below, _PROCESSES]
+
+
+def _enter(namespace: int) -> None:
+    """What the daemon does between fork and exec. Of processes it sees itself only."""
+    libc.setns(namespace, libc.CLONE_NEWNS)
+    fd = libc.detached_mount("proc", **_PROCESSES_ONLY)
+    mounts.restrict(fd, mounts.READ_ONLY)
+    mounts.attach(fd, f"/{_PROCESSES}")
+    os.close(fd)
 
 
 def _make_proc(tree: int) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tapwright.errors import HypervisorError
-from tapwright.linux import capabilities, libc, unixsocket
+from tapwright.linux import capabilities, libc, mounts, unixsocket
 from tapwright.linux.seccomp import Check, Condition, Filter
 
 # Debian 12 and Ubuntu 22.04 have QEMU's own in the first place; the package virtiofsd, and Fedora,
@@ -76,8 +76,14 @@ _CHECKED = {
 }
 _LACKING = (435,)  # clone3, whose flags are in memory: the C library takes clone then
 _REFUSED = (
-    # socket, connect, bind, listen, fork, vfork, kill, ptrace, syslog, setuid, setgid, personality
-    *(41, 42, 49, 50, 57, 58, 62, 101, 103, 105, 106, 135),
+    # socket, connect, bind, listen, fork, vfork, kill, ptrace, syslog, personality
+    *(41, 42, 49, 50, 57, 58, 62, 101, 103, 135),
+    # setuid, setgid, setreuid, setregid
+    *(105, 106, 113, 114),
+    # shmget, shmat, shmctl, semget, semop, semctl, semtimedop, msgget, msgsnd, msgrcv, msgctl
+    *(29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71),
+    # mq_open, mq_unlink
+    *(240, 241),
     # pivot_root, acct, mount, umount2, swapon, swapoff, reboot, sethostname, setdomainname
     *(155, 163, 165, 166, 167, 168, 169, 170, 171),
     # init_module, delete_module, tkill, settimeofday, kexec_load, add_key, request_key, keyctl
@@ -148,13 +154,16 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def spawn(
-    words: list[str], listening: socket.socket, namespace: int, uid: int
+    words: list[str], listening: socket.socket, enter: Callable[[], None], uid: int
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Run the program in a mount namespace, its real user being `uid`; return it with the
+    """Run the program where `enter` leads, its real user being `uid`; return it with the
     descriptor of what it says. Raises OSError, subprocess.SubprocessError."""
     said, stderr = os.pipe2(os.O_CLOEXEC)
-    try:
-        process = subprocess.Popen(
+
+    def start() -> subprocess.Popen[bytes]:
+        # Its effective user is root, whose processes could be sent signals, and be looked at.
+        libc.unshare(libc.CLONE_NEWPID)
+        return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=stderr,
@@ -162,8 +171,11 @@ def spawn(
             env={},
             cwd="/",
             pass_fds=[listening.fileno()],
-            preexec_fn=_confinement(namespace, uid),
+            preexec_fn=_confinement(enter, uid),
         )
+
+    try:
+        process = mounts.in_thread(start)
     except BaseException:
         os.close(said)
         raise
@@ -173,14 +185,14 @@ def spawn(
 
 
 def _is_in_c(program: str) -> bool:
-    with (
-        open(program, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        return content.find(_ONLY_IN_C) >= 0
+    with open(program, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(_ONLY_IN_C) >= 0
 
 
-def _confinement(namespace: int, uid: int) -> Callable[[], None]:
+def _confinement(enter: Callable[[], None], uid: int) -> Callable[[], None]:
     """What the new process does to itself before it becomes the daemon.
 
     Its real user is that of QEMU, so that it is found when it should be left (`end_orphans`), and
@@ -195,7 +207,7 @@ def _confinement(namespace: int, uid: int) -> Callable[[], None]:
     def confine() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a guest's memory
         _allow_files(most_files)
-        libc.setns(namespace, libc.CLONE_NEWNS)
+        enter()
         os.setgroups([])
         os.setresgid(uid, 0, 0)
         os.setresuid(uid, 0, 0)

@@ -118,7 +118,7 @@ def new_namespace(root: int, below: Iterable[tuple[int, str]] = ()) -> int:
             raise
         return namespace
 
-    return _in_thread(make)
+    return in_thread(make)
 
 
 def within(namespace: int, work: Callable[[], T]) -> T:
@@ -129,7 +129,7 @@ def within(namespace: int, work: Callable[[], T]) -> T:
         libc.setns(namespace, libc.CLONE_NEWNS)
         return work()
 
-    return _in_thread(enter)
+    return in_thread(enter)
 
 
 def joined(namespace: int, work: Callable[[], T]) -> T:
@@ -146,12 +146,12 @@ def joined(namespace: int, work: Callable[[], T]) -> T:
         return work()
 
     try:
-        return _in_thread(enter)
+        return in_thread(enter)
     finally:
         os.close(root)
 
 
-def _in_thread(work: Callable[[], T]) -> T:
+def in_thread(work: Callable[[], T]) -> T:
     """Do something in a thread that ends with it: its namespace, root and directory are its own,
     and there is no way back to those that the others share."""
     results: list[T] = []
