@@ -63,7 +63,7 @@ _CONTAINERS = frozenset(
     )
 )
 
-_OF_FILES = frozenset(("mirror_files", "forget_files", "change_files"))
+_OF_FILES = frozenset(("mirror_files", "forget_files", "change_files", "forget_unused_files"))
 
 _OF_PROCESSES: dict[int, Callable[[Process, bytes], None]] = {
     protocol.STDIN: lambda process, payload: process.stdin(payload),
