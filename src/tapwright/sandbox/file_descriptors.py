@@ -14,7 +14,9 @@ from tapwright.errors import AgentError
 from tapwright.hypervisor.share import Share
 
 _ENOUGH = 200_000
-_LOOK_SECONDS, _PAUSE_SECONDS, _FORGET_SECONDS = 0.5, 2.0, 60.0
+_FILES_A_SECOND = 20_000
+"""As many a guest may get to know."""
+_PAUSE_SECONDS, _FORGET_SECONDS = 2.0, 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -26,10 +28,11 @@ async def spare(share: Share, agent: AgentClient) -> None:
     try:
         most = _limit_of(process)
         while most < _ENOUGH:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(most / 2 / _FILES_A_SECOND)
             if _in_use(process) > most // 2:
                 await _forget(agent)
-                await asyncio.sleep(_PAUSE_SECONDS)
+                if _in_use(process) > most // 2:
+                    await asyncio.sleep(_PAUSE_SECONDS)  # they are in use there
     except OSError:
         return  # the daemon has ended
 
