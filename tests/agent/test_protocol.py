@@ -79,6 +79,13 @@ def test_messages(content: dict[str, object]) -> None:
     assert protocol.read_json(whole) == content
 
 
+@given(st.text(st.characters(), max_size=40))
+def test_any_string_of_json_arrives(text: str) -> None:
+    """Half a surrogate pair, too: JSON has it, and UTF-8 does not."""
+    data = protocol.written(protocol.REPLY, {"text": text})
+    assert protocol.read_json(data) == {"text": text}
+
+
 def test_message_of_many_frames() -> None:
     content = {"text": "x" * 500_000}
     assembler = Assembler()
@@ -102,6 +109,45 @@ def test_bounds() -> None:
         assert assembler.add(endless) is None
     with pytest.raises(protocol.ProtocolError, match="without end"):
         assembler.add(endless)
+
+
+def test_requests_may_be_larger() -> None:
+    most = protocol.MAX_REQUEST - len('""')
+    assert len(protocol.written(protocol.REQUEST, "x" * most)) == protocol.MAX_REQUEST
+    for kind, size in ((protocol.REQUEST, most + 1), (protocol.REPLY, protocol.MAX_MESSAGE)):
+        with pytest.raises(protocol.ProtocolError, match="more than"):
+            protocol.written(kind, "x" * size)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 5), st.integers(0, 300), st.sampled_from([0, 0, protocol.MORE])),
+        max_size=60,
+    )
+)
+def test_parts_of_all_streams_together_are_bounded(sent: list[tuple[int, int, int]]) -> None:
+    """Whatever comes: the parts that are held, and what is given out, are no more than that."""
+    most = 1000
+    assembler = Assembler(most)
+    expected: dict[int, bytes] = {}
+    for stream, size, flags in sent:
+        payload = bytes([stream]) * size
+        whole = expected.get(stream, b"") + payload
+        try:
+            found = assembler.add(Frame(protocol.REPLY, 1, stream, payload, flags))
+        except protocol.ProtocolError:
+            assert sum(map(len, expected.values())) + size > most
+            expected.pop(stream, None)
+            continue
+        finally:
+            held = sum(map(len, assembler._parts.values()))
+            assert held == assembler._held <= most
+        if flags:
+            assert found is None
+            expected[stream] = whole
+        else:
+            assert found == whole
+            expected.pop(stream, None)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"nul", b"\xff", b"[" * 100_000])

@@ -509,7 +509,7 @@ def leftovers(pod: Pod) -> list[str]:
         "for d in /run/crun /run/tapwright/containers /run/tapwright/launches; do"
         " ls -A $d 2>&-; done; find /sys/fs/cgroup -mindepth 1 -type d; ps -o args"
     )
-    known = ("COMMAND", "init", "/usr/bin/python3.11", "sh -c", "ps -o", "[", "{")
+    known = ("COMMAND", "init", "/usr/bin/python3", "sh -c", "ps -o", "[", "{")
     found = pod.tapwright.exec(pod.name, "sh", "-c", script).splitlines()
     return [line for line in found if not line.startswith(known)]
 

@@ -67,6 +67,7 @@ class AgentClient:
         self._open_windows: dict[tuple[int, int], int] = {}
         self._ready = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._requesting = asyncio.Lock()
         self._torn = False
         self._after_whole = is_new
         self._hello_due = False
@@ -129,16 +130,23 @@ class AgentClient:
         """Begin a request and return its stream. `on_frame` gets every frame of it; an agent
         that restarts or goes away ends it by an ERROR. Raises AgentError."""
         self._check()
+        try:
+            data = protocol.written(protocol.REQUEST, request)
+        except protocol.ProtocolError as error:
+            raise AgentError(f"the request is too large: {error}") from None
         self._last_stream += 1
         stream = self._last_stream
         self._streams[stream] = on_frame
         try:
-            await self._send(protocol.message(protocol.REQUEST, self._session, stream, request))
-        except protocol.ProtocolError as error:
-            self.close_stream(stream)
-            raise AgentError(f"the request is too large: {error}") from None
+            async with self._requesting:
+                # What others send goes in between; one that is over already needs no more.
+                for frame in protocol.frames(protocol.REQUEST, self._session, stream, data):
+                    if stream not in self._streams:
+                        break
+                    await self._send(frame)
         except BaseException:
-            self.close_stream(stream)
+            # The agent may have the beginning of it.
+            self.close_stream(stream, cancel=True)
             raise
         return stream
 

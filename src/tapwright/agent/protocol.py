@@ -25,8 +25,11 @@ end hold more than that. An empty STDOUT or STDERR to the agent says that nobody
 A process of a container is there when STARTED comes, which may be after its first output. The
 stream of a resolver carries a question in each STDOUT, an answer in each STDIN.
 
-*Bounds.* A payload is at most MAX_PAYLOAD bytes, a message made of several (flag MORE) at most
-MAX_MESSAGE, an agent serves at most MAX_STREAMS streams.
+*Bounds.* A payload is at most MAX_PAYLOAD bytes, an agent serves at most MAX_STREAMS streams. A
+message goes in as many frames as it takes (flag MORE), between which those of other streams may
+come, and is at most MAX_MESSAGE bytes, a REQUEST MAX_REQUEST: only the host makes requests, and
+what comes from a guest stays small. Each end has at most one message of several frames under way:
+its receiver holds no more than the parts of one, whatever the other end does.
 """
 
 import json
@@ -45,6 +48,8 @@ MIRRORS = "/run/tapwright/mirrors"
 
 MAX_PAYLOAD = 32 * 1024
 MAX_MESSAGE = 1024 * 1024
+MAX_REQUEST = 16 * 1024 * 1024
+"""The configuration of a container, which may have 8 MiB, and what is added to that."""
 MAX_STREAMS = 256
 WINDOW = 256 * 1024
 
@@ -103,15 +108,26 @@ def opening(after_whole: bool = True) -> tuple[int, bytes]:
 
 def message(kind: int, session: int, stream: int, content: Any) -> bytes:
     """The frames of a JSON message. Raises ProtocolError when it is too long."""
-    data = json.dumps(content).encode()
-    if len(data) > MAX_MESSAGE:
-        raise ProtocolError(f"a message of {len(data)} bytes, more than {MAX_MESSAGE}")
-    frames = []
+    return b"".join(frames(kind, session, stream, written(kind, content)))
+
+
+def written(kind: int, content: Any) -> bytes:
+    """The content of a message as it travels. Raises ProtocolError when it is too long."""
+    # Not escaped, for that can be three times as long; half a surrogate pair is JSON, too.
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    data = text.encode(errors="surrogatepass")
+    most = MAX_REQUEST if kind == REQUEST else MAX_MESSAGE
+    if len(data) > most:
+        raise ProtocolError(f"a message of {len(data)} bytes, more than {most}")
+    return data
+
+
+def frames(kind: int, session: int, stream: int, data: bytes) -> Iterator[bytes]:
+    """The frames of a message, one after the other."""
     for start in range(0, max(len(data), 1), MAX_PAYLOAD):
         flags = MORE if start + MAX_PAYLOAD < len(data) else 0
         part = data[start : start + MAX_PAYLOAD]
-        frames.append(encode(Frame(kind, session, stream, part, flags)))
-    return b"".join(frames)
+        yield encode(Frame(kind, session, stream, part, flags))
 
 
 def credit(channel: int, count: int) -> bytes:
@@ -157,7 +173,7 @@ def read_query(payload: bytes) -> tuple[int, bool, bytes]:
     return number, by_tcp, payload[_QUERY.size :]
 
 
-def read_json(data: bytes) -> dict[str, Any]:
+def read_json(data: bytes | bytearray) -> dict[str, Any]:
     """A message's content, which is always an object. Raises ProtocolError."""
     try:
         content = json.loads(data)
@@ -211,24 +227,28 @@ class Decoder:
 
 
 class Assembler:
-    """Puts the messages of streams together that came in several frames."""
+    """Puts the messages of streams together that came in several frames; it holds `most` bytes of
+    them at most, of all together."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_MESSAGE) -> None:
+        self._most = most
         self._parts: dict[int, bytearray] = {}
+        self._held = 0
 
-    def add(self, frame: Frame) -> bytes | None:
+    def add(self, frame: Frame) -> bytes | bytearray | None:
         """The whole message, or None while more is to come. Raises ProtocolError."""
         if not frame.flags & MORE and frame.stream not in self._parts:
             return frame.payload
-        part = self._parts.setdefault(frame.stream, bytearray())
-        part += frame.payload
-        if len(part) > MAX_MESSAGE or len(self._parts) > MAX_STREAMS:
+        if self._held + len(frame.payload) > self._most or len(self._parts) > MAX_STREAMS:
             self.forget(frame.stream)
             raise ProtocolError("a message without end")
+        part = self._parts.setdefault(frame.stream, bytearray())
+        part += frame.payload
+        self._held += len(frame.payload)
         if frame.flags & MORE:
             return None
         self.forget(frame.stream)
-        return bytes(part)
+        return part
 
     def forget(self, stream: int) -> None:
-        self._parts.pop(stream, None)
+        self._held -= len(self._parts.pop(stream, b""))

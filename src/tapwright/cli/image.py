@@ -1,4 +1,4 @@
-"""`tapwright image`: build and list guest images."""
+"""`tapwright image`: build, list, export and import guest images."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,13 +12,43 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
     commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
     command = commands.add_parser(
         "build",
-        help="build the guest image from Debian packages",
-        description="Build the guest image from today's Debian packages. The same packages and "
-        "the same Tapwright give the same bytes; an image that is there already is kept. With "
-        "enable_template the template that sandboxes start from is made too.",
+        help="build the guest image from packages of Debian or Ubuntu",
+        description="Build the guest image from today's packages of the host's Debian or Ubuntu. "
+        "The same packages and the same Tapwright give the same bytes; an image that is there "
+        "already is kept. Sandboxes use the image that was built, or imported, last. With "
+        "enable_template the template that they start from is made too.",
+    )
+    command.add_argument(
+        "--suite",
+        default="",
+        metavar="NAME",
+        help="take the packages of this release, such as trixie, and not the host's",
+    )
+    command.add_argument(
+        "--mirror",
+        default="",
+        metavar="URL",
+        help="with --suite: where that release is, where not beside the host's own",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_build)
+    command = commands.add_parser(
+        "export",
+        help="write the image that sandboxes use to a file",
+        description="Write the image that sandboxes use to one file, for `tapwright image import` "
+        "on hosts that have no apt.",
+    )
+    command.add_argument("file", type=Path, metavar="FILE")
+    command.set_defaults(run=_export)
+    command = commands.add_parser(
+        "import",
+        help="have sandboxes use an image from a file",
+        description="Read an image that `tapwright image export` wrote, and have sandboxes use "
+        "it. A file that did not arrive whole is refused.",
+    )
+    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_import)
     command = commands.add_parser("list", help="list the images built so far")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_list)
@@ -26,20 +56,32 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 def _build(arguments: argparse.Namespace) -> int:
     from tapwright import config
+    from tapwright.errors import UsageError
     from tapwright.image import store
 
+    if arguments.mirror and not arguments.suite:
+        raise UsageError("--mirror says where a release is: name that by --suite")
     configuration = config.load(arguments.config)
     try:
-        image = store.build_image(Path(configuration.image.store), output.show_progress)
+        image = store.build_image(
+            Path(configuration.image.store),
+            output.show_progress,
+            arguments.suite,
+            arguments.mirror,
+        )
         if configuration.factory.enable_template:
             _make_template(configuration)
     finally:
         output.end_progress()
-    if arguments.json:
+    _show(image, arguments.json)
+    return 0
+
+
+def _show(image: Any, as_json: bool) -> None:
+    if as_json:
         output.print_json(_described(image))
     else:
         print(image.key)
-    return 0
 
 
 def _make_template(configuration: Any) -> None:
@@ -51,6 +93,28 @@ def _make_template(configuration: Any) -> None:
     output.need_root()
     spec = plan(configuration, Wish(), output.show_progress)
     asyncio.run(make_template(spec, output.show_progress))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from tapwright import config
+    from tapwright.errors import ImageError
+    from tapwright.image import store, transfer
+
+    directory = Path(config.load(arguments.config).image.store)
+    image = store.find(directory)
+    if image is None:
+        raise ImageError(f"there is no image in {directory}: build one (tapwright image build)")
+    transfer.export_image(image, arguments.file)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from tapwright import config
+    from tapwright.image import transfer
+
+    directory = Path(config.load(arguments.config).image.store)
+    _show(transfer.import_image(arguments.file, directory), arguments.json)
+    return 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -65,10 +129,15 @@ def _list(arguments: argparse.Namespace) -> int:
         output.print_json(images)
         return 0
     rows = [
-        (image["key"], image["kernel_package"], "yes" if image["current"] else "no")
+        (
+            image["key"],
+            image["release"],
+            image["kernel_package"],
+            "yes" if image["current"] else "no",
+        )
         for image in images
     ]
-    output.print_table(("IMAGE", "KERNEL", "CURRENT"), rows)
+    output.print_table(("IMAGE", "RELEASE", "KERNEL", "CURRENT"), rows)
     return 0
 
 
@@ -78,6 +147,7 @@ def _described(image: Any) -> dict[str, Any]:
     return {
         "key": image.key,
         "current": image.current,
+        "release": image.manifest.get("release", ""),
         "kernel": str(image.kernel),
         "initrd": str(image.initrd),
         "kernel_package": " ".join(kernels),

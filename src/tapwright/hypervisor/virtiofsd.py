@@ -25,8 +25,9 @@ from tapwright.linux.seccomp import Check, Condition, Filter
 # Debian 12 and Ubuntu 22.04 have QEMU's own in the first place; the package virtiofsd, and Fedora,
 # have the successor in the second one.
 PATHS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/bin/virtiofsd")
+# Of what they print as their help.
 _ONLY_IN_C = b"posix_lock|no_posix_lock"
-"""Of what the older program prints as its help."""
+_UNANNOUNCED = "--no-announce-submounts"
 
 # Its own `auto` throws away what the guest has of a file whenever somebody opens it, so that each
 # start of a program reads all of it again. With `always` the guest keeps what it has as long as
@@ -39,7 +40,7 @@ _CACHES_IN_C = {
 _ON = ("--xattr", "--posix-acl")
 # A guest's kernel has no access control lists on a mount that is announced to it as one
 # (fs/fuse/inode.c: fuse_fill_super_submount). Unannounced, all files are of one device for it.
-_OFF = ("--announce-submounts",)
+_ANNOUNCED = "--announce-submounts"
 
 _MOST_FILES = 1_000_000
 """Each file that the guest knows is a descriptor of the daemon, until the guest forgets it."""
@@ -127,14 +128,16 @@ def find(path: str = "") -> str | None:
 
 def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
     """The program's arguments; it serves its root directory to who connects. Raises OSError."""
-    if _is_in_c(program):
+    if _mentions(program, _ONLY_IN_C):
         cache = _CACHES_IN_C.get(daemon.cache, daemon.cache)
         options = f"sandbox=chroot,source=/,cache={cache},xattr,posix_acl"
         words = ["-f", "-o", f"{options},log_level=warn"]
     else:
         cache = "never" if daemon.cache == "none" else daemon.cache
         words = ["--sandbox=chroot", "--shared-dir=/", f"--cache={cache}", "--log-level=warn", *_ON]
-    extra = [word for word in daemon.extra if word not in (*_ON, *_OFF)]
+        if _mentions(program, _UNANNOUNCED[2:].encode()):  # it announces by default then
+            words.append(_UNANNOUNCED)
+    extra = [word for word in daemon.extra if word not in (*_ON, _ANNOUNCED, _UNANNOUNCED)]
     return [*words, f"--fd={listening}", "--rlimit-nofile=0", *extra]
 
 
@@ -184,12 +187,13 @@ def spawn(
     return process, said
 
 
-def _is_in_c(program: str) -> bool:
+def _mentions(program: str, text: bytes) -> bool:
+    """Raises OSError."""
     with open(program, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(_ONLY_IN_C) >= 0
+            return content.find(text) >= 0
 
 
 def _confinement(enter: Callable[[], None], uid: int) -> Callable[[], None]:

@@ -1,15 +1,18 @@
 """Puts the image together: which packages, which of their files, and what is our own."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import tapwright
 from tapwright.errors import ImageError
 from tapwright.image import archive, kernel, packages
 from tapwright.image.archive import Entry, Tree
+from tapwright.image.packages import Index, Package
 
 Progress = Callable[[str], None]
 
@@ -18,41 +21,19 @@ BOOT_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtio_rng")
 # And those of a guest that has the host's files, loaded when it mounts them.
 SHARE_MODULES = ("virtiofs",)
 
-_PYTHON = "usr/lib/python3.11"
 _OWN = "usr/lib/tapwright"
-_LIBRARIES = "lib/x86_64-linux-gnu"
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_LOADER = "ld-linux-x86-64.so.2"
 
-# The files taken from each package, as patterns below the unpacked tree. The kernel's package
-# is treated apart.
-_FILES = {
-    "busybox-static": ("bin/busybox",),
-    "crun": ("usr/bin/crun",),
-    "libc6": ("lib64/*", f"{_LIBRARIES}/ld-linux*", f"{_LIBRARIES}/lib[cm].so.*"),
-    "libcap2": (f"{_LIBRARIES}/libcap.so.*",),
-    "libexpat1": (f"{_LIBRARIES}/libexpat.so.*",),
-    "libffi8": (f"usr/{_LIBRARIES}/libffi.so.*",),
-    "libgcrypt20": (f"usr/{_LIBRARIES}/libgcrypt.so.*",),
-    "libgpg-error0": (f"{_LIBRARIES}/libgpg-error.so.*",),
-    "liblz4-1": (f"usr/{_LIBRARIES}/liblz4.so.*",),
-    "liblzma5": (f"{_LIBRARIES}/liblzma.so.*",),
-    "libpython3.11-minimal": (f"{_PYTHON}/**/*",),
-    "libpython3.11-stdlib": (
-        f"{_PYTHON}/ctypes/__init__.py",
-        f"{_PYTHON}/ctypes/_endian.py",
-        f"{_PYTHON}/json/*",
-        f"{_PYTHON}/lib-dynload/_ctypes.*",
-        f"{_PYTHON}/lib-dynload/_json.*",
-        f"{_PYTHON}/lib-dynload/_typing.*",
-    ),
-    "libseccomp2": (f"usr/{_LIBRARIES}/libseccomp.so.*",),
-    "libsystemd0": (f"usr/{_LIBRARIES}/libsystemd.so.*",),
-    "libyajl2": (f"usr/{_LIBRARIES}/libyajl.so.*",),
-    "libzstd1": (f"usr/{_LIBRARIES}/libzstd.so.*",),
-    "python3.11-minimal": ("usr/bin/python3.11",),
-    "zlib1g": (f"{_LIBRARIES}/libz.so.*",),
-}
+# What the guest runs beside Python. The libraries they need are found.
+_PROGRAMS = {"busybox-static": "usr/bin/busybox", "crun": "usr/bin/crun"}
+# What it has of the standard library beyond the packages of the minimal one.
+_STANDARD_LIBRARY = (
+    *("ctypes/*.py", "json/*"),
+    *(f"lib-dynload/{name}.*" for name in ("_ctypes", "_json", "_typing")),
+)
 
-# Parts of the standard library that need OpenSSL or belong to development.
+# Parts of the minimal one that need OpenSSL or belong to development.
 _LEFT_OUT = ("_hashlib.", "_ssl.", "_sysconfigdata", "/__pycache__/", "/sitecustomize")
 
 _OWN_SOURCES = (
@@ -75,9 +56,26 @@ _OWN_SOURCES = (
 _DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "var", "mnt")
 
 
-def find_packages() -> list[packages.Package]:
-    """The packages an image would be made of today. Raises ImageError."""
-    return packages.resolve([packages.kernel_package(), *_FILES])
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is made of: the packages of the guest's programs, and those of its kernel.
+    `python` is the version of the release's, such as "3.13"."""
+
+    python: str
+    programs: list[Package]
+    kernel: list[Package]
+
+    @property
+    def packages(self) -> list[Package]:
+        return sorted(self.programs + self.kernel)
+
+
+def find_recipe(index: Index) -> Recipe:
+    """What an image of a release would be made of today. Raises ImageError."""
+    known = index.known(("python3", *_PROGRAMS, *packages.KERNEL_METAS))
+    python = packages.python_version(known)
+    names = (f"python{python}-minimal", f"libpython{python}-stdlib", *_PROGRAMS)
+    return Recipe(python, packages.libraries(known, names), packages.kernel(known))
 
 
 def own_sources() -> dict[str, Path]:
@@ -98,34 +96,39 @@ def sources_digest() -> str:
     """A digest of everything in the image that is ours, this recipe included."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    recipe = {name: here / name for name in ("build.py", "archive.py", "kernel.py")}
+    recipe = {name: here / name for name in ("build.py", "archive.py", "kernel.py", "packages.py")}
     for name, path in sorted((own_sources() | recipe).items()):
         digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
 def build(
-    chosen: list[packages.Package], cache: Path, work: Path, progress: Progress
+    recipe: Recipe, index: Index, cache: Path, work: Path, progress: Progress
 ) -> tuple[bytes, bytes]:
     """Make (kernel, initrd) from packages; `work` is an empty directory to unpack in.
 
     Raises ImageError.
     """
-    progress(f"fetch {len(chosen)} packages")
-    packages.fetch(chosen, cache)
-    stage = work / "stage"
-    for package in chosen:
-        progress(f"unpack {package.name} {package.version}")
-        packages.unpack(package, cache, work / package.name)
-        _select(work / package.name, _FILES.get(package.name, ()), stage)
+    progress(f"fetch {len(recipe.packages)} packages")
+    packages.fetch(index, recipe.packages, cache)
+    release, kernel_root, stage = work / "release", work / "kernel", work / "stage"
+    progress("unpack the programs")
+    packages.unpack(recipe.programs, cache, release)
+    progress("unpack the kernel")
+    packages.unpack(recipe.kernel, cache, kernel_root)
+    elf = kernel.extract_elf(
+        _only(kernel_root, "boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz").read_bytes()
+    )
+    _select(release, tuple(_PROGRAMS.values()), stage)
+    _select_python(recipe, cache, work)
     for name, source in own_sources().items():
         _copy(source, stage / name)
-    progress("unpack the kernel image")
-    kernel_root = _only(work, "linux-image-*")
-    elf = kernel.extract_elf(_only(kernel_root, "boot/vmlinuz-*").read_bytes())
+    _select_libraries(release, stage)
     progress("compile Python")
-    _compile(stage)
-    tree = _files(stage) | _skeleton(stage) | _modules(_only(kernel_root, "lib/modules/*"))
+    _compile(release, stage, recipe.python)
+    _try_imports(stage, recipe.python)
+    tree = _files(stage) | _skeleton(stage, recipe.python)
+    tree |= _modules(_only(kernel_root, "usr/lib/modules/*"))
     progress("write the initrd")
     return elf, archive.write(tree)
 
@@ -138,25 +141,89 @@ def _select(unpacked: Path, patterns: tuple[str, ...], stage: Path) -> None:
                 _copy(path, stage / path.relative_to(unpacked))
 
 
-def _compile(stage: Path) -> None:
-    """Compile Python files with the guest's own interpreter, each `.pyc` in its source's place:
-    nothing is compiled under emulation, and no time stamp goes in."""
-    for name in (_PYTHON, _OWN):
-        command = [
-            *(stage / "lib64/ld-linux-x86-64.so.2", "--library-path", stage / _LIBRARIES),
-            *(stage / "usr/bin/python3.11", "-B", "-s", "-S"),
-            *("-m", "compileall", "-q", "-b", "-j1"),
-            *("--invalidation-mode", "unchecked-hash", "-s", stage, "-p", "/", stage / name),
-        ]
-        done = subprocess.run(
-            list(map(str, command)),
-            env={"PYTHONHASHSEED": "0"},  # sets of constants are written in hash order
+def _select_python(recipe: Recipe, cache: Path, work: Path) -> None:
+    """The interpreter, all of the minimal standard library, and some of the rest."""
+    library = f"usr/lib/python{recipe.python}"
+    minimal = f"libpython{recipe.python}-minimal"
+    own = [package for package in recipe.programs if package.name == minimal]
+    packages.unpack(own, cache, work / "minimal")
+    _select(work / "minimal", (f"{library}/**/*",), work / "stage")
+    rest = tuple(f"{library}/{name}" for name in _STANDARD_LIBRARY)
+    _select(work / "release", (f"usr/bin/python{recipe.python}", *rest), work / "stage")
+
+
+def _select_libraries(release: Path, stage: Path) -> None:
+    """The libraries that the release's own loader finds for the files in the stage, and itself."""
+    libraries = release / _LIBRARIES
+    loader = libraries / _LOADER
+    for path in [path for path in stage.rglob("*") if _is_dynamic(path)]:
+        listed = subprocess.run(
+            [loader, "--inhibit-cache", "--library-path", libraries, "--list", path],
             capture_output=True,
             text=True,
-            check=False,
         )
-        if done.returncode != 0:
-            raise ImageError(f"compiling {name} failed: {(done.stdout + done.stderr).strip()}")
+        if listed.returncode and "=>" not in listed.stdout:
+            raise ImageError(f"{path.name} can't be loaded: {listed.stderr.strip()}")
+        for name in re.findall(r"^\s*([^\s/]+) =>", listed.stdout, re.MULTILINE):
+            source = libraries / name
+            if not source.exists():
+                raise ImageError(f"no package has the library {name}, which {path.name} needs")
+            _copy(source.resolve(), stage / _LIBRARIES / name)
+    _copy(loader.resolve(), stage / _LIBRARIES / _LOADER)
+    # Where programs ask for it.
+    (stage / "usr/lib64").mkdir()
+    (stage / "usr/lib64" / _LOADER).symlink_to(f"/{_LIBRARIES}/{_LOADER}")
+
+
+def _is_dynamic(path: Path) -> bool:
+    """Does the file ask for a loader? All of ELF's do here but busybox's."""
+    if path.is_symlink() or not path.is_file() or path.name == "busybox":
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def _compile(release: Path, stage: Path, version: str) -> None:
+    """Compile Python files with the guest's own interpreter, each `.pyc` in its source's place:
+    nothing is compiled under emulation, and no time stamp goes in."""
+    for name in (f"usr/lib/python{version}", _OWN):
+        _run_python(
+            *(release, version, "-m", "compileall", "-q", "-b", "-j1"),
+            *("--invalidation-mode", "unchecked-hash", "-s", stage, "-p", "/", stage / name),
+        )
+
+
+def _try_imports(stage: Path, version: str) -> None:
+    """Import all of the agent with nothing but what the guest will have."""
+    own = [Path(name) for name in own_sources()]
+    names = [
+        ".".join(path.relative_to(_OWN).with_suffix("").parts)
+        for path in own
+        if path.suffix == ".py"
+    ]
+    lines = [f"import sys; sys.path.append({str(stage / _OWN)!r})"]
+    lines += [f"import {name.removesuffix('.__init__')}" for name in names]
+    _run_python(stage, version, "-c", "\n".join(lines))
+
+
+def _run_python(root: Path, version: str, *arguments: object) -> None:
+    """Run the Python of a tree with the tree's loader and libraries. Raises ImageError."""
+    libraries = root / _LIBRARIES
+    command = [
+        *(libraries / _LOADER, "--inhibit-cache", "--library-path", libraries),
+        root / f"usr/bin/python{version}",
+        *("-B", "-s", "-S", *arguments),
+    ]
+    done = subprocess.run(
+        list(map(str, command)),
+        env={"PYTHONHASHSEED": "0"},  # sets of constants are written in hash order
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        output = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no reason given"]
+        raise ImageError(f"the guest's Python {version} failed: {output[0]}")
 
 
 def _files(stage: Path) -> Tree:
@@ -167,17 +234,21 @@ def _files(stage: Path) -> Tree:
     }
 
 
-def _skeleton(stage: Path) -> Tree:
+def _skeleton(stage: Path, python: str) -> Tree:
     """busybox's commands, the few files of /etc, and the directories to mount on."""
     tree = {name: Entry(0o40755) for name in _DIRECTORIES}
     listed = subprocess.run(
-        [stage / "bin/busybox", "--list"], capture_output=True, text=True, check=True
+        [stage / _PROGRAMS["busybox-static"], "--list"], capture_output=True, text=True, check=True
     )
     for name in listed.stdout.split():
         if name != "busybox":
-            tree[f"bin/{name}"] = Entry.link("/bin/busybox")
-    tree["sbin"] = tree["usr/sbin"] = Entry.link("/bin")
-    tree["usr/bin/python3"] = Entry.link("python3.11")
+            tree[f"usr/bin/{name}"] = Entry.link("busybox")
+    # All is in /usr, as releases have it by now.
+    tree["bin"] = tree["sbin"] = Entry.link("usr/bin")
+    tree["usr/sbin"] = Entry.link("bin")
+    tree["lib"] = Entry.link("usr/lib")
+    tree["lib64"] = Entry.link("usr/lib64")
+    tree["usr/bin/python3"] = Entry.link(f"python{python}")
     tree["etc/passwd"] = Entry.file(b"root:x:0:0:root:/root:/bin/sh\n")
     tree["etc/group"] = Entry.file(b"root:x:0:\n")
     tree["etc/hosts"] = Entry.file(b"127.0.0.1 localhost\n::1 localhost\n")
@@ -188,9 +259,9 @@ def _modules(directory: Path) -> Tree:
     tree = {}
     for listing, wanted in (("load", BOOT_MODULES), ("share", SHARE_MODULES)):
         names = []
-        for path in kernel.select_modules(directory, wanted):
-            names.append(f"lib/modules/{directory.name}/{path.name}")
-            tree[names[-1]] = _entry(path)
+        for module in kernel.select_modules(directory, wanted):
+            names.append(f"usr/lib/modules/{directory.name}/{module.file}")
+            tree[names[-1]] = Entry.file(module.content)
         lines = "".join(f"/{name}\n" for name in names)
         tree[f"etc/modules.{listing}"] = Entry.file(lines.encode())
     return tree
@@ -207,8 +278,10 @@ def _entry(path: Path) -> Entry:
     return Entry.file(path.read_bytes(), 0o755 if path.stat().st_mode & 0o100 else 0o644)
 
 
-def _only(root: Path, pattern: str) -> Path:
-    found = sorted(root.glob(pattern))
+def _only(root: Path, *patterns: str) -> Path:
+    found = sorted(path for pattern in patterns for path in root.glob(pattern))
     if len(found) != 1:
-        raise ImageError(f"a package has {len(found)} files that match {pattern}, not one")
+        raise ImageError(
+            f"the packages have {len(found)} files that match {' or '.join(patterns)}, not one"
+        )
     return found[0]

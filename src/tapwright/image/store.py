@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from tapwright.errors import ImageError
 from tapwright.image.build import Progress
 
 DIRECTORY = Path("/var/lib/tapwright/images")
+FILES = ("vmlinux", "initrd")
 _MANIFEST = "manifest.json"
 
 
@@ -39,8 +40,8 @@ def listing(store: Path = DIRECTORY) -> list[Image]:
         directory = path.parent
         image = Image(
             key=directory.name,
-            kernel=directory / "vmlinux",
-            initrd=directory / "initrd",
+            kernel=directory / FILES[0],
+            initrd=directory / FILES[1],
             manifest=manifest,
             current=manifest["sources"] == digest,
         )
@@ -58,60 +59,87 @@ def ensure(store: Path, progress: Progress) -> Image:
     return find(store) or build_image(store, progress)
 
 
-def build_image(store: Path, progress: Progress) -> Image:
+def build_image(store: Path, progress: Progress, suite: str = "", mirror: str = "") -> Image:
     """Build the image of today's packages, or return the equal one that is there.
 
+    The packages are those of the host's release, or of `suite` from `mirror` (`release.index`).
     Safe when several ask at once; what another run left half done is cleared away.
     Raises ImageError.
     """
-    from tapwright.image import build
+    from tapwright.image import build, release
+    from tapwright.image.packages import HOST
 
-    with _locked(store):
-        chosen = build.find_packages()
-        sources = build.sources_digest()
+    with locked(store):
+        index = HOST
+        if suite:
+            progress(f"fetch the lists of {suite}")
+            index = release.index(suite, store / "apt", mirror)
+        recipe = build.find_recipe(index)
         manifest = {
-            "sources": sources,
-            "packages": [package._asdict() for package in chosen],
+            "sources": build.sources_digest(),
+            "release": suite or release.host(),
+            "packages": [package._asdict() for package in recipe.packages],
         }
-        key = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-        target = store / key
+        target = store / key_of(manifest)
         if not (target / _MANIFEST).exists():
-            _build_into(target, manifest, store, progress)
-        else:
-            os.utime(target / _MANIFEST)
+            with _work(store) as work:
+                cache = store / "packages"
+                files = build.build(recipe, index, cache, work / "unpacked", progress)
+                _put(target, manifest, dict(zip(FILES, files, strict=True)), work)
+            progress(f"image {target.name}")
+        return use(store, target.name)
+
+
+def use(store: Path, key: str) -> Image:
+    """Make an image the newest, which is the one that sandboxes use. Raises ImageError."""
+    with suppress(FileNotFoundError):
+        os.utime(store / key / _MANIFEST)
     image = find(store)
-    if image is None:
-        raise ImageError(f"the image {target} vanished while it was being built")
+    if image is None or image.key != key:
+        raise ImageError(f"the image {store / key} vanished while it was being made")
     return image
 
 
-def _build_into(target: Path, manifest: dict[str, Any], store: Path, progress: Progress) -> None:
-    from tapwright.image import build
-    from tapwright.image.packages import Package
+def add(store: Path, manifest: dict[str, Any], files: dict[str, bytes]) -> Image:
+    """Keep an image that was built elsewhere, and use it. Raises ImageError."""
+    with locked(store):
+        key = key_of(manifest)
+        if not (store / key / _MANIFEST).exists():
+            with _work(store) as work:
+                _put(store / key, manifest, files, work)
+        return use(store, key)
 
-    for leftover in store.glob(".work-*"):
-        shutil.rmtree(leftover)
-    shutil.rmtree(target, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".work-", dir=store) as name:
-        work = Path(name)
-        chosen = [Package(**fields) for fields in manifest["packages"]]
-        kernel, initrd = build.build(chosen, store / "packages", work / "unpacked", progress)
-        result = work / "result"
-        result.mkdir()
-        manifest["files"] = {}
-        for file_name, content in (("vmlinux", kernel), ("initrd", initrd)):
-            (result / file_name).write_bytes(content)
-            manifest["files"][file_name] = hashlib.sha256(content).hexdigest()
-        (result / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        # QEMU reads it as an unprivileged user.
-        for path in (result, *result.iterdir()):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        result.rename(target)
-    progress(f"image {target.name}")
+
+def key_of(manifest: dict[str, Any]) -> str:
+    """The digest of all that goes into an image: of its manifest without what came out."""
+    inputs = {name: value for name, value in manifest.items() if name != "files"}
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager
-def _locked(store: Path) -> Iterator[None]:
+def _work(store: Path) -> Iterator[Path]:
+    for leftover in store.glob(".work-*"):
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=store) as name:
+        yield Path(name)
+
+
+def _put(target: Path, manifest: dict[str, Any], files: dict[str, bytes], work: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    result = work / "result"
+    result.mkdir()
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    for name, content in files.items():
+        (result / name).write_bytes(content)
+    (result / _MANIFEST).write_text(json.dumps(manifest | {"files": digests}, indent=1) + "\n")
+    # QEMU reads it as an unprivileged user.
+    for path in (result, *result.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    result.rename(target)
+
+
+@contextmanager
+def locked(store: Path) -> Iterator[None]:
     try:
         store.mkdir(parents=True, exist_ok=True, mode=0o755)
         lock = (store / ".lock").open("w")

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 _FILE = "config.json"
 _MAX_BYTES = 8 << 20
 
+# What the guest's kernel takes of a program's arguments and environment (execve(2); fs/exec.c,
+# bprm_stack_limits): a quarter of the stack that it may have, within bounds.
+_STRING_BYTES = 128 << 10  # MAX_ARG_STRLEN
+_LEAST_BYTES, _MOST_BYTES = 128 << 10, 6 << 20
+_STACK_BYTES = 8 << 20  # _STK_LIM
+_POINTER_BYTES = 8
+
 HOOKS = (
     *("prestart", "createRuntime", "createContainer", "startContainer"),
     *("poststart", "poststop"),
@@ -137,6 +144,39 @@ def check_process(process: "Json | None", where: str) -> None:
         raise BundleError(f"{where}: process.args is missing: there is nothing to run")
     if not process.get("cwd", "").startswith("/"):
         raise BundleError(f"{where}: process.cwd must be an absolute path")
+    _check_size(process, where)
+
+
+def _check_size(process: "Json", where: str) -> None:
+    """Raises BundleError for arguments and an environment that no kernel executes a program with,
+    which else would be found out when everything is made."""
+    # Of variables of one name the last one counts.
+    variables = {text.partition("=")[0]: text for text in process.get("env", ())}
+    words = [("process.args", text) for text in process["args"]]
+    words += [(f"process.env ({name[:64]})", text) for name, text in variables.items()]
+    total = 0
+    for field, text in words:
+        size = len(text.encode(errors="surrogatepass")) + 1
+        total += size + _POINTER_BYTES
+        if size > _STRING_BYTES:
+            raise BundleError(
+                f"{where}: {field} has a string of {size - 1} bytes, and a program can be given "
+                f"{_STRING_BYTES - 1} in one; pass it in a file"
+            )
+    most = min(max(_stack(process) // 4, _LEAST_BYTES), _MOST_BYTES)
+    if total > most:
+        raise BundleError(
+            f"{where}: process.args and process.env have {total} bytes ({_POINTER_BYTES + 1} more "
+            f"for each string than its own), and a program can be given {most}: a quarter of "
+            "RLIMIT_STACK, 6 MiB at most; pass some of it in files"
+        )
+
+
+def _stack(process: "Json") -> int:
+    for limit in process.get("rlimits", ()):
+        if limit.get("type") == "RLIMIT_STACK":
+            return int(limit.get("soft", _STACK_BYTES))
+    return _STACK_BYTES
 
 
 def _read(path: str) -> "Json":
@@ -144,7 +184,7 @@ def _read(path: str) -> "Json":
         with open(path, "rb") as file:
             raw = file.read(_MAX_BYTES + 1)
         if len(raw) > _MAX_BYTES:
-            raise BundleError(f"{path} has more than {_MAX_BYTES} bytes")
+            raise BundleError(f"{path} has more than {_MAX_BYTES} bytes, which is what is taken")
         content = json.loads(raw)
     except OSError as error:
         raise BundleError(f"{path} can't be read: {error.strerror}") from None

@@ -47,7 +47,7 @@ class Sandbox:
         kind, content = answer
         if kind == protocol.REPLY:
             return content["result"]
-        raise errors.named(content.get("kind"), AgentError)(content["message"])
+        raise _failure(content["message"], content)
 
     def converse(
         self, op: str, descriptors: "Sequence[int]", **arguments: "Any"
@@ -57,7 +57,7 @@ class Sandbox:
         connection = self._connected()
         try:
             wire.send(connection, {"op": op, **arguments}, descriptors)
-            first = _line(connection)
+            first = _refused(connection) or _line(connection)
         except (OSError, ValueError) as error:
             connection.close()
             raise SandboxStateError(f"sandbox {self.id!r} did not answer: {error}") from None
@@ -68,7 +68,7 @@ class Sandbox:
             connection.close()
             process = arguments.get("process") or arguments["config"]["process"]
             message = _as_runc(first["failed"], process["args"][0])
-            raise errors.named(first.get("kind"), AgentError)(message)
+            raise _failure(message, first)
         if first.keys().isdisjoint(("created", "started")):
             connection.close()
             raise AgentError(f"the guest's answer to {op} makes no sense")
@@ -80,6 +80,17 @@ class Sandbox:
             return wire.connected(self.directory, self._seconds)
         except OSError as error:
             raise SandboxStateError(f"sandbox {self.id!r} does not run: {error.strerror}") from None
+
+
+def _refused(connection: socket.socket) -> "Json | None":
+    """What the supervisor says when it can't take the request, which it does in frames; None when
+    something else comes. Raises OSError."""
+    if connection.recv(1, socket.MSG_PEEK) in (b"", b"{"):
+        return None
+    answer = wire.answer(connection)
+    if answer is None:
+        raise ConnectionError("it hung up")
+    return {"failed": answer[1]["message"], "kind": answer[1].get("kind")}
 
 
 def _line(connection: socket.socket) -> "Json":
@@ -96,6 +107,10 @@ def _line(connection: socket.socket) -> "Json":
     if not isinstance(content, dict):
         raise ValueError("an answer that is no object")
     return content
+
+
+def _failure(message: str, content: "Json") -> errors.TapwrightError:
+    return errors.named(content.get("kind"), AgentError)(message)
 
 
 def _as_runc(message: str, program: str) -> str:

@@ -1,9 +1,10 @@
 """The control socket: what a running sandbox can be asked.
 
 A connection begins with one JSON object on a line, the request: `op`, and its arguments. With the
-line may come descriptors (unix(7), SCM_RIGHTS). The answer is a REPLY or ERROR in frames of
-`agent.protocol`, session 0 and stream 0. What has begun is done to its end, also when the client
-hangs up.
+line may come descriptors (unix(7), SCM_RIGHTS). The line has at most `wire.MAX_REQUEST` bytes, and
+has to come within a minute. The answer is a REPLY or ERROR in frames of `agent.protocol`, session 0
+and stream 0; so are requests answered that break a rule. What has begun is done to its end, also
+when the client hangs up; what the guest has got of a request is not kept here.
 
 For `exec` (fields as in the agent's request) frames go both ways until then; credit flows from end
 to end, so the supervisor never holds more than a window. A client that hangs up ends its command.
@@ -25,7 +26,7 @@ from tapwright.agent.protocol import Frame
 from tapwright.errors import TapwrightError
 from tapwright.linux import unixsocket
 from tapwright.sandbox.stdio import ready
-from tapwright.sandbox.wire import SOCKET
+from tapwright.sandbox.wire import MAX_REQUEST, SOCKET
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ _FROM_CLIENT = (protocol.STDIN, protocol.SIGNAL, protocol.CREDIT)
 _BACKLOG_BYTES = 4 * protocol.WINDOW
 _READ_BYTES = 64 * 1024
 _PAUSE = 1.0
+_REQUEST_SECONDS = 60.0
+_LINGER_SECONDS = 5.0
 _MOST_DESCRIPTORS = 253  # net/core/scm.c: SCM_MAX_FD
 
 
@@ -112,10 +115,13 @@ class _Server:
     async def _serve(self, connection: socket.socket) -> None:
         descriptors: list[int] = []
         writer: asyncio.StreamWriter | None = None
+        connection.setblocking(False)
         try:
-            line, rest = await _receive(connection, descriptors)
+            arguments, rest = await _receive(connection, descriptors)
             reader, writer = await _streams(connection, rest)
-            await self._answer(line, descriptors, reader, writer)
+            await self._answer(arguments, descriptors, reader, writer)
+        except protocol.ProtocolError as error:
+            await _refuse(connection, error)
         except ConnectionError as error:
             _log.warning("a connection broke: %s", error)
         finally:
@@ -128,13 +134,12 @@ class _Server:
 
     async def _answer(
         self,
-        line: bytes,
+        arguments: dict[str, Any],
         descriptors: list[int],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         try:
-            arguments = protocol.read_json(line)
             op = arguments.pop("op", None)
             if "fds" in arguments:
                 raise protocol.ProtocolError("descriptors come beside the request, not in it")
@@ -148,12 +153,7 @@ class _Server:
             else:
                 raise protocol.ProtocolError(f"unknown request {op!r}")
         except (protocol.ProtocolError, TapwrightError, TypeError, ValueError) as error:
-            refusal = {
-                "message": str(error),
-                "kind": type(error).__name__,
-                "result": getattr(error, "result", None),
-            }
-            writer.write(protocol.message(protocol.ERROR, 0, 0, refusal))
+            writer.write(_refusal(error))
         except Exception as error:
             _log.exception("unexpected")
             text = f"unexpected {type(error).__name__}: {error}; the sandbox's log has more"
@@ -161,26 +161,66 @@ class _Server:
         await writer.drain()
 
 
-async def _receive(connection: socket.socket, descriptors: list[int]) -> tuple[bytes, bytes]:
-    """The line that a connection begins with, and what came after it. Raises ConnectionError for
-    a client that breaks the rules: it would not understand an answer either."""
-    connection.setblocking(False)
+def _refusal(error: Exception) -> bytes:
+    refusal = {
+        "message": str(error),
+        "kind": type(error).__name__,
+        "result": getattr(error, "result", None),
+    }
+    return protocol.message(protocol.ERROR, 0, 0, refusal)
+
+
+async def _receive(
+    connection: socket.socket, descriptors: list[int]
+) -> tuple[dict[str, Any], bytes]:
+    """The request that a connection begins with, and what came after it. Raises ProtocolError for a
+    client that breaks the rules, ConnectionError for one that has gone."""
     received = bytearray()
-    while b"\n" not in received:
-        await ready(connection.fileno())
-        data, some, flags, _ = socket.recv_fds(
-            connection, _READ_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-        )
-        descriptors += some
-        received += data
-        if len(received) > protocol.MAX_MESSAGE or len(descriptors) > _MOST_DESCRIPTORS:
-            raise ConnectionError("a request without end")
-        if flags & socket.MSG_CTRUNC:
-            raise ConnectionError("descriptors were lost: has this process too many open files?")
-        if not data:
-            break
-    line, _, rest = bytes(received).partition(b"\n")
-    return line, rest
+    end = -1
+    try:
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            while end < 0:
+                await ready(connection.fileno())
+                data, some, flags, _ = socket.recv_fds(
+                    connection, _READ_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                )
+                descriptors += some
+                if flags & socket.MSG_CTRUNC:
+                    raise protocol.ProtocolError(
+                        "descriptors were lost: the supervisor has too many open files"
+                    )
+                if len(descriptors) > _MOST_DESCRIPTORS:
+                    raise protocol.ProtocolError(
+                        f"{len(descriptors)} descriptors came with a request, and it may have "
+                        f"{_MOST_DESCRIPTORS}"
+                    )
+                found = data.find(b"\n") if data else 0
+                end = found if found < 0 else len(received) + found
+                received += data
+                if (end if end >= 0 else len(received)) >= MAX_REQUEST:
+                    raise protocol.ProtocolError(
+                        f"a request has {MAX_REQUEST} bytes at most, and this one has more"
+                    )
+    except TimeoutError:
+        raise protocol.ProtocolError(
+            f"a request did not come whole within {_REQUEST_SECONDS:g} s"
+        ) from None
+    rest = bytes(received[end + 1 :])
+    del received[end:]
+    return protocol.read_json(received), rest
+
+
+async def _refuse(connection: socket.socket, error: protocol.ProtocolError) -> None:
+    """Answer a client that may still be sending. When a socket is closed with something unread in
+    it, its other end is reset: so what comes is read and thrown away, for a while."""
+    _log.warning("a request was refused: %s", error)
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            await loop.sock_sendall(connection, _refusal(error))
+            connection.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(connection, _READ_BYTES):
+                pass
 
 
 async def _streams(
@@ -214,16 +254,21 @@ async def _relay(agent: AgentClient, request: Request) -> None:
         while data := await reader.read(protocol.WINDOW):
             for frame in decoder.feed(data):
                 if frame.kind in _FROM_CLIENT:
-                    await agent.send(stream, frame.kind, frame.payload)
+                    await agent.send(await asyncio.shield(opening), frame.kind, frame.payload)
 
-    stream = await agent.open({"op": request.op, **request.arguments}, pass_on)
-    listening = asyncio.create_task(listen())
-    ending = asyncio.create_task(over.wait())
+    opening = asyncio.create_task(agent.open({"op": request.op, **request.arguments}, pass_on))
+    request.arguments.clear()
+    tasks = (opening, asyncio.create_task(listen()), asyncio.create_task(over.wait()))
     try:
-        await asyncio.wait((listening, ending), return_when=asyncio.FIRST_COMPLETED)
+        # A guest may take nothing in, not even the request.
+        await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+            await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        # The agent ignores the end of what has ended.
-        agent.close_stream(stream, cancel=True)
-        for task in (listening, ending):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(listening, ending, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not opening.cancelled() and not opening.exception():
+            # The agent ignores the end of what has ended.
+            agent.close_stream(opening.result(), cancel=True)

@@ -1,7 +1,6 @@
 """Runs a command in a sandbox's guest from here: stdin, stdout, stderr, signals, exit status."""
 
 import errno
-import json
 import os
 import selectors
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError, SandboxStateError
+from tapwright.sandbox import wire
 from tapwright.sandbox.client import connect
 from tapwright.sandbox.registry import Sandbox
 
@@ -39,7 +39,7 @@ def execute(
     128 + N for signal N, 127 for no such command, 126 for one that can't be run.
 
     `stdin` is a descriptor to read, None for none. Signals to this process go to the command.
-    To be called from the main thread. Raises SandboxStateError, AgentError.
+    To be called from the main thread. Raises SandboxStateError, AgentError, UsageError.
     """
     connection = connect(sandbox)
     request = {
@@ -50,7 +50,7 @@ def execute(
         "cwd": cwd,
     }
     with connection, _signals_caught() as signals:
-        connection.sendall(json.dumps(request).encode() + b"\n")
+        wire.send(connection, request)
         return _Conversation(connection, argv[0], stdin, signals, stdout, stderr).run()
 
 

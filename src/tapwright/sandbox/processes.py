@@ -131,18 +131,23 @@ class _Conversation:
     async def run(self) -> dict[str, Any] | None:
         """Until the process has ended and its output is written; return what is to be said then,
         nothing when the client has gone. Raises AgentError, ContainerError, ProtocolError."""
-        content = {"op": self._request.op, **self._request.arguments}
         tasks: list[asyncio.Task[Any]] = []
         try:
-            self._stream = await self._agent.open(content, self._take)
-            listening = _task(tasks, self._listen())
-            _task(tasks, self._feed())
-            writing = [_task(tasks, self._write(kind, out)) for kind, out in self._outputs.items()]
-            ending = _task(tasks, self._end(writing))
+            opening = _task(tasks, self._open())
+            listening = _task(tasks, self._listen(opening))
             giving_up = _task(tasks, self._given_up.wait())
-            await asyncio.wait((listening, ending, giving_up), return_when=asyncio.FIRST_COMPLETED)
-            if ending.done():
-                return ending.result()
+            # A guest may take nothing in, not even the request.
+            await _one_of(opening, listening, giving_up)
+            if opening.done():
+                opening.result()
+                _task(tasks, self._feed())
+                writing = [
+                    _task(tasks, self._write(kind, out)) for kind, out in self._outputs.items()
+                ]
+                ending = _task(tasks, self._end(writing))
+                await _one_of(listening, ending, giving_up)
+                if ending.done():
+                    return ending.result()
             if giving_up.done():
                 known = self._over.done() and not self._over.exception()
                 return self._over.result() if known else {"exited": {"signal": signal.SIGKILL}}
@@ -158,6 +163,12 @@ class _Conversation:
             for output in self._outputs.values():
                 if output.channel:
                     output.channel.close()
+
+    async def _open(self) -> None:
+        content = {"op": self._request.op, **self._request.arguments}
+        # It may be large, and a process may live for long.
+        self._request.arguments.clear()
+        self._stream = await self._agent.open(content, self._take)
 
     def _take(self, frame: Frame) -> None:
         """A frame of the guest, which is hostile."""
@@ -199,10 +210,11 @@ class _Conversation:
         await asyncio.gather(*writing)
         return outcome
 
-    async def _listen(self) -> None:
+    async def _listen(self, opening: asyncio.Task[None]) -> None:
         """What the client says, until it hangs up."""
         while line := await self._request.reader.readline():
             word = protocol.read_json(line)
+            await asyncio.shield(opening)
             if "signal" in word:
                 number = _number(word, "signal", 64)
                 await self._agent.send(self._stream, protocol.SIGNAL, bytes([number]))
@@ -281,6 +293,11 @@ def _number(content: dict[str, Any], key: str, most: int) -> int:
 
 def _tell(request: Request, content: dict[str, Any]) -> None:
     request.writer.write(json.dumps(content).encode() + b"\n")
+
+
+async def _one_of(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until one of them is done."""
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _task(tasks: list[asyncio.Task[Any]], work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:

@@ -14,6 +14,7 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.errors import SandboxStateError, UsageError
 from tapwright.hypervisor.share import Share
+from tapwright.sandbox import file_descriptors
 from tapwright.sandbox.host_changes import HostChanges
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class Shares:
 
     def __init__(self, share: Share | None, agent: AgentClient) -> None:
         self._share = share
+        self._agent = agent
         self._changes = HostChanges(share, agent) if share else None
 
     def by_name(self) -> dict[str, Callable[..., Coroutine[Any, Any, Any]]]:
@@ -65,8 +67,13 @@ class Shares:
         if self._share is None or self._changes is None:
             yield
             return
-        async with self._changes.followed(), _restricted(self._share):
-            yield
+        sparing = asyncio.create_task(file_descriptors.spare(self._share, self._agent))
+        try:
+            async with self._changes.followed(), _restricted(self._share):
+                yield
+        finally:
+            sparing.cancel()
+            await asyncio.gather(sparing, return_exceptions=True)
 
     def _there(self) -> tuple[Share, HostChanges]:
         if self._share is None or self._changes is None:

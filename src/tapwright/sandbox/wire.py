@@ -3,10 +3,12 @@
 Imports little, for each call of the OCI runtime is a new process.
 """
 
+import contextlib
 import json
 import os
 import socket
 
+from tapwright.errors import UsageError
 from tapwright.linux import unixsocket
 
 TYPE_CHECKING = False
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 SOCKET = "control.sock"
+MAX_REQUEST = 16 << 20
+"""Bytes of a request: those of `agent.protocol`, for most of it goes on to the guest."""
 
 
 def connected(directory: "str | os.PathLike[str]", seconds: float | None = None) -> socket.socket:
@@ -34,11 +38,19 @@ def connected(directory: "str | os.PathLike[str]", seconds: float | None = None)
 
 
 def send(connection: socket.socket, request: "Json", descriptors: "Sequence[int]" = ()) -> None:
-    """Begin a connection with a request and its descriptors. Raises OSError."""
-    line = json.dumps(request).encode() + b"\n"
-    sent = socket.send_fds(connection, [line], list(descriptors)) if descriptors else 0
-    if sent < len(line):
-        connection.sendall(line[sent:])
+    """Begin a connection with a request and its descriptors. One that the supervisor refuses
+    before it has read all is no failure: the answer is there. Raises OSError, and UsageError for a
+    request that is too large."""
+    # As `agent.protocol` has it.
+    text = json.dumps(request, ensure_ascii=False, separators=(",", ":")) + "\n"
+    line = text.encode(errors="surrogatepass")
+    if len(line) > MAX_REQUEST:
+        raise UsageError(
+            f"{request['op']} is a request of {len(line)} bytes, and a sandbox takes {MAX_REQUEST}"
+        )
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sent = socket.send_fds(connection, [line], list(descriptors)) if descriptors else 0
+        connection.sendall(memoryview(line)[sent:])
 
 
 def answer(connection: socket.socket) -> "tuple[int, Json] | None":

@@ -63,7 +63,7 @@ _CONTAINERS = frozenset(
     )
 )
 
-_OF_FILES = frozenset(("mirror_files", "forget_files", "change_files"))
+_OF_FILES = frozenset(("mirror_files", "forget_files", "change_files", "forget_unused_files"))
 
 _OF_PROCESSES: dict[int, Callable[[Process, bytes], None]] = {
     protocol.STDIN: lambda process, payload: process.stdin(payload),
@@ -80,7 +80,7 @@ class Agent:
         self._port = fd
         self._session = 0
         self._decoder = protocol.Decoder()
-        self._assembler = protocol.Assembler()
+        self._assembler = protocol.Assembler(protocol.MAX_REQUEST)
         self._out: deque[bytes] = deque()
         self._out_watched = False
         self._processes: dict[int, Process] = {}
@@ -132,7 +132,7 @@ class Agent:
         self._waiting.clear()
         after_whole = not self._out
         self._out.clear()
-        self._assembler = protocol.Assembler()
+        self._assembler = protocol.Assembler(protocol.MAX_REQUEST)
         self._session = hello.session
         self._write(protocol.hello(hello.session, facts, after_whole))
 

@@ -5,11 +5,13 @@ import os
 from typing import Any
 
 from tapwright.agent import protocol
+from tapwright.agent.guest.files import write
 from tapwright.agent.guest.refusal import NotThereYetError
 from tapwright.linux.netlink import Netlink
 
 _MODULES = "/etc/modules.share"
 _FILESYSTEM = "virtiofs"
+_READ_AHEAD_KIB = "1024"  # include/linux/fuse_i.h: FUSE_MAX_MAX_PAGES
 
 
 def mount(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
@@ -31,9 +33,16 @@ def mount(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
         raise
     try:
         mounts.attach(fd, protocol.SHARE)
+        _read_ahead(os.fstat(fd).st_dev)
     finally:
         os.close(fd)
     return {}
+
+
+def _read_ahead(device: int) -> None:
+    """As far as a request can carry: each costs as much as reading many pages. Raises OSError."""
+    name = f"{os.major(device)}:{os.minor(device)}"
+    write(f"/sys/class/bdi/{name}/read_ahead_kb", _READ_AHEAD_KIB)
 
 
 def _is_known(filesystem: str) -> bool:

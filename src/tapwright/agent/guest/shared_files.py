@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tapwright.agent import protocol
+from tapwright.agent.guest import files
 from tapwright.agent.guest.events import Children
 from tapwright.agent.guest.streams import Answer
 from tapwright.linux import libc
@@ -29,6 +30,7 @@ _STATX, _UTIMENSAT = 332, 280  # arch/x86/entry/syscalls/syscall_64.tbl
 _AT_FDCWD, _NO_FOLLOW, _FORCE_SYNC, _BASIC = -100, 0x100, 0x2000, 0x7FF
 _STATX_BYTES = 256
 _PIECE_BYTES = 256 * 1024
+_DROP_CACHES, _FILES_AND_DIRECTORIES = "/proc/sys/vm/drop_caches", "2"
 _OMIT = (1 << 30) - 2  # UTIME_OMIT
 
 Request = dict[str, Any]
@@ -44,6 +46,7 @@ class SharedFiles:
             "mirror_files": self.mirror,
             "forget_files": self.forget,
             "change_files": self.change,
+            "forget_unused_files": self.forget_unused,
         }
 
     def mirror(self, request: Request, answer: Answer) -> None:
@@ -65,6 +68,11 @@ class SharedFiles:
         """Look at `paths` in the share, which the host has changed; tell those who watch them."""
         paths = [_checked(path) for path in request["paths"]]
         self._do(lambda: _bring(paths), answer)
+
+    def forget_unused(self, request: Request, answer: Answer) -> None:
+        """Have the kernel forget files that nobody has open: the daemon on the host keeps a
+        descriptor for each that is known here."""
+        self._do(lambda: files.write(_DROP_CACHES, _FILES_AND_DIRECTORIES), answer)
 
     def _do(self, work: Callable[[], None], answer: Answer) -> None:
         pid = os.fork()

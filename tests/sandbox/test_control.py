@@ -1,0 +1,174 @@
+"""The control socket, and clients that break its rules: each gets an answer."""
+
+import asyncio
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright.agent import protocol
+from tapwright.errors import AgentError, UsageError
+from tapwright.oci.control import Sandbox
+from tapwright.sandbox import control, wire
+from tests.host import eventually
+from tests.hostile import Hostile
+
+
+async def length(text: str, fds: list[int] | None = None) -> int:
+    return len(text)
+
+
+def served(directory: Path, client: Callable[[], Any]) -> Any:
+    """What a client, which is a thread, comes to at a socket with the request `length`."""
+
+    async def story() -> Any:
+        guest = Hostile()
+        await guest.connect()
+        async with control.serving(directory, guest.agent, {"length": length}, {}):
+            found = await asyncio.wait_for(asyncio.to_thread(client), 60)
+        await guest.close()
+        return found
+
+    return asyncio.run(story())
+
+
+def answered(connection: socket.socket) -> Any:
+    answer = wire.answer(connection)
+    assert answer
+    return answer
+
+
+def saying(directory: Path, data: bytes) -> Callable[[], Any]:
+    def client() -> Any:
+        with wire.connected(directory, 30) as connection:
+            connection.sendall(data)
+            return answered(connection)
+
+    return client
+
+
+def test_both_rooms_have_one_bound() -> None:
+    assert wire.MAX_REQUEST == protocol.MAX_REQUEST
+
+
+def test_the_largest_request(tmp_path: Path) -> None:
+    size = wire.MAX_REQUEST - len('{"op":"length","text":""}\n')
+
+    def client(size: int) -> Callable[[], Any]:
+        def ask() -> Any:
+            with wire.connected(tmp_path, 30) as connection:
+                wire.send(connection, {"op": "length", "text": "x" * size})
+                return answered(connection)
+
+        return ask
+
+    assert served(tmp_path, client(size)) == (protocol.REPLY, {"result": size})
+    (tmp_path / wire.SOCKET).unlink()
+    with pytest.raises(UsageError, match="a request of 16777217 bytes, and a sandbox takes 1677"):
+        served(tmp_path, client(size + 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        # The second one is still being sent when it is refused.
+        (b"x" * wire.MAX_REQUEST, "16777216 bytes at most, and this one has more"),
+        (b"x" * 3 * wire.MAX_REQUEST, "16777216 bytes at most"),
+        (b" " * wire.MAX_REQUEST + b"\n", "16777216 bytes at most"),
+        (b"nonsense\n", "not JSON"),
+        (b"[]\n", "not a JSON object"),
+        (b"\xff\n", "not JSON"),
+        (b"[" * 100_000 + b"\n", "not JSON"),
+        (b"{}\n", "unknown request None"),
+        (b'{"op": ["length"]}\n', "unhashable"),
+        (b'{"op": "length", "fds": [1]}\n', "descriptors come beside the request"),
+        (b'{"op": "length", "word": 1}\n', "unexpected keyword argument"),
+    ],
+)
+def test_who_breaks_a_rule_hears_of_it(tmp_path: Path, data: bytes, reason: str) -> None:
+    kind, content = served(tmp_path, saying(tmp_path, data))
+    assert kind == protocol.ERROR
+    assert reason in content["message"]
+
+
+def test_who_never_ends_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_REQUEST_SECONDS", 0.2)
+    _, content = served(tmp_path, saying(tmp_path, b'{"op": '))
+    assert content["message"] == "a request did not come whole within 0.2 s"
+
+
+def test_too_many_descriptors(tmp_path: Path) -> None:
+    def client() -> Any:
+        open_before = len(os.listdir("/proc/self/fd"))
+        with wire.connected(tmp_path, 30) as connection, open(os.devnull) as null:
+            for _ in range(2):
+                socket.send_fds(connection, [b" "], [null.fileno()] * 200)
+            answer = answered(connection)
+        assert eventually(lambda: len(os.listdir("/proc/self/fd")) == open_before)
+        return answer
+
+    _, content = served(tmp_path, client)
+    assert "400 descriptors came with a request, and it may have 253" in content["message"]
+
+
+def test_a_request_that_comes_in_bits(tmp_path: Path) -> None:
+    def client() -> Any:
+        with wire.connected(tmp_path, 30) as connection:
+            for byte in json.dumps({"op": "length", "text": "in bits"}).encode() + b"\n":
+                connection.sendall(bytes([byte]))
+            return answered(connection)
+
+    assert served(tmp_path, client) == (protocol.REPLY, {"result": 7})
+
+
+def test_a_client_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
+    """With a request that the guest takes nothing of: who asked was killed meanwhile."""
+
+    async def story() -> None:
+        guest = Hostile()
+        await guest.connect()
+        text = "x" * (4 << 20)
+        async with control.serving(tmp_path, guest.agent, {}, {}):
+            before = len(asyncio.all_tasks())
+            for _ in range(3):
+                with wire.connected(tmp_path) as connection:
+                    send = threading.Thread(
+                        target=wire.send, args=(connection, {"op": "exec", "argv": [text]})
+                    )
+                    send.start()
+                    await asyncio.to_thread(send.join)
+                    await until(lambda: len(guest.agent._streams) == 1)
+                await until(lambda: not guest.agent._streams)
+            # The CANCEL of each waits for the guest.
+            await until(lambda: len(asyncio.all_tasks()) <= before + 3)
+        await guest.close()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_a_refusal_of_a_conversation_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the OCI runtime, which expects lines: that the request can't be read is said in frames."""
+    directory = tmp_path / "sandboxes" / "s"
+    directory.mkdir(parents=True)
+    monkeypatch.setattr(control, "_MOST_DESCRIPTORS", 2)
+
+    def client() -> Any:
+        config = {"process": {"args": ["sh"]}}
+        with open(os.devnull) as null, pytest.raises(AgentError, match="descriptors"):
+            Sandbox(str(tmp_path), "s").converse(
+                "create_container", [null.fileno()] * 3, config=config
+            )
+
+    served(directory, client)
