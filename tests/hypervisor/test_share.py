@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_what_it_has_open(share: Share, guest: Guest) -> None:
 
 NOT_PERMITTED, NONE_SUCH = "EPERM", "ESRCH"
 PATH = "b'/one/tree/new'"
-ME = os.getpid()  # root's process, and one that it might like to reach
+PID = "victim"  # root's process, and one that it might like to reach
 _SIGINFO = "struct.pack('=iii116x', 9, 0, -1)"
 CALLS = {
     # number, arguments: what comes of it
@@ -189,22 +190,22 @@ CALLS = {
     "fork": ("57,", NOT_PERMITTED),
     "vfork": ("58,", NOT_PERMITTED),
     "a namespace of another one": ("308, 3, 0", NOT_PERMITTED),
-    "kill": (f"62, {ME}, 0", NOT_PERMITTED),
-    "tkill": (f"200, {ME}, 0", NOT_PERMITTED),
-    "tgkill": (f"234, {ME}, {ME}, 0", NONE_SUCH),
-    "a signal with words": (f"129, {ME}, 9, {_SIGINFO}", NONE_SUCH),
-    "a signal to a thread with words": (f"297, {ME}, {ME}, 9, {_SIGINFO}", NONE_SUCH),
-    "a signal when it can be read": (f"72, 0, 8, {ME}", NONE_SUCH),  # F_SETOWN
-    "a descriptor of a process": (f"434, {ME}, 0", NOT_PERMITTED),
+    "kill": (f"62, {PID}, 0", NOT_PERMITTED),
+    "tkill": (f"200, {PID}, 0", NOT_PERMITTED),
+    "tgkill": (f"234, {PID}, {PID}, 0", NONE_SUCH),
+    "a signal with words": (f"129, {PID}, 9, {_SIGINFO}", NONE_SUCH),
+    "a signal to a thread with words": (f"297, {PID}, {PID}, 9, {_SIGINFO}", NONE_SUCH),
+    "a signal when it can be read": (f"72, 0, 8, {PID}", NONE_SUCH),  # F_SETOWN
+    "a descriptor of a process": (f"434, {PID}, 0", NOT_PERMITTED),
     "a signal to that": ("424, 3, 9, 0, 0", NOT_PERMITTED),
     "a descriptor of its": ("438, 3, 0, 0", NOT_PERMITTED),
-    "ptrace": (f"101, 16, {ME}, 0, 0", NOT_PERMITTED),
-    "memory of a process": (f"310, {ME}, 0, 0, 0, 0, 0", NOT_PERMITTED),
-    "into memory of a process": (f"311, {ME}, 0, 0, 0, 0, 0", NOT_PERMITTED),
-    "limits of a process": (f"302, {ME}, 7, 0, 0", NONE_SUCH),
-    "priority of a process": (f"141, 0, {ME}, 19", NONE_SUCH),
-    "processors of a process": (f"203, {ME}, 8, bytes([1, 0, 0, 0, 0, 0, 0, 0])", NONE_SUCH),
-    "a comparison with a process": (f"312, {ME}, 1, 0, 0, 0", NONE_SUCH),
+    "ptrace": (f"101, 16, {PID}, 0, 0", NOT_PERMITTED),
+    "memory of a process": (f"310, {PID}, 0, 0, 0, 0, 0", NOT_PERMITTED),
+    "into memory of a process": (f"311, {PID}, 0, 0, 0, 0, 0", NOT_PERMITTED),
+    "limits of a process": (f"302, {PID}, 7, 0, 0", NONE_SUCH),
+    "priority of a process": (f"141, 0, {PID}, 19", NONE_SUCH),
+    "processors of a process": (f"203, {PID}, 8, bytes([1, 0, 0, 0, 0, 0, 0, 0])", NONE_SUCH),
+    "a comparison with a process": (f"312, {PID}, 1, 0, 0, 0", NONE_SUCH),
     "a socket": ("41, 1, 1, 0", NOT_PERMITTED),
     "a connection": ("42, 3, b'', 0", NOT_PERMITTED),
     "a mount": ("165, b'none', b'/one', b'tmpfs', 0, 0", NOT_PERMITTED),
@@ -253,9 +254,22 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TakenOver]:
         yield daemon
 
 
+@pytest.fixture(scope="module")
+def victim() -> Iterator[int]:
+    """A process of root's, which lives on."""
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        yield child.pid
+        assert child.poll() is None
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+        child.kill()
+
+
 @pytest.mark.parametrize("what", CALLS)
-def test_what_one_that_was_taken_over_may_not_call(taken: TakenOver, what: str) -> None:
+def test_what_one_that_was_taken_over_may_not_call(
+    taken: TakenOver, victim: int, what: str
+) -> None:
     call, expected = CALLS[what]
+    call = call.replace(PID, str(victim))
     before = taken.does("sorted(os.listdir('/one/tree')), os.getresuid(), os.getresgid()")
     assert taken.does(f"call({call})") == expected
     assert taken.does("sorted(os.listdir('/one/tree')), os.getresuid(), os.getresgid()") == before
@@ -278,12 +292,29 @@ def test_what_one_that_was_taken_over_reaches(taken: TakenOver) -> None:
     assert taken.does("os.chmod('/', 0o777)") == "EROFS"
 
 
-def test_of_processes_one_that_was_taken_over_sees_itself(taken: TakenOver) -> None:
+def test_what_one_that_was_taken_over_has(taken: TakenOver) -> None:
+    """Before it has given up anything itself."""
+    status = fields(taken.share.process.pid)
+    kept = sum(1 << bit for bit in (0, 1, 3, 4, 6, 7, 8, 18, 27, 31))
+    for which in ("CapPrm", "CapEff", "CapBnd"):
+        assert int(status[which][0], 16) == kept, which
+    assert (status["Groups"], status["Seccomp_filters"]) == ([], ["1"])
+    assert os.readlink(f"/proc/{taken.share.process.pid}/cwd") == "/"
+
+
+def test_of_processes_one_that_was_taken_over_sees_itself(taken: TakenOver, victim: int) -> None:
     """By the directory that it keeps, though that is no longer mounted."""
     top = "os.open('../..', 0, dir_fd=processes)"
     assert taken.does("os.getpid()") == "1"
     assert taken.does(f"sorted(os.listdir({top}))") == "['1', 'self', 'thread-self']"
-    for path in (f"{ME}/root/etc/shadow", f"{ME}/fd", "sys/kernel", "mounts", "net", "keys"):
+    for path in (
+        f"{victim}/root/etc/shadow",
+        f"{victim}/fd",
+        "sys/kernel",
+        "mounts",
+        "net",
+        "keys",
+    ):
         assert taken.does(f"os.open('{path}', 0, dir_fd={top})") == "ENOENT"
     assert taken.does(f"os.listdir(os.open('1/root', 0, dir_fd={top}))") == "['one']"
     assert taken.does(f"os.listdir(os.open('1/cwd', 0, dir_fd={top}))") == "['one']"
