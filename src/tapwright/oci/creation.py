@@ -8,7 +8,7 @@ from tapwright.agent.protocol import SHARE
 from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import BundleError, ContainerExistsError, ContainerStateError, TapwrightError
 from tapwright.oci import bundle as bundles
-from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio, view
+from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio, sysctls, view
 from tapwright.oci.bundle import Bundle
 from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
@@ -136,6 +136,9 @@ class _Making:
         self._run_hooks()
         self._follow_resolvers(shared)
         life.sync(self._sandbox, self._container)
+        if settings := sysctls.of_network(self._bundle):
+            # Of interfaces, too, which hooks may have made.
+            self._sandbox.call("set_sysctls", sysctls=settings)
         if self._wish.pid_file:
             shim.write_pid_file(self._wish.pid_file, self._container.pid)
         self._check_caller()
