@@ -104,13 +104,6 @@ def test_kernel_filesystems_are_the_guests(tmp_path: Path) -> None:
     assert [entry.name for entry in made.shared] == ["rootfs"]
 
 
-def test_shared_memory_is_the_pods(tmp_path: Path) -> None:
-    shm = {"destination": "/dev/shm", "type": "bind", "source": "/var", "options": ["rw"]}
-    made = Made(tmp_path, configuration(mounts=[shm]))
-    assert made.mount("/dev/shm")["source"] == mounts.POD_SHM
-    assert [entry.name for entry in made.shared] == ["rootfs"]
-
-
 def test_the_networks_sysctls_are_not_the_runtimes(tmp_path: Path) -> None:
     """The rule for dots and slashes is that of sysctl(8)."""
     given = {
