@@ -103,7 +103,7 @@ def processes() -> Iterable[str]:
         except OSError:
             continue
         if ours and any(
-            word in command for word in ("qemu-system", "virtfs-proxy", "tapwright", "/cni/")
+            word in command for word in ("qemu-system", "virtiofsd", "tapwright", "/cni/")
         ):
             # Not the pid: the same sandbox before and after must look the same.
             yield command[:120]
