@@ -118,8 +118,9 @@ def test_a_file_of_kata(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["virtio-9p", "virtio-fs-nydus", "none"])
-def test_files_come_by_virtio_fs(name: str) -> None:
-    loaded = config.parse(f'[hypervisor.qemu]\nshared_fs = "{name}"\n'.encode(), "FILE")
+def test_files_come_by_virtio_fs(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text(f'[hypervisor.qemu]\nshared_fs = "{name}"\n')
+    loaded = config.load(str(tmp_path / "file"))
     assert loaded.warnings == (
         f'[hypervisor.qemu] shared_fs = "{name}": files are shared by virtio-fs',
     )
