@@ -43,7 +43,7 @@ class Host:
             "iptables": _rules("iptables-save"),
             "ip6tables": _rules("ip6tables-save"),
             "nft": _run("nft", "list", "tables"),
-            "processes": sorted(_processes()),
+            "processes": sorted(processes()),
             "mounts": sorted(_mounts()),
             "files": sorted(
                 str(path)
@@ -93,7 +93,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return true
 
 
-def _processes() -> Iterable[str]:
+def processes() -> Iterable[str]:
     """Those of ours: in this session's namespace, or a QEMU of a supervisor's."""
     here = os.stat("/proc/self/ns/net").st_ino
     for process in map(Path("/proc").joinpath, filter(str.isdecimal, os.listdir("/proc"))):
@@ -103,7 +103,7 @@ def _processes() -> Iterable[str]:
         except OSError:
             continue
         if ours and any(
-            word in command for word in ("qemu-system", "virtfs-proxy", "tapwright", "/cni/")
+            word in command for word in ("qemu-system", "virtiofsd", "tapwright", "/cni/")
         ):
             # Not the pid: the same sandbox before and after must look the same.
             yield command[:120]

@@ -102,16 +102,19 @@ class Tapwright:
         self.templates = directory / "template"
         self.config = self.configuration(template=self.templates)
 
-    def configuration(self, runtime: Any = None, template: Any = None, **qemu: Any) -> Path:
+    def configuration(
+        self, runtime: Any = None, template: Any = None, plugins: Any = PLUGINS, **qemu: Any
+    ) -> Path:
         """A configuration file with these keys in [runtime] and [hypervisor.qemu]; sandboxes start
-        from templates in the directory `template`, if there is one."""
+        from templates in the directory `template`, if there is one, and find their plugins in
+        `plugins`, too."""
         self._configurations += 1
         path = self._directory / f"configuration-{self._configurations}.toml"
         factory = {"enable_template": True, "template_path": str(template)} if template else {}
         path.write_text(
             "[cni]\n"
             f'conf_dir = "{self._networks.directory}"\n'
-            f'bin_dirs = ["{PLUGINS}"]\n'
+            f'bin_dirs = ["{PLUGINS}", "{plugins}"]\n'
             f'cache_dir = "{self.cache}"\n'
             f"[factory]\n{_toml(factory)}"
             f"[runtime]\n{_toml(runtime or {})}"

@@ -194,6 +194,28 @@ def to(number: int, **more: Any) -> dict[str, Any]:
     return {"destination": destination, "device": "nic0", "gateway": "10.1.0.1", **more}
 
 
+def test_a_nic_that_takes_the_name_meanwhile(nl: Netlink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel's names do, when it finds NICs one after the other."""
+    rename = links.rename
+
+    def late(netlink: Netlink, index: int, name: str) -> None:
+        if name == "eth0" and links.find(netlink, "late0"):
+            rename(netlink, links.find(netlink, "late0").index, "eth0")  # type: ignore[union-attr]
+        rename(netlink, index, name)
+
+    links.add_veth(nl, "late0", "late1")
+    found = links.find(nl, "late0")
+    assert found
+    monkeypatch.setattr(links, "rename", late)
+    set_addresses(nl, "192.0.2.5/24", name="eth0")
+    assert shown() == ["192.0.2.5/24"]
+    ours, other = links.find(nl, "eth0"), links.at(nl, found.index)
+    assert ours
+    assert ours.mac == MAC
+    assert other
+    assert other.name == f"tw{found.index}"
+
+
 def test_a_thousand_routes(nl: Netlink) -> None:
     set_addresses(nl, "10.1.0.2/24")
     all_of_them = [to(number) for number in range(1000)]

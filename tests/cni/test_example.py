@@ -108,5 +108,7 @@ def podman(directory: Path, *words: str) -> str:
         check=False,
         timeout=120,
     )
+    if "cni support is not enabled" in done.stderr:
+        pytest.skip("this podman has no CNI: version 5 runs netavark alone")
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -102,6 +102,8 @@ def test_a_file_of_kata(monkeypatch: pytest.MonkeyPatch) -> None:
         file_mem_backend="/dev/shm",
         enable_hugepages=True,
         disable_vhost_net=True,
+        virtio_fs_daemon="/opt/vmm/virtiofsd",
+        virtio_fs_extra_args=("--log-level=warn",),
         rx_rate_limiter_max_rate=100_000_000,
         tx_rate_limiter_max_rate=50_000_000,
         enable_debug=True,
@@ -113,6 +115,15 @@ def test_a_file_of_kata(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded.factory == config.Factory(True, "/run/vc/vm/template")
     (warning,) = loaded.warnings
     assert warning.startswith("[hypervisor.qemu] kernel, initrd: that is Kata's guest")
+
+
+@pytest.mark.parametrize("name", ["virtio-9p", "virtio-fs-nydus", "none"])
+def test_files_come_by_virtio_fs(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text(f'[hypervisor.qemu]\nshared_fs = "{name}"\n')
+    loaded = config.load(str(tmp_path / "file"))
+    assert loaded.warnings == (
+        f'[hypervisor.qemu] shared_fs = "{name}": files are shared by virtio-fs',
+    )
 
 
 def test_what_only_kata_has_a_use_for_is_listed() -> None:

@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -603,13 +604,22 @@ def test_one_that_hangs_is_ended_after_its_supervisor(daemon: Daemon, tree: Path
 
 
 def test_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HypervisorError, match=r"^/nowhere/virtiofsd: there is no virtiofsd"):
-        Share.start(UID, Daemon("/nowhere/virtiofsd"))
-    monkeypatch.setattr(virtiofsd, "PATHS", ("/nowhere/a", "/nowhere/b", "/nowhere/c"))
-    with pytest.raises(
-        HypervisorError, match=r"^/nowhere/a and /nowhere/b: .* install the package"
-    ):
+    assert Daemon("/nowhere/virtiofsd").program() == Daemon().program()
+    monkeypatch.setattr(virtiofsd, "PATHS", ("/nowhere/a", "/nowhere/b"))
+    with pytest.raises(HypervisorError, match=r"no virtiofsd.* at /nowhere/a and /nowhere/b; inst"):
         Share.start(UID, Daemon())
+    with pytest.raises(HypervisorError, match=r" at /nowhere/virtiofsd and /nowhere/a and /now"):
+        Share.start(UID, Daemon("/nowhere/virtiofsd"))
+
+
+def test_arguments_that_are_ours(daemon: Daemon) -> None:
+    """Kata's files have some of them."""
+    more = ("--announce-submounts", "--xattr", "--sandbox=none", "--fd=7", "--thread-pool-size=1")
+    program = daemon.program()
+    ours = virtiofsd.arguments(program, 3, daemon)
+    given = virtiofsd.arguments(program, 3, replace(daemon, extra=more))
+    kept = [] if "--sandbox=chroot" in ours else ["--sandbox=none"]  # which that one has not
+    assert given == [*ours, *kept, "--thread-pool-size=1"]
 
 
 @pytest.mark.parametrize("kind", ["directory", "not executable", "empty"])

@@ -92,16 +92,6 @@ def test_mounts_below_a_bind_mount(runtime: Runtime, tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path / "outer/inner")], check=True)
 
 
-def test_shared_memory(runtime: Runtime, tmp_path: Path) -> None:
-    """What platforms bind there is of no use to processes of the guest."""
-    mounts = [bound(tmp_path, "/dev/shm", "rw")]
-    script = "grep ' /dev/shm ' /proc/mounts; echo x > /dev/shm/x; cat /dev/shm/x"
-    status, output = runtime.run("sh", "-c", script, mounts=mounts)
-    assert status == 0, output
-    assert output.startswith("tmpfs /dev/shm tmpfs rw")
-    assert os.listdir(tmp_path) == []
-
-
 def test_kernel_filesystems(runtime: Runtime) -> None:
     mounts = [
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue"},

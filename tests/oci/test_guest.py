@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tapwright.errors import BundleError
-from tapwright.oci import bundle, guest, mounts, statistics
+from tapwright.oci import bundle, guest, mounts, statistics, sysctls
 from tapwright.oci.log import Log
 from tests.oci.bundles import configuration, write
 
@@ -104,11 +104,26 @@ def test_kernel_filesystems_are_the_guests(tmp_path: Path) -> None:
     assert [entry.name for entry in made.shared] == ["rootfs"]
 
 
-def test_shared_memory_is_the_pods(tmp_path: Path) -> None:
-    shm = {"destination": "/dev/shm", "type": "bind", "source": "/var", "options": ["rw"]}
-    made = Made(tmp_path, configuration(mounts=[shm]))
-    assert made.mount("/dev/shm")["source"] == mounts.POD_SHM
-    assert [entry.name for entry in made.shared] == ["rootfs"]
+def test_the_networks_sysctls_are_not_the_runtimes(tmp_path: Path) -> None:
+    """The rule for dots and slashes is that of sysctl(8)."""
+    given = {
+        "kernel.msgmax": "1",
+        "net.ipv4.ip_forward": "2",
+        "fs/mqueue/msg_max": "3",
+        "net/ipv4/conf/eth0.100/forwarding": "4",
+        "net.ipv4.conf.eth0/100.mc_forwarding": "5",
+    }
+    content = configuration(linux={"sysctl": given})
+    made = Made(tmp_path, content)
+    assert made.config["linux"]["sysctl"] == {"kernel.msgmax": "1", "fs.mqueue.msg_max": "3"}
+    loaded = bundle.load(str(tmp_path / "bundle"))
+    assert sysctls.of_network(loaded) == [
+        ("ipv4/ip_forward", "2"),
+        ("ipv4/conf/eth0.100/forwarding", "4"),
+        ("ipv4/conf/eth0.100/mc_forwarding", "5"),
+    ]
+    alone = Made(tmp_path, configuration(linux={"sysctl": {"net.ipv4.ip_forward": "1"}}))
+    assert "sysctl" not in alone.config["linux"]
 
 
 def test_limits_that_a_cgroup_can_set(tmp_path: Path) -> None:
@@ -156,6 +171,11 @@ def test_what_is_told(tmp_path: Path, changes: Json, warning: str) -> None:
             {"mounts": [{"destination": "/d", "source": "/", "options": ["bind", "idmap"]}]},
             "id-mapped mounts",
         ),
+        *(
+            ({"linux": {"sysctl": {name: "1"}}}, "is not the name of a setting")
+            for name in ("", "net..x", "net/../kernel/msgmax", "/net/ipv4", "net.ipv4.//.x")
+        ),
+        ({"linux": {"sysctl": {"net.ipv4.ip_forward": 1}}}, "must be a string"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, changes: Json, reason: str) -> None:

@@ -80,7 +80,7 @@ def test_the_guest_of_a_member_hangs(runtime: Runtime, monkeypatch: pytest.Monke
         supervisor, qemu = pids_of(sandbox_of(sandbox))
         spaces = [{"type": "network", "path": f"/proc/{sandbox.pid}/ns/net"}, {"type": "pid"}]
         with runtime.running("sleep", "1000", linux={"namespaces": spaces}) as member:
-            helper = child_of(supervisor, "virtfs-proxy-helper")
+            helper = child_of(supervisor, "virtiofsd")
             shared = Path(f"/proc/{helper}/mountinfo")
             assert member.id in shared.read_text()
             with runtime.tapwright.start("exec", member.id, "sleep", "1000") as executing:

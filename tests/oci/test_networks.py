@@ -161,6 +161,44 @@ def test_a_hook_that_makes_the_network(runtime: Runtime, outside: Namespace) -> 
         assert reaches(container, "10.77.2.1")
 
 
+def test_settings_of_what_a_hook_makes(runtime: Runtime) -> None:
+    """They are set when the hooks have run, as by runc; one that is refused is the end of it."""
+    script = """
+        pid=$(sed 's/.*"pid": *\\([0-9]*\\).*/\\1/')
+        nsenter --net=/proc/$pid/ns/net sh -ec '
+            ip link add eth0.100 type veth peer name other
+            ip link set eth0.100 up
+            ip link set other up'
+    """
+    hook = {"path": "/bin/sh", "args": ["sh", "-ec", script], "env": ["PATH=/usr/bin:/sbin:/bin"]}
+    wanted = {
+        "net/ipv4/conf/eth0.100/forwarding": "1",
+        "net.ipv4.conf.other.rp_filter": "2",
+        "net.ipv4.ip_unprivileged_port_start": "7",
+        "kernel/msgmax": "9000",
+    }
+    with runtime.running(
+        "sleep", "1000", hooks={"createRuntime": [hook]}, linux={"sysctl": wanted}
+    ) as container:
+        files = [
+            *("net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/other/rp_filter"),
+            *("net/ipv4/ip_unprivileged_port_start", "kernel/msgmax"),
+        ]
+        told = container.says("cat", *(f"/proc/sys/{file}" for file in files))
+        assert told.split() == ["1", "2", "7", "9000"]
+    for name, value, reason in (
+        ("net.ipv4.conf.eth9.forwarding", "1", "No such file or directory"),
+        ("net.ipv4.ip_unprivileged_port_start", "high", "Invalid argument"),
+    ):
+        bundle = runtime.bundle(configuration("true", linux={"sysctl": {name: value}}))
+        refused = runtime.refused("create", "--bundle", str(bundle), "refused")
+        path = name.replace(".", "/")
+        assert refused.startswith(
+            f"linux.sysctl: {path} = {value!r} was refused by the VM's kernel: {reason}; "
+        )
+        assert runtime.refused("state", "refused") == "container does not exist"
+
+
 def test_between_create_and_start(runtime: Runtime, outside: Namespace) -> None:
     """As docker does it from version 26 on."""
     with runtime.created(configuration("sleep", "1000")) as container:

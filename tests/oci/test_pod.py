@@ -16,10 +16,10 @@ CRI = "io.kubernetes.cri."
 
 
 @contextmanager
-def pod(runtime: Runtime) -> Iterator[Container]:
+def pod(runtime: Runtime, **changes: Any) -> Iterator[Container]:
     """The sandbox of a pod, as containerd's CRI plugin starts it."""
     marks = {f"{CRI}container-type": "sandbox", f"{CRI}sandbox-id": "pod"}
-    with runtime.running("sleep", "100000", name="pod", annotations=marks) as container:
+    with runtime.running("sleep", "100000", name="pod", annotations=marks, **changes) as container:
         yield container
 
 
@@ -94,19 +94,6 @@ def test_the_processes_of_one_whose_first_has_ended(runtime: Runtime) -> None:
             assert runtime.refused("kill", container.id, "KILL") == "container not running"
             runtime.succeed("kill", "--all", container.id, "KILL")
             assert eventually(lambda: "sleep 8765" not in sandbox.says("ps"))
-
-
-def test_shared_memory(runtime: Runtime) -> None:
-    shm = {"destination": "/dev/shm", "type": "bind", "source": "/tmp", "options": ["rbind"]}
-    with pod(runtime) as sandbox:
-        contents = [member(sandbox, "sleep", "1000") for _ in range(2)]
-        for content in contents:
-            content["mounts"].append(shm)
-        with runtime.created(contents[0]) as one, runtime.created(contents[1]) as other:
-            one.start()
-            other.start()
-            one.says("sh", "-c", "echo word > /dev/shm/x")
-            assert other.says("cat", "/dev/shm/x") == "word\n"
 
 
 def test_a_pod_that_is_not_there(runtime: Runtime) -> None:

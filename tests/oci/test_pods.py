@@ -124,6 +124,16 @@ def test_memory(tmp_path: Path, limit: int, mib: int) -> None:
     assert size.memory_mib(wanted, 256) == mib
 
 
+@pytest.mark.parametrize(("shared", "mib"), [(64, 256), (144, 512), (380, 512), (512, 1024)])
+def test_memory_that_processes_share(tmp_path: Path, shared: int, mib: int) -> None:
+    """A limit covers it."""
+    wanted = bundle.load(str(write(tmp_path, configuration())))
+    assert size.memory_mib(wanted, 256, shared * size.MIB) == mib
+    content = configuration(linux={"resources": {"memory": {"limit": 64 * size.MIB}}})
+    limited = bundle.load(str(write(tmp_path, content)))
+    assert size.memory_mib(limited, 256, shared * size.MIB) == 256
+
+
 def test_cpus(tmp_path: Path) -> None:
     content = configuration(linux={"resources": {"cpu": {"quota": 150000, "period": 100000}}})
     wanted = bundle.load(str(write(tmp_path, content)))

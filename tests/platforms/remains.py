@@ -14,7 +14,7 @@ from tests.host import Host, Snapshot, eventually
 _CGROUPS = Path("/sys/fs/cgroup")
 _NETNS = Path("/run/netns")
 _NAMES = re.compile(r"cni-.*|netns-.*|tapwright-([0-9a-f]{64}|late)")
-_PROGRAMS = "conmon", "containerd-shim", "virtfs-proxy-helper", "qemu-system", "tapwright", "/cni/"
+_PROGRAMS = "conmon", "containerd-shim", "virtiofsd", "qemu-system", "tapwright", "/cni/"
 _DAEMONS = "containerd ", "dockerd ", "podman "
 _OTHERS_CGROUP = "process_api"
 

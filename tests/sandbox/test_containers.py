@@ -503,11 +503,24 @@ def test_a_client_that_hangs_up_ends_its_exec(pod: Pod) -> None:
         assert container.status == "running"
 
 
+def with_memory(of: dict[str, Any], lasting: bool) -> dict[str, Any]:
+    """A configuration with a directory of a filesystem in memory (`oci.memory`)."""
+    directories = [{"name": name, "mode": 0o755, "uid": 0, "gid": 0} for name in ("", "below")]
+    memory = {"name": "1-2", "bytes": 1 << 20, "directories": directories}
+    memory |= {"lasting": lasting, "make": True}
+    config = configuration(of)
+    config["mounts"].append(
+        {"destination": "/cache", "type": "bind", "options": ["bind"], "memory": memory}
+    )
+    return config
+
+
 def leftovers(pod: Pod) -> list[str]:
     """What containers have left in the guest: files, control groups, processes."""
     script = (
-        "for d in /run/crun /run/tapwright/containers /run/tapwright/launches; do"
-        " ls -A $d 2>&-; done; find /sys/fs/cgroup -mindepth 1 -type d; ps -o args"
+        "for d in /run/crun /run/tapwright/containers /run/tapwright/launches"
+        " /run/tapwright/memory*; do ls -A $d 2>&-; done;"
+        " find /sys/fs/cgroup -mindepth 1 -type d; ps -o args"
     )
     known = ("COMMAND", "init", "/usr/bin/python3", "sh -c", "ps -o", "[", "{")
     found = pod.tapwright.exec(pod.name, "sh", "-c", script).splitlines()
@@ -519,7 +532,7 @@ def test_nothing_is_left_in_the_guest(pod: Pod) -> None:
     limit = {"type": "RLIMIT_NOFILE", "soft": 1 << 31, "hard": 1 << 31}
     for impossible in (process("no-such-program"), process("true", rlimits=[limit])):
         with Files() as files:
-            container = pod.create(configuration(impossible), files.descriptors)
+            container = pod.create(with_memory(impossible, lasting=False), files.descriptors)
             assert "failed" in container.connection.hear()
             container.connection.close()
     assert leftovers(pod) == []
@@ -527,7 +540,8 @@ def test_nothing_is_left_in_the_guest(pod: Pod) -> None:
 
 def test_an_agent_that_dies_takes_its_containers_along(pod: Pod) -> None:
     with Files() as files:
-        container = pod.create(configuration(process("sleep", "86393")), files.descriptors)
+        config = with_memory(process("sleep", "86393"), lasting=True)
+        container = pod.create(config, files.descriptors)
         container.started()
         pod.tapwright.run("sandbox", "exec", pod.name, "--", "sh", "-c", "kill -9 $PPID")
         heard = container.connection.hear()

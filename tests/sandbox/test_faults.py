@@ -169,23 +169,47 @@ def test_agent_that_stays_silent(tapwright: Tapwright, refusal: Refusal) -> None
     assert "the agent did not answer within 2 s" in said
 
 
-def test_caller_killed(tapwright: Tapwright, networks: Networks) -> None:
-    running = tapwright.start("sandbox", "run", "orphan", "--network", "dual")
-    assert eventually(lambda: networks.leased("dual") != [])
-    running.kill()
-    running.communicate()
+HOLD = """#!/usr/bin/python3 -IS
+import json, os, sys, time
+here = os.path.dirname(sys.argv[0])
+config = json.load(sys.stdin)
+if os.environ["CNI_COMMAND"] == "VERSION":
+    print(json.dumps({"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}))
+elif os.environ["CNI_COMMAND"] == "ADD":
+    open(f"{here}/holding", "w").close()
+    while not os.path.exists(f"{here}/go"):
+        time.sleep(0.02)
+    print(json.dumps(config["prevResult"]))
+"""
+
+
+@pytest.fixture
+def held(tapwright: Tapwright, networks: Networks, tmp_path: Path) -> Iterator[Path]:
+    """The directory of a plugin at which a sandbox of the network `held` stands still, as it shows
+    by a file `holding`, until there is a file `go`; the network has given it an address by then."""
+    (tmp_path / "hold").write_text(HOLD)
+    (tmp_path / "hold").chmod(0o755)
+    subnet = {"type": "host-local", "subnet": "10.92.0.0/24", "dataDir": str(networks.leases)}
+    bridge = {"type": "bridge", "bridge": "br-small", "ipam": subnet}
+    networks.write("held", [bridge, {"type": "hold"}])
+    yield tmp_path
+    (networks.directory / "held.conflist").unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_caller_that_goes_away(
+    tapwright: Tapwright, networks: Networks, held: Path, number: signal.Signals
+) -> None:
+    config = tapwright.configuration(template=tapwright.templates, plugins=held)
+    running = tapwright.start("sandbox", "run", "left", "--network", "held", config=config)
+    assert eventually((held / "holding").exists)
+    assert networks.leased("held") != []
+    running.send_signal(number)
+    (held / "go").touch()
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == (130 if number == signal.SIGINT else -number), errors
     assert eventually(lambda: tapwright.json("sandbox", "list") == [])
-    assert networks.leased("dual") == []
-
-
-def test_caller_interrupted(tapwright: Tapwright, networks: Networks) -> None:
-    running = tapwright.start("sandbox", "run", "stopped", "--network", "dual")
-    assert eventually(lambda: networks.leased("dual") != [])
-    running.send_signal(signal.SIGINT)
-    _, errors = running.communicate(timeout=30)
-    assert running.returncode == 130, errors
-    assert tapwright.json("sandbox", "list") == []
-    assert networks.leased("dual") == []
+    assert networks.leased("held") == []
 
 
 def test_id_taken(tapwright: Tapwright, refusal: Refusal) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from tapwright.endpoint import host_tap
 from tapwright.errors import NetworkError
-from tests.host import Host, eventually
+from tests.host import Host, eventually, processes
 from tests.ovs import VSWITCHD, OpenVSwitch
 from tests.sandbox.test_kata_network import Kata, answers_ping, interface, ip, tap_state
 from tests.sandboxes import Tapwright, ended, pids_of
@@ -147,7 +148,9 @@ def test_taps_of_all_makes(
 
     supervisor, qemu = pids_of(tapwright.json("sandbox", "inspect", SANDBOX))
     for pid in (supervisor, qemu):
-        os.kill(pid, signal.SIGKILL)
+        # QEMU ends with its supervisor.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         assert ended(pid)
     assert "twmade" in ip("link show")
     tapwright.delete(SANDBOX)
@@ -247,9 +250,12 @@ def test_bridge_of_open_vswitch(
 
 def refused(tapwright: Tapwright, config: Path, tap: str, status: int = 1, **options: Any) -> str:
     """What is said, in one sentence, before anything is made."""
+    before = sorted(processes())
     done = tapwright.run(*RUN, "--tap", tap, config=config, **options)
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     assert done.stderr.count("\n") == 1
+    # What would have been the supervisor ends by itself, when it sees that it is not.
+    assert eventually(lambda: sorted(processes()) == before)
     return done.stderr
 
 

@@ -112,9 +112,9 @@ class Daemon:
         """Raises HypervisorError when there is none."""
         found = find(self.path)
         if found is None:
-            where = self.path or " and ".join(PATHS[:2])
+            where = " and ".join((self.path, *PATHS) if self.path else PATHS)
             raise HypervisorError(
-                f"{where}: there is no virtiofsd, which opens a container's files; install the "
+                f"there is no virtiofsd, which opens a container's files, at {where}; install the "
                 "package virtiofsd (Debian 12: qemu-system-common), or set virtio_fs_daemon in "
                 "[hypervisor.qemu]"
             )
@@ -122,12 +122,16 @@ class Daemon:
 
 
 def find(path: str = "") -> str | None:
-    """The path of the program: the given one, or else the first of PATHS that is installed."""
-    return next((each for each in ([path] if path else PATHS) if os.access(each, os.X_OK)), None)
+    """The program to use: what is at a path, or else the first of PATHS that is installed, for a
+    file of Kata's names Kata's own. None where that can't be executed."""
+    candidates = [path] if path and os.path.exists(path) else PATHS
+    executable = (each for each in candidates if os.path.isfile(each) and os.access(each, os.X_OK))
+    return next(executable, None)
 
 
 def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
-    """The program's arguments; it serves its root directory to who connects. Raises OSError."""
+    """The program's arguments; it serves its root directory to who connects. More of the daemon's
+    are left out where they are of ours. Raises OSError."""
     if _mentions(program, _ONLY_IN_C):
         cache = _CACHES_IN_C.get(daemon.cache, daemon.cache)
         options = f"sandbox=chroot,source=/,cache={cache},xattr,posix_acl"
@@ -137,8 +141,9 @@ def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
         words = ["--sandbox=chroot", "--shared-dir=/", f"--cache={cache}", "--log-level=warn", *_ON]
         if _mentions(program, _UNANNOUNCED[2:].encode()):  # it announces by default then
             words.append(_UNANNOUNCED)
-    extra = [word for word in daemon.extra if word not in (*_ON, _ANNOUNCED, _UNANNOUNCED)]
-    return [*words, f"--fd={listening}", "--rlimit-nofile=0", *extra]
+    words += [f"--fd={listening}", "--rlimit-nofile=0"]
+    ours = {_ANNOUNCED, _UNANNOUNCED, *_ON, *map(_option, words)} - {"-o"}
+    return [*words, *(word for word in daemon.extra if _option(word) not in ours)]
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
@@ -185,6 +190,10 @@ def spawn(
     finally:
         os.close(stderr)
     return process, said
+
+
+def _option(word: str) -> str:
+    return word.partition("=")[0]
 
 
 def _mentions(program: str, text: bytes) -> bool:

@@ -18,8 +18,8 @@ Progress = Callable[[str], None]
 
 # Modules that every guest needs; what they depend on is found.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtio_rng")
-# And those of a guest that has the host's files, loaded when it mounts them.
-SHARE_MODULES = ("virtiofs",)
+# And those of a guest that runs containers, loaded when it mounts the files of the host.
+SHARE_MODULES = ("virtiofs", "overlay")
 
 _OWN = "usr/lib/tapwright"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"

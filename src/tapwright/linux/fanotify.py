@@ -65,8 +65,8 @@ class Marks:
         return _handle_of(path)
 
     def changes(self) -> Iterator[Change]:
-        """What has happened and was not told yet."""
-        while data := self._read():
+        """What has happened and was not told yet, some hundred changes at most."""
+        if data := self._read():
             offset = 0
             while offset < len(data):
                 length, _, _, header, mask, _, process = _EVENT.unpack_from(data, offset)

@@ -15,8 +15,20 @@ PR_SET_CHILD_SUBREAPER = 36
 # The same on all architectures (scripts/syscall.tbl), unlike older calls.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _FINIT_MODULE = 313  # x86-64
+_AT_FDCWD, _MAX_HANDLE = -100, 128  # include/uapi/linux/fcntl.h, include/linux/exportfs.h
+_TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _FileHandle(ctypes.Structure):
+    """struct file_handle (include/linux/fs.h)."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint),
+        ("kind", ctypes.c_int),
+        ("content", ctypes.c_ubyte * _MAX_HANDLE),
+    )
 
 
 def setns(fd: int, kind: int) -> None:
@@ -52,6 +64,25 @@ def detached_mount(filesystem: str, **options: str) -> int:
         return syscall(_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
     finally:
         os.close(context)
+
+
+def is_tmpfs(path: str) -> bool:
+    """Whether what is at a path is in a tmpfs (statfs(2)). Raises OSError."""
+    facts = (ctypes.c_long * 32)()
+    _check(_libc.statfs(os.fsencode(path), facts), path)
+    return facts[0] == _TMPFS_MAGIC
+
+
+def file_handle(path: str) -> bytes:
+    """What names a file in its filesystem, also among those that had its inode's number before
+    (name_to_handle_at(2)). Raises OSError."""
+    handle = _FileHandle(_MAX_HANDLE)
+    mount = ctypes.c_int()
+    result = _libc.name_to_handle_at(
+        *(_AT_FDCWD, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount), 0)
+    )
+    _check(result, path)
+    return bytes(handle.content[: handle.length])
 
 
 def load_module(path: str) -> None:

@@ -8,7 +8,20 @@ from tapwright.agent.protocol import SHARE
 from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import BundleError, ContainerExistsError, ContainerStateError, TapwrightError
 from tapwright.oci import bundle as bundles
-from tapwright.oci import guest, hooks, life, mounts, pods, shim, size, state, stdio, view
+from tapwright.oci import (
+    guest,
+    hooks,
+    life,
+    memory,
+    mounts,
+    pods,
+    shim,
+    size,
+    state,
+    stdio,
+    sysctls,
+    view,
+)
 from tapwright.oci.bundle import Bundle
 from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
@@ -130,12 +143,15 @@ class _Making:
             with Launch() as launch:
                 configuration = self._configuration()
                 shared, of_guest = self._plan(configuration)
-                self._make_sandbox(configuration, launch)
+                self._make_sandbox(configuration, of_guest, launch)
         self._share(shared, of_guest)
         made = self._start_process(of_guest, shared)
         self._run_hooks()
         self._follow_resolvers(shared)
         life.sync(self._sandbox, self._container)
+        if settings := sysctls.of_network(self._bundle):
+            # Of interfaces, too, which hooks may have made.
+            self._sandbox.call("set_sysctls", sysctls=settings)
         if self._wish.pid_file:
             shim.write_pid_file(self._wish.pid_file, self._container.pid)
         self._check_caller()
@@ -189,7 +205,9 @@ class _Making:
         )
         return shared, of_guest
 
-    def _make_sandbox(self, configuration: "Config", launch: "Launch") -> None:
+    def _make_sandbox(
+        self, configuration: "Config", of_guest: "dict[str, Any]", launch: "Launch"
+    ) -> None:
         from tapwright.linux import netns
         from tapwright.sandbox import lifecycle, planning
 
@@ -204,11 +222,12 @@ class _Making:
         if network and in_host:
             self._log.warn(f"with disable_new_netns the namespace {network} is not looked at")
         default = configuration.qemu
+        shared_memory = memory.asked_for(of_guest["mounts"])
         spec = planning.plan(
             configuration,
             planning.Wish(
                 netns="" if in_host else network or "",
-                memory_mib=size.memory_mib(self._bundle, default.default_memory),
+                memory_mib=size.memory_mib(self._bundle, default.default_memory, shared_memory),
                 vcpus=size.vcpus(self._bundle, default.default_vcpus, len(os.sched_getaffinity(0))),
                 share=True,
             ),

@@ -4,6 +4,7 @@ warning. docs/oci.md lists all of it.
 """
 
 from tapwright.errors import BundleError
+from tapwright.oci import sysctls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _OF_EACH = ("pid", "mount", "ipc", "uts", "cgroup")
 """Namespaces that a container has in the guest, of its own unless it joins a pod's."""
 _NETWORK = {"type": "network", "path": "/proc/1/ns/net"}
-"""The guest's, which is the pod's; it is joined by name, for else crun sets no sysctl of it."""
+"""The guest's, which is the pod's."""
 
 _RESOURCES = {
     "memory": ("limit", "reservation", "swap", "checkBeforeUpdate"),
@@ -57,8 +58,10 @@ def configuration(
         "cgroupsPath": f"/{container_id}",
         "resources": resources(bundle.linux.get("resources", {}), log),
     }
-    kept = ("maskedPaths", "readonlyPaths", "sysctl", "personality")
+    kept = ("maskedPaths", "readonlyPaths", "personality")
     linux.update({key: bundle.linux[key] for key in kept if key in bundle.linux})
+    if settings := sysctls.of_runtime(bundle):
+        linux["sysctl"] = settings
     if seccomp and "seccomp" in bundle.linux:
         linux["seccomp"] = bundle.linux["seccomp"]
     config: Json = {

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from tapwright.agent.protocol import SHARE
 from tapwright.errors import BundleError
 from tapwright.linux import mounts as trees
+from tapwright.oci import memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-POD_SHM = "/dev/shm"  # noqa: S108 - the guest's
-"""A tmpfs that the guest has anyway, and the containers of a pod have in common."""
 ROOTFS = "rootfs"
 
 _DEVICES: "Json" = {
@@ -73,21 +72,20 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
         options = [option for option in mount.get("options", ()) if not _is_label(option)]
         kind = mount.get("type", "")
         if kind == "bind" or "bind" in options or "rbind" in options:
-            if os.path.normpath(mount["destination"]) == "/dev/shm":  # noqa: S108 - the container's
-                # Memory that processes share can't be had of files of the host.
-                mounts.append(_bound(mount, POD_SHM, options))
-                continue
             source = _source(bundle, mount)
             share = Shared(f"mount-{number}", source, mount["destination"], options)
-            shared.append(share)
             options = [option for option in options if not _is_mapping(mount, option, log)]
             if not _SHARING.isdisjoint(options):
                 log.warn(f"{mount['destination']}: what the container mounts there stays in the VM")
+            bound = _bound(mount, f"{SHARE}/{container_id}/{share.name}", options)
+            mounts.append(bound)
+            if memory.serves(bound, source):
+                continue
+            shared.append(share)
             if share.read_only and not share.all_read_only and _has_mounts_below(share):
                 # The guest has all of it as one mount. The host keeps it from writing to the first.
                 share.is_apart = True
-                options = [option for option in options if option != "ro"]
-            mounts.append(_bound(mount, f"{SHARE}/{container_id}/{share.name}", options))
+                bound["options"] = [option for option in bound["options"] if option != "ro"]
         elif kind in _KERNEL_OWN.split():
             mounts.append({**mount, "options": options})
         else:

@@ -20,10 +20,14 @@ _UNLIMITED = 1 << 53
 _POD = "io.kubernetes.cri.sandbox-"  # containerd, pkg/cri/annotations
 
 
-def memory_mib(bundle: "Bundle", default: int) -> int:
-    """MiB, at least `default`."""
+def memory_mib(bundle: "Bundle", default: int, shared: int = 0) -> int:
+    """MiB, at least `default`. So many bytes of memory that processes share were asked for; a limit
+    covers them."""
     limit = _of_pod(bundle, "memory") or _number(_own(bundle, "memory").get("limit"))
     if not 0 < limit < _UNLIMITED:
+        # With what the kernel keeps of each page: a guest that runs out of memory ends.
+        limit = shared + shared // 32
+    if not limit:
         return default
     needed = -(-limit // MIB) + OVERHEAD_MIB
     if needed <= default:

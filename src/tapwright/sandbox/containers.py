@@ -27,7 +27,8 @@ _PROCESS: dict[str, Any] = {
 Operation = Callable[..., Coroutine[Any, Any, Any]]
 
 
-# Those whose answer is that it was done, and how long that may take. Arguments: `id`, and
+# Those whose answer is that it was done, and how long that may take. Arguments: `sysctls`, or `id`
+# and
 #   signal: `signal`, and with `all` to all processes, not the first one only
 #   update: `resources`, an OCI LinuxResources object
 #   delete: with `force` a running one too; one that is not there has gone
@@ -38,12 +39,14 @@ _DEEDS = {
     "resume_container": 60.0,
     "update_container": 60.0,
     "delete_container": 120.0,
+    "set_sysctls": 60.0,
 }
 
 
 class Containers:
-    """The operations that are answered once, by name. Each takes the `id` of a container, and
-    raises AgentError, ContainerError. `on_kill` hears of one that gets SIGKILL."""
+    """The operations that are answered once, by name. Each takes the `id` of a container, but for
+    `set_sysctls` of the network that all have, and raises AgentError, ContainerError. `on_kill`
+    hears of one that gets SIGKILL."""
 
     def __init__(self, agent: AgentClient, on_kill: Callable[[str], None]) -> None:
         self._agent = agent

@@ -21,6 +21,9 @@ _MOST_DIRECTORIES = 512
 _MOST_PATHS = 4096
 _PATHS_AT_ONCE = 128
 _TELL_SECONDS = 60.0
+# Who writes to a file all the time, on the host or in the guest, is to cost little: the kernel
+# tells of what has happened in between as one change.
+_READS_AT_ONCE, _READ_PAUSE, _TELL_PAUSE = 16, 0.05, 0.2
 _OF_THE_KUBELET = "..data"
 """What a directory has in it that the kubelet fills (pkg/volume/util/atomic_writer.go)."""
 
@@ -39,6 +42,7 @@ class HostChanges:
         self._paths: dict[fanotify.Handle, str] = {}
         self._changed: dict[str, None] = {}  # in their order
         self._wakeup = asyncio.Event()
+        self._marking = asyncio.Lock()
         self._mirrored: set[str] = set()
 
     async def follow(self, places: Sequence[str]) -> list[str]:
@@ -49,7 +53,8 @@ class HostChanges:
         if new and self._marks is None:
             self._begin()
         for place in new:
-            await asyncio.to_thread(self._mark, place)
+            async with self._marking:
+                await asyncio.to_thread(self._mark, place)
             if self._is_of_the_kubelet(place):
                 await self._agent.call("mirror_files", _TELL_SECONDS, place=place)
                 self._mirrored.add(place)
@@ -59,9 +64,10 @@ class HostChanges:
         """These are no longer in the share. Raises AgentError."""
         gone = self._places.intersection(places)
         self._places -= gone
-        self._paths = {
-            handle: path for handle, path in self._paths.items() if _place_of(path) not in gone
-        }
+        async with self._marking:
+            self._paths = {
+                handle: path for handle, path in self._paths.items() if _place_of(path) not in gone
+            }
         if copies := sorted(self._mirrored & gone):
             self._mirrored -= gone
             await self._agent.call("forget_files", _TELL_SECONDS, places=copies)
@@ -75,9 +81,10 @@ class HostChanges:
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
-            if self._marks:
-                asyncio.get_running_loop().remove_reader(self._marks.fileno())
-                self._marks.close()
+            if marks := self._marks:
+                self._marks = None
+                asyncio.get_running_loop().remove_reader(marks.fileno())
+                marks.close()
 
     def _begin(self) -> None:
         try:
@@ -85,7 +92,11 @@ class HostChanges:
         except OSError as error:
             _log.warning("the guest is not told what the host changes in its files: %s", error)
             return
-        asyncio.get_running_loop().add_reader(self._marks.fileno(), self._read)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._marks:
+            asyncio.get_running_loop().add_reader(self._marks.fileno(), self._read)
 
     def _mark(self, path: str, most: int = _MOST_DIRECTORIES) -> None:
         """Have a file told of, or a directory and those below it."""
@@ -98,7 +109,13 @@ class HostChanges:
                 _log.info("changes of %s are not followed: %s", each, error.strerror)
 
     def _read(self) -> None:
-        for change in self._marks.changes() if self._marks else ():
+        marks, loop = self._marks, asyncio.get_running_loop()
+        if marks is None:
+            return
+        loop.remove_reader(marks.fileno())
+        loop.call_later(_READ_PAUSE, self._listen)
+        reads = (marks.changes() for _ in range(_READS_AT_ONCE))
+        for change in itertools.chain.from_iterable(reads):
             if change.process == self._daemon:
                 continue
             if not change.handle or len(self._changed) >= _MOST_PATHS:
@@ -115,13 +132,15 @@ class HostChanges:
             self._wakeup.clear()
             changed, self._changed = list(self._changed), {}
             # Those that are new have changes of their own.
-            await asyncio.to_thread(self._mark_new, changed)
+            async with self._marking:
+                await asyncio.to_thread(self._mark_new, changed)
             for start in range(0, len(changed), _PATHS_AT_ONCE):
                 paths = changed[start : start + _PATHS_AT_ONCE]
                 try:
                     await self._agent.call("change_files", _TELL_SECONDS, paths=paths)
                 except AgentError as error:
                     _log.warning("the guest was not told of changed files: %s", error)
+            await asyncio.sleep(_TELL_PAUSE)
 
     def _mark_new(self, paths: Sequence[str]) -> None:
         for path in paths:

@@ -208,13 +208,16 @@ def _monitor(config: Config) -> Iterator[Finding]:
 
 def _share(config: Config) -> Finding:
     configured = config.qemu.virtio_fs_daemon
-    if path := virtiofsd.find(configured):
-        return Finding("file share", OK, path)
-    found = f"{configured or 'virtiofsd'} is not there: containers of platforms can't start"
-    advice = "install virtiofsd (on Debian 12: qemu-system-common)"
-    if configured:
-        advice += ", or change virtio_fs_daemon in [hypervisor.qemu]"
-    return Finding("file share", WARNING, found, advice)
+    path = virtiofsd.find(configured)
+    if path is None:
+        found = "no virtiofsd: containers of platforms can't start"
+        advice = "install virtiofsd (on Debian 12: qemu-system-common)"
+        return Finding("file share", WARNING, found, advice)
+    if configured and path != configured:
+        found = f"{configured} is not there; {path} is used"
+        advice = "change virtio_fs_daemon in [hypervisor.qemu]"
+        return Finding("file share", WARNING, found, advice)
+    return Finding("file share", OK, path)
 
 
 def _firewall() -> Finding:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapwright import __version__
 from tapwright.agent import protocol
-from tapwright.agent.guest import leftovers, network, routing, share, system
+from tapwright.agent.guest import leftovers, network, routing, share, sysctls, system
 from tapwright.agent.guest.commands import Command
 from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.refusal import NotThereYetError, RefusedError, told, told_of_start
@@ -51,6 +51,7 @@ OPERATIONS: dict[str, Operation] = {
     "set_hostname": system.set_hostname,
     "set_interface": network.set_interface,
     "set_machine_id": system.set_machine_id,
+    "set_sysctls": sysctls.set_sysctls,
     "shutdown": system.shutdown,
 }
 

@@ -18,6 +18,7 @@ from tapwright.agent.guest.container_process import ContainerProcess
 from tapwright.agent.guest.crun import Crun
 from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.leftovers import DIRECTORY
+from tapwright.agent.guest.memory import Memory
 from tapwright.agent.guest.refusal import EXISTS, FAILED, NOT_FOUND, STATE, RefusedError, told
 from tapwright.agent.guest.streams import Answer, Process
 
@@ -80,6 +81,7 @@ class Containers:
         self._children = children
         self._crun = Crun(children)
         self._known: dict[str, Container] = {}
+        self._memory = Memory()
         files.write("/proc/sys/fs/nr_open", _MOST_FILES)
         self.operations: dict[str, Callable[[Request, Answer], Process | None]] = {
             "create_container": self.create,
@@ -97,7 +99,8 @@ class Containers:
 
     def create(self, request: Request, answer: Answer) -> Process:
         """Make a container of the OCI configuration `config`, on a terminal if `terminal`: all but
-        running its program. Its control group is our choice."""
+        running its program. Its control group is our choice, and a mount of it may say what
+        `memory` is its source."""
         name, config = request["id"], request["config"]
         if not isinstance(name, str) or not _ID.fullmatch(name):
             raise RefusedError(f"{name!r} can't be the id of a container", FAILED)
@@ -108,7 +111,6 @@ class Containers:
         container = Container(name, self._process(answer))
         config.setdefault("linux", {})["cgroupsPath"] = container.cgroup
         os.makedirs(container.directory)
-        files.write(f"{container.directory}/config.json", json.dumps(config))
         self._known[name] = container
         container.init.on_exit = container.stopped
         container.init.on_cancel = lambda: self._delete(container)
@@ -126,6 +128,8 @@ class Containers:
 
         words = ["create", "--bundle", container.directory]
         try:
+            self._memory.give(name, config)
+            files.write(f"{container.directory}/config.json", json.dumps(config))
             container.init.launch(words, name, bool(request.get("terminal")), created)
         except BaseException:
             self._forget(container)
@@ -292,6 +296,7 @@ class Containers:
     def _forget(self, container: Container) -> None:
         if self._known.get(container.id) is container:
             del self._known[container.id]
+            self._memory.release(container.id)
         files.remove(container.directory)
 
     def _named(self, request: Request) -> Container:

@@ -20,7 +20,7 @@ def clear() -> None:
         return
     import subprocess
 
-    from tapwright.agent.guest import cgroups, crun, files
+    from tapwright.agent.guest import cgroups, crun, files, memory
 
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
@@ -31,3 +31,4 @@ def clear() -> None:
             cgroups.remove(cgroups.of_container(name))
         files.remove(f"{DIRECTORY}/{name}")
     files.remove(LAUNCHES)
+    memory.clear()

@@ -4,6 +4,7 @@ Each request states what shall be, so doing one twice is doing it once. One that
 which the kernel has not found yet raises NotThereYetError.
 """
 
+import errno
 from typing import Any
 
 from tapwright.agent.guest.files import write
@@ -11,7 +12,7 @@ from tapwright.agent.guest.refusal import NotThereYetError, RefusedError
 from tapwright.linux import addresses, ethtool, links, neighbours, routes
 from tapwright.linux.addresses import Address
 from tapwright.linux.announcement import announce
-from tapwright.linux.netlink import Netlink, pack_address, record
+from tapwright.linux.netlink import Netlink, NetlinkError, pack_address, record
 
 RESOLV_CONF = "/etc/resolv.conf"
 
@@ -46,7 +47,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
         links.set_down(nl, link.index)
         was_up = False
     if name != link.name:
-        links.rename(nl, link.index, name)
+        _rename(nl, link.index, name)
     _set_sizes(nl, link._replace(name=name), request)
     if up and not was_up:
         links.set_up(nl, link.index)
@@ -174,6 +175,19 @@ def _make_way(nl: Netlink, name: str) -> None:
     if holder.is_up:
         raise RefusedError(f"the name {name} is taken by the NIC {holder.mac}")
     links.rename(nl, holder.index, f"tw{holder.index}")
+
+
+def _rename(nl: Netlink, index: int, name: str) -> None:
+    """The kernel may give the name to a NIC that it finds meanwhile: that makes way, too."""
+    while True:
+        try:
+            links.rename(nl, index, name)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST or links.find(nl, name) is None:
+                raise
+            _make_way(nl, name)
+        else:
+            return
 
 
 def _comparable(address: Address) -> Address:

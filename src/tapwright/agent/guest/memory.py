@@ -1,0 +1,142 @@
+"""Memory that containers have in common: a tmpfs for each that the host has (`oci.memory`).
+
+Each has the size that is wanted if the guest has so much memory, and else what tmpfs takes. It is
+there from the first container that has it to the deletion of the last, or, if it is
+`lasting`, as long as the guest.
+"""
+
+import contextlib
+import os
+import stat
+from typing import Any
+
+from tapwright.agent.guest.refusal import FAILED, RefusedError
+
+DIRECTORY = "/run/tapwright/memory"
+# What those containers are given that are to see a directory in one, and not the whole.
+_PLACES = "/run/tapwright/memory-below"
+
+_KEPT_BYTES = 32 << 20
+
+Json = dict[str, Any]
+
+
+class Memory:
+    def __init__(self) -> None:
+        self._users: dict[str, set[str]] = {}
+        self._lasting: set[str] = set()
+        self._places: dict[str, list[str]] = {}
+
+    def give(self, container: str, config: Json) -> None:
+        """Make memory the source of those mounts of a container's configuration whose `memory`
+        says so, which is taken out of it. Raises RefusedError, OSError; what was given until then
+        is to be released."""
+        for mount in config.get("mounts", ()):
+            wanted = mount.pop("memory", None)
+            if wanted and (wanted["make"] or os.path.ismount(f"{DIRECTORY}/{wanted['name']}")):
+                mount["source"] = self._given(container, wanted)
+
+    def release(self, container: str) -> None:
+        """A container is no more."""
+        for place in self._places.pop(container, ()):
+            _unmount(place)
+        for name, users in list(self._users.items()):
+            users.discard(container)
+            if not users and name not in self._lasting:
+                del self._users[name]
+                _unmount(f"{DIRECTORY}/{name}")
+
+    def _given(self, container: str, wanted: Json) -> str:
+        path = f"{DIRECTORY}/{wanted['name']}"
+        root, *below = wanted["directories"]
+        if not os.path.ismount(path):
+            _mount(path, wanted["bytes"], root)
+        self._users.setdefault(wanted["name"], set()).add(container)
+        if wanted["lasting"]:
+            self._lasting.add(wanted["name"])
+        if not below:
+            return path
+        places = self._places.setdefault(container, [])
+        place = f"{_PLACES}/{container}.{len(places)}"
+        _show(path, below, place)
+        places.append(place)
+        return place
+
+
+def clear() -> None:
+    """Take away what an agent that died has left."""
+    for directory in (_PLACES, DIRECTORY):
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(directory):
+                _unmount(f"{directory}/{name}")
+
+
+def _mount(path: str, size: int, root: Json) -> None:
+    from tapwright.linux import libc, mounts
+
+    # With more it would be the end of the guest to fill it; tmpfs itself takes half.
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - _KEPT_BYTES:
+        size = 0
+    options = {"mode": f"{root['mode']:o}", "uid": str(root["uid"]), "gid": str(root["gid"])}
+    if size:
+        options["size"] = str(size)
+    os.makedirs(path, exist_ok=True)
+    fd = libc.detached_mount("tmpfs", **options)
+    try:
+        mounts.attach(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _show(root: str, below: list[Json], place: str) -> None:
+    """Mount a directory of a tmpfs at a place."""
+    from tapwright.linux import mounts
+
+    with contextlib.ExitStack() as opened:
+        fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, fd)
+        for directory in below:
+            fd = _entered(fd, directory)
+            opened.callback(os.close, fd)
+        os.makedirs(_PLACES, exist_ok=True)
+        if mounts.is_directory(fd):
+            os.mkdir(place)
+        else:
+            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
+        clone = mounts.clone(fd, recursive=False)
+        opened.callback(os.close, clone)
+        mounts.attach(clone, place)
+
+
+def _entered(parent: int, directory: Json) -> int:
+    """A descriptor of a directory in another one, made if it is not there. No link is followed:
+    containers write there, and theirs may lead anywhere in the guest."""
+    name = directory["name"]
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+        is_new = True
+    except FileExistsError:
+        is_new = False
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise RefusedError(
+                f"{name!r} in a volume in memory is a link, which can't be mounted", FAILED
+            )
+        if is_new:
+            os.chown(f"/proc/self/fd/{fd}", directory["uid"], directory["gid"])
+            os.chmod(f"/proc/self/fd/{fd}", directory["mode"])
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _unmount(path: str) -> None:
+    """What has gone already is no failure."""
+    from tapwright.linux import libc
+
+    with contextlib.suppress(OSError):
+        libc.unmount(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(path) if os.path.isdir(path) else os.unlink(path)

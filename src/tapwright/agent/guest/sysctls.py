@@ -1,0 +1,34 @@
+"""Settings of the guest's network that a container asks for (`linux.sysctl`)."""
+
+import os
+from typing import Any
+
+from tapwright.agent.guest.refusal import FAILED, RefusedError
+from tapwright.linux.netlink import Netlink
+
+_NETWORK = "/proc/sys/net"
+
+
+def set_sysctls(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Set `sysctls`, each [path below /proc/sys/net, value], in their order. Raises RefusedError at
+    the first that the kernel does not take."""
+    for path, value in request["sysctls"]:
+        try:
+            _write(path, value)
+        except OSError as error:
+            raise RefusedError(
+                f"linux.sysctl: net/{path} = {value!r} was refused by the VM's kernel: "
+                f"{error.strerror}; name what it or an interface has once the hooks have run, with "
+                "a value that it takes, or leave it out",
+                FAILED,
+            ) from None
+    return {}
+
+
+def _write(path: str, value: str) -> None:
+    # Nothing is to be created or truncated, which would be another error than that of runc.
+    fd = os.open(f"{_NETWORK}/{path}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)

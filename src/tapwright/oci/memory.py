@@ -1,0 +1,167 @@
+"""Memory of the host that is a tmpfs of the guest instead: what a platform binds to a container's
+/dev/shm, and Kubernetes' emptyDir volumes of `medium: Memory`.
+
+Processes share memory by them, and the files of the host that a guest is shown are not that. So an
+empty tmpfs of the host becomes one of the guest, equal in size, owner and mode; containers of a
+sandbox that bind the same one have it in common. One that has files is in use on the host, and is
+shared with it like any other directory.
+
+A volume is known by its path, as Kata Containers does it (pkg/katautils: IsEphemeralStorage): a
+tmpfs mounted in a directory of that name.
+"""
+
+import os
+import re
+
+from tapwright.errors import BundleError
+from tapwright.linux import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    Json = dict[str, Any]
+
+_SIZE = re.compile(r"(\d+)([kmgt]?)", re.IGNORECASE | re.ASCII)
+_SHM = "/dev/shm"  # noqa: S108 - the container's
+_VOLUMES, _SUBPATHS = "kubernetes.io~empty-dir", "volume-subpaths"
+_MOST_DIRECTORIES = 1000
+_INHERITED = {os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec"}
+_ATTRIBUTES = """
+    ro nosuid nodev noexec noatime nodiratime relatime strictatime sync dirsync mand
+"""
+
+
+def serves(mount: "Json", source: str) -> bool:
+    """Whether memory of the guest is the source of a bind mount of its configuration, whose source
+    on the host is this; if so, or if it may be, the mount gets to say what `memory`:
+
+    `name` tells it from others, `bytes` is its size (0: what the guest has), `directories` are
+    those from its root to what is bound: `name`, `mode`, `uid`, `gid` of each, the root having no
+    name. One that is `lasting` is there until the sandbox ends, another until nobody has it any
+    more. Without `make` the host's has files: then it is taken only where the guest has it already,
+    and else the source that the mount has. Raises BundleError.
+    """
+    destination = mount["destination"]
+    try:
+        found = _found(source, destination)
+        if found is None:
+            return False
+        mount["options"] = [*mount["options"], *_inherited(source, mount["options"])]
+        mount["memory"] = memory = _described(*found)
+    except OSError as error:
+        raise BundleError(f"{destination}: its source {source}: {error.strerror}") from None
+    return bool(memory["make"])
+
+
+def asked_for(mounts: "Sequence[Json]") -> int:
+    """Bytes of memory that processes of a container want to share, by its mounts in the guest:
+    those of its volumes and of /dev/shm, where they have a size."""
+    described = [mount["memory"] for mount in mounts if "memory" in mount]
+    of_guest: dict[str, int] = {memory["name"]: memory["bytes"] for memory in described}
+    of_runtime = [
+        _bounded(_bytes(option.removeprefix("size=")))
+        for mount in mounts
+        if mount.get("type") == "tmpfs" and os.path.normpath(mount["destination"]) == _SHM
+        for option in mount.get("options", ())
+        if option.startswith("size=")
+    ]
+    return sum(of_guest.values()) + sum(of_runtime[-1:])
+
+
+def _bytes(text: str) -> int:
+    """A size as tmpfs takes it (lib/cmdline.c: memparse); 0 for others, percentages among them."""
+    match = _SIZE.fullmatch(text)
+    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ") if match else 0
+
+
+def _found(source: str, destination: str) -> tuple[str, str, bool] | None:
+    """(directory that is memory, path in it, whether it is a volume) of a bind mount's source; None
+    for other files."""
+    if not libc.is_tmpfs(source) or not os.path.isdir(source):
+        return None
+    if os.statvfs(source).f_flag & os.ST_RDONLY:
+        return None
+    if _is_volume(source):
+        return source, "", True
+    if found := _volume_of_subpath(source):
+        return *found, True
+    return (source, "", False) if os.path.normpath(destination) == _SHM else None
+
+
+def _described(root: str, below: str, is_volume: bool) -> "Json":
+    return {
+        # Numbers of devices and inodes come again when a tmpfs has gone, the handle does not.
+        "name": f"{_device(root):x}-{libc.file_handle(root).hex()}",
+        "bytes": _size(root),
+        "directories": list(_directories(root, below)),
+        "lasting": is_volume,
+        "make": not _has_content(root, directories_too=not is_volume),
+    }
+
+
+def _inherited(source: str, options: "Sequence[str]") -> list[str]:
+    """A bind mount that is given no attributes has those of its source, as with runc."""
+    if not set(options).isdisjoint(_ATTRIBUTES.split()):
+        return []
+    flags = os.statvfs(source).f_flag
+    return [option for flag, option in _INHERITED.items() if flags & flag]
+
+
+def _is_volume(path: str) -> bool:
+    return os.path.basename(os.path.dirname(path)) == _VOLUMES and os.path.ismount(path)
+
+
+def _volume_of_subpath(source: str) -> tuple[str, str] | None:
+    """(volume, path in it) of what the kubelet has bound for a `subPath` as
+    POD/volume-subpaths/VOLUME/CONTAINER/NUMBER (pkg/volume/util/subpath)."""
+    source = os.path.realpath(source)
+    before, found, after = source.rpartition(f"/{_SUBPATHS}/")
+    root = f"{before}/volumes/{_VOLUMES}/{after.partition('/')[0]}"
+    if not found or not _is_volume(root) or _device(root) != _device(source):
+        return None
+    with open("/proc/self/mountinfo") as file:
+        # Mount points, and what of its filesystem is mounted there (proc(5)).
+        mounted = {words[4]: words[3] for words in map(str.split, file)}
+    return (root, mounted[source].strip("/")) if source in mounted else None
+
+
+def _device(path: str) -> int:
+    return os.stat(path).st_dev
+
+
+def _size(root: str) -> int:
+    """0 where there is no bound, or one that is not meant as such: tmpfs takes half of the memory
+    that there is when it is not told, and the kubelet all that it has for pods."""
+    facts = os.statvfs(root)
+    return _bounded(facts.f_blocks * facts.f_frsize)
+
+
+def _bounded(size: int) -> int:
+    half = os.sysconf("SC_PHYS_PAGES") // 2 * os.sysconf("SC_PAGE_SIZE")
+    return size if size < half else 0
+
+
+def _directories(root: str, below: str) -> "Iterator[Json]":
+    path = root
+    for name in ("", *filter(None, below.split("/"))):
+        path = os.path.join(path, name)
+        status = os.lstat(path)
+        mode = status.st_mode & 0o7777
+        yield {"name": name, "mode": mode, "uid": status.st_uid, "gid": status.st_gid}
+
+
+def _has_content(directory: str, directories_too: bool) -> bool:
+    """Whether there is a file in it. The kubelet makes the directories of subPaths on the host,
+    whoever has the files; so many of them are content, too."""
+    waiting, seen = [directory], 0
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                seen += 1
+                is_directory = entry.is_dir(follow_symlinks=False)
+                if directories_too or seen > _MOST_DIRECTORIES or not is_directory:
+                    return True
+                waiting.append(entry.path)
+    return False

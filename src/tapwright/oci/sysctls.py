@@ -1,0 +1,62 @@
+"""`linux.sysctl` of a bundle: those of the network are set in the guest by its agent, when the
+hooks have run and interfaces are there, as runc does; the others by the guest's runtime.
+"""
+
+from tapwright.errors import BundleError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tapwright.oci.bundle import Bundle
+
+_SWAPPED = str.maketrans("./", "/.")
+
+
+def of_runtime(bundle: "Bundle") -> dict[str, str]:
+    """Those that are not the network's, by name, with dots between its parts. Raises
+    BundleError."""
+    return {
+        name if "." in path else path.replace("/", "."): value
+        for name, path, value in _all(bundle)
+        if not _is_of_network(path)
+    }
+
+
+def of_network(bundle: "Bundle") -> list[tuple[str, str]]:
+    """(path below /proc/sys/net, value) of the network's, in their order. Raises BundleError."""
+    return [
+        (path.removeprefix("net/"), value)
+        for _, path, value in _all(bundle)
+        if _is_of_network(path)
+    ]
+
+
+def _all(bundle: "Bundle") -> list[tuple[str, str, str]]:
+    """(name, path below /proc/sys, value) of each."""
+    given = bundle.linux.get("sysctl", {})
+    return [(name, _path(name), _value(name, value)) for name, value in given.items()]
+
+
+def _path(name: str) -> str:
+    """By the rule of sysctl(8): the first separator, dot or slash, is the one between the parts of
+    the name, and the other one stands in a part for the first (`eth0/100`, `eth0.100`)."""
+    dot, slash = name.find("."), name.find("/")
+    is_path = slash >= 0 and (dot < 0 or slash < dot)
+    path = name if is_path else name.translate(_SWAPPED)
+    if not {"", ".", ".."}.isdisjoint(path.split("/")) or "\0" in path:
+        raise BundleError(
+            f"linux.sysctl: {name!r} is not the name of a setting; write it as in "
+            "net.ipv4.ip_forward, or net/ipv4/conf/eth0.100/forwarding"
+        )
+    return path
+
+
+def _value(name: str, value: "Any") -> str:
+    if not isinstance(value, str):
+        raise BundleError(f"linux.sysctl: {name} must be a string; write {value} in quotes")
+    return value
+
+
+def _is_of_network(path: str) -> bool:
+    return path.startswith("net/")
