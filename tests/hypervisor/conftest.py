@@ -28,7 +28,7 @@ def share(daemon: Daemon) -> Iterator[Share]:
 @pytest.fixture
 def guest(share: Share) -> Iterator[Guest]:
     """With the share mounted, sealed as it is before a guest can speak to it."""
-    here = Guest(share.connection)
+    here = Guest(share.connection, share.process.pid)
     here.frontend.features()
     share.seal()
     here.begin()

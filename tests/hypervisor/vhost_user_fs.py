@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -69,7 +70,7 @@ class EndedError(Exception):
 
 
 class SilentError(Exception):
-    """The daemon lives, and does not answer."""
+    """The daemon lives, and does not answer: the one in Rust, once a request has made no sense."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,10 @@ class Guest:
     Errors of the daemon are OSError; EndedError and SilentError say that there was no answer.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, pid: int | None = None) -> None:
         self.frontend = Frontend(connection)
+        self._threads = f"/proc/{pid}/task" if pid else ""
+        self._serving = 0
         self.memory_fd = memfd.create("twtest-guest", _SIZE)
         self.memory = mmap.mmap(self.memory_fd, _SIZE)
         self.queues = [_Queue(self.memory, index) for index in (HIGH_PRIORITY, REQUESTS)]
@@ -216,6 +219,9 @@ class Guest:
             tell(SET_VRING_CALL, struct.pack("=Q", queue.index), [queue.call])
             tell(SET_VRING_KICK, struct.pack("=Q", queue.index), [queue.kick])
             tell(SET_VRING_ENABLE, struct.pack("=II", queue.index, 1))
+        # It has done all that when it answers: a kick may be lost before.
+        self.frontend.features()
+        self._serving = self._count()
 
     def mount(self) -> bytes:
         words = struct.pack("=IIII", *_VERSION_OF_FUSE, 1 << 17, _OFFERED)
@@ -228,10 +234,9 @@ class Guest:
     ) -> bytes:
         """The answer's content. Raises OSError, EndedError, SilentError."""
         answer = self.raw(self.request(opcode, node, content, uid), room)
-        if len(answer) < _OUT.size:
-            raise OSError(errno.EIO, "no answer")
         length, error, unique = _OUT.unpack_from(answer)
-        assert unique == self._unique
+        if not length or unique != self._unique:
+            raise OSError(errno.EIO, "no answer, or that of another request")
         assert length <= len(answer)
         if error:
             raise OSError(-error, os.strerror(-error))
@@ -263,25 +268,34 @@ class Guest:
         parts += [(answer + _OUT.size, room - _OUT.size, _WRITE_ONLY)]
         self.queues[queue].put(_chain([part for part in parts if part[1] > 0]))
 
-    def chain(self, descriptors: Sequence[bytes], first: int = 0) -> None:
+    def chain(
+        self, descriptors: Sequence[bytes], first: int = 0, seconds: float = _SECONDS
+    ) -> None:
         """Give it a chain of descriptors as they are. Raises EndedError, SilentError."""
         self.queues[REQUESTS].put(descriptors, first)
-        self.wait(REQUESTS)
+        self.wait(REQUESTS, seconds)
 
-    def wait(self, queue: int = REQUESTS) -> None:
+    def wait(self, queue: int = REQUESTS, seconds: float = _SECONDS) -> None:
         """Until the daemon is done with the last request. Raises EndedError, SilentError."""
         waited_for = self.queues[queue]
         poll = select.poll()
         poll.register(waited_for.call, select.POLLIN)
         poll.register(self.frontend._connection, select.POLLRDHUP)
+        deadline = time.monotonic() + seconds
         while not waited_for.is_done():
-            events = dict(poll.poll(_SECONDS * 1000))
+            events = dict(poll.poll(50))
             if waited_for.call in events:
                 os.eventfd_read(waited_for.call)
             elif events:
                 raise EndedError
-            else:
+            elif time.monotonic() > deadline or self._count() < self._serving:
                 raise SilentError
+
+    def _count(self) -> int:
+        """The daemon's threads: one that has served a queue may have ended by itself."""
+        with contextlib.suppress(FileNotFoundError):
+            return len(os.listdir(self._threads)) if self._threads else 0
+        return 0
 
     # --- what a filesystem asks
 
