@@ -69,7 +69,7 @@ class Platforms(TypedDict):
 
 def measure(place: Place, rounds: int, mib: int) -> Platforms:
     new_host()
-    with _podman(place) as podman:
+    with podman_in(place) as podman:
         return {
             "calls": _calls(podman, rounds),
             "mib": mib,
@@ -80,7 +80,7 @@ def measure(place: Place, rounds: int, mib: int) -> Platforms:
 
 
 @contextmanager
-def _podman(place: Place) -> Iterator[Podman]:
+def podman_in(place: Place) -> Iterator[Podman]:
     before = cgroups()
     home = place.directory / "podman"
     home.mkdir()

@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "platforms" in item.path.parts)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def machine_netns(pytestconfig: pytest.Config) -> str:
     """The machine's own namespace, for what must reach the package archive."""
     return f"/proc/self/fd/{pytestconfig.stash[_MACHINE_NETNS]}"

@@ -341,20 +341,17 @@ def test_links_lead_nowhere_on_the_host(tapwright: Tapwright, tree: Path) -> Non
     assert len([name for name in names if name.startswith("test")]) == 1
 
 
-def test_read_only(tapwright: Tapwright, sandbox: registry.Sandbox, tree: Path) -> None:
-    (tree / "file").write_text("kept")
-    show(sandbox, "fixed", read_only=True, root=tree)
+def test_read_only(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    place = show(sandbox, "fixed", read_only=True, root=tmp_path)["root"]
     for command in ("echo x > file", "touch new", "rm file", "chmod 777 file", "mv file moved"):
-        done = tapwright.exec_with_status(
-            SANDBOX, "sh", "-c", f"cd {SHARE}/fixed/root && {command}"
-        )
+        done = tapwright.exec_with_status(SANDBOX, "sh", "-c", f"cd {place} && {command}")
         assert "Read-only file system" in done.stderr, command
-    client.unshare(sandbox, "fixed")
-    assert (tree / "file").read_text() == "kept"
-    place = tapwright.exec(SANDBOX, "readlink", ROOT).strip()
+    assert (tmp_path / "file").read_text() == "kept"
     for command in (f"touch {SHARE}/new", f"mkdir {place}/../new", f"rmdir {place}"):
         assert tapwright.exec_with_status(SANDBOX, "sh", "-c", command).returncode == 1
-    assert os.listdir(tree) == ["file"]
+    client.unshare(sandbox, "fixed")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_devices(tapwright: Tapwright, tree: Path) -> None:

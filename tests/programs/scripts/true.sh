@@ -1,0 +1,2 @@
+# What it costs to run anything at all.
+true

@@ -1,0 +1,39 @@
+"""What programs find of their files: the same list of checks by runc and in a sandbox."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.programs import known
+from tests.programs.box import checks
+from tests.programs.comparison import ENDED, Known, differences, unexpected
+from tests.programs.conftest import Pair
+
+DOCS = Path(__file__).parents[2] / "docs/oci.md"
+
+# The first run of a machine makes the root filesystem.
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.mark.parametrize(
+    ("where", "entries", "differs"),
+    [("/volume/checks", 10_000, known.IN_A_VOLUME), ("/root/checks", 1_000, known.IN_THE_ROOT)],
+    ids=["volume", "root"],
+)
+def test_files_are_as_by_runc(
+    pair: Pair, where: str, entries: int, differs: Sequence[Known]
+) -> None:
+    runc, tapwright = (checks(box, where, CHECKS_ENTRIES=str(entries)) for box in pair)
+    assert len(runc) > 80
+    ended = {name: found.outcome for name, found in runc.items() if ENDED in found.outcome}
+    assert not ended, "checks themselves do not work"
+    outcomes = ({name: found.outcome for name, found in run.items()} for run in (runc, tapwright))
+    lines = unexpected(differences(*outcomes), differs)
+    assert not lines, "\n".join(lines)
+
+
+def test_every_difference_is_in_the_documentation() -> None:
+    page = DOCS.read_text()
+    for entry in {*known.IN_A_VOLUME, *known.IN_THE_ROOT}:
+        assert f"| {entry.what} |" in page
