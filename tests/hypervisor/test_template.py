@@ -32,6 +32,7 @@ from tapwright.hypervisor.template_store import (
     describe,
     key_of,
 )
+from tapwright.hypervisor.virtiofsd import Daemon
 from tapwright.linux import memfd
 from tests.guests import BOOT_SECONDS, run
 from tests.hypervisor.test_machines import available_hugepages, hugepages
@@ -124,6 +125,7 @@ def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
         replace(plain, accelerator="kvm"),
         replace(plain, kernel_parameters="mitigations=off"),
         replace(plain, debug=True),
+        replace(plain, share=Daemon()),
     )
     keys = {key_of(describe(machine)) for machine in others}
     assert len(keys | {key}) == len(others) + 1
@@ -134,6 +136,8 @@ def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
         replace(plain, hugepages=True),
     ):
         assert key_of(describe(same)) == key
+    shares = (Daemon(), Daemon("/nowhere/virtiofsd", "never", ("--thread-pool-size=1",)))
+    assert len({key_of(describe(replace(plain, share=share))) for share in shares}) == 1
 
 
 @pytest.mark.parametrize("name", ["kernel", "initrd", "path"])
@@ -275,11 +279,13 @@ def test_memory_of_others_is_not_believed(
         os.close(number)
 
 
-@pytest.fixture(params=["directory", "huge pages"])
+@pytest.fixture(params=["directory", "huge pages", "files"])
 def sharing(request: pytest.FixtureRequest) -> dict[str, Any]:
     """What a machine has whose memory other processes can share."""
     if request.param == "directory":
         return {"memory_directory": "/dev/shm"}
+    if request.param == "files":
+        return {"share": Daemon()}
     request.getfixturevalue("hugepages")
     return {"hugepages": True}
 
@@ -430,8 +436,8 @@ def test_guests_whose_memory_is_shared(
 ) -> None:
     """What they write is in a file, for others to see; but no guest has another one's."""
     small = replace(machine, memory_mib=160)
-    asyncio.run(made(small, templates))
     machine = replace(small, **sharing)
+    asyncio.run(made(machine, templates))
     holders = Alone()
 
     async def story() -> None:
