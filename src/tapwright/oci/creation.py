@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _EARLY_HOOKS = ("prestart", "createRuntime", "createContainer")
 _LATE_HOOKS = ("poststart", "poststop")
+_SHARED_AT_ONCE = 200  # a message has 253 descriptors at most (net/core/scm.c: SCM_MAX_FD)
 
 
 class Wish:
@@ -221,9 +222,11 @@ class _Making:
         self._held.save(self._container)
 
     def _share(self, shared: "Sequence[mounts.Shared]") -> None:
-        names = [entry.name for entry in shared]
-        with mounts.cloned(shared) as descriptors:
-            self._sandbox.call("share", descriptors, container=self._container.id, names=names)
+        for first in range(0, len(shared), _SHARED_AT_ONCE):
+            some = shared[first : first + _SHARED_AT_ONCE]
+            names = [entry.name for entry in some]
+            with mounts.cloned(some) as descriptors:
+                self._sandbox.call("share", descriptors, container=self._container.id, names=names)
 
     def _start_process(
         self, of_guest: "dict[str, Any]", shared: "Sequence[mounts.Shared]"
