@@ -1,7 +1,6 @@
 """What goes wrong with the host's files under a guest that uses them: the program hears of it, and
 nobody else."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,21 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.config import load
-from tapwright.linux import mounts
-from tapwright.sandbox import client, lifecycle, planning, registry
-from tapwright.sandbox.planning import Wish
+from tapwright.sandbox import client, registry
 from tests.host import eventually
-from tests.sandboxes import Tapwright
+from tests.sandboxes import Tapwright, show
 
 SANDBOX = "share-faults"
 
 
 @pytest.fixture(scope="module")
 def sandbox(tapwright: Tapwright) -> Iterator[registry.Sandbox]:
-    spec = planning.plan(load(str(tapwright.config)), Wish(share=True), print)
-    lifecycle.run(tapwright.root, SANDBOX, spec)
-    yield registry.find(tapwright.root, SANDBOX)
+    yield tapwright.run_with_share(SANDBOX)
     tapwright.run("sandbox", "delete", "--force", SANDBOX)
 
 
@@ -37,14 +31,6 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=False, stderr=subprocess.DEVNULL)
 
 
-def shown(sandbox: registry.Sandbox, source: Path) -> str:
-    fd = mounts.clone(str(source))
-    try:
-        return client.share(sandbox, "test", {"root": fd})["root"]
-    finally:
-        os.close(fd)
-
-
 def sh(tapwright: Tapwright, command: str) -> str:
     return tapwright.exec(SANDBOX, "sh", "-c", f"({command}) 2>&1; true")
 
@@ -53,11 +39,7 @@ def sh(tapwright: Tapwright, command: str) -> str:
 def beside(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path: Path) -> Iterator[None]:
     """What else the guest has of the host works all the time."""
     (tmp_path / "beside").mkdir()
-    fd = mounts.clone(str(tmp_path / "beside"))
-    try:
-        place = client.share(sandbox, "beside", {"root": fd})["root"]
-    finally:
-        os.close(fd)
+    place = show(sandbox, "beside", tmp_path / "beside")
     yield
     assert sh(tapwright, f"echo works > {place}/file; cat {place}/file") == "works\n"
     for container in ("beside", "test"):
@@ -67,7 +49,7 @@ def beside(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path: Path) -> I
 def test_no_space(
     tapwright: Tapwright, sandbox: registry.Sandbox, small: Path, beside: None
 ) -> None:
-    place = shown(sandbox, small)
+    place = show(sandbox, "test", small)
     said = sh(tapwright, f"dd if=/dev/zero of={place}/big bs=64k count=64")
     assert "No space left on device" in said
     assert (small / "big").stat().st_size == 1 << 20
@@ -82,7 +64,7 @@ def test_a_source_that_is_removed(
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").write_text("there\n")
-    place = shown(sandbox, source)
+    place = show(sandbox, "test", source)
     assert sh(tapwright, f"cat {place}/file") == "there\n"
     shutil.rmtree(source)
     # What it knows of the file lasts for a second.
@@ -97,7 +79,7 @@ def test_a_source_that_is_unmounted(
 ) -> None:
     """By who unmounts it: the guest keeps what it was shown, as a container by runc does."""
     (small / "file").write_text("there\n")
-    place = shown(sandbox, small)
+    place = show(sandbox, "test", small)
     subprocess.run(["umount", small], check=True)
     assert sh(tapwright, f"cat {place}/file; echo more >> {place}/file") == "there\n"
     assert sh(tapwright, f"cat {place}/file") == "there\nmore\n"
