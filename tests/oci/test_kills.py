@@ -29,13 +29,14 @@ def sandbox_of(container: Container) -> Any:
 
 
 @pytest.mark.parametrize("started", [False, True])
-@pytest.mark.parametrize("part", ["shim", "supervisor", "qemu"])
+@pytest.mark.parametrize("part", ["shim", "supervisor", "qemu", "virtiofsd"])
 def test_a_part_is_killed(runtime: Runtime, part: str, started: bool) -> None:
     with runtime.created(configuration("sleep", "1000")) as container:
         if started:
             container.start()
         supervisor, qemu = pids_of(sandbox_of(container))
-        pids = {"shim": container.pid, "supervisor": supervisor, "qemu": qemu}
+        daemon = child_of(supervisor, "virtiofsd")
+        pids = {"shim": container.pid, "supervisor": supervisor, "qemu": qemu, "virtiofsd": daemon}
         os.kill(pids[part], signal.SIGKILL)
         assert container.wait() == (-signal.SIGKILL if part == "shim" else 137)
         assert container.state["status"] == "stopped"

@@ -184,20 +184,65 @@ def test_kinds_of_files(tapwright: Tapwright, tree: Path) -> None:
 
 
 def test_files_that_are_open(tapwright: Tapwright, tree: Path) -> None:
-    """Renamed, replaced and removed under those who have them open."""
+    """Renamed, replaced and removed under those who have them open: they are what they were, with
+    size, owner, mode and time of their own, and can be changed and opened anew."""
     said = python(
         tapwright,
         "renamed = os.open('one', os.O_CREAT | os.O_RDWR); os.rename('one', 'two')\n"
         "os.write(renamed, b'x'); os.fchown(renamed, 5, 6); print(os.fstat(renamed).st_size)\n"
-        "open('old', 'w').write('old'); old = os.open('old', os.O_RDONLY)\n"
+        "open('old', 'w').write('old'); old = os.open('old', os.O_RDWR)\n"
         "open('new', 'w').write('newer'); os.rename('new', 'old')\n"
-        "print(os.read(old, 9), open('old').read())\n"
+        "print(os.read(old, 9), open('old').read(), os.fstat(old).st_size)\n"
+        "os.ftruncate(old, 1); os.fchmod(old, 0o600); os.fchown(old, 7, 8); os.utime(old, (1, 2))\n"
+        "status = os.fstat(old); print(status.st_size, oct(status.st_mode), status.st_uid)\n"
+        "print(status.st_mtime, status.st_nlink, os.stat('old').st_size)\n"
         "gone = open('gone', 'w+'); gone.write('kept'); gone.flush(); os.unlink('gone')\n"
-        "gone.write(' on'); gone.seek(0); print(gone.read(), os.fstat(gone.fileno()).st_size)",
+        "gone.write(' on'); gone.seek(0); print(gone.read(), os.fstat(gone.fileno()).st_size)\n"
+        "gone.truncate(4); os.fchmod(gone.fileno(), 0o640); status = os.fstat(gone.fileno())\n"
+        "print(status.st_size, oct(status.st_mode), status.st_nlink)\n"
+        "print(open(f'/proc/self/fd/{gone.fileno()}').read())",
     )
-    assert said.splitlines() == ["1", "b'old' newer", "kept on 7"]
+    assert said.splitlines() == [
+        "1",
+        "b'old' newer 3",
+        "1 0o100600 7",
+        "2.0 0 5",
+        "kept on 7",
+        "4 0o100640 0",
+        "kept",
+    ]
     assert sorted(path.name for path in tree.iterdir()) == ["old", "two"]
     assert (tree / "two").stat().st_uid == 5
+    assert ((tree / "old").read_text(), (tree / "old").stat().st_uid) == ("newer", 0)
+
+
+def test_two_kinds_of_locks(tapwright: Tapwright, tree: Path) -> None:
+    """On one file, without one keeping the other away."""
+    said = python(
+        tapwright,
+        "import fcntl\n"
+        "one, other = open('file', 'w'), open('file', 'w')\n"
+        "fcntl.flock(one, fcntl.LOCK_EX); fcntl.lockf(other, fcntl.LOCK_EX); print('both')\n"
+        "try: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "except BlockingIOError: print('held')",
+    )
+    assert said.split() == ["both", "held"]
+
+
+def test_capabilities_of_files(tapwright: Tapwright, tree: Path) -> None:
+    """Set as setcap(8) does, and in force."""
+    permitted = "0100000200040000000000000000000000000000"  # CAP_NET_BIND_SERVICE, effective
+    sh(tapwright, "cp /usr/bin/python3 able")
+    said = python(
+        tapwright,
+        f"os.setxattr('able', 'security.capability', bytes.fromhex('{permitted}'))\n"
+        "print(os.getxattr('able', 'security.capability').hex(), flush=True)\n"
+        "os.setgid(1000); os.setuid(1000)\n"
+        "os.execv('able', ['python3', '-c', 'print(open(\"/proc/self/status\").read())'])",
+    )
+    assert said.splitlines()[0] == permitted
+    assert f"CapEff:\t{1 << 10:016x}" in said.splitlines()
+    assert os.getxattr(tree / "able", "security.capability").hex() == permitted
 
 
 def test_sizes_times_and_attributes(tapwright: Tapwright, tree: Path) -> None:
@@ -309,10 +354,20 @@ def test_read_only(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path: Pa
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_no_device(tapwright: Tapwright, tree: Path) -> None:
-    done = tapwright.exec_with_status(SANDBOX, "mknod", f"{ROOT}/disk", "b", "254", "0")
-    assert "Operation not permitted" in done.stderr
+def test_devices(tapwright: Tapwright, tree: Path) -> None:
+    """What everybody may use on a host can be made, and is the guest's own; others can't."""
+    for kind, numbers in (("b", "254 0"), ("b", "1 3"), ("c", "1 1"), ("c", "10 229")):
+        done = tapwright.exec_with_status(SANDBOX, "mknod", f"{ROOT}/disk", kind, *numbers.split())
+        assert "Operation not permitted" in done.stderr, numbers
     assert os.listdir(tree) == []
+    sh(tapwright, "mknod null c 1 3; mknod zero c 1 5; mknod white c 0 0; echo lost > null")
+    assert sh(tapwright, "head -c 3 zero | od -An -tx1").split() == ["00"] * 3
+    assert (tree / "null").is_char_device()
+    assert (tree / "null").stat().st_rdev == os.makedev(1, 3)
+    # One that is there, and is the host's: of the guest it is the one with its number, or none.
+    os.mknod(tree / "disk", 0o60666, os.makedev(7, 77))
+    done = tapwright.exec_with_status(SANDBOX, "head", "-c1", f"{ROOT}/disk")
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_what_can_t_be_asked(sandbox: registry.Sandbox, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tapwright.hypervisor.share_device import ShareDevice
 from tapwright.linux.process import ended
 
 _STOP_SECONDS = 2.0
+_PLUG_SECONDS = 10.0  # of a daemon, to answer QEMU, which does nothing else meanwhile
 _TAIL_BYTES = 16 * 1024
 
 
@@ -103,7 +104,13 @@ class Qemu:
         if share is None or daemon is None:
             return
         try:
-            await self._share_device.plug(share.connection)
+            try:
+                async with asyncio.timeout(_PLUG_SECONDS):
+                    await self._share_device.plug(share.connection)
+            except TimeoutError:
+                raise HypervisorError(f"it has not answered within {_PLUG_SECONDS:g} s") from None
+            # QEMU has it: the daemon ends when that closes it.
+            share.connection.close()
             share.seal()
         except HypervisorError as error:
             daemon.read()
