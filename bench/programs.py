@@ -44,7 +44,7 @@ def measure(place: Place, debian: Path, names: Sequence[str]) -> Iterator[Row]:
     with ExitStack() as stack:
         runtimes = box.runc(place.directory / "runc"), place.command(place.root("programs"))
         pair = [
-            stack.enter_context(box.running(runtime, debian, place.directory / name, "box"))
+            stack.enter_context(box.running(runtime, debian, place.directory / name))
             for runtime, name in zip(runtimes, RUNTIMES, strict=True)
         ]
         for program in programs.ALL:

@@ -8,8 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tapwright import config
 from tapwright.cni import Attachment, Runtime, find_network
-from tapwright.linux import netns
+from tapwright.linux import mounts, netns
+from tapwright.sandbox import client, lifecycle, planning, registry
+from tapwright.sandbox.registry import Sandbox
 from tests.host import eventually
 
 PLUGINS = "/usr/lib/cni"
@@ -153,6 +156,12 @@ class Tapwright:
     def exec_with_status(self, sandbox: str, *argv: str, **options: Any) -> Any:
         return self.run("sandbox", "exec", sandbox, "--", *argv, **options)
 
+    def run_with_share(self, name: str) -> Sandbox:
+        """A sandbox whose guest can be shown files of the host."""
+        spec = planning.plan(config.load(str(self.config)), planning.Wish(share=True), print)
+        lifecycle.run(self.root, name, spec)
+        return registry.find(self.root, name)
+
     def delete(self, sandbox: str) -> None:
         done = self.run("sandbox", "delete", sandbox)
         assert done.returncode == 0, done.stderr
@@ -191,3 +200,20 @@ def ended(pid: int) -> bool:
         return True
 
     return eventually(gone)
+
+
+def show(
+    sandbox: Sandbox,
+    container: str,
+    source: Path,
+    name: str = "root",
+    read_only: bool = False,
+    **more: Any,
+) -> str:
+    """Show a file or directory of the host to a guest; the path that it has there. For `more` see
+    `client.share`."""
+    fd = mounts.clone(str(source), read_only=read_only)
+    try:
+        return client.share(sandbox, container, {name: fd}, **more)[name]
+    finally:
+        os.close(fd)

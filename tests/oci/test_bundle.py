@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,4 +63,72 @@ def test_no_configuration(tmp_path: Path) -> None:
         bundle.load(str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(BundleError, match="not a JSON object"):
+        bundle.load(str(tmp_path))
+
+
+# A stack of 8 MiB, a quarter of which is for these; a string has its end, and a pointer.
+MOST = 2 << 20
+EACH = 9
+
+
+def filling(total: int) -> list[str]:
+    """An environment that takes so many bytes, with `true` as the only argument."""
+    total -= len("true") + EACH
+    count = total // (100_000 + EACH)
+    sizes = [100_000] * count + [total - count * (100_000 + EACH) - EACH]
+    return [f"V{number:03}=".ljust(size, "x") for number, size in enumerate(sizes)]
+
+
+def test_an_environment_may_be_as_large_as_a_kernel_takes(tmp_path: Path) -> None:
+    for env in (
+        filling(MOST),
+        ["A=".ljust((128 << 10) - 1, "x")],
+        # Only the last one of a name counts.
+        [*filling(MOST), *filling(MOST)],
+    ):
+        assert load(tmp_path, configuration(process={"env": env})).process["env"] == env
+
+
+@pytest.mark.parametrize(
+    ("process", "reason"),
+    [
+        ({"env": filling(MOST + 1)}, "process.args and process.env have 2097153 bytes .* 2097152:"),
+        ({"env": ["A=".ljust(128 << 10, "x")]}, r"process.env \(A\) has a string of 131072 bytes"),
+        ({"env": ["A=" + "é" * (64 << 10)]}, r"process.env \(A\) has a string of 131074 bytes"),
+        ({"args": ["true", "x" * (128 << 10)]}, "process.args has a string of 131072 bytes"),
+        (
+            {
+                "env": filling(MOST),
+                "rlimits": [{"type": "RLIMIT_STACK", "soft": (8 << 20) - 4, "hard": 8 << 20}],
+            },
+            "can be given 2097151: a quarter of RLIMIT_STACK",
+        ),
+        (
+            {
+                "env": filling((6 << 20) + 1),
+                "rlimits": [{"type": "RLIMIT_STACK", "soft": 2**64 - 1, "hard": 2**64 - 1}],
+            },
+            "can be given 6291456: a quarter of RLIMIT_STACK, 6 MiB at most",
+        ),
+    ],
+)
+def test_what_no_kernel_takes_is_refused(
+    tmp_path: Path, process: dict[str, Any], reason: str
+) -> None:
+    content = configuration(process=process)
+    with pytest.raises(BundleError, match=reason):
+        load(tmp_path, content)
+    path = tmp_path / "process.json"
+    path.write_text(json.dumps(content["process"]))
+    with pytest.raises(BundleError, match=reason):
+        bundle.load_process(str(path))
+
+
+def test_a_configuration_may_have_8_mib(tmp_path: Path) -> None:
+    write(tmp_path, configuration())
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().ljust(8 << 20))
+    assert bundle.load(str(tmp_path)).process["args"] == ["true"]
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(BundleError, match="has more than 8388608 bytes"):
         bundle.load(str(tmp_path))

@@ -86,9 +86,10 @@ class Box:
 
 
 @contextmanager
-def running(runtime: Sequence[str], root: Path, directory: Path, name: str) -> Iterator[Box]:
+def running(runtime: Sequence[str], root: Path, directory: Path) -> Iterator[Box]:
     """A container on a copy of this root filesystem (an overlay, as platforms make them), with a
-    directory of the host as /volume. `directory` is made, and is gone afterwards."""
+    directory of the host as /volume; one at a time for each runtime. `directory` is made, and is
+    gone afterwards."""
     upper, work, volume, bundle = (directory / each for each in ("upper", "work", "v", "bundle"))
     for path in (upper, work, volume, bundle):
         path.mkdir(parents=True)
@@ -98,6 +99,8 @@ def running(runtime: Sequence[str], root: Path, directory: Path, name: str) -> I
     subprocess.run(
         ["mount", "-t", "overlay", "overlay", "-o", options, bundle / "rootfs"], check=True
     )
+    # Network namespaces and cgroups have names that all processes of the machine share.
+    name = f"box-{os.getpid()}"
     box = Box(runtime, name)
     try:
         subprocess.run(

@@ -40,7 +40,7 @@ def pair(
     before = host.snapshot()
     with ExitStack() as stack:
         boxes = [
-            stack.enter_context(box.running(runtime, debian, directory / str(number), "box"))
+            stack.enter_context(box.running(runtime, debian, directory / str(number)))
             for number, runtime in enumerate(runtimes)
         ]
         yield Pair(*boxes)

@@ -12,11 +12,6 @@ EVERYWHERE = (
         "`O_TMPFILE` in a directory of the host",
     ),
     Known(
-        r"mounts\.overlay: mounted",
-        "ENODEV",
-        "overlayfs mounted by a container",
-    ),
-    Known(
         r"xattrs\.(names_and_sizes_of_attributes: name|attributes_of_the_system: ).*",
         r"EPERM|\[\]|\[.*ENODATA.*",
         "attributes in `trusted.` and `security.`, but for capabilities and access control lists",
@@ -70,4 +65,11 @@ IN_THE_ROOT = (
         "`name_to_handle_at` in the root filesystem",
     ),
 )
-IN_A_VOLUME = EVERYWHERE
+IN_A_VOLUME = (
+    *EVERYWHERE,
+    Known(
+        r"mounts\.overlay: mounted",
+        "EINVAL",
+        "overlayfs that a container mounts with its upper layer on files of the host",
+    ),
+)

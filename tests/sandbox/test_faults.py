@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tapwright.sandbox import ownership
 from tests.host import Host, eventually
 from tests.sandboxes import PLUGINS, Networks, Tapwright
 
@@ -196,6 +197,12 @@ def held(tapwright: Tapwright, networks: Networks, tmp_path: Path) -> Iterator[P
     (networks.directory / "held.conflist").unlink()
 
 
+def has_qemu(supervisor: int) -> bool:
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    commands = [Path(f"/proc/{pid}/cmdline") for pid in children]
+    return any("qemu-system" in path.read_text() for path in commands if path.exists())
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_caller_that_goes_away(
     tapwright: Tapwright, networks: Networks, held: Path, number: signal.Signals
@@ -204,7 +211,12 @@ def test_caller_that_goes_away(
     running = tapwright.start("sandbox", "run", "left", "--network", "held", config=config)
     assert eventually((held / "holding").exists)
     assert networks.leased("held") != []
+    supervisor = ownership.supervisor_pid(tapwright.root / "sandboxes/left")
+    assert supervisor
+    assert eventually(lambda: has_qemu(supervisor))
     running.send_signal(number)
+    # The supervisor knows by then.
+    assert eventually(lambda: not has_qemu(supervisor))
     (held / "go").touch()
     _, errors = running.communicate(timeout=60)
     assert running.returncode == (130 if number == signal.SIGINT else -number), errors

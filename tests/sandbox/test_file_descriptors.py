@@ -1,6 +1,5 @@
 """More files than the share's daemon may have descriptors."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.linux import mounts
-from tapwright.sandbox import client, registry
+from tapwright.sandbox import registry
 from tests.host import eventually
-from tests.sandboxes import Tapwright
+from tests.sandboxes import Tapwright, show
 
 SANDBOX = "descriptors"
 FEW, FILES = 1000, 3000
@@ -48,12 +46,8 @@ def directory(tapwright: Tapwright, tmp_path: Path) -> Iterator[str]:
     sandbox = registry.find(tapwright.root, SANDBOX)
     for number in range(FILES):
         (tmp_path / str(number)).write_text("x")
-    fd = mounts.clone(str(tmp_path))
-    try:
-        yield client.share(sandbox, "test", {"root": fd})["root"]
-    finally:
-        os.close(fd)
-        tapwright.run("sandbox", "delete", "--force", SANDBOX)
+    yield show(sandbox, "test", tmp_path)
+    tapwright.run("sandbox", "delete", "--force", SANDBOX)
 
 
 def test_all_can_be_read_one_after_the_other(

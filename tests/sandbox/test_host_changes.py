@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.config import load
-from tapwright.linux import mounts
-from tapwright.sandbox import client, lifecycle, planning, registry
-from tapwright.sandbox.planning import Wish
-from tests.sandboxes import Tapwright
+from tapwright.sandbox import client, registry
+from tests.sandboxes import Tapwright, show
 
 SANDBOX = "host-changes"
 
@@ -37,9 +34,7 @@ while True:
 
 @pytest.fixture(scope="module")
 def sandbox(tapwright: Tapwright) -> Iterator[registry.Sandbox]:
-    spec = planning.plan(load(str(tapwright.config)), Wish(share=True), print)
-    lifecycle.run(tapwright.root, SANDBOX, spec)
-    yield registry.find(tapwright.root, SANDBOX)
+    yield tapwright.run_with_share(SANDBOX)
     tapwright.run("sandbox", "delete", "--force", SANDBOX)
 
 
@@ -51,12 +46,7 @@ class Volume:
     ) -> None:
         self.tapwright = tapwright
         self.place = place
-        fd = mounts.clone(str(place), read_only=read_only)
-        try:
-            paths = client.share(sandbox, "test", {"root": fd}, followed=["root"])
-        finally:
-            os.close(fd)
-        self.guest = paths["root"]
+        self.guest = show(sandbox, "test", place, read_only=read_only, followed=["root"])
 
     def sh(self, command: str) -> str:
         return self.tapwright.exec(SANDBOX, "sh", "-ec", f"cd {self.guest}; {command}")

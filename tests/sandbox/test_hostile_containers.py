@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,55 @@ def test_a_flood_of_output_ends_the_conversation(tmp_path: Path) -> None:
             sending.cancel()
 
     tell(tmp_path, story)
+
+
+def test_a_guest_that_takes_nothing_in_is_not_waited_for(tmp_path: Path) -> None:
+    """Not even the request: it ends with who asked."""
+
+    async def story(guest: Hostile, directory: Path) -> None:
+        config = {"process": {"args": ["x" * (8 << 20)]}}
+        for op in ("create_container", "exec_container"):
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            with wire.connected(directory, 10) as connection:
+                request = {"op": op, "id": "c", "config": config}
+                await asyncio.to_thread(wire.send, connection, request, [theirs.fileno()] * 3)
+                theirs.close()
+                while not guest.agent._streams:
+                    await asyncio.sleep(0.01)
+            assert await guest.loop.sock_recv(ours, 10) == b""
+            assert not guest.agent._streams
+            ours.close()
+
+    tell(tmp_path, story)
+
+
+def test_a_request_is_not_kept_when_the_guest_has_it(tmp_path: Path) -> None:
+    """A configuration may be large, and a container lives for long."""
+    marks: list[weakref.ref[Any]] = []
+
+    class Marked(dict[str, Any]):
+        pass
+
+    def read(data: bytes | bytearray) -> dict[str, Any]:
+        content = Marked(json.loads(data))
+        if "process" in content:
+            content["process"] = Marked(content["process"])
+            marks.append(weakref.ref(content["process"]))
+        return content
+
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+            while marks[0]() is not None:
+                gc.collect()
+                await asyncio.sleep(0.01)
+            await guest.send(protocol.message(protocol.REPLY, guest.session, 1, {"status": 0}))
+            assert await process.hear() == {"exited": {"status": 0}}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "read_json", read)
+        tell(tmp_path, story)
+    assert len(marks) == 1
 
 
 def test_ends_of_output_without_end_cost_nothing(tmp_path: Path) -> None:

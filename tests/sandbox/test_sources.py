@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.config import load
-from tapwright.linux import mounts
-from tapwright.sandbox import client, lifecycle, planning, registry
-from tapwright.sandbox.planning import Wish
-from tests.sandboxes import Tapwright
+from tapwright.sandbox import client, registry
+from tests.sandboxes import Tapwright, show
 
 SANDBOX = "sources"
 SHARE = "/run/tapwright/share"
@@ -18,9 +15,7 @@ SHARE = "/run/tapwright/share"
 
 @pytest.fixture(scope="module")
 def sandbox(tapwright: Tapwright) -> Iterator[registry.Sandbox]:
-    spec = planning.plan(load(str(tapwright.config)), Wish(share=True), print)
-    lifecycle.run(tapwright.root, SANDBOX, spec)
-    yield registry.find(tapwright.root, SANDBOX)
+    yield tapwright.run_with_share(SANDBOX)
     tapwright.run("sandbox", "delete", "--force", SANDBOX)
 
 
@@ -30,23 +25,6 @@ def tree(tmp_path: Path) -> Path:
     place.mkdir()
     (place / "file").write_text("content\n")
     return place
-
-
-def show(
-    sandbox: registry.Sandbox,
-    container: str,
-    source: Path,
-    name: str = "volume",
-    read_only: bool = False,
-    apart: bool = False,
-) -> str:
-    """Where the guest has it."""
-    fd = mounts.clone(str(source), read_only=read_only)
-    try:
-        alone = [name] if apart else []
-        return client.share(sandbox, container, {name: fd}, apart=alone)[name]
-    finally:
-        os.close(fd)
 
 
 def sh(tapwright: Tapwright, command: str) -> str:
@@ -66,7 +44,7 @@ def test_it_is_there_as_long_as_somebody_has_it(
 
 
 def test_one_that_is_apart(tapwright: Tapwright, sandbox: registry.Sandbox, tree: Path) -> None:
-    shown = show(sandbox, "one", tree, apart=True)
+    shown = show(sandbox, "one", tree, apart=["root"])
     assert show(sandbox, "two", tree) != shown
     for container in ("one", "two"):
         client.unshare(sandbox, container)
@@ -75,7 +53,7 @@ def test_one_that_is_apart(tapwright: Tapwright, sandbox: registry.Sandbox, tree
 def test_who_may_write_may_write(
     tapwright: Tapwright, sandbox: registry.Sandbox, tree: Path
 ) -> None:
-    apart = show(sandbox, "zero", tree, read_only=True, apart=True)
+    apart = show(sandbox, "zero", tree, read_only=True, apart=["root"])
     shown = show(sandbox, "one", tree, read_only=True)
     assert "Read-only file system" in sh(tapwright, f"touch {shown}/new")
     assert show(sandbox, "two", tree) == shown

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _EARLY_HOOKS = ("prestart", "createRuntime", "createContainer")
 _LATE_HOOKS = ("poststart", "poststop")
+_SHARED_AT_ONCE = 200  # a message has 253 descriptors at most (net/core/scm.c: SCM_MAX_FD)
 
 
 class Wish:
@@ -240,15 +241,18 @@ class _Making:
         self._held.save(self._container)
 
     def _share(self, shared: "Sequence[mounts.Shared]", of_guest: "dict[str, Any]") -> None:
-        with mounts.cloned(shared) as descriptors:
-            paths = self._sandbox.call(
-                "share",
-                descriptors,
-                container=self._container.id,
-                names=[one.name for one in shared],
-                apart=[one.name for one in shared if one.is_apart],
-                followed=[one.name for one in shared if one.name != mounts.ROOTFS],
-            )
+        paths: dict[str, str] = {}
+        for first in range(0, len(shared), _SHARED_AT_ONCE):
+            some = shared[first : first + _SHARED_AT_ONCE]
+            with mounts.cloned(some) as descriptors:
+                paths |= self._sandbox.call(
+                    "share",
+                    descriptors,
+                    container=self._container.id,
+                    names=[one.name for one in some],
+                    apart=[one.name for one in some if one.is_apart],
+                    followed=[one.name for one in some if one.name != mounts.ROOTFS],
+                )
         mounts.moved(of_guest, self._container.id, paths)
 
     def _start_process(

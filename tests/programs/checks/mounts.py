@@ -32,6 +32,16 @@ def _unmount(target: str) -> str:
 @check
 def overlay() -> Outcome:
     """As builders of images do it in a container."""
+    return _overlay("trusted", "")
+
+
+@check
+def overlay_with_attributes_of_users() -> Outcome:
+    """As they do it without privileges."""
+    return _overlay("user", ",userxattr")
+
+
+def _overlay(attributes: str, more: str) -> Outcome:
     for name in ("lower/directory", "lower/late", "upper", "work", "merged"):
         os.makedirs(name)
     write("lower/file", b"lower")
@@ -40,12 +50,12 @@ def overlay() -> Outcome:
     os.chown("lower/file", 5, 6)
     os.setxattr("lower/file", "user.a", b"kept")
     os.link("lower/file", "lower/linked")
-    options = "lowerdir=lower,upperdir=upper,workdir=work"
+    options = f"lowerdir=lower,upperdir=upper,workdir=work{more}"
     said = _mount("overlay", "merged", "overlay", data=options)
-    return {"mounted": _used() if said == "ok" else said}
+    return {"mounted": _used(attributes) if said == "ok" else said}
 
 
-def _used() -> Outcome:
+def _used(attributes: str) -> Outcome:
     inode = os.stat("merged/file").st_ino
     return {
         "read": read("merged/file"),
@@ -59,7 +69,7 @@ def _used() -> Outcome:
         "rmtree": value(shutil.rmtree, "merged/directory"),
         "made again": error(os.mkdir, "merged/directory"),
         "opaque": value(os.listdir, "merged/directory"),
-        "mark": value(os.getxattr, "upper/directory", "trusted.overlay.opaque"),
+        "mark": value(os.getxattr, "upper/directory", f"{attributes}.overlay.opaque"),
         "rename": value(os.rename, "merged/file", "merged/renamed"),
         "rename a lower directory": error(os.rename, "merged/late", "merged/later"),
         "create": error(write, "merged/new"),
