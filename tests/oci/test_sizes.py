@@ -150,7 +150,7 @@ def test_what_was_told_is_not_kept(runtime: Runtime) -> None:
     with runtime.running("sleep", "1000", process={"env": env}) as container:
         guest = Guest(runtime, container.id)
         before = None
-        for _ in range(6):
+        for _ in range(13):
             process = configuration("sleep", "1000")["process"] | {"env": env}
             path = container.bundle / "process.json"
             path.write_text(json.dumps(process))
@@ -159,7 +159,8 @@ def test_what_was_told_is_not_kept(runtime: Runtime) -> None:
             before = before or guest.begin()
         after = guest.begin()
         assert before
-        assert all(now - then < 6 * MIB for now, then in zip(after, before, strict=True))
+        # 24 MB if it were kept; a heap has holes, too.
+        assert all(now - then < 12 * MIB for now, then in zip(after, before, strict=True))
 
 
 @pytest.mark.parametrize("verb", ["run", "exec"])

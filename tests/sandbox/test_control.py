@@ -85,6 +85,7 @@ def test_the_largest_request(tmp_path: Path) -> None:
         (b"\xff\n", "not JSON"),
         (b"[" * 100_000 + b"\n", "not JSON"),
         (b"{}\n", "unknown request None"),
+        (b'{"op": "%s"}\n' % (b"x" * (2 << 20)), "unknown request 'xxx"),
         (b'{"op": ["length"]}\n', "unhashable"),
         (b'{"op": "length", "fds": [1]}\n', "descriptors come beside the request"),
         (b'{"op": "length", "word": 1}\n', "unexpected keyword argument"),

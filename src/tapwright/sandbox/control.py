@@ -35,6 +35,7 @@ Operations = Mapping[str, Callable[..., Awaitable[Any]]]
 _FROM_CLIENT = (protocol.STDIN, protocol.SIGNAL, protocol.CREDIT)
 _BACKLOG_BYTES = 4 * protocol.WINDOW
 _READ_BYTES = 64 * 1024
+_REASON_CHARACTERS = 10_000
 _PAUSE = 1.0
 _REQUEST_SECONDS = 60.0
 _LINGER_SECONDS = 5.0
@@ -163,7 +164,7 @@ class _Server:
 
 def _refusal(error: Exception) -> bytes:
     refusal = {
-        "message": str(error),
+        "message": str(error)[:_REASON_CHARACTERS],
         "kind": type(error).__name__,
         "result": getattr(error, "result", None),
     }
