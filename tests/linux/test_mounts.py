@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.linux import libc, mounts
+from tapwright.linux import libc, mount_table, mounts
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 
@@ -114,3 +114,15 @@ def test_no_devices(namespace: int, tree: Path) -> None:
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         mounts.clone(str(tmp_path / "missing"))
+
+
+def test_the_table_of_mounts(tmp_path: Path) -> None:
+    place = tmp_path / "white space\tand \\ more"
+    (place / "below").mkdir(parents=True)
+    subprocess.run(["mount", "--bind", place / "below", place], check=True)
+    try:
+        found = dict(mount_table.entries())
+        assert found[str(place)].endswith(f"{place.name}/below")
+        assert "/" in found
+    finally:
+        subprocess.run(["umount", place], check=True)

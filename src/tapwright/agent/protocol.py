@@ -46,6 +46,12 @@ SHARE, SHARE_TAG = "/run/tapwright/share", "tapwright"
 MIRRORS = "/run/tapwright/mirrors"
 """Where it has copies of some of them, each in the place that it has in the share."""
 
+
+def place_of(path: str) -> str:
+    """The place, CONTAINER/NAME, of what a path in the share leads to."""
+    return "/".join(path.split("/")[:2])
+
+
 MAX_PAYLOAD = 32 * 1024
 MAX_MESSAGE = 1024 * 1024
 MAX_REQUEST = 16 * 1024 * 1024

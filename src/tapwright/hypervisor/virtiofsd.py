@@ -154,15 +154,17 @@ def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
 def connected_pair() -> tuple[socket.socket, socket.socket]:
     """(a socket that listens, one that is connected to it): nobody else can have come first, for
     its place was nobody else's, and is gone. Raises OSError."""
-    with contextlib.ExitStack() as undo:
-        directory = undo.enter_context(tempfile.TemporaryDirectory(prefix="tapwright-"))
+    with (
+        tempfile.TemporaryDirectory(prefix="tapwright-") as directory,
+        unixsocket.address(f"{directory}/socket") as address,
+        contextlib.ExitStack() as undo,
+    ):
         listening = undo.enter_context(socket.socket(socket.AF_UNIX))
         ours = undo.enter_context(socket.socket(socket.AF_UNIX))
-        with unixsocket.address(f"{directory}/socket") as address:
-            listening.bind(address)
-            listening.listen(1)
-            ours.connect(address)
-        listening, ours = listening.dup(), ours.dup()
+        listening.bind(address)
+        listening.listen(1)
+        ours.connect(address)
+        undo.pop_all()
     return listening, ours
 
 

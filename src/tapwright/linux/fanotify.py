@@ -4,7 +4,6 @@ inotify(7) names no process, so one's own changes can't be told from those of ot
 needs CAP_SYS_ADMIN, and filesystems whose files have handles (name_to_handle_at(2)).
 """
 
-import ctypes
 import os
 import stat
 import struct
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from tapwright.linux import libc
 
 # arch/x86/entry/syscalls/syscall_64.tbl
-_INIT, _MARK, _NAME_TO_HANDLE = 300, 301, 303
+_INIT, _MARK = 300, 301
 # include/uapi/linux/fanotify.h
 _CLOEXEC, _NONBLOCK = 1, 2
 _REPORT_FID, _REPORT_DIR_FID, _REPORT_NAME = 0x200, 0x400, 0x800
@@ -29,11 +28,10 @@ _OBJECT, _ENTRY, _DIRECTORY = 1, 2, 3  # FAN_EVENT_INFO_TYPE_FID, _DFID_NAME, _D
 _EVENT = struct.Struct("=IBBHQii")  # length, version, -, of this header, mask, descriptor, pid
 _INFO = struct.Struct("=BBH8s")  # type, -, length, filesystem
 _HANDLE = struct.Struct("=Ii")  # bytes, type
-_MOST_HANDLE_BYTES = 128
 _READ_BYTES = 64 * 1024
 
 Handle = bytes
-"""What a file or directory is known by: filesystem, kind of handle, and handle."""
+"""What a file or directory is known by: filesystem, and handle in it."""
 
 
 class Change(NamedTuple):
@@ -91,9 +89,9 @@ def _changes(records: bytes, process: int) -> Iterator[Change]:
     offset = 0
     while offset < len(records):
         kind, _, length, filesystem = _INFO.unpack_from(records, offset)
-        start = offset + _INFO.size
-        size, _ = _HANDLE.unpack_from(records, start)
-        end = start + _HANDLE.size + size
+        size, _ = _HANDLE.unpack_from(records, offset + _INFO.size)
+        start = offset + _INFO.size + _HANDLE.size
+        end = start + size
         handle = filesystem + records[start:end]
         if kind == _ENTRY:
             name = os.fsdecode(records[end : offset + length].partition(b"\0")[0])
@@ -105,17 +103,4 @@ def _changes(records: bytes, process: int) -> Iterator[Change]:
 
 def _handle_of(path: str) -> Handle:
     """Raises OSError."""
-    buffer = ctypes.create_string_buffer(_HANDLE.size + _MOST_HANDLE_BYTES)
-    _HANDLE.pack_into(buffer, 0, _MOST_HANDLE_BYTES, 0)
-    mount = ctypes.create_string_buffer(4)
-    libc.syscall(
-        _NAME_TO_HANDLE,
-        -100,
-        os.fsencode(path),
-        ctypes.addressof(buffer),
-        ctypes.addressof(mount),
-        0,
-    )
-    size, _ = _HANDLE.unpack_from(buffer, 0)
-    filesystem = struct.pack("=Q", os.statvfs(path).f_fsid)
-    return filesystem + buffer.raw[: _HANDLE.size + size]
+    return struct.pack("=Q", os.statvfs(path).f_fsid) + libc.file_handle(path)

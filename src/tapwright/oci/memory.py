@@ -14,7 +14,7 @@ import os
 import re
 
 from tapwright.errors import BundleError
-from tapwright.linux import libc
+from tapwright.linux import libc, mount_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ def _volume_of_subpath(source: str) -> tuple[str, str] | None:
     root = f"{before}/volumes/{_VOLUMES}/{after.partition('/')[0]}"
     if not found or not _is_volume(root) or _device(root) != _device(source):
         return None
-    with open("/proc/self/mountinfo") as file:
-        # Mount points, and what of its filesystem is mounted there (proc(5)).
-        mounted = {words[4]: words[3] for words in map(str.split, file)}
+    mounted = dict(mount_table.entries())
     return (root, mounted[source].strip("/")) if source in mounted else None
 
 

@@ -2,11 +2,11 @@
 bound there, those of a kernel's own filesystems are the guest's."""
 
 import os
-import re
 from contextlib import contextmanager
 
 from tapwright.agent.protocol import SHARE
 from tapwright.errors import BundleError
+from tapwright.linux import mount_table
 from tapwright.linux import mounts as trees
 from tapwright.oci import memory
 
@@ -32,7 +32,6 @@ _DEVICES: "Json" = {
 
 _FOLLOWING = frozenset(("slave", "rslave", "shared", "rshared"))
 _SHARING = frozenset(("shared", "rshared"))
-_OCTAL = re.compile(rb"\\([0-7]{3})")  # proc(5), mountinfo: white space in names
 
 _KERNEL_OWN = """
     bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl hugetlbfs mqueue proc pstore ramfs
@@ -143,13 +142,7 @@ def _has_mounts_below(share: Shared) -> bool:
     if not share.recursive:
         return False
     below = os.path.realpath(share.source).rstrip("/") + "/"
-    with open("/proc/self/mountinfo", "rb") as file:
-        points = [os.fsdecode(_OCTAL.sub(_character, line.split(b" ")[4])) for line in file]
-    return any(point.startswith(below) for point in points)
-
-
-def _character(escaped: "re.Match[bytes]") -> bytes:
-    return bytes([int(escaped[1], 8)])
+    return any(place.startswith(below) for place, _ in mount_table.entries())
 
 
 def _source(bundle: "Bundle", mount: "Json") -> str:

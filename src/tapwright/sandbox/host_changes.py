@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 
+from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError
 from tapwright.hypervisor.share import Share
@@ -66,7 +67,9 @@ class HostChanges:
         self._places -= gone
         async with self._marking:
             self._paths = {
-                handle: path for handle, path in self._paths.items() if _place_of(path) not in gone
+                handle: path
+                for handle, path in self._paths.items()
+                if protocol.place_of(path) not in gone
             }
         if copies := sorted(self._mirrored & gone):
             self._mirrored -= gone
@@ -98,9 +101,9 @@ class HostChanges:
         if self._marks:
             asyncio.get_running_loop().add_reader(self._marks.fileno(), self._read)
 
-    def _mark(self, path: str, most: int = _MOST_DIRECTORIES) -> None:
+    def _mark(self, path: str) -> None:
         """Have a file told of, or a directory and those below it."""
-        for each in itertools.islice(_tree(f"{self._root}/{path}"), most):
+        for each in itertools.islice(_tree(f"{self._root}/{path}"), _MOST_DIRECTORIES):
             try:
                 if self._marks:
                     handle = self._marks.add(each)
@@ -165,7 +168,3 @@ def _directories_in(path: str) -> list[str]:
             return [each.path for each in entries if each.is_dir(follow_symlinks=False)]
     except OSError:  # it is a file, or has gone
         return []
-
-
-def _place_of(path: str) -> str:
-    return "/".join(path.split("/")[:2])

@@ -99,28 +99,27 @@ class SharedFiles:
 
 def _bring(paths: list[str]) -> None:
     """What a link leads to comes before the link, and what nothing leads to any more goes last."""
-    mirrored = []
     wanted = set(paths)
+    mirrored = {place for place in map(protocol.place_of, paths) if _is_mirrored(place)}
+    to_copy = []
     for path in paths:
-        if _is_below_one_of(wanted, path):
-            continue  # its directory is brought whole
-        place = _place_of(path)
-        _look_up(place, path)
-        if os.path.lexists(_mirror_of(place)):
-            mirrored.append(path)
-        else:
+        place = protocol.place_of(path)
+        if place not in mirrored:
+            _look_up(place, path)
             _tell(path)
-    for path in sorted(mirrored, key=_rank):
+        elif not _is_below_one_of(wanted, path):  # or its directory is brought whole
+            _look_up(place, path)
+            to_copy.append(path)
+    for path in sorted(to_copy, key=_rank):
         _copy(path)
 
 
+def _is_mirrored(place: str) -> bool:
+    return os.path.lexists(_mirror_of(place))
+
+
 def _is_below_one_of(paths: set[str], path: str) -> bool:
-    """Only in a mirror: of other directories nothing is done to what is in them."""
-    place = _place_of(path)
-    if not os.path.lexists(_mirror_of(place)):
-        return False
-    while path != place:
-        path = os.path.dirname(path)
+    while path := os.path.dirname(path):
         if path in paths:
             return True
     return False
@@ -255,10 +254,6 @@ def _shared(path: str) -> str:
 
 def _mirror_of(path: str) -> str:
     return f"{protocol.MIRRORS}/{path}"
-
-
-def _place_of(path: str) -> str:
-    return "/".join(path.split("/")[:2])
 
 
 def _checked(path: object) -> str:
