@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    carrying,
     cni,
     command_start,
     crowd,
@@ -27,7 +28,7 @@ from bench import (
 from bench.endpoints import Traffic
 from bench.place import Place, private, say
 from tapwright.hypervisor import accelerator
-from tapwright.sandbox.early import machine_of
+from tapwright.supervisor.prelude import machine_of
 
 Part = Callable[[Place], Any]
 
@@ -44,6 +45,7 @@ FULL: dict[str, Part] = {
     "platforms": lambda place: platforms.measure(place, rounds=10, mib=256),
     "hotplug": lambda place: hotplug.measure(place, rounds=30),
     "netmon": lambda place: netmon.measure(place, rounds=30, changes=1000, idle_seconds=10),
+    "carrying": lambda place: carrying.measure(place, changes=1000, many=10_000, too_many=100_000),
     "cni": lambda place: cni.measure(rounds=30, attachments=60),
     "endpoints": lambda place: endpoints.measure(place, rounds=3, traffic=Traffic()),
 }
@@ -55,6 +57,7 @@ QUICK: dict[str, Part] = {
     "platforms": lambda place: platforms.measure(place, rounds=1, mib=8),
     "hotplug": lambda place: hotplug.measure(place, rounds=1),
     "netmon": lambda place: netmon.measure(place, rounds=1, changes=100, idle_seconds=0.5),
+    "carrying": lambda place: carrying.measure(place, changes=100, many=100, too_many=33_000),
     "cni": lambda place: cni.measure(rounds=1, attachments=4),
     "endpoints": lambda place: endpoints.measure(
         place, rounds=1, traffic=Traffic(0.1, 10), rows=endpoints.ROWS[:1]

@@ -24,7 +24,7 @@ from bench.remains import interfaces
 from bench.samples import Samples, rounded
 from bench.start import by_command, by_library, delete_by_command, delete_by_library, neighbour
 from tapwright.linux import netns
-from tapwright.sandbox import registry
+from tapwright.state import registry
 
 _AT_ONCE = 2
 """How many are started at a time to make the crowd."""

@@ -24,8 +24,8 @@ from bench.place import COMMAND, Place, make_bridge, new_host, private, run
 from bench.samples import Samples, rounded
 from tapwright.linux import netns
 from tapwright.sandbox import lifecycle
-from tapwright.sandbox.record import Record, Spec
 from tapwright.sandbox.taps import TapWish, requested
+from tapwright.state.record import Record, Spec
 
 BRIDGE, HOST = "br-models", "10.78.0.1"
 STRAIGHT = "TAP in the bridge"

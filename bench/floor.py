@@ -48,7 +48,7 @@ def start(
     with _qemu(machine, memory) as (monitor, port), _tap(bridge) as tap:
         qmp, agent = _Qmp(monitor), _Agent(port)
         agent.greet()
-        qmp.restore(template.state)
+        qmp.restore(template)
         over("qemu")
         agent.wait(protocol.HELLO)
         over("agent")
@@ -101,12 +101,13 @@ class _Qmp:
         self._connection = connection
         self._lines = connection.makefile("rb")
 
-    def restore(self, state: int) -> None:
-        os.lseek(state, 0, os.SEEK_SET)
+    def restore(self, template: Template) -> None:
+        state = template.stream()
         self._lines.readline()  # the greeting
         self._send("qmp_capabilities", {})
         self._send("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
         self._send("getfd", {"fdname": "state"}, state)
+        os.close(state)
         self._send("migrate-incoming", {"uri": "fd:state"})
         self._answers(4)
 

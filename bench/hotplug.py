@@ -24,7 +24,8 @@ from tapwright.agent.client import AgentClient
 from tapwright.hypervisor import restoring, template
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.linux import tuntap
-from tapwright.sandbox import client, lifecycle, registry
+from tapwright.sandbox import client, lifecycle
+from tapwright.state import registry
 
 BRIDGE, TAP, NAME = "br-hotplug", "tap-hotplug", "eth-bench"
 MAC = "02:42:20:6f:a3:69"
@@ -96,9 +97,8 @@ async def _by_hand(qemu: Qemu, agent: AgentClient, address: str) -> Times:
     (fd,) = tuntap.attach(TAP, settings, 1)
     await qemu.qmp.execute_with_fd(fd, "getfd", fdname="tap")
     await execute("netdev_add", type="tap", id="net", fd="tap")
-    await execute(
-        "device_add", driver="virtio-net-pci", id="nic", netdev="net", mac=MAC, bus="slot0"
-    )
+    nic = {"driver": "virtio-net-pci", "id": "nic", "netdev": "net", "mac": MAC, "bus": "slot0"}
+    await execute("device_add", **nic, romfile="")  # QEMU's files are gone from its jail
     os.close(fd)
     await agent.call(
         "set_interface",

@@ -19,8 +19,8 @@ from typing import TypedDict
 from bench.place import NETWORK, Place, new_host, private
 from bench.remains import processes
 from bench.samples import Samples, rounded
-from tapwright.sandbox import registry
-from tapwright.sandbox.registry import Sandbox
+from tapwright.state import registry
+from tapwright.state.registry import Sandbox
 
 _SETTLE_SECONDS = 2.0
 _MONITORS = ("/tapwright-netmon", "tapwright.netmon")

@@ -27,9 +27,10 @@ from tapwright.linux.addresses import Address
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 from tapwright.linux.routes import Route
-from tapwright.sandbox import client, lifecycle, registry
+from tapwright.sandbox import client, lifecycle
 from tapwright.sandbox.planning import our_monitor
-from tapwright.sandbox.registry import Sandbox
+from tapwright.state import registry
+from tapwright.state.registry import Sandbox
 
 BRIDGE = "br-netmon"
 _HAND, _MONITORED = "bench-hand", "bench-mon"
@@ -79,7 +80,7 @@ def measure(place: Place, rounds: int, changes: int, idle_seconds: float) -> Net
 @contextmanager
 def _sandboxes(place: Place) -> Iterator[tuple[Sandbox, Sandbox]]:
     """One without a monitor and one with it."""
-    root, spec = place.root("netmon"), place.spec()
+    root, spec = place.root("netmon"), dataclasses.replace(place.spec(), rulesets="none")
     try:
         by_hand = lifecycle.run(root, _HAND, spec)
         watched = lifecycle.run(root, _MONITORED, dataclasses.replace(spec, netmon=our_monitor()))
@@ -92,10 +93,9 @@ def _sandboxes(place: Place) -> Iterator[tuple[Sandbox, Sandbox]]:
 
 
 def _keep_quiet(path: str) -> None:
-    """The interface answers for itself until it is joined, which would be taken for the guest."""
-    with netns.entered(path):
-        Path("/proc/sys/net/ipv4/conf/all/arp_ignore").write_text("8")
-        Path("/proc/sys/net/ipv4/icmp_echo_ignore_all").write_text("1")
+    """The interface answers for itself until it is joined, which would be taken for the guest. By a
+    packet rule, for a guest can do without these, and has all else that keeps a namespace quiet."""
+    run(f"ip netns exec {Path(path).name} iptables -A INPUT -p icmp -j DROP")
 
 
 def _first_ping(sandbox: Sandbox, address: str, by_hand: bool) -> Milliseconds:

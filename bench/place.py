@@ -15,9 +15,10 @@ from tapwright import config
 from tapwright.config import Config
 from tapwright.linux import libc, links
 from tapwright.linux.netlink import Netlink
-from tapwright.sandbox import lifecycle, registry
+from tapwright.sandbox import lifecycle, spares
 from tapwright.sandbox.planning import Wish, plan
-from tapwright.sandbox.record import Spec
+from tapwright.state import registry
+from tapwright.state.record import Spec
 
 COMMAND = str(Path(sys.executable).with_name("tapwright"))
 PLUGINS = "/usr/lib/cni"
@@ -38,12 +39,17 @@ class Place:
         self.templates = directory / "templates"
         self.networks.mkdir()
         self._write_network()
-        template = {"enable_template": True, "template_path": str(self.templates)}
+        template = {
+            "enable_template": True,
+            "template_path": str(self.templates),
+            "vm_cache_number": 0,
+        }
+        self.spared = self._configuration("spared", factory={**template, "vm_cache_number": 1})
         self.usual = self._configuration("usual", factory=template)
         self.monitored = self._configuration(
             "monitored", factory=template, netmon={"enable_netmon": True}
         )
-        self.cold = self._configuration("cold")
+        self.cold = self._configuration("cold", factory={"enable_template": False})
 
     def root(self, name: str) -> str:
         """Where sandboxes are kept; those of one root are beside each other."""
@@ -65,6 +71,7 @@ class Place:
         for root in (self.directory / "roots").glob("*"):
             for sandbox in registry.listing(root):
                 lifecycle.delete(root, sandbox.id, force=True)
+            spares.drop(root)
 
     def _write_network(self) -> None:
         ipam = {

@@ -23,7 +23,7 @@ from urllib.request import ProxyHandler, build_opener
 from bench.memory import MiB, kinds, smaps
 from bench.place import Place, new_host, private
 from bench.samples import Milliseconds, Samples, rounded
-from tapwright.sandbox import registry
+from tapwright.state import registry
 from tests.platforms import images
 from tests.platforms.podman import Podman
 from tests.platforms.remains import cgroups, sweep

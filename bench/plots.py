@@ -11,7 +11,16 @@ from bench.starts import Starts
 
 _LEFT, _RIGHT, _ROW, _BAR = 285.0, 60.0, 26.0, 16.0
 _SPAN = WIDTH - _LEFT - _RIGHT
-_COLOUR = {"floor": 2, "ready": 1, "library": 1, "command": 0, "alone": 0, "cold": 3}
+_COLOUR = {
+    "floor": 2,
+    "spare_library": 1,
+    "spare": 0,
+    "ready": 1,
+    "library": 1,
+    "command": 0,
+    "alone": 0,
+    "cold": 3,
+}
 
 
 def starts(data: Starts) -> str:

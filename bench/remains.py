@@ -9,8 +9,8 @@ from pathlib import Path
 from bench.place import NETWORK, Place
 from tapwright.linux import links
 from tapwright.linux.netlink import Netlink
-from tapwright.sandbox import ownership, registry
-from tapwright.sandbox.registry import Sandbox
+from tapwright.state import ownership, registry
+from tapwright.state.registry import Sandbox
 
 _PAUSE = 0.001
 _SECONDS = 20.0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 from bench import plots, tables
+from bench.carrying import Carrying
 from bench.machine import MachineFacts
 from bench.samples import median
 
@@ -43,7 +44,9 @@ every 2 ms from the bridge's namespace, over a socket that is open already.
 process does by hand only what must be done, without confinement, journal and CNI. *Beside another
 sandbox* the template's memory is taken over from that one; *alone* it is read from the disk, and
 checked. *Booted* is the same guest, with the same network, and no template. A supervisor *started
-ahead* (`sandbox.launching.Launch`) has loaded its modules before it is told of its sandbox.
+ahead* (`sandbox.launching.Launch`) has loaded its modules before it is told of its sandbox. A
+*spare* ([what it is](configuration.md#spares)) is there already, and a second one, so that none is
+made meanwhile.
 """
 
 _STEPS = """### Where the time goes
@@ -64,6 +67,11 @@ The library saves the start of an interpreter and its imports, {library:.0f} ms;
 was started ahead {ready:.0f} ms more. What it takes more than the floor then, {above:.0f} ms, is
 the namespace, the CNI plugins (which run while QEMU starts), the journal, which is written through
 to the disk before anything is made, and the joining of the interfaces.
+"""
+
+_SPARE_STEPS = """With a spare, `sandbox run` takes:
+
+{table}
 """
 
 _DELETES = """## Deleting a sandbox
@@ -130,6 +138,13 @@ _NETMON = """## Following the namespace
 
 A veth whose other end is in a Linux bridge, from coming up in the namespace to the first ping that
 the guest answers; the namespace's own stack is kept from answering.
+
+{table}
+"""
+
+_CARRYING = """## Carrying routes, rules and settings
+
+With the network monitor, until the guest is what the namespace is:
 
 {table}
 """
@@ -240,6 +255,8 @@ def aims(data: Data) -> list[Aim]:
                 f"most of it is {largest}; [by process](#memory-of-a-sandbox).",
             )
         )
+    if "carrying" in data:
+        found += _carrying_aims(data["carrying"])
     if "command_start" in data:
         start = data["command_start"]
         version, python = median(start["version"]), median(start["python"])
@@ -256,12 +273,35 @@ def aims(data: Data) -> list[Aim]:
     return found
 
 
+def _carrying_aims(data: Carrying) -> list[Aim]:
+    remark = "[what that is](#carrying-routes-rules-and-settings)."
+    return [
+        Aim(f"{data['changes']} mixed changes, after the last", 1000, "ms", data["mixed"], remark),
+        Aim(f"{data['routes']} routes at once", 1000, "ms", data["came"], remark),
+    ]
+
+
 def _start_aims(starts: Data) -> list[Aim]:
     pinged = {kind: median(found["pinged"]) for kind, found in starts["variants"].items()}
     command, ready, floor = (pinged[kind] for kind in ("command", "ready", "floor"))
     gone, done = (median(starts["deletes"]["command"][key]) for key in ("gone", "done"))
     details = "[where the time goes](#where-the-time-goes) has the steps"
+    spared = [
+        Aim(
+            f"{what}, to bare restore",
+            aim,
+            "times",
+            pinged[kind] / floor,
+            "what takes the time is in [where the time goes](#where-the-time-goes).",
+        )
+        for kind, what, aim in (
+            ("spare_library", "library with a spare", 0.25),
+            ("spare", "`sandbox run` with a spare", 0.45),
+        )
+        if kind in pinged
+    ]
     return [
+        *spared,
         Aim(
             "`sandbox run`, to the first ping",
             350,
@@ -351,7 +391,9 @@ def _starts(data: Any) -> str:
         above=middle["ready"] - middle["floor"],
     )
     start, end = _STARTS.format(table=tables.starts(data)), tables.deletes(data)
-    return "\n".join((start, steps, _DELETES.format(table=end)))
+    spared = "spare" in data["variants"]
+    more = [_SPARE_STEPS.format(table=tables.steps(data, "spare"))] if spared else []
+    return "\n".join((start, steps, *more, _DELETES.format(table=end)))
 
 
 def _crowd(data: Any) -> str:
@@ -389,6 +431,7 @@ _SECTIONS: dict[str, Callable[[Any], str]] = {
     "command_start": lambda data: _COMMAND_START.format(table=tables.command_start(data)),
     "hotplug": lambda data: _HOTPLUG.format(table=tables.hotplug(data)),
     "netmon": lambda data: _NETMON.format(table=tables.netmon(data)),
+    "carrying": lambda data: _CARRYING.format(table=tables.carrying(data)),
     "cni": lambda data: _CNI.format(table=tables.cni(data), threads=data["threads"]),
     "endpoints": lambda data: _ENDPOINTS.format(table=tables.endpoints(data)),
 }

@@ -13,10 +13,11 @@ from bench.place import NETWORK, Place
 from bench.remains import remains
 from bench.samples import Milliseconds
 from tapwright.config import Config
-from tapwright.sandbox import lifecycle, registry
+from tapwright.sandbox import lifecycle
 from tapwright.sandbox.launching import Launch
 from tapwright.sandbox.planning import Wish, plan
-from tapwright.sandbox.record import Record
+from tapwright.state import registry
+from tapwright.state.record import Record
 
 _WISH = Wish(networks=[(NETWORK, "")])
 

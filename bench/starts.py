@@ -4,11 +4,11 @@
     python -m bench.starts [ROUNDS]
 
 In one run and taking turns: the floor; the library in a process that is warm, with and without a
-supervisor that was started ahead; the command beside another sandbox, whose copy of the template's
-memory it takes over, and alone, so that it reads that from the disk; now and then the command
-without a template. On a CNI bridge network with host-local, from the fork of the command (or the
-call) to its exit (or return) and on to the first answered ping; after each start `sandbox delete`,
-until nothing is left.
+supervisor that was started ahead, and with a spare; the command with a spare; the command beside
+another sandbox, whose copy of the template's memory it takes over, and alone, so that it reads that
+from the disk; now and then the command without a template. On a CNI bridge network with host-local,
+from the fork of the command (or the call) to its exit (or return) and on to the first answered
+ping; after each start `sandbox delete`, until nothing is left.
 """
 
 import asyncio
@@ -39,11 +39,13 @@ from bench.start import (
 from tapwright.hypervisor import accelerator, template
 from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.template_store import Template
-from tapwright.sandbox.early import machine_of
+from tapwright.sandbox import spares
 from tapwright.sandbox.launching import Launch
+from tapwright.supervisor.prelude import machine_of
 
 _FLOOR_ADDRESS = "10.86.255.{}"  # far from those that are given out
 _ROUNDS_PER_COLD = 5
+_SPARE_SECONDS = 60.0
 _AHEAD_SECONDS = 0.5  # more than a supervisor takes to load what it can
 
 
@@ -92,6 +94,12 @@ def measure(place: Place, rounds: int) -> Starts:
             "library": (partial(by_library, place.config(), beside), delete_by_library, beside),
             "ready": (partial(_by_ready_library, place, beside), delete_by_library, beside),
             "command": (partial(by_command, place, beside), delete_by_command, beside),
+            "spare_library": (
+                partial(_by_library_with_spare, place, beside),
+                delete_by_library,
+                beside,
+            ),
+            "spare": (partial(_by_command_with_spare, place, beside), delete_by_command, beside),
             "alone": (partial(by_command, place, alone), delete_by_command, alone),
             "cold": (
                 partial(by_command, place, alone, configuration=place.cold),
@@ -131,7 +139,9 @@ def bare_template(place: Place) -> Iterator[Bare]:
     wanted = machine_of(spec)
     chosen, _ = asyncio.run(accelerator.choose(wanted, say))
     machine = replace(wanted, accelerator=chosen)
-    found = asyncio.run(template.find_or_make(machine, Path(spec.template), spec.boot_timeout, say))
+    found = asyncio.run(
+        template.find_or_make(machine, Path(spec.template), 0, spec.boot_timeout, say)
+    )
     memory = found.fill()
     try:
         yield Bare(machine, found, SavedMemory(memory, is_complete=True))
@@ -144,6 +154,28 @@ def _by_ready_library(place: Place, root: str, name: str) -> Start:
     with Launch() as launch:
         time.sleep(_AHEAD_SECONDS)
         return by_library(place.config(), root, name, launch)
+
+
+def _by_library_with_spare(place: Place, root: str, name: str) -> Start:
+    _have_spares(place, root)
+    return by_library(place.config(place.spared), root, name)
+
+
+def _by_command_with_spare(place: Place, root: str, name: str) -> Start:
+    _have_spares(place, root)
+    return by_command(place, root, name, place.spared)
+
+
+def _have_spares(place: Place, root: str) -> None:
+    """One to take, and one that stays, so that none is made while another is taken."""
+    spec = replace(place.spec(configuration=place.spared), spares=2)
+    deadline = time.monotonic() + _SPARE_SECONDS
+    while sum(spare.is_ready for spare in spares.listing(root)) < 2:
+        if len(spares.listing(root)) < 2:
+            spares.begin(root, spec, at_once=True)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no spare: {spares.last_failure(root)}")
+        time.sleep(_AHEAD_SECONDS)
 
 
 def _start_bare(bare: Bare, address: str) -> Start:

@@ -4,6 +4,7 @@ is in them.
 
 from collections.abc import Sequence
 
+from bench.carrying import Carrying
 from bench.cni import Cni
 from bench.command_start import CommandStart
 from bench.crowd import Crowd
@@ -17,6 +18,8 @@ from bench.starts import Starts
 
 VARIANTS = {
     "floor": "bare QEMU, by hand",
+    "spare_library": "library, in a warm process, with a spare",
+    "spare": "`sandbox run`, with a spare",
     "ready": "library, in a warm process, its supervisor started ahead",
     "library": "library, in a warm process",
     "command": "`sandbox run`, beside another sandbox",
@@ -35,6 +38,7 @@ STEPS = {
     "template": "find the template, take over its memory, start QEMU on it",
     "modules": "the supervisor loads the rest",
     "memory": "take over its memory, or read it",
+    "spare": "the spare's agent is given a new seed",
     "qemu": "start QEMU",
     "restore": "wait until the guest runs again",
     "agent": "its agent answers",
@@ -224,6 +228,20 @@ def netmon(data: Netmon) -> str:
         f"the guest has all of them\n{data['burst']:.0f} ms after the last one.\n\n"
         f"{table(head, idle)}"
     )
+
+
+def carrying(data: Carrying) -> str:
+    rows = [
+        [
+            f"{data['changes']} changes, spread over one second: routes that come and go, rules, "
+            "settings; after the last",
+            f"{data['mixed']:.0f}",
+        ],
+        [f"{data['routes']} routes that come at once", f"{data['came']:.0f}"],
+        ["and go at once", f"{data['went']:.0f}"],
+        [f"{data['too_many']} routes: refused, with words", f"{data['refused']:.0f}"],
+    ]
+    return table(("", "ms"), rows)
 
 
 def endpoints(data: list[Model]) -> str:

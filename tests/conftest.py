@@ -1,15 +1,18 @@
-"""What all tests stand on: a private network namespace as their "host", and a snapshot of it.
+"""What tests stand on: a private network namespace as their "host", and a snapshot of it.
 
-The whole session runs in a namespace of its own, so whatever a test makes, and whatever fails,
-the machine's own network is never touched and everything ends with the session.
+The tests run in a namespace of the session's own, so whatever a test makes, and whatever fails, the
+machine's own network is never touched and everything ends with the session. Only those marked
+`unit` do not: they need neither root, nor an image, nor a machine of a certain kind.
 """
 
 import asyncio
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,30 +24,72 @@ from tapwright.linux.netlink import Netlink
 from tests.host import Host
 from tests.sandboxes import Networks, Tapwright
 
-_MACHINE_NETNS = pytest.StashKey[int]()
+PLATFORMS, BESIDE_PLATFORMS = "platforms", ("parity", "programs", "torture")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if os.geteuid() != 0:
-        raise pytest.UsageError("the tests make namespaces, TAPs and virtual machines: run as root")
-    # While the package archive can still be reached.
-    store.ensure(store.DIRECTORY, print)
-    config.stash[_MACHINE_NETNS] = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    libc.unshare(libc.CLONE_NEWNET)
-    with Netlink() as nl:
-        links.set_up(nl, 1)
+def pytest_configure() -> None:
+    # A shell has what it starts in the background ignore it, and so would all that tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Platforms last: what their engines do to firewall and settings of the namespace, which is the
-    host of all other tests, outlasts them."""
-    items.sort(key=lambda item: "platforms" in item.path.parts)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker has a file; all platforms have one worker, for control groups are the machine's,
+    and each looks for what it leaves of them. What their engines do to firewall and settings of the
+    namespace, which is the host of all other tests, outlasts them: so that worker has no other
+    tests afterwards."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return PLATFORMS if path.startswith(f"tests/{PLATFORMS}/") else path
+
+        def _reschedule(self, node: Any) -> None:
+            if PLATFORMS in self.assigned_work[node] and len(self.nodes) > 1:
+                if not node.shutting_down:
+                    node.shutdown()
+            else:
+                super()._reschedule(node)
+
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and not item.get_closest_marker("unit"):
+            item.fixturenames.insert(0, "private_host")
+    # The other worker has about as much to do as that of the platforms, which take the longest; not
+    # the benchmarks, which use a platform themselves.
+    beside = BESIDE_PLATFORMS if hasattr(config, "workerinput") else ()
+
+    def order(item: pytest.Item) -> int:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        return 2 if room in beside else 1 if room == PLATFORMS else 0
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")
-def machine_netns(pytestconfig: pytest.Config) -> str:
+def private_host() -> str:
+    """A network namespace of the session's own, as the host of its tests, and an image for their
+    guests; the path of the machine's own namespace. All tests have it but those marked `unit`."""
+    if os.geteuid() != 0:
+        pytest.fail("this test makes namespaces, TAPs or virtual machines: run it as root")
+    # While the package archive can still be reached.
+    store.ensure(store.DIRECTORY, print)
+    machine = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    libc.unshare(libc.CLONE_NEWNET)
+    with Netlink() as nl:
+        links.set_up(nl, 1)
+    return f"/proc/self/fd/{machine}"
+
+
+@pytest.fixture(scope="session")
+def machine_netns(private_host: str) -> str:
     """The machine's own namespace, for what must reach the package archive."""
-    return f"/proc/self/fd/{pytestconfig.stash[_MACHINE_NETNS]}"
+    return private_host
 
 
 @pytest.fixture
@@ -60,7 +105,7 @@ def scratch_netns() -> Iterator[str]:
 def machine() -> Machine:
     """A virtual machine of our image, as fast as this host can run it."""
     image = store.ensure(store.DIRECTORY, print)
-    wanted = Machine(image.kernel, image.initrd, accelerator="auto")
+    wanted = Machine(image.kernel, image.initrd, accelerator="auto", disk=image.disk)
     chosen, _ = asyncio.run(accelerator.choose(wanted, print))
     return replace(wanted, accelerator=chosen)
 

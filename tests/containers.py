@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from tapwright.sandbox import client, registry, wire
-from tapwright.sandbox.registry import Sandbox
+from tapwright.sandbox import client, wire
+from tapwright.state import registry
+from tapwright.state.registry import Sandbox
 from tests.sandboxes import Tapwright
 
 _SECONDS = 60

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 Snapshot = dict[str, list[str]]
-_SETTLE_SECONDS = 5.0
+_SETTLE_SECONDS = 30.0
 _UID_BASE = 0x70000000  # of QEMU, in hypervisor/qemu.py
 
 
@@ -49,7 +49,7 @@ class Host:
                 str(path)
                 for directory in self._directories
                 for path in directory.rglob("*")
-                if not path.is_dir() and not _is_the_plugins_own(path)
+                if not path.is_dir() and not _is_kept(path)
             ),
         }
 
@@ -80,13 +80,18 @@ def _mounts() -> Iterable[str]:
             yield path
 
 
-def _is_the_plugins_own(path: Path) -> bool:
-    """host-local keeps these for good beside its leases."""
-    return path.name == "lock" or path.name.startswith("last_reserved_ip")
+def _is_kept(path: Path) -> bool:
+    """host-local keeps these for good beside its leases, and we the verdict on KVM and what a fresh
+    namespace is set to, which the first sandbox since the machine's start writes."""
+    if path.parent.name.startswith(".new-"):  # the draft of a killed process goes with the next
+        return True
+    ours = "accelerator.", "network-defaults."
+    return path.name == "lock" or path.name.lstrip(".").startswith(("last_reserved_ip", *ours))
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether the condition comes true within the time; for what sends no event."""
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether the condition comes true within the time; for what sends no event. The time is long,
+    for a machine may be busy, and only a failure takes it."""
     deadline = time.monotonic() + seconds
     while not (true := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -45,6 +45,24 @@ class Namespace:
                 f"action mirred egress redirect dev {target}"
             )
 
+    @contextmanager
+    def table_of_another(self, name: str) -> Iterator[None]:
+        """With an nftables table that belongs to a process: nobody else can change it."""
+        command = ["ip", "netns", "exec", self.name, "nft", "-i"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as holder:
+            assert holder.stdin
+            assert holder.stdout
+            try:
+                print(f"add table ip {name} {{ flags owner; }}", file=holder.stdin, flush=True)
+                print("list tables", file=holder.stdin, flush=True)
+                while name not in (line := holder.stdout.readline()):
+                    assert line
+                yield
+            finally:
+                holder.stdin.close()
+
     def state(self) -> State:
         """Each interface with all that it has."""
         qdiscs = self._json("tc", "qdisc show")

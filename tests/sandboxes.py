@@ -11,8 +11,9 @@ from typing import Any
 from tapwright import config
 from tapwright.cni import Attachment, Runtime, find_network
 from tapwright.linux import mounts, netns
-from tapwright.sandbox import client, lifecycle, planning, registry
-from tapwright.sandbox.registry import Sandbox
+from tapwright.sandbox import client, lifecycle, planning
+from tapwright.state import registry
+from tapwright.state.registry import Sandbox
 from tests.host import eventually
 
 PLUGINS = "/usr/lib/cni"
@@ -95,6 +96,7 @@ class Tapwright:
     """Runs the installed command as a process of its own."""
 
     def __init__(self, directory: Path, networks: Networks) -> None:
+        self.program = COMMAND
         self.root = directory / "root"
         self.cache = directory / "cache"
         self.root.mkdir()
@@ -106,14 +108,23 @@ class Tapwright:
         self.config = self.configuration(template=self.templates)
 
     def configuration(
-        self, runtime: Any = None, template: Any = None, plugins: Any = PLUGINS, **qemu: Any
+        self,
+        runtime: Any = None,
+        template: Any = None,
+        plugins: Any = PLUGINS,
+        spares: int = 0,
+        **qemu: Any,
     ) -> Path:
         """A configuration file with these keys in [runtime] and [hypervisor.qemu]; sandboxes start
-        from templates in the directory `template`, if there is one, and find their plugins in
-        `plugins`, too."""
+        from templates in the directory `template`, if that is given, and find their plugins in
+        `plugins`, too; as many `spares` of each kind wait for them."""
         self._configurations += 1
         path = self._directory / f"configuration-{self._configurations}.toml"
-        factory = {"enable_template": True, "template_path": str(template)} if template else {}
+        factory = {
+            "enable_template": bool(template),
+            "template_path": str(template or ""),
+            "vm_cache_number": spares,
+        }
         path.write_text(
             "[cni]\n"
             f'conf_dir = "{self._networks.directory}"\n'
@@ -126,7 +137,14 @@ class Tapwright:
         return path
 
     def command(self, *words: str, config: Path | None = None) -> list[str]:
-        return [COMMAND, "--config", str(config or self.config), "--root", str(self.root), *words]
+        return [
+            self.program,
+            "--config",
+            str(config or self.config),
+            "--root",
+            str(self.root),
+            *words,
+        ]
 
     def run(
         self, *words: str, config: Path | None = None, **options: Any

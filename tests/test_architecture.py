@@ -9,12 +9,30 @@ import pytest
 
 import tapwright
 
+pytestmark = pytest.mark.unit
+
 PACKAGE = Path(tapwright.__file__).parent
 ORDER = (
-    *("cli", "netmon", "oci", "sandbox", "endpoint", "hypervisor", "agent", "image", "cni"),
+    *(
+        "cli",
+        "testing",
+        "library",
+        "netmon",
+        "oci",
+        "supervisor",
+        "control",
+        "sandbox",
+        "nics",
+        "state",
+        "endpoint",
+        "hypervisor",
+        "agent",
+        "image",
+        "cni",
+    ),
     "linux",
 )
-EVERYBODYS = ("command", "config", "errors")
+EVERYBODYS = ("command", "config", "errors", "shapes")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -43,7 +61,7 @@ def rooms(path: Path) -> set[str]:
 def test_rooms_import_downwards(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if room == "__init__":
-        allowed: tuple[str, ...] = ()
+        allowed: tuple[str, ...] = ("library", "sandbox", "errors")  # what it shows, when asked
     elif room == "cni":
         allowed = ("cni",)
     elif room in ORDER:
@@ -53,10 +71,21 @@ def test_rooms_import_downwards(path: Path) -> None:
     assert rooms(path) <= set(allowed)
 
 
-def test_what_runs_in_the_guest_is_standard_library() -> None:
-    from tapwright.image import build
+def test_no_caller_loads_what_runs_in_the_supervisor() -> None:
+    """Rooms above `supervisor` and below are other processes than its own."""
+    own = {"supervisor", "control"}
+    loading = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if path.relative_to(PACKAGE).parts[0] not in own and rooms(path) & own
+    }
+    assert loading == {"cli/image.py"}  # which makes templates
 
-    for path in build.own_sources().values():
+
+def test_what_runs_in_the_guest_is_standard_library() -> None:
+    from tapwright.image import sources
+
+    for path in sources.own_sources().values():
         if path.suffix == ".py":
             roots = {name.split(".")[0] for name in imports(path)} - {"tapwright"}
             assert roots <= sys.stdlib_module_names, path
@@ -65,3 +94,20 @@ def test_what_runs_in_the_guest_is_standard_library() -> None:
 def test_every_room_says_what_belongs_there() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_each_room_has_a_test_for_other_releases() -> None:
+    tests = Path(__file__).parent
+    marked = {
+        path.relative_to(tests).parts[0]
+        for path in tests.rglob("test_*.py")
+        if "@pytest.mark.smoke\n" in path.read_text()
+    }
+    elsewhere = {
+        "testing",
+        "supervisor",
+        "control",
+        "nics",
+        "state",
+    }  # tests/library, tests/sandbox
+    assert marked == {*ORDER, "config", "platforms"} - elsewhere

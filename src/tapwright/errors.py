@@ -4,11 +4,31 @@ Each message is one sentence or two: what failed, why, and what to do. `tapwrigh
 own, since it stands alone.
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def shown(text: object) -> str:
+    """A text in which words of a guest, a plugin or a program may be, as a terminal and a log may
+    have it: on one line, and printable."""
+    return printable("; ".join(line.strip() for line in str(text).splitlines() if line.strip()))
+
+
+def printable(text: str) -> str:
+    """Without anything that a terminal would obey; what it could not print is escaped as in
+    Python."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class TapwrightError(Exception):
-    """The root of them all. `result` is what an operation that failed has to show all the same."""
+    """The root of them all. `result` is what an operation that failed has to show all the same;
+    `sandbox` the id of the sandbox that it was asked of, where `tapwright.Sandbox` was."""
 
     result: object = None
+    sandbox: str | None = None
 
 
 class UsageError(TapwrightError):
@@ -51,6 +71,44 @@ class ContainerStateError(ContainerError):
     """The container is not in a state in which that can be done."""
 
 
+class CommandError(TapwrightError):
+    """A command in a guest ended with an exit `status` that is not 0. `argv` is the command,
+    `stdout` and `stderr` (str or bytes, as was asked for) what it wrote."""
+
+    def __init__(
+        self, argv: "Sequence[str]", status: int, stdout: "str | bytes", stderr: "str | bytes"
+    ) -> None:
+        self.argv, self.status = tuple(argv), status
+        self.stdout, self.stderr = stdout, stderr
+        text = stderr if isinstance(stderr, str) else stderr.decode(errors="replace")
+        said = f": {shown(text)}" if text.strip() else ""
+        super().__init__(f"{shown(' '.join(argv))} ended with status {status}{said}")
+
+
+class CommandTimeoutError(TapwrightError, TimeoutError):
+    """A command in a guest was not done after `timeout` seconds. `stdout` and `stderr` are what
+    it had written by then."""
+
+    def __init__(
+        self,
+        argv: "Sequence[str]",
+        timeout: float,
+        stdout: "str | bytes" = b"",
+        stderr: "str | bytes" = b"",
+    ) -> None:
+        self.argv, self.timeout = tuple(argv), timeout
+        self.stdout, self.stderr = stdout, stderr
+        super().__init__(f"{shown(' '.join(argv))} was not done after {timeout:g} s")
+
+
+class GuestFileError(TapwrightError):
+    """A file in a guest can't be read or written; `path` is its path there."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{shown(path)} in the guest: {shown(reason)}")
+
+
 class NetworkError(TapwrightError):
     """A network could not be set up or taken down."""
 
@@ -65,6 +123,15 @@ class SandboxExistsError(TapwrightError):
 
 class SandboxStateError(TapwrightError):
     """The sandbox is not in a state in which that can be done."""
+
+
+class NewerRecordError(SandboxStateError):
+    """A newer version of Tapwright wrote what is known of the sandbox."""
+
+
+class UnknownRequestError(TapwrightError):
+    """A running sandbox does not know a request, or an argument of it: its supervisor is of another
+    version of Tapwright."""
 
 
 class BundleError(TapwrightError):

@@ -1,6 +1,8 @@
 """The agent in a real guest, spoken to directly: what it does, and what it survives."""
 
 import asyncio
+import binascii
+import errno
 import json
 import os
 import socket
@@ -18,6 +20,10 @@ from tapwright.errors import AgentError, HypervisorError
 from tapwright.hypervisor import nics, qmp
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.qemu import Qemu
+from tapwright.linux import entries, neighbours, routes
+from tapwright.linux.entries import Entry
+from tapwright.linux.neighbours import Neighbour
+from tapwright.linux.routes import Route
 from tests.guests import MAC, interface, plugged, run, running, tell
 from tests.hostile import Hostile
 
@@ -68,14 +74,6 @@ def test_network(machine: Machine) -> None:
         assert "0.0.0.0/0" not in listed
         assert "169.254.1.1/32" in listed
 
-    async def neighbours_are_changed(qemu: Qemu, agent: AgentClient) -> None:
-        entry = {"address": "10.1.0.1", "mac": "02:00:00:00:00:01", "device": "lan0"}
-        await agent.call("change_neighbours", add=[entry])
-        (listed,) = (await agent.call("list_network"))["neighbours"]
-        assert entry.items() <= listed.items()
-        await agent.call("change_neighbours", remove=[entry])
-        assert (await agent.call("list_network"))["neighbours"] == []
-
     async def dns(qemu: Qemu, agent: AgentClient) -> None:
         await agent.call(
             "set_dns", nameservers=["10.0.0.1", "fd00::1"], domain="a.b", options=["ndots:2"]
@@ -89,13 +87,19 @@ def test_network(machine: Machine) -> None:
             ("set_interface", {}, "mac"),
             ("set_interface", {"mac": "02:99:00:00:00:01", "link_timeout": 0.1}, "found the NIC"),
             ("change_routes", {"add": [{"destination": "0.0.0.0/0", "device": "no"}]}, "'no'"),
-            ("change_routes", {"add": "x"}, "TypeError"),
+            ("change_routes", {"add": "x"}, "change_routes: add must be a list"),
             (
                 "set_interface",
                 {"mac": MAC, "addresses": [{"address": "10.1.0.2", "prefix_length": 99}]},
                 "10.1.0.2/99",
             ),
-            ("batch", {"requests": [{"op": "nonsense"}]}, "nonsense"),
+            ("batch", {"requests": [{"op": "nonsense"}]}, "unknown request 'nonsense'"),
+            ("batch", {"requests": [{"op": "set_clock"}]}, "set_clock: seconds is missing"),
+            ("set_clock", {"seconds": "now"}, "set_clock: seconds must be a number"),
+            ("exec", {"argv": ["a\0b"]}, "no word a NUL"),
+            ("list_network", {"link_timeout": []}, "link_timeout must be a number"),
+            # A mistake of ours, which ends no agent.
+            ("set_clock", {"seconds": 1e300}, "unexpected OverflowError"),
         ]
         for op, arguments, reason in refused:
             with pytest.raises(AgentError, match=reason):
@@ -122,13 +126,55 @@ def test_network(machine: Machine) -> None:
         machine,
         interface_is_what_was_asked,
         routes_are_changed,
-        neighbours_are_changed,
         dns,
         refusals_say_why,
         a_nic_may_come_later,
         a_name_in_use,
         unplugged,
     )
+
+
+def test_what_kernels_tell(machine: Machine) -> None:
+    async def entries_are_replayed(qemu: Qemu, agent: AgentClient) -> None:
+        await plugged(qemu, "twt0", MAC)
+        addresses = [{"address": "10.1.0.2", "prefix_length": 24}]
+        found = await agent.call("set_interface", mac=MAC, name="lan0", addresses=addresses)
+        indexes = {77: found["index"]}
+        entry = entries.neighbour(
+            neighbours.encoded(Neighbour("10.1.0.1", "02:00:00:00:00:01", 77))
+        )
+        assert entry
+        bad = entries.route(routes.encoded(Route("10.8.0.0/16", 77, "9.9.9.9")))
+
+        async def replayed(*steps: tuple[Entry, bool]) -> list[Any]:
+            messages = [
+                entries.message(one, number, indexes, remove)
+                for number, (one, remove) in enumerate(steps)
+            ]
+            text = binascii.b2a_base64(b"".join(messages)).decode()
+            return list((await agent.call("replay", messages=text))["refused"])
+
+        assert await replayed((bad, False), (entry, False)) == [
+            [0, errno.ENETUNREACH, "Nexthop has invalid gateway"]
+        ]
+        (listed,) = (await agent.call("list_network"))["neighbours"]
+        assert (listed["address"], listed["device"]) == ("10.1.0.1", "lan0")
+        assert await replayed((entry, True)) == []
+        assert (await agent.call("list_network"))["neighbours"] == []
+
+    async def settings_are_changed(qemu: Qemu, agent: AgentClient) -> None:
+        answer = await agent.call(
+            "change_settings",
+            settings=[["core/somaxconn", "77"], ["core/none", "1"], ["ipv4/ip_default_ttl", "x"]],
+        )
+        assert answer["refused"] == [
+            "net/core/none = '1': No such file or directory",
+            "net/ipv4/ip_default_ttl = 'x': Invalid argument",
+        ]
+        _, content = await run(agent, "cat", "/proc/sys/net/core/somaxconn")
+        assert content == b"77\n"
+
+    tell(machine, entries_are_replayed, settings_are_changed)
 
 
 def test_conversation(machine: Machine) -> None:
@@ -178,6 +224,7 @@ def test_shutdown(machine: Machine) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.unit
 def test_hostile_answers_are_refused() -> None:
     async def story() -> None:
         guest = Hostile()
@@ -215,6 +262,7 @@ def test_hostile_answers_are_refused() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.unit
 def test_flood_of_output_ends_its_command() -> None:
     """Its window was not opened again."""
 
@@ -232,6 +280,7 @@ def test_flood_of_output_ends_its_command() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.unit
 def test_flood_of_greetings_costs_nothing() -> None:
     async def story() -> None:
         guest = Hostile()
@@ -246,6 +295,7 @@ def test_flood_of_greetings_costs_nothing() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.unit
 def test_guest_that_reads_nothing_is_not_waited_for() -> None:
     async def story() -> None:
         guest = Hostile()
@@ -269,7 +319,7 @@ def test_hypervisor_that_says_nothing(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qmp, "_GREETING_SECONDS", 0.3)
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:-2]):  # all in /tmp
         path.chmod(0o755)  # for QEMU's user
     script = tmp_path / "qemu"
     script.write_text("#!/bin/sh\nexec sleep 1000\n")

@@ -1,6 +1,7 @@
 """What the agent does to interfaces, routes and neighbours, in a namespace of this machine."""
 
 import json
+import select
 import socket
 import struct
 import subprocess
@@ -103,10 +104,14 @@ def announced(raw: socket.socket) -> list[str]:
     return found
 
 
+@pytest.mark.smoke
 def test_prepare(nl: Netlink) -> None:
     for scope in ("all", "default"):
-        file = Path(f"/proc/sys/net/ipv4/conf/{scope}/promote_secondaries")
-        assert file.read_text().strip() == "1"
+        assert setting(f"ipv6/conf/{scope}/accept_dad") == "0"
+
+
+def setting(path: str) -> str:
+    return Path(f"/proc/sys/net/{path}").read_text().strip()
 
 
 def test_order_of_addresses(nl: Netlink) -> None:
@@ -126,6 +131,7 @@ def test_second_address_outlives_the_first(nl: Netlink) -> None:
     set_addresses(nl, "10.1.0.3/24")
     assert shown() == ["10.1.0.3/24"]
     assert watched.removed() == ["10.1.0.2/24"]
+    assert setting("ipv4/conf/nic0/promote_secondaries") == "0", "it is as it was"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,11 @@ def test_down_and_up(nl: Netlink) -> None:
     with arp_socket() as raw:
         set_addresses(nl, "10.1.0.2/24", "10.1.0.3/24", "fd00::2/64")
         assert eventually(lambda: is_running(nl, nic.index))
-        assert announced(raw) == ["10.1.0.2", "10.1.0.3"]
+        heard = announced(raw)
+        while len(heard) < 2:  # the test's own time limit ends it
+            select.select([raw], [], [])
+            heard += announced(raw)
+        assert heard == ["10.1.0.2", "10.1.0.3"]
     assert shown("-6") == ["fd00::2/64"]
     assert route_lines() == []
 
@@ -277,37 +287,6 @@ def test_routes_of_an_unknown_device(nl: Netlink) -> None:
         routing.change_routes(nl, {"add": [to(0, device="no0")]})
     # What was on it has gone with it.
     routing.change_routes(nl, {"remove": [to(0, device="no0")]})
-    routing.change_neighbours(nl, {"remove": [neighbour(5, device="no0")]})
-
-
-def neighbour(number: int, **more: Any) -> dict[str, Any]:
-    entry = {"address": f"10.1.0.{number}", "mac": f"02:00:00:00:01:{number:02x}"}
-    return {**entry, "device": "nic0", **more}
-
-
-def neighbour_lines() -> list[str]:
-    command = ["ip", "neighbour", "show", "nud", "permanent"]
-    return sorted(subprocess.check_output(command, text=True).splitlines())
-
-
-def test_neighbours_are_changed(nl: Netlink) -> None:
-    set_addresses(nl, "10.1.0.2/24")
-    routing.change_neighbours(nl, {"add": [neighbour(5), neighbour(6), neighbour(5)]})
-    without_mac = {"address": "10.1.0.5", "device": "nic0"}
-    changed = neighbour(6, mac="02:00:00:00:00:66")
-    routing.change_neighbours(nl, {"remove": [without_mac, neighbour(9)], "add": [changed]})
-    assert neighbour_lines() == ["10.1.0.6 dev nic0 lladdr 02:00:00:00:00:66 PERMANENT "]
-
-
-@pytest.mark.parametrize("bad", [neighbour(8, mac="02:00"), neighbour(8, address="10.1.0")])
-def test_failure_among_neighbours(nl: Netlink, bad: dict[str, Any]) -> None:
-    set_addresses(nl, "10.1.0.2/24")
-    routing.change_neighbours(nl, {"add": [neighbour(5), neighbour(6)]})
-    before = neighbour_lines()
-    add = [neighbour(6, mac="02:00:00:00:00:66"), neighbour(7), bad]
-    with pytest.raises((NetlinkError, ValueError)):
-        routing.change_neighbours(nl, {"remove": [neighbour(5)], "add": add})
-    assert neighbour_lines() == before
 
 
 def test_each_refusal_is_its_own(nl: Netlink) -> None:
@@ -317,7 +296,7 @@ def test_each_refusal_is_its_own(nl: Netlink) -> None:
     set_addresses(nl, "10.1.0.2/24")
     good, bad = (routes.Route("10.9.0.0/16", nic.index, gateway=g) for g in ("10.1.0.1", "9.9.9.9"))
     requests = [
-        Request(f"number {number}", routes.RTM_NEWROUTE, routes._encode(route), 0x400 | 0x100)
+        Request(f"number {number}", routes.RTM_NEWROUTE, routes.encoded(route), 0x400 | 0x100)
         for number, route in enumerate([good, bad] * 100 + [bad] * 300)
     ]
     refusals = nl.request_many(requests)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Assembler, Decoder, Frame
 
+pytestmark = pytest.mark.unit
+
 FRAMES = st.builds(
     Frame,
     kind=st.integers(protocol.HELLO, protocol.RESIZE),

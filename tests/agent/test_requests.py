@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from tapwright.agent import protocol
+from tapwright.agent.patience import Patience
 from tapwright.agent.protocol import Assembler, Frame
 from tapwright.errors import AgentError
 from tests.hostile import Hostile
+
+pytestmark = pytest.mark.unit
 
 LARGE = {"op": "large", "text": "x" * (8 << 20)}
 # A HELLO of session 0 would end all streams.
@@ -143,11 +146,20 @@ def anything(guest: Hostile, draw: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_a_guest_sends_little_is_held(seed: int) -> None:
+    flood(seed)
+
+
+FRAMES = 60 * 30
+
+
+def flood(seed: int) -> None:
     """Frames of all kinds on streams that are open, ended, or never were; some are damaged."""
 
     async def story(guest: Hostile) -> None:
         draw = random.Random(seed)  # noqa: S311
         agent = guest.agent
+        # Else it would be ended soon, which is what `test_patience` is about.
+        agent._unsound = agent._unasked = Patience(at_once=1 << 40, a_second=1)
         refused = 0
         taken: dict[tuple[int, int], int] = {}
 

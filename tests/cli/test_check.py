@@ -64,8 +64,8 @@ def test_this_host_is_ready(tapwright: Tapwright, nothing_left: None) -> None:
     assert setting in answer["configuration"]
     assert {
         "section": "factory",
-        "key": "enable_template",
-        "value": False,
+        "key": "template_limit",
+        "value": 2048,
         "source": "default",
         "state": "in use",
     } in answer["configuration"]
@@ -85,7 +85,7 @@ def test_table(tapwright: Tapwright) -> None:
     assert f"\nCONFIGURATION  {config}\n[hypervisor.qemu]\n" in done.stdout
     assert re.search(r'\n  accelerator +file +"tcg"\n', done.stdout)
     assert re.search(r"\n  default_memory +default +256\n", done.stdout)
-    assert re.search(r"\n  enable_template +default +false\n", done.stdout)
+    assert re.search(r"\n  template_limit +default +2048\n", done.stdout)
     assert "\nPASSED OVER, FOR KATA ONLY\n[hypervisor.qemu] msize_9p\n" in done.stdout
     assert "\nWARNINGS\n[hypervisor.qemu] machine_typ is not known" in done.stdout
     assert "CONFLICTS" not in done.stdout
@@ -100,7 +100,7 @@ def test_without_qemu(tapwright: Tapwright) -> None:
         "name": "QEMU",
         "state": "problem",
         "found": "qemu-system-x86_64 is not installed",
-        "advice": "install qemu-system-x86, or set path in [hypervisor.qemu]",
+        "advice": "set path in [hypervisor.qemu], or run: apt install qemu-system-x86",
     }
     assert named(answer, "firewall")["state"] == "warning"
 

@@ -28,6 +28,7 @@ def commands(reference: Reference) -> Commands:
     return Commands(reference.nets, PLUGINS, reference.cache)
 
 
+@pytest.mark.smoke
 def test_add_list_check_delete(commands: Commands, make_netns: MakeNetns) -> None:
     netns = make_netns()
     result = commands.json("add", "net", netns)
@@ -58,6 +59,7 @@ def test_interface_name_from_option_and_environment(
         assert commands.tapwright("del", "net", netns, "-i", name).returncode == 0
 
 
+@pytest.mark.unit
 def test_list_and_validate(commands: Commands, reference: Reference) -> None:
     (reference.nets / "broken.conflist").write_text('{"name": "b",\n"plugins": 3}')
     missing = {"cniVersion": "1.0.0", "name": "missing", "plugins": [{"type": "nowhere"}]}
@@ -74,6 +76,7 @@ def test_list_and_validate(commands: Commands, reference: Reference) -> None:
     assert len(problems) == 2
 
 
+@pytest.mark.unit
 def test_version_and_status(commands: Commands) -> None:
     versions = commands.json("version", "bridge", "--json")
     assert versions["tapwright"][-1] == "1.1.0"
@@ -157,6 +160,7 @@ def test_wrong_input_changes_nothing(
     assert inside(netns, "ip", "-brief", "link").split()[0] == "lo"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("words", [["version"], ["list", "--help"], ["list", "--json"]])
 def test_output_reaches_a_pipe(commands: Commands, words: list[str]) -> None:
     """The command ends its process at once: nothing may be left in a buffer."""

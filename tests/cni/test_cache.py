@@ -1,6 +1,7 @@
 """What is remembered of attachments, in libcni's format, and what a kill leaves."""
 
 import base64
+import concurrent.futures
 import json
 import os
 import signal
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from tapwright.cni import Attachment, CniError, Runtime
+from tapwright.cni import Attachment, CniError, Runtime, locks
 from tests.cni.fakes import RESULT, Fakes, network
 from tests.host import eventually
+
+pytestmark = pytest.mark.unit
 
 WEB = Attachment("web", "eth0", "/run/netns/web", (("A", "1"),), {"mac": "02:00:00:00:00:01"})
 
@@ -185,6 +188,61 @@ def test_kill_in_the_middle_of_add(fakes: Fakes) -> None:
     runtime.gc(net, [])
     assert [run.kind for run in fakes.seen("DEL")] == ["b", "a"]
     assert runtime.attachments() == ([], [])
+
+
+def test_a_kill_while_it_is_written(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of that goes with DEL, however long the name."""
+    fakes.plugin("p")
+    net, long = network("p"), Attachment("c" * 240, "eth0", "/run/netns/web")
+    results = fakes.cache / "results"
+    for attachment in (WEB, long):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", killed)
+            with pytest.raises(SystemExit):
+                fakes.runtime().add(net, attachment)
+        (left,) = os.listdir(results)
+        assert left.startswith(".net-")
+        fakes.runtime().delete(net, attachment)
+        assert os.listdir(results) == []
+
+
+def killed(*_: object) -> None:
+    raise SystemExit
+
+
+def test_a_plugin_that_nobody_watches_and_never_ends(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its runtime was killed; DEL kills it when its time is over, with what it has started."""
+    gate = fakes.directory / "gate"
+    os.mkfifo(gate)
+    fakes.plugin("a")
+    fakes.plugin("b", body=f"[ $CNI_COMMAND != ADD ] || cat {gate} >&2")
+    net = network("a", "b")
+    killed_in_add(fakes, gate)
+    with pytest.raises(CniError, match="still running"):
+        fakes.runtime(timeout=0.05).delete(net, WEB)
+    monkeypatch.setattr(locks, "_ORPHANS_SECONDS", 0.1)
+    fakes.runtime(timeout=30).delete(net, WEB)
+    assert [run.kind for run in fakes.seen("DEL")] == ["b", "a"]
+    assert fakes.runtime().attachments() == ([], [])
+
+
+def test_a_plugin_that_is_watched_is_let_be(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes, and who else waits for the lock."""
+    gate = fakes.directory / "gate"
+    os.mkfifo(gate)
+    fakes.plugin("a", body=f"[ $CNI_COMMAND != ADD ] || cat {gate} >&2")
+    net = network("a")
+    monkeypatch.setattr(locks, "_ORPHANS_SECONDS", 0.1)
+    with concurrent.futures.ThreadPoolExecutor() as beside:
+        adding = beside.submit(fakes.runtime().add, net, WEB)
+        assert eventually(lambda: len(seen_whole(fakes)) == 1)
+        with pytest.raises(CniError, match="still running"):
+            fakes.runtime(timeout=1).delete(net, WEB)
+        gate.write_text("\n")
+        assert adding.result(30)
+    fakes.runtime().delete(net, WEB)
 
 
 def test_writers_never_show_half_a_file(fakes: Fakes) -> None:

@@ -27,6 +27,7 @@ def reference(tmp_path: Path) -> Iterator[Reference]:
     subprocess.run(["ip", "link", "delete", "brcni"], check=False, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.unit
 def test_it_is_25_lines_of_code() -> None:
     source = EXAMPLE.read_text()
     code = source.split('"""', 2)[2]

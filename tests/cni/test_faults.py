@@ -11,6 +11,8 @@ from tapwright.cni.process import OUTPUT_LIMIT
 from tests.cni.fakes import RESULT, Fakes, network
 from tests.host import eventually
 
+pytestmark = pytest.mark.unit
+
 WEB = Attachment("web", "eth0", "/run/netns/web")
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tapwright.cni import ConfigurationError, find_network, load_networks, parse_network
 
+pytestmark = pytest.mark.unit
+
 GOOD = {"cniVersion": "1.0.0", "name": "good", "plugins": [{"type": "p"}]}
 
 

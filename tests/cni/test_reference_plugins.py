@@ -54,6 +54,7 @@ def round_trip(
     assert reference.runtime.attachments() == ([], [])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("family", SUBNETS)
 def test_bridge_and_host_local(reference: Reference, make_netns: MakeNetns, family: str) -> None:
     netns = make_netns()

@@ -10,8 +10,11 @@ from tapwright.cni import results
 from tapwright.cni.versions import VERSIONS
 from tests.cni.fakes import ALL_VERSIONS
 
+pytestmark = pytest.mark.unit
+
 V4 = st.integers(0, 255).map(lambda n: f"10.{n}.0.1/16")
 V6 = st.integers(0, 255).map(lambda n: f"fd00:{n:x}::1/64")
+ADDRESS = st.sampled_from(["10.0.0.1", "fd00::1", "::ffff:10.0.0.1"])
 TEXT = st.text(max_size=5)
 UNKNOWN = st.dictionaries(st.sampled_from(["vendor", "x-y"]), st.integers() | TEXT, max_size=2)
 
@@ -34,13 +37,13 @@ def rich_results(draw: st.DrawFn, version: str) -> dict[str, Any]:
             with_some({"name": TEXT}, {"mac": TEXT, "sandbox": TEXT, **new_interface}), max_size=3
         )
     )
-    optional = {"gateway": TEXT}
+    optional: dict[str, Any] = {"gateway": ADDRESS}
     if interfaces:
-        optional["interface"] = st.integers(0, len(interfaces) - 1)  # type: ignore[assignment]
+        optional["interface"] = st.integers(0, len(interfaces) - 1)
     ips = draw(st.lists(with_some({"address": V4 | V6}, optional), max_size=3))
     if version < "1.0.0":
         ips = [{**ip, "version": "6" if ":" in ip["address"] else "4"} for ip in ips]
-    routes = draw(st.lists(with_some({"dst": V4 | V6}, {"gw": TEXT, **new_route}), max_size=3))
+    routes = draw(st.lists(with_some({"dst": V4 | V6}, {"gw": ADDRESS, **new_route}), max_size=3))
     parts = {"interfaces": interfaces, "ips": ips, "routes": routes}
     return {
         **draw(UNKNOWN),
@@ -57,8 +60,8 @@ def poor_results(draw: st.DrawFn, version: str) -> dict[str, Any]:
     families = draw(st.sampled_from([("ip4",), ("ip6",), ("ip4", "ip6")]))
     for key in families:
         address = V4 if key == "ip4" else V6
-        result[key] = draw(with_some({"ip": address}, {"gateway": TEXT}))
-        routes = draw(st.lists(with_some({"dst": address}, {"gw": TEXT}), max_size=2))
+        result[key] = draw(with_some({"ip": address}, {"gateway": ADDRESS}))
+        routes = draw(st.lists(with_some({"dst": address}, {"gw": ADDRESS}), max_size=2))
         if routes:
             result[key]["routes"] = routes
     return result
@@ -121,18 +124,24 @@ def test_no_value_crashes_it(value: Any, version: str) -> None:
     assert result["cniVersion"] == version
 
 
-def test_the_fields_of_1_1_0_are_dropped_below_it() -> None:
+@pytest.mark.parametrize("version", ["0.3.0", "0.4.0", "1.0.0"])
+def test_what_1_1_0_added_stays_in_earlier_results(version: str) -> None:
+    """libcni has one type for 1.0.0 and 1.1.0: the MTU of an interface gets to who can use it."""
     new = {
         "cniVersion": "1.1.0",
         "interfaces": [{"name": "e", "mtu": 1, "socketPath": "/s", "pciID": "p"}],
         "routes": [{"dst": "::/0", "mtu": 1, "advmss": 2, "priority": 3, "table": 4, "scope": 0}],
     }
     assert results.as_version(new, "1.1.0") == new
-    assert results.as_version(new, "1.0.0") == {
-        "cniVersion": "1.0.0",
-        "interfaces": [{"name": "e"}],
-        "routes": [{"dst": "::/0"}],
-    }
+    assert results.as_version(new, version) == {**new, "cniVersion": version}
+
+
+def test_the_version_of_an_address_is_of_earlier_results() -> None:
+    """From 1.0.0 on the key is none of the specification's, and may be what it likes."""
+    ips = [{"address": "10.0.0.1/8", "version": 4}]
+    assert results.as_version({"ips": ips}, "1.0.0")["ips"] == ips
+    with pytest.raises(ValueError, match="version"):
+        results.as_version({"ips": ips}, "0.4.0")
 
 
 def test_shape_of_0_2_0() -> None:
@@ -166,14 +175,28 @@ def test_0_2_0_needs_an_address() -> None:
     [
         ([], "object"),
         ({"cniVersion": "7.0.0"}, "cniVersion"),
-        ({"cniVersion": ["1.0.0"]}, "cniVersion"),
         ({"ips": {"a": 1}}, "ips"),
         ({"ips": [{"address": 1}]}, "address"),
-        ({"ips": [{"address": "10.0.0.1/8", "interface": 0}]}, "interface"),
+        ({"ips": [{"address": "10.0.0.1/8", "interface": "0"}]}, "interface"),
+        ({"ips": [{"address": "10.0.0.1/8", "interface": True}]}, "interface"),
+        ({"ips": [{"address": "10.0.0.1"}]}, "address"),
+        ({"ips": [{"address": "10.0.0.256/8"}]}, "address"),
+        ({"ips": [{"address": "10.0.0.1/33"}]}, "address"),
+        ({"ips": [{"address": "fd00::1/129"}]}, "address"),
+        ({"ips": [{"address": "fd00::1%eth0/64"}]}, "address"),
+        ({"ips": [{"address": "10.0.0.1/-1"}]}, "address"),
+        ({"ips": [{"address": "10.0.0.1/8", "gateway": "10.0.0.1/8"}]}, "gateway"),
+        ({"routes": [{"dst": "default"}]}, "dst"),
+        ({"routes": [{"dst": "10.0.0.0/8", "gw": "eth0"}]}, "gw"),
+        ({"routes": [{"dst": "10.0.0.0/8", "mtu": "1400"}]}, "mtu"),
+        ({"interfaces": [{"name": 7}]}, "name"),
+        ({"dns": {"nameservers": "10.0.0.1"}}, "nameservers"),
+        ({"dns": {"search": [1]}}, "search"),
         ({"interfaces": ["eth0"]}, "interfaces"),
         ({"routes": [{}]}, "dst"),
         ({"dns": ["x"]}, "dns"),
         ({"ip4": {"ip": None}}, "ip4"),
+        ({"ip4": {"ip": "10.0.0.1/8", "routes": [{"dst": "x"}]}}, "routes"),
     ],
 )
 def test_wrong_shapes_are_named(result: Any, word: str) -> None:

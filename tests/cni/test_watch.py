@@ -7,6 +7,8 @@ import pytest
 
 from tapwright.cni import NetworkWatcher
 
+pytestmark = pytest.mark.unit
+
 SECONDS = 10.0
 
 

@@ -16,6 +16,8 @@ from tapwright.config import kata
 from tapwright.config.reading import parse
 from tapwright.errors import ConfigError
 
+pytestmark = pytest.mark.unit
+
 KATA_FILE = Path(__file__).with_name("kata-qemu.toml")
 CPUS = len(os.sched_getaffinity(0))
 
@@ -96,6 +98,8 @@ def test_a_file_of_kata(monkeypatch: pytest.MonkeyPatch) -> None:
         kernel_params="loglevel=4 quiet",
         machine_type="pc",
         default_vcpus=CPUS,
+        default_maxvcpus=min(8, CPUS),
+        memory_slots=4,
         default_memory=1024,
         default_bridges=3,
         pcie_root_port=2,
@@ -107,14 +111,41 @@ def test_a_file_of_kata(monkeypatch: pytest.MonkeyPatch) -> None:
         rx_rate_limiter_max_rate=100_000_000,
         tx_rate_limiter_max_rate=50_000_000,
         enable_debug=True,
+        enable_annotations=("default_vcpus", "default_memory"),
     )
     assert loaded.netmon == config.Netmon(
         enable_netmon=True, path="/usr/libexec/kata-containers/kata-netmon", enable_debug=True
     )
-    assert loaded.runtime == config.Runtime("macvtap", enable_debug=True)
-    assert loaded.factory == config.Factory(True, "/run/vc/vm/template")
+    assert loaded.runtime == config.Runtime(
+        "macvtap", disable_guest_seccomp=True, enable_debug=True
+    )
+    assert loaded.factory == config.Factory(True, "/run/vc/vm/template", vm_cache_number=0)
     (warning,) = loaded.warnings
     assert warning.startswith("[hypervisor.qemu] kernel, initrd: that is Kata's guest")
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "enabled"),
+    [
+        ("tapwright", "", True),
+        ("tapwright", "[factory]\ntemplate_path = '/templates'\n", True),
+        ("tapwright", "[factory]\nenable_template = false\n", False),
+        ("tapwright", "[hypervisor.qemu]\nnobody_knows = 1\n", True),
+        ("tapwright", "[hypervisor.qemu]\nmsize_9p = 8192\n", False),
+        ("tapwright", "[agent.kata]\nenable_debug = true\n", False),
+        ("tapwright", "[hypervisor.clh]\npath = '/x'\n", False),
+        ("kata-containers", "", False),
+        ("kata-containers", "[factory]\nenable_template = true\n", True),
+    ],
+)
+def test_templates_unless_the_file_is_for_kata(
+    tmp_path: Path, place: str, text: str, enabled: bool
+) -> None:
+    """Kata's default is to have none."""
+    path = tmp_path / place / "configuration.toml"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert config.load(str(path)).factory.enable_template is enabled
 
 
 @pytest.mark.parametrize("name", ["virtio-9p", "virtio-fs-nydus", "none"])

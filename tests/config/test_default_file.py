@@ -5,9 +5,13 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tapwright import config
 from tapwright.config.reading import parse
 from tests.sandboxes import COMMAND
+
+pytestmark = pytest.mark.unit
 
 TEXT = Path(config.DEFAULT_FILE).read_text()
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -17,6 +21,7 @@ def values(loaded: config.Config) -> dict[tuple[str, str], object]:
     return {(item.section, item.key): item.value for item in loaded.settings()}
 
 
+@pytest.mark.smoke
 def test_as_it_is_it_changes_nothing() -> None:
     loaded = parse(TEXT.encode(), "FILE")
     assert values(loaded) == values(config.Config())

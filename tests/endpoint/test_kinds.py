@@ -12,6 +12,7 @@ from tapwright.linux.netlink import Netlink
 MODELS = ["tcfilter", "macvtap", "none"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("model", MODELS)
 def test_physical_nic(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     """Refused with what to use instead.
@@ -30,6 +31,7 @@ def test_physical_nic(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     assert kinds.choose(nic._replace(kind="veth"), netns.OWN, model, Limits()).device == "eno1"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("model", MODELS)
 def test_no_ethernet(model: str) -> None:
     with Netlink() as nl:

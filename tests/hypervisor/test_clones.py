@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ async def look_at(machine: Machine, templates: Path, holders: Alone) -> Twin:
         capture = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
     address = {"address": "10.1.0.2", "prefix_length": 24}
     with contextlib.closing(capture):
-        async with restored(replace(machine, netns=path), templates, holders) as (qemu, agent):
+        async with restored(machine, templates, holders) as (qemu, agent):
             await qemu.nics.plug(Tap([tap]), MAC)
             for fd in (tap, space):
                 os.close(fd)

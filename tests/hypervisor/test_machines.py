@@ -1,6 +1,7 @@
 """Machine types, huge pages, and what a NIC's port is to the guest."""
 
 import asyncio
+import fcntl
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 OTHER_MAC = "02:00:00:00:00:5b"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("machine_type", "slot", "address"),
     [
@@ -36,6 +38,7 @@ def test_addresses_are_those_of_kata(machine_type: str, slot: int, address: str)
     assert pci_address(slot, machine_type) == address
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("machine_type", ["q35", "pc"])
 def test_every_slot_has_a_place_of_its_own(machine_type: str) -> None:
     most = ports.MOST[machine_type]
@@ -47,6 +50,7 @@ def test_every_slot_has_a_place_of_its_own(machine_type: str) -> None:
         Ports(machine_type, most + 1)
 
 
+@pytest.mark.unit
 def test_unknown_machine_type(machine: Machine) -> None:
     with pytest.raises(HypervisorError, match="'microvm' is none of q35, pc; set machine_type"):
         asyncio.run(Qemu.start(replace(machine, machine_type="microvm")))
@@ -84,14 +88,16 @@ def test_pc(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hugepages() -> Iterator[int]:
-    """So many of 2 MiB, free."""
-    before, wanted = int(NR_HUGEPAGES.read_text()), 160
-    NR_HUGEPAGES.write_text(str(before + wanted))
-    if int(NR_HUGEPAGES.read_text()) < before + wanted:
+    """So many of 2 MiB, free; for one test at a time, since they are the machine's."""
+    with Path("/run/lock/twtest-hugepages").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before, wanted = int(NR_HUGEPAGES.read_text()), 160
+        NR_HUGEPAGES.write_text(str(before + wanted))
+        if int(NR_HUGEPAGES.read_text()) < before + wanted:
+            NR_HUGEPAGES.write_text(str(before))
+            pytest.skip(f"this host has no memory for {wanted} huge pages")
+        yield wanted
         NR_HUGEPAGES.write_text(str(before))
-        pytest.skip(f"this host has no memory for {wanted} huge pages")
-    yield wanted
-    NR_HUGEPAGES.write_text(str(before))
 
 
 def available_hugepages() -> int:
@@ -125,6 +131,7 @@ def test_hugepages_and_carrier(machine: Machine, hugepages: int) -> None:
     assert available_hugepages() == before
 
 
+@pytest.mark.unit
 def test_too_few_hugepages(machine: Machine) -> None:
     free = available_hugepages()
     huge = replace(machine, hugepages=True, memory_mib=2 * (free + 1))
@@ -132,6 +139,7 @@ def test_too_few_hugepages(machine: Machine) -> None:
         asyncio.run(Qemu.start(huge))
 
 
+@pytest.mark.unit
 def test_half_a_huge_page(machine: Machine) -> None:
     with pytest.raises(HypervisorError, match=r"255 MiB can't be of huge pages of .* KiB"):
         asyncio.run(Qemu.start(replace(machine, hugepages=True, memory_mib=255)))

@@ -4,7 +4,9 @@ reach by it, which is tried here by speaking to the daemon as they do."""
 import contextlib
 import errno
 import fcntl
+import gc
 import os
+import select
 import signal
 import stat
 import struct
@@ -20,7 +22,7 @@ from tapwright.errors import HypervisorError
 from tapwright.hypervisor import process, virtiofsd
 from tapwright.hypervisor.share import Share
 from tapwright.hypervisor.virtiofsd import Daemon
-from tapwright.linux import libc
+from tapwright.linux import libc, mounts
 from tapwright.linux.process import die_with
 from tests.host import eventually
 from tests.hypervisor.shares import UID, fields, has_ended, said, seen, show
@@ -50,6 +52,7 @@ def refused(*codes: int) -> Iterator[None]:
 # --- the share ---------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_there_is_nothing_but_what_is_shared(share: Share, guest: Guest, tree: Path) -> None:
     before = Path("/proc/self/mountinfo").read_text()
     assert (seen(share), guest.names(ROOT)) == ([], [])
@@ -90,6 +93,28 @@ def test_what_it_was_loaded_from_is_there_until_it_has_been(share: Share, tree: 
         show(share, "one", tree=tree)
         file = guest.walk("one/tree/file").node
         assert guest.read(file, guest.open(file)) == b"shared"
+
+
+def test_what_is_mounted_in_it_is_restricted_once(share: Share, guest: Guest, tree: Path) -> None:
+    """Whoever waits for changes of its mounts is called for what it does itself, and then not
+    again."""
+    (tree / "below").mkdir()
+    show(share, "one", tree=tree)
+    share.restrict()
+    process = f"/proc/{share.process.pid}"
+    with open(f"{process}/mountinfo") as table, select.epoll() as changes:
+        changes.register(table, select.EPOLLPRI)
+        mount = mounts.clone(str(tree))
+        with open(f"{process}/ns/mnt") as namespace:
+            mounts.within(namespace.fileno(), lambda: mounts.attach(mount, "/one/tree/below"))
+        os.close(mount)
+        assert changes.poll(0)
+        share.restrict()
+        (options,) = (line.split()[5] for line in table if " /one/tree/below " in line)
+        assert {"nosuid", "nodev", "noexec", "nosymfollow"} <= set(options.split(","))
+        assert changes.poll(0)
+        share.restrict()
+        assert not changes.poll(0)
 
 
 def test_all_or_nothing(share: Share, guest: Guest, tree: Path) -> None:
@@ -603,6 +628,7 @@ def test_one_that_hangs_is_ended_after_its_supervisor(daemon: Daemon, tree: Path
 # --- programs that are none --------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Daemon("/nowhere/virtiofsd").program() == Daemon().program()
     monkeypatch.setattr(virtiofsd, "PATHS", ("/nowhere/a", "/nowhere/b"))
@@ -612,6 +638,7 @@ def test_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
         Share.start(UID, Daemon("/nowhere/virtiofsd"))
 
 
+@pytest.mark.unit
 def test_arguments_that_are_ours(daemon: Daemon) -> None:
     """Kata's files have some of them."""
     more = ("--announce-submounts", "--xattr", "--sandbox=none", "--fd=7", "--thread-pool-size=1")
@@ -622,6 +649,7 @@ def test_arguments_that_are_ours(daemon: Daemon) -> None:
     assert given == [*ours, *kept, "--thread-pool-size=1"]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("kind", ["directory", "not executable", "empty"])
 def test_what_is_no_program(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "virtiofsd"
@@ -630,6 +658,7 @@ def test_what_is_no_program(tmp_path: Path, kind: str) -> None:
     else:
         path.write_text("" if kind == "empty" else "#!/usr/bin/true\n")
         path.chmod(0o755 if kind == "empty" else 0o644)
+    gc.collect()  # what others have left to it
     opened = len(os.listdir("/proc/self/fd"))
     with pytest.raises(HypervisorError):
         Share.start(UID, Daemon(str(path)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import mmap
 import os
 import random
@@ -101,6 +102,23 @@ def content_of(found: Template) -> bytes:
         return file.read()
 
 
+def test_a_place_that_others_can_change(
+    saved: tuple[Store, str, Path], tmp_path: Path, plain: Machine
+) -> None:
+    """Neither is a template taken from there, nor made."""
+    store, key, directory = saved
+    for path in (directory.parent, tmp_path):
+        mode = path.stat().st_mode
+        path.chmod(0o777)
+        for attempt in (lambda: store.find(key), store.lock):
+            with pytest.raises(HypervisorError, match=f"template_path: {path} is not root's alone"):
+                attempt()
+        path.chmod(mode)
+    found = store.find(key)
+    assert found
+    found.close()
+
+
 def is_noticed(store: Store, key: str) -> bool:
     """Whether a damaged template is as good as not there."""
     found = store.find(key)
@@ -114,6 +132,7 @@ def is_noticed(store: Store, key: str) -> bool:
 # --- what it depends on ------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
     key = key_of(describe(plain))
     assert key_of(describe(plain)) == key
@@ -130,7 +149,6 @@ def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
     keys = {key_of(describe(machine)) for machine in others}
     assert len(keys | {key}) == len(others) + 1
     for same in (
-        replace(plain, netns="/run/netns/x"),
         replace(plain, vhost=False),
         replace(plain, memory_directory="/dev/shm"),
         replace(plain, hugepages=True),
@@ -140,6 +158,7 @@ def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
     assert len({key_of(describe(replace(plain, share=share))) for share in shares}) == 1
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["kernel", "initrd", "path"])
 def test_a_file_that_changes_changes_the_key(plain: Machine, name: str) -> None:
     key = key_of(describe(plain))
@@ -150,6 +169,7 @@ def test_a_file_that_changes_changes_the_key(plain: Machine, name: str) -> None:
     assert key_of(describe(plain)) != key
 
 
+@pytest.mark.unit
 def test_processor_and_format_are_in_the_key(
     plain: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +184,7 @@ def test_processor_and_format_are_in_the_key(
 # --- what is on disk ----------------------------------------------------------------------------
 
 
+@pytest.mark.unit
 def test_pages_come_back_where_they_were(
     saved: tuple[Store, str, Path], memory: tuple[int, bytes]
 ) -> None:
@@ -176,6 +197,7 @@ def test_pages_come_back_where_they_were(
     assert directory.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.unit
 def test_damage_anywhere_is_noticed(saved: tuple[Store, str, Path], tmp_path: Path) -> None:
     store, key, directory = saved
     copy = tmp_path / "copy"
@@ -222,6 +244,7 @@ def test_a_file_that_is_not_what_it_was(
     assert is_noticed(store, key)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("what", ["file", "link"])
 def test_no_directory(saved: tuple[Store, str, Path], tmp_path: Path, what: str) -> None:
     store, key, directory = saved
@@ -341,6 +364,7 @@ def test_no_room_for_a_copy(saved: tuple[Store, str, Path], plain: Machine, tmp_
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.unit
 def test_what_is_stale_goes_when_another_is_made(
     saved: tuple[Store, str, Path], plain: Machine, memory: tuple[int, bytes], tmp_path: Path
 ) -> None:
@@ -362,6 +386,92 @@ def test_what_is_stale_goes_when_another_is_made(
     assert store.find(key) is None
 
 
+@pytest.mark.unit
+def test_the_least_recently_used_go(
+    plain: Machine, memory: tuple[int, bytes], tmp_path: Path
+) -> None:
+    """And never the one that was made last, which somebody is about to use."""
+    content = os.urandom(512 * 1024)
+    os.pwrite(memory[0], content, 0)
+    store = Store(tmp_path / "store", limit_mib=2)
+    os.close(store.lock())
+    machines = [replace(plain, memory_mib=mib) for mib in (256, 512, 1024, 2048)]
+    keys = [key_of(describe(machine)) for machine in machines]
+    for age, machine in zip((400, 300, 200), machines, strict=False):
+        publish(store, machine, memory[0])
+        path = tmp_path / "store" / f"template-{key_of(describe(machine))}"
+        os.utime(path, (time.time() - age,) * 2)
+    for key in (keys[0], keys[2]):  # the second is now the one that was not used for longest
+        found = store.find(key)
+        assert found is not None
+        found.close()
+    publish(store, machines[3], memory[0])
+    left = {path.name for path in (tmp_path / "store").iterdir()}
+    assert left == {f"template-{key}" for key in (keys[0], keys[2], keys[3])}
+    os.pwrite(memory[0], os.urandom(1800 * 1024), 0)
+    publish(store, machines[1], memory[0])
+    (last,) = (tmp_path / "store").iterdir()
+    assert last.name == f"template-{keys[1]}"
+
+
+@pytest.mark.unit
+def test_the_state_comes_whole_by_a_pipe(
+    plain: Machine, memory: tuple[int, bytes], tmp_path: Path
+) -> None:
+    """Of 64 KiB at first; nobody reads while it is filled."""
+    content = os.urandom(700_000)
+    store = Store(tmp_path / "store")
+    os.close(store.lock())
+    with store.draft() as draft:
+        (draft / STATE).write_bytes(content)
+        store.publish(draft, describe(plain), memory[0])
+    found = store.find(key_of(describe(plain)))
+    assert found is not None
+    with contextlib.closing(found), open(found.stream(), "rb") as pipe:
+        assert pipe.read() == content
+
+
+@pytest.mark.unit
+def test_wrecks_are_cleared_unless_somebody_is_at_work(
+    saved: tuple[Store, str, Path], tmp_path: Path
+) -> None:
+    store, _, directory = saved
+    with store.draft() as wreck:
+        maker = store.lock()
+        fcntl.flock(maker, fcntl.LOCK_EX)
+        store.clear()
+        assert wreck.exists()
+        os.close(maker)
+        store.clear()
+        assert list(directory.parent.iterdir()) == [directory]
+    Store(tmp_path / "none").clear()
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.unit
+def test_one_that_would_take_more_than_all_may(
+    saved: tuple[Store, str, Path], plain: Machine, memory: tuple[int, bytes]
+) -> None:
+    _, _, directory = saved
+    os.pwrite(memory[0], os.urandom(1 << 20), 0)
+    with pytest.raises(HypervisorError, match=r"more than template_limit = 1 \(MiB\)"):
+        publish(Store(directory.parent, limit_mib=1), replace(plain, vcpus=2), memory[0])
+    assert list(directory.parent.iterdir()) == [directory]
+
+
+def test_a_disk_that_is_nearly_full(plain: Machine, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=257m", "tmpfs", place], check=True)
+    try:
+        Store(place).check_room(64)
+        for mib in (128, 4096):  # the larger a memory, the more the guest's kernel keeps of it
+            with pytest.raises(HypervisorError, match=f"wants {256 + mib // 64}; make room"):
+                Store(place).check_room(mib)
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_what_failed_is_not_tried_again_at_once(
     plain: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,19 +479,20 @@ def test_what_failed_is_not_tried_again_at_once(
     machine = replace(plain, path="/bin/false")
 
     def make() -> Any:
-        return asyncio.run(template.find_or_make(machine, tmp_path / "store", 5, said.append))
+        return asyncio.run(template.find_or_make(machine, tmp_path / "store", 0, 5, said.append))
 
     with pytest.raises(HypervisorError, match="QEMU did not start"):
         make()
     with pytest.raises(HypervisorError, match="a short time ago: QEMU did not start"):
         make()
     assert len(said) == 1
-    monkeypatch.setattr(template, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(template, "RETRY_SECONDS", 0.0)
     with pytest.raises(HypervisorError, match=r"^QEMU did not start"):
         make()
     assert len(said) == 2
 
 
+@pytest.mark.unit
 def test_only_what_is_to_blame_is_given_up(saved: tuple[Store, str, Path]) -> None:
     store, key, directory = saved
     found = store.find(key)
@@ -408,7 +519,7 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def restored(
     machine: Machine, templates: Path, holders: Alone
 ) -> AsyncIterator[tuple[Any, AgentClient]]:
-    found = await template.find_or_make(machine, templates, BOOT_SECONDS, print)
+    found = await template.find_or_make(machine, templates, 0, BOOT_SECONDS, print)
     with contextlib.closing(found):
         begun = restoring.begin(machine, found, holders)
         qemu = await template.restored(machine, begun)
@@ -453,11 +564,13 @@ def test_guests_whose_memory_is_shared(
                 assert others.find(mark.encode()) < 0
             assert await run(other_agent, "ls", "/tmp") == ({"status": 0}, b"")
 
-    before = available_hugepages()
+    # Without the fixture they are another test's.
+    before = available_hugepages() if machine.hugepages else 0
     content = {path: path.read_bytes() for path in templates.glob("template-*/*")}
     asyncio.run(story())
     assert {path: path.read_bytes() for path in templates.glob("template-*/*")} == content
-    assert available_hugepages() == before
+    if machine.hugepages:
+        assert available_hugepages() == before
     assert holders.fds == []
 
 
@@ -530,7 +643,7 @@ def test_generation_device(machine: Machine, templates: Path) -> None:
 
 
 async def made(machine: Machine, templates: Path) -> None:
-    (await template.find_or_make(machine, templates, BOOT_SECONDS, print)).close()
+    (await template.find_or_make(machine, templates, 0, BOOT_SECONDS, print)).close()
 
 
 def test_guests_of_the_other_machine_type(machine: Machine, templates: Path) -> None:

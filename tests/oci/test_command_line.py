@@ -13,6 +13,8 @@ from tapwright.errors import UsageError
 from tapwright.oci import limits, signals
 from tests.sandboxes import COMMAND
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("line", "given", "operands"),
@@ -108,8 +110,11 @@ def test_limits() -> None:
         "pids": {"limit": 7},
     }
     assert [limits.seconds(text) for text in ("5s", "100ms", "2m", "3")] == [5, 0.1, 120, 3]
-    with pytest.raises(UsageError, match="--cpuset-cpus can't be set"):
-        limits.of_options({"cpuset-cpus": "0"})
+    with pytest.raises(UsageError, match="--blkio-weight can't be set"):
+        limits.of_options({"blkio-weight": "10"})
+    assert limits.of_options({"cpuset-cpus": "0-2,4"}) == {"cpu": {"cpus": "0-2,4"}}
+    with pytest.raises(UsageError, match="--cpuset-mems: '0-' is no list of numbers"):
+        limits.of_options({"cpuset-mems": "0-"})
 
 
 def run(root: Path, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:

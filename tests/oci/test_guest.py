@@ -11,6 +11,8 @@ from tapwright.oci import bundle, guest, mounts, statistics, sysctls
 from tapwright.oci.log import Log
 from tests.oci.bundles import configuration, write
 
+pytestmark = pytest.mark.unit
+
 Json = dict[str, Any]
 
 
@@ -18,7 +20,7 @@ class Made:
     """The guest's configuration of a bundle, what is shared for it, and the warnings."""
 
     def __init__(
-        self, directory: Path, content: Json, seccomp: bool = False, **joined: str
+        self, directory: Path, content: Json, seccomp: Json | None = None, **joined: str
     ) -> None:
         loaded = bundle.load(str(write(directory / "bundle", content)))
         path = directory / "log"
@@ -71,9 +73,11 @@ def test_host_only_things_are_left_out(tmp_path: Path) -> None:
 
 
 def test_seccomp_where_it_is_wanted(tmp_path: Path) -> None:
-    filters = {"defaultAction": "SCMP_ACT_ALLOW"}
-    made = Made(tmp_path, configuration(linux={"seccomp": filters}), seccomp=True)
-    assert made.config["linux"]["seccomp"] == filters
+    given = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
+    told = {"defaultAction": "SCMP_ACT_ALLOW"}
+    content = configuration(linux={"seccomp": given})
+    assert Made(tmp_path, content, seccomp=told).config["linux"]["seccomp"] == told
+    assert "seccomp" not in Made(tmp_path, content).config["linux"]
 
 
 def test_bind_mounts_come_through_the_share(tmp_path: Path) -> None:
@@ -141,7 +145,56 @@ def test_limits_that_a_cgroup_can_set(tmp_path: Path) -> None:
         "pids": {"limit": 9},
         "devices": [{"allow": False, "access": "rwm"}],
     }
-    assert len(made.warnings) == 2
+    assert len(made.warnings) == 1
+
+
+def device(path: str, kind: str, major: int, minor: int, **more: int) -> Json:
+    return {"path": path, "type": kind, "major": major, "minor": minor, **more}
+
+
+def test_devices_that_are_the_guests_own(tmp_path: Path) -> None:
+    own = [
+        device("/dev/net/tun", "c", 10, 200, fileMode=0o666, uid=1, gid=2),
+        device("/dev/other/name", "u", 10, 229),
+        device("/dev/ppp", "c", 108, 0),
+        device("/dev/kmsg", "c", 1, 11),
+        device("/dev/tty3", "c", 4, 3),
+        device("/dev/loop0", "b", 7, 0),
+        {"path": "/dev/fifo", "type": "p"},
+    ]
+    hosts = [
+        device("/dev/sda", "b", 8, 0),
+        device("/dev/vda", "b", 254, 0),
+        device("/dev/kvm", "c", 10, 232),
+        device("/dev/vsock", "c", 10, 258),
+        device("/dev/ppp1", "c", 108, 1),
+        device("/srv/tun", "c", 10, 200),
+        device("/dev/bound/tun", "c", 10, 200),
+    ]
+    made_anyway = [device("/dev/null", "c", 1, 3), device("/dev/console", "c", 5, 1)]
+    bound = {"destination": "/dev/bound", "type": "bind", "source": str(tmp_path)}
+    content = configuration(mounts=[bound], linux={"devices": [*hosts, *made_anyway, *own]})
+    made = Made(tmp_path, content)
+    assert made.config["linux"]["devices"] == own
+    (told,) = made.warnings
+    assert told.startswith("/dev/sda, /dev/vda, /dev/kvm and 4 more: the host's devices")
+
+
+def test_the_hosts_modules_are_asked_of_the_guest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lib/modules").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("lib/modules")
+    monkeypatch.setattr(mounts, "_MODULES", frozenset([f"{tmp_path}/lib/modules"]))
+    sources = {"/m": "lib/modules/", "/n": "link", "/b": "lib"}
+    bound = [
+        {"destination": name, "type": "bind", "source": f"{tmp_path}/{source}"}
+        for name, source in sources.items()
+    ]
+    made = Made(tmp_path, configuration(mounts=bound))
+    assert made.mount("/m")["modules"] is True
+    assert made.mount("/n")["modules"] is True
+    assert "modules" not in made.mount("/b")
 
 
 @pytest.mark.parametrize(

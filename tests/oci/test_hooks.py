@@ -13,6 +13,7 @@ def shell(script: str, **more: object) -> dict[str, object]:
     return {"path": "/bin/sh", "args": ["hook", "-c", script], **more}
 
 
+@pytest.mark.unit
 def test_they_get_the_state_and_nothing_but_their_environment(tmp_path: Path) -> None:
     script = f"cat > {tmp_path}/state; echo $A-$HOME-$0 > {tmp_path}/said"
     hooks.run("prestart", [shell(script, env=["A=b=c"])], STATE)
@@ -20,6 +21,7 @@ def test_they_get_the_state_and_nothing_but_their_environment(tmp_path: Path) ->
     assert (tmp_path / "said").read_text() == "b=c--hook\n"
 
 
+@pytest.mark.unit
 def test_the_first_failure_ends_it(tmp_path: Path) -> None:
     made = tmp_path / "made"
     with pytest.raises(
@@ -29,22 +31,26 @@ def test_the_first_failure_ends_it(tmp_path: Path) -> None:
     assert not made.exists()
 
 
+@pytest.mark.unit
 def test_time_is_limited() -> None:
     with pytest.raises(ContainerStateError, match="did not end within 1 s"):
         hooks.run("prestart", [shell("exec sleep 1000", timeout=1)], STATE)
 
 
+@pytest.mark.unit
 def test_nobody_waits_for_what_a_hook_leaves_running(tmp_path: Path) -> None:
     hooks.run("prestart", [shell(f"sleep 1000 & echo $! > {tmp_path}/pid")], STATE)
     Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/status").read_text()
     hooks.run("prestart", [shell(f"kill $(cat {tmp_path}/pid)")], STATE)
 
 
+@pytest.mark.unit
 def test_a_missing_program() -> None:
     with pytest.raises(ContainerStateError, match="No such file"):
         hooks.run("createRuntime", [{"path": "/nowhere"}], STATE)
 
 
+@pytest.mark.unit
 def test_late_ones_only_warn(tmp_path: Path) -> None:
     log, made = Log(str(tmp_path / "log"), "text"), tmp_path / "made"
     hooks.run_late("poststop", [shell("exit 1"), shell(f"touch {made}")], STATE, log)

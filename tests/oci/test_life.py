@@ -4,17 +4,21 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.host import eventually
 from tests.oci.bundles import configuration
-from tests.oci.runtime import Runtime
+from tests.oci.runtime import Container, Runtime
+from tests.sandboxes import pids_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
+@pytest.mark.smoke
 def test_life(runtime: Runtime) -> None:
     with runtime.created(configuration("sh", "-c", "echo begun; sleep 1000")) as container:
         assert container.state["status"] == "created"
@@ -116,6 +120,14 @@ def test_pause(runtime: Runtime) -> None:
         runtime.succeed("delete", "--force", container.id)
 
 
+# As docker writes what an update leaves alone.
+NO_CHANGE = {
+    "memory": {"limit": 0, "reservation": 0, "swap": 0, "kernel": 0},
+    "cpu": {"shares": 0, "quota": 0, "period": 0, "realtimePeriod": 0, "cpus": "", "mems": ""},
+    "pids": {"limit": 0},
+}
+
+
 def test_limits(runtime: Runtime) -> None:
     resources = {"memory": {"limit": 64 << 20}, "pids": {"limit": 20}}
     mount = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}
@@ -131,6 +143,7 @@ def test_limits(runtime: Runtime) -> None:
         text = json.dumps({"pids": {"limit": 30}})
         runtime.succeed("update", "--resources=-", container.id, input=text)
         runtime.succeed("update", "--memory", "48M", container.id)
+        runtime.succeed("update", "--resources=-", container.id, input=json.dumps(NO_CHANGE))
         assert container.says("cat", "/sys/fs/cgroup/memory.max") == f"{48 << 20}\n"
         assert container.says("cat", "/sys/fs/cgroup/pids.max") == "30\n"
         event = json.loads(runtime.succeed("events", "--stats", container.id))
@@ -138,6 +151,53 @@ def test_limits(runtime: Runtime) -> None:
         assert event["data"]["memory"]["usage"]["limit"] == 48 << 20
         assert event["data"]["pids"]["limit"] == 30
         assert event["data"]["cpu"]["usage"]["total"] > 0
+
+
+_SOCKETS = """
+import socket, sys
+listeners = [socket.create_server((host, 7001), family=family)
+             for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))]
+connection = socket.create_connection(("127.0.0.1", 7001))
+deaf = socket.socket(type=socket.SOCK_DGRAM)
+deaf.bind(("127.0.0.1", 7002))
+deaf.sendto(bytes(100), ("127.0.0.1", 7002))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_statistics_of_the_network(runtime: Runtime) -> None:
+    """openEuler's: all interfaces with eight counters, sockets by their states."""
+    with runtime.running("sleep", "1000") as container:
+        before = network_of(runtime, container)
+        assert [one["name"] for one in before["interfaces"]] == ["lo"]
+        assert before["tcp"] == before["tcp6"] == dict.fromkeys(before["tcp"], 0)
+        assert len(before["tcp"]) == 11
+        nothing = {"listen": 0, "dropped": 0, "rx_queued": 0, "tx_queued": 0}
+        assert before["udp"] == before["udp6"] == nothing
+        command = ("sandbox", "exec", container.id, "--", "python3", "-c", _SOCKETS)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            runtime.tapwright.command(*command), stdin=pipe, stdout=pipe, text=True
+        ) as holding:
+            assert holding.stdout
+            assert holding.stdout.readline() == "ready\n"
+            after = network_of(runtime, container)
+            holding.communicate("")
+        assert (after["tcp"]["listen"], after["tcp"]["established"]) == (1, 2)
+        assert (after["tcp6"]["listen"], after["tcp6"]["established"]) == (1, 0)
+        assert (after["udp"]["listen"], after["udp6"]["listen"]) == (1, 0)
+        assert after["udp"]["rx_queued"] >= 100
+        (one,), (other,) = before["interfaces"], after["interfaces"]
+        assert len(other) == 9
+        # The three of the handshake, and the one that nobody reads.
+        assert other["rx_packets"] - one["rx_packets"] == 4
+        assert other["tx_packets"] - one["tx_packets"] == 4
+        assert other["tx_bytes"] - one["tx_bytes"] > 100
+
+
+def network_of(runtime: Runtime, container: Container) -> Any:
+    return json.loads(runtime.succeed("events", "--stats", container.id))["data"]
 
 
 def test_events_end_with_the_container(runtime: Runtime) -> None:
@@ -242,3 +302,43 @@ def test_without_an_environment(runtime: Runtime) -> None:
     with runtime.running("sleep", "1000") as container:
         for words in (("pause",), ("resume",), ("kill", "--all"), ("delete", "--force")):
             runtime.succeed(*words, container.id, env=environment)
+
+
+def test_without_its_template(runtime: Runtime, tmp_path: Path) -> None:
+    """It starts all the same, and the platform's log says why that took longer."""
+    (tmp_path / "file").touch()
+    runtime.config = runtime.tapwright.configuration(
+        template=tmp_path / "file" / "template", accelerator="tcg"
+    )
+    log = tmp_path / "log"
+    bundle = runtime.bundle(configuration("echo", "hello"))
+    words = ("--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle))
+    try:
+        assert runtime.succeed(*words, runtime.fresh_id()) == "hello\n"
+    finally:
+        runtime.config = None
+    (warning,) = map(json.loads, log.read_text().splitlines())
+    assert warning["level"] == "warning"
+    assert "booted, for there is no template" in warning["msg"]
+
+
+def test_one_that_does_nothing_costs_its_supervisor_nothing(runtime: Runtime) -> None:
+    """Eventually: what is done in the background after a start ends. In the time in which this
+    process gets a tenth of a second of a processor, one that never rests would get some, too."""
+    with runtime.running("sleep", "1000") as container:
+        found = runtime.tapwright.json("sandbox", "inspect", container.state["sandbox"])
+        supervisor, _ = pids_of(found)
+
+        def is_idle() -> bool:
+            before, start = ticks(supervisor), time.process_time()
+            while time.process_time() < start + 0.1:
+                pass
+            return ticks(supervisor) == before
+
+        assert eventually(is_idle)
+
+
+def ticks(pid: int) -> int:
+    """Of the processor, by a process (proc(5), /proc/PID/stat: utime, stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])

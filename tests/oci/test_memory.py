@@ -143,6 +143,7 @@ def test_a_directory_of_a_volume(tmpfses: Tmpfses) -> None:
     assert wanted(volume / "a", "/x") is None
 
 
+@pytest.mark.unit
 def test_what_has_gone(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"/dev/shm: its source .*: No such file or directory"):
         wanted(tmp_path / "nothing")
@@ -168,6 +169,7 @@ def test_what_is_asked_for(tmpfses: Tmpfses, tmp_path: Path) -> None:
     assert asked_for(tmp_path, *binds, bound(tmpfses.volume("all"), "/all")) == 5 * MIB
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("options", "size"),
     [([], 0), (["size=9", "size=64K"], 65536), (["size=2g"], 2048 * MIB), (["size=50%"], 0)],

@@ -52,10 +52,14 @@ def reaches(container: Container, address: str) -> bool:
 
 def test_a_namespace_with_a_path(runtime: Runtime, outside: Namespace) -> None:
     with namespace("twtest-inside") as inside:
+        for other in ("one", "two"):  # so that its index is not what a guest gives to its first
+            link(outside, inside.name, other, "10.77.2")
         link(outside, inside.name, "eth0", "10.77.1")
         set_up(inside.path, "eth0", "10.77.1")
         spaces = {"namespaces": in_namespace(inside.path)}
         with runtime.running("sleep", "1000", linux=spaces) as container:
+            index = container.says("cat", "/sys/class/net/eth0/ifindex")
+            assert int(index) == inside.index("eth0") > 3
             assert reaches(container, "10.77.1.1")
             assert "10.77.1.2/24" in container.says("ip", "addr", "show", "eth0")
 
@@ -218,7 +222,7 @@ def test_after_the_start(runtime: Runtime, outside: Namespace) -> None:
         with runtime.running("sleep", "1000") as container:
             link(outside, str(container.pid), "eth0", "10.77.4")
             set_up(f"/proc/{container.pid}/ns/net", "eth0", "10.77.4")
-            assert eventually(lambda: reaches(container, "10.77.4.1"), 20)
+            assert eventually(lambda: reaches(container, "10.77.4.1"))
     finally:
         runtime.config = None
 

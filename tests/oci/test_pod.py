@@ -1,5 +1,6 @@
 """Containers that share a sandbox."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,6 +45,14 @@ def test_members_share_the_vm_and_its_network(runtime: Runtime) -> None:
             assert eventually(lambda: client.exec(*fetch).stdout == "page\n")
             assert client.says("hostname") == sandbox.says("hostname")
             assert "httpd" not in client.says("ps")
+            # openEuler's commands name a sandbox by any of its containers.
+            listed = "IP Virtual Server version 1.2.1 (size=4096)"
+            words = "kata-ipvs", "ipvsadm", "--parameters", "--list"
+            assert runtime.succeed(*words, client.id).splitlines()[0] == listed
+            assert runtime.succeed("kata-network", "list-routes", client.id) == "null\n"
+            event = json.loads(runtime.succeed("events", "--stats", client.id))
+            assert event["id"] == client.id
+            assert event["data"]["tcp"]["listen"] >= 1
             runtime.succeed("delete", "--force", client.id)
             assert client.wait() == 137
         assert server.state["status"] == "running"

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from tapwright.errors import BundleError
+from tapwright.errors import BundleError, SandboxNotFoundError, UsageError
 from tapwright.oci import bundle, pods, size, state
+from tapwright.state.record import Record, Spec, save
 from tests.oci.bundles import configuration, write
+
+pytestmark = pytest.mark.unit
 
 CRI = "io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"
 CRIO = "io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"
@@ -104,6 +107,29 @@ def test_sandbox_ids() -> None:
     long, other = pods.sandbox_id("a" * 65), pods.sandbox_id("a" * 66)
     assert len({long, other, pods.sandbox_id("_x")}) == 3
     assert all(len(name) <= 64 for name in (long, other))
+
+
+def test_the_sandbox_of_a_container(tmp_path: Path) -> None:
+    """As `kata-network` and `kata-ipvs` are told of it: by any of its containers."""
+    for name in ("pod", "c-of-another"):
+        (tmp_path / "sandboxes" / name).mkdir(parents=True)
+        save(Record(name, Spec("", ""), 0, 0, ""), tmp_path / "sandboxes" / name)
+    enter(tmp_path, "pod")
+    enter(tmp_path, "member-1", sandbox="pod", owns=False)
+    enter(tmp_path, "member-2", sandbox="pod", owns=False)
+    enter(tmp_path, "_another", sandbox="c-of-another")
+
+    def found(name: str) -> str:
+        return pods.sandbox_of(str(tmp_path), name).id
+
+    assert [found(name) for name in ("pod", "po", "member-2", "memb")] == ["pod"] * 4
+    assert [found(name) for name in ("_another", "_", "c-of")] == ["c-of-another"] * 3
+    for name in ("nobody", ""):
+        with pytest.raises(SandboxNotFoundError):
+            found(name)
+    enter(tmp_path, "member-3", sandbox="c-of-another", owns=False)
+    with pytest.raises(UsageError, match="several ids: member-1, member-2, member-3"):
+        found("member")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def terminal() -> Iterator[tuple[int, int]]:
     os.close(master)
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("shell")
 @pytest.mark.parametrize(
     ("line", "status"),
@@ -78,6 +79,7 @@ def test_exit_status(line: bytes, status: int) -> None:
     assert running.exit_status() == status
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("shell")
 def test_signals_are_passed_on() -> None:
     running = Shim()
@@ -89,6 +91,7 @@ def test_signals_are_passed_on() -> None:
     assert running.exit_status() == 143
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("shell")
 def test_sizes_are_passed_on(terminal: tuple[int, int]) -> None:
     master, slave = terminal
@@ -102,6 +105,7 @@ def test_sizes_are_passed_on(terminal: tuple[int, int]) -> None:
     assert running.exit_status() == 137
 
 
+@pytest.mark.unit
 @pytest.mark.usefixtures("shell")
 def test_it_holds_nothing_that_it_does_not_need() -> None:
     """Not the platform's pipes, at whose end it would wait for ever; nor where it was called."""
@@ -130,6 +134,7 @@ def test_it_lives_in_the_namespace(scratch_netns: str) -> None:
     assert running.exit_status() == 0
 
 
+@pytest.mark.unit
 def test_it_is_small() -> None:
     running = Shim()
     running.is_ready()

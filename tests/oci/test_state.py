@@ -18,6 +18,8 @@ from tapwright.errors import (
 from tapwright.oci import state
 from tapwright.oci.state import Container
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def process() -> Iterator["subprocess.Popen[bytes]"]:

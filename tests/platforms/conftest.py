@@ -39,7 +39,7 @@ def podman(
     runtime: Runtime, rootfs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Podman]:
     before = cgroups()
-    home = tmp_path_factory.mktemp("podman")
+    home = tmp_path_factory.mktemp("pod")  # its run root may have 50 characters
     podman = Podman(home, runtime.path)
     try:
         podman.output("import", str(rootfs), "busybox")

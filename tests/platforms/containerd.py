@@ -45,7 +45,8 @@ runtime_type = "io.containerd.runc.v2"
 BinaryName = "{runtime}"
 Root = "{home}/tapwright"
 """
-# `ctr run --cni` looks in /etc/cni/net.d and /opt/cni/bin, and nowhere else.
+# `ctr run --cni` looks in /etc/cni/net.d and /opt/cni/bin, and nowhere else. So does since 1.7 `ctr
+# tasks kill`, which takes the network away.
 _OWN_CNI = """\
 mount --bind "$0" /etc/cni && mount -t tmpfs cni /opt && mkdir /opt/cni &&
 ln -s {plugins} /opt/cni/bin && exec "$@"
@@ -71,7 +72,7 @@ class Containerd:
             ["containerd", "--config", home / "config.toml"], stdout=self._log, stderr=self._log
         )
         try:
-            assert eventually(lambda: self.ctr("version").returncode == 0, 20), self.log()
+            assert eventually(lambda: self.ctr("version").returncode == 0), self.log()
             commands = {IMAGE: ["sh"], _PAUSE: ["sleep", "infinity"]}
             archive = images.oci_archive(layer, commands)
             for namespace in ("default", "k8s.io"):
@@ -80,13 +81,21 @@ class Containerd:
             self.stop()
             raise
 
+    @property
+    def version(self) -> str:
+        """As in "1.7.24"."""
+        lines = self.output("version").partition("Server:")[2].splitlines()
+        (line,) = (line for line in lines if "Version:" in line)
+        return line.split()[-1].removeprefix("v")
+
     def ctr(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the client to its end; text in and out."""
         options = {"capture_output": True, "text": True, "timeout": 120, **options}
         return subprocess.run(self.command(*words), check=False, **options)
 
     def command(self, *words: str) -> list[str]:
-        return [*self._prefix(words), "ctr", "--address", str(self.socket), *words]
+        own = ["unshare", "--mount", "sh", "-c", _OWN_CNI.format(plugins=PLUGINS), str(self._cni)]
+        return [*own, "ctr", "--address", str(self.socket), *words]
 
     def output(self, *words: str, **options: Any) -> str:
         """Run the client, insist on success, return its stdout."""
@@ -107,7 +116,7 @@ class Containerd:
         pipe = subprocess.PIPE
         client = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         try:
-            assert eventually(lambda: self._runs(name) or client.poll() is not None, 30)
+            assert eventually(lambda: self._runs(name) or client.poll() is not None)
             assert client.poll() is None, client.communicate()[1]
             yield client
         finally:
@@ -144,11 +153,6 @@ class Containerd:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(20)
         self._log.close()
-
-    def _prefix(self, words: tuple[str, ...]) -> list[str]:
-        if "--cni" not in words:
-            return []
-        return ["unshare", "--mount", "sh", "-c", _OWN_CNI.format(plugins=PLUGINS), str(self._cni)]
 
     def _write_network(self) -> None:
         ipam = {

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from tests.platforms.containerd import IMAGE
+from tests.platforms.portforward import Forwarded
 from tests.platforms.protobuf import Message, decode, encode
 
 RUNNING, EXITED = 1, 2
@@ -32,10 +33,15 @@ class Cri:
         self._channel.close()
 
     def run_sandbox(
-        self, name: str, handler: str = "tapwright", ports: Mapping[int, int] | None = None
+        self,
+        name: str,
+        handler: str = "tapwright",
+        ports: Mapping[int, int] | None = None,
+        cgroup_parent: str = "",
     ) -> str:
-        """`ports` from the host's to the container's."""
+        """`ports` from the host's to the container's; `cgroup_parent` the pod's control group."""
         config = self._sandbox_config(name, ports or {})
+        config[8] = {1: cgroup_parent, **config[8]}
         reply = self._call("RunPodSandbox", {1: config, 2: handler}, _SECONDS)
         sandbox = str(reply[1][0].decode())
         self._configs[sandbox] = config
@@ -70,9 +76,11 @@ class Cri:
         environment: Mapping[str, str] | None = None,
         mounts: Sequence[tuple[str, Path, bool]] = (),
         memory: int = 0,
+        seccomp: Message | None = None,
     ) -> str:
         """`mounts` are (path in the container, path on the host, read-only), `memory` in bytes
-        with 0 for no limit."""
+        with 0 for no limit, `seccomp` a SecurityProfile."""
+        context: Message = {3: {2: 1}} | ({} if seccomp is None else {15: seccomp})
         config: Message = {
             1: {1: name},
             2: {1: IMAGE},
@@ -80,7 +88,7 @@ class Cri:
             6: [{1: key, 2: value} for key, value in (environment or {}).items()],
             7: [{1: inner, 2: str(outer), 3: int(ro)} for inner, outer, ro in mounts],
             11: f"{name}.log",
-            15: {1: {4: memory}, 2: {3: {2: 1}}},
+            15: {1: {4: memory}, 2: context},
         }
         request: Message = {1: sandbox, 2: config, 3: self._configs[sandbox]}
         return str(self._call("CreateContainer", request)[1][0].decode())
@@ -94,6 +102,10 @@ class Cri:
         self.start(container)
         return container
 
+    def resize(self, container: str, memory: int, quota: int) -> None:
+        """In place: bytes, and microseconds of each 100 ms."""
+        self._call("UpdateContainerResources", {1: container, 2: {1: 100_000, 2: quota, 4: memory}})
+
     def exec(self, container: str, *command: str) -> Output:
         reply = self._call("ExecSync", {1: container, 2: list(command), 3: 30})
         stdout, stderr = (reply.get(number, [b""])[0].decode() for number in (1, 2))
@@ -104,15 +116,35 @@ class Cri:
         request = {1: container, 2: list(command), 3: _SECONDS}
         return self._method("ExecSync").future(request, timeout=_SECONDS)
 
+    def forward(self, sandbox: str, port: int) -> Forwarded:
+        """A connection to a port of a pod, as `kubectl port-forward` makes it."""
+        reply = self._call("PortForward", {1: sandbox, 2: port})
+        return Forwarded(reply[1][0].decode())
+
     def state(self, container: str) -> tuple[int, int]:
         """(state, exit status)."""
         status = decode(self._call("ContainerStatus", {1: container})[1][0])
         return status.get(3, [0])[0], status.get(7, [0])[0]
 
+    def reason(self, container: str) -> str:
+        """Why it has ended, in a word."""
+        status = decode(self._call("ContainerStatus", {1: container})[1][0])
+        return str(status.get(10, [b""])[0].decode())
+
     def log(self, pod: str, container: str) -> list[tuple[str, str]]:
         """(stream, line) as the kubelet finds them."""
         lines = (self._logs / pod / f"{container}.log").read_text().splitlines()
         return [(stream, text) for _, stream, _, text in (line.split(" ", 3) for line in lines)]
+
+    def pod_usage(self, sandbox: str) -> tuple[int, int]:
+        """(ns of processors, bytes of the working set) of a pod, as `crictl statsp` shows them."""
+        stats = decode(self._call("PodSandboxStats", {1: sandbox})[1][0])
+        return _usage(decode(stats[2][0]), 1, 2)
+
+    def container_usage(self, container: str) -> tuple[int, int]:
+        """The same of a container, as `crictl stats` shows them."""
+        stats = decode(self._call("ContainerStats", {1: container})[1][0])
+        return _usage(stats, 2, 3)
 
     def stop(self, container: str, seconds: int) -> None:
         self._call("StopContainer", {1: container, 2: seconds}, seconds + _SECONDS)
@@ -145,3 +177,9 @@ class Cri:
             request_serializer=encode,
             response_deserializer=decode,
         )
+
+
+def _usage(stats: dict[int, list[Any]], cpu: int, memory: int) -> tuple[int, int]:
+    """From CpuUsage and MemoryUsage, each with a UInt64Value as its second field."""
+    found = [decode(decode(stats[field][0])[2][0]).get(1, [0])[0] for field in (cpu, memory)]
+    return found[0], found[1]

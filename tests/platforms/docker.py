@@ -34,7 +34,7 @@ class Docker:
             ["dockerd", "--config-file", home / "daemon.json"], stdout=self._log, stderr=self._log
         )
         try:
-            assert eventually(lambda: self.run("version").returncode == 0, 30), self.log()
+            assert eventually(lambda: self.run("version").returncode == 0), self.log()
             self.output("import", str(rootfs), "busybox")
         except BaseException:
             self.stop()
@@ -56,6 +56,12 @@ class Docker:
 
     def inspect(self, container: str) -> Any:
         return json.loads(self.output("inspect", container))[0]
+
+    def stats(self, container: str) -> Any:
+        """What the engine's API says that a container uses."""
+        url = f"http://engine/containers/{container}/stats?stream=false&one-shot=true"
+        words = ["curl", "-sS", "--max-time", "20", "--unix-socket", f"{self.home}/socket", url]
+        return json.loads(subprocess.check_output(words, text=True))
 
     @property
     def root(self) -> Path:

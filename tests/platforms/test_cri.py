@@ -1,12 +1,18 @@
 """Pods, as a kubelet asks containerd's CRI plugin for them."""
 
+import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tapwright.linux import cgroups
 from tests.host import eventually
+from tests.platforms.confined import DENIED, FILTERED, GROW, MEMORY, RUNTIMES, without_mkdir
 from tests.platforms.cri import EXITED, RUNNING, Cri
 from tests.platforms.images import PAGE, SERVE
 
@@ -20,9 +26,13 @@ def nothing_left(cri: Cri, containerd_leaves_nothing: None) -> None:
 
 @pytest.fixture(scope="module")
 def pod(cri: Cri) -> Iterator[str]:
-    sandbox = cri.run_sandbox(POD, ports={8082: 80})
+    # The kubelet makes a group for each pod.
+    above = f"/twtest-pods-{os.urandom(4).hex()}"
+    sandbox = cri.run_sandbox(POD, ports={8082: 80}, cgroup_parent=above)
     yield sandbox
     cri.remove_sandbox(sandbox)
+    cgroups.remove_if_empty(above)
+    assert not list(Path("/sys/fs/cgroup").glob(f"*{above}"))
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +53,42 @@ def fetch(url: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
 
+@pytest.mark.smoke
 def test_reached_from_outside(cri: Cri, pod: str, server: str) -> None:
     assert fetch(f"http://{cri.address(pod)}/") == PAGE
     assert fetch("http://127.0.0.1:8082/") == PAGE
+
+
+def test_what_a_pod_uses(cri: Cri, pod: str, server: str) -> None:
+    """`crictl statsp`: the whole VM. Of a member it is the small process that stands for it."""
+    processors, memory = cri.pod_usage(pod)
+    assert processors > 500_000_000
+    assert memory > 80 << 20
+    processors, memory = cri.container_usage(server)
+    assert processors < 500_000_000
+    assert memory < 8 << 20
+
+
+def test_in_place_resize(cri: Cri, pod: str) -> None:
+    """Of a member, to more than the VM of its pod had when it started."""
+
+    def takes(mib: int) -> bool:
+        buffer = ("dd", "if=/dev/zero", "of=/dev/null", f"bs={mib}M", "count=1")
+        status = cri.exec(container, *buffer).status
+        assert status in (0, 137)
+        return status == 0
+
+    container = cri.run(pod, "grows", "sleep", "1000", memory=300 << 20)
+    assert takes(250)
+    assert cri.exec(container, "nproc").stdout == "1\n"
+    cri.resize(container, memory=500 << 20, quota=150_000)
+    assert takes(450)
+    assert cri.exec(container, "nproc").stdout == "2\n"
+    cri.resize(container, memory=100 << 20, quota=50_000)
+    assert takes(50)
+    assert not takes(150)
+    assert cri.exec(container, "nproc").stdout == "1\n"
+    cri.stop(container, 0)
 
 
 def test_containers_share_the_network(cri: Cri, pod: str, server: str, client: str) -> None:
@@ -60,6 +103,19 @@ def test_containers_share_nothing_else(cri: Cri, server: str, client: str) -> No
     assert cri.exec(server, "ls", "/tmp").stdout == ""
     assert "httpd" not in cri.exec(client, "ps").stdout
     assert "httpd" in cri.exec(server, "ps").stdout
+
+
+def test_port_forward(cri: Cri, pod: str, server: str) -> None:
+    """By containerd, which connects to localhost in the pod's namespace."""
+    with closing(cri.forward(pod, 80)) as forwarded:
+        forwarded.send(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b""
+        while data := forwarded.receive():
+            answer += data
+    assert answer.decode().endswith(PAGE), forwarded.errors
+    with closing(cri.forward(pod, 81)) as forwarded:
+        assert not forwarded.receive()
+    assert b"refused" in forwarded.errors
 
 
 def test_files_of_the_pod(cri: Cri, client: str) -> None:
@@ -135,3 +191,29 @@ def test_two_pods(cri: Cri, pod: str, server: str) -> None:
     assert cri.exec(container, "wget", "-qO-", f"http://{cri.address(pod)}/").stdout == PAGE
     assert cri.exec(container, "wget", "-qO-", "http://127.0.0.1/").status != 0
     cri.remove_sandbox(other)
+
+
+def test_confined_as_by_runc(cri: Cri, tmp_path: Path) -> None:
+    """Members of a pod: RuntimeDefault, Unconfined, Localhost; and one that is killed."""
+    found = []
+    for handler in RUNTIMES:
+        pod = cri.run_sandbox("confined", handler)
+        answers: list[Any] = []
+        for kind in ({1: 0}, {1: 1}, {1: 2, 2: str(without_mkdir(tmp_path))}):
+            container = cri.run(pod, f"kind{kind[1]}", "sleep", "1000", seccomp=kind)
+            answers.append(cri.exec(container, "sh", "-c", f"{FILTERED}; mkdir /tmp/new"))
+        greedy = cri.run(pod, "greedy", "sh", "-c", GROW, memory=MEMORY)
+        assert eventually(partial(has_ended, cri, greedy))
+        answers.append((cri.state(greedy), cri.reason(greedy)))
+        cri.remove_sandbox(pod)
+        found.append(answers)
+    assert [answer[0].partition("\n")[0] for answer in found[0][:3]] == [
+        f"Seccomp:\t{mode}" for mode in (2, 0, 2)
+    ]
+    assert DENIED in found[0][2].stderr
+    assert found[0][3] == ((EXITED, 137), "OOMKilled")
+    assert found[0] == found[1]
+
+
+def has_ended(cri: Cri, container: str) -> bool:
+    return cri.state(container)[0] == EXITED

@@ -3,11 +3,14 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.host import eventually
+from tests.platforms import figures
+from tests.platforms.confined import GROW, MEMORY
 from tests.platforms.containerd import IMAGE, Containerd
 from tests.platforms.images import PAGE, SERVE
 
@@ -27,6 +30,7 @@ def server(containerd: Containerd) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.smoke
 def test_reached_on_the_network(containerd: Containerd, server: str) -> None:
     """What CNI has set up after `create` is in the guest when the program starts."""
     assert f"inet {server}/24" in execute(containerd, "ip", "address").stdout
@@ -48,8 +52,14 @@ def test_tasks(containerd: Containerd, server: str) -> None:
 
 
 def test_metrics(containerd: Containerd, server: str) -> None:
-    told = json.loads(containerd.output("tasks", "metrics", "--format", "json", ONE))
-    assert told
+    def shown() -> tuple[int, int]:
+        told = json.loads(containerd.output("tasks", "metrics", "--format", "json", ONE))
+        return told["cpu"]["usage"]["total"], told["memory"]["usage"]["usage"]
+
+    def execute_in_it(words: tuple[str, ...]) -> None:
+        assert execute(containerd, *words).returncode in (0, 143)  # that of `timeout`
+
+    figures.check(shown, execute_in_it, containerd.tasks()[ONE][0])
 
 
 def test_pause(containerd: Containerd, server: str) -> None:
@@ -99,3 +109,33 @@ def execute(
     containerd: Containerd, *command: str, **options: str
 ) -> subprocess.CompletedProcess[str]:
     return containerd.ctr("tasks", "exec", "--exec-id", "more", ONE, *command, **options)
+
+
+def test_killed_for_memory(containerd: Containerd) -> None:
+    """The kill is told before the end."""
+    with events(containerd) as lines:
+        words = containerd.run_words("--rm", "--memory-limit", str(MEMORY), IMAGE, "greedy")
+        assert containerd.ctr(*words, "sh", "-c", GROW).returncode == 137
+        assert eventually(lambda: "/tasks/exit" in lines.read_text())
+    topics = [line.split()[5] for line in lines.read_text().splitlines() if "greedy" in line]
+    assert topics.index("/tasks/oom") < topics.index("/tasks/exit")
+
+
+@contextmanager
+def events(containerd: Containerd) -> Iterator[Path]:
+    path = containerd.home / "events"
+    with (
+        path.open("w") as file,
+        subprocess.Popen(containerd.command("events"), stdout=file) as process,
+    ):
+        try:
+            # It is heard that it listens when something is.
+            assert eventually(lambda: poked(containerd, path))
+            yield path
+        finally:
+            process.kill()
+
+
+def poked(containerd: Containerd, path: Path) -> bool:
+    containerd.output("namespaces", "label", "default", "poked=1")
+    return bool(path.read_text())

@@ -1,12 +1,25 @@
 """docker: namespaces without a path, filled by a hook or later."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tapwright.linux import cgroups
 from tests.host import eventually
+from tests.platforms import figures
+from tests.platforms.confined import (
+    DENIED,
+    GROW,
+    MEMORY,
+    PROBE,
+    RUNTIMES,
+    said,
+    without_mkdir,
+)
 from tests.platforms.docker import Docker
 from tests.platforms.images import PAGE, SERVE
 from tests.sandboxes import Tapwright
@@ -43,6 +56,7 @@ def fetch(url: str) -> str:
     return done.stdout or done.stderr
 
 
+@pytest.mark.smoke
 def test_published_port(docker: Docker, web: str) -> None:
     assert fetch("http://127.0.0.1:8083/") == PAGE
     address = docker.inspect(web)["NetworkSettings"]["IPAddress"]
@@ -54,6 +68,35 @@ def test_exec(docker: Docker, web: str) -> None:
     done = docker.run("exec", "-i", web, "sh", "-c", "cat; echo oops >&2; exit 9", input="in\n")
     assert (done.stdout, done.stderr, done.returncode) == ("in\n", "oops\n", 9)
     assert docker.inspect(web)["Id"][:12] in docker.output("exec", web, "cat", "/etc/hosts")
+
+
+def test_stats(docker: Docker, web: str) -> None:
+    """By the engine's API, of which `docker stats` shows the memory without idle files."""
+
+    def shown() -> tuple[int, int]:
+        told = docker.stats(web)
+        memory = told["memory_stats"]
+        idle = memory["stats"].get("total_inactive_file", memory["stats"].get("inactive_file"))
+        return told["cpu_stats"]["cpu_usage"]["total_usage"], memory["usage"] - idle
+
+    def execute_in_it(words: tuple[str, ...]) -> None:
+        assert docker.run("exec", web, *words).returncode in (0, 143)  # that of `timeout`
+
+    figures.check(shown, execute_in_it, docker.inspect(web)["State"]["Pid"])
+
+
+def test_bound_to_a_processor(docker: Docker, web: str) -> None:
+    """All that serves the virtual machine is."""
+    pid = docker.inspect(web)["State"]["Pid"]
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    path = next(line.split(":", 2)[2] for line in lines if ":memory:" in line or line[:3] == "0::")
+    docker.output("update", "--cpuset-cpus", "0", web)
+    found = cgroups.members(path)
+    assert len(found) >= 3
+    for each in found:
+        assert "Cpus_allowed_list:\t0\n" in Path(f"/proc/{each}/status").read_text()
+    docker.output("update", "--cpuset-cpus", ",".join(map(str, os.sched_getaffinity(0))), web)
+    assert docker.output("exec", web, "echo", "there") == "there\n"
 
 
 def test_network_connected_while_running(docker: Docker, web: str, second: str) -> None:
@@ -82,7 +125,7 @@ def test_names_of_a_users_own_network(docker: Docker, web: str, second: str) -> 
     try:
         words = "run", *RUNTIME, "--rm", "--network", second, "busybox", "nslookup", web
         assert "Address: 10.90.0." in docker.output(*words).partition("Name:")[2]
-        assert eventually(lambda: "10.90.0." in docker.run("exec", web, "nslookup", web).stdout, 20)
+        assert eventually(lambda: "10.90.0." in docker.run("exec", web, "nslookup", web).stdout)
     finally:
         docker.output("network", "disconnect", second, web)
 
@@ -157,3 +200,25 @@ def test_no_namespace_at_all(docker: Docker, tapwright: Tapwright) -> None:
         docker.output("rm", "--force", "bare")
         for name in ("tap-docker", "br-tap"):
             subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+def test_seccomp_profiles(docker: Docker, tmp_path: Path) -> None:
+    def run(runtime: str, *words: str) -> tuple[int, str]:
+        return said(docker.run("run", "--rm", "--runtime", runtime, "--network=none", *words))
+
+    ways = [run(runtime, "busybox", "sh", "-c", PROBE) for runtime in RUNTIMES]
+    assert "Seccomp:\t2\n" in ways[0][1]
+    assert ways[0] == ways[1]
+    option = "--security-opt", f"seccomp={without_mkdir(tmp_path)}"
+    assert DENIED in run("tapwright", *option, "busybox", "mkdir", "/tmp/new")[1]
+
+
+def test_killed_for_memory(docker: Docker) -> None:
+    found = []
+    for runtime in RUNTIMES:
+        words = "run", "--name", "greedy", "--runtime", runtime, "--network=none"
+        done = docker.run(*words, "--memory", str(MEMORY), "busybox", "sh", "-c", GROW)
+        state = docker.inspect("greedy")["State"]
+        found.append((done.returncode, state["ExitCode"], state["OOMKilled"]))
+        docker.output("rm", "--force", "greedy")
+    assert found == [(137, 137, True)] * 2

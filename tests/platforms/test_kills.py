@@ -78,7 +78,7 @@ def test_podman(
     if kind != "conmon" and phase == "running":
         # Podman before 4.4 can't remove one that ends while it stops it (its issue 16142).
         assert eventually(lambda: podman.inspect(NAME)["State"]["Status"] in ("exited", "stopped"))
-    podman.output("rm", "--force", "--time", "0", NAME)
+    podman.end(NAME)
 
 
 @pytest.mark.parametrize("kind", ["conmon", "shim"])
@@ -92,7 +92,7 @@ def test_exec_of_podman(
         (conmon,) = victims.pids("conmon") - known
         kill(conmon if kind == "conmon" else children(conmon)[0])
     assert podman.output("exec", NAME, "echo", "alive") == "alive\n"
-    podman.output("rm", "--force", "--time", "0", NAME)
+    podman.end(NAME)
 
 
 @pytest.mark.parametrize("kind", ["conmon", "create", "supervisor", "qemu"])
@@ -115,7 +115,7 @@ def test_podman_as_it_stops(
     with podman.start("stop", "--time", "1", NAME) as client:
         kill(pid)
         client.communicate(timeout=60)  # lest it dies of what it can't say
-    podman.output("rm", "--force", "--time", "0", NAME)
+    podman.end(NAME)
 
 
 def test_podman_and_its_monitor_as_it_stops(
@@ -128,7 +128,7 @@ def test_podman_and_its_monitor_as_it_stops(
         assert eventually(lambda: podman.inspect(NAME)["State"]["Status"] == "stopping")
         kill(conmon)
         client.kill()
-    podman.output("rm", "--force", "--time", "0", NAME)
+    podman.end(NAME)
 
 
 @pytest.mark.parametrize("phase", ["sandbox", "executing"])
@@ -141,6 +141,10 @@ def test_cri(
     phase: str,
     kind: str,
 ) -> None:
+    if (kind, phase) == ("containerd-shim", "executing") and containerd.version.startswith("1.7."):
+        pytest.skip(
+            "containerd 1.7 goes on to call it running, also with runc, until it is restarted"
+        )
     known = victims.pids("containerd-shim")
     sandbox = cri.run_sandbox(NAME, ports={8085: 80})
     container = cri.run(sandbox, "server", *SERVE) if phase != "sandbox" else sandbox

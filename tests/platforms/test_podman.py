@@ -9,6 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.host import eventually
+from tests.platforms.confined import (
+    CHILD_GROWS,
+    DENIED,
+    GROW,
+    MEMORY,
+    PROBE,
+    RUNTIMES,
+    said,
+    without_mkdir,
+)
 from tests.platforms.images import PAGE, SERVE
 from tests.platforms.podman import Podman
 
@@ -38,6 +48,7 @@ def fetch(url: str) -> str:
     return done.stdout or done.stderr
 
 
+@pytest.mark.smoke
 def test_published_port(podman: Podman, web: str) -> None:
     assert fetch("http://10.98.0.1:8080/") == PAGE
     assert fetch("http://127.0.0.1:8080/") == PAGE
@@ -94,8 +105,9 @@ def test_several_execs_at_once(podman: Podman, web: str) -> None:
 
 def test_terminal_of_an_exec(podman: Podman, web: str) -> None:
     with podman.terminal("exec", "-it", web, "sh") as terminal:
-        terminal.type("stty size; tty\n")
-        terminal.expect("33 99")
+        # podman says how large it is when the program runs already.
+        terminal.type("until stty size | grep '33 99'; do :; done; tty\n")
+        terminal.expect("33 99\r")
         terminal.expect("/dev/pts/")
         terminal.resize(44, 111)
         terminal.type("until stty size | grep '44 111'; do :; done\n")
@@ -271,3 +283,27 @@ def test_network_of_another_container(podman: Podman, web: str) -> None:
     """Joins the sandbox of that one, as `--network container:` means."""
     words = "run", "--rm", "--network", f"container:{web}", "busybox"
     assert podman.output(*words, "wget", "-qO-", "http://127.0.0.1/") == PAGE
+
+
+def test_seccomp_profiles(podman: Podman, tmp_path: Path) -> None:
+    words = "run", "--rm", "--network", "none"
+    ways = [said(podman.run(*words, "busybox", "sh", "-c", PROBE, runtime=r)) for r in RUNTIMES]
+    assert "Seccomp:\t2\n" in ways[0][1]
+    assert ways[0] == ways[1]
+    option = "--security-opt", f"seccomp={without_mkdir(tmp_path)}"
+    assert DENIED in said(podman.run(*words, *option, "busybox", "mkdir", "/x"))[1]
+    option = "--security-opt", "seccomp=unconfined"
+    status = "grep", "Seccomp:", "/proc/self/status"
+    assert podman.output(*words, *option, "busybox", *status) == "Seccomp:\t0\n"
+
+
+@pytest.mark.parametrize("script", [GROW, CHILD_GROWS])
+def test_killed_for_memory(podman: Podman, script: str) -> None:
+    """Not beside runc, of which conmon hears nothing where both versions of cgroups are."""
+    words = "run", "--name", "greedy", "--network", "none", "--memory", str(MEMORY)
+    done = podman.run(*words, "busybox", "sh", "-c", script)
+    state = podman.inspect("greedy")["State"]
+    podman.output("rm", "--force", "greedy")
+    status = 137 if script == GROW else 3
+    assert done.returncode == status
+    assert (state["ExitCode"], state["OOMKilled"]) == (status, True)

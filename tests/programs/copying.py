@@ -34,7 +34,7 @@ def copied(podman: Podman, runtime: str, directory: Path) -> Done:
     said: list[str] = []
     podman.output("run", "--detach", "--name", _NAME, "busybox", "sh", "-c", _WORK, runtime=runtime)
     try:
-        assert eventually(lambda: _is_ready(podman, runtime), 60)
+        assert eventually(lambda: _is_ready(podman, runtime))
         large = directory / "large"
         large.write_bytes(bytes(range(256)) * 20_000)
         large.chmod(0o4750)

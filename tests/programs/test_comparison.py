@@ -7,6 +7,8 @@ from tests.programs import programs
 from tests.programs.box import Done
 from tests.programs.comparison import ENDED, Difference, Known, differences, unexpected
 
+pytestmark = pytest.mark.unit
+
 RUNC: dict[str, dict[str, object]] = {
     "names.one": {"open": "ok", "stat": [1, 2], "long": list(range(30))},
     "names.two": {"read": "text", "nested": {"inner": True}},

@@ -33,6 +33,7 @@ def test_files_are_as_by_runc(
     assert not lines, "\n".join(lines)
 
 
+@pytest.mark.unit
 def test_every_difference_is_in_the_documentation() -> None:
     page = DOCS.read_text()
     for entry in {*known.IN_A_VOLUME, *known.IN_THE_ROOT}:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tapwright.control import abandoned
+from tapwright.control.abandoned import Abandoned
 from tapwright.errors import UsageError
-from tapwright.sandbox import abandoned
-from tapwright.sandbox.abandoned import Abandoned
 from tests.host import eventually
+
+pytestmark = pytest.mark.unit
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from tapwright.errors import AgentError, NetworkError
-from tapwright.sandbox.attempts import Attempts
+from tapwright.nics.attempts import Attempts
+
+pytestmark = pytest.mark.unit
 
 
 class Clock:
@@ -13,7 +15,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("tapwright.sandbox.attempts.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("tapwright.nics.attempts.time.monotonic", lambda: self.now)
 
 
 @pytest.fixture

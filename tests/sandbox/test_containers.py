@@ -98,7 +98,7 @@ def test_a_slow_reader_is_waited_for(pod: Pod) -> None:
     with Pipes() as pipes, pod.create(config, pipes.descriptors) as container:
         container.started()
         pipes.handed_over()
-        assert eventually(lambda: container.status == "stopped", 20)
+        assert eventually(lambda: container.status == "stopped")
         assert not container.connection.has_news()
         assert read_all(pipes.stdout) == b"".join(b"%d\n" % number for number in range(1, 60001))
         assert container.connection.hear() == exited(0)
@@ -170,7 +170,10 @@ def test_terminal_that_nobody_has_open_for_a_while(pod: Pod) -> None:
 def test_terminal_that_hangs_up(pod: Pod) -> None:
     master, slave = os.openpty()
     config = configuration(
-        process("sh", "-c", "trap 'exit 8' HUP; echo ready; read x", terminal=True)
+        # Again and again: the kernel ends what waits for input before it sends the signal.
+        process(
+            "sh", "-c", "trap 'exit 8' HUP; echo ready; while :; do read x; done", terminal=True
+        )
     )
     with pod.create(config, [slave], terminal=True) as container:
         os.close(slave)
@@ -445,7 +448,9 @@ def test_impossible_ids(pod: Pod, name: Any) -> None:
             config=configuration(process("true")),
         ) as connection,
     ):
-        assert connection.hear()["kind"] == "ContainerError"
+        # What is no text at all is refused before it is looked at as an id.
+        kind = "ContainerError" if isinstance(name, str) else "AgentRefusedError"
+        assert connection.hear()["kind"] == kind
 
 
 def test_an_id_is_used_once(pod: Pod) -> None:
@@ -486,7 +491,7 @@ def test_a_client_that_hangs_up_takes_its_container_along(pod: Pod, started: boo
                 return False
             return False
 
-        assert eventually(is_gone, 20)
+        assert eventually(is_gone)
         assert "86395" not in pod.tapwright.exec(pod.name, "ps", "-o", "args")
 
 
@@ -515,6 +520,9 @@ def with_memory(of: dict[str, Any], lasting: bool) -> dict[str, Any]:
     return config
 
 
+OF_THE_AGENT = "/sys/fs/cgroup/tapwright-agent"
+
+
 def leftovers(pod: Pod) -> list[str]:
     """What containers have left in the guest: files, control groups, processes."""
     script = (
@@ -524,7 +532,7 @@ def leftovers(pod: Pod) -> list[str]:
     )
     known = ("COMMAND", "init", "/usr/bin/python3", "sh -c", "ps -o", "[", "{")
     found = pod.tapwright.exec(pod.name, "sh", "-c", script).splitlines()
-    return [line for line in found if not line.startswith(known)]
+    return [line for line in found if not line.startswith(known) and line != OF_THE_AGENT]
 
 
 def test_nothing_is_left_in_the_guest(pod: Pod) -> None:
@@ -553,7 +561,7 @@ def test_an_agent_that_dies_takes_its_containers_along(pod: Pod) -> None:
         def works() -> bool:
             return pod.tapwright.run("sandbox", "exec", pod.name, "--", "true").returncode == 0
 
-        assert eventually(works, 30)
+        assert eventually(works)
         assert leftovers(pod) == []
         with pytest.raises(ContainerNotFoundError):
             container.call("container_state")

@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 
 from tapwright.agent import protocol
-from tapwright.errors import AgentError, UsageError
+from tapwright.control import server
+from tapwright.errors import AgentError, UnknownRequestError, UsageError
 from tapwright.oci.control import Sandbox
-from tapwright.sandbox import control, wire
+from tapwright.oci.log import Log
+from tapwright.sandbox import wire
 from tests.host import eventually
 from tests.hostile import Hostile
+
+pytestmark = pytest.mark.unit
 
 
 async def length(text: str, fds: list[int] | None = None) -> int:
@@ -29,7 +33,7 @@ def served(directory: Path, client: Callable[[], Any]) -> Any:
     async def story() -> Any:
         guest = Hostile()
         await guest.connect()
-        async with control.serving(directory, guest.agent, {"length": length}, {}):
+        async with server.serving(directory, guest.agent, {"length": length}, {}):
             found = await asyncio.wait_for(asyncio.to_thread(client), 60)
         await guest.close()
         return found
@@ -84,11 +88,15 @@ def test_the_largest_request(tmp_path: Path) -> None:
         (b"[]\n", "not a JSON object"),
         (b"\xff\n", "not JSON"),
         (b"[" * 100_000 + b"\n", "not JSON"),
-        (b"{}\n", "unknown request None"),
+        (b"{}\n", "op must be the name of a request"),
         (b'{"op": "%s"}\n' % (b"x" * (2 << 20)), "unknown request 'xxx"),
-        (b'{"op": ["length"]}\n', "unhashable"),
+        (b'{"op": ["length"]}\n', "op must be the name of a request"),
         (b'{"op": "length", "fds": [1]}\n', "descriptors come beside the request"),
-        (b'{"op": "length", "word": 1}\n', "unexpected keyword argument"),
+        (b'{"op": "length"}\n', "length: missing a required argument: 'text'"),
+        (
+            b'{"op": "length", "word": 1}\n',
+            "length: unknown argument 'word': this sandbox was started by another",
+        ),
     ],
 )
 def test_who_breaks_a_rule_hears_of_it(tmp_path: Path, data: bytes, reason: str) -> None:
@@ -97,8 +105,57 @@ def test_who_breaks_a_rule_hears_of_it(tmp_path: Path, data: bytes, reason: str)
     assert reason in content["message"]
 
 
+def test_what_is_not_known_has_a_kind_of_its_own(tmp_path: Path) -> None:
+    for data in (b'{"op": "new"}\n', b'{"op": "length", "text": "", "new": 1}\n'):
+        _, content = served(tmp_path, saying(tmp_path, data))
+        assert wire.kind_of(content) == "UnknownRequestError"
+        (tmp_path / wire.SOCKET).unlink()
+
+
+def test_what_version_0_said_of_it_is_understood() -> None:
+    for kind, message in (
+        ("ProtocolError", "unknown request 'new'"),
+        ("TypeError", "Shares.share() got an unexpected keyword argument 'new'"),
+    ):
+        assert wire.kind_of({"kind": kind, "message": message}) == "UnknownRequestError"
+    assert wire.kind_of({"kind": "ProtocolError", "message": "x"}) == "ProtocolError"
+
+
+def test_the_version(tmp_path: Path) -> None:
+    asked = saying(tmp_path, b'{"op": "version"}\n')
+    assert served(tmp_path, asked) == (protocol.REPLY, {"result": {"version": wire.VERSION}})
+
+
+def test_an_older_sandbox_does_without_what_it_does_not_know(tmp_path: Path) -> None:
+    """A member that joins it is warned of that, and made."""
+    directory = tmp_path / "sandboxes" / "s"
+    directory.mkdir(parents=True)
+
+    def client() -> Any:
+        sandbox, log = Sandbox(str(tmp_path), "s"), Log("", "text")
+        sandbox.call_if_known("follow_something", log, path="x")
+        with pytest.raises(UnknownRequestError):
+            sandbox.call("follow_something", path="x")
+        with pytest.raises(AgentError, match="missing a required argument"):
+            sandbox.call_if_known("length", log)
+        return log._warnings
+
+    (warning,) = served(directory, client)
+    assert "unknown request 'follow_something'" in warning
+    assert "make it anew" in warning
+
+
+def test_a_mistake_of_ours_is_no_refusal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged with its trace."""
+    kind, content = served(tmp_path, saying(tmp_path, b'{"op": "length", "text": 5}\n'))
+    assert kind == protocol.ERROR
+    assert content["message"].startswith("unexpected TypeError")
+    assert "kind" not in content
+    assert "in length" in caplog.text
+
+
 def test_who_never_ends_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.2)
     _, content = served(tmp_path, saying(tmp_path, b'{"op": '))
     assert content["message"] == "a request did not come whole within 0.2 s"
 
@@ -134,7 +191,7 @@ def test_a_client_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
         guest = Hostile()
         await guest.connect()
         text = "x" * (4 << 20)
-        async with control.serving(tmp_path, guest.agent, {}, {}):
+        async with server.serving(tmp_path, guest.agent, {}, {}):
             before = len(asyncio.all_tasks())
             for _ in range(3):
                 with wire.connected(tmp_path) as connection:
@@ -163,7 +220,7 @@ def test_a_refusal_of_a_conversation_is_understood(
     """By the OCI runtime, which expects lines: that the request can't be read is said in frames."""
     directory = tmp_path / "sandboxes" / "s"
     directory.mkdir(parents=True)
-    monkeypatch.setattr(control, "_MOST_DESCRIPTORS", 2)
+    monkeypatch.setattr(server, "_MOST_DESCRIPTORS", 2)
 
     def client() -> Any:
         config = {"process": {"args": ["sh"]}}

@@ -124,7 +124,7 @@ def test_agent_that_dies_comes_back(tapwright: Tapwright, guest: str) -> None:
     def works() -> bool:
         return tapwright.run("sandbox", "exec", guest, "--", "true").returncode == 0
 
-    assert eventually(works, 30)
+    assert eventually(works)
 
 
 def test_clock_and_hostname_are_set(tapwright: Tapwright, guest: str) -> None:

@@ -5,10 +5,11 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tapwright.sandbox import ownership
+from tapwright.state import ownership
 from tests.host import Host, eventually
 from tests.sandboxes import PLUGINS, Networks, Tapwright
 
@@ -142,7 +143,8 @@ def test_hypervisor_missing(tapwright: Tapwright, refusal: Refusal) -> None:
 
 @pytest.mark.parametrize("key", ["kernel", "initrd"])
 def test_image_missing(tapwright: Tapwright, refusal: Refusal, key: str) -> None:
-    config = tapwright.configuration(**{key: "/nowhere/image", "accelerator": "tcg"})
+    keys: dict[str, Any] = {key: "/nowhere/image", "accelerator": "tcg"}
+    config = tapwright.configuration(**keys)
     said = refusal("sandbox", "run", "x", "--network", "dual", config=config)
     assert "/nowhere/image is missing" in said
 
@@ -155,7 +157,7 @@ def test_hypervisor_that_fails_at_once(tapwright: Tapwright, refusal: Refusal) -
 
 def test_guest_that_panics(tapwright: Tapwright, refusal: Refusal, tmp_path: Path) -> None:
     (tmp_path / "initrd").write_bytes(b"no archive")
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *tmp_path.parents[:-2]):  # all in /tmp
         path.chmod(0o755)  # for QEMU's user
     config = tapwright.configuration(initrd=str(tmp_path / "initrd"), accelerator="tcg")
     said = refusal("sandbox", "run", "x", "--network", "dual", config=config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.sandbox import registry
+from tapwright.state import registry
 from tests.host import eventually
 from tests.sandboxes import Tapwright, show
 

@@ -2,7 +2,12 @@
 that at the right moment, so these two are stand-ins here. The namespace is real."""
 
 import asyncio
+import binascii
+import errno
+import struct
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +15,11 @@ import pytest
 
 from tapwright.endpoint.discovery import Interface
 from tapwright.errors import AgentError, AgentRefusedError, HypervisorError
+from tapwright.linux import entries, routes
+from tapwright.linux.entries import Entry
 from tapwright.linux.links import Link
-from tapwright.sandbox import record
-from tapwright.sandbox.following import Following
+from tapwright.nics.following import Following
+from tapwright.state import record
 from tests.host import eventually
 
 Json = dict[str, Any]
@@ -26,27 +33,50 @@ class Agent:
         self.refuses = ("", "")
         self.is_silent = False
 
-    async def call(self, op: str, **arguments: Any) -> Json:
+    async def call(self, op: str, _: float = 15.0, **arguments: Any) -> Json:
         self.asked.append((op, arguments))
         name, text = self.refuses
         if self.is_silent:
             raise AgentError(f"the agent did not answer {op} within 15 s")
-        if op == name and text in str(arguments):
-            raise AgentRefusedError(f"the agent refused {op}: {text}")
+        if op == "batch":
+            if op == name and text in str(arguments):
+                raise AgentRefusedError(f"the agent refused {op}: {text}")
+            return {"replies": [{"name": a["name"], "index": 77} for a in arguments["requests"]]}
+        if op == "replay":
+            return {
+                "refused": [
+                    [number, errno.EINVAL, "it is not wanted"]
+                    for number, _, entry in replayed(arguments)
+                    if op == name and text in str(entry)
+                ]
+            }
         return {}
 
     def added_routes(self) -> set[str]:
         """The destinations of all that it was asked to add."""
         return {
-            route["destination"]
+            route.destination
             for op, arguments in self.asked
-            if op == "change_routes"
-            for route in arguments.get("add", [])
+            if op == "replay"
+            for _, is_new, entry in replayed(arguments)
+            if is_new
+            for route in routes.decode(entry.body)
         }
 
     def configured(self) -> list[str]:
         """The names of interfaces that it was asked to configure."""
         return [a["requests"][0]["name"] for op, a in self.asked if op == "batch"]
+
+
+def replayed(arguments: Json) -> Iterator[tuple[int, bool, Entry]]:
+    """(number, whether it is to be added, route) of each route that the agent is asked for."""
+    data, offset = binascii.a2b_base64(arguments["messages"]), 0
+    while offset < len(data):
+        length, kind, _, number, _ = struct.unpack_from("=IHHII", data, offset)
+        if kind in (entries.RTM_NEWROUTE, entries.RTM_DELROUTE):
+            body = data[offset + 16 : offset + length]
+            yield number, kind == entries.RTM_NEWROUTE, entries.route(body)
+        offset += (length + 3) & ~3
 
 
 class Interfaces:
@@ -61,6 +91,9 @@ class Interfaces:
 
     def joined_by_request(self) -> set[int]:
         return set()
+
+    def seen_by_hooks(self) -> frozenset[str]:
+        return frozenset()
 
     def is_joined(self, nic: record.Interface, link: Link) -> bool:
         return nic.mac == link.mac
@@ -83,9 +116,9 @@ class Scene:
     """A namespace with eth1 and eth2, which are each other's peers, and what follows it."""
 
     def __init__(self, path: str) -> None:
-        self._name = Path(path).name
+        self.path, self._name = path, Path(path).name
         self.agent, self.interfaces = Agent(), Interfaces()
-        self._following = Following(path, self.interfaces, self.agent)  # type: ignore[arg-type]
+        self.following = Following(path, self.interfaces, self.agent)  # type: ignore[arg-type]
         self.ip("link add eth1 type veth peer name eth2")
         self.ip("address add 10.0.0.2/24 dev eth1")
         self.ip("link set eth1 up")
@@ -96,9 +129,20 @@ class Scene:
         words = ["ip", "-n", self._name, *command.split()]
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
+    def batch(self, commands: list[str]) -> None:
+        """Many of them, whatever becomes of each."""
+        words = ["ip", "-n", self._name, "-force", "-batch", "-"]
+        text = "".join(f"{command}\n" for command in commands)
+        subprocess.run(words, input=text, capture_output=True, text=True, check=False)
+
+    def replace_namespace(self) -> None:
+        """Another one at the path, with nothing in it."""
+        subprocess.run(["ip", "netns", "delete", self._name], check=True)
+        subprocess.run(["ip", "netns", "add", self._name], check=True)
+
     def sync(self) -> float | None:
         self.agent.asked.clear()
-        return asyncio.run(self._following.sync())
+        return asyncio.run(self.following.sync())
 
 
 @pytest.fixture
@@ -111,6 +155,19 @@ def test_nothing_to_do_is_nothing_done(scene: Scene) -> None:
     assert set(scene.agent.configured()) == {"eth1", "eth2"}
     assert scene.sync() is None
     assert scene.agent.asked == []
+
+
+def test_an_address_that_ends_is_carried_once(scene: Scene) -> None:
+    """However often it is looked at; and again when it is to end later."""
+    scene.ip("address add 10.5.0.2/24 dev eth1 valid_lft 1000 preferred_lft 500")
+    scene.sync()
+    for _ in range(3):
+        time.sleep(0.4)  # the seconds that are left become fewer
+        scene.sync()
+        assert scene.agent.configured() == []
+    scene.ip("address change 10.5.0.2/24 dev eth1 valid_lft 2000 preferred_lft 500")
+    scene.sync()
+    assert scene.agent.configured() == ["eth1"]
 
 
 def test_no_room_and_then_nobody_wants_it(scene: Scene) -> None:
@@ -157,7 +214,7 @@ def test_an_agent_that_does_not_answer_ends_the_round(scene: Scene) -> None:
 def test_one_route_that_is_refused_keeps_no_other_back(scene: Scene) -> None:
     for number in range(20):
         scene.ip(f"route add 10.{number + 1}.0.0/16 dev eth1")
-    scene.agent.refuses = ("change_routes", "10.7.0.0/16")
+    scene.agent.refuses = ("replay", "10.7.0.0/16")
     assert scene.sync() is not None
     assert "10.20.0.0/16" in scene.agent.added_routes()
     scene.agent.refuses = ("", "")
@@ -169,7 +226,7 @@ def test_renamed_while_a_route_is_refused(scene: Scene) -> None:
     """A rename costs the guest's interface its routes, so they are all added again."""
     scene.ip("route add 10.1.0.0/16 dev eth1")
     scene.ip("route add 10.7.0.0/16 dev eth1")
-    scene.agent.refuses = ("change_routes", "10.7.0.0/16")
+    scene.agent.refuses = ("replay", "10.7.0.0/16")
     scene.sync()
     scene.ip("link set eth1 name wan0")
     scene.sync()
@@ -191,7 +248,7 @@ def test_routes_with_the_address_of_another_interface(scene: Scene) -> None:
 def test_dismissed_until_it_is_gone(scene: Scene) -> None:
     scene.sync()
     (index,) = (index for index, nic in scene.interfaces.nics.items() if nic.name == "eth1")
-    scene._following.dismiss(index)
+    scene.following.dismiss(index)
     scene.interfaces.nics.pop(index)
     scene.sync()
     assert [nic.name for nic in scene.interfaces.nics.values()] == ["eth2"]
@@ -200,7 +257,22 @@ def test_dismissed_until_it_is_gone(scene: Scene) -> None:
 def test_next_hops_stay_several_and_in_order(scene: Scene) -> None:
     scene.ip("route add 10.1.0.0/16 nexthop via 10.0.0.7 dev eth1 nexthop via 10.0.0.3 dev eth1")
     scene.sync()
-    (request,) = (a for op, a in scene.agent.asked if op == "change_routes")
-    hops = [r["gateway"] for r in request["add"] if r["destination"] == "10.1.0.0/16"]
+    (request,) = (a for op, a in scene.agent.asked if op == "replay")
+    (route,) = (
+        entry
+        for _, is_new, entry in replayed(request)
+        if is_new and routes.decode(entry.body)[0].destination == "10.1.0.0/16"
+    )
+    hops = [hop.gateway for hop in routes.decode(route.body)]
     assert hops == ["10.0.0.7", "10.0.0.3"]
-    assert request["append"] is True
+    assert {hop.device for hop in routes.decode(route.body)} == {77}, "the guest's index"
+
+
+def test_another_namespace_is_not_followed(scene: Scene) -> None:
+    """The path may be another one's by now: its interfaces are no business of the guest's."""
+    assert scene.sync() is None
+    before = scene.interfaces.followers()
+    scene.replace_namespace()
+    with pytest.raises(OSError, match="does not lead to it any more"):
+        scene.sync()
+    assert scene.interfaces.followers() == before

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.sandbox import client, registry
+from tapwright.sandbox import client
+from tapwright.state import registry
 from tests.host import eventually
 from tests.sandboxes import Tapwright, show
 

@@ -16,12 +16,15 @@ import pytest
 
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
+from tapwright.control import processes, server
+from tapwright.control.containers import Containers
+from tapwright.control.processes import Processes
 from tapwright.errors import AgentError
 from tapwright.linux import unixsocket
-from tapwright.sandbox import control, processes, wire
-from tapwright.sandbox.containers import Containers
-from tapwright.sandbox.processes import Processes
+from tapwright.sandbox import wire
 from tests.hostile import Hostile
+
+pytestmark = pytest.mark.unit
 
 Story = Callable[[Hostile, Path], Awaitable[None]]
 
@@ -35,7 +38,7 @@ def tell(directory: Path, *stories: Story) -> None:
                 conversing = Processes(guest.agent)
                 operations = Containers(guest.agent, conversing.expect_end).by_name()
                 conversations = conversing.by_name()
-                async with control.serving(directory, guest.agent, operations, conversations):
+                async with server.serving(directory, guest.agent, operations, conversations):
                     await story(guest, directory)
                 (directory / wire.SOCKET).unlink()
                 await guest.close()
@@ -60,6 +63,9 @@ class Held:
         self._reader = reader
         self._writer = writer
         self.stdio = stdio
+
+    def say(self, data: bytes) -> None:
+        self._writer.write(data)
 
     async def hear(self) -> Any:
         return json.loads(await self._reader.readline())
@@ -295,7 +301,7 @@ def test_a_supervisor_that_ends_says_so(tmp_path: Path) -> None:
         conversations = Processes(guest.agent).by_name()
         async with (
             contextlib.AsyncExitStack() as stack,
-            control.serving(tmp_path, guest.agent, {}, conversations),
+            server.serving(tmp_path, guest.agent, {}, conversations),
         ):
             process = await stack.enter_async_context(held(guest, tmp_path))
         heard = await process.hear()
@@ -310,6 +316,10 @@ def test_a_supervisor_that_ends_says_so(tmp_path: Path) -> None:
     [
         ("container_processes", [{}, {"processes": 5}, {"processes": [{"pid": 1}]}]),
         ("container_statistics", [{"cpu": "much"}, {"a": {"b": {"c": {"d": 1}}}}, {"a": [1]}]),
+        ("container_statistics", [{"cpu": 5}, {"cpu": {"usage_usec": None}}, {"pids": None}]),
+        ("container_statistics", [{"memory": {"stat": 1}}, {"memory": {"current": {"a": 1}}}]),
+        ("container_statistics", [{"memory": {"max": -1}}, {"pids": {"current": 1 << 64}}]),
+        ("container_statistics", [{"io": {"sda": {}}}, {"io": {"8:0": 1}}, {"cpu": {"a": True}}]),
         ("container_state", [{}, {"status": "fine", "pid": 1}, {"status": "running", "pid": "1"}]),
     ],
 )
@@ -329,6 +339,44 @@ def test_its_answers_are_checked(op: str, answers: list[Any]) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b'{"resize": 5}\n', "resize is 5, and must be"),
+        (b'{"resize": [1, "2"]}\n', "must be [rows, columns]"),
+        (b'{"resize": [1, 65536]}\n', "a terminal of 1 rows and 65536 columns"),
+        (b'{"signal": 65}\n', "signal is 65"),
+        (b"[1]\n", "not a JSON object"),
+        (b"x" * (2 << 20), "a line without end"),
+    ],
+)
+def test_a_client_that_breaks_a_rule(tmp_path: Path, said: bytes, reason: str) -> None:
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+            process.say(said)
+            heard = await process.hear()
+            assert reason in heard["failed"]
+            assert heard["kind"] == "ProtocolError"
+
+    tell(tmp_path, story)
+
+
+def test_a_mistake_of_ours_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+            heard = await process.hear()
+            assert heard["failed"].startswith("unexpected TypeError: ours")
+
+    async def mistaken(self: object, writing: object) -> None:
+        raise TypeError("ours")
+
+    monkeypatch.setattr(processes._Conversation, "_end", mistaken)
+    tell(tmp_path, story)
+    assert "in mistaken" in caplog.text
+
+
 def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
     async def story() -> None:
         guest = Hostile()
@@ -338,7 +386,7 @@ def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
             os.close(fds.pop())
             return len(fds)
 
-        async with control.serving(tmp_path, guest.agent, {"take": take}, {}):
+        async with server.serving(tmp_path, guest.agent, {"take": take}, {}):
             open_before = len(os.listdir("/proc/self/fd"))
             for op in ("take", "nonsense", "take"):
                 connection = socket.socket(socket.AF_UNIX)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tapwright.errors import NetworkError
-from tapwright.sandbox import client, registry
+from tapwright.sandbox import client
+from tapwright.state import registry
 from tests.host import Host, eventually
 from tests.sandboxes import COMMAND, Tapwright, ended, pids_of
 
@@ -306,6 +307,105 @@ def test_routes_through_loopback(kata: Kata, clean: None) -> None:
     assert kata("list-routes") is None
 
 
+def test_one_route(kata: Kata, taps: Any, clean: None) -> None:
+    """As openEuler's page has it: an object, in whose destination bits beyond the prefix may be."""
+    taps("tap-test")
+    kata("add-iface", interface("tap-test"))
+    before = kata("list-routes")
+    route = {"dest": "172.17.10.10/24", "gateway": "", "device": "eth-test"}
+    added = {"dest": "172.17.10.0/24", "device": "eth-test", "scope": 253}
+    assert kata("add-route", route) == [added]
+    default = {"dest": "default", "gateway": GATEWAY, "device": "eth-test"}
+    assert kata("add-route", default) == [default]
+    assert {"dest": "default", "gateway": GATEWAY, "device": "eth-test"} in kata("list-routes")
+    assert kata("del-route", {"dest": "172.17.10.10/24"}) == [{"dest": "172.17.10.10/24"}]
+    assert kata("del-route", default) == [default]
+    assert kata("list-routes") == before
+    assert "routes are a JSON list" in kata.refused("update-routes", default)
+    assert "dest: it is missing" in kata.refused("add-route", {})
+    kata("del-iface", {"name": "eth-test"})
+
+
+def test_update_iface(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:
+    taps("tap-test")
+    made = kata("add-iface", interface("tap-test"))
+    update = {
+        "device": "",
+        "name": "eth-test",
+        "mtu": 0,
+        "hwAddr": "",
+        "linkType": "",
+        "queues": 0,
+        "IPAddresses": [{"address": "172.16.0.9", "mask": "16"}],
+        "vhostUserSocket": "",
+    }
+    address = {"Family": 2, "Address": "172.16.0.9", "Mask": "16"}
+    assert kata("update-iface", update) == {**made, "IPAddresses": [address]}
+    assert answers_ping("172.16.0.9")
+    assert "172.16.0.3" not in tapwright.exec(VM, "ip", "address")
+    (listed,) = kata("list-ifaces")
+    assert (listed["ip"], listed["mtu"]) == (["172.16.0.9/16"], 1500)
+    # No addresses are no change.
+    assert kata("update-iface", {"name": "eth-test"}) == {**made, "IPAddresses": [address]}
+    assert kata("list-ifaces") == [listed]
+    for change, reason in (
+        ({"mtu": 1500}, "mtu: 1500 is refused: only IPAddresses can be updated"),
+        ({"hwAddr": "02:42:20:6f:a3:69"}, "hwAddr: "),
+        ({"device": "tap-test"}, "device: "),
+        ({"queues": 1}, "queues: "),
+        ({"linkType": "tap"}, "linkType: "),
+        ({"vhostUserSocket": "/x"}, "vhostUserSocket: "),
+        ({"name": "eth9"}, "there is no interface 'eth9'"),
+        ({"IPAddresses": [{"address": "x", "mask": "16"}]}, "IPAddresses: "),
+    ):
+        assert reason in kata.refused("update-iface", {**update, **change})
+    assert kata("list-ifaces") == [listed]
+    kata("del-iface", {"name": "eth-test"})
+
+
+def test_update_of_an_interface_that_follows(
+    kata: Kata, tapwright: Tapwright, vm: Json, clean: None
+) -> None:
+    """Its routes, which go with the address, are there again; and the namespace has the last
+    word when it changes."""
+    name = Path(vm["netns"]).name
+    ip(f"link add twtest1 type veth peer name lan0 netns {name}")
+    ip("address add 10.98.0.1/24 dev twtest1")
+    ip("link set twtest1 up")
+    ip(f"-n {name} address add 10.98.0.2/24 dev lan0")
+    ip(f"-n {name} link set lan0 up")
+    ip(f"-n {name} route add default via 10.98.0.1")
+    sandbox = registry.find(tapwright.root, VM)
+    client.call(sandbox, "sync", at_once=True)
+    assert "default via 10.98.0.1 dev lan0" in tapwright.exec(VM, "ip", "route")
+    addresses = [{"address": "10.98.0.7", "mask": "24"}]
+    assert kata("update-iface", {"name": "lan0", "IPAddresses": addresses})["device"] == "lan0"
+    assert answers_ping("10.98.0.7")
+    assert "default via 10.98.0.1 dev lan0" in tapwright.exec(VM, "ip", "route")
+    client.call(sandbox, "sync")
+    assert "10.98.0.7/24" in tapwright.exec(VM, "ip", "address")
+    ip(f"-n {name} address add 10.98.0.3/24 dev lan0")
+    client.call(sandbox, "sync")
+    shown = tapwright.exec(VM, "ip", "address")
+    assert [f"10.98.0.{n}/24" in shown for n in (2, 3, 7)] == [True, True, False]
+    ip("link delete twtest1")
+    client.call(sandbox, "sync")
+
+
+def test_listing_as_kata_has_it(tapwright: Tapwright, kata: Kata, taps: Any, clean: None) -> None:
+    taps("tap-test")
+    config = tapwright.configuration({"enable_compat_old_cni": False}, tapwright.templates)
+    assert tapwright.run("sandbox", "run", "full", config=config).returncode == 0
+    try:
+        assert kata("list-ifaces", sandbox="full") is None
+        addresses = [{"address": "172.16.0.3", "mask": "16"}, {"address": "fd16::3", "mask": "64"}]
+        made = kata("add-iface", interface("tap-test", IPAddresses=addresses), sandbox="full")
+        assert kata("list-ifaces", sandbox="full") == [made]
+        assert [one["Family"] for one in made["IPAddresses"]] == [2, 10]
+    finally:
+        tapwright.delete("full")
+
+
 def test_failed_routes_change_nothing(kata: Kata, taps: Any, clean: None) -> None:
     taps("tap-test")
     kata("add-iface", interface("tap-test"))
@@ -454,7 +554,10 @@ def test_what_routes_are_refused(kata: Kata, clean: None, route: Json, reason: s
     assert reason in kata.refused("add-route", [route])
 
 
-@pytest.mark.parametrize("verb", ["add-iface", "add-route", "del-route", "update-routes"])
+_TAKING = ["add-iface", "update-iface", "add-route", "del-route", "update-routes"]
+
+
+@pytest.mark.parametrize("verb", _TAKING)
 @pytest.mark.parametrize("text", ["", "{", "nul", "\x00", "7", '"x"'])
 def test_what_is_no_request(kata: Kata, clean: None, verb: str, text: str) -> None:
     kata.refused(verb, text)
@@ -584,12 +687,21 @@ def test_interface_that_is_not_there(kata: Kata, vm: Json) -> None:
     assert "there is no interface 'eth-none'; there are: none" in done.stderr
 
 
+def is_silent(tapwright: Tapwright) -> bool:
+    try:
+        tapwright.run("sandbox", "exec", "silent", "--", "true", timeout=5)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
 def test_agent_that_is_silent(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> None:
     """Stopped, it answers nothing; the kernel of the guest still lets go of the NIC."""
     taps("tap-test")
     before = tap_state("tap-test")
     tapwright.json("sandbox", "run", "silent")
     stopped = tapwright.start("sandbox", "exec", "silent", "--", "sh", "-c", "kill -STOP $PPID")
+    assert eventually(lambda: is_silent(tapwright))
     said = kata.refused("add-iface", interface("tap-test"), "silent")
     assert "did not answer batch within" in said
     assert tap_state("tap-test") == before

@@ -184,7 +184,7 @@ def kill_supervisor(tapwright: Tapwright) -> None:
 @pytest.mark.parametrize("kind", ["netns", "attachment", "tcfilter"])
 def test_supervisor_killed_as_it_makes(tapwright: Tapwright, networks: Networks, kind: str) -> None:
     running = tapwright.start(*RUN)
-    assert eventually(lambda: kind in held(tapwright), 30)
+    assert eventually(lambda: kind in held(tapwright))
     kill_supervisor(tapwright)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 1

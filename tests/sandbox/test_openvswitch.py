@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tapwright.endpoint.vhost_user import _somebody_listens
+from tapwright.endpoint.vhost_user import _opened, _place, _somebody_listens
 from tests.host import eventually
 from tests.hypervisor.test_machines import available_hugepages, hugepages
 from tests.ovs import VSWITCHD, OpenVSwitch
@@ -249,8 +249,12 @@ def test_backend_that_takes_nobody(kata: Kata, ovs: OpenVSwitch) -> None:
         listener.bind(str(path))
         listener.listen(0)
         waiting.connect(str(path))
-        assert _somebody_listens(str(path))
-    assert not _somebody_listens(str(path))
+        with _place(str(path)) as place, _opened(*place) as fd:
+            assert fd is not None
+            assert _somebody_listens(fd)
+    with _place(str(path)) as place, _opened(*place) as fd:
+        assert fd is not None
+        assert not _somebody_listens(fd)
 
 
 def test_supervisor_killed_with_a_vhost_user_nic(

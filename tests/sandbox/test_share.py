@@ -16,8 +16,9 @@ import pytest
 from tapwright.config import load
 from tapwright.errors import HypervisorError, SandboxStateError, UsageError
 from tapwright.linux import mounts
-from tapwright.sandbox import client, lifecycle, planning, registry
+from tapwright.sandbox import client, lifecycle, planning
 from tapwright.sandbox.planning import Wish
+from tapwright.state import registry
 from tests.host import eventually
 from tests.sandboxes import Tapwright, child_of, ended, pids_of
 
@@ -365,7 +366,7 @@ def test_devices(tapwright: Tapwright, tree: Path) -> None:
     assert (tree / "null").is_char_device()
     assert (tree / "null").stat().st_rdev == os.makedev(1, 3)
     # One that is there, and is the host's: of the guest it is the one with its number, or none.
-    os.mknod(tree / "disk", 0o60666, os.makedev(7, 77))
+    os.mknod(tree / "disk", 0o60666, os.makedev(8, 0))
     done = tapwright.exec_with_status(SANDBOX, "head", "-c1", f"{ROOT}/disk")
     assert (done.returncode, done.stdout) == (1, "")
 

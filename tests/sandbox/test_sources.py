@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.sandbox import client, registry
+from tapwright.sandbox import client
+from tapwright.state import registry
 from tests.sandboxes import Tapwright, show
 
 SANDBOX = "sources"

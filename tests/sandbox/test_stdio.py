@@ -1,6 +1,7 @@
 """Descriptors of every kind, read and written without waiting for them."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.sandbox.stdio import Channel
+from tapwright.control.stdio import Channel
+
+pytestmark = pytest.mark.unit
 
 _SECONDS = 10
 _MUCH = os.urandom(1 << 20)
@@ -126,6 +129,28 @@ def test_a_terminal_whose_reader_is_slow() -> None:
 
     run(story)
     os.close(slave)
+
+
+def test_a_reader_hears_of_it_before_the_terminal_has_hung_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On two processors: pty_close wakes the reader first, which is what n_tty_read gives it."""
+
+    def read(fd: int, size: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def story() -> None:
+        master, slave = os.openpty()
+        reading = source(slave)
+        monkeypatch.setattr(os, "read", read)
+        assert await reading.read(1) == b""
+        monkeypatch.undo()
+        assert reading.has_hung_up
+        reading.close()
+        os.close(slave)
+        os.close(master)
+
+    run(story)
 
 
 def test_nobody_reads_a_pipe_from_the_beginning() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from tapwright.hypervisor import template_store
 from tapwright.hypervisor.template_store import EXTENTS, MANIFEST, MEMORY, STATE
+from tapwright.oci.state import parent_of
 from tests.host import Host, eventually
 from tests.sandbox.test_kata_network import answers_ping
 from tests.sandboxes import Networks, Tapwright, ended, pids_of
@@ -100,8 +101,17 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def unsaid(config: Path) -> Path:
+    """The configuration, without a word of whether there are to be templates."""
+    content = config.read_text()
+    assert content.count("enable_template = true\n") == 1
+    config.write_text(content.replace("enable_template = true\n", ""))
+    return config
+
+
 def test_four_at_once_make_it_once(tapwright: Tapwright, tmp_path: Path) -> None:
-    config = tapwright.configuration(template=tmp_path / "template")
+    """Without being asked to."""
+    config = unsaid(tapwright.configuration(template=tmp_path / "template"))
     names = [f"four{number}" for number in range(4)]
     started = [tapwright.start("sandbox", "run", name, "--json", config=config) for name in names]
     said = [process.communicate(timeout=120) for process in started]
@@ -167,7 +177,8 @@ def test_no_trace_of_the_warming(tapwright: Tapwright, run: Run, template: Path)
             "ls /sys/class/net /etc /tmp /run /root",
             "ip route | sed 's/src .*//'",
             "ip neigh | grep PERMANENT || true",
-            "ps -o args | grep -v '^\\['",
+            # Not in a pipe, where it may or may not see who reads it.
+            "all=$(ps -o args); echo \"$all\" | grep -v '^\\['",
             "cat /proc/sys/net/ipv4/conf/all/promote_secondaries",
         )
         return [tapwright.exec(name, "sh", "-c", look) for look in looks]
@@ -238,12 +249,15 @@ def test_hypervisor_has_no_way_to_the_template(
     assert {path: path.read_bytes() for path in template.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", [MANIFEST, STATE, MEMORY, EXTENTS])
-@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "no file"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(MEMORY, "flipped"), (STATE, "cut"), (MANIFEST, "gone"), (EXTENTS, "no file")],
+)
 def test_damaged(
     tapwright: Tapwright, tmp_path: Path, template: Path, host: Host, name: str, how: str
 ) -> None:
-    """The sandbox starts all the same, and what is damaged is gone."""
+    """The sandbox starts all the same, and what is damaged is gone. That damage of any kind, to any
+    of the files, is noticed: tests/hypervisor/test_template.py."""
     templates = tmp_path / "template"
     shutil.copytree(template, templates / template.name, copy_function=shutil.copy2)
     victim = templates / template.name / name
@@ -336,6 +350,14 @@ def test_image_build_makes_it(tapwright: Tapwright, tmp_path: Path, keys: Any) -
     tapwright.delete("built")
 
 
+def test_image_build_makes_none_unasked(tapwright: Tapwright, tmp_path: Path) -> None:
+    """Who builds an image need not be able to run it."""
+    config = unsaid(tapwright.configuration(template=tmp_path / "template", path="/nowhere/qemu"))
+    done = tapwright.run("image", "build", config=config)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "template").exists()
+
+
 def test_image_build_says_why_not(tapwright: Tapwright, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     config = tapwright.configuration(template=tmp_path / "file" / "template")
@@ -352,39 +374,107 @@ def test_one_that_can_not_be_made(tapwright: Tapwright, tmp_path: Path) -> None:
     sandbox = json.loads(done.stdout)
     assert not is_restored(sandbox)
     assert "there is no template" in log(tapwright, sandbox)
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("tapwright: booted, for there is no template: ")
+    assert f"Not a directory: '{tmp_path}/file/template'" in warning
     tapwright.delete("placeless")
 
 
+@pytest.mark.parametrize("where", ["disk", "limit"])
+def test_no_room_for_it(tapwright: Tapwright, tmp_path: Path, where: str) -> None:
+    """The sandbox runs all the same, and nothing of it stays on the disk."""
+    templates = tmp_path / "template"
+    templates.mkdir()
+    config = tapwright.configuration(template=templates)
+    if where == "limit":
+        config.write_text(config.read_text().replace("[factory]", "[factory]\ntemplate_limit = 8"))
+        reason, made = "it takes more than template_limit = 8 (MiB)", 1
+    else:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=16m,mode=700", "tmpfs", templates], check=True
+        )
+        reason, made = f"{templates} has 16 MiB free, and a template wants 260", 0
+    try:
+        done = tapwright.run("sandbox", "run", "roomless", "--json", config=config)
+        assert done.returncode == 0, done.stderr
+        assert not is_restored(json.loads(done.stdout))
+        *said, warning = done.stderr.splitlines()
+        assert (len(said), reason in warning) == (made, True), done.stderr
+        # Nothing but the note that it failed.
+        assert [path for path in templates.iterdir() if path.is_dir()] == []
+        tapwright.delete("roomless")
+    finally:
+        if where == "disk":
+            subprocess.run(["umount", templates], check=True)
+
+
+def maker_of(templates: Path) -> int:
+    """The process that makes a template in a directory, which it has open for the lock."""
+
+    def holds(process: Path) -> bool:
+        try:
+            command = (process / "cmdline").read_text()
+            return "supervisor.background" in command and os.readlink(process / "fd/3") == str(
+                templates
+            )
+        except OSError:
+            return False
+
+    found = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal() and holds(p)]
+    # One that it is just starting looks like it until its exec.
+    (maker,) = [pid for pid in found if parent_of(pid) not in found]
+    return maker
+
+
+def sound(templates: Path) -> list[Path]:
+    return list(templates.glob("template-*"))
+
+
 @pytest.mark.parametrize("moment", ["booting", "saving"])
-def test_maker_killed(tapwright: Tapwright, tmp_path: Path, moment: str) -> None:
-    """Its wreck stops nobody, and goes with the next that is made."""
+def test_maker_killed(
+    tapwright: Tapwright, tmp_path: Path, nothing_left: None, moment: str
+) -> None:
+    """Its wreck goes, and it stops nobody: the guest is booted."""
     templates = tmp_path / "template"
     config = tapwright.configuration(template=templates)
-    making = tapwright.start("sandbox", "run", "maker", config=config)
+    making = tapwright.start("sandbox", "run", "maker", "--json", config=config)
     pattern = "*/state" if moment == "saving" else "*"
-    assert eventually(lambda: templates.exists() and any(templates.glob(pattern)), 60)
-    supervisor = int((tapwright.root / "sandboxes" / "maker" / "alive").read_text())
-    os.kill(supervisor, signal.SIGKILL)
-    _, errors = making.communicate(timeout=60)
-    assert making.returncode == 1, errors
-    assert [path.name.startswith(".") for path in templates.iterdir()] == [True]
+    assert eventually(lambda: templates.exists() and any(templates.glob(pattern)))
+    os.kill(maker_of(templates), signal.SIGKILL)
+    output, errors = making.communicate(timeout=60)
+    assert making.returncode == 0, errors
+    assert not is_restored(json.loads(output))
+    assert "the process that made the template was killed" in errors
+    assert list(templates.iterdir()) == []
     done = tapwright.run("sandbox", "run", "heir", "--json", config=config)
     assert done.returncode == 0, done.stderr
     assert is_restored(json.loads(done.stdout))
+    tapwright.delete("maker")
     tapwright.delete("heir")
     assert [path.name.startswith(".") for path in templates.iterdir()] == [False]
 
 
-def test_deleted_while_it_makes_one(tapwright: Tapwright, tmp_path: Path, host: Host) -> None:
+@pytest.mark.parametrize("how", ["killed", "deleted"])
+def test_it_is_made_whoever_has_gone(
+    tapwright: Tapwright, tmp_path: Path, host: Host, how: str
+) -> None:
+    """Once: the next try finds it."""
     before = host.snapshot()
     templates = tmp_path / "template"
     config = tapwright.configuration(template=templates)
-    making = tapwright.start("sandbox", "run", "maker", config=config)
-    assert eventually(lambda: templates.exists() and any(templates.iterdir()), 60)
-    tapwright.delete("maker")
-    _, errors = making.communicate(timeout=60)
-    assert making.returncode == 1, errors
-    assert list(templates.iterdir()) == []
+    making = tapwright.start("sandbox", "run", "first", config=config)
+    assert eventually(lambda: templates.exists() and any(templates.iterdir()))
+    if how == "killed":
+        making.kill()
+        os.kill(int((tapwright.root / "sandboxes" / "first" / "alive").read_text()), signal.SIGKILL)
+    tapwright.delete("first")
+    making.communicate(timeout=60)
+    assert making.returncode == (1 if how == "deleted" else -signal.SIGKILL)
+    done = tapwright.run("sandbox", "run", "second", "--json", config=config)
+    assert (done.returncode, MAKING in done.stderr) == (0, False), done.stderr
+    assert is_restored(json.loads(done.stdout))
+    tapwright.delete("second")
+    assert [path.name for path in sound(templates)] == [p.name for p in templates.iterdir()]
     host.assert_same(before)
 
 

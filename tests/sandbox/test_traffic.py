@@ -70,6 +70,7 @@ def wait_for_listener(tapwright: Tapwright, name: str, port: int) -> None:
     ), f"nothing listens on port {port}"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("family", "port"), [(4, 7001), (6, 7002)])
 def test_host_to_guest(
     tapwright: Tapwright, pair: tuple[Sandbox, Sandbox], family: int, port: int

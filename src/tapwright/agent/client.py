@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tapwright.agent import protocol
+from tapwright.agent.patience import Patience
 from tapwright.agent.protocol import Frame
 from tapwright.errors import (
     AgentError,
@@ -24,6 +25,8 @@ from tapwright.errors import (
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
+_FRAME_COST = 4096
+_LONGEST_PAUSE = 1.0
 
 # What must be in an answer of the guest, and of which type.
 _SHAPES: dict[str, dict[str, Any]] = {
@@ -73,6 +76,11 @@ class AgentClient:
         self._hello_due = False
         self._background: set[asyncio.Task[None]] = set()
         self.facts: dict[str, Any] = {}
+        # A port and an agent that die leave half a frame, and frames of streams that are over.
+        self._unasked = Patience(at_once=32 << 20, a_second=4 << 20)
+        self._unsound = Patience(at_once=100, a_second=1)
+        self.has_broken_rules = asyncio.Event()
+        """Set when the guest sends what no agent does: it has been taken over, and is to end."""
         self._reader = asyncio.create_task(self._read())
         if not session:
             self._greet()
@@ -87,6 +95,17 @@ class AgentClient:
         if self._reader.done():
             raise AgentError("the agent's port was closed")
         return self.facts
+
+    async def renew(self, timeout: float) -> dict[str, Any]:
+        """Open another session, with which the guest gets entropy, and nothing goes on that was
+        before; return what the agent says of itself. Raises AgentError."""
+        self._check()
+        self._fail_streams("another session begins")
+        self._ready.clear()
+        self.facts = {}
+        self._after_whole = not self._torn
+        self._greet()
+        return await self.connect(timeout)
 
     async def call(self, op: str, timeout: float = 15.0, **arguments: Any) -> dict[str, Any]:
         """Have the agent do something; return its reply. Raises AgentError, AgentRefusedError."""
@@ -213,26 +232,41 @@ class AgentClient:
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
+        reason = "the agent's port was closed"
+        decoder = self._decoder
         try:
             while data := await loop.sock_recv(self._socket, _READ_BYTES):
-                for frame in self._decoder.feed(data):
-                    self._take(frame)
+                garbage, unsound = decoder.garbage, decoder.unsound
+                unasked = sum(
+                    0 if self._take(frame) else _cost(frame) for frame in decoder.feed(data)
+                )
+                if self._unsound.spend(decoder.unsound - unsound):
+                    reason = "the guest sends frames with checksums that are wrong, on and on"
+                    _log.error("%s: it is ended", reason)
+                    self.has_broken_rules.set()
+                    break
                 # A guest that never stops sending is not to keep the supervisor from all else.
-                await asyncio.sleep(0)
+                pause = self._unasked.spend(decoder.garbage - garbage + unasked)
+                await asyncio.sleep(min(pause, _LONGEST_PAUSE))
         except OSError:
             pass
         finally:
-            self._fail_streams("the agent's port was closed")
+            self._fail_streams(reason)
             self._ready.set()
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame) -> bool:
+        """Whether somebody waits for it."""
         if frame.kind == protocol.HELLO:
             self._greeted(frame)
-        elif frame.session == self._session and (on_frame := self._streams.get(frame.stream)):
-            if self._within_window(frame):
-                on_frame(frame)
-            else:
-                self._break_stream(frame.stream, "the agent sent more than its window allows")
+            return False
+        on_frame = self._streams.get(frame.stream)
+        if frame.session != self._session or not on_frame:
+            return False
+        if self._within_window(frame):
+            on_frame(frame)
+        else:
+            self._break_stream(frame.stream, "the agent sent more than its window allows")
+        return True
 
     def _greeted(self, frame: Frame) -> None:
         if frame.session == 0:
@@ -273,6 +307,11 @@ class AgentClient:
         task = asyncio.create_task(quietly())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _cost(frame: Frame) -> int:
+    """What a frame that nobody waits for counts, in bytes: a small one takes as long as that."""
+    return len(frame.payload) + _FRAME_COST
 
 
 def failure(op: str, reply: dict[str, Any]) -> AgentError:

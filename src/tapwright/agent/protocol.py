@@ -22,8 +22,11 @@ process carries STDIN, STDOUT and STDERR (an empty one is the end of file), SIGN
 terminal RESIZE. Who receives such data returns CREDIT for what it has passed on; who sends it never
 has more than WINDOW bytes of a channel without credit. So no reader, however slow, makes the other
 end hold more than that. An empty STDOUT or STDERR to the agent says that nobody reads it any more.
-A process of a container is there when STARTED comes, which may be after its first output. The
-stream of a resolver carries a question in each STDOUT, an answer in each STDIN.
+A process of a container is there when STARTED comes, which may be after its first output; OOM says
+that the guest's kernel has killed processes of its container for want of memory. The
+stream of a resolver carries a question in each STDOUT, an answer in each STDIN. A connection that
+is forwarded has a stream with STDIN and STDOUT, of which the agent sends FORWARD_WINDOW bytes at
+most without credit; who follows what listens in the guest gets all of it, as JSON, in each STDOUT.
 
 *Bounds.* A payload is at most MAX_PAYLOAD bytes, an agent serves at most MAX_STREAMS streams. A
 message goes in as many frames as it takes (flag MORE), between which those of other streams may
@@ -58,10 +61,13 @@ MAX_REQUEST = 16 * 1024 * 1024
 """The configuration of a container, which may have 8 MiB, and what is added to that."""
 MAX_STREAMS = 256
 WINDOW = 256 * 1024
+FORWARD_WINDOW = 64 * 1024
+"""Of a connection, of which there may be many more than processes."""
+MAX_LISTENERS = 256
 
 HELLO, REQUEST, REPLY, ERROR, STDIN, STDOUT, STDERR, SIGNAL, CREDIT, CANCEL = range(1, 11)
-STARTED, RESIZE = range(11, 13)
-_LAST_KIND = RESIZE
+STARTED, RESIZE, OOM = range(11, 14)
+_LAST_KIND = OOM
 MORE = 1  # flag: the message goes on in the next frame of the stream
 
 _ENTROPY_BYTES = 64
@@ -192,11 +198,13 @@ def read_json(data: bytes | bytearray) -> dict[str, Any]:
 
 class Decoder:
     """Finds the frames in a byte stream, and steps over all else. `garbage` counts the bytes
-    stepped over."""
+    stepped over, `unsound` what looked like a frame and had another checksum: to find that out
+    takes as long as a frame is, and a sender can have a byte taken for part of a thousand."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self.garbage = 0
+        self.unsound = 0
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take in some bytes, give out the frames that they complete."""
@@ -225,6 +233,7 @@ class Decoder:
             payload = bytes(buffer[body : body + length])
             if zlib.crc32(payload, zlib.crc32(buffer[position : body - 4])) != crc:
                 self.garbage += 1
+                self.unsound += 1
                 position += 1
                 continue
             position = body + length

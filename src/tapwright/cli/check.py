@@ -11,7 +11,7 @@ from tapwright.cli import output
 
 if TYPE_CHECKING:
     from tapwright.config import Config
-    from tapwright.sandbox.readiness import Finding
+    from tapwright.sandbox.finding import Finding
 
 _COLUMNS = 80
 _STATE, _NAME = 9, 13
@@ -41,15 +41,15 @@ def _check(arguments: argparse.Namespace) -> int:
         with open(config.DEFAULT_FILE) as file:
             print(file.read(), end="")
         return 0
-    from tapwright.sandbox import readiness
+    from tapwright.sandbox import finding, readiness
 
     read = config.read(arguments.config)
     conflicts = config.conflicts(read)
     try:
-        host = readiness.findings(read, output.show_progress)
+        host = readiness.findings(read, output.show_progress, arguments.root)
     finally:
         output.end_progress()
-    problems = [finding.name for finding in host if finding.state == readiness.PROBLEM]
+    problems = [found.name for found in host if found.state == finding.PROBLEM]
     problems += ["conflicts in the configuration"] if conflicts else []
     if arguments.json:
         output.print_json(_described(read, host, conflicts, not problems))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import cni_environment as environment
 from tapwright.cli import output
-from tapwright.errors import UsageError
+from tapwright.errors import UsageError, printable, shown
 
 if TYPE_CHECKING:
     from tapwright.cni import CniError, Entry, Run, Runtime
@@ -97,7 +97,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    network = environment.network(arguments)
+    network = environment.network(arguments, any_version=True)
     try:
         _runtime(arguments).delete(network, environment.attachment(arguments))
     except ExceptionGroup as group:
@@ -245,14 +245,15 @@ def _show_run(run: "Run") -> None:
             lines += [f"    {name}:", *(f"      {line}" for line in text.strip().splitlines())]
     if run.problem:
         lines.append(f"    problem: {run.problem}")
-    print("\n".join(lines), file=sys.stderr)
+    lines += [f"    remark: {remark}" for remark in run.remarks]
+    print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
 def _complain(problems: "Iterable[CniError | Exception | str]") -> int:
     """Tell each on stderr; 1 if there are any."""
     status = 0
     for problem in problems:
-        print(f"tapwright: {problem}", file=sys.stderr)
+        print(f"tapwright: {shown(problem)}", file=sys.stderr)
         status = 1
     return status
 

@@ -20,11 +20,11 @@ environment (as cnitool has it):
 """
 
 
-def network(arguments: argparse.Namespace) -> "Network":
+def network(arguments: argparse.Namespace, any_version: bool = False) -> "Network":
     """The network that the command names. Raises ConfigurationError."""
     from tapwright.cni import find_network
 
-    return find_network(net_dir(arguments), arguments.network)
+    return find_network(net_dir(arguments), arguments.network, any_version)
 
 
 def attachment(arguments: argparse.Namespace) -> "Attachment":
@@ -65,12 +65,12 @@ def _capability_args(text: str) -> dict[str, Any]:
     from tapwright.cni import strictjson
 
     try:
-        told = strictjson.parse(text.encode()) if text else {}
+        told = strictjson.parse(text.encode()) if text else None
     except ValueError as error:
         raise UsageError(f"CAP_ARGS is not JSON: {error}") from None
-    if not isinstance(told, dict):
+    if not isinstance(told, dict | None):
         raise UsageError('CAP_ARGS must be a JSON object such as {"mac": "02:00:00:00:00:01"}')
-    return told
+    return told or {}
 
 
 def runtime(arguments: argparse.Namespace, trace: "Trace | None" = None) -> "Runtime":

@@ -10,12 +10,13 @@ from tapwright import command
 from tapwright.cli import version
 from tapwright.cli.oci_options import VERBS
 from tapwright.cli.parser import Parser
-from tapwright.errors import TapwrightError, UsageError
+from tapwright.errors import TapwrightError, UsageError, shown
 
 _GROUPS = {
     "check": "whether this host can run a sandbox, and with which configuration",
     "cni": "run CNI networks and their plugins",
-    "image": "the guest's kernel and initrd",
+    "image": "the guest's kernel, initrd and disk",
+    "kata-ipvs": "load balancing in a running sandbox",
     "kata-network": "NICs and routes of a running sandbox",
     "sandbox": "virtual machines on CNI networks",
 }
@@ -24,7 +25,7 @@ _FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str]) -> int:
     """Run one command of a group; return its exit status."""
-    arguments = _parser(argv).parse_args(argv)
+    arguments = _parser(argv).parse_args(_joined(argv))
     # The supervisor, a process of its own, takes it from there.
     os.environ[command.LOG_LEVEL_VARIABLE] = arguments.log_level
     from tapwright.cni.errors import CniError
@@ -38,13 +39,27 @@ def main(argv: Sequence[str]) -> int:
         return _complain(f"{error}{notes}", _FAILED)
     except PermissionError as error:
         return _complain(f"{error}. Are you root?", _FAILED)
+    except BrokenPipeError:  # who read our output has gone
+        raise
+    except OSError as error:
+        return _complain(error, _FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", _INTERRUPTED)
     return status
 
 
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--parameters VALUE` as one word: argparse would take the value, `--list`, for an option."""
+    words = list(argv)
+    for place, word in enumerate(words[:-1]):
+        if word == "--parameters" and "kata-ipvs" in words:
+            words[place : place + 2] = [f"{word}={words[place + 1]}"]
+            break
+    return words
+
+
 def _complain(what: object, status: int) -> int:
-    print(f"tapwright: {what}", file=sys.stderr)
+    print(f"tapwright: {shown(what)}", file=sys.stderr)
     return status
 
 

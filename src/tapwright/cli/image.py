@@ -15,8 +15,9 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
         help="build the guest image from packages of Debian or Ubuntu",
         description="Build the guest image from today's packages of the host's Debian or Ubuntu. "
         "The same packages and the same Tapwright give the same bytes; an image that is there "
-        "already is kept. Sandboxes use the image that was built, or imported, last. With "
-        "enable_template the template that they start from is made too.",
+        "already is kept. Sandboxes use the image that was built, or imported, last. Where a "
+        "configuration sets enable_template = true, the template that they start from is made too; "
+        "else the first sandbox makes it.",
     )
     command.add_argument(
         "--suite",
@@ -69,7 +70,9 @@ def _build(arguments: argparse.Namespace) -> int:
             arguments.suite,
             arguments.mirror,
         )
-        if configuration.factory.enable_template:
+        # Who only builds an image, to export it say, need not have QEMU or be root.
+        is_wanted = "[factory] enable_template" in configuration.given
+        if is_wanted and configuration.factory.enable_template:
             _make_template(configuration)
     finally:
         output.end_progress()
@@ -87,8 +90,8 @@ def _show(image: Any, as_json: bool) -> None:
 def _make_template(configuration: Any) -> None:
     import asyncio
 
-    from tapwright.sandbox.guest import make_template
     from tapwright.sandbox.planning import Wish, plan
+    from tapwright.supervisor.guest import make_template
 
     output.need_root()
     spec = plan(configuration, Wish(), output.show_progress)
@@ -150,6 +153,7 @@ def _described(image: Any) -> dict[str, Any]:
         "release": image.manifest.get("release", ""),
         "kernel": str(image.kernel),
         "initrd": str(image.initrd),
+        "disk": str(image.disk),
         "kernel_package": " ".join(kernels),
         "packages": packages,
     }

@@ -24,9 +24,10 @@ class Verb(NamedTuple):
 _VERBS = {
     "add-iface": Verb("add_interface", "plug an existing device into the VM", "an interface"),
     "del-iface": Verb("remove_interface", "take a NIC out of the VM", "an interface"),
+    "update-iface": Verb("update_interface", "give a NIC other addresses", "an interface"),
     "list-ifaces": Verb("list_interfaces", "list the NICs of the guest"),
-    "add-route": Verb("add_routes", "add routes in the guest", "a list of routes"),
-    "del-route": Verb("remove_routes", "remove routes in the guest", "a list of routes"),
+    "add-route": Verb("add_routes", "add routes in the guest", "a route, or a list of them,"),
+    "del-route": Verb("remove_routes", "remove routes in the guest", "a route, or a list of them,"),
     "update-routes": Verb("update_routes", "replace the guest's routes", "a list of routes"),
     "list-routes": Verb("list_routes", "list the routes of the guest"),
 }
@@ -37,8 +38,10 @@ An interface:
    "hwAddr":"02:42:20:6f:a3:69","mtu":1500}
   optional: IPAddresses, mtu, queues, vhostUserSocket, linkType
 
-A list of routes:
-  [{"dest":"10.0.0.0/8","gateway":"172.16.0.1","device":"eth-test"}]
+  to update: name, IPAddresses; all else empty or 0
+
+A route, or a list of them, [{…}, …] (update-routes: a list):
+  {"dest":"10.0.0.0/8","gateway":"172.16.0.1","device":"eth-test"}
   optional: gateway, source, scope, metric
 
 Prints the answer as one line of JSON; after a failure null (del-iface: the interface that could
@@ -54,7 +57,9 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
             commands.add_parser(name, help=verb.help, add_help=False)
             continue
         command = commands.add_parser(name, help=verb.help, description=f"{verb.help}.")
-        command.add_argument("id", metavar="ID", help="the sandbox, or the beginning of its id")
+        command.add_argument(
+            "id", metavar="ID", help="the sandbox, one of its containers, or the beginning of an id"
+        )
         if verb.takes:
             command.add_argument(
                 "file", metavar="FILE|-", help=f"{verb.takes} as JSON; - reads standard input"
@@ -64,7 +69,8 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from tapwright.sandbox import client, registry
+    from tapwright.oci import pods
+    from tapwright.sandbox import client
 
     verb: Verb = arguments.verb
     content: Json = None
@@ -72,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         output.need_root()
         content = _read(arguments.file) if verb.takes else None
-        sandbox = registry.find(arguments.root, arguments.id)
+        sandbox = pods.sandbox_of(arguments.root, arguments.id)
         answer = call(sandbox, content) if verb.takes else call(sandbox)
     except TapwrightError as error:
         # Of an interface that could not be removed, what is known of it.

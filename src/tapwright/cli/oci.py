@@ -205,16 +205,11 @@ def _ps(call: Call) -> int:
         return 0
     found = reports.processes(call.root, call.id)
     rows = [
-        [str(entry["uid"]), str(entry["pid"]), str(entry["ppid"]), _shown(entry["command"])]
+        [str(entry["uid"]), str(entry["pid"]), str(entry["ppid"]), " ".join(entry["command"])]
         for entry in found
     ]
     _print_table(["UID", "PID", "PPID", "CMD"], rows)
     return 0
-
-
-def _shown(command: "list[str]") -> str:
-    """A command of the guest, which is not to command the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(command))
 
 
 def _pause(call: Call) -> int:
@@ -251,7 +246,7 @@ def _update(call: Call) -> int:
     path = options.text("resources")
     given = {name: options.text(name) for name in options.given()}
     resources = limits.read(path) if path else limits.of_options(given)
-    life.update(call.root, call.id, limits.for_guest(resources, call.log))
+    life.update(call.root, call.id, resources, call.log)
     return 0
 
 

@@ -165,11 +165,13 @@ VERBS = {
         Option("cpu-quota", "US", "processor time in a period"),
         Option("cpu-share", "N", "relative weight"),
         Option("pids-limit", "N", "the most processes"),
+        Option("cpuset-cpus", "LIST", "the host's CPUs that its VM runs on"),
+        Option("cpuset-mems", "LIST", "the host's memory nodes that its VM takes from"),
         *(
             Option(name, "VALUE", "refused: the VM has nothing to set by it")
             for name in (
-                *("blkio-weight", "cpu-rt-period", "cpu-rt-runtime", "cpuset-cpus"),
-                *("cpuset-mems", "l3-cache-schema", "mem-bw-schema"),
+                *("blkio-weight", "cpu-rt-period", "cpu-rt-runtime"),
+                *("l3-cache-schema", "mem-bw-schema"),
             )
         ),
         Option("kernel-memory", "BYTES", "accepted: obsolete"),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tapwright.errors import TapwrightError
+from tapwright.errors import TapwrightError, shown
 
 _COLUMNS = 80
 
@@ -35,18 +35,25 @@ def print_json(content: Any) -> None:
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they must be; the head alone when there are no rows."""
     lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max(len(shown(line[column])) for line in lines) for column in range(len(head))]
     for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        cells = (shown(cell).ljust(width) for cell, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())
 
 
 def show_progress(text: str) -> None:
     """Say what is going on: in place on a terminal, as plain lines elsewhere."""
+    text = shown(text)
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text} …", end="", file=sys.stderr, flush=True)
     else:
         print(text, file=sys.stderr, flush=True)
+
+
+def show_warning(text: str) -> None:
+    """Tell it on a line of its own."""
+    end_progress()
+    print(f"tapwright: {text}", file=sys.stderr, flush=True)
 
 
 def end_progress() -> None:

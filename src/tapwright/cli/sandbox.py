@@ -1,6 +1,7 @@
 """`tapwright sandbox`: run, list, inspect, exec, delete."""
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
 from tapwright.command import LOG_LEVEL_VARIABLE
-from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError
+from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError, shown
 
 if TYPE_CHECKING:
     from tapwright.config import Config
     from tapwright.sandbox.launching import Launch
-    from tapwright.sandbox.registry import Sandbox
+    from tapwright.state.registry import Sandbox
 
 _CAPTURED_BYTES = 64 * 1024 * 1024
 
@@ -49,6 +50,15 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_delete)
+    command = commands.add_parser(
+        "spares",
+        help="list the guests that wait for sandboxes, or end them",
+        description="List the guests that were restored ahead and wait for sandboxes "
+        "([factory] vm_cache_number), with what they hold of the host's memory.",
+    )
+    command.add_argument("--drop", action="store_true", help="end them; print their names")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_spares)
 
 
 def _add_run(commands: Any) -> None:
@@ -56,7 +66,8 @@ def _add_run(commands: Any) -> None:
         "run",
         help="start a sandbox on its networks",
         description="Start a virtual machine and attach it to CNI networks; return when the "
-        "guest is on them. Without --network it is on none.",
+        "guest is on them. Without --network it is on none. The first one makes the template that "
+        "later ones start from, unless enable_template is false.",
     )
     command.add_argument("id", metavar="ID", help="letters, digits, '_', '.', '-'; at most 64")
     command.add_argument(
@@ -147,11 +158,14 @@ def _add_exec(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     output.need_root()
-    from tapwright.sandbox.launching import Launch
+    from tapwright.sandbox.launching import Launch, spares_are_there
 
-    # First of all: it has as much to load as we have.
-    with Launch() as launch:
+    # First of all: it has as much to load as we have. Where there are spares one is likely to do.
+    with contextlib.ExitStack() as stack:
+        launch = None if spares_are_there(arguments.root) else stack.enter_context(Launch())
         sandbox = _run_with(launch, arguments, started)
+    for text in sandbox.record.warnings if sandbox.record else ():
+        print(f"warning: {shown(text)}", file=sys.stderr)
     if arguments.json:
         output.print_json(_described(sandbox))
     else:
@@ -163,32 +177,36 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_with(launch: "Launch", arguments: argparse.Namespace, started: float) -> "Sandbox":
-    from tapwright.sandbox import lifecycle, registry, taps
-    from tapwright.sandbox.planning import Wish, parse_published, plan
+def _run_with(launch: "Launch | None", arguments: argparse.Namespace, started: float) -> "Sandbox":
+    from tapwright.library.sandbox import Sandbox
+    from tapwright.state import registry
 
-    lifecycle.check_id(arguments.id)
-    wish = Wish(
-        networks=[_network(text) for text in arguments.network],
-        published=[parse_published(text) for text in arguments.publish],
-        taps=[taps.parse(text) for text in arguments.tap],
-        netns=os.path.abspath(arguments.netns) if arguments.netns else "",
-        memory_mib=arguments.memory,
-        vcpus=arguments.vcpus,
-    )
     configuration = _config(arguments)
     if configuration.runtime.enable_debug:
         os.environ[LOG_LEVEL_VARIABLE] = "debug"
     try:
-        spec = plan(configuration, wish, output.show_progress)
-        lifecycle.run(arguments.root, arguments.id, spec, output.show_progress, started, launch)
+        Sandbox.run(
+            arguments.id,
+            networks=arguments.network,
+            publish=arguments.publish,
+            taps=arguments.tap,
+            netns=arguments.netns,
+            memory_mib=arguments.memory,
+            vcpus=arguments.vcpus,
+            config=configuration,
+            root=arguments.root,
+            progress=output.show_progress,
+            warn=output.show_warning,
+            launch=launch,
+            started=started,
+        )
     finally:
         output.end_progress()
     return registry.find(arguments.root, arguments.id)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from tapwright.sandbox import registry
+    from tapwright.state import registry
 
     output.need_root()
     sandboxes = registry.listing(arguments.root)
@@ -207,7 +225,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     import json
 
-    from tapwright.sandbox import registry
+    from tapwright.state import registry
 
     output.need_root()
     described = _described(registry.find(arguments.root, arguments.id))
@@ -216,11 +234,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _exec(arguments: argparse.Namespace) -> int:
-    from tapwright.sandbox import registry
-    from tapwright.sandbox.execution import execute
+    from tapwright.library.foreground import attend
+    from tapwright.library.sandbox import Sandbox
 
     output.need_root()
-    sandbox = registry.find(arguments.root, arguments.id)
+    sandbox = Sandbox.find(arguments.id, root=arguments.root)
     environment = dict(_pair(text) for text in arguments.env)
     captured = {"stdout": bytearray(), "stderr": bytearray()}
 
@@ -237,15 +255,10 @@ def _exec(arguments: argparse.Namespace) -> int:
         return write
 
     try:
-        status = execute(
-            sandbox,
-            arguments.argv,
-            stdin=0,
-            stdout=sink("stdout", 1),
-            stderr=sink("stderr", 2),
-            environment=environment,
-            cwd=arguments.cwd,
-        )
+        with sandbox.popen(
+            arguments.argv, stdin=True, env=environment, cwd=arguments.cwd
+        ) as started:
+            status = attend(started, 0, sink("stdout", 1), sink("stderr", 2))
     except BrokenPipeError:
         return 128 + 13  # SIGPIPE: who read our output has gone
     if not arguments.json:
@@ -256,7 +269,8 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    from tapwright.sandbox import lifecycle, registry
+    from tapwright.sandbox import lifecycle
+    from tapwright.state import registry
 
     output.need_root()
     deleted, status = [], 0
@@ -264,18 +278,56 @@ def _delete(arguments: argparse.Namespace) -> int:
         try:
             found = registry.find(arguments.root, given)
             for left in lifecycle.delete(arguments.root, found.id, arguments.force):
-                print(f"tapwright: {found.id}: given up: {left}", file=sys.stderr)
+                print(f"tapwright: {found.id}: given up: {shown(left)}", file=sys.stderr)
             deleted.append(found.id)
         except SandboxNotFoundError:
+            lifecycle.sweep(arguments.root)
             print(f"tapwright: there is no sandbox {given!r}", file=sys.stderr)
         except TapwrightError as error:
-            print(f"tapwright: {error}", file=sys.stderr)
+            print(f"tapwright: {shown(error)}", file=sys.stderr)
             status = 2 if isinstance(error, UsageError) else 1
     if arguments.json:
         output.print_json({"deleted": deleted})
     else:
         print("".join(f"{name}\n" for name in deleted), end="")
     return status
+
+
+def _spares(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from tapwright.sandbox import spares
+
+    output.need_root()
+    if arguments.drop:
+        dropped = spares.drop(arguments.root)
+        if arguments.json:
+            output.print_json(dropped)
+        else:
+            print("".join(f"{name}\n" for name in dropped), end="")
+        return 0
+    found = [(spare, spares.held_mib(spare)) for spare in spares.listing(arguments.root)]
+    reason = spares.last_failure(arguments.root)
+    if arguments.json:
+        listed = [
+            {**dataclasses.asdict(spare), "directory": str(spare.directory), "held_mib": held}
+            for spare, held in found
+        ]
+        output.print_json({"spares": listed, "last_failure": reason})
+        return 0
+    head = "NAME", "STATUS", "MEMORY", "VCPUS", "FILES", "HOLDS", "SINCE"
+    rows = [
+        (
+            *(spare.name, "ready" if spare.is_ready else "being made"),
+            *(f"{spare.memory_mib} MiB", str(spare.vcpus), "yes" if spare.share else "no"),
+            *(f"{held} MiB", _when(spare.since)),
+        )
+        for spare, held in found
+    ]
+    output.print_table(head, rows)
+    if reason:
+        print(f"The last one that came to nothing: {shown(reason)}")
+    return 0
 
 
 def _config(arguments: argparse.Namespace) -> "Config":
@@ -298,7 +350,7 @@ def _described(sandbox: "Sandbox") -> dict[str, Any]:
     """A sandbox as JSON: the same in every command."""
     import dataclasses
 
-    from tapwright.sandbox import ownership
+    from tapwright.state import ownership
 
     described: dict[str, Any] = {"id": sandbox.id, "status": sandbox.status}
     if sandbox.problem:
@@ -314,10 +366,11 @@ def _described(sandbox: "Sandbox") -> dict[str, Any]:
             {"name": network.name, "ifname": network.ifname} for network in record.spec.networks
         ],
         "interfaces": [dataclasses.asdict(interface) for interface in record.interfaces],
+        "warnings": record.warnings,
         "accelerator": record.accelerator,
         "accelerator_reason": record.accelerator_reason,
-        "memory_mib": record.spec.memory_mib,
-        "vcpus": record.spec.vcpus,
+        "memory_mib": record.memory_mib or record.spec.memory_mib,
+        "vcpus": record.vcpus or record.spec.vcpus,
         "supervisor_pid": supervisor,
         "phases": [dataclasses.asdict(phase) for phase in record.phases],
     }
@@ -334,12 +387,11 @@ def _print_sandbox(sandbox: "Sandbox") -> None:
 def _created(sandbox: "Sandbox") -> str:
     if sandbox.record is None:
         return "?"
-    return datetime.fromtimestamp(sandbox.record.created, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    return _when(sandbox.record.created)
 
 
-def _network(text: str) -> tuple[str, str]:
-    name, _, ifname = text.partition(":")
-    return name, ifname
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _pair(text: str) -> tuple[str, str]:

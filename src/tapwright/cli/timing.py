@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tapwright.sandbox.record import Phase
+from tapwright.state.record import Phase
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 

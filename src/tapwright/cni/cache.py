@@ -5,31 +5,39 @@ libcni (libcni/api.go, `cachedInfo`) keeps one file an attachment, <dir>/results
 any other user of libcni, and the other way round. We write it twice: before the first plugin
 runs, without a result, so that a kill in the middle leaves a trace for GC; and at the end, with
 the result.
+
+What we know beyond that is under a key of our own, which libcni passes over, and which a file that
+it wrote has not: the namespace that the path led to, and the whole configuration where plugins came
+from a folder.
 """
 
 import binascii
 import contextlib
 import json
 import os
-from _thread import get_ident
 from typing import Any, NamedTuple
 
-from tapwright.cni import strictjson
+from tapwright.cni import namespaces, strictjson
 from tapwright.cni.errors import CniError
 from tapwright.cni.request import Attachment
 
 DEFAULT_DIRECTORY = "/var/lib/cni"
 _KIND = "cniCacheV1"
+_OURS = "tapwright"
+_MOST_BYTES = 255  # of a name (NAME_MAX, limits.h)
 
 
 class Entry(NamedTuple):
     """One file of the cache. `config` is the network's configuration as it was at ADD; `result` is
-    None when ADD did not get to its end."""
+    None when ADD did not get to its end. `namespace` is the one that the attachment is in, None
+    where it is not known; `whole` the configuration with all its plugins, where that is more."""
 
     network: str
     attachment: Attachment
     config: bytes
     result: dict[str, Any] | None
+    namespace: namespaces.Namespace | None = None
+    whole: bytes = b""
 
 
 def path_of(directory: str, network: str, attachment: Attachment) -> str:
@@ -56,6 +64,7 @@ def write(path: str, entry: Entry) -> None:
         "cniArgs": attachment.args,
         "capabilityArgs": attachment.capability_args,
         "result": entry.result,
+        _OURS: _ours(entry),
     }
     content |= {key: value for key, value in optional.items() if value}
     try:
@@ -65,10 +74,18 @@ def write(path: str, entry: Entry) -> None:
     _replace(path, data)
 
 
+def _ours(entry: Entry) -> dict[str, Any]:
+    ours: dict[str, Any] = {}
+    if entry.namespace:
+        ours["namespace"] = entry.namespace._asdict()
+    if entry.whole != entry.config:
+        ours["whole"] = entry.whole.decode(errors="replace")
+    return ours
+
+
 def _replace(path: str, data: str) -> None:
     folder, name = os.path.split(path)
-    # Not like any attachment's name, and not longer than one may be.
-    temporary = os.path.join(folder, f".{os.getpid()}-{get_ident()}")
+    temporary = _draft(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -81,6 +98,14 @@ def _replace(path: str, data: str) -> None:
         raise CniError(
             f"the attachment can't be remembered in {folder} as {name}: {error.strerror}"
         ) from None
+
+
+def _draft(path: str) -> str:
+    """Where a file is written: not like any attachment's name, and not longer than one may be.
+    Nobody else writes it, for there is a lock on its container, and what a killed one has left goes
+    with the file."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}"[:_MOST_BYTES])
 
 
 def read(path: str) -> Entry | None:
@@ -119,7 +144,10 @@ def _entry(content: Any) -> Entry:
         capability_args=_object(content, "capabilityArgs") or {},
     )
     config = binascii.a2b_base64(content.get("config") or "", strict_mode=True)
-    return Entry(network, attachment, config, _object(content, "result"))
+    ours = _object(content, _OURS) or {}
+    whole = _text(ours, "whole").encode() if "whole" in ours else config
+    namespace = namespaces.from_json(ours.get("namespace"))
+    return Entry(network, attachment, config, _object(content, "result"), namespace, whole)
 
 
 def _text(content: dict[str, Any], key: str) -> str:
@@ -137,8 +165,9 @@ def _object(content: dict[str, Any], key: str) -> dict[str, Any] | None:
 
 
 def remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    for each in (path, _draft(path)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(each)
 
 
 def entries(directory: str) -> tuple[list[Entry], list[str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tapwright.cni import results, versions
+from tapwright.cni import namespaces, results, versions
 from tapwright.cni.errors import CniError, PluginError
 from tapwright.cni.invoke import Invocation, Trace
 from tapwright.cni.network import Network, Plugin
@@ -41,15 +41,30 @@ class Chain(NamedTuple):
     def delete(self, attachment: Attachment, result: Result | None) -> list[CniError]:
         """DEL in reverse, all of it; returns the failures.
 
-        libcni stops at the first one, and what the others hold is lost; we do not.
+        libcni stops at the first one, and what the others hold is lost; we do not. Nor do we give
+        up where the namespace is gone and a plugin insists on one (sbr does, and that of 1.1 on the
+        interface too): it is asked again with a new one, which has just an interface of that name.
         """
         failures = []
         for plugin in reversed(self.network.plugins):
             more = runtime_config(plugin, attachment)
             if result is not None and versions.at_least(self.version, versions.DEL_WITH_RESULT):
                 more["prevResult"] = result
-            failures += self._attempt(plugin, "DEL", attachment_variables(attachment), more)
+            failed = self._attempt(plugin, "DEL", attachment_variables(attachment), more)
+            if failed and not attachment.netns:
+                failed = self._delete_in_stand_in(plugin, attachment, more) and failed
+            failures += failed
         return failures
+
+    def _delete_in_stand_in(
+        self, plugin: Plugin, attachment: Attachment, more: dict[str, Any]
+    ) -> list[CniError]:
+        try:
+            with namespaces.stand_in(attachment.ifname) as path:
+                variables = attachment_variables(attachment._replace(netns=path))
+                return self._attempt(plugin, "DEL", variables, more)
+        except OSError as error:
+            return [CniError(f"no namespace can be made: {error}")]
 
     def check(self, attachment: Attachment, result: Result) -> None:
         """CHECK, up to the first failure. Raises PluginError."""
@@ -60,7 +75,8 @@ class Chain(NamedTuple):
     def gc(self, valid: list[tuple[str, str]]) -> list[CniError]:
         """GC, all of it; returns the failures. `valid` has container ids and interface names."""
         named = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
-        more = {"cni.dev/valid-attachments": named}
+        # By both names: the specification had the second one at first (libcni/api.go).
+        more = {"cni.dev/valid-attachments": named, "cni.dev/attachments": named}
         return [
             failure
             for plugin in self.network.plugins

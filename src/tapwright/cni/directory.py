@@ -7,7 +7,7 @@ file in a folder beside it that has the network's name (section 1, "loadOnlyInli
 import os
 
 from tapwright.cni.errors import ConfigurationError
-from tapwright.cni.network import Document, Network, Plugin, build_network, check_plugin
+from tapwright.cni.network import Document, Network, Plugin, build_network, check_plugin, member
 
 DEFAULT_DIRECTORY = "/etc/cni/net.d"
 _SUFFIXES = (".conf", ".conflist", ".json")
@@ -15,12 +15,13 @@ _MAX_BYTES = 1 << 20
 
 
 def load_networks(
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str], any_version: bool = False
 ) -> tuple[list[Network], list[ConfigurationError]]:
     """All networks of a directory in the order of its files, and what is wrong with the rest.
 
-    The first of several networks of one name wins, and the others are told as problems. A missing
-    directory has no networks.
+    Of several networks of one name the first wins, but a .conflist before all others (libcni,
+    libcni/conf.go, LoadNetworkConf); the others are told as problems. A missing directory has no
+    networks.
     """
     networks: dict[str, Network] = {}
     problems: list[ConfigurationError] = []
@@ -28,9 +29,9 @@ def load_networks(
         paths = _files(directory, _SUFFIXES)
     except OSError as error:
         return [], [ConfigurationError(str(directory), f"can't be read: {error.strerror}")]
-    for path in paths:
+    for path in sorted(paths, key=lambda path: not path.endswith(".conflist")):
         try:
-            network = load_network(path)
+            network = load_network(path, any_version)
             first = networks.setdefault(network.name, network)
             if first is not network:
                 raise ConfigurationError(
@@ -38,12 +39,15 @@ def load_networks(
                 )
         except ConfigurationError as problem:
             problems.append(problem)
-    return list(networks.values()), problems
+    return sorted(networks.values(), key=lambda network: paths.index(network.source)), problems
 
 
-def find_network(directory: str | os.PathLike[str], name: str) -> Network:
-    """The network of that name. Raises ConfigurationError, which tells what there is instead."""
-    networks, problems = load_networks(directory)
+def find_network(
+    directory: str | os.PathLike[str], name: str, any_version: bool = False
+) -> Network:
+    """The network of that name; with `any_version` one of a version that we do not know will do,
+    which can be taken down only. Raises ConfigurationError, which tells what there is instead."""
+    networks, problems = load_networks(directory, any_version)
     for network in networks:
         if network.name == name:
             return network
@@ -54,15 +58,17 @@ def find_network(directory: str | os.PathLike[str], name: str) -> Network:
     )
 
 
-def load_network(path: str) -> Network:
+def load_network(path: str, any_version: bool = False) -> Network:
     """Read one file, and its folder of plugins where it has one. Raises ConfigurationError."""
     document = Document(_read(path), path)
     inlined_only = document.flag("loadOnlyInlinedPlugins")
-    is_single = "type" in document.content and "plugins" not in document.content
+    has_type = member(document.content, "type") is not None
+    is_single = has_type and "plugins" not in document.content
     name = document.content.get("name")
     if inlined_only or is_single or not isinstance(name, str) or "/" in name:
-        return build_network(document, ())
-    return build_network(document, _folder_plugins(os.path.join(os.path.dirname(path), name)))
+        return build_network(document, (), any_version)
+    folder = os.path.join(os.path.dirname(path), name)
+    return build_network(document, _folder_plugins(folder), any_version)
 
 
 def _folder_plugins(folder: str) -> list[Plugin]:

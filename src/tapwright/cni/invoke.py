@@ -1,25 +1,27 @@
 """Runs one plugin for one operation: parameters and configuration in, an answer or a PluginError
 out (section 2)."""
 
+import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tapwright.cni import process, strictjson
+from tapwright.cni import process, results, strictjson
 from tapwright.cni.errors import PluginError
 from tapwright.cni.pluginpath import find_plugin
 
-# Those of an attachment: what our own environment has of them is nobody's order.
 _PARAMETERS = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
+_ANSWERED = ("ADD", "VERSION")
 _SHOWN = 500
 
 
 class Run(NamedTuple):
     """One run of a plugin, for a trace. `environment` has the CNI parameters only; `status` is
     the exit status, minus the signal, or None when it could not be started or was ended;
-    `problem` is empty after a success."""
+    `problem` is empty after a success; `remarks` are on a result that is taken as it is."""
 
     network: str
     plugin: str
@@ -32,6 +34,7 @@ class Run(NamedTuple):
     status: int | None
     seconds: float
     problem: str
+    remarks: tuple[str, ...] = ()
 
 
 Trace = Callable[[Run], None]
@@ -75,12 +78,17 @@ class Invocation(NamedTuple):
     ) -> dict[str, Any] | None:
         """Run the plugin to its end; return the JSON object it printed, None for nothing.
 
-        `variables` are the parameters beside CNI_COMMAND and CNI_PATH. Raises PluginError.
+        Only ADD and VERSION have an answer: what a plugin prints on stdout at other commands is
+        passed over, and what it says on stderr is relayed to ours, as by libcni (pkg/invoke/
+        exec.go, raw_exec.go). `variables` are the parameters beside CNI_COMMAND and CNI_PATH.
+        Raises PluginError.
         """
         path = self.find()
+        # All of them, always, as from libcni (pkg/invoke/args.go): a script may run with set -u.
         parameters = {
-            "CNI_COMMAND": self.command,
+            **dict.fromkeys(_PARAMETERS, ""),
             **variables,
+            "CNI_COMMAND": self.command,
             "CNI_PATH": os.pathsep.join(self.directories),
         }
         stdin = json.dumps(config)
@@ -98,7 +106,9 @@ class Invocation(NamedTuple):
         except PluginError as error:
             self._tell(path, parameters, stdin, done, started, error.message)
             raise
-        self._tell(path, parameters, stdin, done, started, "")
+        remarks = tuple(results.remarks(answer)) if self.command == "ADD" and answer else ()
+        self._tell(path, parameters, stdin, done, started, "", remarks)
+        _relay(done.stderr)
         return answer
 
     def _answer(self, done: process.Finished) -> dict[str, Any] | None:
@@ -107,7 +117,7 @@ class Invocation(NamedTuple):
             raise self.error(done.failure, stderr=stderr)
         if done.status != 0:
             raise self._failure(done, stderr)
-        if not done.stdout.strip():
+        if self.command not in _ANSWERED or not done.stdout.strip():
             return None
         try:
             answer = strictjson.parse(done.stdout)
@@ -115,11 +125,11 @@ class Invocation(NamedTuple):
             raise self.error(
                 f"its output is not JSON ({error}): {_excerpt(done.stdout)!r}", stderr=stderr
             ) from None
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict | None):
             raise self.error(
                 f"its output is not a JSON object: {_excerpt(done.stdout)!r}", stderr=stderr
             )
-        return answer
+        return answer or {}  # null is an empty one to libcni
 
     def _failure(self, done: process.Finished, stderr: str) -> PluginError:
         """From what a failed plugin said, in whatever shape."""
@@ -149,6 +159,7 @@ class Invocation(NamedTuple):
         done: process.Finished | None,
         started: float,
         problem: str,
+        remarks: tuple[str, ...] = (),
     ) -> None:
         if self.trace is None:
             return
@@ -165,14 +176,28 @@ class Invocation(NamedTuple):
                 None if done is None or done.failure else done.status,
                 time.monotonic() - started,
                 problem,
+                remarks,
             )
         )
 
 
+def _relay(stderr: bytes) -> None:
+    """Say what a plugin said on stderr; a daemon may have closed its own, or given it away."""
+    if stderr and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(_printable(stderr.decode(errors="replace")))
+            sys.stderr.flush()
+
+
+def _printable(text: str) -> str:
+    """Without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def _environment(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Ours with the parameters: plugins need the rest too, PATH above all to find iptables."""
-    inherited = {key: value for key, value in os.environ.items() if key not in _PARAMETERS}
-    return {"PATH": os.defpath, **inherited, **parameters}
+    """Ours with the parameters: plugins need the rest too, PATH above all to find iptables, and the
+    trace that they are part of (TRACEPARENT, TRACESTATE, BAGGAGE: libcni, raw_exec.go)."""
+    return {"PATH": os.defpath, **os.environ, **parameters}
 
 
 def _excerpt(output: bytes) -> str:

@@ -3,23 +3,38 @@ Ordering"): one on a container, any number on different ones, and GC only on its
 
 Each lock is a flock(2) that plugins inherit with its descriptor. So it is held as long as any of
 them runs, even when the process that took it was killed in between: a DEL that follows waits for
-the ADD that nobody watches any more, and then finds all that it made.
+the ADD that nobody watches any more, and then finds all that it made. One that takes longer than a
+plugin may is killed by who waits, for nobody else is there to do it.
 
 Three locks in the cache directory, taken in this order only, so that nothing can wait in a circle:
 the directory "locks", which a GC that waits keeps for itself and others pass through, so that they
 can't keep it waiting for ever; the directory "results", shared by all operations on containers and
-exclusive to GC; and a file a container, which is gone when nobody uses it.
+exclusive to GC; and a file a container, which is gone when nobody uses it. On a disk without room
+for that file "results" alone will do, exclusively: so a DEL is possible that makes room.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
+import signal
 import time
 from collections.abc import Iterator
 
 from tapwright.cni.errors import CniError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
+_LOOK_SECONDS = 0.5
+_ORPHANS_SECONDS = 60.0
+"""How long a plugin may run that nobody watches: as long as `Runtime` lets one by default."""
+
+_TAKER = re.compile(r"(?m)^lock:.*\bFLOCK +ADVISORY +\w+ +(\d+) ")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class _NoRoomError(CniError):
+    """A lock's file can't be made for want of room."""
 
 
 @contextlib.contextmanager
@@ -27,12 +42,21 @@ def container(directory: str, container_id: str, timeout: float) -> Iterator[tup
     """Be the only one to work on this container, with no GC going on; gives the descriptors that
     plugins are to inherit. Raises CniError when that can't be had within `timeout` seconds."""
     gate, results = _directories(directory)
-    deadline = time.monotonic() + timeout
+    deadline = _Deadline(timeout)
     with _held(gate, fcntl.LOCK_SH, deadline, "GC"):
         shared = _acquire(results, fcntl.LOCK_SH, deadline, "GC")
     path = os.path.join(gate, f"container-{container_id}")
     try:
-        own = _acquire(path, fcntl.LOCK_EX, deadline, f"another operation on {container_id!r}")
+        try:
+            own = _acquire(path, fcntl.LOCK_EX, deadline, f"another operation on {container_id!r}")
+        except _NoRoomError:
+            # Whoever waits for it, too, is to have it first, or both wait for each other.
+            fcntl.flock(shared, fcntl.LOCK_UN)
+            with _held(
+                results, fcntl.LOCK_EX, deadline, "an operation on a container"
+            ) as all_of_it:
+                yield (all_of_it,)
+            return
         try:
             yield shared, own
         finally:
@@ -47,12 +71,79 @@ def container(directory: str, container_id: str, timeout: float) -> Iterator[tup
 def everything(directory: str, timeout: float) -> Iterator[tuple[int, ...]]:
     """For GC: no operation on any container goes on. Raises CniError like `container`."""
     gate, results = _directories(directory)
-    deadline = time.monotonic() + timeout
+    deadline = _Deadline(timeout)
     with (
         _held(gate, fcntl.LOCK_EX, deadline, "another GC"),
         _held(results, fcntl.LOCK_EX, deadline, "an ADD, DEL or CHECK") as fd,
     ):
         yield (fd,)
+
+
+class _Deadline:
+    """Until when locks are waited for."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        if seconds >= _ORPHANS_SECONDS:
+            # A runtime that was killed just now has left a plugin that is as old as this wait.
+            self._end += 2 * _LOOK_SECONDS
+        self._next_look = 0.0
+
+    def is_over(self, path: str) -> bool:
+        """Whether there is no use in waiting for that lock any longer."""
+        if time.monotonic() >= self._next_look:
+            _end_overdue(path)
+            self._next_look = time.monotonic() + _LOOK_SECONDS
+        return time.monotonic() > self._end
+
+
+def _end_overdue(path: str) -> None:
+    """Kill the plugins that have a lock for too long, and whose runtime, which took it, is gone."""
+    try:
+        lock = os.stat(path)
+    except FileNotFoundError:
+        return
+    pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
+    holders = {pid: takers for pid in pids if (takers := _takers(pid, lock))}
+    for pid, takers in holders.items():
+        if takers & holders.keys():
+            continue  # a runtime that works, or its plugin
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if _age(pid) > _ORPHANS_SECONDS and _takers(pid, lock) == takers:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
+
+def _takers(pid: int, lock: os.stat_result) -> set[int]:
+    """Who took the lock of which a process has the descriptor (proc(5), /proc/PID/fdinfo); nobody
+    where it has it not."""
+    found: set[int] = set()
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for entry in descriptors:
+                if _is(entry.path, lock):
+                    with open(f"/proc/{pid}/fdinfo/{entry.name}") as file:
+                        found |= {int(taker) for taker in _TAKER.findall(file.read())}
+    except OSError:
+        pass  # it has ended, or is not ours
+    return found
+
+
+def _is(path: str, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), file)
+    except OSError:
+        return False
+
+
+def _age(pid: int) -> float:
+    """How many seconds a process runs (proc(5), /proc/PID/stat). Raises OSError."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _directories(directory: str) -> tuple[str, str]:
@@ -69,7 +160,7 @@ def _directories(directory: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _held(path: str, kind: int, deadline: float, holder: str) -> Iterator[int]:
+def _held(path: str, kind: int, deadline: _Deadline, holder: str) -> Iterator[int]:
     fd = _acquire(path, kind, deadline, holder)
     try:
         yield fd
@@ -77,7 +168,7 @@ def _held(path: str, kind: int, deadline: float, holder: str) -> Iterator[int]:
         _release(fd)
 
 
-def _acquire(path: str, kind: int, deadline: float, holder: str) -> int:
+def _acquire(path: str, kind: int, deadline: _Deadline, holder: str) -> int:
     pause = _FIRST_PAUSE
     while True:
         fd = _open(path)
@@ -86,7 +177,7 @@ def _acquire(path: str, kind: int, deadline: float, holder: str) -> int:
             if os.fstat(fd).st_nlink:
                 return fd  # else whoever had it removed the file, and we hold a dead one
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if deadline.is_over(path):
                 os.close(fd)
                 raise CniError(
                     f"{holder} is still running, and holds the lock {path}; try again later"
@@ -104,7 +195,8 @@ def _open(path: str) -> int:
     try:
         return os.open(path, kind | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise CniError(f"the lock {path} can't be opened: {error.strerror}") from None
+        kind_of_error = _NoRoomError if error.errno in _NO_ROOM else CniError
+        raise kind_of_error(f"the lock {path} can't be opened: {error.strerror}") from None
 
 
 def _release(fd: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tapwright.cni import versions
 from tapwright.cni.errors import PluginError
 from tapwright.cni.invoke import Invocation, Trace
-from tapwright.cni.network import Network, Plugin, is_reserved
+from tapwright.cni.network import Network, Plugin, ipam_type, is_reserved
 
 
 class Negotiation:
@@ -78,7 +78,10 @@ def _ask(run: Invocation) -> tuple[str, ...]:
         if error.message == "unknown CNI_COMMAND: VERSION":
             return versions.VERSIONS[:1]
         raise
-    supported = answer.get("supportedVersions", [answer.get("cniVersion")])
+    version = answer.get("cniVersion")
+    # Of 0.2.0, plugins that name none (libcni, pkg/version/plugin.go, Decode).
+    alone = ["0.1.0", "0.2.0"] if version == "0.2.0" else [version]
+    supported = answer.get("supportedVersions") or alone
     if not isinstance(supported, list) or not all(isinstance(v, str) for v in supported):
         raise run.error(f"key 'supportedVersions' of its answer is not a list: {supported!r}")
     return tuple(supported)
@@ -86,5 +89,5 @@ def _ask(run: Invocation) -> tuple[str, ...]:
 
 def _kinds(plugin: Plugin) -> list[str]:
     """The plugin and its delegate."""
-    ipam = plugin.get("ipam", {}).get("type")
+    ipam = ipam_type(plugin)
     return [plugin["type"], ipam] if ipam else [plugin["type"]]

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from tapwright.cni import strictjson
 from tapwright.cni.errors import ConfigurationError
 from tapwright.cni.names import is_name
-from tapwright.cni.versions import VERSIONS
+from tapwright.cni.versions import VERSIONS, number
 
-_VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-z.\-]+)?")
+# With fewer parts than three, as libcni takes them (pkg/version/plugin.go, ParseVersion).
+_VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,2}(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-z.\-]+)?", re.ASCII)
 _RESERVED = ("runtimeConfig", "prevResult")
 
 Plugin = dict[str, Any]
@@ -19,14 +20,16 @@ Plugin = dict[str, Any]
 class Network(NamedTuple):
     """A network: plugin configurations, to be run one after the other.
 
-    `versions` are those the configuration may be run with, highest last; `raw` is a conflist
-    that says all of it, even where parts came from other files; `source` names the file.
+    `versions` are those the configuration may be run with, highest last; `raw` is what libcni
+    would remember of it (a single plugin as a list); `whole` is a conflist that says all of it,
+    even where parts came from other files; `source` names the file.
     """
 
     name: str
     versions: tuple[str, ...]
     plugins: tuple[Plugin, ...]
     raw: bytes
+    whole: bytes
     source: str = ""
     disable_check: bool = False
     disable_gc: bool = False
@@ -41,9 +44,29 @@ class Network(NamedTuple):
         return {
             name
             for plugin in self.plugins
-            for name, enabled in plugin.get("capabilities", {}).items()
+            for name, enabled in capabilities_of(plugin).items()
             if enabled
         }
+
+
+def capabilities_of(plugin: Plugin) -> dict[str, Any]:
+    """What a plugin says it can be told, by name; null says no."""
+    return member(plugin, "capabilities") or {}
+
+
+def ipam_type(plugin: Plugin) -> str:
+    """The plugin that one delegates its addresses to, empty for none."""
+    return member(member(plugin, "ipam") or {}, "type") or ""
+
+
+def member(holder: dict[str, Any], key: str) -> Any:
+    """A value by its key, None where there is none. As in Go (encoding/json), capitals make no
+    difference, and the last of several counts."""
+    found = holder.get(key)
+    for name, value in holder.items():
+        if name.lower() == key.lower():
+            found = value
+    return found
 
 
 def is_reserved(key: str) -> bool:
@@ -53,13 +76,14 @@ def is_reserved(key: str) -> bool:
     return key in _RESERVED or key.startswith("cni.dev/")
 
 
-def parse_network(raw: bytes, source: str) -> Network:
+def parse_network(raw: bytes, source: str, any_version: bool = False) -> Network:
     """Read a list of plugins or a single one; `source` names it in errors.
 
-    Raises ConfigurationError. Knows no files: a network whose plugins lie in a folder beside it is
-    read by `directory.load_network`.
+    Raises ConfigurationError. With `any_version` it may be of one that we do not know, which will
+    do for DEL. Knows no files: a network whose plugins lie in a folder beside it is read by
+    `directory.load_network`.
     """
-    return build_network(Document(raw, source), ())
+    return build_network(Document(raw, source), (), any_version)
 
 
 class Document:
@@ -96,7 +120,9 @@ class Document:
         return value
 
 
-def build_network(document: Document, others: Iterable[Plugin]) -> Network:
+def build_network(
+    document: Document, others: Iterable[Plugin], any_version: bool = False
+) -> Network:
     """The network of a file, with `others` (plugins from its folder) behind its own."""
     content = document.content
     name = content.get("name")
@@ -110,14 +136,17 @@ def build_network(document: Document, others: Iterable[Plugin]) -> Network:
     own = _own_plugins(document)
     if not own and not others:
         raise document.error("plugins", "must be a list of at least one plugin")
-    raw = document.raw
+    raw = whole = document.raw
     if others or "plugins" not in content:
-        raw = _conflist(content, [*own, *others])
+        whole = _conflist(content, [*own, *others])
+    if "plugins" not in content and own:
+        raw = _upconverted(content)
     return Network(
         name=name,
-        versions=_versions(document),
+        versions=_versions(document, any_version),
         plugins=(*own, *others),
         raw=raw,
+        whole=whole,
         source=document.source,
         disable_check=document.flag("disableCheck"),
         disable_gc=document.flag("disableGC"),
@@ -129,7 +158,8 @@ def _own_plugins(document: Document) -> list[Plugin]:
     if document.flag("loadOnlyInlinedPlugins") and "plugins" not in content:
         raise document.error("loadOnlyInlinedPlugins", "can't be true without the key 'plugins'")
     if "plugins" not in content:
-        return [check_plugin(document, content, "")] if "type" in content else []
+        is_plugin = member(content, "type") is not None
+        return [check_plugin(document, content, "")] if is_plugin else []
     plugins = content["plugins"]
     if not isinstance(plugins, list):
         raise document.error("plugins", f"must be a list of plugins, not {_shown(plugins)}")
@@ -140,36 +170,40 @@ def _own_plugins(document: Document) -> list[Plugin]:
 
 
 def check_plugin(document: Document, plugin: Any, place: str) -> Plugin:
-    """A plugin configuration; `place` is its path in the document. Raises ConfigurationError."""
+    """A plugin configuration; `place` is its path in the document. Raises ConfigurationError.
+
+    As libcni's decoder has it, null is as good as nothing, and `Type` as good as `type`.
+    """
     if not isinstance(plugin, dict):
         raise document.error(place, f"must be a JSON object, not {_shown(plugin)}")
     prefix = f"{place}." if place else ""
     _check_type(document, plugin, f"{prefix}type")
-    capabilities = plugin.get("capabilities", {})
-    if not isinstance(capabilities, dict) or not all(
-        isinstance(enabled, bool) for enabled in capabilities.values()
+    capabilities = member(plugin, "capabilities")
+    if not isinstance(capabilities, dict | None) or not all(
+        isinstance(enabled, bool | None) for enabled in (capabilities or {}).values()
     ):
         raise document.error(
             f"{prefix}capabilities", "must be an object whose values are true or false"
         )
-    ipam = plugin.get("ipam", {})
-    if not isinstance(ipam, dict):
+    ipam = member(plugin, "ipam")
+    if not isinstance(ipam, dict | None):
         raise document.error(f"{prefix}ipam", f"must be a JSON object, not {_shown(ipam)}")
-    if "type" in ipam:
-        _check_type(document, ipam, f"{prefix}ipam.type")
-    return plugin
+    if member(ipam or {}, "type") not in (None, ""):
+        _check_type(document, ipam or {}, f"{prefix}ipam.type")
+    return plugin if "type" in plugin else {**plugin, "type": member(plugin, "type")}
 
 
 def _check_type(document: Document, holder: dict[str, Any], key: str) -> None:
-    kind = holder.get("type")
+    kind = member(holder, "type")
     if not isinstance(kind, str) or kind in ("", ".", "..") or re.search(r"[/\\\x00]", kind):
         raise document.error(
             key, f"must be the file name of a plugin, without '/' or '\\', not {_shown(kind)}"
         )
 
 
-def _versions(document: Document) -> tuple[str, ...]:
-    """Those the configuration names and we know (section 1, "Version considerations")."""
+def _versions(document: Document, any_version: bool) -> tuple[str, ...]:
+    """Those the configuration names and we know (section 1, "Version considerations"); where we
+    know none and any will do, the highest."""
     named = document.content.get("cniVersions", [])
     if not isinstance(named, list):
         raise document.error("cniVersions", f"must be a list of versions, not {_shown(named)}")
@@ -178,6 +212,8 @@ def _versions(document: Document) -> tuple[str, ...]:
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
             raise document.error(key, f"must hold versions such as 1.0.0, not {_shown(version)}")
     known = tuple(version for version in VERSIONS if version in (*named, single))
+    if not known and any_version:
+        return (max((*named, *filter(None, [single])), key=number),)
     if not known:
         raise document.error(
             "cniVersions" if named else "cniVersion",
@@ -187,10 +223,19 @@ def _versions(document: Document) -> tuple[str, ...]:
 
 
 def _conflist(content: dict[str, Any], plugins: list[Plugin]) -> bytes:
-    """A conflist that stands for itself: the cache and its readers know nothing of folders."""
+    """A conflist that stands for itself, for who knows nothing of folders."""
     keys = ("cniVersion", "cniVersions", "name", "disableCheck", "disableGC")
-    kept = content if "type" not in content else {k: content[k] for k in keys if k in content}
-    return json.dumps({**kept, "plugins": plugins, "loadOnlyInlinedPlugins": True}).encode()
+    is_single = "plugins" not in content and member(content, "type") is not None
+    kept = {k: content[k] for k in keys if k in content} if is_single else content
+    return json.dumps({**kept, "plugins": plugins}).encode()
+
+
+def _upconverted(content: dict[str, Any]) -> bytes:
+    """What libcni makes of a single plugin (libcni/conf.go, ConfListFromConf): it knows no other
+    keys of a list than these."""
+    version = content.get("cniVersion") or ""
+    network = {"cniVersion": version, "name": content["name"], "plugins": [content]}
+    return json.dumps(network, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from tapwright.cni.errors import CniError
 from tapwright.cni.names import is_interface_name, is_name
-from tapwright.cni.network import Network, Plugin, is_reserved
+from tapwright.cni.network import Network, Plugin, capabilities_of, is_reserved
 
 _EMPTY: Mapping[str, Any] = {}
 
@@ -64,7 +64,7 @@ def derive(network: Network, version: str, plugin: Plugin, **more: Any) -> dict[
     kept = {
         key: value
         for key, value in plugin.items()
-        if key != "capabilities" and not is_reserved(key)
+        if key.lower() != "capabilities" and not is_reserved(key)
     }
     return {**kept, "cniVersion": version, "name": network.name, **more}
 
@@ -72,7 +72,7 @@ def derive(network: Network, version: str, plugin: Plugin, **more: Any) -> dict[
 def runtime_config(plugin: Plugin, attachment: Attachment) -> dict[str, Any]:
     """`runtimeConfig` for `derive`: the arguments of the plugin's capabilities, nothing if it has
     none of them."""
-    capabilities = plugin.get("capabilities", {})
+    capabilities = capabilities_of(plugin)
     told = {
         name: value for name, value in attachment.capability_args.items() if capabilities.get(name)
     }

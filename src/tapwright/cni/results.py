@@ -8,9 +8,14 @@ A result stays the JSON object that the plugin printed, so that no key is lost, 
      "routes": [{"dst", "gw", "mtu", "advmss", "priority", "table", "scope"}],
      "dns": {"nameservers", "domain", "search", "options"}}
 
-Below 1.1.0 an interface has name, mac and sandbox only, and a route dst and gw. Below 1.0.0 each
-of the ips says its "version", "4" or "6". Below 0.3.0 there are "ip4" and "ip6" instead, each
-{"ip", "gateway", "routes"}, and no interfaces.
+Below 1.1.0 an interface has name, mac and sandbox only, and a route dst and gw; but from 0.3.0 on
+what a plugin said beyond that stays, as in libcni, whose types for 1.0.0 and 1.1.0 are the same.
+Below 1.0.0 each of the ips says its "version", "4" or "6". Below 0.3.0 there are "ip4" and "ip6"
+instead, each {"ip", "gateway", "routes"}, and no interfaces.
+
+What is checked is what libcni's decoder checks (pkg/types, pkg/types/100): the types of known keys,
+and that addresses are addresses. Null is as good as nothing, and capitals of keys make no
+difference.
 """
 
 from tapwright.cni.versions import RICH_RESULTS, VERSIONS, at_least
@@ -22,9 +27,21 @@ if TYPE_CHECKING:
 
     Result = dict[str, Any]
 
-_NEW_INTERFACE_KEYS = frozenset(("mtu", "socketPath", "pciID"))
 _NEW_ROUTE_KEYS = frozenset(("mtu", "advmss", "priority", "table", "scope"))
 _FAMILIES = (("ip4", "4"), ("ip6", "6"))
+_TEXT, _NUMBER, _ADDRESS, _NETWORK = "a string", "an integer", "an address", "an ADDRESS/PREFIX"
+_TEXTS = "a list of strings"
+_ROUTE = {"dst": _NETWORK, "gw": _ADDRESS, **dict.fromkeys(sorted(_NEW_ROUTE_KEYS), _NUMBER)}
+_KEYS = {
+    "interfaces": {
+        **dict.fromkeys(("name", "mac", "sandbox", "socketPath", "pciID"), _TEXT),
+        "mtu": _NUMBER,
+    },
+    "ips": {"address": _NETWORK, "gateway": _ADDRESS, "interface": _NUMBER},
+    "routes": _ROUTE,
+}
+_DNS = {"domain": _TEXT, **dict.fromkeys(("nameservers", "search", "options"), _TEXTS)}
+_REQUIRED = ("address", "dst", "ip")
 
 
 def as_version(result: "Any", version: str) -> "Result":
@@ -33,6 +50,8 @@ def as_version(result: "Any", version: str) -> "Result":
     A result that names no version has `version`, that of its configuration (libcni,
     pkg/invoke/exec.go).
     """
+    if version not in VERSIONS:
+        raise ValueError(f"version {version} is not one of {', '.join(VERSIONS)}")
     return convert(check(result, version), version)
 
 
@@ -41,51 +60,111 @@ def check(result: "Any", default_version: str) -> "Result":
     which names the key."""
     if not isinstance(result, dict):
         raise ValueError("a result is a JSON object")
-    version = result.get("cniVersion") or default_version
+    result = _spelled(result, ("cniVersion", "dns", *_KEYS, *(key for key, _ in _FAMILIES)))
+    version = result.get("cniVersion")
+    if not isinstance(version, str) or not version:
+        version = default_version
     if version not in VERSIONS:
         raise ValueError(f"key 'cniVersion': {version!r} is not one of {', '.join(VERSIONS)}")
-    for key in ("interfaces", "ips", "routes"):
-        _expect_objects(result, key, key)
-    for key in ("ip4", "ip6", "dns"):
-        if not isinstance(result.get(key) or {}, dict):
-            raise ValueError(f"key '{key}' is not an object")
+    checked = {**result, "cniVersion": version}
+    for key, keys in _KEYS.items():
+        if key == "ips" and not at_least(version, "1.0.0"):
+            keys = {**keys, "version": _TEXT}
+        if result.get(key):
+            checked[key] = _checked_list(result[key], keys, f"key '{key}'")
+    if result.get("dns"):
+        checked["dns"] = _checked(result["dns"], _DNS, "key 'dns'")
     for key, _ in _FAMILIES:
-        _expect_objects(result.get(key) or {}, "routes", f"{key}.routes")
-    _check_ips(result)
-    return {**result, "cniVersion": version}
+        if result.get(key):
+            checked[key] = _checked_family(result[key], f"key '{key}'")
+    return checked
 
 
-def _expect_objects(container: "Result", key: str, name: str) -> None:
-    entries = container.get(key) or []
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"key '{name}' is not a list of objects")
-    for number, entry in enumerate(entries):
-        if key == "routes" and not isinstance(entry.get("dst"), str):
-            raise ValueError(f"key '{name}', entry {number}: key 'dst' is not a string")
-
-
-def _check_ips(result: "Result") -> None:
-    interfaces = len(result.get("interfaces") or ())
-    for number, entry in enumerate(result.get("ips") or ()):
-        if not isinstance(entry.get("address"), str):
-            raise ValueError(f"key 'ips', entry {number}: key 'address' is not a string")
-        index = entry.get("interface")
-        if index is not None and not (
-            isinstance(index, int) and not isinstance(index, bool) and 0 <= index < interfaces
-        ):
-            raise ValueError(
-                f"key 'ips', entry {number}: key 'interface': {index!r} is not the index of one "
-                f"of the {interfaces} interfaces"
+def remarks(result: "Result") -> "Iterator[str]":
+    """What is odd in a result, and taken all the same, as by every runtime that uses libcni."""
+    interfaces = result.get("interfaces")
+    count = len(interfaces) if isinstance(interfaces, list) else 0
+    ips = result.get("ips")
+    for number, entry in enumerate(ips if isinstance(ips, list) else ()):
+        index = entry.get("interface") if isinstance(entry, dict) else None
+        if isinstance(index, int) and not 0 <= index < count:
+            yield (
+                f"key 'ips', entry {number}: key 'interface': {index} is not the index of one of "
+                f"the {count} interfaces; it counts from 0"
             )
-    for key, _ in _FAMILIES:
-        if result.get(key) and not isinstance(result[key].get("ip"), str):
-            raise ValueError(f"key '{key}': key 'ip' is not a string")
+
+
+def _checked_list(value: "Any", keys: "dict[str, str]", place: str) -> "list[Result]":
+    if not isinstance(value, list):
+        raise ValueError(f"{place} is not a list of objects")
+    return [_checked(entry, keys, f"{place}, entry {n}") for n, entry in enumerate(value)]
+
+
+def _checked_family(value: "Any", place: str) -> "Result":
+    keys = {"ip": _NETWORK, "gateway": _ADDRESS}
+    checked = _checked(value, keys, place, ("routes",))
+    if checked.get("routes"):
+        checked["routes"] = _checked_list(checked["routes"], _ROUTE, f"{place}: key 'routes'")
+    return checked
+
+
+def _checked(
+    value: "Any", keys: "dict[str, str]", place: str, others: tuple[str, ...] = ()
+) -> "Result":
+    """An object with its known keys spelled as they are here, if they have the right types."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is not an object")
+    spelled = _spelled(value, (*keys, *others))
+    for key, wanted in keys.items():
+        found = spelled.get(key)
+        if found is None and key not in _REQUIRED:
+            continue
+        if not _is_right(found, wanted):
+            raise ValueError(f"{place}: key '{key}': {found!r} is not {wanted}")
+    return spelled
+
+
+def _spelled(value: "Result", keys: tuple[str, ...]) -> "Result":
+    """The object, its known keys in our capitals."""
+    ours = {key.lower(): key for key in keys}
+    return {ours.get(key.lower(), key): entry for key, entry in value.items()}
+
+
+def _is_right(value: "Any", wanted: str) -> bool:
+    if wanted is _NUMBER:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if wanted is _TEXTS:
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    if not isinstance(value, str):
+        return False
+    if wanted is _ADDRESS:
+        return not value or bool(_family_of(value))
+    return wanted is _TEXT or _is_network(value)
+
+
+def _is_network(text: str) -> bool:
+    address, slash, prefix = text.partition("/")
+    bits = {"4": 32, "6": 128}.get(_family_of(address), 0)
+    return bool(slash and bits and prefix.isascii() and prefix.isdigit() and int(prefix) <= bits)
+
+
+def _family_of(address: str) -> str:
+    """ "4" or "6", empty for what is no address."""
+    from _socket import AF_INET, AF_INET6, inet_pton  # `socket` would cost every plugin 2 ms
+
+    for family, name in ((AF_INET, "4"), (AF_INET6, "6")):
+        try:
+            inet_pton(family, address)
+        except (OSError, ValueError):
+            continue
+        return name
+    return ""
 
 
 def convert(result: "Result", version: str) -> "Result":
     """A result that `check` has passed, as that version has it.
 
-    What the other version has no word for is left out, nothing else; nothing at all between
+    What the other version has no place for is left out, nothing else; nothing at all between
     equal versions. Raises ValueError when it can't be said: below 0.3.0 a result needs an address.
     """
     source = result["cniVersion"]
@@ -93,9 +172,6 @@ def convert(result: "Result", version: str) -> "Result":
         return result
     rich = dict(result) if at_least(source, RICH_RESULTS) else _split(result)
     rich["cniVersion"] = version
-    if not at_least(version, "1.1.0"):
-        _rewrite(rich, "interfaces", _without(_NEW_INTERFACE_KEYS))
-        _rewrite(rich, "routes", _without(_NEW_ROUTE_KEYS))
     if at_least(version, "1.0.0"):
         _rewrite(rich, "ips", _without(frozenset(("version",))))
     elif at_least(version, RICH_RESULTS):

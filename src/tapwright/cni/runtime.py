@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from tapwright.cni import cache, locks, results, versions
+from tapwright.cni import cache, locks, namespaces, results, versions
 from tapwright.cni.chain import Chain, Result
 from tapwright.cni.errors import CniError, ConfigurationError
 from tapwright.cni.invoke import Trace
@@ -58,7 +58,10 @@ class Runtime:
             chain = self._chain(network, fds)
             chain.find_all("ADD")
             _expect_none(cache.read(path), network, attachment, path)
-            entry = cache.Entry(network.name, attachment, network.raw, None)
+            namespace = namespaces.at(attachment.netns)
+            entry = cache.Entry(
+                network.name, attachment, network.raw, None, namespace, network.whole
+            )
             cache.write(path, entry)
             result = None
             try:
@@ -78,9 +81,11 @@ class Runtime:
     def delete(self, network: Network, attachment: Attachment) -> None:
         """Run the chain's DEL in reverse, with the remembered result where there is one.
 
-        `args` and `capability_args` that the attachment does not give are those of its ADD. A
-        plugin that fails does not keep the others from running. Raises an ExceptionGroup of
-        PluginErrors; the attachment stays remembered then, so that it can be tried again.
+        `args` and `capability_args` that the attachment does not give are those of its ADD. When
+        its path leads to another namespace than at ADD, or to none, plugins are told of none, and
+        leave that one alone. A plugin that fails does not keep the others from running. The network
+        may be of a version that we do not know. Raises an ExceptionGroup of PluginErrors; the
+        attachment stays remembered then, so that it can be tried again.
         """
         check_attachment(attachment)
         path = self._path(network, attachment)
@@ -90,7 +95,7 @@ class Runtime:
             except CniError:
                 # Torn: DEL has to do without a result, as after a lost cache, and takes the file.
                 entry = None
-            self._delete(self._chain(network, fds), attachment, entry)
+            self._delete(self._chain(network, fds, any_version=True), attachment, entry)
 
     def check(self, network: Network, attachment: Attachment) -> bool:
         """Run the chain's CHECK with the result of its ADD.
@@ -101,12 +106,6 @@ class Runtime:
         check_attachment(attachment)
         path = self._path(network, attachment)
         with self._container(attachment) as fds:
-            entry = cache.read(path)
-            if entry is None or entry.result is None or not _is_of(entry, network, attachment):
-                raise CniError(
-                    f"{_described(attachment)} is not attached to network {network.name!r}, so "
-                    "there is nothing to check"
-                )
             chain = self._chain(network, fds)
             if not versions.at_least(chain.version, versions.CHECK):
                 raise CniError(
@@ -115,6 +114,13 @@ class Runtime:
                 )
             if network.disable_check:
                 return False
+            entry = cache.read(path)
+            if entry is None or entry.result is None or not _is_of(entry, network, attachment):
+                raise CniError(
+                    f"{_described(attachment)} is not attached to network {network.name!r}, so "
+                    "there is nothing to check"
+                )
+            _expect_namespace(attachment, entry)
             try:
                 result = results.as_version(entry.result, chain.version)
             except ValueError as error:
@@ -135,6 +141,7 @@ class Runtime:
         deleted: list[cache.Entry] = []
         failures: list[CniError] = []
         with locks.everything(self.cache_directory, self.timeout) as fds:
+            chain = self._chain(network, fds)
             entries, problems = cache.entries(self.cache_directory)
             entries = [entry for entry in entries if entry.network == network.name]
             keep = {_pair(e) for e in entries if _is_alive(e)} if valid is None else set(valid)
@@ -143,7 +150,6 @@ class Runtime:
                     failed = self._delete_stale(network, entry, fds)
                     failures += failed
                     deleted += [] if failed else [entry]
-            chain = self._chain(network, fds)
             if versions.at_least(chain.version, versions.GC):
                 failures += chain.gc(sorted(keep))
         if failures:
@@ -169,8 +175,16 @@ class Runtime:
 
     def validate(self, network: Network) -> list[str]:
         """What would keep the network from working, in words: plugins that are missing or do not
-        know its version, and reserved keys, which are not passed on."""
-        return self._negotiation.problems(network)
+        know its version, reserved keys, which are not passed on, and what is odd in the results of
+        its attachments."""
+        entries, _ = self.attachments()
+        odd = [
+            f"network {network.name!r}: the result of {_described(entry.attachment)}: {remark}"
+            for entry in entries
+            if entry.network == network.name
+            for remark in results.remarks(entry.result or {})
+        ]
+        return self._negotiation.problems(network) + odd
 
     def attachments(self) -> tuple[list[cache.Entry], list[str]]:
         """All that is remembered, and what is wrong with the other files of the cache."""
@@ -182,8 +196,13 @@ class Runtime:
     def _container(self, attachment: Attachment) -> Any:
         return locks.container(self.cache_directory, attachment.container_id, self.timeout)
 
-    def _chain(self, network: Network, fds: Sequence[int] = ()) -> Chain:
+    def _chain(self, network: Network, fds: Sequence[int] = (), any_version: bool = False) -> Chain:
         version = self._negotiation.choose(network)
+        if version not in versions.VERSIONS and not any_version:
+            raise CniError(
+                f"network {network.name!r} has version {version}, which is not one that we know "
+                f"({', '.join(versions.VERSIONS)}); it can be taken down only"
+            )
         return Chain(network, version, self.plugin_path, self.timeout, self.trace, fds)
 
     def _delete(self, chain: Chain, attachment: Attachment, entry: cache.Entry | None) -> None:
@@ -191,6 +210,7 @@ class Runtime:
         is_ours = entry is None or _is_of(entry, network, attachment)
         if entry is not None and is_ours:
             attachment = _completed(attachment, entry)
+            attachment = attachment._replace(netns=_own_path(attachment, entry))
             if entry.result is not None:
                 # One that no longer fits the network is no help: libcni goes on without it too.
                 with contextlib.suppress(ValueError):
@@ -206,9 +226,10 @@ class Runtime:
     ) -> list[CniError]:
         """DEL with the configuration of the ADD; with today's where that one can't be read."""
         with contextlib.suppress(ConfigurationError):
-            network = parse_network(entry.config, network.source)
+            network = parse_network(entry.whole, network.source, any_version=True)
         try:
-            self._delete(self._chain(network, fds), entry.attachment, entry)
+            chain = self._chain(network, fds, any_version=True)
+            self._delete(chain, entry.attachment, entry)
         except ExceptionGroup as group:
             return [error for error in group.exceptions if isinstance(error, CniError)]
         return []
@@ -219,9 +240,12 @@ def _pair(entry: cache.Entry) -> tuple[str, str]:
 
 
 def _is_alive(entry: cache.Entry) -> bool:
-    """Whether its namespace exists: the path may be left as an empty file when it has gone."""
+    """Whether its namespace exists: the path may be left as an empty file when it has gone, and
+    may be another one's by now."""
     if not entry.attachment.netns:
         return True
+    if entry.namespace:
+        return namespaces.leads_to(entry.attachment.netns, entry.namespace)
     try:
         return os.stat(entry.attachment.netns).st_dev == os.stat("/proc/self/ns/net").st_dev
     except OSError:
@@ -254,6 +278,24 @@ def _is_of(entry: cache.Entry, network: Network, attachment: Attachment) -> bool
         attachment.container_id,
         attachment.ifname,
     )
+
+
+def _own_path(attachment: Attachment, entry: cache.Entry) -> str:
+    """A path that leads to the namespace of the attachment, empty where there is none any more."""
+    if entry.namespace is None:
+        return attachment.netns
+    for path in filter(None, (attachment.netns, entry.attachment.netns)):
+        if namespaces.leads_to(path, entry.namespace):
+            return path
+    return ""
+
+
+def _expect_namespace(attachment: Attachment, entry: cache.Entry) -> None:
+    if entry.namespace and not namespaces.leads_to(attachment.netns, entry.namespace):
+        raise CniError(
+            f"{attachment.netns} does not lead to the namespace that {_described(attachment)} was "
+            "made in; run DEL, which gives back what it holds"
+        )
 
 
 def _completed(attachment: Attachment, entry: cache.Entry) -> Attachment:

@@ -1,6 +1,9 @@
-"""JSON as Go's decoder takes it: UTF-8, no NaN, no bottomless nesting.
+"""JSON as Go's decoder takes it: no NaN, no bottomless nesting, U+FFFD for bytes that are no UTF-8.
 
-Whatever `parse` returns can be written as JSON again and be read by any plugin.
+Whatever `parse` returns can be written as JSON again and be read by any plugin: the same value, and
+in Go's notation. A whole number is written as one, however the file has it (1e3, 1.0), for a plugin
+in Go takes no other for an integer, and libcni writes it so (it decodes to float64 and encodes
+again: libcni/conf.go, InjectConf). Unlike there, an integer keeps all its digits.
 """
 
 import json
@@ -10,15 +13,15 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 MAX_DEPTH = 100
+_WITH_EXPONENT = 1e21
 
 
 def parse(data: bytes) -> "Any":
     """The value that the bytes stand for. Raises ValueError, which says what is wrong: its
     subclass JSONDecodeError, with line and column, where the text is not JSON."""
     try:
-        value = json.loads(data.decode(), parse_constant=_refuse, parse_float=_finite)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from None
+        text = data.decode(errors="replace")
+        value = json.loads(text, parse_constant=_refuse, parse_float=_number)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
     _check_depth(value)
@@ -29,11 +32,12 @@ def _refuse(constant: str) -> "NoReturn":
     raise ValueError(f"{constant} is not JSON")
 
 
-def _finite(digits: str) -> float:
+def _number(digits: str) -> float | int:
     value = float(digits)
     if value in (float("inf"), float("-inf")):
         raise ValueError(f"the number {digits} is too large")
-    return value
+    # From there on Go, too, writes an exponent (encoding/json/encode.go, floatEncoder).
+    return int(value) if value.is_integer() and abs(value) < _WITH_EXPONENT else value
 
 
 def _check_depth(value: "Any") -> None:

@@ -11,5 +11,12 @@ RICH_RESULTS = "0.3.0"
 
 
 def at_least(version: str, minimum: str) -> bool:
-    """Whether a supported version is `minimum` or later."""
-    return VERSIONS.index(version) >= VERSIONS.index(minimum)
+    """Whether a version is `minimum` or later; it may be one that we do not know."""
+    return number(version) >= number(minimum)
+
+
+def number(version: str) -> tuple[int, ...]:
+    """What versions are compared by: "1.2" comes between "1.1.9" and "1.2.1" (libcni,
+    pkg/version/plugin.go, ParseVersion)."""
+    parts = [int(part) for part in version.split("-")[0].split("+")[0].split(".")]
+    return (*parts, 0, 0)[:3]

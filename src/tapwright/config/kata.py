@@ -1,40 +1,40 @@
 """The keys that Kata Containers has a use for and Tapwright has none: containers, file systems,
 tracing, other hypervisors. They are passed over; a key that neither knows is a mistake.
 
-From pkg/katautils/config.go of kata-containers/runtime (1.x) and of kata-containers (2.x, 3.x).
+From pkg/katautils/config.go of kata-containers/runtime (1.x) and of kata-containers (2.x, 3.x), and
+from openEuler's patches of the former.
 """
 
 _QEMU = """
     block_device_aio block_device_cache_direct block_device_cache_noflush block_device_cache_set
-    block_device_driver cold_plug_vfio confidential_guest cpu_features ctlpath default_maxmemory
-    default_maxvcpus disable_block_device_use disable_guest_selinux disable_image_nvdimm
-    disable_nesting_checks disable_seccomp disable_selinux disk_rate_limiter_bw_max_rate
+    block_device_driver cold_plug_vfio confidential_guest cpu_features ctlpath default_root_ports
+    disable_block_device_use disable_guest_selinux disable_image_nvdimm disable_nesting_checks
+    disable_seccomp disable_selinux disk_rate_limiter_bw_max_rate
     disk_rate_limiter_bw_one_time_burst disk_rate_limiter_ops_max_rate
-    disk_rate_limiter_ops_one_time_burst enable_annotations enable_guest_swap enable_iommu
-    enable_iommu_platform enable_iothreads enable_mem_prealloc enable_numa enable_swap
-    enable_vcpus_pinning enable_vhost_user_store enable_virtio_mem entropy_source
-    extra_monitor_socket firmware firmware_volume guest_hook_path guest_memory_dump_paging
-    guest_memory_dump_path hot_plug_vfio hotplug_vfio_on_root_bus image indep_iothreads jailer_path
-    kernel_verity_params machine_accelerators memory_offset memory_slots msize_9p
-    net_rate_limiter_bw_max_rate net_rate_limiter_bw_one_time_burst
-    net_rate_limiter_ops_max_rate net_rate_limiter_ops_one_time_burst pcie_switch_port pflashes
-    reclaim_guest_freed_memory rootfs_type rootless seccompsandbox sev_snp_guest
-    snp_certs_path snp_guest_policy snp_id_auth snp_id_block
-    tdx_quote_generation_service_socket_port use_legacy_serial use_vsock valid_ctlpaths
+    disk_rate_limiter_ops_one_time_burst enable_guest_swap enable_iommu enable_iommu_platform
+    enable_iothreads enable_mem_prealloc enable_numa enable_swap enable_vcpus_pinning
+    enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket firmware
+    firmware_volume guest_hook_path guest_memory_dump_paging guest_memory_dump_path hot_plug_vfio
+    hotplug_vfio_on_root_bus image indep_iothreads jailer_path kernel_verity_params
+    machine_accelerators memory_offset msize_9p net_rate_limiter_bw_max_rate
+    net_rate_limiter_bw_one_time_burst net_rate_limiter_ops_max_rate
+    net_rate_limiter_ops_one_time_burst pcie_switch_port pflashes reclaim_guest_freed_memory
+    rootfs_type rootless seccompsandbox sev_snp_guest snp_certs_path snp_guest_policy snp_id_auth
+    snp_id_block tdx_quote_generation_service_socket_port use_legacy_serial use_vsock valid_ctlpaths
     valid_entropy_sources valid_file_mem_backends valid_hypervisor_paths valid_jailer_paths
     valid_vhost_user_store_paths valid_virtio_fs_daemon_paths vhost_user_reconnect_timeout_sec
     vhost_user_store_path virtio_fs_cache_size virtio_fs_queue_size
 """
 _RUNTIME = """
-    create_container_timeout dan_conf disable_guest_empty_dir emptydir_mode
-    enable_agent_pidns enable_pprof enable_tracing enable_vcpus_pinning experimental
+    create_container_timeout dan_conf disable_guest_empty_dir emptydir_mode enable_agent_pidns
+    enable_cpu_memory_hotplug enable_pprof enable_tracing enable_vcpus_pinning experimental
     experimental_force_guest_pull guest_selinux_label jaeger_endpoint jaeger_password jaeger_user
     kubelet_root_dir pod_resource_api_sock sandbox_bind_mounts sandbox_cgroup_only
     static_sandbox_resource_mgmt vfio_mode
 """
 _AGENT = """
-    cdh_api_timeout debug_console_enabled dial_timeout enable_debug enable_tracing kernel_modules
-    trace_mode trace_type
+    cdh_api_timeout debug_console_enabled dial_timeout enable_blk_mount enable_debug enable_tracing
+    kernel_modules trace_mode trace_type
 """
 
 KEYS = {
@@ -42,7 +42,7 @@ KEYS = {
     for section, keys in {
         "hypervisor.qemu": _QEMU,
         "runtime": _RUNTIME,
-        "factory": "vm_cache_endpoint vm_cache_number",
+        "factory": "vm_cache_endpoint",
         "image": "provision service_offload",
         "proxy.kata": "enable_debug path",
         "shim.kata": "enable_debug enable_tracing path",
@@ -60,5 +60,5 @@ FAMILIES = ("agent", "hypervisor", "proxy", "shim")
 """Sections in two parts: [family.kind]."""
 
 GUEST_DIRECTORY = "kata-containers"
-"""What directories that hold Kata's guest are called (/usr/share/kata-containers,
-/opt/kata/share/kata-containers)."""
+"""What directories that hold Kata's guest, and its configuration, are called
+(/usr/share/kata-containers, /opt/kata/share/kata-containers, /etc/kata-containers)."""

@@ -3,8 +3,8 @@ that may have been meant."""
 
 import os
 import tomllib
-from collections.abc import Iterable, Iterator
-from dataclasses import Field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, fields, replace
 from typing import Any
 
 from tapwright.config import kata
@@ -31,6 +31,20 @@ def parse(raw: bytes, path: str) -> Config:
     for section, table in _tables(content, path):
         reading.take(section, table)
     return reading.config()
+
+
+def overridden(config: Config, section: str, values: Mapping[str, tuple[str, Any]]) -> Config:
+    """The configuration with other values of a section: for each key who says so, and the value as
+    it would be in a file. Raises ConfigError."""
+    if not values:
+        return config
+    attribute, _ = SECTIONS[section]
+    items = _items(section)
+    found = {
+        key: _Reading(f"annotation {name}")._checked(section, items[key], value)
+        for key, (name, value) in values.items()
+    }
+    return replace(config, **{attribute: replace(getattr(config, attribute), **found)})
 
 
 class _Reading:
@@ -75,6 +89,10 @@ class _Reading:
         if "default_bridges" in qemu:
             # As in Kata, where there are no root ports unless they are asked for.
             qemu.setdefault("pcie_root_port", 0)
+        if self._is_for_kata():
+            # Kata boots each guest unless it is asked not to: guests of a template have more in
+            # common, and who wrote the file has not chosen that.
+            self._values["factory"].setdefault("enable_template", False)
         parts: dict[str, Any] = {
             attribute: kind(**self._values[section])
             for section, (attribute, kind) in SECTIONS.items()
@@ -86,6 +104,11 @@ class _Reading:
             unused=tuple(self._unused),
             warnings=tuple(self._warnings()),
         )
+
+    def _is_for_kata(self) -> bool:
+        """By the directory that it is in, or by what only Kata has a use for."""
+        directories = os.path.abspath(self._path).split("/")[:-1]
+        return bool(self._unused) or kata.GUEST_DIRECTORY in directories
 
     def _take_misplaced(self, value: Any) -> None:
         """Some documents print it in [netmon]; true in either place is true."""
@@ -128,6 +151,8 @@ class _Reading:
         if item.name == "default_vcpus":
             cpus = len(os.sched_getaffinity(0))
             return min(value, cpus) if value > 0 else cpus
+        if item.name == "default_maxvcpus":
+            return min(value, len(os.sched_getaffinity(0)))
         if item.name == "default_bridges":
             return min(value, MOST_BRIDGES)
         return tuple(value) if isinstance(value, list) else value

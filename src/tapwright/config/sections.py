@@ -14,6 +14,7 @@ MOST_BRIDGES = 5
 _NICS_PER_BRIDGE = 30
 
 MODELS = ("tcfilter", "macvtap", "none")
+RULESETS = ("required", "best-effort", "none")
 SHARED_FS = "virtio-fs"
 SHARED_FILESYSTEMS = (SHARED_FS, "virtio-9p", "virtio-fs-nydus", "inline-virtio-fs", "none")
 """Kata's; whichever is chosen, files are shared by the first."""
@@ -21,6 +22,8 @@ CACHES = ("auto", "always", "metadata", "never", "none")
 
 _INT32 = 2**31 - 1
 _MOST_MEMORY = 16 * 1024 * 1024
+_MOST_CPU, _MOST_PIDS = 100 * 8192, 4_194_304
+_MOST_SPARES = 64
 _LEAST_RATE, _MOST_RATE = 8_000, 10**12
 
 
@@ -44,9 +47,11 @@ class Qemu:
     """[hypervisor.qemu]: the virtual machine. Empty `kernel` and `initrd` mean the image we build.
 
     `default_vcpus` and `default_bridges` are what is made of the file's values: at most the host's
-    CPUs, at most 5 bridges. `default_memory` in MiB, `boot_timeout` in seconds, the rates in bits a
+    CPUs, at most 5 bridges; `default_maxvcpus` too, with 0 for all CPUs. `default_memory` in MiB,
+    `default_maxmemory` too, with 0 for all memory; `boot_timeout` in seconds, the rates in bits a
     second with 0 for no limit; `file_mem_backend` is a directory for memory that other processes
     can share. An empty `virtio_fs_daemon` is the first virtiofsd that is installed.
+    `enable_annotations` are regular expressions for the keys that a pod's annotations may change.
     """
 
     path: str = _key("qemu-system-x86_64", blank=True)
@@ -57,6 +62,9 @@ class Qemu:
     accelerator: str = _key("auto", choices=("auto", "kvm", "tcg"))
     default_vcpus: int = _key(1, least=-_INT32 - 1, most=_INT32, blank=True)
     default_memory: int = _key(256, least=LEAST_MEMORY, most=_MOST_MEMORY, blank=True)
+    default_maxvcpus: int = _key(0, most=_INT32)
+    default_maxmemory: int = _key(0, most=_MOST_MEMORY)
+    memory_slots: int = _key(16, least=1, most=256, blank=True)
     default_bridges: int = _key(1, least=1, most=_INT32, blank=True)
     pcie_root_port: int = _key(8, most=MOST_BRIDGES * _NICS_PER_BRIDGE)
     boot_timeout: int = _key(60, least=1, most=3600)
@@ -70,6 +78,7 @@ class Qemu:
     rx_rate_limiter_max_rate: int = _key(0, least=_LEAST_RATE, most=_MOST_RATE, blank=True)
     tx_rate_limiter_max_rate: int = _key(0, least=_LEAST_RATE, most=_MOST_RATE, blank=True)
     enable_debug: bool = False
+    enable_annotations: tuple[str, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -90,21 +99,43 @@ class Netmon:
 
 @dataclass(frozen=True)
 class Runtime:
-    """[runtime]: how interfaces are joined with NICs, whether there is a netns at all, and whether
-    containers have their seccomp filters in the guest too."""
+    """[runtime]: how interfaces are joined with NICs, whether there is a netns at all, what becomes
+    of a guest that can't have the packet rules of the netns, whether containers do without
+    their seccomp filters in the guest, and whether NICs are listed in the short form
+    (`enable_compat_old_cni`, a key of openEuler's).
+
+    `sandbox_cgroup` is the control group below which sandboxes have groups of their own, empty for
+    none: each with at most `cpu_max` hundredths of a CPU, `memory_max` MiB, `pids_max` tasks (0:
+    any). What a platform gives a container or pod is its virtual machine's with an overhead, in the
+    same units.
+    """
 
     internetworking_model: str = _key("tcfilter", choices=MODELS, blank=True)
     disable_new_netns: bool = False
-    disable_guest_seccomp: bool = True
+    netns_rulesets: str = _key("required", choices=RULESETS, blank=True)
+    sandbox_cgroup: str = "/tapwright"
+    cpu_max: int = _key(0, most=_MOST_CPU)
+    memory_max: int = _key(0, most=_MOST_MEMORY)
+    pids_max: int = _key(0, most=_MOST_PIDS)
+    overhead_cpu: int = _key(25, most=_MOST_CPU)
+    overhead_memory: int = _key(384, most=_MOST_MEMORY)
+    overhead_pids: int = _key(256, most=_MOST_PIDS)
+    disable_guest_seccomp: bool = False
+    enable_compat_old_cni: bool = True
     enable_debug: bool = False
 
 
 @dataclass(frozen=True)
 class Factory:
-    """[factory]: whether sandboxes start from a template, and the directory of the templates."""
+    """[factory]: whether sandboxes start from a template, the directory of the templates, and how
+    many MiB of its disk they may take together (0: any); how many guests of each kind are restored
+    ahead, and for how many seconds each of them waits."""
 
-    enable_template: bool = False
+    enable_template: bool = True
     template_path: str = _key("/var/lib/tapwright/template", blank=True)
+    template_limit: int = _key(2048, most=_MOST_MEMORY)
+    vm_cache_number: int = _key(1, most=_MOST_SPARES)
+    spare_seconds: int = _key(600, least=1, most=_INT32)
 
 
 @dataclass(frozen=True)

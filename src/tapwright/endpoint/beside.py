@@ -18,6 +18,18 @@ from tapwright.linux.netlink import Netlink, NetlinkError
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A TAP that a NIC has already, down and without addresses, in a namespace (a descriptor)."""
+
+    name: str
+    netns_fd: int
+
+    @property
+    def netns(self) -> str:
+        return f"/proc/self/fd/{self.netns_fd}"
+
+
+@dataclass(frozen=True)
 class Beside:
     """An interface in the namespace at `netns`; limits in bits a second."""
 
@@ -29,8 +41,8 @@ class Beside:
 
     @property
     def name(self) -> str:
-        """Of the device beside it; at most 15 bytes long."""
-        return f"tap{self.index}_kata" if self.index < 10**7 else f"t{self.index:x}_kata"
+        """Of the device beside it."""
+        return name_of(self.index)
 
     def set_mtu(self, mtu: int) -> None:
         """Have the device follow the interface. Raises OSError."""
@@ -75,11 +87,35 @@ class Beside:
             raise NetworkError(f"{link.name} can't be given a TAP: {error}") from None
         return fd, tap.index
 
+    def bring_tap(self, nl: Netlink, link: Link, waiting: Waiting) -> int:
+        """Have a TAP that waits for it come into the namespace of the socket `nl`, and be what
+        `add_tap` makes; return its index. Raises NetworkError, OSError."""
+        here = os.open(self.netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with netns.entered(waiting.netns), Netlink() as theirs:
+                tap = links.named(theirs, waiting.name)
+                if os.path.sameopenfile(here, waiting.netns_fd):
+                    links.rename(theirs, tap.index, self.name)
+                else:
+                    links.move(theirs, tap.index, here, self.name)
+            index = links.named(nl, self.name).index
+            set_up(nl, index, link)
+        except NetlinkError as error:
+            raise NetworkError(f"{link.name} can't be given a TAP: {error}") from None
+        finally:
+            os.close(here)
+        return index
+
+
+def name_of(index: int) -> str:
+    """That of the device beside the interface with that index; at most 15 bytes long."""
+    return f"tap{index}_kata" if index < 10**7 else f"t{index:x}_kata"
+
 
 def set_up(nl: Netlink, index: int, link: Link) -> None:
     """Mark the device beside an interface as ours, and bring it up. Raises NetlinkError."""
     links.set_alias(nl, index, OUR_ALIAS)
-    links.set_mtu(nl, index, link.mtu)
+    links.set_mtu(nl, index, min(link.mtu, tuntap.LARGEST_MTU))
     if link.txqlen:  # without a queue the interface has no wish for its length
         links.set_txqlen(nl, index, link.txqlen)
     links.leave_ipv6_alone(nl, index)

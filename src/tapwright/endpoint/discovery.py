@@ -1,87 +1,175 @@
 """What plugins (or a person) left in a network namespace, and the same as orders to the agent."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from tapwright.linux import addresses, links, neighbours, netns, routes, tuntap
+from tapwright.endpoint import carried
+from tapwright.errors import NetworkError
+from tapwright.linux import addresses, entries, links, netns, routes, settings, tuntap
 from tapwright.linux.addresses import Address
+from tapwright.linux.entries import Entry, TooManyError
 from tapwright.linux.links import Link
-from tapwright.linux.neighbours import Neighbour
 from tapwright.linux.netlink import Netlink
 from tapwright.linux.routes import Route
+from tapwright.linux.settings import OfInterface
 
 Request = dict[str, Any]
-Item = TypeVar("Item")
 
 OUR_ALIAS = "tapwright"
 """The alias of every device that Tapwright makes in a namespace, by which it is known as ours."""
 
-# Routes of these origins appear by themselves in the guest: the kernel makes them from the
-# addresses, and router advertisements and redirects reach the guest's own stack.
-_RTPROT_REDIRECT, _RTPROT_RA = 1, 9
-_NOT_CARRIED = (routes.RTPROT_KERNEL, _RTPROT_REDIRECT, _RTPROT_RA)
+MOST_ROUTES = 32768
+"""More are not carried: the guest would not come to anything else."""
+_MOST_OTHERS = 8192
 
 
 class Interface(NamedTuple):
-    """An interface of a namespace with all that the guest's NIC takes over from it."""
+    """An interface of a namespace with all that the guest's NIC takes over from it, but for its
+    entries in tables. Its MTU is one that a TAP takes."""
 
     link: Link
     addresses: tuple[Address, ...]
-    routes: tuple[Route, ...]
-    neighbours: tuple[Neighbour, ...]
+    settings: OfInterface = OfInterface()
+    own_mtu: int = 0
+    """Where that is larger."""
+    own_link_local: bool = False
+    """Whether it has link-local addresses, and none of them is the one that a kernel makes of its
+    MAC address: that came later."""
 
     @property
     def is_ready(self) -> bool:
         """Whether it can become a NIC now: up, no port of a bridge (or the like), and no TAP that
         somebody else holds."""
-        tap = tuntap.settings(self.link)
-        return self.link.is_up and not self.link.master and not (tap and tap.taken)
+        return self.link.is_up and not self.link.is_port and not why_not(self.link)
 
     @property
     def is_running(self) -> bool:
         """Whether it has a carrier. A TAP gets that from whoever holds it."""
         return self.link.is_running or self.link.kind == tuntap.KIND
 
+    @property
+    def special_settings(self) -> dict[str, str]:
+        """Those of `conf` that a new interface does not begin with, by PROTOCOL/NAME."""
+        special = self.settings.special(self.link.is_loopback)
+        # The guest's kernel would make one of the MAC address when its NIC comes up.
+        return special | ({settings.ADDRESS_GENERATION: "1"} if self.own_link_local else {})
+
     def with_carrier(self) -> "Interface":
         """The same, as if it had a carrier."""
         return self._replace(link=self.link._replace(flags=self.link.flags | links.IFF_RUNNING))
 
 
+def why_not(link: Link) -> str:
+    """Why an interface can't become a NIC, not even when that is asked for by name and it is down;
+    empty when it can. A TAP can as a port of a bridge, too: the NIC is beyond it."""
+    tap = tuntap.settings(link)
+    if tap and tap.taken:
+        return "it is a TAP that somebody else holds"
+    if link.is_port and not tap:
+        return f"it is a port of a {link.master_kind}, whose frames its are"
+    return ""
+
+
 class Scan(NamedTuple):
-    """The interfaces of a namespace that can be NICs of a VM, and their routes in the order of the
-    kernel: of those to one destination with one metric it takes the first."""
+    """The interfaces of a namespace that can be NICs of a VM; its loopback; and its routes, rules,
+    next hops and static neighbours that no kernel makes by itself, in the order of the kernel: of
+    routes to one destination with one metric it takes the first."""
 
     interfaces: list[Interface]
-    routes: list[Route]
+    loopback: Interface
+    entries: list[Entry]
+
+    def routes(self) -> list[Route]:
+        """Those that are made by somebody, through the interfaces."""
+        own = {interface.link.index for interface in self.interfaces}
+        return [
+            route
+            for entry in self.entries
+            if entry.kind == entries.ROUTE and not entry.absent
+            for route in routes.decode(entry.body)
+            if route.device in own
+        ]
 
 
 def scan(nl: Netlink) -> Scan:
-    """What can be a NIC: Ethernet, not ours, no bridge. That leaves out loopback and the tunnels
-    that kernels put into each new namespace."""
-    found = [route for route in routes.listing(nl) if route.protocol not in _NOT_CARRIED]
-    own_addresses = _by_index(addresses.listing(nl))
-    own_routes = _by_index((route.device, route) for route in found)
-    own_neighbours = _by_index((entry.device, entry) for entry in neighbours.listing(nl))
-    interfaces = [
-        Interface(
-            link=link,
-            addresses=tuple(a for a in own_addresses[link.index] if not a.is_made_from(link.mac)),
-            routes=tuple(own_routes[link.index]),
-            neighbours=tuple(own_neighbours[link.index]),
+    """What can be a NIC: Ethernet, not ours, no bridge. That leaves out the tunnels that kernels
+    put into each new namespace.
+
+    Raises NetworkError when there is more in it than is carried.
+    """
+    own_addresses: dict[int, list[tuple[int, Address]]] = defaultdict(list)
+    of_all = addresses.listing_with_state(nl, _MOST_OTHERS)
+    if len(of_all) > _MOST_OTHERS:
+        raise _too_many(f"more than {_MOST_OTHERS} addresses")
+    for index, state, address in of_all:
+        own_addresses[index].append((state, address))
+    found, loopback = [], None
+    for link, specific in links.listing_with_settings(nl):
+        own = own_addresses[link.index]
+        is_cut = link.mtu > tuntap.LARGEST_MTU and not link.is_loopback
+        interface = Interface(
+            link=link._replace(mtu=tuntap.LARGEST_MTU) if is_cut else link,
+            addresses=tuple(a for _, a in own if not _is_kernels(a, link)),
+            settings=settings.of_interface(specific),
+            own_mtu=link.mtu if is_cut else 0,
+            own_link_local=_has_own_link_local(link, [address for _, address in own]),
         )
-        for link in links.listing(nl)
-        if link.is_ethernet and link.alias != OUR_ALIAS and link.kind != "bridge"
+        if link.is_loopback:
+            loopback = interface
+        elif link.is_ethernet and link.alias != OUR_ALIAS and link.kind != "bridge":
+            found.append(interface)
+    if loopback is None:
+        raise NetworkError("the network namespace has no loopback")
+    with_addresses = [(interface, own_addresses[interface.link.index]) for interface in found]
+    try:
+        return Scan(found, loopback, _entries(nl, with_addresses))
+    except TooManyError as error:
+        raise _too_many(str(error)) from None
+
+
+def _too_many(what: str) -> NetworkError:
+    return NetworkError(
+        f"the network namespace has {what}, which a guest is not given; remove some"
+    )
+
+
+def _has_own_link_local(link: Link, found: Iterable[Address]) -> bool:
+    local = [address for address in found if address.address.startswith("fe80:")]
+    return bool(local) and not any(address.is_made_from(link.mac) for address in local)
+
+
+def _is_kernels(address: Address, link: Link) -> bool:
+    """Whether the guest's kernel makes it by itself."""
+    if link.is_loopback:
+        return str(address) in ("127.0.0.1/8", "::1/128")
+    return address.is_made_from(link.mac)
+
+
+def _entries(
+    nl: Netlink, interfaces: list[tuple[Interface, list[tuple[int, Address]]]]
+) -> list[Entry]:
+    connected = _connected(interfaces)
+    found, missing = carried.routes(entries.routes(nl, MOST_ROUTES), connected)
+    others = [*entries.neighbours(nl, _MOST_OTHERS), *entries.next_hops(nl, _MOST_OTHERS)]
+    rules = carried.rules(entries.rules(nl, _MOST_OTHERS))
+    if missing:
+        # A kernel may have been about to make them, for an address is to be seen before its route.
+        found, missing = carried.routes(entries.routes(nl, MOST_ROUTES), connected)
+    return [*missing, *others, *found, *rules]
+
+
+def _connected(
+    interfaces: list[tuple[Interface, list[tuple[int, Address]]]],
+) -> list[carried.Connected]:
+    """The addresses that the guest's kernel makes routes with."""
+    return [
+        carried.Connected(interface.link.index, address)
+        for interface, own in interfaces
+        if interface.link.is_running and not interface.link.master
+        for state, address in own
+        if carried.makes_a_route(state, address)
     ]
-    own = {interface.link.index for interface in interfaces}
-    return Scan(interfaces, [route for route in found if route.device in own])
-
-
-def _by_index(found: Iterable[tuple[int, Item]]) -> dict[int, list[Item]]:
-    grouped: dict[int, list[Item]] = defaultdict(list)
-    for index, item in found:
-        grouped[index].append(item)
-    return grouped
 
 
 def find(name: str, netns_paths: Iterable[str]) -> tuple[str, Link] | None:
@@ -93,20 +181,37 @@ def find(name: str, netns_paths: Iterable[str]) -> tuple[str, Link] | None:
     return None
 
 
-def interface_request(interface: Interface) -> Request:
-    """The agent's request that makes a NIC of the guest what the interface is."""
+def looks(link: Link) -> Request:
+    """What else an interface is known by, as far as it is none that a new one has."""
+    if link.is_loopback:
+        return {}
+    looks: Request = {}
+    if link.alias:
+        looks["alias"] = link.alias
+    if link.altnames:
+        looks["altnames"] = link.altnames
+    if link.group:
+        looks["group"] = link.group
+    if (flags := link.flags & links.FLAGS_OF_USERS) != links.IFF_MULTICAST:
+        looks["flags"] = flags
+    return looks
+
+
+def interface_request(interface: Interface, wanted: Sequence[Sequence[str]] = ()) -> Request:
+    """The agent's request that makes a NIC of the guest what the interface is, with the settings
+    that are `wanted`: each [path below /proc/sys/net, value]. What its kernel refuses is left
+    out."""
     link = interface.link
-    return {
+    request = {
         "op": "set_interface",
-        "mac": link.mac,
+        "mac": "lo" if link.is_loopback else link.mac,
+        "index": link.index,
         "name": link.name,
         "mtu": link.mtu,
         "txqlen": link.txqlen,
-        "up": link.is_up,
-        "addresses": [address._asdict() for address in interface.addresses],
+        "up": link.is_up or link.is_loopback,
+        **looks(link),
+        "addresses": [address.relative() for address in interface.addresses],
+        "as_far_as_possible": True,
     }
-
-
-def entries(found: Iterable[Route | Neighbour], names: Mapping[int, str]) -> list[Request]:
-    """Routes or neighbours as the agent takes them, devices by name."""
-    return [{**entry._asdict(), "device": names[entry.device]} for entry in found]
+    return {**request, "settings": wanted} if wanted else request

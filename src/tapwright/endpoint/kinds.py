@@ -88,9 +88,20 @@ def is_endpoint(entry: dict[str, Any]) -> bool:
     return entry["kind"] in _KINDS
 
 
+def shape(kind: str) -> dict[str, Any]:
+    """What an entry of an endpoint must have, by `shapes.fits`."""
+    fields = dataclasses.fields(_KINDS[kind])
+    needed = {each.name: each.type for each in fields if each.default is dataclasses.MISSING}
+    return {**needed, "place": str}
+
+
 def of_entry(entry: dict[str, Any]) -> Endpoint:
-    """The endpoint of an entry of the journal, which may hold more."""
+    """The endpoint of an entry of the journal, which may hold more. Raises KeyError where it holds
+    less."""
     cls = _KINDS[entry["kind"]]
     names = {field.name for field in dataclasses.fields(cls)}
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.name not in entry:
+            raise KeyError(field.name)
     endpoint: Endpoint = cls(**{key: value for key, value in entry.items() if key in names})
     return endpoint

@@ -1,20 +1,29 @@
 """The `tcfilter` internetworking model: a TAP beside the interface, and tc filters that send
 every frame across, both ways.
 
-The interface keeps its addresses, but its frames never reach this host's stack: the VM has taken
-its place. Works for whatever carries Ethernet frames: veth, macvlan, bond, the port of a bridge, …
+The interface keeps its addresses, but its frames do not reach this host's stack: the VM has taken
+its place. Of a few the VM has but a copy (`heard`). Works for whatever carries Ethernet frames:
+veth, macvlan, bond, the port of a bridge, …
 """
 
+import errno
+import logging
 import os
 from dataclasses import dataclass
 
-from tapwright.endpoint import limits
-from tapwright.endpoint.beside import Beside, refuse_queues
+from tapwright.endpoint import heard, limits
+from tapwright.endpoint.beside import Beside, Waiting, name_of, refuse_queues
+from tapwright.endpoint.discovery import OUR_ALIAS
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.backends import Tap
 from tapwright.linux import links, tc
 from tapwright.linux.links import Link
-from tapwright.linux.netlink import NetlinkError
+from tapwright.linux.netlink import Netlink, NetlinkError
+
+ON_ANOTHER = ("macvlan", "macvtap")
+"""The kinds of interfaces with a MAC of their own that are on another one."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,17 +48,32 @@ class TcFilter(Beside):
             link = self.link(nl)
             fd, tap = self.add_tap(nl, link)
             try:
-                tc.add_ingress(nl, tap)
-                tc.redirect_ingress(nl, tap, link.index)
-                tc.add_ingress(nl, link.index)
-                tc.redirect_ingress(nl, link.index, tap)
-                links.set_all_multicast(nl, link.index, True)
-                limits.limit_egress(nl, tap, self.rx_limit)
-                limits.limit_egress(nl, link.index, self.tx_limit)
-            except NetlinkError as error:
+                self._join(nl, link, tap)
+            except NetworkError:
                 os.close(fd)
-                raise NetworkError(f"{link.name} can't be joined with a TAP: {error}") from None
+                raise
         return Tap([fd])
+
+    def adopt(self, waiting: Waiting) -> None:
+        """Attach a TAP that a NIC has already. Raises NetworkError, OSError; call `detach` all the
+        same."""
+        with self.inside() as nl:
+            link = self.link(nl)
+            self._join(nl, link, self.bring_tap(nl, link, waiting))
+
+    def _join(self, nl: Netlink, link: Link, tap: int) -> None:
+        try:
+            tc.add_ingress(nl, tap)
+            tc.redirect_ingress(nl, tap, link.index)
+            tc.add_ingress(nl, link.index)
+            if not link.is_port:  # whose frames are not the stack's, but the bridge's
+                _share(nl, link, tap)
+            tc.redirect_ingress(nl, link.index, tap)
+            links.set_all_multicast(nl, link.index, True)
+            limits.limit_egress(nl, tap, self.rx_limit)
+            limits.limit_egress(nl, link.index, self.tx_limit)
+        except NetlinkError as error:
+            raise NetworkError(f"{link.name} can't be joined with a TAP: {error}") from None
 
     def is_joined(self, link: Link, mac: str) -> bool:
         """Filters go when the interface leaves its namespace."""
@@ -63,3 +87,27 @@ class TcFilter(Beside):
                 tc.remove_ingress(nl, self.index)
                 links.set_all_multicast(nl, self.index, self.took_all_multicast)
                 limits.lift_egress(nl, self.index, self.tx_limit)
+
+
+def _share(nl: Netlink, link: Link, tap: int) -> None:
+    """Have the host go on hearing what is its, too, and macvlans on the interface what is theirs,
+    which have NICs of their own. Raises NetlinkError."""
+    try:
+        tc.share_ingress(nl, link.index, tap, heard.PROGRAM)
+        for one in links.listing(nl):
+            if one.kind in ON_ANOTHER and one.parent == link.index and one.mac != link.mac:
+                tc.share_ingress(nl, link.index, tap, heard.of_one_on_it(one.mac))
+        if link.kind in ON_ANOTHER and link.parent:
+            below = links.find(nl, name_of(link.parent))
+            # One that came later than the NIC of the interface that it is on.
+            if below and below.alias == OUR_ALIAS and tc.has_ingress(nl, link.parent):
+                tc.share_ingress(nl, link.parent, below.index, heard.of_one_on_it(link.mac))
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        # The least that the model needs is there all the same.
+        _log.warning(
+            "the kernel lacks cls_bpf: programs on the host, such as the plugin dhcp, hear nothing "
+            "on %s",
+            link.name,
+        )

@@ -8,18 +8,27 @@ dpdkvhostuser) is connected to; else QEMU listens, and the backend comes as a cl
 QEMU 7.2 takes no connected or listening descriptor for vhost-user, and its user has no right to
 the backend's directory. So it is given, behind a descriptor that opens nothing, the right to one
 socket or to one directory of its own, for as long as it takes to open the socket.
+
+Directory and socket are somebody else's, a switch's or QEMU's, who can put a link to any file in
+their place at any moment. So all is done by descriptors, and to sockets only.
 """
 
+import contextlib
+import errno
 import os
 import shutil
 import socket
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.backends import VhostUser
 from tapwright.linux.links import Link
+
+
+class _OtherError(OSError):
+    """There is something else in the place of a socket."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,11 @@ class VhostUserSocket:
 
     def check(self) -> None:
         """Raises NetworkError."""
-        if os.path.lexists(self.socket) and not stat.S_ISSOCK(os.stat(self.socket).st_mode):
-            raise NetworkError(f"vhostUserSocket: {self.socket} is there and is no socket")
+        try:
+            with _place(self.socket) as (directory, name), _opened(directory, name):
+                pass
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def attach(self, queues: int, uid: int) -> VhostUser:
         """Prepare the socket for a QEMU of that user id, which opens it then.
@@ -41,26 +53,9 @@ class VhostUserSocket:
         Raises NetworkError; call `detach` all the same.
         """
         try:
-            return self._attach(max(queues, 1), uid)
+            return _attach(self.socket, max(queues, 1), uid)
         except OSError as error:
-            raise NetworkError(
-                f"vhostUserSocket: {self.socket} can't be used: {error.strerror}"
-            ) from None
-
-    def _attach(self, queues: int, uid: int) -> VhostUser:
-        path = self.socket
-        if _somebody_listens(path):
-            owner = os.stat(path).st_uid
-            os.chown(path, uid, -1)
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            return VhostUser(fd, "", queues, opened=lambda: os.chown(path, owner, -1))
-        _remove_dead(path)
-        workshop = _workshop(path)
-        shutil.rmtree(workshop, ignore_errors=True)
-        workshop.mkdir(mode=0o700)
-        os.chown(workshop, uid, uid)
-        fd = os.open(workshop, os.O_PATH | os.O_CLOEXEC)
-        return VhostUser(fd, Path(path).name, queues, opened=lambda: _publish(path))
+            raise self._unusable(error) from None
 
     def is_joined(self, link: Link, mac: str) -> bool:
         return True
@@ -69,55 +64,128 @@ class VhostUserSocket:
         """The backend's is its own affair."""
 
     def detach(self) -> None:
-        """Remove the socket that QEMU listened on; a backend's own is left, and `owner`'s again.
-        Raises OSError."""
-        shutil.rmtree(_workshop(self.socket), ignore_errors=True)
-        if not _somebody_listens(self.socket):
-            _remove_dead(self.socket)
-        elif self.owner is not None:
-            os.chown(self.socket, self.owner, -1)
+        """Remove the socket that QEMU listened on; a backend's own is left, and `owner`'s again,
+        and so is whatever else is there. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError), _place(self.socket) as (directory, name):
+            _remove_workshop(directory, name)
+            with contextlib.suppress(_OtherError), _opened(directory, name) as fd:
+                if fd is None:
+                    return
+                if not _somebody_listens(fd):
+                    os.unlink(name, dir_fd=directory)
+                elif self.owner is not None:
+                    os.chown(_path(fd), self.owner, -1)
+
+    def _unusable(self, error: OSError) -> NetworkError:
+        return NetworkError(f"vhostUserSocket: {self.socket} can't be used: {error.strerror}")
 
 
 def of(device: str, path: str) -> VhostUserSocket:
     """The endpoint of a socket as it is now."""
     try:
-        owner = os.stat(path).st_uid
+        owner = os.lstat(path).st_uid
     except OSError:
         owner = None
     return VhostUserSocket(device, path, owner)
 
 
-def _publish(path: str) -> None:
+def _attach(path: str, queues: int, uid: int) -> VhostUser:
+    with _place(path) as (directory, name):
+        with _opened(directory, name) as there:
+            if there is not None and _somebody_listens(there):
+                owner = os.fstat(there).st_uid
+                os.chown(_path(there), uid, -1)
+                fd = os.dup(there)
+                return VhostUser(fd, "", queues, opened=lambda: os.chown(_path(fd), owner, -1))
+            if there is not None:
+                os.unlink(name, dir_fd=directory)
+        fd = _made_workshop(directory, name, uid)
+        return VhostUser(fd, name, queues, opened=lambda: _publish(fd, path))
+
+
+def _made_workshop(directory: int, name: str, uid: int) -> int:
+    _remove_workshop(directory, name)
+    os.mkdir(_workshop(name), 0o700, dir_fd=directory)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    made = os.open(_workshop(name), flags, dir_fd=directory)
+    try:
+        if os.fstat(made).st_uid != os.geteuid():
+            raise OSError(errno.EPERM, f"somebody put another {_workshop(name)} beside it")
+        os.fchown(made, uid, uid)
+        return os.open(".", os.O_PATH | os.O_CLOEXEC, dir_fd=made)
+    finally:
+        os.close(made)
+
+
+def _publish(workshop: int, path: str) -> None:
     """Put the socket that QEMU made in its place, for root and the group of the directory: who
-    connects to it sees all of the guest's memory."""
-    made = _workshop(path) / Path(path).name
-    os.chown(made, 0, made.parent.parent.stat().st_gid)
-    made.chmod(0o660)
-    os.link(made, path)  # unlike rename, it does not replace what came in between
-    made.unlink()
-    made.parent.rmdir()
+    connects to it sees all of the guest's memory. Raises OSError."""
+    with _place(path) as (directory, name):
+        with _opened(workshop, name) as made:
+            if made is None:
+                raise FileNotFoundError(errno.ENOENT, "QEMU made no socket")
+            os.chown(_path(made), 0, os.fstat(directory).st_gid)
+            os.chmod(_path(made), 0o660)
+            # Unlike rename, it does not replace what came in between.
+            os.link(_path(made), name, dst_dir_fd=directory, follow_symlinks=True)
+        _remove_workshop(directory, name)
 
 
-def _workshop(path: str) -> Path:
+@contextlib.contextmanager
+def _place(path: str) -> Iterator[tuple[int, str]]:
+    """(descriptor of the directory, name in it) of a socket. Raises OSError."""
+    directory, name = os.path.split(path)
+    fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd, name
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _opened(directory: int, name: str) -> Iterator[int | None]:
+    """A descriptor (O_PATH) of a socket in a directory, None where nothing is. Raises OSError for
+    anything else that is there, and for a socket that has another name too."""
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISLNK(status.st_mode):
+            raise _OtherError(errno.ELOOP, "it is a link; name the socket itself")
+        if not stat.S_ISSOCK(status.st_mode):
+            raise _OtherError(errno.ENOTSOCK, "it is there and is no socket")
+        if status.st_nlink > 1:
+            raise _OtherError(errno.EMLINK, "it has another name, too: it may be another program's")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _path(fd: int) -> str:
+    """What a descriptor that reads nothing leads to, for calls that take no descriptor."""
+    return f"/proc/self/fd/{fd}"
+
+
+def _workshop(name: str) -> str:
     """A directory in which QEMU may make its socket, beside the place of it."""
-    return Path(path).with_name(f".{Path(path).name}.tapwright")
+    return f".{name}.tapwright"
 
 
-def _somebody_listens(path: str) -> bool:
+def _remove_workshop(directory: int, name: str) -> None:
+    # Which follows no link, whatever is put there meanwhile (rmtree.avoids_symlink_attacks).
+    shutil.rmtree(_workshop(name), ignore_errors=True, dir_fd=directory)
+
+
+def _somebody_listens(fd: int) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.setblocking(False)
         try:
-            connection.connect(path)
+            connection.connect(_path(fd))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except BlockingIOError:
             pass  # so many wait there already that we would have to, too
     return True
-
-
-def _remove_dead(path: str) -> None:
-    try:
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
-    except FileNotFoundError:
-        pass

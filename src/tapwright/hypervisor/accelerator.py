@@ -23,6 +23,9 @@ CHOICES = ("auto", "kvm", "tcg")
 _VERDICT = Path("/run/tapwright/accelerator.json")  # /run is empty after each boot of the host
 _DEADLINE = 6.0
 
+CLOSED = "/dev/kvm is not open to QEMU's user, which is not root"
+TO_OPEN = "groupadd -f kvm && chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
+
 
 def known(machine: Machine) -> tuple[str, str] | None:
     """The accelerator for a machine that wants `machine.accelerator`, and why; None where a guest
@@ -52,8 +55,12 @@ async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
         return verdict
     import asyncio
 
-    _VERDICT.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with _VERDICT.with_suffix(".lock").open("w") as lock:
+    try:
+        _VERDICT.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        opened = _VERDICT.with_suffix(".lock").open("w")
+    except OSError:  # a disk that is full costs the time of a guest's boot, and no sandbox
+        return await _probed(machine, progress)
+    with opened as lock:
         # In a thread, for the one that holds it may be booting a guest.
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         return known(machine) or await _probed(machine, progress)
@@ -65,17 +72,15 @@ async def _probed(machine: Machine, progress: Progress) -> tuple[str, str]:
     accelerator, reason = await _probe(machine, progress)
     verdict = {"accelerator": accelerator, "reason": reason, "conditions": conditions}
     temporary = _VERDICT.with_suffix(".new")
-    temporary.write_text(json.dumps(verdict))
-    temporary.rename(_VERDICT)
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(verdict))
+        temporary.rename(_VERDICT)
     return accelerator, reason
 
 
 async def _probe(machine: Machine, progress: Progress) -> tuple[str, str]:
     if not qemu_may_open_kvm():
-        return "tcg", (
-            "/dev/kvm is not open to QEMU's user, which is not root: groupadd -f kvm && "
-            "chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
-        )
+        return "tcg", f"{CLOSED}: {TO_OPEN}"
     import asyncio  # slow to load, and most often not needed
 
     from tapwright.agent.client import AgentClient

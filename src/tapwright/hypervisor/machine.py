@@ -5,13 +5,21 @@ from pathlib import Path
 
 from tapwright.agent.protocol import PORT_NAME
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS, Ports
+from tapwright.hypervisor.ports import DISK_FUNCTION, RNG_ADDRESS, SERIAL_ADDRESS, Ports
 from tapwright.hypervisor.virtiofsd import Daemon
 
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # Its NICs come later, and the agent announces their addresses: QEMU need not, as after a migration,
 # with broadcasts that every guest of a bridge has to look at.
 _RESTORED = ("-incoming", "defer", "-global", "migration.announce-rounds=0")
+_TRANSLATED_MIB = 128
+"""For the guest's code as QEMU has translated it. Left to itself QEMU takes up to 1 GiB
+(accel/tcg/region.c), which no limit of a container reckons with."""
+
+_GROWING = "swiotlb=noforce"
+"""Who could get memory above 4 GiB keeps 64 MiB for devices that don't reach so far
+(arch/x86/kernel/pci-dma.c). There is no such device."""
+
 _KERNEL_PARAMETERS = (
     "console=ttyS0 panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
     "rcupdate.rcu_expedited=1 i8042.noaux=1 i8042.nopnp=1 i8042.dumbkbd=1 random.trust_cpu=on "
@@ -25,10 +33,12 @@ class Machine:
 
     `slots` is how many NICs there is room for. With a `memory_directory` the guest's memory is a
     file there that other processes can share; with `hugepages` it is of the host's huge pages, and
-    can be shared too. Without `vhost` QEMU itself moves the frames of TAPs. With `debug` the
-    guest's kernel tells its console what it does, also before there is one. `share` is the daemon
-    by which it can be shown files of the host, None where it can't. `netns` is the namespace QEMU
-    lives in, None for the caller's.
+    can be shared too. Such memory QEMU is given (`SavedMemory`). Without `vhost` QEMU itself moves
+    the frames of TAPs. With `debug` the guest's kernel tells its console what it does, also before
+    there is one. `share` is the daemon by which it can be shown files of the host, None where it
+    can't. `disk` is a file system that the guest can read what it needs at times from, None where
+    it has none. It can grow (`growth`) to `most_memory_mib`, by as many DIMMs as there are
+    `memory_slots`, and to `most_vcpus`; 0 is what it starts with.
     """
 
     kernel: Path
@@ -37,6 +47,9 @@ class Machine:
     path: str = "qemu-system-x86_64"
     memory_mib: int = 256
     vcpus: int = 1
+    most_memory_mib: int = 0
+    memory_slots: int = 0
+    most_vcpus: int = 0
     machine_type: str = "q35"
     slots: int = 8
     memory_directory: str = ""
@@ -44,13 +57,28 @@ class Machine:
     vhost: bool = True
     debug: bool = False
     share: Daemon | None = None
+    disk: Path | None = None
     kernel_parameters: str = ""
-    netns: str | None = None
 
     @property
     def ports(self) -> Ports:
         """Raises HypervisorError."""
         return Ports(self.machine_type, self.slots, self.share is not None)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the guest is made of."""
+        return (self.kernel, self.initrd, *([self.disk] if self.disk else []))
+
+    @property
+    def can_get_memory(self) -> bool:
+        """Whether there is room for more."""
+        return self.room_mib > 0
+
+    @property
+    def room_mib(self) -> int:
+        """How much memory it may get beside what it starts with."""
+        return max(0, self.most_memory_mib - self.memory_mib) if self.memory_slots else 0
 
     @property
     def has_private_memory(self) -> bool:
@@ -67,21 +95,23 @@ class Machine:
     ) -> list[str]:
         """QEMU's argument list (qemu-system-x86_64(1)). Raises HypervisorError."""
         tcg = self.accelerator == "tcg"
-        memory = saved.backend(self.memory_mib) if saved else self._memory_backend()
+        memory = saved.backend(self.memory_mib) if saved else []
         restored = saved is not None and saved.is_complete
         backend = ",memory-backend=memory" if memory else ""
         beside = ",multifunction=on" if self.share else ""
+        beside_rng = ",multifunction=on" if self.disk else ""
         return [
             self.path,
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-sandbox", _SECCOMP),
             *(
                 "-machine",
-                f"{self.machine_type},accel={self.accelerator},smm=off,vmport=off{backend}",
+                f"{self.machine_type},smm=off,vmport=off,dump-guest-core=off{backend}",
             ),
+            *("-accel", f"tcg,tb-size={_TRANSLATED_MIB}" if tcg else self.accelerator),
             *memory,
             *("-cpu", "max" if tcg else "host"),
-            *("-m", str(self.memory_mib), "-smp", str(self.vcpus)),
+            *("-m", self._memory_size(), "-smp", self._processors()),
             *(_RESTORED if restored else self._guest()),
             *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
             *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
@@ -89,10 +119,21 @@ class Machine:
             *("-chardev", f"socket,id=agent,fd={agent_fd}"),
             *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
             *("-object", "rng-random,id=rng,filename=/dev/urandom"),
-            *("-device", f"virtio-rng-pci,rng=rng,addr={RNG_ADDRESS:#x}"),
+            *("-device", f"virtio-rng-pci,rng=rng,addr={RNG_ADDRESS:#x}{beside_rng}"),
+            *self._disk(),
             *("-device", "vmgenid,guid=auto"),
             *(word for device in self.ports.devices() for word in ("-device", device)),
         ]
+
+    def _memory_size(self) -> str:
+        if not self.can_get_memory:
+            return str(self.memory_mib)
+        return f"{self.memory_mib},slots={self.memory_slots},maxmem={self.most_memory_mib}M"
+
+    def _processors(self) -> str:
+        return str(self.vcpus) + (
+            f",maxcpus={self.most_vcpus}" if self.most_vcpus > self.vcpus else ""
+        )
 
     def _guest(self) -> list[str]:
         """What is started. A guest that is restored has it in its memory: QEMU need not read it."""
@@ -101,35 +142,37 @@ class Machine:
             *("-append", self._parameters()),
         ]
 
+    def _disk(self) -> list[str]:
+        if not self.disk:
+            return []
+        # A comma in a path is written twice (qemu-system-x86_64(1)).
+        path = str(self.disk).replace(",", ",,")
+        return [
+            "-blockdev",
+            f"driver=raw,node-name=disk,read-only=on,file.driver=file,file.filename={path},"
+            "file.locking=off",
+            *("-device", f"virtio-blk-pci,drive=disk,addr={RNG_ADDRESS:#x}.{DISK_FUNCTION}"),
+        ]
+
     def _parameters(self) -> str:
         """The kernel's command line."""
         words = [_KERNEL_PARAMETERS, "earlyprintk=ttyS0" if self.debug else "quiet"]
         if self.accelerator == "tcg":
             # Emulated code does not speculate; the guest would only pay for it.
             words.append("mitigations=off")
+        if self.can_get_memory:
+            words.append(_GROWING)
         return " ".join([*words, self.kernel_parameters]).strip()
-
-    def _memory_backend(self) -> list[str]:
-        if self.hugepages:
-            check_hugepages(self.memory_mib)
-            # Not a file of hugetlbfs, where QEMU's user may not write.
-            options = f"size={self.memory_mib}M,hugetlb=on,share=on"
-            return ["-object", f"memory-backend-memfd,id=memory,{options}"]
-        if self.memory_directory:
-            options = f"size={self.memory_mib}M,mem-path={self.memory_directory},share=on"
-            return ["-object", f"memory-backend-file,id=memory,{options}"]
-        if self.share:
-            return ["-object", f"memory-backend-memfd,id=memory,size={self.memory_mib}M,share=on"]
-        return []
 
 
 @dataclass(frozen=True)
 class SavedMemory:
     """A descriptor that is a guest's memory, and stays the caller's.
 
-    Either it is written by a guest that is to be saved; or it `is_complete`, and QEMU waits for the
-    state of the devices. Then nobody can write to it, and what the guest writes is in pages beside
-    it; or it `is_own`: this guest writes to it, and other processes can share it.
+    Either it is written by a guest that is booted, such as one that is to be saved; or it
+    `is_complete`, and QEMU waits for the state of the devices. Then nobody can write to it, and
+    what the guest writes is in pages beside it; unless it `is_own`: this guest writes to it, and
+    other processes can share it.
     """
 
     fd: int

@@ -13,6 +13,8 @@ from tapwright.errors import HypervisorError
 # The root bus of q35 without host bridge (0x0), what the machine itself has (SERIAL and RNG) and
 # south bridge (0x1f). Of pc: after host bridge (0x0) and south bridge (0x1), below our own.
 SERIAL_ADDRESS, RNG_ADDRESS = 0x10, 0x11
+# Beside RNG, where it takes no place that a NIC could have.
+DISK_FUNCTION = 1
 _ROOT_PORT_ADDRESSES = (*range(0x01, 0x10), *range(0x12, 0x1F))
 _PORTS_PER_ADDRESS = 8
 _SHARE_NUMBER = 0xFF  # no NIC's port has it

@@ -1,38 +1,81 @@
 """QEMU's process: confined, started, and ended when nobody else does.
 
-QEMU gets nothing that it could misuse: a user id of its own, no privileges and no way to new
-ones, a seccomp filter, the sandbox's network namespace, and TAPs, monitor, agent port and console
-as file descriptors. It dies with the supervisor (PR_SET_PDEATHSIG).
+QEMU gets nothing that it could misuse: a jail (`jail`), a user id of its own (`users`), no
+privileges and no way to new ones, filters of system calls, and TAPs, monitor, agent port, console
+and memory as file descriptors. It dies with the supervisor (PR_SET_PDEATHSIG).
 
 Nothing here needs asyncio, so that QEMU can start while the supervisor loads it.
 """
 
 import contextlib
 import os
+import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor import qmp_wire
-from tapwright.hypervisor.machine import Machine, SavedMemory
+from tapwright.hypervisor import jail, qmp_wire, users
+from tapwright.hypervisor.jail import Jail
+from tapwright.hypervisor.machine import Machine, SavedMemory, check_hugepages
 from tapwright.hypervisor.qmp_wire import Command
-from tapwright.linux import libc
-from tapwright.linux.process import die_with
+from tapwright.linux import capabilities, libc, memfd
+from tapwright.linux.process import alone, die_with_other, set_limits
+from tapwright.linux.seccomp import Check, Filter
 
 if TYPE_CHECKING:
     from tapwright.hypervisor.share import Share
 
-# QEMU of sandbox N runs as user BASE + pid of N's supervisor: a number no account has (systemd's
-# docs/UIDS-GIDS.md), and no two living sandboxes share, so one QEMU can't reach for another's.
-_UID_BASE = 0x70000000
-
 _ORPHAN_SECONDS = 2.0
+_FILES = 1 << 14  # TAPs and their vhost, with queues
+_THREADS = 1 << 12  # of its user, to which virtiofsd belongs, too: processors, and workers for both
+
+_PROCESSES = "proc"
+_DEVICES, _KVM = ("dev/null", "dev/urandom"), "dev/kvm"
+# The linker's cache; and what links in /usr/bin lead to on Debian.
+_OF_ETC = ("etc/ld.so.cache", "etc/alternatives")
+_BINARIES = ("bin", "sbin", "libexec")
+_MOST_LINKS = 40  # path_resolution(7)
+
+# What QEMU needs none of, whatever version and however it is wrapped. Its own filter comes on top,
+# and takes from it what only its start takes (new processes). Numbers are those of x86-64.
+_UNIX_ONLY = ((Check(0, (1,)),),)  # AF_UNIX: vhost-user
+_NO_NAMESPACES = ((Check(0, (0,), 0x7E020080),),)  # CLONE_NEW*, CLONE_NEWTIME
+_CHECKED = {41: _UNIX_ONLY, 56: _NO_NAMESPACES}  # socket, clone
+_LACKING = (435,)  # clone3, whose flags are in memory: the C library takes clone then
+_UNKNOWN = 449  # what Linux 5.16 and later have beside: as if they had not
+_REFUSED = (
+    # ptrace, process_vm_readv, process_vm_writev, kcmp
+    *(101, 310, 311, 312),
+    # pidfd_open, pidfd_send_signal, pidfd_getfd, process_madvise, process_mrelease
+    *(434, 424, 438, 440, 448),
+    # unshare, setns, chroot, pivot_root, mount, umount2
+    *(272, 308, 161, 155, 165, 166),
+    # open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr
+    *(428, 429, 430, 431, 432, 433, 442),
+    # mknod, mknodat, name_to_handle_at, open_by_handle_at, fanotify_init, quotactl, quotactl_fd
+    *(133, 259, 303, 304, 300, 179, 443),
+    # acct, swapon, swapoff, reboot, sethostname, setdomainname, iopl, ioperm, vhangup, syslog
+    *(163, 167, 168, 169, 170, 171, 172, 173, 153, 103),
+    # init_module, delete_module, finit_module, kexec_load, kexec_file_load
+    *(175, 176, 313, 246, 320),
+    # settimeofday, adjtimex, clock_settime, clock_adjtime
+    *(164, 159, 227, 305),
+    # add_key, request_key, keyctl, bpf, perf_event_open, userfaultfd, modify_ldt
+    *(248, 249, 250, 321, 298, 323, 154),
+    # io_uring_setup, io_uring_enter, io_uring_register
+    *(425, 426, 427),
+    # shmget, shmat, shmctl, shmdt, semget, semop, semctl, semtimedop
+    *(29, 30, 31, 67, 64, 65, 66, 220),
+    # msgget, msgsnd, msgrcv, msgctl, mq_open, mq_unlink
+    *(68, 69, 70, 71, 240, 241),
+)
 
 
 @dataclass
@@ -43,6 +86,7 @@ class Spawned:
 
     process: subprocess.Popen[bytes]
     uid: int
+    jail: Jail
     share: "Share | None"
     commands: list[str]
     qmp: socket.socket
@@ -56,6 +100,7 @@ class Spawned:
             return
         self.process.kill()
         self.process.wait()
+        self.jail.close()
         if self.share:
             self.share.kill()
 
@@ -67,11 +112,16 @@ def spawn(
 
     Raises HypervisorError.
     """
-    for path in (machine.kernel, machine.initrd):
+    for path in machine.files:
         if not path.exists():
             raise HypervisorError(f"{path} is missing; build an image or name another one")
     commands = [Command("qmp_capabilities"), *commands]
-    spawned = _spawn(machine, saved, commands)
+    memory = saved or _own_memory(machine)
+    try:
+        spawned = _spawn(_resolved(machine), memory, commands)
+    finally:
+        if memory and not saved:
+            os.close(memory.fd)
     if machine.share:
         try:
             # While QEMU starts, which has no use for it before.
@@ -84,65 +134,206 @@ def spawn(
     return spawned
 
 
+def own_memory(machine: Machine, size: int) -> int:
+    """Memory of so many bytes, all zero, that other processes can share, as a machine wants it; its
+    descriptor. Raises OSError."""
+    if machine.memory_directory and not machine.hugepages:
+        return memfd.create_in(machine.memory_directory, size)
+    return memfd.create("tapwright-own", size, huge_pages=machine.hugepages)
+
+
+def _own_memory(machine: Machine) -> SavedMemory | None:
+    """None where QEMU makes its memory itself. Raises HypervisorError."""
+    if machine.has_private_memory:
+        return None
+    if machine.hugepages:
+        check_hugepages(machine.memory_mib)
+    try:
+        fd = own_memory(machine, machine.memory_mib << 20)
+    except OSError as error:
+        where = machine.memory_directory or "a memfd"
+        raise HypervisorError(
+            f"there is no room for the guest's {machine.memory_mib} MiB in {where}: "
+            f"{error.strerror}; give it less (default_memory), or make room"
+        ) from None
+    return SavedMemory(fd, is_complete=False, is_own=True)
+
+
+def _resolved(machine: Machine) -> Machine:
+    """With paths that lead through no links."""
+    return replace(
+        machine,
+        kernel=machine.kernel.resolve(),
+        initrd=machine.initrd.resolve(),
+        disk=machine.disk.resolve() if machine.disk else None,
+    )
+
+
 def _spawn(machine: Machine, saved: SavedMemory | None, commands: Sequence[Command]) -> Spawned:
-    uid = _UID_BASE + os.getpid()
+    uid = users.of(os.getpid())
+    program = os.path.abspath(shutil.which(machine.path) or machine.path)
     pairs = [socket.socketpair() for _ in range(3)]
     qmp, agent, console = (pair[0] for pair in pairs)
     theirs = [pair[1].fileno() for pair in pairs]
     stderr_read, stderr_write = os.pipe()
-    netns_fd = os.open(machine.netns, os.O_RDONLY | os.O_CLOEXEC) if machine.netns else None
-    try:
-        if saved and saved.is_own:
-            os.fchown(saved.fd, uid, uid)
-        qmp_wire.write(qmp, commands)
-        process = subprocess.Popen(
-            machine.command(*theirs, saved=saved),
-            stdin=subprocess.DEVNULL,
-            stdout=stderr_write,
-            stderr=stderr_write,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-            cwd="/",
-            pass_fds=[*theirs, saved.fd] if saved else theirs,
-            preexec_fn=_confinement(uid, netns_fd),
-        )
-    except OSError as error:
-        os.close(stderr_read)
+    with contextlib.ExitStack() as undo:
         for ours in (qmp, agent, console):
-            ours.close()
+            undo.callback(ours.close)
+        undo.callback(os.close, stderr_read)
+        try:
+            kvm = (_KVM,) if machine.accelerator == "kvm" else ()
+            made = _jail(program, machine.files, (*_DEVICES, *kvm))
+            undo.callback(made.close)
+            if saved and saved.is_own:
+                os.fchown(saved.fd, uid, uid)
+            qmp_wire.write(qmp, commands)
+            process = _started(
+                program,
+                machine.command(*theirs, saved=saved),
+                made,
+                stdout=stderr_write,
+                stderr=stderr_write,
+                passed=[*theirs, saved.fd] if saved else theirs,
+                file_bytes=machine.room_mib << 20,
+            )
+        finally:
+            os.close(stderr_write)
+            for _, their_end in pairs:
+                their_end.close()
+        undo.pop_all()
+    names = [command.name for command in commands]
+    return Spawned(process, uid, made, None, names, qmp, agent, console.detach(), stderr_read)
+
+
+def output_of(path: str, *arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a QEMU that says something and ends, as one with a guest is run. Raises HypervisorError,
+    subprocess.TimeoutExpired."""
+    made = _jail(path, [], _DEVICES)
+    try:
+        process = _started(
+            path, [path, *arguments], made, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        with process:
+            try:
+                said = [
+                    each.decode(errors="replace") for each in process.communicate(None, seconds)
+                ]
+            except BaseException:
+                process.kill()
+                raise
+    finally:
+        made.close()
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
+def _started(
+    program: str,
+    command: list[str],
+    made: Jail,
+    *,
+    stdout: int,
+    stderr: int,
+    passed: Collection[int] = (),
+    file_bytes: int = 0,
+) -> subprocess.Popen[bytes]:
+    """It can make no file, and no memory file, that is larger than `file_bytes`: what it gets at
+    first has its size, and what it may grow by is such a file. Raises HypervisorError."""
+    uid = users.of(os.getpid())
+    parent = os.pidfd_open(os.getpid())
+    try:
+        with alone():
+            return subprocess.Popen(
+                command,
+                executable=program,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                cwd="/",
+                pass_fds=passed,
+                preexec_fn=_confinement(made, uid, parent, file_bytes),
+            )
+    except subprocess.SubprocessError:
         raise HypervisorError(
-            f"QEMU ({machine.path}) can't be started: {error.strerror}; install "
+            "QEMU can't be confined; it takes root with all capabilities, and Linux 5.14 or newer"
+        ) from None
+    except OSError as error:
+        raise HypervisorError(
+            f"QEMU ({command[0]}) can't be started: {error.strerror}; install "
             "qemu-system-x86 or set path in [hypervisor.qemu]"
         ) from None
     finally:
-        os.close(stderr_write)
-        if netns_fd is not None:
-            os.close(netns_fd)
-        for _, their_end in pairs:
-            their_end.close()
-    names = [command.name for command in commands]
-    return Spawned(process, uid, None, names, qmp, agent, console.detach(), stderr_read)
+        os.close(parent)
 
 
-def _confinement(uid: int, netns_fd: int | None) -> Callable[[], None]:
+def _jail(program: str, files: Collection[Path], devices: Collection[str]) -> Jail:
+    """With what a QEMU is loaded from, and opens when it starts. Raises HypervisorError."""
+    places = [*jail.system(), *(place for place in _OF_ETC if os.path.exists(f"/{place}"))]
+    devices = [place for place in devices if os.path.exists(f"/{place}")]
+    for path in (*_homes(program), *map(str, files)):
+        place = path.strip("/")
+        if os.path.exists(path) and not any(_is_within(place, other) for other in places):
+            places = [other for other in places if not _is_within(other, place)]
+            places.append(place)
+    try:
+        return Jail.make({place: f"/{place}" for place in (*places, *devices)}, _PROCESSES, devices)
+    except OSError as error:
+        raise HypervisorError(
+            f"QEMU can't be confined: {error}; it takes root, and Linux 5.14 or newer"
+        ) from None
+
+
+def _homes(program: str) -> Iterator[str]:
+    """What a program is loaded from, outside of the directories that all are loaded from: the
+    directory that it is in, or that its `bin` is in; and so for each link on the way to it."""
+    for _ in range(_MOST_LINKS):
+        directory = os.path.dirname(program)
+        if os.path.basename(directory) in _BINARIES:
+            directory = os.path.dirname(directory)
+        yield program if directory == "/" else directory
+        if not os.path.islink(program):
+            break
+        program = os.path.join(os.path.dirname(program), os.readlink(program))
+    real = os.path.realpath(program)
+    if real != program:
+        yield from _homes(real)
+
+
+def _is_within(place: str, other: str) -> bool:
+    return place == other or place.startswith(f"{other}/")
+
+
+def _confinement(made: Jail, uid: int, parent: int, file_bytes: int) -> Callable[[], None]:
     """What the new process does to itself before it becomes QEMU.
 
     In Python between fork and exec, because only there is no moment at which QEMU lives and the
     supervisor's death would pass it by.
     """
-    parent = os.getpid()
     groups = _groups()
+    highest = capabilities.last()
+    confined = Filter(_REFUSED, _CHECKED, _LACKING, _UNKNOWN)
+    limits = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_NPROC: _THREADS}
 
     def confine() -> None:
-        if netns_fd is not None:
-            libc.setns(netns_fd, libc.CLONE_NEWNET)
+        made.enter()
+        set_limits(_FILES, _FILES, limits)
         os.setgroups(groups)
         os.setresgid(uid, uid, uid)
+        capabilities.bound((), highest)
         os.setresuid(uid, uid, uid)
+        capabilities.keep_none()
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+        confined.install()
         # After the change of user, which clears it (prctl(2)).
-        die_with(parent)
+        die_with_other(parent)
 
     return confine
+
+
+def user() -> tuple[int, list[int]]:
+    """As whom this process would start QEMU: the number of the user, who has no account, and of
+    the groups beside it."""
+    return users.of(os.getpid()), _groups()
 
 
 def qemu_may_open_kvm() -> bool:
@@ -168,24 +359,25 @@ def end_orphans(supervisor: int) -> None:
     It dies with the supervisor anyway; this makes sure, also of a QEMU that a guest has taken
     over. A new process may bear the supervisor's pid: that one's own QEMU is left alone.
     """
-    for pid in _processes_of(_UID_BASE + supervisor, parent_not=supervisor):
+    uids = users.all_of(supervisor)
+    processes = map(int, filter(str.isdecimal, os.listdir("/proc")))
+    for pid in [pid for pid in processes if _is_orphan(pid, uids, supervisor)]:
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
             try:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                select.select([pidfd], [], [], _ORPHAN_SECONDS)
+                # Now that the number can't become another's.
+                if _is_orphan(pid, uids, supervisor):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    select.select([pidfd], [], [], _ORPHAN_SECONDS)
             finally:
                 os.close(pidfd)
 
 
-def _processes_of(uid: int, parent_not: int) -> list[int]:
-    found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            status = Path("/proc", name, "status").read_text()
-        except OSError:
-            continue  # ended in the meantime
-        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-        if int(fields["Uid"].split()[0]) == uid and int(fields["PPid"]) != parent_not:
-            found.append(int(name))
-    return found
+def _is_orphan(pid: int, uids: Collection[int], parent_not: int) -> bool:
+    """Whether a process is of one of these users, and another parent's."""
+    try:
+        status = Path("/proc", str(pid), "status").read_text()
+    except OSError:
+        return False  # ended in the meantime
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return int(fields["Uid"].split()[0]) in uids and int(fields["PPid"]) != parent_not

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import nics, process
+from tapwright.hypervisor.growth import Growth
+from tapwright.hypervisor.jail import Jail
 from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.process import Spawned
 from tapwright.hypervisor.qmp import Qmp, QmpError
@@ -29,9 +31,11 @@ class Qemu:
 
     qmp: Qmp
     nics: nics.Nics
+    growth: Growth
     agent: socket.socket
     uid: int
     share: Share | None
+    _jail: Jail
     _share_device: ShareDevice
     _resumed: asyncio.Event
     _process: subprocess.Popen[bytes]
@@ -50,16 +54,19 @@ class Qemu:
     @classmethod
     async def of(cls, machine: Machine, spawned: Spawned) -> "Qemu":
         """A QEMU that was spawned, when it takes commands and has done those that were written to
-        it. Raises HypervisorError, QmpError for one that it refused; it has ended then."""
+        it; of the host's files it sees none from then on. Raises HypervisorError, QmpError for one
+        that it refused; it has ended then."""
         qmp = Qmp(spawned.qmp, spawned.commands)
         resumed = asyncio.Event()
         qmp.on_event("RESUME", lambda data: resumed.set())
         qemu = cls(
             qmp,
             nics.Nics(qmp, machine.ports, kvm=machine.accelerator == "kvm", vhost=machine.vhost),
+            Growth(qmp, machine, spawned.process.pid),
             spawned.agent,
             spawned.uid,
             spawned.share,
+            spawned.jail,
             ShareDevice(qmp, machine.ports),
             resumed,
             spawned.process,
@@ -70,6 +77,7 @@ class Qemu:
         )
         try:
             await qmp.connect()
+            qemu._seal()
         except QmpError:
             await qemu.kill()
             raise
@@ -126,6 +134,14 @@ class Qemu:
         self._share_is_in_use = False
         await self._share_device.unplug()
 
+    @property
+    def has_ended(self) -> bool:
+        return self._exited.done()
+
+    def pids(self) -> list[int]:
+        """The processes of the machine, as far as they are ours."""
+        return [self._process.pid, *([self.share.process.pid] if self.share else [])]
+
     async def wait(self) -> int:
         """Wait for QEMU's end; return its exit status, negative for a signal."""
         await asyncio.shield(self._exited)
@@ -149,10 +165,18 @@ class Qemu:
         self.agent.close()
         self._console.close()
         self._stderr.close()
+        self._jail.close()
         if self._daemon:
             self._daemon.close()
         if self.share:
             self.share.kill()
+
+    def _seal(self) -> None:
+        """Raises HypervisorError."""
+        try:
+            self._jail.seal()
+        except OSError as error:
+            raise HypervisorError(f"its jail can't be sealed: {error}") from None
 
     def _watch_share(self, share: Share) -> None:
         """End QEMU when the daemon has ended, which it does by itself when QEMU ends."""

@@ -50,9 +50,8 @@ def begin(machine: Machine, template: Template, holders: Holders) -> Restoring:
     Raises DamagedError, HypervisorError, OSError.
     """
     memory = memory_of(machine, template, holders)
-    state = os.dup(template.state)
+    state = template.stream()
     try:
-        os.lseek(state, 0, os.SEEK_SET)
         spawned = process.spawn(
             machine,
             memory,
@@ -98,11 +97,7 @@ def _sealed(template: Template, holders: Holders) -> int:
 
 def _copied(machine: Machine, template: Template) -> int:
     """Memory such as the machine would be booted with, with the pages of a template."""
-    size = template.memory_size
-    if machine.memory_directory and not machine.hugepages:
-        fd = memfd.create_in(machine.memory_directory, size)
-    else:
-        fd = memfd.create("tapwright-own", size, huge_pages=machine.hugepages)
+    fd = process.own_memory(machine, template.memory_size)
     try:
         template.copy_to(fd)
     except BaseException:

@@ -14,7 +14,6 @@ import errno
 import os
 import shutil
 import socket
-import stat
 import subprocess
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -22,13 +21,13 @@ from functools import partial
 
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import virtiofsd
+from tapwright.hypervisor.jail import Jail, make_place, remove_place
 from tapwright.hypervisor.virtiofsd import Daemon
 from tapwright.linux import libc, mounts
 
 # What the daemon is loaded from, and finds itself by, until it has been.
 _HOST = ("usr", "lib", "lib64")
 _PROGRAM, _PROCESSES, _PROC = "virtiofsd", "processes", "proc"
-_PROCESSES_ONLY = {"subset": "pid", "hidepid": "invisible"}
 _LIMITS = ("file-max", "nr_open")  # of /proc/sys/fs
 
 # A device's node would be the host's device, to whoever opens it by the daemon. Symbolic links are
@@ -53,9 +52,7 @@ class Share:
     process: subprocess.Popen[bytes]
     connection: socket.socket
     stderr: int
-    _namespace: int
-    _tree: int
-    _loaded_from: list[str]
+    _jail: Jail
     _shown: dict[str, _Shown] = field(default_factory=dict)  # by place
     _owned: dict[str, str] = field(default_factory=dict)  # what a directory is called at present
     _uses: dict[str, int] = field(default_factory=dict)
@@ -66,32 +63,27 @@ class Share:
         program = daemon.program()
         with contextlib.ExitStack() as undo:
             try:
-                tree = libc.detached_mount("tmpfs", mode="0755", size="1m")
-                undo.callback(os.close, tree)
-                namespace, loaded_from = _namespace(tree, program)
-                undo.callback(os.close, namespace)
+                jail = _jail(program)
+                undo.callback(jail.close)
                 listening, connection = virtiofsd.connected_pair()
                 undo.callback(connection.close)
                 words = [f"/{_PROGRAM}", *virtiofsd.arguments(program, listening.fileno(), daemon)]
-                enter = partial(_enter, namespace)
                 with listening:
-                    process, stderr = virtiofsd.spawn(words, listening, enter, uid)
+                    process, stderr = virtiofsd.spawn(words, listening, jail.enter, uid)
             except (OSError, subprocess.SubprocessError) as error:
                 raise HypervisorError(
                     f"no files can be shared: {error}; it takes root, and Linux 5.14 or newer"
                 ) from None
             undo.pop_all()
-        return cls(process, connection, stderr, namespace, tree, loaded_from)
+        return cls(process, connection, stderr, jail)
 
     def seal(self) -> None:
         """Take out of the share what the daemon was loaded from, and its /proc, of which it has
         what it needs: to be called when the daemon has answered QEMU, and before the guest can
         speak to it. Raises HypervisorError."""
         try:
-            mounts.within(self._namespace, lambda: _detach_all(self._loaded_from))
-            while self._loaded_from:
-                _remove_place(self._tree, self._loaded_from.pop())
-            shutil.rmtree(_PROC, dir_fd=self._tree)
+            self._jail.seal(without_processes=True)
+            shutil.rmtree(_PROC, dir_fd=self._jail.tree)
         except OSError as error:
             raise HypervisorError(f"the share can't be sealed: {error}") from None
 
@@ -117,7 +109,9 @@ class Share:
                         self._show(place, key, source)
                         undo.callback(self._hide, place)
                     elif not mounts.is_read_only(source):
-                        mounts.within(self._namespace, partial(mounts.allow_writing, f"/{place}"))
+                        mounts.within(
+                            self._jail.namespace, partial(mounts.allow_writing, f"/{place}")
+                        )
                     users = self._shown[place].users
                     if directory not in users:
                         users.append(directory)
@@ -150,15 +144,18 @@ class Share:
     def restrict(self) -> None:
         """Restrict what has come into the share by itself: see `mounts.clone`, `following`. Raises
         OSError."""
-        mounts.within(self._namespace, lambda: mounts.restrict("/", _ATTRIBUTES))
+        # Each change of a mount changes the table, also one that changes nothing: whoever waits
+        # for changes of that (poll(2)) would be called by what they do for ever.
+        if mounts.are_restricted(self.process.pid, _ATTRIBUTES):
+            return
+        mounts.within(self._jail.namespace, lambda: mounts.restrict("/", _ATTRIBUTES))
 
     def kill(self) -> None:
         """End the daemon, and with it the share."""
         self.process.kill()
         self.process.wait()
         self.connection.close()
-        os.close(self._namespace)
-        os.close(self._tree)
+        self._jail.close()
 
     def _place_of(self, key: tuple[int, int] | None) -> str | None:
         return next(
@@ -181,57 +178,38 @@ class Share:
     def _show(self, place: str, key: tuple[int, int] | None, source: int) -> None:
         directory = place.partition("/")[0]
         with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o755, dir_fd=self._tree)
+            os.mkdir(directory, 0o755, dir_fd=self._jail.tree)
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove_if_empty, directory)
             mounts.restrict(source, _ATTRIBUTES)
-            _make_place(self._tree, place, mounts.is_directory(source))
-            undo.callback(_remove_place, self._tree, place)
-            mounts.within(self._namespace, lambda: mounts.attach(source, f"/{place}"))
+            make_place(self._jail.tree, place, mounts.is_directory(source))
+            undo.callback(remove_place, self._jail.tree, place)
+            mounts.within(self._jail.namespace, lambda: mounts.attach(source, f"/{place}"))
             self._shown[place] = _Shown(key, [])
             undo.pop_all()
 
     def _hide(self, place: str) -> None:
-        mounts.within(self._namespace, lambda: _detach_all([place]))
-        _remove_place(self._tree, place)
+        mounts.within(self._jail.namespace, lambda: libc.unmount(f"/{place}"))
+        remove_place(self._jail.tree, place)
         del self._shown[place]
         self._remove_if_empty(place.partition("/")[0])
 
     def _remove_if_empty(self, directory: str) -> None:
         if not any(place.startswith(f"{directory}/") for place in self._shown):
             with contextlib.suppress(FileNotFoundError):
-                os.rmdir(directory, dir_fd=self._tree)
+                os.rmdir(directory, dir_fd=self._jail.tree)
 
 
-def _namespace(tree: int, program: str) -> tuple[int, list[str]]:
-    """The share's namespace, with what the daemon is loaded from in it; and the names of that.
-    Raises OSError."""
+def _jail(program: str) -> Jail:
+    """With what the daemon is loaded from, and what it looks for in /proc. Raises OSError."""
     sources = {name: f"/{name}" for name in _HOST if os.path.isdir(f"/{name}")}
-    sources[_PROGRAM] = program
-    with contextlib.ExitStack() as done:
-
-        def held(fd: int) -> int:
-            done.callback(os.close, fd)
-            return fd
-
-        below = {name: held(mounts.clone(path, read_only=True)) for name, path in sources.items()}
-        for name, fd in below.items():
-            _make_place(tree, name, mounts.is_directory(fd))
-        _make_place(tree, _PROCESSES, is_directory=True)
-        _make_proc(tree)
-        root = held(mounts.clone(tree, recursive=False, read_only=True))
-        mounts.restrict(root, _ATTRIBUTES & ~mounts.NO_SYMLINKS)
-        places = [(fd, f"/{name}") for name, fd in below.items()]
-        return mounts.new_namespace(root, places), [*below, _PROCESSES]
-
-
-def _enter(namespace: int) -> None:
-    """What the daemon does between fork and exec. Of processes it sees itself only."""
-    libc.setns(namespace, libc.CLONE_NEWNS)
-    fd = libc.detached_mount("proc", **_PROCESSES_ONLY)
-    mounts.restrict(fd, mounts.READ_ONLY)
-    mounts.attach(fd, f"/{_PROCESSES}")
-    os.close(fd)
+    jail = Jail.make({**sources, _PROGRAM: program}, _PROCESSES)
+    try:
+        _make_proc(jail.tree)
+    except BaseException:
+        jail.close()
+        raise
+    return jail
 
 
 def _make_proc(tree: int) -> None:
@@ -245,28 +223,6 @@ def _make_proc(tree: int) -> None:
         fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=tree)
         with open(fd, "wb") as copy, open(f"/proc/sys/fs/{limit}", "rb") as original:
             copy.write(original.read())
-
-
-def _detach_all(places: list[str]) -> None:
-    """In the share's namespace. Raises OSError."""
-    for place in places:
-        libc.unmount(f"/{place}")
-
-
-def _make_place(tree: int, place: str, is_directory: bool) -> None:
-    """Something to mount on."""
-    if is_directory:
-        os.mkdir(place, 0o755, dir_fd=tree)
-    else:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        os.close(os.open(place, flags, 0o644, dir_fd=tree))
-
-
-def _remove_place(tree: int, place: str) -> None:
-    if stat.S_ISDIR(os.stat(place, dir_fd=tree).st_mode):
-        os.rmdir(place, dir_fd=tree)
-    else:
-        os.unlink(place, dir_fd=tree)
 
 
 def _key(source: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.qmp import QmpError
 from tapwright.hypervisor.restoring import CAPABILITIES, Restoring
 from tapwright.hypervisor.template_store import (
+    RETRY_SECONDS,
     STATE,
     DamagedError,
     Store,
@@ -35,12 +36,15 @@ from tapwright.hypervisor.template_store import (
 from tapwright.linux import memfd
 
 Progress = Callable[[str], None]
+Elsewhere = Callable[[int], Awaitable[None]]
+"""Has another process make a template, gives it the lock (a descriptor, which stays the caller's),
+and returns when it is made. Raises HypervisorError, AgentError, OSError."""
 
 _log = logging.getLogger(__name__)
 
 _PAUSE = 0.02
 _SAVE_SECONDS = 30.0
-_RETRY_SECONDS = 600.0
+_PIECE = 1 << 20
 
 
 class RefusedError(HypervisorError):
@@ -50,35 +54,49 @@ class RefusedError(HypervisorError):
 async def find_or_make(
     machine: Machine,
     directory: Path,
+    limit_mib: int,
     boot_seconds: float,
     progress: Progress,
     again: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> Template:
-    """The template of a machine, made where there is none; when another process is making it, that
-    one is waited for. Close it when done.
+    """The template of a machine, made where there is none, here or `elsewhere`; when another
+    process is making it, that one is waited for. Close it when done. All templates in the directory
+    may take `limit_mib`, 0 for any; those that were not used for longest go.
 
     Raises HypervisorError, AgentError, OSError: why it can't be made. What failed a short time ago
     is not tried again, unless `again`.
     """
-    store = Store(directory)
+    store = Store(directory, limit_mib)
     description = describe(machine)
     key = key_of(description)
     if template := store.find(key):
         return template
-    async with _only_maker(store):
+    async with _only_maker(store, progress) as lock:
         if template := store.find(key):
             return template
-        if (reason := store.failure(key, _RETRY_SECONDS)) and not again:
+        if (reason := store.failure(key, RETRY_SECONDS)) and not again:
             raise HypervisorError(f"it could not be made a short time ago: {reason}")
+        store.check_room(machine.memory_mib)
         progress("make the template that guests start from (once for this guest)")
-        try:
-            await _make(machine, store, description, boot_seconds)
-        except (TapwrightError, OSError) as error:
-            store.note_failure(key, str(error))
-            raise
+        if elsewhere:
+            await elsewhere(lock)
+        else:
+            await make(machine, store, boot_seconds)
         if template := store.find(key):
             return template
     raise HypervisorError("the template is damaged as soon as it is made; is its disk sound?")
+
+
+async def make(machine: Machine, store: Store, boot_seconds: float) -> None:
+    """Make a machine's template, under the store's lock; a failure is noted there. Raises
+    HypervisorError, AgentError, OSError."""
+    description = describe(machine)
+    try:
+        await _make(machine, store, description, boot_seconds)
+    except (TapwrightError, OSError) as error:
+        store.note_failure(key_of(description), str(error))
+        raise
 
 
 async def restored(machine: Machine, restoring: Restoring) -> Qemu:
@@ -113,17 +131,22 @@ def give_up(directory: Path, template: Template, reason: Exception) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _only_maker(store: Store) -> AsyncIterator[None]:
+async def _only_maker(store: Store, progress: Progress) -> AsyncIterator[int]:
+    """With the lock, a descriptor."""
     fd = store.lock()
+    waits = False
     try:
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                if not waits:
+                    progress("wait for a template that is being made")
+                waits = True
                 # Not in a thread: who is told to end while he waits would have to wait on.
                 await asyncio.sleep(_PAUSE)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
@@ -156,15 +179,47 @@ async def _save(qemu: Qemu, path: Path) -> None:
 
     qemu.qmp.on_event("MIGRATION", note)
     await qemu.qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    # By a pipe: since version 11 QEMU does not write to a file that it is given (migration/fd.c).
+    reading, writing = os.pipe()
     try:
-        await qemu.qmp.execute_with_fd(fd, "getfd", fdname="state")
-        await qemu.qmp.execute("migrate", uri="fd:state")
         try:
-            status = await asyncio.wait_for(saved, _SAVE_SECONDS)
+            await qemu.qmp.execute_with_fd(writing, "getfd", fdname="state")
+        finally:
+            os.close(writing)
+        content = asyncio.create_task(_content(reading))
+        try:
+            await qemu.qmp.execute("migrate", uri="fd:state")
+            async with asyncio.timeout(_SAVE_SECONDS):
+                status = await saved
+                if status == "completed":
+                    state = await content
         except TimeoutError:
             raise HypervisorError(f"QEMU did not save it in {_SAVE_SECONDS:g} s") from None
+        finally:
+            content.cancel()
+            await asyncio.gather(content, return_exceptions=True)
     finally:
-        os.close(fd)
+        os.close(reading)
     if status != "completed":
         raise HypervisorError(f"QEMU could not save it: {qemu.last_words()}")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(state)
+
+
+async def _content(fd: int) -> bytes:
+    """All that comes out of a pipe, until nobody has its other end any more."""
+    loop = asyncio.get_running_loop()
+    os.set_blocking(fd, False)
+    content = bytearray()
+    while True:
+        readable = asyncio.Event()
+        loop.add_reader(fd, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(fd)
+        piece = os.read(fd, _PIECE)
+        if not piece:
+            return bytes(content)
+        content += piece

@@ -11,6 +11,7 @@ it is checked whenever it is used: what is damaged is as good as not there, and 
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -27,7 +28,7 @@ from typing import Any
 
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor.machine import Machine
-from tapwright.linux import memfd
+from tapwright.linux import access, memfd
 
 MANIFEST, STATE, MEMORY, EXTENTS = "manifest.json", "state", "memory", "extents"
 _FORMAT = 2
@@ -35,7 +36,13 @@ _FORMAT = 2
 
 _NAME = "template-"  # and the key
 _NEW, _DROPPED, _FAILED = f".{_NAME}new-", f".{_NAME}dropped-", f".{_NAME}failed-"
+RETRY_SECONDS = 600.0
+"""What could not be made is not tried again for so long."""
+
 _UNUSED_SECONDS = 7 * 24 * 3600.0
+_NO_LIMIT = 1 << 63
+_USUAL_MIB, _LEFT_MIB = 128, 128
+"""What a template takes at most, but for what grows with its memory; what else is to be free."""
 _PAGE = mmap.PAGESIZE
 _EXTENT = struct.Struct("<QQ")
 
@@ -52,10 +59,11 @@ def describe(machine: Machine) -> Content:
     # The rest of a machine is its host's side, which is not saved; so is where its memory is.
     saved = replace(machine, path=qemu, memory_directory="", hugepages=False)
     command = saved.command(-1, -1, -1)
+    files: tuple[str | Path, ...] = (qemu, *machine.files)
     return {
         "format": _FORMAT,
         "command": command,
-        "files": [_identity(path) for path in (qemu, machine.kernel, machine.initrd)],
+        "files": [_identity(path) for path in files],
         "cpu": _processor(),
         # KVM shows the guest what kernel and processor have together.
         "host_kernel": os.uname().release if machine.accelerator == "kvm" else "",
@@ -89,6 +97,23 @@ class Template:
         os.close(self.state)
         os.close(self.directory)
 
+    def stream(self) -> int:
+        """A pipe that has all of the state, and no other end; since version 11 QEMU takes no file
+        in its place (migration/fd.c). Raises OSError."""
+        content = os.pread(self.state, os.fstat(self.state).st_size, 0)
+        reading, writing = os.pipe()
+        try:
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, max(len(content), _PAGE))
+            os.set_blocking(writing, False)
+            if os.write(writing, content) < len(content):
+                raise OSError(errno.ENOSPC, "the state of a template does not fit into a pipe")
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        return reading
+
     def fill(self) -> int:
         """Make a memfd of the guest's memory, and seal it; return its descriptor.
 
@@ -121,17 +146,37 @@ class Template:
 
 
 class Store:
-    """The templates in a directory."""
+    """The templates in a directory, which may take so many MiB together; 0 for any."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limit_mib: int = 0) -> None:
         self._path = path
+        self._limit = limit_mib << 20 or _NO_LIMIT
+
+    def check_room(self, memory_mib: int) -> None:
+        """Raises HypervisorError when the disk has no room for the template of a guest with so
+        much memory, or would be full with it."""
+        disk = os.statvfs(self._path)
+        free = disk.f_bavail * disk.f_frsize >> 20
+        # Most of it is the guest's files; of each page the guest's kernel keeps 64 bytes.
+        needed = _USUAL_MIB + memory_mib // 64 + _LEFT_MIB
+        if free < needed:
+            raise HypervisorError(
+                f"{self._path} has {free} MiB free, and a template wants {needed}; make room, or "
+                "set another template_path in [factory]"
+            )
 
     def find_for(self, machine: Machine) -> Template | None:
-        """The template of a machine, as `find` does. Raises HypervisorError."""
+        """The template of a machine, as `find` does. Raises HypervisorError, OSError."""
         return self.find(key_of(describe(machine)))
 
+    def has(self, key: str) -> bool:
+        """Whether there is one of that key, sound or not."""
+        return self._of(key).is_dir()
+
     def find(self, key: str) -> Template | None:
-        """The template of that key, if it is there and sound; a damaged one is removed."""
+        """The template of that key, if it is there and sound; a damaged one is removed. Raises
+        HypervisorError."""
+        self._check_place()
         try:
             found = self._open(key)
         except FileNotFoundError:
@@ -146,7 +191,7 @@ class Store:
     def drop(self, key: str) -> None:
         """Remove a template; those who are using it have what they need."""
         grave = self._path / f"{_DROPPED}{key}-{os.getpid()}"
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._of(key).rename(grave)
         if grave.is_symlink() or grave.is_file():
             grave.unlink()
@@ -154,16 +199,17 @@ class Store:
 
     def lock(self) -> int:
         """Open the directory, made where there is none, for flock(2): who makes a template holds
-        it. Raises OSError."""
+        it. Raises OSError, HypervisorError."""
+        self._check_place()
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._check_place()  # somebody may have made it at the same time
         return os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
         """An empty directory for a new template, which does not outlast the block unless it is
         published. To be used under the lock: what others have left is removed."""
-        for path in [*self._path.glob(f"{_NEW}*"), *self._path.glob(f"{_DROPPED}*")]:
-            shutil.rmtree(path, ignore_errors=True)
+        self._remove_wrecks()
         import tempfile  # slow to load, and most often not needed
 
         path = Path(tempfile.mkdtemp(prefix=_NEW, dir=self._path))  # 0700
@@ -172,12 +218,32 @@ class Store:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Remove what one who was killed has left of a template, unless somebody makes one now,
+        who does that himself. Raises OSError."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._remove_wrecks()
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+
+    def _remove_wrecks(self) -> None:
+        for path in [*self._path.glob(f"{_NEW}*"), *self._path.glob(f"{_DROPPED}*")]:
+            shutil.rmtree(path, ignore_errors=True)
+
     def publish(self, draft: Path, description: Content, memory: int) -> None:
         """Complete a draft, which has the state, with the memory, and give it its name. Templates
-        of a guest that is no more, or that nobody wants any more, are removed."""
+        of a guest that is no more, or that nobody wants any more, are removed. Raises
+        HypervisorError for one that would take more than all may."""
         size = os.fstat(memory).st_size
         manifest: Content = {"description": description, "memory_size": size}
-        manifest[EXTENTS], manifest[MEMORY] = _gather(memory, draft)
+        manifest[EXTENTS], manifest[MEMORY] = _gather(memory, draft, self._limit)
         manifest[STATE] = hashlib.sha256((draft / STATE).read_bytes()).hexdigest()
         manifest["checksum"] = hashlib.sha256(_canonical(manifest)).hexdigest()
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -186,6 +252,7 @@ class Store:
         draft.rename(self._of(key))
         (self._path / f"{_FAILED}{key}").unlink(missing_ok=True)
         self._sweep()
+        self._keep_within_limit(key)
 
     def note_failure(self, key: str, reason: str) -> None:
         """Have `failure` tell from now on why this template can't be made."""
@@ -194,11 +261,21 @@ class Store:
 
     def failure(self, key: str, seconds: float) -> str | None:
         """Why making this template failed, if that was less than so many seconds ago."""
-        path = self._path / f"{_FAILED}{key}"
-        with contextlib.suppress(OSError):
-            if 0 <= time.time() - path.stat().st_mtime < seconds:
-                return path.read_text(errors="replace")
-        return None
+        return _fresh(self._path / f"{_FAILED}{key}", seconds)
+
+    def last_failure(self) -> str | None:
+        """Why making one failed that is not tried again yet, whichever it is."""
+        found = (_fresh(path, RETRY_SECONDS) for path in self._path.glob(f"{_FAILED}*"))
+        return next(filter(None, found), None)
+
+    def _check_place(self) -> None:
+        """Raises HypervisorError where others could give us a template of theirs."""
+        if theirs := access.foothold(self._path):
+            raise HypervisorError(
+                f"template_path: {theirs} is not root's alone, so others could change the "
+                f"templates in {self._path}: chown root and chmod go-w {theirs}, or set another "
+                "template_path in [factory]"
+            )
 
     def _of(self, key: str) -> Path:
         return self._path / f"{_NAME}{key}"
@@ -240,9 +317,32 @@ class Store:
             if stale:
                 self.drop(path.parent.name.removeprefix(_NAME))
 
+    def _keep_within_limit(self, newest: str) -> None:
+        """Remove what was not used for longest, so that all take no more than they may."""
+        found = [(path.lstat().st_mtime_ns, path) for path in self._path.glob(f"{_NAME}*")]
+        left = sum(_size(path) for _, path in found)
+        for _, path in sorted(found):
+            if left > self._limit and path != self._of(newest):
+                left -= _size(path)
+                self.drop(path.name.removeprefix(_NAME))
 
-def _gather(memory: int, draft: Path) -> tuple[int, int]:
-    """Write MEMORY and EXTENTS; return the checksums of extents and memory."""
+
+def _fresh(path: Path, seconds: float) -> str | None:
+    """What is in a file that was written less than so many seconds ago."""
+    with contextlib.suppress(OSError):
+        if 0 <= time.time() - path.stat().st_mtime < seconds:
+            return path.read_text(errors="replace")
+    return None
+
+
+def _size(directory: Path) -> int:
+    """Bytes of disk that the files in it take."""
+    return sum(path.lstat().st_blocks * 512 for path in directory.glob("*"))
+
+
+def _gather(memory: int, draft: Path, limit: int) -> tuple[int, int]:
+    """Write MEMORY and EXTENTS; return the checksums of extents and memory. Raises HypervisorError
+    when MEMORY would have more bytes than the limit."""
     extents = bytearray()
     checksum = 0
     with (
@@ -250,6 +350,11 @@ def _gather(memory: int, draft: Path) -> tuple[int, int]:
         (draft / MEMORY).open("wb") as file,
     ):
         for start, end in _used(memory, content):
+            if file.tell() + end - start > limit:
+                raise HypervisorError(
+                    f"it takes more than template_limit = {limit >> 20} (MiB); raise that in "
+                    "[factory]"
+                )
             extents += _EXTENT.pack(start, end - start)
             piece = content[start:end]
             checksum = zlib.crc32(piece, checksum)

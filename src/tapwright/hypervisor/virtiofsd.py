@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tapwright.errors import HypervisorError
-from tapwright.linux import capabilities, libc, mounts, unixsocket
+from tapwright.linux import capabilities, libc, unixsocket
+from tapwright.linux.process import alone
 from tapwright.linux.seccomp import Check, Condition, Filter
 
 # Debian 12 and Ubuntu 22.04 have QEMU's own in the first place; the package virtiofsd, and Fedora,
@@ -41,6 +42,10 @@ _ON = ("--xattr", "--posix-acl")
 # A guest's kernel has no access control lists on a mount that is announced to it as one
 # (fs/fuse/inode.c: fuse_fill_super_submount). Unannounced, all files are of one device for it.
 _ANNOUNCED = "--announce-submounts"
+
+# Since 1.14 it would open files by their handles, and have a capability for that, without which it
+# ends. It has neither.
+_NO_HANDLES = "--inode-file-handles=never"
 
 _MOST_FILES = 1_000_000
 """Each file that the guest knows is a descriptor of the daemon, until the guest forgets it."""
@@ -134,10 +139,15 @@ def find(path: str = "") -> str | None:
     return next(executable, None)
 
 
+def is_in_c(program: str) -> bool:
+    """Whether a program is QEMU's own, and not its successor. Raises OSError."""
+    return _mentions(program, _ONLY_IN_C)
+
+
 def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
     """The program's arguments; it serves its root directory to who connects. More of the daemon's
     are left out where they are of ours. Raises OSError."""
-    if _mentions(program, _ONLY_IN_C):
+    if is_in_c(program):
         cache = _CACHES_IN_C.get(daemon.cache, daemon.cache)
         options = f"sandbox=chroot,source=/,cache={cache},xattr,posix_acl"
         words = ["-f", "-o", f"{options},log_level=warn"]
@@ -146,6 +156,8 @@ def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
         words = ["--sandbox=chroot", "--shared-dir=/", f"--cache={cache}", "--log-level=warn", *_ON]
         if _mentions(program, _UNANNOUNCED[2:].encode()):  # it announces by default then
             words.append(_UNANNOUNCED)
+        if _mentions(program, _option(_NO_HANDLES)[2:].encode()):
+            words.append(_NO_HANDLES)
     words += [f"--fd={listening}", "--rlimit-nofile=0"]
     ours = {_ANNOUNCED, _UNANNOUNCED, *_ON, *map(_option, words)} - {"-o"}
     return [*words, *(word for word in daemon.extra if _option(word) not in ours)]
@@ -174,23 +186,19 @@ def spawn(
     """Run the program where `enter` leads, its real user being `uid`; return it with the
     descriptor of what it says. Raises OSError, subprocess.SubprocessError."""
     said, stderr = os.pipe2(os.O_CLOEXEC)
-
-    def start() -> subprocess.Popen[bytes]:
-        # Its effective user is root, whose processes could be sent signals, and be looked at.
-        libc.unshare(libc.CLONE_NEWPID)
-        return subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
-            env={},
-            cwd="/",
-            pass_fds=[listening.fileno()],
-            preexec_fn=_confinement(enter, uid),
-        )
-
     try:
-        process = mounts.in_thread(start)
+        # Its effective user is root, whose processes could be sent signals, and be looked at.
+        with alone():
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                env={},
+                cwd="/",
+                pass_fds=[listening.fileno()],
+                preexec_fn=_confinement(enter, uid),
+            )
     except BaseException:
         os.close(said)
         raise

@@ -5,10 +5,10 @@ and what it does not need any more goes, so that little is to be read and kept.
 """
 
 import asyncio
+import binascii
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
@@ -18,15 +18,22 @@ from tapwright.hypervisor.backends import Tap
 from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.share import Share
-from tapwright.linux import addresses, libc, links, netns, tuntap
+from tapwright.linux import addresses, entries, libc, links, neighbours, netns, routes, tuntap
 from tapwright.linux.addresses import Address
+from tapwright.linux.neighbours import Neighbour
 from tapwright.linux.netlink import Netlink
+from tapwright.linux.routes import Route
 
 _COMMAND_SECONDS = 60.0
 
 _WARM = "warm"
-_TAP, _MAC = "warm", "02:00:00:00:00:01"
+TAP, _MAC = "warm", "02:00:00:00:00:01"
+_TAP_INDEX = 1 << 16  # none that an interface gets which comes into its namespace later
+_RESOLV_CONF = "/etc/resolv.conf"
 _GUEST, _HOST, _HOST6, _GUEST6 = "169.254.1.2", "169.254.1.1", "fd00::1", "fd00::2"
+
+_INDEX = 1 << 16  # of the NIC, on this side
+_WAYS = ("10.0.0.0/8", _HOST), ("fd01::/64", _HOST6)
 
 # Fill what is free with zeros, which need not be kept. The kernel's reserve is left, and most of a
 # large memory, which was never written to: what was freed last is given out first.
@@ -47,13 +54,15 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
     sequence numbers. Raises HypervisorError, AgentError, OSError.
     """
     with _throwaway_netns() as netns_path:
-        qemu = await Qemu.start(replace(machine, netns=netns_path), memory)
+        qemu = await Qemu.start(machine, memory)
         agent = AgentClient(qemu.agent, is_new=True)
         try:
             await agent.connect(boot_seconds)
             await _use(qemu, agent, netns_path)
             if qemu.share:
                 await _use_share(qemu, qemu.share, agent)
+                await _run(agent, "umount", protocol.SHARE)
+                await qemu.unplug_share()
             await _run(agent, "/usr/bin/python3", "-I", "-S", "-c", _SLIM)
             await agent.close()
             yield qemu
@@ -64,23 +73,65 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
             await qemu.stop()
 
 
+async def nic_ahead(qemu: Qemu, agent: AgentClient, netns_path: str, mac: str) -> int:
+    """Plug a NIC into a restored guest, and use it once, so that it is quick for the network that
+    it is to have. It is down then, without addresses, and its TAP too, which is called `TAP` and is
+    in the namespace at that path. Return its slot. Raises HypervisorError, AgentError, OSError."""
+    slot = await _plugged(qemu, netns_path, mac)
+    await _exercise(agent, mac)
+    quiet = {"mac": mac, "name": "eth0", "mtu": 1500, "up": False, "addresses": []}
+    await agent.call("batch", requests=[{"op": "set_interface", **quiet}])
+    await _run(agent, "rm", _RESOLV_CONF)
+    with netns.entered(netns_path), Netlink() as nl:
+        link = links.named(nl, TAP)
+        links.set_down(nl, link.index)
+        for address in addresses.of(nl, link.index):
+            addresses.remove(nl, link.index, address)
+    return slot
+
+
+async def share_ahead(qemu: Qemu, agent: AgentClient) -> None:
+    """Give a restored guest the device of its share, and run a container from it once. Raises
+    HypervisorError, AgentError, OSError."""
+    if qemu.share:
+        await _use_share(qemu, qemu.share, agent)
+        await _run_container(agent, f"{protocol.SHARE}/{_WARM}/{_WARM}")
+        qemu.share.detach(_WARM)
+
+
 async def _use(qemu: Qemu, agent: AgentClient, netns_path: str) -> None:
+    slot = await _plugged(qemu, netns_path, _MAC)
+    await _exercise(agent, _MAC)
+    await qemu.nics.unplug(slot)
+    await _run(agent, "rm", _RESOLV_CONF)
+
+
+async def _plugged(qemu: Qemu, netns_path: str, mac: str) -> int:
+    """A NIC on a TAP in a namespace; its slot."""
     fd = _tap(netns_path)
     try:
-        slot = await qemu.nics.plug(Tap([fd]), _MAC)
+        return await qemu.nics.plug(Tap([fd]), mac)
     finally:
         os.close(fd)
-    await agent.call("batch", requests=_configuration())
+
+
+async def _exercise(agent: AgentClient, mac: str) -> None:
+    answer = await agent.call("batch", requests=_configuration(mac))
+    try:
+        found = answer["replies"][1]
+        has_ipv6, indexes = not found.get("refused"), {_INDEX: int(found["index"])}
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise AgentError("the agent's answer has no proper list of replies") from None
+    await agent.call("replay", messages=_entries(indexes))
     await agent.call("list_network")
+    await _follow_listeners(agent)
     await _run(agent, "ping", "-c", "1", "-W", "5", _HOST)
-    await _run(agent, "ping6", "-c", "1", "-W", "5", _HOST6)
-    await qemu.nics.unplug(slot)
-    await _run(agent, "rm", "/etc/resolv.conf")
+    if has_ipv6:  # it may be told by its command line to have none
+        await _run(agent, "ping6", "-c", "1", "-W", "5", _HOST6)
 
 
 async def _use_share(qemu: Qemu, shared: Share, agent: AgentClient) -> None:
-    """Mount it and run something from it; a guest that has the device can't be saved. Where files
-    are shared there will be containers."""
+    """Mount it and run something from it. Where files are shared there will be containers."""
     scratch = libc.detached_mount("tmpfs", size="16m")
     try:
         shared.attach(_WARM, {_WARM: scratch})
@@ -91,29 +142,32 @@ async def _use_share(qemu: Qemu, shared: Share, agent: AgentClient) -> None:
     program = f"{protocol.SHARE}/{_WARM}/{_WARM}/busybox"
     await _run(agent, "cp", "/bin/busybox", program)
     await _run(agent, program, "true")
-    await _run(agent, "umount", protocol.SHARE)
-    await qemu.unplug_share()
     # There is none. With the first request about a container the agent loads what these need.
     await agent.call("delete_container", id=_WARM)
 
 
-def _configuration() -> list[dict[str, object]]:
+def _configuration(mac: str) -> list[dict[str, object]]:
     addressed = [
         {"address": _GUEST, "prefix_length": 30},
         {"address": _GUEST6, "prefix_length": 64},
     ]
-    routes = [
-        {"destination": "0.0.0.0/0", "device": "eth0", "gateway": _HOST},
-        {"destination": "::/0", "device": "eth0", "gateway": _HOST6},
-    ]
-    neighbour = {"address": "169.254.1.3", "device": "eth0", "mac": _MAC}
+    route = {"destination": "0.0.0.0/0", "device": "eth0", "gateway": _HOST}
+    eth0 = {"mac": mac, "name": "eth0", "mtu": 1400, "addresses": addressed}
     return [
         {"op": "set_hostname", "hostname": "(none)"},  # as it is after booting
-        {"op": "set_interface", "mac": _MAC, "name": "eth0", "mtu": 1400, "addresses": addressed},
-        {"op": "change_neighbours", "add": [neighbour]},
-        {"op": "change_routes", "add": routes},
+        {"op": "set_interface", **eth0, "as_far_as_possible": True},
+        {"op": "change_routes", "add": [route]},
         {"op": "set_dns", "nameservers": [_HOST]},
     ]
+
+
+def _entries(indexes: Mapping[int, int]) -> str:
+    """Entries for tables, as `replay` takes them."""
+    neighbour = neighbours.encoded(Neighbour("169.254.1.3", _MAC, _INDEX))
+    ways = [routes.encoded(Route(to, _INDEX, via)) for to, via in _WAYS]
+    found = [entry for entry in (entries.neighbour(neighbour), *map(entries.route, ways)) if entry]
+    messages = [entries.message(e, n, indexes, remove=False) for n, e in enumerate(found)]
+    return binascii.b2a_base64(b"".join(messages), newline=False).decode()
 
 
 @contextlib.contextmanager
@@ -128,9 +182,9 @@ def _throwaway_netns() -> Iterator[str]:
 def _tap(netns_path: str) -> int:
     """A TAP with the addresses of the guest's neighbour."""
     with netns.entered(netns_path), Netlink() as nl:
-        fd = tuntap.create(_TAP)
+        fd = tuntap.create(TAP, _TAP_INDEX)
         try:
-            link = links.named(nl, _TAP)
+            link = links.named(nl, TAP)
             for address, length in ((_HOST, 30), (_HOST6, 64)):
                 addresses.add(nl, link.index, Address(address, length))
             links.set_up(nl, link.index)
@@ -138,6 +192,66 @@ def _tap(netns_path: str) -> int:
             os.close(fd)
             raise
     return fd
+
+
+async def _follow_listeners(agent: AgentClient) -> None:
+    """Have the agent prepare for it, which takes longer than all that it does afterwards."""
+    told: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+
+    def take(frame: Frame) -> None:
+        if not told.done():
+            told.set_result(frame)
+
+    stream = await agent.open({"op": "follow_listeners"}, take)
+    try:
+        frame = await asyncio.wait_for(told, _COMMAND_SECONDS)
+    except TimeoutError:
+        raise AgentError(f"no list of listeners within {_COMMAND_SECONDS:g} s") from None
+    finally:
+        agent.close_stream(stream, cancel=True)
+    if frame.kind != protocol.STDOUT:
+        raise AgentError(f"listeners can't be followed: {frame.payload[:200]!r}")
+
+
+async def _run_container(agent: AgentClient, root: str) -> None:
+    """Run busybox, which is in a root filesystem, in a container of it. Raises AgentError."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[Frame] = loop.create_future()
+    over: asyncio.Future[Frame] = loop.create_future()
+
+    def take(frame: Frame) -> None:
+        if not made.done():
+            made.set_result(frame)
+        if frame.kind in (protocol.REPLY, protocol.ERROR) and not over.done():
+            over.set_result(frame)
+
+    namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")]
+    configuration = {
+        "ociVersion": "1.0.2",
+        "hostname": _WARM,
+        "process": {"args": ["/busybox", "true"], "cwd": "/", "env": ["PATH=/"]},
+        "root": {"path": root},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs"},
+        ],
+        "linux": {"namespaces": namespaces},
+    }
+    request = {"op": "create_container", "id": _WARM, "config": configuration, "terminal": False}
+    stream = await agent.open(request, take)
+    try:
+        async with asyncio.timeout(_COMMAND_SECONDS):
+            if (await made).kind == protocol.STARTED:
+                await agent.call("start_container", id=_WARM)
+            frame = await over
+    except TimeoutError:
+        raise AgentError(f"a container did not end within {_COMMAND_SECONDS:g} s") from None
+    finally:
+        agent.close_stream(stream, cancel=not over.done())
+    if protocol.read_json(frame.payload).get("status") != 0:
+        raise AgentError(f"a container failed in the guest: {frame.payload[:200]!r}")
+    await agent.call("delete_container", id=_WARM)
 
 
 async def _run(agent: AgentClient, *argv: str) -> None:

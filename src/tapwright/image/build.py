@@ -1,6 +1,5 @@
 """Puts the image together: which packages, which of their files, and what is our own."""
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -8,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tapwright
 from tapwright.errors import ImageError
 from tapwright.image import archive, kernel, packages
 from tapwright.image.archive import Entry, Tree
 from tapwright.image.packages import Index, Package
+from tapwright.image.sources import OWN, own_sources
 
 Progress = Callable[[str], None]
 
@@ -20,13 +19,52 @@ Progress = Callable[[str], None]
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtio_rng")
 # And those of a guest that runs containers, loaded when it mounts the files of the host.
 SHARE_MODULES = ("virtiofs", "overlay")
+# With them what iptables-legacy and its kin need, for which the kernel never asks: on a host the
+# platform, or somebody else, has it loaded. Patterns, for not every kernel has all of them.
+TABLE_MODULES = ("kernel/net/ipv?/netfilter/*_tables", "kernel/net/bridge/netfilter/ebtables")
 
-_OWN = "usr/lib/tapwright"
+# What is loaded when something asks for it, as on a host. All that has to do with networks, but for
+# drivers of hardware that the machine can't have, and what programs in privileged containers mount.
+# Device nodes of these are made when the guest boots, for who opens one loads its module.
+DISK_MODULES = (
+    *("kernel/net/*", "kernel/crypto/*", "kernel/arch/x86/crypto/*", "kernel/lib/ts_*"),
+    *(
+        f"kernel/drivers/net/{name}"
+        for name in (
+            *("amt", "bareudp", "bonding/*", "can/dev/*", "can/slcan*", "can/vcan", "can/vxcan"),
+            *("dummy", "eql", "geneve", "gtp", "ifb", "ipvlan/*", "macsec", "macvlan", "macvtap"),
+            *("net_failover", "netconsole", "netdevsim/*", "netkit", "nlmon", "ovpn/*", "pfcp"),
+            *("ppp/*", "slip/*", "tap", "team/*", "tun", "veth", "vrf", "vsockmon", "vxlan"),
+            *("vxlan/*", "wireguard/*", "wireguard", "wireless/mac80211_hwsim"),
+            *("wireless/virtual/*",),
+        )
+    ),
+    *("kernel/drivers/vhost/*", "kernel/drivers/block/loop", "kernel/drivers/block/nbd"),
+    *("kernel/fs/ext4/*", "kernel/fs/fuse/*", "kernel/fs/isofs/*", "kernel/fs/nfs/*"),
+    *("kernel/fs/overlayfs/*", "kernel/fs/squashfs/*"),
+)
+# What it takes to read them.
+READER_MODULES = ("virtio_blk", "squashfs")
+# On a host these are made in its own namespace, where they are in nobody's way. Debian's systemd
+# says the same (modprobe.d/systemd.conf).
+_MODULE_OPTIONS = "options bonding max_bonds=0\noptions dummy numdummies=0\noptions ifb numifbs=0\n"
+
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = "ld-linux-x86-64.so.2"
 
 # What the guest runs beside Python. The libraries they need are found.
 _PROGRAMS = {"busybox-static": "usr/bin/busybox", "crun": "usr/bin/crun"}
+# Those on the disk, which is mounted when one is wanted: what rules of packets are set with.
+_DISK_PROGRAMS = {
+    "conntrack": ("usr/sbin/conntrack",),
+    "ipset": ("usr/sbin/ipset",),
+    "iptables": ("usr/sbin/*tables*", f"{_LIBRARIES}/xtables/*.so"),
+    "ipvsadm": ("usr/sbin/ipvsadm",),
+    "nftables": ("usr/sbin/nft",),
+}
+# What the image is made with beside them.
+_DEPMOD, _SQUASH = "usr/bin/kmod", "usr/bin/mksquashfs"
+_TOOLS = ("kmod", "squashfs-tools")
 # What it has of the standard library beyond the packages of the minimal one.
 _STANDARD_LIBRARY = (
     *("ctypes/*.py", "json/*"),
@@ -36,22 +74,6 @@ _STANDARD_LIBRARY = (
 # Parts of the minimal one that need OpenSSL or belong to development.
 _LEFT_OUT = ("_hashlib.", "_ssl.", "_sysconfigdata", "/__pycache__/", "/sitecustomize")
 
-_OWN_SOURCES = (
-    "__init__.py",
-    "agent/__init__.py",
-    "agent/protocol.py",
-    "agent/guest/*.py",
-    "linux/__init__.py",
-    "linux/libc.py",
-    "linux/mounts.py",
-    "linux/netlink.py",
-    "linux/links.py",
-    "linux/addresses.py",
-    "linux/routes.py",
-    "linux/neighbours.py",
-    "linux/announcement.py",
-    "linux/ethtool.py",
-)
 
 _DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "var", "mnt")
 
@@ -72,40 +94,17 @@ class Recipe:
 
 def find_recipe(index: Index) -> Recipe:
     """What an image of a release would be made of today. Raises ImageError."""
-    known = index.known(("python3", *_PROGRAMS, *packages.KERNEL_METAS))
+    programs = (*_PROGRAMS, *_DISK_PROGRAMS, *_TOOLS)
+    known = index.known(("python3", *programs, *packages.KERNEL_METAS))
     python = packages.python_version(known)
-    names = (f"python{python}-minimal", f"libpython{python}-stdlib", *_PROGRAMS)
+    names = (f"python{python}-minimal", f"libpython{python}-stdlib", *programs)
     return Recipe(python, packages.libraries(known, names), packages.kernel(known))
-
-
-def own_sources() -> dict[str, Path]:
-    """The agent and all that it imports: source files by their path in the guest."""
-    package = Path(tapwright.__file__).parent
-    found = {}
-    for pattern in _OWN_SOURCES:
-        for path in sorted(package.glob(pattern)):
-            found[f"{_OWN}/tapwright/{path.relative_to(package)}"] = path
-    guest = package / "image" / "guest"
-    for target, name in (("init", "init"), ("etc/inittab", "inittab")):
-        found[target] = guest / name
-    found[f"{_OWN}/agent"] = guest / "agent"
-    return found
-
-
-def sources_digest() -> str:
-    """A digest of everything in the image that is ours, this recipe included."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    recipe = {name: here / name for name in ("build.py", "archive.py", "kernel.py", "packages.py")}
-    for name, path in sorted((own_sources() | recipe).items()):
-        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def build(
     recipe: Recipe, index: Index, cache: Path, work: Path, progress: Progress
-) -> tuple[bytes, bytes]:
-    """Make (kernel, initrd) from packages; `work` is an empty directory to unpack in.
+) -> tuple[bytes, bytes, bytes]:
+    """Make (kernel, initrd, disk) from packages; `work` is an empty directory to unpack in.
 
     Raises ImageError.
     """
@@ -127,10 +126,15 @@ def build(
     progress("compile Python")
     _compile(release, stage, recipe.python)
     _try_imports(stage, recipe.python)
+    modules = _only(kernel_root, "usr/lib/modules/*")
+    progress("write the disk")
+    _fill_disk(release, kernel_root, modules, work / "disk")
+    disk = _squashed(release, work / "disk", work)
     tree = _files(stage) | _skeleton(stage, recipe.python)
-    tree |= _modules(_only(kernel_root, "usr/lib/modules/*"))
+    tree |= _modules(modules)
+    tree["etc/devices"] = Entry.file(_devices(work / "disk").encode())
     progress("write the initrd")
-    return elf, archive.write(tree)
+    return elf, archive.write(tree), disk
 
 
 def _select(unpacked: Path, patterns: tuple[str, ...], stage: Path) -> None:
@@ -150,6 +154,48 @@ def _select_python(recipe: Recipe, cache: Path, work: Path) -> None:
     _select(work / "minimal", (f"{library}/**/*",), work / "stage")
     rest = tuple(f"{library}/{name}" for name in _STANDARD_LIBRARY)
     _select(work / "release", (f"usr/bin/python{recipe.python}", *rest), work / "stage")
+
+
+def _fill_disk(release: Path, kernel_root: Path, modules: Path, disk: Path) -> None:
+    """What a guest needs only at times: modules with the indexes of depmod(8), and programs."""
+    (disk / "usr/lib/modules").mkdir(parents=True)
+    (disk / "lib").symlink_to("usr/lib")  # where depmod looks
+    target = disk / "usr/lib/modules" / modules.name
+    for module in kernel.select_modules(modules, kernel.names_below(modules, DISK_MODULES)):
+        path = target / module.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(module.content)
+    for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+        if (modules / name).exists():
+            _copy(modules / name, target / name)
+    # Where programs look that want to know what a kernel can do.
+    for config in kernel_root.glob("boot/config-*"):
+        _copy(config, target / "config")
+    depmod = disk.with_name("depmod")
+    depmod.symlink_to(release / _DEPMOD)
+    _run(release, depmod, "-b", disk, modules.name)
+    kernel.add_soft_dependencies(target)
+    (disk / "etc").mkdir()
+    (disk / "etc/modprobe.conf").write_text(_MODULE_OPTIONS)
+    for paths in _DISK_PROGRAMS.values():
+        _select(release, paths, disk)
+    _select_libraries(release, disk)
+
+
+def _squashed(release: Path, tree: Path, work: Path) -> bytes:
+    """A tree as a file system for reading. A guest is spared most of the unpacking by LZ4."""
+    target = work / "squashed"
+    _run(
+        *(release, release / _SQUASH, tree, target),
+        *("-comp", "lz4", "-noappend", "-no-progress", "-quiet", "-no-xattrs", "-all-root"),
+        *("-mkfs-time", 0, "-all-time", 0),
+    )
+    return target.read_bytes()
+
+
+def _devices(disk: Path) -> str:
+    """The device nodes by which modules of the disk are asked for, as depmod has found them."""
+    return _only(disk, "usr/lib/modules/*/modules.devname").read_text()
 
 
 def _select_libraries(release: Path, stage: Path) -> None:
@@ -176,8 +222,8 @@ def _select_libraries(release: Path, stage: Path) -> None:
 
 
 def _is_dynamic(path: Path) -> bool:
-    """Does the file ask for a loader? All of ELF's do here but busybox's."""
-    if path.is_symlink() or not path.is_file() or path.name == "busybox":
+    """Does the file ask for a loader? All of ELF's do here but busybox's and the kernel's."""
+    if path.is_symlink() or not path.is_file() or path.name == "busybox" or path.suffix == ".ko":
         return False
     with path.open("rb") as file:
         return file.read(4) == b"\x7fELF"
@@ -186,7 +232,7 @@ def _is_dynamic(path: Path) -> bool:
 def _compile(release: Path, stage: Path, version: str) -> None:
     """Compile Python files with the guest's own interpreter, each `.pyc` in its source's place:
     nothing is compiled under emulation, and no time stamp goes in."""
-    for name in (f"usr/lib/python{version}", _OWN):
+    for name in (f"usr/lib/python{version}", OWN):
         _run_python(
             *(release, version, "-m", "compileall", "-q", "-b", "-j1"),
             *("--invalidation-mode", "unchecked-hash", "-s", stage, "-p", "/", stage / name),
@@ -197,22 +243,26 @@ def _try_imports(stage: Path, version: str) -> None:
     """Import all of the agent with nothing but what the guest will have."""
     own = [Path(name) for name in own_sources()]
     names = [
-        ".".join(path.relative_to(_OWN).with_suffix("").parts)
+        ".".join(path.relative_to(OWN).with_suffix("").parts)
         for path in own
         if path.suffix == ".py"
     ]
-    lines = [f"import sys; sys.path.append({str(stage / _OWN)!r})"]
+    lines = [f"import sys; sys.path.append({str(stage / OWN)!r})"]
     lines += [f"import {name.removesuffix('.__init__')}" for name in names]
     _run_python(stage, version, "-c", "\n".join(lines))
 
 
 def _run_python(root: Path, version: str, *arguments: object) -> None:
-    """Run the Python of a tree with the tree's loader and libraries. Raises ImageError."""
+    """Run the Python of a tree. Raises ImageError."""
+    _run(root, root / f"usr/bin/python{version}", "-B", "-s", "-S", *arguments)
+
+
+def _run(root: Path, program: Path, *arguments: object) -> None:
+    """Run a program with the loader and the libraries of a tree. Raises ImageError."""
     libraries = root / _LIBRARIES
     command = [
         *(libraries / _LOADER, "--inhibit-cache", "--library-path", libraries),
-        root / f"usr/bin/python{version}",
-        *("-B", "-s", "-S", *arguments),
+        *(program, *arguments),
     ]
     done = subprocess.run(
         list(map(str, command)),
@@ -223,7 +273,7 @@ def _run_python(root: Path, version: str, *arguments: object) -> None:
     )
     if done.returncode != 0:
         output = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no reason given"]
-        raise ImageError(f"the guest's Python {version} failed: {output[0]}")
+        raise ImageError(f"{program.name} of the guest's release failed: {output[0]}")
 
 
 def _files(stage: Path) -> Tree:
@@ -243,6 +293,13 @@ def _skeleton(stage: Path, python: str) -> Tree:
     for name in listed.stdout.split():
         if name != "busybox":
             tree[f"usr/bin/{name}"] = Entry.link("busybox")
+    # The kernel runs the first when it lacks something.
+    for name in ("modprobe", "modinfo"):
+        script = f'#!/bin/sh\nexec sh /{OWN}/disk {name} "$@"\n'
+        tree[f"usr/bin/{name}"] = Entry.file(script.encode(), 0o755)
+    tree[f"{OWN}/mounted"] = Entry(0o40755)
+    tree["usr/lib/modules"] = Entry.link(f"/{OWN}/mounted/usr/lib/modules")
+    tree["etc/modprobe.conf"] = Entry.link(f"/{OWN}/mounted/etc/modprobe.conf")
     # All is in /usr, as releases have it by now.
     tree["bin"] = tree["sbin"] = Entry.link("usr/bin")
     tree["usr/sbin"] = Entry.link("bin")
@@ -257,10 +314,12 @@ def _skeleton(stage: Path, python: str) -> Tree:
 
 def _modules(directory: Path) -> Tree:
     tree = {}
-    for listing, wanted in (("load", BOOT_MODULES), ("share", SHARE_MODULES)):
+    shared = (*SHARE_MODULES, *kernel.names_below(directory, TABLE_MODULES))
+    lists = (("load", BOOT_MODULES), ("share", shared), ("disk", READER_MODULES))
+    for listing, wanted in lists:
         names = []
         for module in kernel.select_modules(directory, wanted):
-            names.append(f"usr/lib/modules/{directory.name}/{module.file}")
+            names.append(f"{OWN}/modules/{module.file}")
             tree[names[-1]] = Entry.file(module.content)
         lines = "".join(f"/{name}\n" for name in names)
         tree[f"etc/modules.{listing}"] = Entry.file(lines.encode())

@@ -1,5 +1,6 @@
 """The kernel out of a release's packages: the bare ELF image, and the modules the guest needs."""
 
+import fnmatch
 import lzma
 import re
 import shutil
@@ -17,10 +18,12 @@ _GZIP, _XZ, _LZMA, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x28\xb5\x
 
 
 class Module(NamedTuple):
-    """A module as insmod(8) takes it. `file` is its name, such as "virtio_net.ko"."""
+    """A module as insmod(8) takes it. `file` is its name, such as "virtio_net.ko"; `path` where it
+    was below the directory of its kernel's modules, without what says how it was compressed."""
 
     file: str
     content: bytes
+    path: str = ""
 
 
 def extract_elf(bzimage: bytes) -> bytes:
@@ -63,11 +66,46 @@ def select_modules(directory: Path, wanted: tuple[str, ...]) -> list[Module]:
             content = _decompressed(content, path.name)
         for dependency in _dependencies(content):
             visit(_name(dependency))
-        order[name] = Module(path.name.partition(".")[0] + ".ko", content)
+        file = path.name.partition(".")[0] + ".ko"
+        order[name] = Module(file, content, str(path.relative_to(directory).with_name(file)))
 
     for name in wanted:
         visit(name)
     return list(order.values())
+
+
+def names_below(directory: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of all modules whose paths below `directory`, without what comes after the first
+    dot, match one of the patterns, in which `*` stands for slashes too."""
+    found = []
+    for path in sorted(directory.rglob("*.ko*")):
+        stem = str(path.relative_to(directory).with_name(path.name.partition(".")[0]))
+        if any(fnmatch.fnmatchcase(stem, pattern) for pattern in patterns):
+            found.append(_name(path.name))
+    return tuple(found)
+
+
+def add_soft_dependencies(directory: Path) -> None:
+    """Write what modules want to have beside them (modprobe.d(5): softdep), as far as it is there,
+    into `modules.dep` as what they depend on: busybox's modprobe goes by nothing else.
+
+    `directory` has been through depmod(8).
+    """
+    lines = (directory / "modules.dep").read_text().splitlines()
+    needs = {path: rest.split() for path, _, rest in (line.partition(":") for line in lines)}
+    paths = {_name(Path(path).name): path for path in needs}
+    for line in (directory / "modules.softdep").read_text().splitlines():
+        match line.split():
+            case ["softdep", name, *others]:
+                for other in others:
+                    path = paths.get(_name(other))  # others are "pre:", "post:", aliases
+                    if path and name in paths:
+                        # What comes last is loaded first.
+                        needs[paths[name]] += [path, *needs[path]]
+    text = "".join(
+        f"{path}:{''.join(f' {n}' for n in dict.fromkeys(needs[path]))}\n" for path in needs
+    )
+    (directory / "modules.dep").write_text(text)
 
 
 def _decompressed(data: bytes, what: str) -> bytes:

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tapwright.errors import ImageError
-from tapwright.image.build import Progress
+from tapwright.image import sources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tapwright.image.build import Progress
 
 DIRECTORY = Path("/var/lib/tapwright/images")
-FILES = ("vmlinux", "initrd")
+FILES = ("vmlinux", "initrd", "disk")
 _MANIFEST = "manifest.json"
 
 
@@ -25,15 +29,14 @@ class Image(NamedTuple):
     key: str
     kernel: Path
     initrd: Path
+    disk: Path
     manifest: dict[str, Any]
     current: bool
 
 
 def listing(store: Path = DIRECTORY) -> list[Image]:
     """The images of a store, the newest first."""
-    from tapwright.image import build
-
-    digest = build.sources_digest()
+    digest = sources.sources_digest()
     found = []
     for path in store.glob(f"*/{_MANIFEST}"):
         manifest = json.loads(path.read_text())
@@ -42,6 +45,7 @@ def listing(store: Path = DIRECTORY) -> list[Image]:
             key=directory.name,
             kernel=directory / FILES[0],
             initrd=directory / FILES[1],
+            disk=directory / FILES[2],
             manifest=manifest,
             current=manifest["sources"] == digest,
         )
@@ -54,12 +58,12 @@ def find(store: Path = DIRECTORY) -> Image | None:
     return next((image for image in listing(store) if image.current), None)
 
 
-def ensure(store: Path, progress: Progress) -> Image:
+def ensure(store: Path, progress: "Progress") -> Image:
     """The image to use, built where there is none yet. Raises ImageError."""
     return find(store) or build_image(store, progress)
 
 
-def build_image(store: Path, progress: Progress, suite: str = "", mirror: str = "") -> Image:
+def build_image(store: Path, progress: "Progress", suite: str = "", mirror: str = "") -> Image:
     """Build the image of today's packages, or return the equal one that is there.
 
     The packages are those of the host's release, or of `suite` from `mirror` (`release.index`).
@@ -76,7 +80,7 @@ def build_image(store: Path, progress: Progress, suite: str = "", mirror: str = 
             index = release.index(suite, store / "apt", mirror)
         recipe = build.find_recipe(index)
         manifest = {
-            "sources": build.sources_digest(),
+            "sources": sources.sources_digest(),
             "release": suite or release.host(),
             "packages": [package._asdict() for package in recipe.packages],
         }
@@ -141,7 +145,10 @@ def _put(target: Path, manifest: dict[str, Any], files: dict[str, bytes], work: 
 @contextmanager
 def locked(store: Path) -> Iterator[None]:
     try:
-        store.mkdir(parents=True, exist_ok=True, mode=0o755)
+        made = [path for path in (store, *store.parents) if not path.exists()]
+        store.mkdir(parents=True, exist_ok=True)
+        for path in made:
+            path.chmod(0o755)  # whatever the umask: QEMU reads images as an unprivileged user
         lock = (store / ".lock").open("w")
     except OSError as error:
         raise ImageError(f"the image store can't be written: {error}") from None

@@ -1,6 +1,6 @@
 """An image as one file, for hosts that have no apt: a compressed tar archive.
 
-It holds the manifest, whose digests tell whether the rest arrived whole, then kernel and initrd.
+It holds the manifest, whose digests tell whether the rest arrived whole, then the files in it.
 """
 
 import gzip
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tapwright.errors import ImageError
-from tapwright.image import store
+from tapwright.image import sources, store
 from tapwright.image.store import Image
 
 _MANIFEST = "manifest.json"
@@ -32,7 +32,9 @@ def export_image(image: Image, target: Path) -> None:
             tarfile.open(fileobj=stream, mode="w") as archive,
         ):
             _add(archive, _MANIFEST, json.dumps(image.manifest, indent=1).encode())
-            for name, path in zip(store.FILES, (image.kernel, image.initrd), strict=True):
+            for name, path in zip(
+                store.FILES, (image.kernel, image.initrd, image.disk), strict=True
+            ):
                 _add(archive, name, path.read_bytes())
         part.rename(target)
     except OSError as error:
@@ -46,8 +48,6 @@ def import_image(source: Path, directory: Path) -> Image:
 
     Raises ImageError when the file is torn or damaged, or made for another Tapwright.
     """
-    from tapwright.image import build
-
     try:
         with source.open("rb") as raw, gzip.open(raw) as stream:
             manifest, files = _read(stream)
@@ -58,7 +58,7 @@ def import_image(source: Path, directory: Path) -> Image:
         raise ImageError(f"no image can be read from {source}: {error.strerror}") from None
     except (OSError, EOFError, ValueError, LookupError, tarfile.TarError, zlib.error) as error:
         raise ImageError(f"{source} is no whole image ({error}): export or copy it again") from None
-    if manifest["sources"] != build.sources_digest():
+    if manifest["sources"] != sources.sources_digest():
         raise ImageError(
             f"the image in {source} has the agent of another Tapwright than this: export one by "
             "the same version"

@@ -2,16 +2,31 @@
 
 import socket
 import struct
-from typing import NamedTuple
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from tapwright.linux import netlink
-from tapwright.linux.netlink import Netlink, attribute, u32, unpack_address
+from tapwright.linux.netlink import (
+    Netlink,
+    NetlinkError,
+    Request,
+    attribute,
+    text,
+    u32,
+    unpack_address,
+)
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
-IFA_F_NODAD = 0x2
+IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_BROADCAST, IFA_CACHEINFO = 1, 2, 3, 4, 6
+IFA_FLAGS, IFA_RT_PRIORITY, IFA_PROTO = 8, 9, 11
+IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_NOPREFIXROUTE = 0x1, 0x2, 0x8, 0x200
+IFA_F_PERMANENT = 0x80
 
 _IFADDR = struct.Struct("=BBBBi")
+_CACHEINFO = struct.Struct("=IIII")
+_FOREVER = 0xFFFFFFFF
+_TOLERANCE = 2  # seconds
 
 # What the kernel sets by itself, and would refuse or ignore from us: DADFAILED, DEPRECATED,
 # TENTATIVE, PERMANENT, STABLE_PRIVACY, SECONDARY/TEMPORARY, OPTIMISTIC.
@@ -19,7 +34,10 @@ _KERNEL_FLAGS = 0x01 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80 | 0x800
 
 
 class Address(NamedTuple):
-    """An address of an interface. `peer` is set where it differs from the address itself."""
+    """An address of an interface. `peer` is set where it differs from the address itself, `label`
+    where it is not the interface's name; `metric` is that of its subnet's route, 0 for the kernel's
+    choice. `valid` and `preferred` say when it ends to be that, in seconds of this host's monotonic
+    clock, None for never."""
 
     address: str
     prefix_length: int
@@ -27,6 +45,11 @@ class Address(NamedTuple):
     broadcast: str | None = None
     scope: int = 0
     flags: int = 0
+    label: str = ""
+    metric: int = 0
+    protocol: int = 0
+    valid: int | None = None
+    preferred: int | None = None
 
     def __str__(self) -> str:
         return f"{self.address}/{self.prefix_length}"
@@ -44,22 +67,80 @@ class Address(NamedTuple):
         identifier = bytes([mac_bytes[0] ^ 2]) + mac_bytes[1:3] + b"\xff\xfe" + mac_bytes[3:]
         return netlink.pack_address(self.address) == b"\xfe\x80" + bytes(6) + identifier
 
+    def ends_with(self, other: "Address") -> bool:
+        """Whether it ends when another does, as far as can be told."""
+        return all(
+            one == another
+            or (one is not None and another is not None and abs(one - another) <= _TOLERANCE)
+            for one, another in ((self.valid, other.valid), (self.preferred, other.preferred))
+        )
+
+    def relative(self) -> dict[str, Any]:
+        """As another kernel's agent takes it, without what is as usual: the times in seconds from
+        now."""
+        fields = {
+            key: value
+            for key, value in self._asdict().items()
+            if value != self._field_defaults.get(key)
+        }
+        now = time.monotonic()
+        for key in ("valid", "preferred"):
+            if key in fields:
+                fields[key] = max(0, round(fields[key] - now))
+        return fields
+
 
 def decode(body: bytes) -> tuple[int, Address]:
     """Read an RTM_NEWADDR or RTM_DELADDR body: (interface index, address)."""
+    index, _, address = decode_with_state(body)
+    return index, address
+
+
+def decode_with_state(body: bytes) -> tuple[int, int, Address]:
+    """The same with all flags, the kernel's own among them: (interface index, flags, address)."""
     _, prefix_length, flags, scope, index = _IFADDR.unpack_from(body)
     found = netlink.attributes(body, _IFADDR.size)
     remote = found.get(IFA_ADDRESS, b"")
     local = found.get(IFA_LOCAL, remote)
     broadcast = found.get(IFA_BROADCAST)
-    return index, Address(
-        address=unpack_address(local),
-        prefix_length=prefix_length,
-        peer=unpack_address(remote) if remote and remote != local else None,
-        broadcast=unpack_address(broadcast) if broadcast else None,
-        scope=scope,
-        flags=u32(found, IFA_FLAGS, flags) & ~_KERNEL_FLAGS,
+    flags = u32(found, IFA_FLAGS, flags)
+    preferred, valid = _ends(found.get(IFA_CACHEINFO, b""))
+    return (
+        index,
+        flags,
+        Address(
+            address=unpack_address(local),
+            prefix_length=prefix_length,
+            peer=unpack_address(remote) if remote and remote != local else None,
+            broadcast=unpack_address(broadcast) if broadcast else None,
+            scope=scope,
+            flags=flags & ~_KERNEL_FLAGS,
+            label=_own_label(text(found, IFA_LABEL)),
+            metric=u32(found, IFA_RT_PRIORITY),
+            protocol=found.get(IFA_PROTO, b"\0")[0],
+            valid=valid,
+            preferred=preferred,
+        ),
     )
+
+
+def _own_label(label: str) -> str:
+    """Empty for the name of the interface, which has no colon (dev_valid_name)."""
+    return label if ":" in label else ""
+
+
+def _ends(info: bytes) -> tuple[int | None, int | None]:
+    """When an address ends to be preferred, and to be valid (struct ifa_cacheinfo). The same each
+    time it is asked, but for a second: the kernel counts whole ones from when it was set."""
+    if len(info) < _CACHEINFO.size:
+        return None, None
+    preferred, valid, _, updated = _CACHEINFO.unpack_from(info)
+    passed = int(time.monotonic() - updated / 100)
+
+    def end(left: int) -> int | None:
+        return None if left == _FOREVER else updated // 100 + passed + left
+
+    return end(preferred), end(valid)
 
 
 def listing(nl: Netlink) -> list[tuple[int, Address]]:
@@ -67,20 +148,59 @@ def listing(nl: Netlink) -> list[tuple[int, Address]]:
     return _list(nl, 0)
 
 
+def listing_with_state(nl: Netlink, at_most: int) -> list[tuple[int, int, Address]]:
+    """The same, each with all of its flags: (interface index, flags, address); where there are
+    more than `at_most`, that many and one."""
+    payload = _IFADDR.pack(0, 0, 0, 0, 0)
+    bodies = nl.dump("list addresses", RTM_GETADDR, payload, at_most=at_most)
+    return [decode_with_state(body) for body in bodies]
+
+
 def of(nl: Netlink, index: int) -> list[Address]:
     """The addresses of one interface, in the kernel's order."""
     return [address for _, address in _list(nl, index)]
 
 
+def permanent(nl: Netlink, index: int) -> list[Address]:
+    """The addresses of one interface that somebody gave it for good, in the kernel's order: none
+    of a lease or a router advertisement."""
+    payload = _IFADDR.pack(0, 0, 0, 0, index)
+    return [
+        decode(body)[1]
+        for body in nl.dump("list addresses", RTM_GETADDR, payload)
+        if u32(netlink.attributes(body, _IFADDR.size), IFA_FLAGS) & IFA_F_PERMANENT
+    ]
+
+
 def add(nl: Netlink, index: int, address: Address) -> None:
     """Add an address, or replace the same one. IPv6 skips duplicate address detection:
     whoever gave the address out answers for its being the only one."""
-    flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
-    nl.request(f"add address {address}", RTM_NEWADDR, _encode(index, address), flags)
+    request = _adding(index, address, address.flags | IFA_F_NODAD)
+    (refusal,) = nl.request_many([request])
+    if refusal:
+        raise refusal
+
+
+def add_many(
+    nl: Netlink, index: int, some: Sequence[Address]
+) -> list[tuple[Address, NetlinkError]]:
+    """Add them, or replace the same ones; return those that the kernel refused. They are there at
+    once, without the detection of duplicates, also where their flags do not say so."""
+    requests = [_adding(index, address, address.flags | IFA_F_NODAD) for address in some]
+    refusals = nl.request_many(requests)
+    refused = [pair for pair in zip(some, refusals, strict=True) if pair[1]]
+    # The flag is to be seen only where it is wanted: nobody has doubts of an address that is there.
+    unflagged = [
+        _adding(index, address, address.flags)
+        for address, refusal in zip(some, refusals, strict=True)
+        if not refusal and not address.is_ipv4 and not address.flags & IFA_F_NODAD
+    ]
+    nl.request_many(unflagged)
+    return [(address, refusal) for address, refusal in refused if refusal]
 
 
 def remove(nl: Netlink, index: int, address: Address) -> None:
-    nl.request(f"remove address {address}", RTM_DELADDR, _encode(index, address))
+    nl.request(f"remove address {address}", RTM_DELADDR, _encode(index, address, address.flags))
 
 
 def _list(nl: Netlink, index: int) -> list[tuple[int, Address]]:
@@ -88,11 +208,24 @@ def _list(nl: Netlink, index: int) -> list[tuple[int, Address]]:
     return [decode(body) for body in nl.dump("list addresses", RTM_GETADDR, payload)]
 
 
-def _encode(index: int, address: Address) -> bytes:
+def _adding(index: int, address: Address, flags: int) -> Request:
+    """With the times of `valid` and `preferred` from now on."""
+    body = _encode(index, address, flags)
+    if address.valid is not None or address.preferred is not None:
+        now = time.monotonic()
+        preferred, valid = (
+            _FOREVER if end is None else max(0, round(end - now))
+            for end in (address.preferred, address.valid)
+        )
+        body += attribute(IFA_CACHEINFO, _CACHEINFO.pack(preferred, max(1, valid), 0, 0))
+    create = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
+    return Request(f"add address {address}", RTM_NEWADDR, body, create)
+
+
+def _encode(index: int, address: Address, flags: int) -> bytes:
     family = netlink.family_of(address.address)
-    flags = address.flags
-    if family == socket.AF_INET6:
-        flags |= IFA_F_NODAD
+    if family == socket.AF_INET:
+        flags &= ~IFA_F_NODAD
     local = netlink.pack_address(address.address)
     parts = [
         _IFADDR.pack(family, address.prefix_length, flags & 0xFF, address.scope, index),
@@ -102,4 +235,10 @@ def _encode(index: int, address: Address) -> bytes:
     ]
     if address.broadcast:
         parts.append(attribute(IFA_BROADCAST, netlink.pack_address(address.broadcast)))
+    if address.label:
+        parts.append(attribute(IFA_LABEL, address.label))
+    if address.metric:
+        parts.append(attribute(IFA_RT_PRIORITY, address.metric))
+    if address.protocol:
+        parts.append(attribute(IFA_PROTO, bytes([address.protocol])))
     return b"".join(parts)

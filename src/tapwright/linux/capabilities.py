@@ -19,14 +19,30 @@ def last() -> int:
         return int(file.read())
 
 
-def keep(kept: Iterable[int], highest: int) -> None:
-    """Give all up but these, for good; `highest` is `last()`. For between fork and exec. Raises
-    OSError."""
+def bound(kept: Iterable[int], highest: int) -> None:
+    """Let no program that is executed from here on have any but these; `highest` is `last()`. For
+    between fork and exec. Raises OSError."""
     kept = set(kept)
     for capability in range(highest + 1):
         if capability not in kept:
             libc.prctl(_PR_CAPBSET_DROP, capability)
-    bits = sum(1 << capability for capability in kept)
+
+
+def keep(kept: Iterable[int], highest: int) -> None:
+    """Give all up but these, for good; `highest` is `last()`. For between fork and exec. Raises
+    OSError."""
+    kept = set(kept)
+    bound(kept, highest)
+    _set(sum(1 << capability for capability in kept))
+
+
+def keep_none() -> None:
+    """Give up all of the calling thread's, also those that a program could inherit. Raises
+    OSError."""
+    _set(0)
+
+
+def _set(bits: int) -> None:
     low, high = bits & 0xFFFFFFFF, bits >> 32
     content = struct.pack("=6I", low, low, 0, high, high, 0)
     libc.syscall(_CAPSET, struct.pack("=Ii", _VERSION_3, 0), content)

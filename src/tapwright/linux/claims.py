@@ -1,7 +1,8 @@
 """Directories that are there whole or not at all. One is filled beside its place, and renamed to
 it; who renames first has the name. At its end it is renamed away, and then removed.
 
-What a process leaves that is killed in between has its pid in the name, and is removed by the next.
+What a process leaves that is killed in between has its pid in the name, and is removed by the next,
+or by `sweep`.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ def draft(parent: "Path", name: str) -> str:
     """Make the directory that is to be filled, and `parent` where it is not there. Raises
     OSError."""
     os.makedirs(parent, 0o700, exist_ok=True)
-    _sweep(parent)
+    sweep(parent)
     path = os.path.join(parent, f"{_NEW}{name}-{os.getpid()}")
     os.mkdir(path, 0o700)
     return path
@@ -36,11 +37,20 @@ def take(filled: "Path", target: "Path") -> None:
 
 
 def discard(directory: "Path") -> None:
-    """Remove it, its name at once. Raises OSError for one that is not there."""
+    """Remove it, its name at once. Raises OSError for one that is not there, or stays."""
     parent, name = os.path.split(directory)
     grave = os.path.join(parent, f"{_DELETED}{name}-{os.getpid()}")
-    os.rename(directory, grave)
-    remove(grave)
+    try:
+        os.rename(directory, grave)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # No room for the longer name.
+        for entry in os.listdir(directory):
+            os.unlink(os.path.join(directory, entry))
+        os.rmdir(directory)
+    else:
+        remove(grave)
 
 
 def remove(path: "Path") -> None:
@@ -64,8 +74,14 @@ def names(parent: "Path") -> list[str]:
     )
 
 
-def _sweep(parent: "Path") -> None:
-    for name in os.listdir(parent):
+def sweep(parent: "Path") -> None:
+    """Remove what killed processes have left there. Raises OSError; nothing for a directory that is
+    not there."""
+    try:
+        names_there = os.listdir(parent)
+    except FileNotFoundError:
+        return
+    for name in names_there:
         pid = name.rpartition("-")[2]
         if name.startswith((_NEW, _DELETED)) and not os.path.exists(f"/proc/{pid}"):
             remove(os.path.join(parent, name))

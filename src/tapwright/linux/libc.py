@@ -1,9 +1,12 @@
 """The few calls of the C library that Python 3.11 lacks: namespaces, mounts, prctl."""
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 
 CLONE_FS, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x200, 0x20000, 0x20000000, 0x40000000
+CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x2000000, 0x4000000, 0x8000000
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x1000, 0x4000, 0x40000, 0x80000, 0x100000
 MNT_DETACH = 2
 FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
@@ -45,6 +48,23 @@ def mount(source: str, target: str, flags: int) -> None:
     """Bind or change a mount (mount(2), no filesystem type, no data)."""
     result = _libc.mount(source.encode(), target.encode(), b"none", ctypes.c_ulong(flags), None)
     _check(result, target)
+
+
+def set_host_name(name: str) -> None:
+    """That of the calling thread's UTS namespace (sethostname(2))."""
+    _check(_libc.sethostname(name.encode(), ctypes.c_size_t(len(name))), "sethostname")
+
+
+def inotify_init(flags: int) -> int:
+    """A descriptor to be told of changes of files by (inotify_init1(2))."""
+    fd = int(_libc.inotify_init1(flags))
+    _check(min(fd, 0), "inotify")
+    return fd
+
+
+def inotify_add_watch(fd: int, path: str, mask: int) -> None:
+    """Have changes of a file or directory be told (inotify_add_watch(2))."""
+    _check(min(int(_libc.inotify_add_watch(fd, path.encode(), ctypes.c_uint32(mask))), 0), path)
 
 
 def unmount(target: str) -> None:
@@ -92,6 +112,20 @@ def load_module(path: str) -> None:
         syscall(_FINIT_MODULE, fd, b"", 0)
     finally:
         os.close(fd)
+
+
+def getsockopt(fd: int, level: int, option: int, asked: bytes) -> bytes:
+    """An option that is asked for with a value (getsockopt(2)); the answer has its size at most."""
+    value = ctypes.create_string_buffer(asked, len(asked))
+    size = ctypes.c_uint(len(asked))
+    _check(_libc.getsockopt(fd, level, option, value, ctypes.byref(size)), "getsockopt")
+    return value.raw[: size.value]
+
+
+@contextlib.contextmanager
+def address_of(room: bytearray) -> Iterator[int]:
+    """Where a buffer is, for a structure that points to it, as long as the block lasts."""
+    yield ctypes.addressof((ctypes.c_char * len(room)).from_buffer(room))
 
 
 def prctl(option: int, argument: int, second: int = 0) -> None:

@@ -9,25 +9,32 @@ from tapwright.linux import netlink
 from tapwright.linux.netlink import Netlink, NetlinkError, attribute, nested, text, u32
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 RTMGRP_LINK = 0x1
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = 13, 18, 20, 28
+IFLA_GROUP, IFLA_LINK_NETNSID, IFLA_NEW_IFINDEX = 27, 37, 49
+IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
-IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND = 1, 2, 4
 VETH_INFO_PEER = 1
 IFLA_MACVLAN_MODE = 1
 MACVTAP_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 """enum macvlan_mode, include/uapi/linux/if_link.h."""
 
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_ALLMULTI = 0x1, 0x8, 0x40, 0x200
+IFF_NOARP, IFF_MULTICAST = 0x80, 0x1000
+FLAGS_OF_USERS = IFF_NOARP | IFF_MULTICAST
+"""Those that somebody sets, and that say what a program can do with an interface."""
 ARPHRD_ETHER = 1
 
 _IFINFO = struct.Struct("=BxHiII")
 
 
 class Link(NamedTuple):
-    """A network interface. `kind` is the driver's (veth, tun, macvlan, …), empty for hardware."""
+    """A network interface. `kind` is the driver's (veth, tun, macvlan, …), empty for hardware;
+    `parent` the index of the one that it is on, 0 where that is in another namespace."""
 
     index: int  # type: ignore[assignment]  # not tuple.index
     name: str
@@ -42,6 +49,10 @@ class Link(NamedTuple):
     hardware: int = ARPHRD_ETHER
     info: bytes = b""
     """The driver's own attributes (IFLA_INFO_DATA), for who knows the driver."""
+    master_kind: str = ""
+    """The driver of the interface with index `master`."""
+    group: int = 0
+    altnames: tuple[str, ...] = ()
 
     @property
     def is_ethernet(self) -> bool:
@@ -62,6 +73,12 @@ class Link(NamedTuple):
         return bool(self.flags & IFF_ALLMULTI)
 
     @property
+    def is_port(self) -> bool:
+        """Whether what it receives is another interface's, such as a bridge's or a bond's. In a VRF
+        it is not: that only says in which table to look (networking/vrf.rst)."""
+        return bool(self.master) and self.master_kind != "vrf"
+
+    @property
     def is_loopback(self) -> bool:
         return bool(self.flags & IFF_LOOPBACK)
 
@@ -80,10 +97,21 @@ def decode(body: bytes) -> Link:
         flags=flags,
         txqlen=u32(found, IFLA_TXQLEN),
         master=u32(found, IFLA_MASTER),
-        parent=u32(found, IFLA_LINK),
+        parent=0 if IFLA_LINK_NETNSID in found else u32(found, IFLA_LINK),
         alias=text(found, IFLA_IFALIAS),
         hardware=hardware,
         info=info.get(IFLA_INFO_DATA, b""),
+        master_kind=text(info, IFLA_INFO_SLAVE_KIND),
+        group=u32(found, IFLA_GROUP),
+        altnames=_altnames(found.get(IFLA_PROP_LIST, b"")),
+    )
+
+
+def _altnames(properties: bytes) -> tuple[str, ...]:
+    return tuple(
+        text({kind: name}, IFLA_ALT_IFNAME)
+        for kind, name in netlink.each(properties)
+        if kind == IFLA_ALT_IFNAME
     )
 
 
@@ -91,6 +119,16 @@ def listing(nl: Netlink) -> list[Link]:
     """All interfaces of the namespace, in the order of their index."""
     bodies = nl.dump("list interfaces", RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
     return sorted(map(decode, bodies))
+
+
+def listing_with_settings(nl: Netlink) -> list[tuple[Link, bytes]]:
+    """The same, each with what is specific to protocols (IFLA_AF_SPEC)."""
+    bodies = nl.dump("list interfaces", RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
+    found = [
+        (decode(body), netlink.attributes(body, _IFINFO.size).get(IFLA_AF_SPEC, b""))
+        for body in bodies
+    ]
+    return sorted(found, key=lambda pair: pair[0].index)
 
 
 def find(nl: Netlink, name: str) -> Link | None:
@@ -151,8 +189,39 @@ def rename(nl: Netlink, index: int, name: str) -> None:
     _set(nl, f"rename to {name}", index, attribute(IFLA_IFNAME, name))
 
 
+def move(nl: Netlink, index: int, netns_fd: int, name: str, new_index: int = 0) -> None:
+    """Move an interface, which is down, to another namespace, under that name there, in which `%d`
+    is a number that is free. It loses its addresses and routes, and may get another index: which,
+    can be asked for since Linux 5.13.
+
+    Raises NetlinkError (EEXIST: the name is taken, but the interface may have been moved all the
+    same; EINVAL: it can't leave its namespace; EBUSY: the index is taken).
+    """
+    change = attribute(IFLA_IFNAME, name) + attribute(IFLA_NET_NS_FD, netns_fd)
+    if new_index:
+        change += attribute(IFLA_NEW_IFINDEX, new_index)
+    _set(nl, f"move to another namespace as {name}", index, change)
+
+
 def set_alias(nl: Netlink, index: int, alias: str) -> None:
     _set(nl, "set alias", index, attribute(IFLA_IFALIAS, alias.encode()))
+
+
+def set_group(nl: Netlink, index: int, group: int) -> None:
+    _set(nl, f"set group {group}", index, attribute(IFLA_GROUP, group))
+
+
+def set_flags(nl: Netlink, index: int, flags: int, mask: int) -> None:
+    """Make those of the flags that are in the mask (IFF_*) what they are in `flags`."""
+    _set(nl, "set flags", index, flags=flags, mask=mask)
+
+
+def set_altname(nl: Netlink, index: int, name: str, on: bool) -> None:
+    """Give an interface another name, or take it away (ip-link(8), property)."""
+    payload = _IFINFO.pack(0, 0, index, 0, 0)
+    payload += nested(IFLA_PROP_LIST, [attribute(IFLA_ALT_IFNAME, name)])
+    operation = f"{'set' if on else 'remove'} altname {name} (interface {index})"
+    nl.request(operation, RTM_NEWLINKPROP if on else RTM_DELLINKPROP, payload)
 
 
 def leave_ipv6_alone(nl: Netlink, index: int) -> None:

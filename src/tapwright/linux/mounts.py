@@ -22,6 +22,14 @@ _MOVE_MOUNT_F_EMPTY_PATH = 4
 READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, NO_SYMLINKS = 1, 2, 4, 8, 0x200000
 """Attributes of mounts (include/uapi/linux/mount.h: MOUNT_ATTR_RDONLY, …)."""
 
+_WORDS = {
+    READ_ONLY: "ro",
+    NO_SETUID: "nosuid",
+    NO_DEVICES: "nodev",
+    NO_EXECUTION: "noexec",
+    NO_SYMLINKS: "nosymfollow",
+}
+
 T = TypeVar("T")
 
 
@@ -58,6 +66,14 @@ def restrict(place: int | str, attributes: int, *, recursive: bool = True) -> No
         _set(place, b"", attributes, recursive=recursive)
     else:
         _set(_AT_FDCWD, os.fsencode(place), attributes, recursive=recursive)
+
+
+def are_restricted(pid: int, attributes: int) -> bool:
+    """Whether all mounts that a process sees have these attributes (proc(5), /proc/PID/mountinfo).
+    Raises OSError."""
+    words = {word for attribute, word in _WORDS.items() if attribute & attributes}
+    with open(f"/proc/{pid}/mountinfo") as table:
+        return all(words.issubset(line.split(" ")[5].split(",")) for line in table)
 
 
 def allow_writing(path: str) -> None:

@@ -52,14 +52,17 @@ def listing(nl: Netlink) -> list[Neighbour]:
 
 def add(nl: Netlink, entry: Neighbour) -> None:
     """Add a static entry, or replace what is known of the address."""
-    family = netlink.family_of(entry.address)
-    payload = (
-        _NDMSG.pack(family, entry.device, NUD_PERMANENT, entry.flags, 0)
+    flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
+    nl.request(f"add neighbour {entry.address}", RTM_NEWNEIGH, encoded(entry), flags)
+
+
+def encoded(entry: Neighbour) -> bytes:
+    """The body of a message that adds or tells of it."""
+    return (
+        _NDMSG.pack(netlink.family_of(entry.address), entry.device, NUD_PERMANENT, entry.flags, 0)
         + attribute(NDA_DST, netlink.pack_address(entry.address))
         + attribute(NDA_LLADDR, netlink.pack_mac(entry.mac))
     )
-    flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
-    nl.request(f"add neighbour {entry.address}", RTM_NEWNEIGH, payload, flags)
 
 
 def remove(nl: Netlink, entry: Neighbour) -> None:

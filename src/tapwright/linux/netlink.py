@@ -1,4 +1,4 @@
-"""A small rtnetlink client: requests, dumps, attributes, and errors that say what was refused.
+"""A small netlink client: requests, dumps, attributes, and errors that say what was refused.
 
 Used by the host's supervisor and by the guest's agent alike. Message layouts are those of
 include/uapi/linux/netlink.h and rtnetlink.h.
@@ -27,6 +27,7 @@ NLM_F_CAPPED = 0x100
 NLMSGERR_ATTR_MSG = 1
 
 NLA_F_NESTED = 0x8000
+NLA_F_NET_BYTEORDER = 0x4000
 NLA_TYPE_MASK = 0x3FFF
 
 SOL_NETLINK = 270
@@ -43,6 +44,7 @@ _DUMP_ATTEMPTS = 10
 # Of at most 64 requests that are all refused the answers fit the socket's buffer (a skb each, with
 # the kernel's explanation under 2 KiB; net.core.rmem_default is 208 KiB).
 _BATCH = 64
+_BATCH_BYTES = 32 * 1024
 
 Message = tuple[int, bytes]
 Attributes = dict[int, bytes]
@@ -57,6 +59,7 @@ class NetlinkError(OSError):
             reason = f"{reason}: {explanation}"
         super().__init__(code, f"{operation}: {reason}")
         self.operation = operation
+        self.explanation = explanation
 
 
 class Request(NamedTuple):
@@ -69,22 +72,30 @@ class Request(NamedTuple):
 
 
 class Netlink:
-    """One rtnetlink socket, bound to the network namespace of the thread that opens it.
+    """One netlink socket, bound to the network namespace of the thread that opens it; of rtnetlink,
+    unless another `protocol` is named (NETLINK_*).
 
     `groups` is a bit mask of the multicast groups to listen to (RTMGRP_*), `receive_bytes` the room
     for messages of theirs, 0 for the kernel's choice. Not thread-safe.
     """
 
-    def __init__(self, groups: int = 0, receive_bytes: int = 0) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    def __init__(
+        self, groups: int = 0, receive_bytes: int = 0, protocol: int = socket.NETLINK_ROUTE
+    ) -> None:
+        self._groups, self._receive_bytes, self._protocol = groups, receive_bytes, protocol
+        self._socket = self._opened()
+        self._sequence = 0
+
+    def _opened(self) -> socket.socket:
+        opened = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self._protocol
         )
         for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
-            self._socket.setsockopt(SOL_NETLINK, option, 1)
-        if receive_bytes:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_bytes)
-        self._socket.bind((0, groups))
-        self._sequence = 0
+            opened.setsockopt(SOL_NETLINK, option, 1)
+        if self._receive_bytes:
+            opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._receive_bytes)
+        opened.bind((0, self._groups))
+        return opened
 
     def __enter__(self) -> Self:
         return self
@@ -103,9 +114,9 @@ class Netlink:
 
         Raises NetlinkError when it is refused; `operation` names it for the reader of the error.
         """
-        (refusal,) = self.request_many([Request(operation, kind, payload, flags)])
-        if refusal:
-            raise refusal
+        (refused,) = self.request_many([Request(operation, kind, payload, flags)])
+        if refused:
+            raise refused
 
     def request_many(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
         """Have the kernel do all requests in their order, each whatever became of those before;
@@ -123,15 +134,63 @@ class Netlink:
             raise NetlinkError(errno.ENODATA, operation)
         return answers[0]
 
-    def dump(self, operation: str, kind: int, payload: bytes) -> list[bytes]:
-        """Return all objects of a kind, from one consistent walk of the kernel's tables.
+    def replay(self, encoded: bytes) -> list[tuple[int, int, str]]:
+        """Have the kernel do requests that are encoded already, one after the other, whatever
+        became of those before; return (sequence number, errno, explanation) of those that it
+        refused."""
+        found: list[tuple[int, int, str]] = []
+        data = bytearray(encoded)
+        start = offset = count = 0
+        while offset < len(data):
+            length, kind, flags, number, _ = _HEADER.unpack_from(data, offset)
+            if length < _HEADER.size:
+                raise ValueError(f"a message of {length} bytes")
+            following = offset + ((length + 3) & ~3)
+            count += 1
+            large = following - start > _BATCH_BYTES
+            if count == _BATCH or large or following >= len(data):
+                _HEADER.pack_into(data, offset, length, kind, flags | NLM_F_ACK, number, 0)
+                self._socket.send(data[start:following])
+                found += self._refused(number)
+                start, count = following, 0
+            offset = following
+        return found
 
-        A walk that a concurrent change interrupted (NLM_F_DUMP_INTR) is begun again.
+    def _refused(self, last: int) -> Iterator[tuple[int, int, str]]:
+        """What is refused, up to the request with the number `last`, which is acknowledged."""
+        while True:
+            for kind, flags, number, body in messages(self._socket.recv(_RECEIVE_BYTES)):
+                if kind != NLMSG_ERROR:
+                    continue
+                if refused := refusal("", flags, body):
+                    yield number, refused.errno or 0, refused.explanation
+                if number == last:
+                    return
+
+    def dump(
+        self,
+        operation: str,
+        kind: int,
+        payload: bytes,
+        most: int = 0,
+        at_most: int | None = None,
+    ) -> list[bytes]:
+        """Return all objects of a kind, from one consistent walk of the kernel's tables; where
+        there are more than `at_most`, that many and one, and the walk is not gone on with.
+
+        A walk that a concurrent change interrupted (NLM_F_DUMP_INTR) is begun again. With `most`
+        one of more bytes than that is given up, with NetlinkError(EMSGSIZE).
         """
         for _ in range(_DUMP_ATTEMPTS):
             self._send(kind, payload, NLM_F_DUMP)
+            found = []
             try:
-                return [body for _, body in self._replies(operation)]
+                for body in _within(self._replies(operation), most, operation):
+                    found.append(body)
+                    if at_most is not None and len(found) > at_most:
+                        self._give_up_dump()
+                        break
+                return found
             except InterruptedError:
                 continue
         raise NetlinkError(errno.EBUSY, operation, "the table kept changing while it was read")
@@ -148,16 +207,19 @@ class Netlink:
                 data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return found
-            found.extend((kind, body) for kind, _, _, body in _messages(data))
+            found.extend((kind, body) for kind, _, _, body in messages(data))
+
+    def _give_up_dump(self) -> None:
+        """Another socket, for on this one the kernel would go on with what was begun."""
+        self._socket.close()
+        self._socket = self._opened()
 
     def _send(self, kind: int, payload: bytes, flags: int) -> None:
         self._socket.send(self._message(kind, payload, flags))
 
     def _message(self, kind: int, payload: bytes, flags: int) -> bytes:
         self._sequence += 1
-        length = _HEADER.size + len(payload)
-        header = _HEADER.pack(length, kind, flags | NLM_F_REQUEST, self._sequence, 0)
-        return header + payload + b"\0" * (-length % 4)
+        return encode(kind, payload, flags | NLM_F_REQUEST, self._sequence)
 
     def _batch(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
         """The kernel answers what it refuses, and the last one (netlink_rcv_skb in
@@ -171,23 +233,23 @@ class Netlink:
         )
         found: list[NetlinkError | None] = [None] * len(requests)
         while True:
-            for kind, flags, sequence, body in _messages(self._socket.recv(_RECEIVE_BYTES)):
+            for kind, flags, sequence, body in messages(self._socket.recv(_RECEIVE_BYTES)):
                 number = sequence - first
                 if kind == NLMSG_ERROR and 0 <= number <= last:
-                    found[number] = _refusal(requests[number].operation, flags, body)
+                    found[number] = refusal(requests[number].operation, flags, body)
                     if number == last:
                         return found
 
     def _replies(self, operation: str) -> Iterator[Message]:
         interrupted = False
         while True:
-            for kind, flags, sequence, body in _messages(self._socket.recv(_RECEIVE_BYTES)):
+            for kind, flags, sequence, body in messages(self._socket.recv(_RECEIVE_BYTES)):
                 if sequence != self._sequence:
                     continue  # the rest of a dump that was given up
                 interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_ERROR:
-                    if refusal := _refusal(operation, flags, body):
-                        raise refusal
+                    if refused := refusal(operation, flags, body):
+                        raise refused
                     return
                 if kind == NLMSG_DONE:
                     if interrupted:
@@ -196,7 +258,23 @@ class Netlink:
                 yield kind, body
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def encode(kind: int, payload: bytes, flags: int, number: int) -> bytes:
+    """A message with its header and that sequence number."""
+    length = _HEADER.size + len(payload)
+    return _HEADER.pack(length, kind, flags, number, 0) + payload + b"\0" * (-length % 4)
+
+
+def _within(found: Iterable[Message], most: int, operation: str) -> Iterator[bytes]:
+    size = 0
+    for _, body in found:
+        size += len(body)
+        if most and size > most:
+            raise NetlinkError(errno.EMSGSIZE, operation, f"more than {most} bytes")
+        yield body
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(kind, flags, sequence number, payload) of what a socket received."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
@@ -206,7 +284,8 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def _refusal(operation: str, flags: int, body: bytes) -> NetlinkError | None:
+def refusal(operation: str, flags: int, body: bytes) -> NetlinkError | None:
+    """What an NLMSG_ERROR says, None where all is well."""
     (code,) = struct.unpack_from("=i", body)
     if code == 0:
         return None
@@ -246,6 +325,17 @@ def attributes(data: bytes, offset: int = 0) -> Attributes:
         found[kind & NLA_TYPE_MASK] = data[offset + _ATTRIBUTE.size : offset + length]
         offset += (length + 3) & ~3
     return found
+
+
+def each(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The attributes that begin at `offset` one by one, also several of a kind, each kind with the
+    flags that it came with (NLA_F_NESTED)."""
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind, data[offset + _ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
 
 
 def u32(found: Attributes, kind: int, default: int = 0) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 from tapwright.linux import libc, links
@@ -11,6 +12,7 @@ from tapwright.linux.netlink import Netlink
 DIRECTORY = "/run/netns"
 OWN = "/proc/self/ns/net"
 """The namespace of this process, as a path."""
+_HOSTS = "/proc/1/ns/net"
 
 
 def path_of(name: str) -> str:
@@ -33,6 +35,20 @@ def create(path: str) -> None:
                 links.set_up(nl, 1)
     except BaseException:
         remove(path)
+        raise
+
+
+def bind(path: str, target: str) -> None:
+    """Have the namespace at `path` at `target`, too; `ip netns` lists it.
+
+    Raises FileExistsError when the target is taken.
+    """
+    _prepare_directory()
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    try:
+        libc.mount(path, target, libc.MS_BIND)
+    except BaseException:
+        remove(target)
         raise
 
 
@@ -74,6 +90,27 @@ def is_own(path: str) -> bool:
     with contextlib.suppress(OSError):
         return os.path.samefile(path, OWN)
     return False
+
+
+def is_hosts(path: str) -> bool:
+    """Whether the namespace bound at `path` is that of the host's first process."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, _HOSTS)
+    return False
+
+
+def is_of_a_process(path: str) -> bool:
+    """Whether the path is one of procfs (/proc/PID/ns/net, /proc/PID/fd/N), which ends with the
+    process, or a link to such a one, which leads to what has no name of its own."""
+    folder = os.path.realpath(os.path.dirname(path))
+    is_in_proc = re.match(r"/proc/\d+(/|$)", folder) is not None
+    return os.path.exists(path) and (is_in_proc or not os.path.exists(os.path.realpath(path)))
+
+
+def for_others(path: str) -> str:
+    """The same path for other processes: without links on the way, such as /proc/self."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 @contextlib.contextmanager

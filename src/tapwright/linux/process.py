@@ -1,8 +1,12 @@
 """Child processes: bound to their parent's life, and waited for (prctl(2), pidfd_open(2))."""
 
+import contextlib
 import os
+import resource
+import select
 import signal
 import subprocess
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tapwright.linux import libc
@@ -17,6 +21,63 @@ def die_with(parent: int) -> None:
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def die_with_other(parent: int) -> None:
+    """The same, where `parent` is a pidfd: for a process that does not see its parent, being in
+    another pid namespace."""
+    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([parent], [], [], 0)[0]:
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Have the next process that the calling thread starts, within the block, be the first of a pid
+    namespace of its own (pid_namespaces(7)). Start one there, and no thread. Raises OSError."""
+    own = os.open("/proc/thread-self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.unshare(libc.CLONE_NEWPID)
+        try:
+            yield
+        finally:
+            libc.setns(own, libc.CLONE_NEWPID)
+    finally:
+        os.close(own)
+
+
+_STACK_BYTES = 8 << 20  # the kernel's own (include/uapi/linux/resource.h, _STK_LIM)
+_LOCKED_BYTES = 64 << 20
+_LIMITS = {
+    resource.RLIMIT_CORE: 0,  # of a guest's memory
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_RTPRIO: 0,
+    resource.RLIMIT_NICE: 0,
+    resource.RLIMIT_STACK: _STACK_BYTES,
+    resource.RLIMIT_MEMLOCK: _LOCKED_BYTES,
+    **dict.fromkeys(
+        (
+            *(resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE),
+            *(resource.RLIMIT_NPROC, resource.RLIMIT_RSS),
+        ),
+        resource.RLIM_INFINITY,
+    ),
+}
+_NO_MORE: Mapping[int, int] = {}
+
+
+def set_limits(files: int, most_files: int, more: Mapping[int, int] = _NO_MORE) -> None:
+    """Give the calling process the same limits (getrlimit(2)) whoever started it: no core dumps, so
+    many open files, which it may raise to `most_files`, and no bound where a control group is one,
+    but those of `more`. A limit that it may not raise (without CAP_SYS_RESOURCE) stays."""
+    wanted = {kind: (limit, limit) for kind, limit in {**_LIMITS, **more}.items()}
+    for kind, (soft, hard) in {**wanted, resource.RLIMIT_NOFILE: (files, most_files)}.items():
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (OSError, ValueError):
+            hard = resource.getrlimit(kind)[1]
+            least = hard if soft == resource.RLIM_INFINITY else soft
+            resource.setrlimit(kind, (least if hard == -1 else min(least, hard), hard))
 
 
 def ended(process: subprocess.Popen[bytes]) -> "asyncio.Future[None]":

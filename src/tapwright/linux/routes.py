@@ -133,7 +133,7 @@ def add_many(nl: Netlink, some: Iterable[Route], append: bool = False) -> list[N
     """The same with many, as far as they can be added; for each None, or why it was refused."""
     flags = netlink.NLM_F_CREATE | (netlink.NLM_F_APPEND if append else netlink.NLM_F_EXCL)
     return nl.request_many(
-        [Request(f"add route {route}", RTM_NEWROUTE, _encode(route), flags) for route in some]
+        [Request(f"add route {route}", RTM_NEWROUTE, encoded(route), flags) for route in some]
     )
 
 
@@ -147,12 +147,13 @@ def remove(nl: Netlink, route: Route) -> None:
 def remove_many(nl: Netlink, some: Iterable[Route]) -> list[NetlinkError | None]:
     """The same with many; for each None, or why it was refused."""
     refusals = nl.request_many(
-        [Request(f"remove route {route}", RTM_DELROUTE, _encode(route)) for route in some]
+        [Request(f"remove route {route}", RTM_DELROUTE, encoded(route)) for route in some]
     )
     return [None if error and error.errno == errno.ESRCH else error for error in refusals]
 
 
-def _encode(route: Route) -> bytes:
+def encoded(route: Route) -> bytes:
+    """The body of a message that adds, removes or tells of it."""
     address, _, length = route.destination.partition("/")
     flags = RTNH_F_ONLINK if route.onlink else 0
     parts = [

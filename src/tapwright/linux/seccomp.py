@@ -43,8 +43,8 @@ class Filter:
     """Refuses system calls by number, some of them unless a condition holds; all others are done.
 
     A call of `lacking` fails with ENOSYS, as on a kernel without it, so that the C library does it
-    in another way; one of `refused` fails with EPERM; one of `checked` is done when one of its
-    conditions holds, and fails with EPERM else.
+    in another way, and so do all from the number `unknown` on; one of `refused` fails with EPERM;
+    one of `checked` is done when one of its conditions holds, and fails with EPERM else.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Filter:
         refused: Iterable[int] = (),
         checked: Mapping[int, Sequence[Condition]] | None = None,
         lacking: Iterable[int] = (),
+        unknown: int = _X32_BIT,
     ) -> None:
         code = [_load(_ARCH), _equal(_AUDIT_ARCH_X86_64, 1, 0), _ret(_KILL_PROCESS), _load(_NUMBER)]
         for number, conditions in (checked or {}).items():
@@ -61,7 +62,7 @@ class Filter:
         for numbers, error in ((refused, errno.EPERM), (lacking, errno.ENOSYS)):
             for number in numbers:
                 code += [_equal(number, 0, 1), _ret(_ERRNO | error)]
-        code += [_at_least(_X32_BIT, 0, 1), _ret(_ERRNO | errno.ENOSYS), _ret(_ALLOW)]
+        code += [_at_least(unknown, 0, 1), _ret(_ERRNO | errno.ENOSYS), _ret(_ALLOW)]
         self._code = ctypes.create_string_buffer(b"".join(code))
         pointer = ctypes.addressof(self._code)
         self._program = ctypes.create_string_buffer(struct.pack("@HP", len(code), pointer))

@@ -2,7 +2,9 @@
 
 Equivalent to (tc-u32(8), tc-mirred(8), tc-bpf(8), tc-htb(8)):
 
-    redirect_ingress    tc filter add dev A parent ffff: protocol all u32 match u8 0 0 \
+    share_ingress       tc filter add dev A parent ffff: prio 1 protocol all bpf bytecode … \
+                            action mirred egress mirror dev B pass
+    redirect_ingress    tc filter add dev A parent ffff: prio 2 protocol all u32 match u8 0 0 \
                             action mirred egress redirect dev B
     drop_ingress        tc filter add dev A parent ffff: bpf bytecode '1,6 0 0 2' direct-action
     limit_egress        tc qdisc add dev A root handle 7477: htb default 1
@@ -14,6 +16,7 @@ each but the last after `tc qdisc add dev A ingress`.
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 
 from tapwright.linux import links, netlink
 from tapwright.linux.netlink import Netlink, NetlinkError, attribute, nested
@@ -26,9 +29,10 @@ TCA_U32_SEL, TCA_U32_ACT = 5, 7
 TC_U32_TERMINAL = 1
 TCA_ACT_KIND, TCA_ACT_OPTIONS = 1, 2
 TCA_MIRRED_PARMS = 2
-TCA_EGRESS_REDIR = 1
-TC_ACT_SHOT, TC_ACT_STOLEN = 2, 4
-TCA_BPF_OPS_LEN, TCA_BPF_OPS, TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT = 4, 5, 8, 1
+TCA_EGRESS_REDIR, TCA_EGRESS_MIRROR = 1, 2
+TC_ACT_OK, TC_ACT_SHOT, TC_ACT_STOLEN = 0, 2, 4
+TCA_BPF_ACT, TCA_BPF_OPS_LEN, TCA_BPF_OPS = 1, 4, 5
+TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT = 8, 1
 BPF_RET = 0x06
 TCA_HTB_PARMS, TCA_HTB_INIT, TCA_HTB_RATE64, TCA_HTB_CEIL64 = 1, 2, 6, 7
 TC_HTB_PROTOVER = 3
@@ -43,11 +47,15 @@ _U32_SEL = struct.Struct("=BBBxHHhhI")
 _U32_KEY = struct.Struct("=IIii")
 _MIRRED = struct.Struct("=IIiiiiI")
 _BPF_INSTRUCTION = struct.Struct("=HBBI")
+
+Program = Sequence[tuple[int, int, int, int]]
+"""Classic BPF: (code, jump if true, jump if false, k) of each instruction (bpf(4) of the BSDs,
+Documentation/networking/filter.rst). It sees a frame from its Ethernet header on."""
 _HTB_INIT = struct.Struct("=5I")
 _RATE = struct.Struct("=BBHhHI")
 _HTB_CLASS = struct.Struct("=5I")
 
-_PRIORITY = 1
+_SHARED, _ALL = 1, 2  # priorities: the lower one is asked first
 _HANDLE = 0x74770000  # not one that people choose: only ours is ever removed
 _CLASS = 1
 # A class may send while it is not in debt, so even a frame that costs more than the burst goes out:
@@ -79,16 +87,37 @@ def redirect_ingress(nl: Netlink, source: int, target: int) -> None:
     """Send every frame that arrives at `source` out through `target`, before any protocol
     of this host sees it. `source` needs its ingress qdisc."""
     match_all = _U32_SEL.pack(TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + _U32_KEY.pack(0, 0, 0, 0)
-    parameters = _MIRRED.pack(0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, target)
+    options = [
+        attribute(TCA_U32_SEL, match_all),
+        nested(TCA_U32_ACT, [_mirred(TCA_EGRESS_REDIR, TC_ACT_STOLEN, target)]),
+    ]
+    _add_filter(nl, f"redirect interface {source} to {target}", source, "u32", options, _ALL)
+
+
+def share_ingress(nl: Netlink, source: int, target: int, program: Program) -> None:
+    """Send a copy of those frames that arrive at `source`, and that the program does not answer
+    with 0, out through `target`; they themselves go on to this host's protocols, whatever
+    `redirect_ingress` does to others. `source` needs its ingress qdisc."""
+    options = [*_bpf(program), nested(TCA_BPF_ACT, [_mirred(TCA_EGRESS_MIRROR, TC_ACT_OK, target)])]
+    operation = f"share what interface {source} receives with {target}"
+    _add_filter(nl, operation, source, "bpf", options, _SHARED)
+
+
+def _mirred(what: int, then: int, target: int) -> bytes:
+    """The action that sends a frame, or a copy of it, out through `target`."""
+    parameters = _MIRRED.pack(0, 0, then, 0, 0, what, target)
     action = [
         attribute(TCA_ACT_KIND, "mirred"),
         nested(TCA_ACT_OPTIONS, [attribute(TCA_MIRRED_PARMS, parameters)]),
     ]
-    options = [
-        attribute(TCA_U32_SEL, match_all),
-        nested(TCA_U32_ACT, [nested(1, action)]),
+    return nested(1, action)
+
+
+def _bpf(program: Program) -> list[bytes]:
+    return [
+        attribute(TCA_BPF_OPS_LEN, struct.pack("=H", len(program))),
+        attribute(TCA_BPF_OPS, b"".join(_BPF_INSTRUCTION.pack(*one) for one in program)),
     ]
-    _add_filter(nl, f"redirect interface {source} to {target}", source, "u32", options)
 
 
 def drop_ingress(nl: Netlink, index: int) -> None:
@@ -99,14 +128,12 @@ def drop_ingress(nl: Netlink, index: int) -> None:
     """
     add_ingress(nl, index)
     # By a classic BPF program, for the action `drop` is a module of its own.
-    program = _BPF_INSTRUCTION.pack(BPF_RET, 0, 0, TC_ACT_SHOT)
     options = [
-        attribute(TCA_BPF_OPS_LEN, struct.pack("=H", 1)),
-        attribute(TCA_BPF_OPS, program),
+        *_bpf([(BPF_RET, 0, 0, TC_ACT_SHOT)]),
         attribute(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT),
     ]
     try:
-        _add_filter(nl, f"drop what interface {index} receives", index, "bpf", options)
+        _add_filter(nl, f"drop what interface {index} receives", index, "bpf", options, _ALL)
     except NetlinkError:
         remove_ingress(nl, index)
         raise
@@ -169,9 +196,11 @@ def _add_class(nl: Netlink, index: int, rate: int) -> None:
     nl.request(f"limit interface {index} to {rate} bytes a second", RTM_NEWTCLASS, payload, flags)
 
 
-def _add_filter(nl: Netlink, operation: str, index: int, kind: str, options: list[bytes]) -> None:
+def _add_filter(
+    nl: Netlink, operation: str, index: int, kind: str, options: list[bytes], priority: int
+) -> None:
     """A filter of all protocols on the ingress qdisc."""
-    info = _PRIORITY << 16 | socket.htons(ETH_P_ALL)
+    info = priority << 16 | socket.htons(ETH_P_ALL)
     payload = _TCMSG.pack(0, index, 0, INGRESS_HANDLE, info)
     payload += attribute(TCA_KIND, kind) + nested(TCA_OPTIONS, options)
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL

@@ -11,10 +11,13 @@ from tapwright.linux import netlink
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import u32
 
+LARGEST_MTU = 65521
+"""A TAP takes no more: 65,535 bytes with the Ethernet header (drivers/net/tun.c)."""
 KIND = "tun"
 """The kind of TUN and TAP devices alike, in rtnetlink."""
 
 TUNSETIFF, TUNSETPERSIST, TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
+TUNSETIFINDEX = 0x400454DA
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
@@ -22,6 +25,9 @@ IFF_TUN_EXCL = 0x8000
 IFF_MULTI_QUEUE = 0x0100
 IFLA_TUN_TYPE, IFLA_TUN_PI, IFLA_TUN_VNET_HDR, IFLA_TUN_PERSIST, IFLA_TUN_MULTI_QUEUE = range(3, 8)
 IFLA_TUN_NUM_QUEUES, IFLA_TUN_NUM_DISABLED_QUEUES = 8, 9
+
+MOST_QUEUES = 256
+"""Of one device (drivers/net/tun.c: MAX_TAP_QUEUES)."""
 
 _DEVICE = "/dev/net/tun"
 
@@ -64,14 +70,15 @@ def settings(link: Link) -> Tap | None:
     )
 
 
-def create(name: str) -> int:
-    """Make a TAP in the calling thread's namespace and return its file descriptor.
+def create(name: str, index: int = 0) -> int:
+    """Make a TAP in the calling thread's namespace and return its file descriptor. It has that
+    index, or with 0 the kernel's next.
 
     The device lives as long as the descriptor. Frames carry a virtio-net header, so that
     checksum and segmentation offload pass between guest and kernel. Raises OSError (EBUSY:
     the name is taken).
     """
-    return _open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL)
+    return _open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL, index)
 
 
 def keep(fd: int) -> None:
@@ -110,9 +117,11 @@ def reset(name: str, tap: Tap) -> None:
         os.close(fd)
 
 
-def _open(name: str, flags: int) -> int:
+def _open(name: str, flags: int, index: int = 0) -> int:
     fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        if index:
+            fcntl.ioctl(fd, TUNSETIFINDEX, struct.pack("I", index))
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
     except OSError:
         os.close(fd)

@@ -1,19 +1,29 @@
-"""Waiting for changes of a namespace's interfaces, addresses, routes and static neighbours, and for
-traffic control that is taken away."""
+"""Waiting for changes of a namespace's interfaces, addresses, routes, rules, next hops, static
+neighbours, settings and packet rules, and for traffic control that is taken away."""
 
+import contextlib
 import errno
 import select
 import time
+from collections.abc import Iterator
 
-from tapwright.linux import addresses, links, neighbours, routes, tc
+from tapwright.linux import addresses, entries, links, neighbours, routes, settings, tc
+from tapwright.linux.inotify import Writes
 from tapwright.linux.netlink import Message, Netlink
 
 # Multicast groups of include/uapi/linux/rtnetlink.h.
 _RTMGRP_LINK, _RTMGRP_NEIGH, _RTMGRP_TC = 0x1, 0x4, 0x8
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
+_RTMGRP_IPV4_RULE, _RTMGRP_IPV6_RULE, _RTMGRP_NEXTHOP = 1 << 7, 1 << 18, 1 << 31
+_RTMGRP_IPV4_NETCONF, _RTMGRP_IPV6_NETCONF = 1 << 23, 1 << 24
 _GROUPS = (
-    _RTMGRP_LINK
+    _RTMGRP_IPV4_RULE
+    | _RTMGRP_IPV6_RULE
+    | _RTMGRP_NEXTHOP
+    | _RTMGRP_IPV4_NETCONF
+    | _RTMGRP_IPV6_NETCONF
+    | _RTMGRP_LINK
     | _RTMGRP_NEIGH
     | _RTMGRP_TC
     | _RTMGRP_IPV4_IFADDR
@@ -21,14 +31,23 @@ _GROUPS = (
     | _RTMGRP_IPV6_IFADDR
     | _RTMGRP_IPV6_ROUTE
 )
+_RTM_NEWNETCONF, _RTM_DELNETCONF = 80, 81
 _BUFFER_BYTES = 1 << 20
+_MOST_WATCHED = 1000
 _QUIET, _AT_MOST = 0.01, 0.1
 _OURS = "_kata"
+
+# include/uapi/linux/netfilter/nfnetlink.h, and nf_tables.h: what ends each transaction. Not from
+# `linux.nftables`, which would take more of the memory than all of this.
+_NETLINK_NETFILTER, _NFNLGRP_NFTABLES, _NFT_NEWGEN = 12, 7, 10 << 8 | 15
 
 _KINDS = {
     *(links.RTM_NEWLINK, links.RTM_DELLINK),
     *(addresses.RTM_NEWADDR, addresses.RTM_DELADDR),
     *(routes.RTM_NEWROUTE, routes.RTM_DELROUTE),
+    *(entries.RTM_NEWRULE, entries.RTM_DELRULE),
+    *(entries.RTM_NEWNEXTHOP, entries.RTM_DELNEXTHOP),
+    *(_RTM_NEWNETCONF, _RTM_DELNETCONF),
     tc.RTM_DELQDISC,  # it may have been what joined an interface
 }
 
@@ -39,8 +58,13 @@ class Events:
 
     def __init__(self) -> None:
         self._netlink = Netlink(_GROUPS, receive_bytes=_BUFFER_BYTES)
+        self._sockets = [self._netlink, *_of_netfilter()]
         self._poll = select.poll()
-        self._poll.register(self._netlink.fileno(), select.POLLIN)
+        for watched in self._sockets:
+            self._poll.register(watched.fileno(), select.POLLIN)
+        self._writes = Writes()
+        self._poll.register(self._writes.fileno(), select.POLLIN)
+        self._watch(settings.directories())
         self._told = 0.0
         self._static = {(e.device, e.address) for e in neighbours.listing(self._netlink)}
 
@@ -58,6 +82,9 @@ class Events:
         end = max(now, self._told + _AT_MOST)
         while now < end and self._changed(min(now + _QUIET, end)):
             now = time.monotonic()
+        # Before anybody looks at them: of new interfaces too; and the kernel may have forgotten
+        # the others in want of memory.
+        self._watch(settings.directories_of_interfaces())
         self._told = time.monotonic()
         return True
 
@@ -66,13 +93,26 @@ class Events:
         pause = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
         if not self._poll.poll(pause):
             return False
+        was_written = self._writes.drain()
+        return sum(map(self._has_news, self._sockets)) > 0 or was_written
+
+    def _has_news(self, watched: Netlink) -> bool:
         try:
-            # All of them, for each may change what is known of neighbours.
-            return sum(map(self._matters, self._netlink.notifications())) > 0
+            messages = watched.notifications()
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             return True
+        if watched is not self._netlink:
+            return any(kind == _NFT_NEWGEN for kind, _ in messages)
+        # All of them, for each may change what is known of neighbours.
+        return sum(map(self._matters, messages)) > 0
+
+    def _watch(self, directories: list[str]) -> None:
+        """The kernel tells of few settings by netlink, and of all as of files."""
+        for directory in directories[:_MOST_WATCHED]:
+            with contextlib.suppress(OSError):  # it has gone, or there are too many
+                self._writes.add(directory)
 
     def _matters(self, message: Message) -> bool:
         kind, body = message
@@ -92,3 +132,11 @@ class Events:
         was_static = place in self._static
         self._static.discard(place)
         return was_static
+
+
+def _of_netfilter() -> Iterator[Netlink]:
+    """A socket that hears of rules, where the kernel has any."""
+    try:
+        yield Netlink(1 << (_NFNLGRP_NFTABLES - 1), _BUFFER_BYTES, _NETLINK_NETFILTER)
+    except OSError:
+        return

@@ -33,16 +33,17 @@ class Kata:
 
     def begin(self) -> None:
         """Raises OSError."""
-        found = [interface for interface in _scan() if interface.is_ready]
-        self._carried = {interface.link.index: _interface(interface) for interface in found}
-        self._routes = _routes(found)
+        found, routes = _scan()
+        ready = [interface for interface in found if interface.is_ready]
+        self._carried = {interface.link.index: _interface(interface) for interface in ready}
+        self._routes = _routes(ready, routes)
 
     def sync(self) -> float | None:
         """Have the runtime follow the namespace; return None. Raises NetworkError when some of it
         failed, after all has been tried; OSError."""
-        found = _scan()
+        found, in_order = _scan()
         failures = self._remove_gone(found) + self._add_new(found)
-        routes = _routes([i for i in found if i.link.index in self._carried])
+        routes = _routes([i for i in found if i.link.index in self._carried], in_order)
         if routes != self._routes:
             try:
                 self._call("update-routes", routes)
@@ -105,11 +106,12 @@ class Kata:
             raise NetworkError(f"{os.path.basename(self._runtime)} {verb} failed: {said}")
 
 
-def _scan() -> list[Interface]:
-    """Without the devices that Kata makes for itself."""
+def _scan() -> tuple[list[Interface], list[Route]]:
+    """Interfaces, without the devices that Kata makes for itself; and routes."""
     with Netlink() as nl:
-        found = discovery.scan(nl).interfaces
-    return [interface for interface in found if not interface.link.name.endswith(_KATAS)]
+        found = discovery.scan(nl)
+    own = [one for one in found.interfaces if not one.link.name.endswith(_KATAS)]
+    return own, found.routes()
 
 
 def _interface(interface: Interface) -> Json:
@@ -131,14 +133,13 @@ def _interface(interface: Interface) -> Json:
     }
 
 
-def _routes(found: list[Interface]) -> list[Json]:
+def _routes(found: list[Interface], routes: list[Route]) -> list[Json]:
     """Those of the main table: the contract knows no other."""
     names = {interface.link.index: interface.link.name for interface in found}
     return [
         _route(route, names)
-        for interface in found
-        for route in interface.routes
-        if route.table == TABLE_MAIN
+        for route in routes
+        if route.device in names and route.table == TABLE_MAIN
     ]
 
 

@@ -3,7 +3,8 @@ at the namespace itself."""
 
 from pathlib import Path
 
-from tapwright.sandbox import client, registry
+from tapwright.sandbox import client
+from tapwright.state import registry
 
 
 class Own:

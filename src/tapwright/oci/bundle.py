@@ -60,9 +60,13 @@ _CONFIG: "Json" = {
         "namespaces": [{"type": str, "path": str}],
         "uidMappings": list,
         "gidMappings": list,
-        "devices": [{"path": str, "type": str}],
+        "devices": [
+            {"path": str, "type": str}
+            | dict.fromkeys(("major", "minor", "fileMode", "uid", "gid"), int)
+        ],
         "cgroupsPath": str,
         "sysctl": dict,
+        "netDevices": dict,
         "resources": {"memory": dict, "cpu": dict, "pids": dict, "unified": dict},
         "seccomp": dict,
         "maskedPaths": _TEXTS,
@@ -124,9 +128,15 @@ def load(directory: str) -> Bundle:
     bundle = Bundle(directory, config)
     if not os.path.isdir(bundle.rootfs):
         raise BundleError(f"{path}: root.path: {bundle.rootfs}: no such file or directory")
-    for mount in config.get("mounts", ()):
-        if not mount.get("destination"):
-            raise BundleError(f"{path}: a mount has no destination")
+    linux = config.get("linux", {})
+    for what, key, listed in (
+        ("a mount", "destination", config.get("mounts", ())),
+        ("a namespace", "type", linux.get("namespaces", ())),
+        ("a device", "path", linux.get("devices", ())),
+        *(("a hook", "path", config.get("hooks", {}).get(kind, ())) for kind in HOOKS),
+    ):
+        if not all(each.get(key) for each in listed):
+            raise BundleError(f"{path}: {what} has no {key}")
     return bundle
 
 

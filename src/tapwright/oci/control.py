@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from tapwright.oci.log import Log
+
     Json = dict[str, Any]
 
 _LINE_BYTES = 64 * 1024
@@ -48,6 +50,13 @@ class Sandbox:
         if kind == protocol.REPLY:
             return content["result"]
         raise _failure(content["message"], content)
+
+    def call_if_known(self, op: str, log: "Log", **arguments: "Any") -> None:
+        """Have done what a sandbox that an older version started can do without."""
+        try:
+            self.call(op, **arguments)
+        except errors.UnknownRequestError as error:
+            log.warn(str(error))
 
     def converse(
         self, op: str, descriptors: "Sequence[int]", **arguments: "Any"
@@ -110,7 +119,7 @@ def _line(connection: socket.socket) -> "Json":
 
 
 def _failure(message: str, content: "Json") -> errors.TapwrightError:
-    return errors.named(content.get("kind"), AgentError)(message)
+    return errors.named(wire.kind_of(content), AgentError)(message)
 
 
 def _as_runc(message: str, program: str) -> str:

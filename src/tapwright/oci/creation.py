@@ -2,19 +2,23 @@
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tapwright.agent.protocol import SHARE
 from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import BundleError, ContainerExistsError, ContainerStateError, TapwrightError
-from tapwright.oci import bundle as bundles
 from tapwright.oci import (
+    annotations,
+    cgroup,
     guest,
     hooks,
     life,
     memory,
     mounts,
+    net_devices,
+    oom,
     pods,
+    seccomp,
     shim,
     size,
     state,
@@ -22,6 +26,7 @@ from tapwright.oci import (
     sysctls,
     view,
 )
+from tapwright.oci import bundle as bundles
 from tapwright.oci.bundle import Bundle
 from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
@@ -133,18 +138,30 @@ class _Making:
         self._sandbox = Sandbox(wish.root, container.sandbox)
         self._stdio: stdio.Stdio | None = None
         self._hooks_begun = False
+        self._filter: seccomp.Making | None = None
 
     def run(self) -> stdio.Stdio:
         if self._owner:
-            shared, of_guest = self._plan(self._configuration())
+            configuration = self._configuration()
+            shared, of_guest = self._plan(configuration)
+            self._make_cgroup(configuration)
         else:
-            from tapwright.sandbox.launching import Launch
+            from tapwright.sandbox.launching import Launch, spares_are_there
 
-            # First of all: it has as much to load as we have.
-            with Launch() as launch:
-                configuration = self._configuration()
+            # First of all: it has as much to load as we have. Where there are spares one is likely
+            # to do.
+            with ExitStack() as stack:
+                is_likely = spares_are_there(self._wish.root)
+                launch = None if is_likely else stack.enter_context(Launch())
+                configuration = annotations.configured(
+                    self._configuration(), self._bundle.annotations, self._log
+                )
                 shared, of_guest = self._plan(configuration)
+                self._make_cgroup(configuration)
                 self._make_sandbox(configuration, of_guest, launch)
+        cgroup.bound(self._container, self._bundle, self._log)
+        if devices := net_devices.wanted(self._bundle):
+            self._sandbox.call("take_devices", devices=devices)
         self._share(shared, of_guest)
         made = self._start_process(of_guest, shared)
         self._run_hooks()
@@ -163,7 +180,7 @@ class _Making:
         resolv.conf says so."""
         for one in shared:
             if self._container.netns and one.destination == "/etc/resolv.conf":
-                self._sandbox.call("follow_resolvers", resolv_conf=one.source)
+                self._sandbox.call_if_known("follow_resolvers", self._log, resolv_conf=one.source)
 
     def _check_caller(self) -> None:
         """What is called on behalf of a dead caller (containerd's `delete`) finds the container
@@ -194,20 +211,35 @@ class _Making:
     def _plan(self, configuration: "Config") -> "tuple[list[mounts.Shared], dict[str, Any]]":
         """(what is to be shared, the guest's configuration): what can be known to be wrong is said
         before anything is made."""
+        if net_devices.wanted(self._bundle) and configuration.runtime.disable_new_netns:
+            raise BundleError(
+                "linux.netDevices: with disable_new_netns the container has no network namespace "
+                "to move interfaces into; set disable_new_netns = false"
+            )
+        of_sandbox = (self._owner or self._container).annotations
+        profile = None
+        if not annotations.disable_guest_seccomp(configuration, of_sandbox):
+            profile = seccomp.of_bundle(self._bundle)
         shared, bound = mounts.plan(self._bundle, self._container.id, self._log)
+        bound += annotations.resolv_conf_mount(of_sandbox, bound)
         of_guest = guest.configuration(
             self._bundle,
             self._container.id,
             f"{SHARE}/{self._container.id}/{mounts.ROOTFS}",
             bound,
             pods.joined_namespaces(self._wish.root, self._bundle, self._owner),
-            not configuration.runtime.disable_guest_seccomp,
+            profile.of_runtime if profile else None,
             self._log,
         )
+        if profile:
+            self._filter = seccomp.Making(profile)
         return shared, of_guest
 
+    def _make_cgroup(self, configuration: "Config") -> None:
+        cgroup.make(self._container, self._bundle, configuration, self._held, self._log)
+
     def _make_sandbox(
-        self, configuration: "Config", of_guest: "dict[str, Any]", launch: "Launch"
+        self, configuration: "Config", of_guest: "dict[str, Any]", launch: "Launch | None"
     ) -> None:
         from tapwright.linux import netns
         from tapwright.sandbox import lifecycle, planning
@@ -224,6 +256,7 @@ class _Making:
             self._log.warn(f"with disable_new_netns the namespace {network} is not looked at")
         default = configuration.qemu
         shared_memory = memory.asked_for(of_guest["mounts"])
+        is_pod, pod = cgroup.is_of_pod(self._bundle), size.claim(self._bundle)
         spec = planning.plan(
             configuration,
             planning.Wish(
@@ -231,14 +264,38 @@ class _Making:
                 memory_mib=size.memory_mib(self._bundle, default.default_memory, shared_memory),
                 vcpus=size.vcpus(self._bundle, default.default_vcpus, len(os.sched_getaffinity(0))),
                 share=True,
+                dns=annotations.dns(self._bundle.annotations),
+                cgroup=self._container.cgroup,
+                oom_score_adj=self._bundle.process.get("oomScoreAdj", 0),
+                first=self._container.id,
+                is_pod=is_pod,
+                pod_memory=pod.memory if is_pod else 0,
+                pod_cpus=pod.cpus if is_pod else 0.0,
+                bounds_host=self._container.cgroup_kind in (cgroup.OWN, cgroup.PLATFORMS),
             ),
             lambda text: None,
         )
+        cgroup.allow_for(self._container, self._bundle, spec.memory_mib)
         if configuration.runtime.enable_debug:
             os.environ[LOG_LEVEL_VARIABLE] = "debug"
-        record = lifecycle.run(self._wish.root, self._container.sandbox, spec, launch=launch)
+        record = lifecycle.run(
+            self._wish.root,
+            self._container.sandbox,
+            spec,
+            self._tell_progress,
+            launch=launch,
+            warn=self._log.warn,
+        )
         self._container.netns = record.netns
         self._held.save(self._container)
+
+    def _tell_progress(self, text: str) -> None:
+        """What is told takes seconds, and a platform may give this call up: a template is made to
+        its end all the same."""
+        self._log.fails_unless(
+            f"the platform gave up while Tapwright was at this, which takes seconds once: {text}; "
+            "try again"
+        )
 
     def _share(self, shared: "Sequence[mounts.Shared]", of_guest: "dict[str, Any]") -> None:
         paths: dict[str, str] = {}
@@ -263,12 +320,15 @@ class _Making:
         )
         self._stdio = made
         container = self._container
+        if self._filter:
+            of_guest["annotations"] = self._filter.annotation()
         connection, first = self._sandbox.converse(
             "create_container",
             made.descriptors,
             id=container.id,
             config=of_guest,
             terminal=made.terminal is not None,
+            oom=oom.of_caller(container.id, self._wish.root, self._bundle.directory, os.getppid()),
         )
         with connection:
             container.guest_pid = first["created"]["pid"]
@@ -276,6 +336,7 @@ class _Making:
                 container.pid = shim.start(
                     connection, container.id, made.terminal, made.own, netns, files
                 )
+            cgroup.enter(container, container.pid)
             container.pid_started = state.start_of(container.pid)
             self._held.save(container)
         return made

@@ -4,7 +4,7 @@ import os
 import signal
 
 from tapwright.errors import BundleError, ContainerStateError
-from tapwright.oci import guest, shim, state, stdio
+from tapwright.oci import cgroup, guest, shim, state, stdio
 from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
 
@@ -50,6 +50,7 @@ def execute(
         )
         with connection:
             pid = shim.start(connection, container_id, made.terminal, made.own)
+            cgroup.enter(container, pid)
         if pid_file:
             try:
                 shim.write_pid_file(pid_file, pid)

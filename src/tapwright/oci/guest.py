@@ -4,7 +4,7 @@ warning. docs/oci.md lists all of it.
 """
 
 from tapwright.errors import BundleError
-from tapwright.oci import sysctls
+from tapwright.oci import devices, sysctls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,12 +26,7 @@ _RESOURCES = {
     "cpu": ("shares", "quota", "period", "burst", "idle"),
     "pids": ("limit",),
 }
-# Devices that the guest's runtime makes in each container anyway (config-linux.md, "Default
-# Devices").
-_OWN_DEVICES = frozenset(
-    f"/dev/{name}"
-    for name in ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "fuse")
-)
+_MAY_BE_ZERO = ("burst", "idle")
 
 
 def configuration(
@@ -40,11 +35,12 @@ def configuration(
     rootfs: str,
     mounts: "list[Json]",
     joined: "Mapping[str, str]",
-    seccomp: bool,
+    seccomp: "Json | None",
     log: "Log",
 ) -> "Json":
     """`rootfs` and the sources of `mounts` are paths in the guest, and so are those of namespaces
-    in `joined`, by type. Raises BundleError."""
+    in `joined`, by type; `seccomp` is what the runtime is told of it (`oci.seccomp`). Raises
+    BundleError."""
     _refuse(bundle)
     _warn(bundle, log)
     linux: Json = {
@@ -62,8 +58,14 @@ def configuration(
     linux.update({key: bundle.linux[key] for key in kept if key in bundle.linux})
     if settings := sysctls.of_runtime(bundle):
         linux["sysctl"] = settings
-    if seccomp and "seccomp" in bundle.linux:
-        linux["seccomp"] = bundle.linux["seccomp"]
+    made, lacking = devices.of_guest(bundle.linux.get("devices", ()), mounts)
+    if made:
+        linux["devices"] = made
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        log.warn(f"{', '.join(lacking[:3])}{more}: the host's devices are not in the VM")
+    if seccomp:
+        linux["seccomp"] = seccomp
     config: Json = {
         "ociVersion": "1.0.2",
         "root": {"path": rootfs, "readonly": bundle.config["root"].get("readonly", False)},
@@ -89,18 +91,17 @@ def process(given: "Json") -> "Json":
 
 
 def resources(given: "Json", log: "Log") -> "Json":
-    """The limits that the guest's cgroups can set."""
+    """The limits that the guest's cgroups can set. Of most a 0 is none, as runc has it
+    (libcontainer/cgroups/fs2): docker sends it for all that an update does not change."""
     found: Json = {}
     for name, keys in _RESOURCES.items():
         values = given.get(name) or {}
-        if chosen := {key: values[key] for key in keys if values.get(key) is not None}:
+        zeros = {key for key in _MAY_BE_ZERO if values.get(key) == 0}
+        if chosen := {key: values[key] for key in keys if values.get(key) or key in zeros}:
             found[name] = chosen
     for key in ("devices", "unified"):
         if given.get(key):
             found[key] = given[key]
-    cpus = given.get("cpu") or {}
-    if cpus.get("cpus") or cpus.get("mems"):
-        log.warn("the CPUs and memory nodes (cpuset) of the host are not those of the VM")
     for key in ("blockIO", "hugepageLimits", "rdma"):
         if given.get(key):
             log.warn(f"linux.resources.{key} is not applied: the VM has no such device")
@@ -116,10 +117,6 @@ def _refuse(bundle: "Bundle") -> None:
 
 
 def _warn(bundle: "Bundle", log: "Log") -> None:
-    devices = [device["path"] for device in bundle.linux.get("devices", ())]
-    if lacking := [path for path in devices if path not in _OWN_DEVICES]:
-        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        log.warn(f"{', '.join(lacking[:3])}{more}: the host's devices are not in the VM")
     if bundle.linux.get("rootfsPropagation", "").lstrip("r") == "shared":
         log.warn("rootfsPropagation: mounts of the container do not reach the host")
     for kind, what in (("pid", "processes"), ("ipc", "System V IPC")):

@@ -12,7 +12,7 @@ from tapwright.errors import (
     SandboxStateError,
     TapwrightError,
 )
-from tapwright.oci import state
+from tapwright.oci import cgroup, guest, state
 from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
 from tapwright.oci.state import Container
@@ -47,7 +47,7 @@ def start(root: str, container_id: str, log: Log) -> None:
         sandbox = Sandbox(root, container.sandbox)
         # Interfaces may have come since `create` (docker from version 26 on).
         sync(sandbox, container)
-        _see_to_its_end(root, container, sandbox)
+        _see_to_its_end(root, container, sandbox, log)
         container.started = True
         held.save(container)
         try:
@@ -97,10 +97,20 @@ def resume(root: str, container_id: str) -> None:
     _switch(root, container_id, "resume_container", paused=False)
 
 
-def update(root: str, container_id: str, resources: "dict[str, Any]") -> None:
-    """Set limits of its cgroup in the guest. Raises ContainerStateError."""
+def update(root: str, container_id: str, resources: "dict[str, Any]", log: Log) -> None:
+    """Set limits (linux.resources) of its control groups in the guest and on the host; the VM grows
+    and shrinks with them.
+
+    Raises ContainerStateError, HypervisorError when the VM can't grow: then all is as it was.
+    """
     container = _living(root, container_id)
-    Sandbox(root, container.sandbox).call("update_container", id=container_id, resources=resources)
+    cgroup.check_update(container, resources)
+    of_guest = guest.resources(resources, log)
+    sandbox = Sandbox(root, container.sandbox)
+    answer = sandbox.call("update_container", id=container_id, resources=of_guest)
+    for warning in (answer or {}).get("warnings", ()):
+        log.warn(warning)
+    cgroup.update(container, resources, answer is not None, log)
 
 
 def delete(root: str, container_id: str, force: bool, log: Log) -> None:
@@ -113,6 +123,7 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
         held = state.hold(root, container_id, _LOCK_SECONDS)
     except ContainerNotFoundError:
         if force:
+            state.sweep(root)
             return
         raise
     try:
@@ -142,6 +153,8 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
         left = _leave(Sandbox(root, container.sandbox, _GUEST_SECONDS), container.id)
     if not _ends(container, _SHIM_SECONDS):
         _kill_shims(container)
+    if kept := cgroup.remove(container):
+        left.append(kept)
     return left
 
 
@@ -168,7 +181,7 @@ def sync(sandbox: Sandbox, container: Container) -> None:
         sandbox.call("sync", at_once=True)
 
 
-def _see_to_its_end(root: str, container: Container, sandbox: Sandbox) -> None:
+def _see_to_its_end(root: str, container: Container, sandbox: Sandbox, log: Log) -> None:
     """Have the container deleted when it ends and its monitor is dead: who called `create`, and got
     the shim as a child."""
     if state.parent_of(container.pid) != container.caller:
@@ -178,8 +191,9 @@ def _see_to_its_end(root: str, container: Container, sandbox: Sandbox) -> None:
     is_crios = any(key.startswith("io.kubernetes.cri-o.") for key in container.annotations)
     if is_crios and not monitor_deletes:
         return
-    sandbox.call(
+    sandbox.call_if_known(
         "delete_when_abandoned",
+        log,
         process=container.pid,
         monitor=container.caller,
         monitor_deletes=monitor_deletes,
@@ -192,9 +206,14 @@ def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
     held = state.hold(root, container_id, _LOCK_SECONDS)
     try:
         container = _living(root, container_id)
-        Sandbox(root, container.sandbox).call(op, id=container_id)
-        container.paused = paused
+        before, container.paused = container.paused, paused
         held.save(container)
+        try:
+            Sandbox(root, container.sandbox).call(op, id=container_id)
+        except BaseException:
+            container.paused = before
+            held.save(container)
+            raise
     finally:
         held.release()
 
@@ -223,7 +242,9 @@ def _load_or_guess(root: str, container_id: str) -> Container:
         from tapwright.oci.pods import sandbox_id
 
         sandbox = sandbox_id(container_id)
-        return Container(id=container_id, bundle="", sandbox=sandbox, owns=True)
+        guess = Container(id=container_id, bundle="", sandbox=sandbox, owns=True)
+        guess.cgroup, guess.cgroup_kind = cgroup.of_sandbox(root, sandbox), cgroup.PLATFORMS
+        return guess
 
 
 def _ends(container: Container, seconds: float) -> bool:

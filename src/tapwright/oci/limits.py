@@ -5,13 +5,10 @@ import re
 import sys
 
 from tapwright.errors import UsageError
-from tapwright.oci import guest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-    from tapwright.oci.log import Log
 
     Json = dict[str, Any]
 
@@ -23,9 +20,12 @@ _PLACES = {
     "cpu-quota": ("cpu", "quota"),
     "cpu-share": ("cpu", "shares"),
     "pids-limit": ("pids", "limit"),
+    "cpuset-cpus": ("cpu", "cpus"),
+    "cpuset-mems": ("cpu", "mems"),
 }
 _PASSED_OVER = ("kernel-memory", "kernel-memory-tcp")
 _SIZE = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
@@ -56,12 +56,9 @@ def of_options(given: "dict[str, str]") -> "Json":
         if name not in _PLACES:
             raise UsageError(f"--{name} can't be set in a VM; leave it out")
         section, key = _PLACES[name]
-        found.setdefault(section, {})[key] = _number(name, text)
+        value = _list(name, text) if name.startswith("cpuset") else _number(name, text)
+        found.setdefault(section, {})[key] = value
     return found
-
-
-def for_guest(resources: "Json", log: "Log") -> "Json":
-    return guest.resources(resources, log)
 
 
 def seconds(text: str) -> float:
@@ -70,6 +67,12 @@ def seconds(text: str) -> float:
     if not match or not float(match[1]):
         raise UsageError(f"{text!r} is not a duration: 5s, 100ms, 1m")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def _list(name: str, text: str) -> str:
+    if not _LIST.fullmatch(text):
+        raise UsageError(f"--{name}: {text!r} is no list of numbers such as 0-2,4")
+    return text
 
 
 def _number(name: str, text: str) -> int:

@@ -9,6 +9,8 @@ import os
 import sys
 import time
 
+from tapwright.errors import shown
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,13 +23,35 @@ class Log:
         self._path = path
         self._form = form
         self._warnings: list[str] = []
+        self._ahead = ""
 
     def warn(self, text: str) -> None:
+        text = shown(text)
         if text not in self._warnings:
             self._warnings.append(text)
 
+    def fails_unless(self, text: str) -> None:
+        """Have an error in the file until this call comes to its end, for a platform that kills it
+        before that: containerd, when its patience is over."""
+        if self._path:
+            self._take_back()
+            self._ahead = self._write("error", [shown(text)])
+
+    def _take_back(self) -> None:
+        """Nobody else has written since, or it stays."""
+        ahead = self._ahead.encode()
+        self._ahead = ""
+        if not ahead:
+            return
+        with contextlib.suppress(OSError), open(self._path, "rb+") as file:
+            start = file.seek(0, os.SEEK_END) - len(ahead)
+            file.seek(max(0, start))
+            if file.read() == ahead:
+                file.truncate(start)
+
     def succeeded(self) -> None:
         """Tell the warnings: on stderr only without a file, for it may be the container's."""
+        self._take_back()
         if self._path:
             self._write("warning", self._warnings)
         else:
@@ -37,20 +61,25 @@ class Log:
 
     def failed(self, text: str) -> None:
         """Tell the error, in the file and on stderr, as runc does."""
+        self._take_back()
+        text = shown(text)  # platforms print what is in the file
         if self._path:
             self._write("error", [text])
         _to_stderr(text)
 
-    def _write(self, level: str, texts: "Iterable[str]") -> None:
+    def _write(self, level: str, texts: "Iterable[str]") -> str:
+        """Return what was written."""
         lines = "".join(f"{self._line(level, text)}\n" for text in texts)
         if not lines:
-            return
+            return ""
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             with os.fdopen(fd, "w") as file:
                 file.write(lines)
         except OSError as error:
             _to_stderr(f"{self._path} can't be written: {error.strerror}")
+            return ""
+        return lines
 
     def _line(self, level: str, text: str) -> str:
         import json

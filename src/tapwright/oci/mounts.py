@@ -33,6 +33,9 @@ _DEVICES: "Json" = {
 _FOLLOWING = frozenset(("slave", "rslave", "shared", "rshared"))
 _SHARING = frozenset(("shared", "rshared"))
 
+_MODULES = frozenset(("/lib/modules", "/usr/lib/modules"))
+"""Kernel modules of the host. The guest has its own kernel's in their place, if it has any."""
+
 _KERNEL_OWN = """
     bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl hugetlbfs mqueue proc pstore ramfs
     securityfs sysfs tmpfs tracefs
@@ -78,6 +81,8 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 log.warn(f"{mount['destination']}: what the container mounts there stays in the VM")
             bound = _bound(mount, f"{SHARE}/{container_id}/{share.name}", options)
             mounts.append(bound)
+            if os.path.realpath(source) in _MODULES:
+                bound["modules"] = True
             if memory.serves(bound, source):
                 continue
             shared.append(share)

@@ -7,13 +7,14 @@ The marks are those of containerd's CRI plugin (pkg/cri/annotations), of CRI-O a
 import os
 import re
 
-from tapwright.errors import BundleError, ContainerNotFoundError
+from tapwright.errors import BundleError, ContainerNotFoundError, UsageError
 from tapwright.oci import state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tapwright.oci.bundle import Bundle
     from tapwright.oci.state import Container
+    from tapwright.state.registry import Sandbox
 
 _MARKS = (
     ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
@@ -56,6 +57,26 @@ def sandbox_id(container_id: str) -> str:
 
     digest = hashlib.sha256(container_id.encode()).hexdigest()
     return f"c-{digest[:32]}"
+
+
+def sandbox_of(root: str, prefix: str) -> "Sandbox":
+    """The sandbox of that id, else that of the container of that id; else the only one of which
+    either begins so. Kata and openEuler name a sandbox by any of its containers.
+
+    Raises SandboxNotFoundError, UsageError when there are several.
+    """
+    from tapwright.state import ownership, registry
+
+    known = ownership.names(registry.directory_of(root))
+    homes = {container.id: container.sandbox for container in state.listing(root)}
+    homes |= {name: name for name in known}
+    if prefix in homes:
+        return registry.find(root, homes[prefix])
+    found = [name for name in homes if prefix and name.startswith(prefix)]
+    sandboxes = {homes[name] for name in found}
+    if len(sandboxes) > 1:
+        raise UsageError(f"{prefix!r} is the beginning of several ids: {', '.join(sorted(found))}")
+    return registry.find(root, sandboxes.pop() if sandboxes else prefix)
 
 
 def joined_namespaces(root: str, bundle: "Bundle", owner: "Container | None") -> dict[str, str]:

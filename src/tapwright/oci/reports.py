@@ -59,26 +59,45 @@ def shims(root: str, container_id: str) -> list[int]:
 
 def statistics(root: str, container_id: str) -> "Json":
     """An event of type `stats`, as runc prints it. Raises ContainerStateError."""
-    from tapwright.oci.statistics import of_cgroup
-
-    numbers = _living(root, container_id).call("container_statistics", id=container_id)
-    return {"type": "stats", "id": container_id, "data": of_cgroup(numbers)}
+    return _stats(container_id, _numbers(root, container_id))
 
 
 def events(root: str, container_id: str, interval: float) -> "Iterator[Json]":
-    """One such event every so many seconds, until the container ends."""
-    yield statistics(root, container_id)
+    """One such event every so many seconds, until the container ends; before it one of type `oom`
+    when the guest's kernel has killed a process of the container for want of memory since."""
+    numbers = _numbers(root, container_id)
+    yield _stats(container_id, numbers)
     while True:
         time.sleep(interval)
+        before = _oom_kills(numbers)
         try:
-            event = statistics(root, container_id)
+            numbers = _numbers(root, container_id)
         except (ContainerNotFoundError, ContainerStateError):
             return
-        yield event
+        if _oom_kills(numbers) > before:
+            yield {"type": "oom", "id": container_id}
+        yield _stats(container_id, numbers)
+
+
+def _numbers(root: str, container_id: str) -> "Json":
+    found: Json = _living(root, container_id).call("container_statistics", id=container_id)
+    return found
+
+
+def _stats(container_id: str, numbers: "Json") -> "Json":
+    from tapwright.oci.statistics import of_cgroup
+
+    return {"type": "stats", "id": container_id, "data": of_cgroup(numbers)}
+
+
+def _oom_kills(numbers: "Json") -> int:
+    found: int = numbers.get("memory", {}).get("events", {}).get("oom_kill", 0)
+    return found
 
 
 def features() -> "Json":
     """What is supported (features.md): what the guest's runtime can, but for what is refused."""
+    from tapwright.oci import seccomp
     from tapwright.oci.bundle import HOOKS
 
     return {
@@ -88,11 +107,13 @@ def features() -> "Json":
         "mountOptions": _MOUNT_OPTIONS.split(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
-            "cgroup": {"v1": False, "v2": True, "systemd": False, "systemdUser": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False},
+            "seccomp": seccomp.features(),
             "apparmor": {"enabled": False},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": False}},
+            "netDevices": {"enabled": True},
         },
     }
 

@@ -5,17 +5,16 @@ the configured size wherever the limit fits in; above that there are few sizes, 
 each size is a template of its own. The host lends memory as it is written to.
 """
 
+from tapwright.linux import cgroups
+from tapwright.sandbox import needs
+
+MIB, UNLIMITED = needs.MIB, needs.UNLIMITED
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from tapwright.oci.bundle import Bundle
-
-MIB = 1 << 20
-OVERHEAD_MIB = 112
-"""What the guest needs for itself: kernel, agent, runtime."""
-_UNLIMITED = 1 << 53
-"""Platforms write numbers near 2^63 for none."""
 
 _POD = "io.kubernetes.cri.sandbox-"  # containerd, pkg/cri/annotations
 
@@ -23,25 +22,45 @@ _POD = "io.kubernetes.cri.sandbox-"  # containerd, pkg/cri/annotations
 def memory_mib(bundle: "Bundle", default: int, shared: int = 0) -> int:
     """MiB, at least `default`. So many bytes of memory that processes share were asked for; a limit
     covers them."""
-    limit = _of_pod(bundle, "memory") or _number(_own(bundle, "memory").get("limit"))
-    if not 0 < limit < _UNLIMITED:
+    limit = memory_limit(bundle)
+    if not 0 < limit < UNLIMITED:
         # With what the kernel keeps of each page: a guest that runs out of memory ends.
         limit = shared + shared // 32
     if not limit:
         return default
-    needed = -(-limit // MIB) + OVERHEAD_MIB
+    needed = -(-limit // MIB) + needs.OVERHEAD_MIB
     if needed <= default:
         return default
     return max(default, 1 << (needed - 1).bit_length())
 
 
+def memory_limit(bundle: "Bundle") -> int:
+    """Bytes that the container, or the pod that it starts, may use; 0 or less, or `UNLIMITED` and
+    more, for any."""
+    return of_pod(bundle, "memory") or number(_own(bundle, "memory").get("limit"))
+
+
 def vcpus(bundle: "Bundle", default: int, most: int) -> int:
     """CPUs, at least `default`, and no more than the host's `most`."""
-    cpu = _own(bundle, "cpu")
-    quota = _of_pod(bundle, "cpu-quota") or _number(cpu.get("quota"))
-    period = _of_pod(bundle, "cpu-period") or _number(cpu.get("period")) or 100_000
+    quota, period = cpu_quota(bundle)
     needed = -(-quota // period) if quota > 0 else 0
     return max(default, min(needed, most))
+
+
+def cpu_quota(bundle: "Bundle") -> tuple[int, int]:
+    """(quota, period) in microseconds of the container, or the pod that it starts; a quota of 0 or
+    less is none."""
+    cpu = _own(bundle, "cpu")
+    quota = of_pod(bundle, "cpu-quota") or number(cpu.get("quota"))
+    period = of_pod(bundle, "cpu-period") or number(cpu.get("period")) or cgroups.PERIOD
+    return quota, period
+
+
+def claim(bundle: "Bundle") -> needs.Claim:
+    """What the pod may use that the container starts."""
+    quota, period = cpu_quota(bundle)
+    limits = {"memory": {"limit": memory_limit(bundle)}, "cpu": {"quota": quota, "period": period}}
+    return needs.Claim().changed(limits)
 
 
 def _own(bundle: "Bundle", kind: str) -> "dict[str, Any]":
@@ -49,10 +68,12 @@ def _own(bundle: "Bundle", kind: str) -> "dict[str, Any]":
     return found
 
 
-def _of_pod(bundle: "Bundle", key: str) -> int:
+def of_pod(bundle: "Bundle", key: str) -> int:
+    """A number of the pod that the container starts, 0 where its platform tells none."""
     text = bundle.annotations.get(f"{_POD}{key}", "")
     return int(text) if text.isdecimal() else 0
 
 
-def _number(value: object) -> int:
+def number(value: object) -> int:
+    """A number of a configuration, 0 where there is none."""
     return value if isinstance(value, int) else 0

@@ -5,19 +5,22 @@ any instant. The status is not in it: it follows from the shim, which lives as l
 container's process. Who changes a container holds a lock (flock(2)) on its directory.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import re
 import time
 
+from tapwright import shapes
 from tapwright.errors import (
     ContainerExistsError,
     ContainerNotFoundError,
     ContainerStateError,
     UsageError,
 )
-from tapwright.linux import claims, filelock
+from tapwright.linux import boot as boots
+from tapwright.linux import claims, filelock, files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +42,9 @@ class Container:
     `sandbox` is the id of its sandbox, which it `owns` or is a member of. `pid` is the shim's, 0
     until there is one, `pid_started` that process's start (clock ticks since the host's, `boot`);
     `guest_pid` that of its process in the guest, `caller` the pid of who called `create`. `created`
-    as RFC 3339. `hooks` are those that are due: `poststart`, `poststop`.
+    as RFC 3339. `hooks` are those that are due: `poststart`, `poststop`. `cgroup` is the path of
+    its control group on the host, and `cgroup_kind` whose that is (`oci.cgroup`); `overhead` what
+    its VM may use beside it there: hundredths of a CPU, MiB, tasks.
     """
 
     def __init__(self, **saved: "Any") -> None:
@@ -60,6 +65,23 @@ class Container:
         self.caller: int = saved.get("caller", 0)
         self.started: bool = saved.get("started", False)
         self.paused: bool = saved.get("paused", False)
+        self.cgroup: str = saved.get("cgroup", "")
+        self.cgroup_kind: str = saved.get("cgroup_kind", "")
+        more_cpu, more_memory, more_pids = saved.get("overhead", (0, 0, 0))
+        self.overhead: list[int] = [more_cpu, more_memory, more_pids]
+        # What another version wrote is kept for it.
+        vars(self).update((key, saved[key]) for key in saved.keys() - vars(self).keys())
+
+
+_SHAPE: "dict[str, Any]" = {
+    **dict.fromkeys(("id", "bundle", "rootfs", "oci_version", "created", "sandbox"), str),
+    **dict.fromkeys(("netns", "boot", "cgroup", "cgroup_kind"), str),
+    **dict.fromkeys(("pid", "pid_started", "guest_pid", "caller"), int),
+    **dict.fromkeys(("owns", "started", "paused"), bool),
+    "annotations": dict[str, str],
+    "hooks": dict[str, list[dict[str, object]]],
+    "overhead": list[int],
+}
 
 
 class Held:
@@ -70,12 +92,24 @@ class Held:
         self._fd = fd
 
     def save(self, container: Container) -> None:
-        """Raises OSError."""
-        _save(self.directory, container)
+        """Raises ContainerStateError."""
+        try:
+            _save(self.directory, container)
+        except OSError as error:
+            raise ContainerStateError(
+                f"{self.directory}/{_FILE} can't be written: {error.strerror}; "
+                f"{files.remedy(error)}"
+            ) from None
 
     def discard(self) -> None:
-        """Remove the directory; the id is free at once."""
-        claims.discard(self.directory)
+        """Remove the directory; the id is free at once. Raises ContainerStateError."""
+        try:
+            claims.discard(self.directory)
+        except OSError as error:
+            raise ContainerStateError(
+                f"all is taken back, but {self.directory} can't be removed: {error.strerror}; "
+                f"{files.remedy(error)}, and delete it again"
+            ) from None
 
     def release(self) -> None:
         os.close(self._fd)
@@ -98,7 +132,8 @@ def claim(root: str, container: Container) -> Held:
     try:
         fd = _open(draft)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        _save(draft, container)
+        # Until something is made, and saved, nothing is lost with it.
+        _save(draft, container, synced=False)
         claims.take(draft, target)
     except FileExistsError:
         claims.remove(draft)
@@ -115,11 +150,19 @@ def load(root: str, container_id: str) -> Container:
     path = os.path.join(directory, _FILE)
     try:
         with open(path) as file:
-            return Container(**json.load(file))
+            found = Container(**json.load(file))
     except FileNotFoundError:
         raise ContainerNotFoundError(NOT_FOUND) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ContainerStateError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ContainerStateError(f"{path} is damaged: {error}; delete the container") from None
+    mistake = shapes.mistake(vars(found), _SHAPE)
+    if found.id != container_id:
+        mistake = mistake or f"id is {found.id!r}"
+    if mistake:
+        raise ContainerStateError(f"{path} is damaged: {mistake}; delete the container")
+    return found
 
 
 def listing(root: str) -> list[Container]:
@@ -131,6 +174,13 @@ def listing(root: str) -> list[Container]:
         except (ContainerNotFoundError, ContainerStateError):
             continue  # just deleted; a damaged one is told of where it is asked for
     return found
+
+
+def sweep(root: str) -> None:
+    """Remove what calls that were killed have left of containers, and sandboxes, that are gone."""
+    for directory in (directory_of(root), os.path.join(root, "sandboxes")):
+        with contextlib.suppress(OSError):
+            claims.sweep(directory)
 
 
 def hold(root: str, container_id: str, seconds: float) -> Held:
@@ -190,9 +240,8 @@ def is_running(container: Container) -> bool:
 
 
 def boot() -> str:
-    """What tells this run of the host from others (random(4))."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
+    """What tells this run of the host from others."""
+    return boots.current()
 
 
 def start_of(pid: int) -> int:
@@ -228,12 +277,8 @@ def _facts(pid: int) -> list[str]:
     return [] if fields[0] in "ZX" else fields
 
 
-def _save(directory: str, container: Container) -> None:
-    temporary = os.path.join(directory, f".{_FILE}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        json.dump(vars(container), file)
-    os.rename(temporary, os.path.join(directory, _FILE))
+def _save(directory: str, container: Container, synced: bool = True) -> None:
+    files.replace(os.path.join(directory, _FILE), json.dumps(vars(container)), synced)
 
 
 def _open(directory: str) -> int:
@@ -242,5 +287,6 @@ def _open(directory: str) -> int:
 
 def _unmakeable(directory: str, error: OSError) -> ContainerStateError:
     return ContainerStateError(
-        f"{directory} can't be made: {error.strerror}; choose another --root"
+        f"{directory} can't be made: {error.strerror}; {files.remedy(error)}, or choose another "
+        "--root"
     )

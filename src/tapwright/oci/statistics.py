@@ -1,5 +1,6 @@
 """What a container uses, in the shape of runc's events (types/events.go), made of the numbers of
-its control group (Documentation/admin-guide/cgroup-v2.rst)."""
+its control group (Documentation/admin-guide/cgroup-v2.rst); and what openEuler's runtime adds to
+it: the network of the guest, which all containers of a sandbox share."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -9,6 +10,15 @@ if TYPE_CHECKING:
 
 _UNLIMITED = 2**64 - 1
 _NS_PER_US = 1000
+
+_OF_INTERFACE = tuple(
+    f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")
+)
+_OF_TCP = (
+    *("established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close"),
+    *("close_wait", "last_ack", "listen", "closing"),
+)
+_OF_UDP = ("listen", "dropped", "rx_queued", "tx_queued")
 
 
 def of_cgroup(numbers: "Json") -> "Json":
@@ -24,7 +34,30 @@ def of_cgroup(numbers: "Json") -> "Json":
         "hugetlb": {},
         "intel_rdt": {},
         "network_interfaces": None,
+        **_network(numbers),
     }
+
+
+def _network(numbers: "Json") -> "Json":
+    return {
+        "interfaces": [
+            {"name": name, **_counts(found, _OF_INTERFACE)}
+            for name, found in _table(numbers.get("interfaces")).items()
+        ],
+        **{name: _counts(numbers.get(name), _OF_TCP) for name in ("tcp", "tcp6")},
+        **{name: _counts(numbers.get(name), _OF_UDP) for name in ("udp", "udp6")},
+    }
+
+
+def _counts(found: object, names: tuple[str, ...]) -> "Json":
+    """All of them, 0 for those that the guest has not: without IPv6 there are no sockets of its."""
+    table = _table(found)
+    return {name: table.get(name) or 0 for name in names}
+
+
+def _table(found: object) -> "Json":
+    """The guest is hostile: it may be anything."""
+    return found if isinstance(found, dict) else {}
 
 
 def _cpu(found: "Json") -> "Json":

@@ -1,8 +1,7 @@
-"""A sandbox from its making to its end: one VM, its network namespace, its supervisor.
+"""Sandboxes, as callers use them: one VM, its network namespace, its supervisor.
 
-What callers use: `lifecycle` to run and delete, `registry` to find and list, `client` to ask a
-running one for something, `execution` to run commands in a guest.
-The supervisor is a process of its own: `supervisor` its life, `bringup` how it gets the guest
-onto the network, `control` what it can be asked while it runs. On disk, a sandbox is a directory:
-`record` what it is and holds, `ownership` who may do what to it, `teardown` takes all of it back.
+`lifecycle` runs and deletes, `planning` is from a wish to a specification (with `taps`, `needs`),
+`launching` starts a supervisor, `spares` finds one that waits. A running one is asked by `client`
+and `wire`; `execution` runs commands in its guest, and `balancing` changes the guest's IPVS (with
+`ipvsadm`, its language). `readiness` tells whether there could be one.
 """

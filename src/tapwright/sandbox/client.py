@@ -10,10 +10,10 @@ from typing import Any
 
 from tapwright import errors
 from tapwright.agent import protocol
-from tapwright.errors import SandboxStateError
+from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.sandbox import wire
-from tapwright.sandbox.record import RUNNING
-from tapwright.sandbox.registry import Sandbox
+from tapwright.state.record import RUNNING
+from tapwright.state.registry import Sandbox
 
 _SECONDS = 120.0
 
@@ -34,19 +34,26 @@ def remove_interface(sandbox: Sandbox, interface: Json) -> None:
     call(sandbox, "remove_interface", interface=interface)
 
 
+def update_interface(sandbox: Sandbox, interface: Json) -> Json:
+    """Make the `IPAddresses` those of the NIC of that `name`; return the interface."""
+    updated: Json = call(sandbox, "update_interface", interface=interface)
+    return updated
+
+
 def list_interfaces(sandbox: Sandbox) -> list[Json]:
-    """The guest's NICs: name, mac, ip (ADDRESS/PREFIX), mtu."""
+    """The guest's NICs: name, mac, ip (ADDRESS/PREFIX), mtu; of a sandbox that was made with
+    `enable_compat_old_cni = false` the fields of `add_interface`."""
     found: list[Json] = call(sandbox, "list_interfaces")
     return found
 
 
-def add_routes(sandbox: Sandbox, routes: list[Json]) -> list[Json]:
-    """Add all of the routes, or none; return them."""
+def add_routes(sandbox: Sandbox, routes: list[Json] | Json) -> list[Json]:
+    """Add all of the routes, or none; return them. One can be given by itself."""
     added: list[Json] = call(sandbox, "add_routes", routes=routes)
     return added
 
 
-def remove_routes(sandbox: Sandbox, routes: list[Json]) -> list[Json]:
+def remove_routes(sandbox: Sandbox, routes: list[Json] | Json) -> list[Json]:
     """Remove all routes that match one of these by `dest` and, where given, `gateway` and
     `device`; return the routes as given."""
     removed: list[Json] = call(sandbox, "remove_routes", routes=routes)
@@ -102,7 +109,15 @@ def unshare(sandbox: Sandbox, container: str) -> None:
 
 def call(sandbox: Sandbox, op: str, fds: Sequence[int] = (), **arguments: Any) -> Any:
     """Have the supervisor do something, with these descriptors; return its answer. The error raised
-    for a refusal may carry a `result`."""
+    for a refusal may carry a `result`; each says which `sandbox` it was."""
+    try:
+        return _asked(sandbox, op, fds, arguments)
+    except TapwrightError as error:
+        error.sandbox = sandbox.id
+        raise
+
+
+def _asked(sandbox: Sandbox, op: str, fds: Sequence[int], arguments: Json) -> Any:
     with connect(sandbox) as connection:
         connection.settimeout(_SECONDS)
         try:
@@ -115,7 +130,7 @@ def call(sandbox: Sandbox, op: str, fds: Sequence[int] = (), **arguments: Any) -
     kind, content = answer
     if kind == protocol.REPLY:
         return content["result"]
-    refusal = errors.named(content.get("kind"))(content["message"])
+    refusal = errors.named(wire.kind_of(content))(content["message"])
     refusal.result = content.get("result")
     raise refusal
 

@@ -6,6 +6,7 @@ next, and gives it to `lifecycle.run`. Imports little, for who calls this is in 
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,13 @@ from typing import Self
 import tapwright
 from tapwright.command import LOG_LEVEL_VARIABLE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+SPARES = "spares"
+"""The directory of those supervisors that have a guest already (`spares`), below the root."""
 MESSAGE_BYTES = 16 * 1024
 _WORDS_BYTES = 4096
 
@@ -30,18 +38,127 @@ os.closerange(3, caller)
 os.closerange(caller + 1, 1 << 20)
 os.set_inheritable(caller, False)
 sys.path.insert(0, sys.argv[2])
-from tapwright.sandbox.supervisor import main
+from tapwright.supervisor.main import main
 main(caller)
 """
 
+# For what nobody waits for; its order is on stdin, and what it was given is from 3 on.
+_BACKGROUND = """import os, sys
+os.chdir("/")
+given = int(sys.argv[1])
+os.closerange(3 + given, 1 << 20)
+for fd in range(3, 3 + given): os.set_inheritable(fd, False)
+sys.path.insert(0, sys.argv[2])
+from tapwright.supervisor.background import main
+main()
+"""
 
-class Launch:
-    """A supervisor that waits to be told of its sandbox. A context manager: at its end a supervisor
-    that was told nothing goes away. Raises OSError."""
+
+def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = ()) -> None:
+    """Have a process do some `work` of `background`, which goes on whatever becomes of this one.
+    It gets copies of the descriptors, as 3, 4, … Raises OSError."""
+    # The process that forks has loaded what the forked one needs.
+    import signal
+
+    from tapwright.linux import cgroups
+
+    told = os.memfd_create("tapwright-order")
+    fds = [told]
+    try:
+        os.pwrite(told, json.dumps({"work": work, **order}).encode(), 0)
+        fds.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        # Above those that are put in place, lest one is written over before it is.
+        least = 3 + len(given)
+        fds += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least) for fd in (*fds, *given)]
+        order_fd, null, *others = fds[2:]
+        places = [(order_fd, 0), (null, 1), (null, 2), *zip(others, range(3, least), strict=True)]
+        command = [sys.executable, "-P", "-S", "-c", _BACKGROUND, str(len(given)), _package_path()]
+        top = cgroups.entrances("")
+        fds += top
+        pid = os.fork()
+        if not pid:
+            try:
+                signal.set_wakeup_fd(-1)  # by which the caller would take our signals for its own
+                # Before anything else, even before it is another program: who removes the group
+                # would find it there, or half out; what the group may use is the sandbox's.
+                cgroups.enter(top)
+                _go_on_alone(command, places)
+            finally:
+                os._exit(errno.EAGAIN)
+        with contextlib.suppress(ChildProcessError):  # somebody waits for all children
+            if os.waitpid(pid, 0)[1]:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _go_on_alone(command: "list[str]", places: "Sequence[tuple[int, int]]") -> None:
+    """Be another program, as nobody's child; `places` are descriptors and what they are there."""
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    for fd, place in places:
+        os.dup2(fd, place)
+    os.execv(command[0], command)  # noqa: S606 - our own interpreter
+
+
+def _package_path() -> str:
+    return str(Path(tapwright.__file__).parent.parent)
+
+
+def spares_are_there(root: "str | os.PathLike[str]") -> bool:
+    """Whether there may be a spare of whatever kind, so that none else need be started ahead."""
+    try:
+        return any(not name.startswith(".") for name in os.listdir(os.path.join(root, SPARES)))
+    except OSError:
+        return False
+
+
+class Waiting:
+    """A supervisor that waits at the other end of a socket to be told of its sandbox. A context
+    manager: at its end a supervisor that was told nothing goes away."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def tell(self, directory: Path, alive_fd: int) -> None:
+        """Give it its sandbox, with the `alive` lock; and the environment and priority of this
+        process, as if it had been started by this one. It may have died: its silence tells."""
+        level = os.environ.get(LOG_LEVEL_VARIABLE, "warning")
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        content = {"directory": str(directory.absolute()), "log_level": level, "nice": nice}
+        environment = os.memfd_create("tapwright-environment")
+        try:
+            with open(environment, "wb", closefd=False) as file:
+                file.write(b"\0".join(b"%b=%b" % item for item in os.environb.items()))
+            with contextlib.suppress(OSError):
+                message = json.dumps(content).encode()
+                socket.send_fds(self.socket, [message], [alive_fd, environment])
+        finally:
+            os.close(environment)
+
+    def last_words(self) -> str:
+        """What it said last, where it has not come as far as its log."""
+        return ""
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Launch(Waiting):
+    """One that is started now. Raises OSError."""
 
     def __init__(self) -> None:
         self._pid = 0
-        self.socket, theirs = socket.socketpair()
+        connection, theirs = socket.socketpair()
+        super().__init__(connection)
         self._words = os.memfd_create("tapwright-supervisor")
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         # Above those that are put in place, lest one is written over before it is.
@@ -49,7 +166,7 @@ class Launch:
         theirs.close()
         os.close(null)
         caller, null, words = fds
-        path = str(Path(tapwright.__file__).parent.parent)
+        path = _package_path()
         try:
             self._pid = os.posix_spawn(
                 sys.executable,
@@ -69,19 +186,6 @@ class Launch:
         finally:
             for fd in fds:
                 os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def tell(self, directory: Path, alive_fd: int) -> None:
-        """Give it its sandbox, with the `alive` lock. It may have died: its silence tells."""
-        level = os.environ.get(LOG_LEVEL_VARIABLE, "warning")
-        message = json.dumps({"directory": str(directory.absolute()), "log_level": level})
-        with contextlib.suppress(OSError):
-            socket.send_fds(self.socket, [message.encode()], [alive_fd])
 
     def last_words(self) -> str:
         """What the interpreter said last, where the supervisor has not come as far as its log."""

@@ -10,16 +10,24 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tapwright import errors
-from tapwright.errors import NetworkError, SandboxStateError, TapwrightError, UsageError
-from tapwright.linux import netns
-from tapwright.sandbox import ownership
-from tapwright.sandbox.launching import Launch
-from tapwright.sandbox.record import LOG, Journal, Record, Spec, load
-from tapwright.sandbox.registry import directory_of
+from tapwright.errors import (
+    NetworkError,
+    NewerRecordError,
+    SandboxStateError,
+    TapwrightError,
+    UsageError,
+)
+from tapwright.linux import boot, claims, netns
+from tapwright.sandbox.launching import Launch, Waiting
+from tapwright.state import ownership
+from tapwright.state import record as record_file
+from tapwright.state.record import LOG, Journal, Record, Spec, load
+from tapwright.state.registry import directory_of
 
 Progress = Callable[[str], None]
 
@@ -45,34 +53,65 @@ def run(
     progress: Progress = lambda text: None,
     started: float | None = None,
     launch: Launch | None = None,
+    warn: Progress = lambda text: None,
 ) -> Record:
     """Make a sandbox; return when its guest is on its networks.
 
-    `started` (monotonic clock) is where its phases are counted from; `launch` a supervisor that was
-    started before. When it fails, all that was made has been taken back. Raises UsageError,
-    SandboxExistsError, and what `Bringup.run` does.
+    A namespace that is given as /proc/PID/ns/net is bound in /run/netns under the sandbox's name,
+    and so is there until the sandbox goes.
+
+    `warn` is told, a line each, what went another way than was wanted. `started` (monotonic clock)
+    is where its phases are counted from; `launch` a supervisor that was started before. When it
+    fails, all that was made has been taken back. Raises UsageError, SandboxExistsError, and what
+    `Bringup.run` does.
     """
     check_id(sandbox_id)
     if spec.netns and netns.is_own(spec.netns):
         raise UsageError(f"{spec.netns} is this host's own namespace; a sandbox would cut it off")
+    used = spec.netns or netns.path_of(f"tapwright-{sandbox_id}")
+    if spec.netns and netns.is_of_a_process(spec.netns):
+        # It is to outlive the process, and the number, which may be another's by the end.
+        spec = replace(spec, netns=netns.for_others(spec.netns))
+        used = netns.path_of(f"tapwright-{sandbox_id}")
     record = Record(
         id=sandbox_id,
         spec=spec,
         created=time.time(),
         started=time.monotonic() if started is None else started,
-        netns="" if spec.in_host_netns else spec.netns or netns.path_of(f"tapwright-{sandbox_id}"),
+        netns="" if spec.in_host_netns else used,
+        boot=boot.current(),
     )
+    from tapwright.sandbox import spares  # which who deletes has no use for
+
+    if spare := spares.take(root, spec):
+        with spare:
+            try:
+                return _run_by(spare, root, record, progress, warn)
+            except _Silence:
+                pass  # it has cost the time of a start
     with launch or Launch() as supervisor:
-        directory, alive_fd = ownership.claim(directory_of(root), record)
-        supervisor.tell(directory, alive_fd)
-        os.close(alive_fd)
         try:
-            _wait_for(supervisor.socket, progress)
-            return load(directory)
-        except _Silence:
-            said = _last_of_log(directory) or supervisor.last_words() or "it said nothing"
-            delete(root, sandbox_id)
+            return _run_by(supervisor, root, record, progress, warn)
+        except _Silence as silence:
+            said = str(silence) or "it said nothing"
             raise SandboxStateError(f"the sandbox's supervisor died: {said}") from None
+
+
+def _run_by(
+    supervisor: Waiting, root: str | Path, record: Record, progress: Progress, warn: Progress
+) -> Record:
+    """Raises _Silence, with the last words of a supervisor that has died, when all is taken back,
+    and what its bringing up raised."""
+    directory, alive_fd = ownership.claim(directory_of(root), record)
+    supervisor.tell(directory, alive_fd)
+    os.close(alive_fd)
+    try:
+        _wait_for(supervisor.socket, progress, warn)
+        return load(directory)
+    except _Silence:
+        said = _last_of_log(directory) or supervisor.last_words()
+        delete(root, record.id)
+        raise _Silence(said) from None
 
 
 def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
@@ -81,22 +120,17 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
 
     Raises NetworkError when something could not be taken back: the sandbox stays then, dead, and
     can be deleted again. With `force` it goes all the same, and what was left behind is returned,
-    in words. Raises SandboxStateError when somebody else is deleting it.
+    in words. What can be read of a damaged record is taken back, too. Raises SandboxStateError when
+    somebody else is deleting it, NewerRecordError unless by force.
     """
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         if not there:
             return []
+        _bind_again(directory)
         _end_supervisor(directory)
-        try:
-            record = load(directory)
-        except SandboxStateError as error:
-            ownership.discard(directory)
-            raise SandboxStateError(
-                f"{error}. The sandbox is gone, but what it held on the host is not known: look "
-                "for its namespace, and for leases of its networks"
-            ) from None
-        from tapwright.sandbox import teardown
+        record = _load_or_guess(directory, force)
+        from tapwright.state import teardown
 
         left = teardown.take_back(Journal(directory, record))
         if left and not force:
@@ -108,16 +142,47 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
         return left
 
 
+def sweep(root: str | Path) -> None:
+    """Remove what is left of the directories of sandboxes whose deletion was killed, or failed when
+    they were given up already."""
+    with suppress(OSError):
+        claims.sweep(directory_of(root))
+
+
+def _load_or_guess(directory: Path, force: bool) -> Record:
+    """A record of which nothing but the journal may be as it was."""
+    try:
+        return load(directory)
+    except NewerRecordError as error:
+        if not force:
+            raise NewerRecordError(
+                f"{error}, or --force, which gives up what this one can't undo"
+            ) from None
+    except SandboxStateError:
+        pass
+    try:
+        held = record_file.held(directory)
+    except SandboxStateError as error:
+        ownership.discard(directory)
+        raise SandboxStateError(
+            f"{error}. The sandbox is gone, but what it held on the host is not known: look "
+            "for its namespace, and for leases of its networks"
+        ) from None
+    return Record(directory.name, Spec("", ""), time.time(), time.monotonic(), "", held=held)
+
+
 class _Silence(Exception):  # noqa: N818 - never leaves this module
     """The supervisor ended without a last word."""
 
 
-def _wait_for(report: socket.socket, progress: Progress) -> None:
+def _wait_for(report: socket.socket, progress: Progress, warn: Progress) -> None:
     """Until the sandbox runs. Raises what its bringing up raised, or _Silence."""
     try:
         for message in _messages(report):
             if "progress" in message:
                 progress(message["progress"])
+            elif "warning" in message:
+                warn(message["warning"])
             elif "running" in message:
                 return
             else:
@@ -147,14 +212,48 @@ def _failure(message: dict[str, Any]) -> TapwrightError:
     return errors.named(message["kind"])(text)
 
 
+def _bind_again(directory: Path) -> None:
+    """Where somebody removed the name of the sandbox's own namespace: its supervisor still has it,
+    so that plugins can find there all that they made, if they get to it before that ends."""
+    with suppress(OSError, SandboxStateError):
+        pid = ownership.supervisor_pid(directory)
+        for entry in load(directory).held:
+            own = entry.get("path")
+            if entry["kind"] != "netns" or not isinstance(own, str) or os.path.exists(own):
+                continue
+            if not pid:
+                return
+            for path in _namespaces_of(pid):
+                if entry.get("namespace") and ownership.is_still_its(entry, path):
+                    netns.bind(path, own)
+                    return
+
+
+def _namespaces_of(supervisor: int) -> Iterator[str]:
+    """Those that it has open, and, as versions before had QEMU in the sandbox's, those that its
+    children are in."""
+    kind = os.stat(netns.OWN).st_dev
+    descriptors = f"/proc/{supervisor}/fd"
+    for path in (f"{descriptors}/{name}" for name in os.listdir(descriptors)):
+        with suppress(OSError):
+            if os.stat(path).st_dev == kind:
+                yield path
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    yield from (f"/proc/{child}/ns/net" for child in children)
+
+
 def _end_supervisor(directory: Path) -> None:
     """End the supervisor and its QEMU, and wait until both are gone."""
     deadline = time.monotonic() + _SUPERVISOR_SECONDS
     while ownership.is_alive(directory):
         if time.monotonic() > deadline:
-            raise SandboxStateError(f"the sandbox {directory.name!r} is only being made; try later")
+            raise SandboxStateError(
+                f"sandbox {directory.name!r} is still being made by another call: wait until that "
+                "one has ended, or end it, and delete the sandbox again"
+            )
         if pid := ownership.supervisor_pid(directory):
-            _end(directory, pid)
+            if not _end(directory, pid):
+                break  # something that it started has the lock, and outlives it
         else:
             time.sleep(_PID_PAUSE)  # a supervisor that starts writes its pid; nothing tells when
     if pid := ownership.supervisor_pid(directory):
@@ -163,24 +262,25 @@ def _end_supervisor(directory: Path) -> None:
         end_orphans(pid)
 
 
-def _end(directory: Path, pid: int) -> None:
+def _end(directory: Path, pid: int) -> bool:
+    """Whether there was a supervisor of that pid."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
-        return
+        return False
     try:
-        # The lock tells that the pid is still the supervisor's, now that it can't be reused.
-        if not ownership.is_alive(directory):
-            return
+        if not ownership.is_supervisor(directory, pid):
+            return False
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, number)
             # While it ends, load what is needed next.
-            importlib.import_module("tapwright.sandbox.teardown")
+            importlib.import_module("tapwright.state.teardown")
             if select.select([pidfd], [], [], _SUPERVISOR_SECONDS)[0]:
-                return
+                break
     finally:
         os.close(pidfd)
+    return True
 
 
 def _last_of_log(directory: Path) -> str:

@@ -8,16 +8,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tapwright import cni, command
 from tapwright.config import Config
-from tapwright.config.sections import LEAST_MEMORY
-from tapwright.endpoint import host_tap
+from tapwright.config.sections import LEAST_MEMORY, Qemu, Runtime
 from tapwright.errors import HypervisorError, NetworkError, UsageError
 from tapwright.image import store
-from tapwright.sandbox.record import NetworkRequest, Spec
-from tapwright.sandbox.taps import TapWish, requested
+from tapwright.linux import cgroups
+from tapwright.state.record import NetworkRequest, Spec, TapRequest
+
+if TYPE_CHECKING:
+    from tapwright.sandbox.taps import TapWish
 
 Progress = Callable[[str], None]
 
@@ -35,21 +37,33 @@ _PUBLISH = re.compile(
     r"(?:/(?P<protocol>tcp|udp|sctp))?"
 )
 _PORTS = range(1, 65536)
+_ADDRESSABLE_MIB = 512 << 10
+"""QEMU's own processor reaches 1 TiB (`-cpu max`), of which devices and alignment take some."""
 
 
 @dataclass(frozen=True)
 class Wish:
     """What a caller asks for. `networks` are (name, ifname), ifname empty for eth0, eth1, …;
     `published` are portMappings entries (CNI conventions, "port mappings"). With `share`
-    the guest can be shown files of the host."""
+    the guest can be shown files of the host; `dns` (as in a CNI result) is the guest's. `cgroup`
+    is the control group to join, None for one of the sandbox's own; empty for none. For those that
+    run in the container `first`, and beside it, the VM may grow: see `record.Spec`."""
 
     networks: Sequence[tuple[str, str]] = ()
     published: Sequence[dict[str, Any]] = ()
-    taps: Sequence[TapWish] = ()
+    taps: "Sequence[TapWish]" = ()
     netns: str = ""
     memory_mib: int = 0
     vcpus: int = 0
     share: bool = False
+    dns: dict[str, Any] | None = None
+    cgroup: str | None = None
+    oom_score_adj: int = 0
+    first: str = ""
+    is_pod: bool = False
+    pod_memory: int = 0
+    pod_cpus: float = 0.0
+    bounds_host: bool = False
 
 
 def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
@@ -59,6 +73,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
     """
     _check_netns(config, wish)
     _check_taps(wish.taps)
+    of_its_own = wish.cgroup is None and bool(config.runtime.sandbox_cgroup)
     names = _ifnames([*(ifname for _, ifname in wish.networks), *(tap.name for tap in wish.taps)])
     networks = _networks(config, wish, names[: len(wish.networks)])
     qemu = config.qemu
@@ -80,10 +95,11 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
             f"QEMU ({qemu.path}) is not installed: install qemu-system-x86, or set path in "
             "[hypervisor.qemu]"
         )
-    kernel, initrd = _guest(config, progress)
+    kernel, initrd, disk = _guest(config, progress)
     return Spec(
         kernel=kernel,
         initrd=initrd,
+        disk=disk,
         netns=wish.netns,
         networks=networks,
         plugin_path=list(config.cni.bin_dirs),
@@ -105,16 +121,68 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         tx_limit=qemu.tx_rate_limiter_max_rate,
         netmon=monitor(config),
         in_host_netns=config.runtime.disable_new_netns,
+        rulesets=config.runtime.netns_rulesets,
         template=config.factory.template_path if config.factory.enable_template else "",
+        template_limit=config.factory.template_limit,
+        spares=config.factory.vm_cache_number if config.factory.enable_template else 0,
+        spare_seconds=config.factory.spare_seconds,
+        configuration=os.path.abspath(config.source) if config.source else "",
         share=wish.share,
         share_daemon=qemu.virtio_fs_daemon,
         share_cache=qemu.virtio_fs_cache,
         share_arguments=list(qemu.virtio_fs_extra_args),
-        taps=[
-            requested(tap, name)
-            for tap, name in zip(wish.taps, names[len(wish.networks) :], strict=True)
-        ],
+        dns=wish.dns,
+        cgroup=_group_above(config) if of_its_own else wish.cgroup or "",
+        cgroup_of_its_own=of_its_own,
+        cgroup_limits=_limits(config.runtime) if of_its_own else {},
+        oom_score_adj=wish.oom_score_adj,
+        most_memory_mib=most_memory_mib(qemu) if wish.first else 0,
+        memory_slots=qemu.memory_slots if wish.first else 0,
+        most_vcpus=qemu.default_maxvcpus or cpus() if wish.first else 0,
+        default_memory_mib=qemu.default_memory,
+        first=wish.first,
+        is_pod=wish.is_pod,
+        pod_memory=wish.pod_memory,
+        pod_cpus=wish.pod_cpus,
+        bounds_host=wish.bounds_host,
+        overhead_memory=config.runtime.overhead_memory,
+        overhead_cpu=config.runtime.overhead_cpu,
+        short_listing=config.runtime.enable_compat_old_cni,
+        taps=_taps(wish.taps, names[len(wish.networks) :]),
     )
+
+
+def most_memory_mib(qemu: Qemu) -> int:
+    """How much memory a VM may have that grows: what the configuration has, and the host."""
+    of_host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    return min(qemu.default_maxmemory or of_host, of_host, _ADDRESSABLE_MIB)
+
+
+def cpus() -> int:
+    """How many the host has."""
+    return len(os.sched_getaffinity(0))
+
+
+def _group_above(config: Config) -> str:
+    try:
+        return cgroups.expanded(config.runtime.sandbox_cgroup)
+    except ValueError as error:
+        raise UsageError(f"[runtime] sandbox_cgroup: {error}") from None
+
+
+def _limits(runtime: Runtime) -> dict[str, int]:
+    """Of `cgroups.Limits`, those that the configuration has."""
+    found: dict[str, int] = {}
+    if runtime.cpu_max:
+        found |= {
+            "cpu_period": cgroups.PERIOD,
+            "cpu_quota": runtime.cpu_max * cgroups.PERIOD // 100,
+        }
+    if runtime.memory_max:
+        found["memory"] = runtime.memory_max << 20
+    if runtime.pids_max:
+        found["pids"] = runtime.pids_max
+    return found
 
 
 def parse_published(text: str) -> dict[str, Any]:
@@ -158,7 +226,19 @@ def monitor(config: Config) -> list[str]:
     return [*([netmon.path] if netmon.path else our_monitor()), *debug]
 
 
-def _check_taps(taps: Sequence[TapWish]) -> None:
+def _taps(taps: "Sequence[TapWish]", names: Sequence[str]) -> list[TapRequest]:
+    if not taps:
+        return []
+    from tapwright.sandbox.taps import requested  # few have use for it
+
+    return [requested(tap, name) for tap, name in zip(taps, names, strict=True)]
+
+
+def _check_taps(taps: "Sequence[TapWish]") -> None:
+    if not taps:
+        return
+    from tapwright.endpoint import host_tap
+
     devices = [tap.device for tap in taps]
     for tap in taps:
         if devices.count(tap.device) > 1:
@@ -180,7 +260,14 @@ def _networks(config: Config, wish: Wish, ifnames: Sequence[str]) -> list[Networ
             # The first network that can: a port of the host leads to one place.
             capability_args["portMappings"], published = published, []
         requests.append(
-            NetworkRequest(name, ifname, network.raw.decode(), network.source, capability_args)
+            NetworkRequest(
+                name,
+                ifname,
+                network.whole.decode(errors="replace"),
+                network.source,
+                capability_args,
+                network.raw.decode(errors="replace") if network.raw != network.whole else "",
+            )
         )
     if published:
         raise UsageError(
@@ -213,10 +300,12 @@ def _ifnames(wanted: Sequence[str]) -> list[str]:
     return [name or next(free) for name in wanted]
 
 
-def _guest(config: Config, progress: Progress) -> tuple[str, str]:
-    """(kernel, initrd): the configured ones, or those of our image."""
+def _guest(config: Config, progress: Progress) -> tuple[str, str, str]:
+    """(kernel, initrd, disk): the configured ones, or those of our image, whose initrd alone can
+    use the disk."""
     qemu = config.qemu
     if qemu.kernel and qemu.initrd:
-        return qemu.kernel, qemu.initrd
+        return qemu.kernel, qemu.initrd, ""
     image = store.ensure(Path(config.image.store), progress)
-    return qemu.kernel or str(image.kernel), qemu.initrd or str(image.initrd)
+    disk = "" if qemu.initrd else str(image.disk)
+    return qemu.kernel or str(image.kernel), qemu.initrd or str(image.initrd), disk

@@ -2,13 +2,12 @@
 
 import ipaddress
 import re
-import secrets
 from dataclasses import dataclass, field
 
 from tapwright import cni
 from tapwright.errors import UsageError
-from tapwright.sandbox.kata import MTUS
-from tapwright.sandbox.record import TapRequest
+from tapwright.nics.request import MTUS, any_mac
+from tapwright.state.record import TapRequest
 
 FORM = "NAME[,bridge=BR|,ovs=BR][,ip=ADDRESS/PREFIX][,mac=MAC][,mtu=N][,name=IFNAME]"
 
@@ -59,11 +58,6 @@ def requested(tap: TapWish, name: str) -> TapRequest:
     return TapRequest(
         tap.device, name, tap.mac or any_mac(), tap.bridge, tap.ovs, tap.mtu, tap.addresses
     )
-
-
-def any_mac() -> str:
-    """Random: the second bit of a MAC that nobody has assigned is set, the first one is not."""
-    return f"02:{secrets.token_bytes(5).hex(':')}"
 
 
 def _name(name: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Requests to a supervisor as they travel: what there is of `control` on the client's side.
+"""Requests to a supervisor as they travel: what there is of `control.server` on the client's side.
 
 Imports little, for each call of the OCI runtime is a new process.
 """
@@ -8,7 +8,7 @@ import json
 import os
 import socket
 
-from tapwright.errors import UsageError
+from tapwright.errors import UnknownRequestError, UsageError
 from tapwright.linux import unixsocket
 
 TYPE_CHECKING = False
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 SOCKET = "control.sock"
+VERSION = 1
+"""Of the requests, which `version` tells; 0 did not know that one. Requests and arguments are added
+only, so that a running sandbox can be asked by older and by newer versions: an argument that may
+be missing has a default, and who asks for something new may hear that it is not known."""
 MAX_REQUEST = 16 << 20
 """Bytes of a request: those of `agent.protocol`, for most of it goes on to the guest."""
 
@@ -51,6 +55,17 @@ def send(connection: socket.socket, request: "Json", descriptors: "Sequence[int]
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sent = socket.send_fds(connection, [line], list(descriptors)) if descriptors else 0
         connection.sendall(memoryview(line)[sent:])
+
+
+def kind_of(refusal: "Json") -> "Any":
+    """The kind of error of a refusal; of a request that is not known, UnknownRequestError."""
+    kind, said = refusal.get("kind"), str(refusal.get("message"))
+    # As version 0 said it.
+    if kind == "ProtocolError" and said.startswith("unknown request "):
+        return UnknownRequestError.__name__
+    if kind == "TypeError" and "got an unexpected keyword argument" in said:
+        return UnknownRequestError.__name__
+    return kind
 
 
 def answer(connection: socket.socket) -> "tuple[int, Json] | None":

@@ -9,6 +9,8 @@ import pytest
 from tapwright.cni import Attachment, ConfigurationError, find_network, load_networks, parse_network
 from tests.cni.fakes import Fakes, network
 
+pytestmark = pytest.mark.unit
+
 WEB = Attachment("web", "eth0", "/run/netns/web")
 
 
@@ -65,7 +67,7 @@ def test_plugins_of_the_folder_are_appended(tmp_path: Path) -> None:
     folder_network(tmp_path, plugins=[{"type": "inlined"}])
     found = find_network(tmp_path, "n")
     assert [plugin["type"] for plugin in found.plugins] == ["inlined", "a", "b"]
-    again = parse_network(found.raw, "cache")
+    again = parse_network(found.whole, "cache")
     assert again.plugins == found.plugins, "what is remembered must say all of it"
 
 
@@ -94,8 +96,9 @@ def test_plugin_type_is_a_file_name() -> None:
     """`type` and `ipam.type`: required, and without characters that paths can't have."""
     for bad in ("a/b", "a\\b", "", "..", "\0", None, 3):
         assert "key 'plugins[0].type'" in refused({"name": "n", "plugins": [{"type": bad}]})
-        ipam = {"type": "p", "ipam": {"type": bad}}
-        assert "key 'plugins[0].ipam.type'" in refused({"name": "n", "plugins": [ipam]})
+        if bad not in ("", None):  # with these there is no delegate: test_leniency
+            ipam = {"type": "p", "ipam": {"type": bad}}
+            assert "key 'plugins[0].ipam.type'" in refused({"name": "n", "plugins": [ipam]})
     assert "key 'plugins[1].type'" in refused({"name": "n", "plugins": [{"type": "p"}, {}]})
 
 

@@ -9,6 +9,8 @@ import pytest
 from tapwright.cni import Attachment, CniError, PluginError
 from tests.cni.fakes import RESULT, Fakes, network
 
+pytestmark = pytest.mark.unit
+
 WEB = Attachment("web", "eth0", "/run/netns/web", (("FOO", "BAR"), ("ABC", "123")))
 COMMANDS = ("ADD", "CHECK", "DEL", "GC", "STATUS")
 
@@ -24,7 +26,7 @@ def run_all(fakes: Fakes, net: Any, attachment: Attachment = WEB) -> None:
 
 
 def test_parameters(fakes: Fakes) -> None:
-    """Parameters: every CNI_ variable, for the operations that have it, and no others."""
+    """Parameters: every CNI_ variable, and empty for the operations that have no use for it."""
     fakes.plugin("p")
     run_all(fakes, network("p"))
     runs = {run.command: run.environment for run in fakes.seen()}
@@ -40,7 +42,8 @@ def test_parameters(fakes: Fakes) -> None:
         }
     for command in ("GC", "STATUS"):
         told = {key: value for key, value in runs[command].items() if key.startswith("CNI_")}
-        assert told == {"CNI_COMMAND": command, "CNI_PATH": str(fakes.bin)}
+        empty = dict.fromkeys(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"), "")
+        assert told == {"CNI_COMMAND": command, "CNI_PATH": str(fakes.bin), **empty}
 
 
 def test_inherited_parameters_do_not_leak(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +56,7 @@ def test_inherited_parameters_do_not_leak(fakes: Fakes, monkeypatch: pytest.Monk
     fakes.runtime().gc(net, [("web", "eth0")])
     added, collected = fakes.seen()
     assert added.environment["CNI_ARGS"] == ""
-    assert "CNI_CONTAINERID" not in collected.environment
+    assert collected.environment["CNI_CONTAINERID"] == ""
 
 
 @pytest.mark.parametrize("container_id", ["", "-a", "a/b", "a b", "../x", "ü"])
@@ -253,6 +256,7 @@ def test_disable_check(fakes: Fakes) -> None:
     runtime, net = fakes.runtime(), network("a", disableCheck=True)
     runtime.add(net, WEB)
     assert runtime.check(net, WEB) is False
+    assert runtime.check(net, WEB._replace(container_id="other")) is False
     assert not fakes.seen("CHECK")
 
 
@@ -270,10 +274,9 @@ def test_gc_names_the_valid_attachments(fakes: Fakes) -> None:
     fakes.plugin("a")
     fakes.runtime().gc(network("a"), [("web", "eth0"), ("db", "net1")])
     (run,) = fakes.seen("GC")
-    assert run.config["cni.dev/valid-attachments"] == [
-        {"containerID": "db", "ifname": "net1"},
-        {"containerID": "web", "ifname": "eth0"},
-    ]
+    valid = [{"containerID": "db", "ifname": "net1"}, {"containerID": "web", "ifname": "eth0"}]
+    assert run.config["cni.dev/valid-attachments"] == valid
+    assert run.config["cni.dev/attachments"] == valid, "as libcni has it besides"
     assert "prevResult" not in run.config
     assert "runtimeConfig" not in run.config
 

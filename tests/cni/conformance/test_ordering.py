@@ -10,6 +10,8 @@ from tapwright.cni import Attachment, CniError
 from tests.cni.fakes import Fakes, network
 from tests.host import eventually
 
+pytestmark = pytest.mark.unit
+
 WEB = Attachment("web", "eth0", "/run/netns/web")
 
 

@@ -8,6 +8,8 @@ import pytest
 from tests.cni.fakes import ALL_VERSIONS, RESULT, Fakes
 from tests.cni.written import WrittenPlugin
 
+pytestmark = pytest.mark.unit
+
 CONFIG = {"cniVersion": "1.1.0", "name": "net", "type": "p"}
 WITH_IPAM = CONFIG | {"ipam": {"type": "addresses", "range": "10.1.0.0/16"}, "odd": [1]}
 IPAM_RESULT = {"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.5/16"}]}
@@ -241,6 +243,15 @@ def test_delegate_is_told_of_delete(fakes: Fakes) -> None:
     fakes.failing("addresses", "DEL", code=111)
     answer = written(fakes, delete="request.ipam()").run("DEL", WITH_IPAM)
     assert (answer.status, answer.output["code"]) == (1, 111)
+
+
+def test_words_of_a_delegate_are_passed_over(fakes: Fakes) -> None:
+    """What a delegate prints on stdout at other commands than ADD is no answer (libcni,
+    pkg/invoke/delegate.go)."""
+    fakes.plugin("addresses", body="[ $CNI_COMMAND = ADD ] || echo released")
+    answer = written(fakes, delete="request.ipam()").run("DEL", WITH_IPAM)
+    assert (answer.status, answer.output) == (0, None)
+    assert written(fakes).run("CHECK", WITH_IPAM).status == 0
 
 
 @pytest.mark.parametrize(

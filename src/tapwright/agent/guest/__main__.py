@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -13,16 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 from tapwright import __version__
 from tapwright.agent import protocol
-from tapwright.agent.guest import leftovers, network, routing, share, sysctls, system
+from tapwright.agent.guest import (
+    disk,
+    leftovers,
+    network,
+    oom,
+    requests,
+    routing,
+    share,
+    sysctls,
+    system,
+)
 from tapwright.agent.guest.commands import Command
 from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.refusal import NotThereYetError, RefusedError, told, told_of_start
 from tapwright.agent.guest.streams import Answer, Process
 from tapwright.linux.links import RTMGRP_LINK
-from tapwright.linux.netlink import Netlink, NetlinkError
+from tapwright.linux.netlink import Netlink
 
 if TYPE_CHECKING:
     from tapwright.agent.guest.containers import Containers
+    from tapwright.agent.guest.forwarding import Forwarding
     from tapwright.agent.guest.shared_files import SharedFiles
 
 _PORTS = "/sys/class/virtio-ports"
@@ -32,27 +44,55 @@ _NETLINK_KOBJECT_UEVENT, _OF_THE_KERNEL = 15, 1  # include/uapi/linux/netlink.h
 
 Request = dict[str, Any]
 Operation = Callable[[Netlink, Request], dict[str, Any]]
-FAILURES = (RefusedError, NetlinkError, OSError, ValueError, KeyError, TypeError)
+FAILURES = (Exception,)
+"""A mistake of ours ends a request, and not the agent, with which all containers would end."""
 
 
 def batch(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Do several requests in their order, as one; the first that fails ends it."""
+    for item in request["requests"]:
+        if item.get("op") not in OPERATIONS:
+            raise RefusedError(f"unknown request {item.get('op')!r}")
     return {"replies": [OPERATIONS[item["op"]](nl, item) for item in request["requests"]]}
+
+
+def set_rulesets(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    # Few guests have use for it.
+    from tapwright.agent.guest import rulesets
+
+    return rulesets.set_rulesets(nl, request)
+
+
+def expect_memory(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    from tapwright.agent.guest import growth
+
+    return growth.expect_memory(nl, request)
+
+
+def take_room(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    from tapwright.agent.guest import growth
+
+    return growth.take_room(nl, request)
 
 
 OPERATIONS: dict[str, Operation] = {
     "batch": batch,
-    "change_neighbours": routing.change_neighbours,
     "change_routes": routing.change_routes,
+    "change_settings": sysctls.change_settings,
+    "expect_memory": expect_memory,
     "list_network": network.list_network,
     "mount_share": share.mount,
+    "replay": routing.replay,
     "set_clock": system.set_clock,
     "set_dns": network.set_dns,
     "set_hostname": system.set_hostname,
     "set_interface": network.set_interface,
+    "set_mac": network.set_mac,
     "set_machine_id": system.set_machine_id,
+    "set_rulesets": set_rulesets,
     "set_sysctls": sysctls.set_sysctls,
     "shutdown": system.shutdown,
+    "take_room": take_room,
 }
 
 
@@ -65,6 +105,8 @@ _CONTAINERS = frozenset(
 )
 
 _OF_FILES = frozenset(("mirror_files", "forget_files", "change_files", "forget_unused_files"))
+
+_OF_FORWARDING = frozenset(("follow_listeners", "forward"))
 
 _OF_PROCESSES: dict[int, Callable[[Process, bytes], None]] = {
     protocol.STDIN: lambda process, payload: process.stdin(payload),
@@ -90,12 +132,14 @@ class Agent:
         self._children = Children(self._watch)
         self._containers: Containers | None = None
         self._files: SharedFiles | None = None
+        self._forwarding: Forwarding | None = None
         self._netlink = Netlink()
         self._events = Netlink(RTMGRP_LINK)
         self._devices = _device_events()
 
     def run(self) -> None:
         network.prepare(self._netlink)
+        disk.make_devices()
         self._watch.add(self._port, select.EPOLLIN, self._ready)
         self._watch.add(self._events.fileno(), select.EPOLLIN, self._links_changed)
         self._watch.add(self._devices.fileno(), select.EPOLLIN, self._devices_changed)
@@ -160,6 +204,8 @@ class Agent:
         op = str(request.get("op"))
         if len(self._processes) + len(self._waiting) >= protocol.MAX_STREAMS:
             self._error(stream, f"more than {protocol.MAX_STREAMS} requests at once")
+        elif mistake := requests.mistake(request):
+            self._error(stream, mistake)
         elif op == "exec":
             self._execute(stream, request)
         elif op == "resolve":
@@ -168,6 +214,8 @@ class Agent:
             self._ask_containers(stream, op, request)
         elif op in _OF_FILES:
             self._ask_files(stream, op, request)
+        elif op in _OF_FORWARDING:
+            self._ask_forwarding(stream, op, request)
         elif operation := OPERATIONS.get(op):
             deadline = time.monotonic() + float(request.get("link_timeout", _DEVICE_TIMEOUT))
             self._try(stream, operation, request, deadline)
@@ -255,6 +303,16 @@ class Agent:
         except FAILURES as error:
             self._message(protocol.ERROR, stream, told(error))
 
+    def _ask_forwarding(self, stream: int, op: str, request: Request) -> None:
+        try:
+            if self._forwarding is None:
+                from tapwright.agent.guest.forwarding import Forwarding
+
+                self._forwarding = Forwarding(self._watch)
+            self._processes[stream] = self._forwarding.operations[op](request, self._answer(stream))
+        except FAILURES as error:
+            self._message(protocol.ERROR, stream, told(error))
+
     def _answer(self, stream: int) -> Answer:
         """The way back to who opened a stream, as long as its session lasts."""
         session = self._session
@@ -333,7 +391,21 @@ def main() -> None:
     fd = os.open(_find_port(), os.O_RDWR | os.O_NONBLOCK)
     # Not before the port is found: there is none but in a guest.
     leftovers.clear()
-    Agent(fd).run()
+    oom.spare()
+    try:
+        Agent(fd).run()
+    except BaseException:
+        _say_why()
+        raise
+
+
+def _say_why() -> None:
+    """To the kernel's log: what the agent would say to its console is lost with a guest whose
+    console nobody reads, and its end costs all containers."""
+    with contextlib.suppress(OSError), open("/dev/kmsg", "w") as log:
+        for line in traceback.format_exc().splitlines():
+            log.write(f"tapwright: {line}\n")
+            log.flush()
 
 
 if __name__ == "__main__":

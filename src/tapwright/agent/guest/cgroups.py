@@ -6,7 +6,7 @@ Documentation/admin-guide/cgroup-v2.rst in the kernel's sources.
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tapwright.agent.guest.files import read, write
@@ -75,6 +75,17 @@ def statistics(cgroup: str) -> dict[str, Any]:
     }
 
 
+def memory_events(cgroup: str) -> str:
+    """The file of which the kernel says when it changes."""
+    return f"{_path(cgroup)}/memory.events"
+
+
+def oom_kills(cgroup: str) -> int:
+    """How many processes of a group, and those below it, were killed for want of memory; 0 where
+    the kernel does not count them."""
+    return _table(memory_events(cgroup)).get("oom_kill", 0)
+
+
 def remove(cgroup: str) -> None:
     """Remove a group without processes, and those below it. Raises OSError."""
     for directory in sorted(_groups(cgroup), reverse=True):
@@ -125,8 +136,14 @@ def _number(path: str) -> int | None:
 
 def _table(path: str) -> dict[str, int]:
     with contextlib.suppress(OSError):
-        return {key: int(value) for key, value in map(str.split, read(path).splitlines())}
+        pairs = (line.split() for line in read(path).splitlines())
+        return _whole(pair for pair in pairs if len(pair) == 2)
     return {}
+
+
+def _whole(pairs: Iterable[list[str]]) -> dict[str, int]:
+    """Those whose value is a whole number: `cost.vrate` of io.stat, for one, is none."""
+    return {key: int(value) for key, value in pairs if value.isdecimal()}
 
 
 def _io(path: str) -> dict[str, dict[str, int]]:
@@ -134,6 +151,5 @@ def _io(path: str) -> dict[str, dict[str, int]]:
     with contextlib.suppress(OSError):
         for line in read(path).splitlines():
             device, *pairs = line.split()
-            values = (pair.split("=") for pair in pairs)
-            found[device] = {key: int(value) for key, value in values}
+            found[device] = _whole(pair.split("=") for pair in pairs if pair.count("=") == 1)
     return found

@@ -87,6 +87,11 @@ class ContainerProcess(Process):
             with contextlib.suppress(OSError):  # there is no such signal
                 os.kill(self.pid, number)
 
+    def tell_oom_kills(self, count: int) -> None:
+        """Say how many processes of its container were killed for want of memory by now."""
+        if not self._is_over:
+            self._answer.send(protocol.OOM, b'{"kills": %d}' % count)
+
     def cancel(self) -> None:
         self._is_cancelled = True
         self.signal(signal.SIGKILL)

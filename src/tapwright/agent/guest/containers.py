@@ -13,12 +13,13 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tapwright.agent.guest import cgroups, crun, files
+from tapwright.agent.guest import cgroups, counters, crun, disk, files
 from tapwright.agent.guest.container_process import ContainerProcess
 from tapwright.agent.guest.crun import Crun
 from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.leftovers import DIRECTORY
 from tapwright.agent.guest.memory import Memory
+from tapwright.agent.guest.oom_kills import OomKills
 from tapwright.agent.guest.refusal import EXISTS, FAILED, NOT_FOUND, STATE, RefusedError, told
 from tapwright.agent.guest.streams import Answer, Process
 
@@ -73,8 +74,7 @@ class Container:
 
 
 class Containers:
-    """All containers of the guest. The operations raise RefusedError, OSError, and for requests
-    that make no sense KeyError, TypeError, ValueError."""
+    """All containers of the guest. The operations raise RefusedError, OSError."""
 
     def __init__(self, watch: Watcher, children: Children) -> None:
         self._watch = watch
@@ -82,6 +82,7 @@ class Containers:
         self._crun = Crun(children)
         self._known: dict[str, Container] = {}
         self._memory = Memory()
+        self._oom_kills = OomKills(watch)
         files.write("/proc/sys/fs/nr_open", _MOST_FILES)
         self.operations: dict[str, Callable[[Request, Answer], Process | None]] = {
             "create_container": self.create,
@@ -100,19 +101,17 @@ class Containers:
     def create(self, request: Request, answer: Answer) -> Process:
         """Make a container of the OCI configuration `config`, on a terminal if `terminal`: all but
         running its program. Its control group is our choice, and a mount of it may say what
-        `memory` is its source."""
+        `memory` is its source, or that it is of the kernel's `modules`."""
         name, config = request["id"], request["config"]
-        if not isinstance(name, str) or not _ID.fullmatch(name):
+        if not _ID.fullmatch(name):
             raise RefusedError(f"{name!r} can't be the id of a container", FAILED)
-        if not isinstance(config, dict):
-            raise TypeError("the configuration is not an object")
         if name in self._known:
             raise RefusedError(f"there is a container called {name!r} already", EXISTS)
         container = Container(name, self._process(answer))
         config.setdefault("linux", {})["cgroupsPath"] = container.cgroup
         os.makedirs(container.directory)
         self._known[name] = container
-        container.init.on_exit = container.stopped
+        container.init.on_exit = lambda: self._exited(container)
         container.init.on_cancel = lambda: self._delete(container)
         over = container.at_work()
 
@@ -123,12 +122,14 @@ class Containers:
                     cgroups.remove(container.cgroup)
                 self._forget(container)
             else:
+                self._oom_kills.follow(container.cgroup, container.init.tell_oom_kills)
                 self._become(container, CREATING, CREATED)
             over()
 
         words = ["create", "--bundle", container.directory]
         try:
             self._memory.give(name, config)
+            disk.give_modules(config)
             files.write(f"{container.directory}/config.json", json.dumps(config))
             container.init.launch(words, name, bool(request.get("terminal")), created)
         except BaseException:
@@ -200,7 +201,9 @@ class Containers:
         answer.finish({"processes": cgroups.processes(container.cgroup)})
 
     def statistics(self, request: Request, answer: Answer) -> None:
-        answer.finish(cgroups.statistics(self._named(request).cgroup))
+        numbers = cgroups.statistics(self._named(request).cgroup)
+        # All containers have the guest's network.
+        answer.finish(numbers | counters.of_network())
 
     def state(self, request: Request, answer: Answer) -> None:
         container = self._named(request)
@@ -261,6 +264,11 @@ class Containers:
 
         self._have(container, [verb], answer, switched)
 
+    def _exited(self, container: Container) -> None:
+        """Its first process has ended, which is told after what it may have ended of."""
+        self._oom_kills.look(container.cgroup)
+        container.stopped()
+
     def _become(self, container: Container, before: str, after: str) -> None:
         """Note what crun has done, unless the container has ended meanwhile."""
         if container.status == before:
@@ -296,6 +304,7 @@ class Containers:
     def _forget(self, container: Container) -> None:
         if self._known.get(container.id) is container:
             del self._known[container.id]
+            self._oom_kills.forget(container.cgroup)
             self._memory.release(container.id)
         files.remove(container.directory)
 

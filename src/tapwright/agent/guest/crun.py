@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from tapwright.agent.guest import oom
 from tapwright.agent.guest.events import Children
 from tapwright.linux import libc
 
@@ -69,6 +70,7 @@ class Crun:
                 cwd="/",
                 pass_fds=[*given, *until_executed],
             )
+            oom.may_be_killed(process.pid)
         except OSError:
             os.close(log)
             raise

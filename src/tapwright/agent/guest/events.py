@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -10,11 +11,12 @@ OnExit = Callable[[int], None]
 
 
 class Watcher:
-    """An epoll set whose members are (descriptor, what to call)."""
+    """An epoll set whose members are (descriptor, what to call), and what is to be called later."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._calls: dict[int, Callable[[], None]] = {}
+        self._later: list[tuple[float, Callable[[], None]]] = []
 
     def add(self, fd: int, events: int, call: Callable[[], None]) -> None:
         self._epoll.register(fd, events)
@@ -24,10 +26,21 @@ class Watcher:
         if self._calls.pop(fd, None):
             self._epoll.unregister(fd)
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Have something called once, when so many seconds have passed."""
+        self._later.append((time.monotonic() + seconds, call))
+
     def run_once(self, timeout: float | None) -> None:
+        if self._later:
+            due = max(0.0, min(when for when, _ in self._later) - time.monotonic())
+            timeout = due if timeout is None else min(due, timeout)
         for fd, _ in self._epoll.poll(timeout):
             if call := self._calls.get(fd):
                 call()
+        now = time.monotonic()
+        for item in [item for item in self._later if item[0] <= now]:
+            self._later.remove(item)
+            item[1]()
 
 
 class Children:

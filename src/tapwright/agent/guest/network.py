@@ -4,9 +4,14 @@ Each request states what shall be, so doing one twice is doing it once. One that
 which the kernel has not found yet raises NotThereYetError.
 """
 
+import contextlib
 import errno
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+from tapwright.agent.guest import renumbering, sysctls
 from tapwright.agent.guest.files import write
 from tapwright.agent.guest.refusal import NotThereYetError, RefusedError
 from tapwright.linux import addresses, ethtool, links, neighbours, routes
@@ -15,30 +20,41 @@ from tapwright.linux.announcement import announce
 from tapwright.linux.netlink import Netlink, NetlinkError, pack_address, record
 
 RESOLV_CONF = "/etc/resolv.conf"
+LOOPBACK = 1
 
 
 def prepare(nl: Netlink) -> None:
     """Once at start: loopback up; no wait for duplicate address detection anywhere, for the
-    guest's addresses were given out, and checked, by the host's plugins; and when the first
-    address of a subnet goes the others stay."""
-    for scope in ("all", "default"):
-        write(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad", "0")
-        write(f"/proc/sys/net/ipv4/conf/{scope}/promote_secondaries", "1")
-    links.set_up(nl, 1)
+    guest's addresses were given out, and checked, by the host's plugins; and what NICs pass through
+    to get another index."""
+    with contextlib.suppress(FileNotFoundError):  # its kernel may be told to have no IPv6
+        for scope in ("all", "default"):
+            write(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad", "0")
+    links.set_up(nl, LOOPBACK)
+    renumbering.prepare()
 
 
 def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the NIC with a MAC address what the request says: name, MTU, txqlen, queues, addresses
-    (IPv4 in their order), and up, unless `up` is false.
+    """Make the NIC with a MAC address (`lo`: loopback) what the request says: name, MTU, txqlen,
+    queues, addresses (IPv4 in their order), and up, unless `up` is false; before it comes up its
+    `settings`, each [path below /proc/sys/net, value]. It gets the `index` that is asked for when
+    it is new and that is free. When it is to be done `as_far_as_possible`
+    also alias, altnames, group and flags (IFF_NOARP, IFF_MULTICAST), those of a new one where the
+    request says nothing of them.
 
-    Addresses not named go, but for the link-local one that the kernel makes. A NIC that gets
-    another name, or goes down, loses its routes: the caller adds them again.
+    Addresses not named go, but for those that the kernel makes. Where the request is to be done
+    `as_far_as_possible`, what the kernel refuses of addresses is left out, and told in `refused`;
+    of settings it always is. A NIC that gets another name, or goes
+    down, loses its routes: the caller adds them again.
     """
     mac = str(request["mac"]).lower()
-    wanted = [record(Address, item) for item in request.get("addresses", [])]
-    link = _find_by_mac(nl, mac)
+    wanted = [_from_now(record(Address, item)) for item in request.get("addresses", [])]
+    link = links.at(nl, LOOPBACK) if mac == "lo" else _find_by_mac(nl, mac)
     if link is None:
         raise NotThereYetError(f"the NIC {mac}")
+    refused: list[str] = []
+    if not link.is_loopback and request.get("index"):
+        link = renumbering.renumber(nl, link, int(request["index"]), refused)
     name, up = request.get("name") or link.name, bool(request.get("up", True))
     was_up = link.is_up
     if name != link.name:
@@ -48,15 +64,35 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
         was_up = False
     if name != link.name:
         _rename(nl, link.index, name)
-    _set_sizes(nl, link._replace(name=name), request)
+    link = link._replace(name=name)
+    _set_sizes(nl, link, request)
+    refused += sysctls.try_all(request.get("settings", []))
+    if request.get("as_far_as_possible") and not link.is_loopback:
+        refused += _set_looks(nl, link, request)
     if up and not was_up:
         links.set_up(nl, link.index)
-    new = _set_addresses(nl, link, list(dict.fromkeys(map(_comparable, wanted))))
-    if up:
+    new, failed = _set_addresses(nl, link, list(dict.fromkeys(wanted)))
+    if failed and not request.get("as_far_as_possible"):
+        raise next(iter(failed.values()))
+    if up and not link.is_loopback:
         # When it has just come up, nobody has heard of the others either.
         for address in new if was_up else wanted:
-            announce(name, link.mac, address.address)
-    return {"name": name, "index": link.index}
+            if address not in failed:
+                announce(name, link.mac, address.address)
+    refused += [str(error.args[-1]) for error in failed.values()]
+    answer: dict[str, Any] = {"name": name, "index": link.index}
+    return {**answer, "refused": refused} if refused else answer
+
+
+def set_mac(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Give the NIC with a MAC address another `address`. One that is down begins anew with it: its
+    link-local address is made of that."""
+    mac, address = str(request["mac"]).lower(), str(request["address"])
+    link = _find_by_mac(nl, mac)
+    if link is None:
+        raise NotThereYetError(f"the NIC {mac}")
+    links.set_mac(nl, link.index, address)
+    return {}
 
 
 def set_dns(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
@@ -111,29 +147,98 @@ def _set_sizes(nl: Netlink, link: links.Link, request: dict[str, Any]) -> None:
         ethtool.set_queues(link.name, queues)
 
 
-def _set_addresses(nl: Netlink, link: links.Link, wanted: list[Address]) -> list[Address]:
-    """Make an interface's addresses those, all comparable; return the ones that are new.
+def _set_looks(nl: Netlink, link: links.Link, request: dict[str, Any]) -> list[str]:
+    """Return what the kernel refused, in words."""
+    alias, group = str(request.get("alias", "")), int(request.get("group", 0))
+    flags = int(request.get("flags", links.IFF_MULTICAST))
+    wanted = list(map(str, request.get("altnames", ())))
+    steps: list[Callable[[], None]] = [
+        partial(links.set_altname, nl, link.index, name, on=False)
+        for name in link.altnames
+        if name not in wanted
+    ]
+    if alias != link.alias:
+        steps.append(partial(links.set_alias, nl, link.index, alias))
+    if group != link.group:
+        steps.append(partial(links.set_group, nl, link.index, group))
+    if flags != link.flags & links.FLAGS_OF_USERS:
+        steps.append(partial(links.set_flags, nl, link.index, flags, links.FLAGS_OF_USERS))
+    steps += [
+        partial(links.set_altname, nl, link.index, name, on=True)
+        for name in wanted
+        if name not in link.altnames
+    ]
+    refused = []
+    for step in steps:
+        try:
+            step()
+        except NetlinkError as error:
+            refused.append(str(error.args[-1]))
+    return refused
+
+
+def _set_addresses(
+    nl: Netlink, link: links.Link, wanted: list[Address]
+) -> tuple[list[Address], dict[Address, NetlinkError]]:
+    """Make an interface's addresses those; return the ones that are new, and those that the kernel
+    refused.
 
     When the new ones would not come to be where they belong, an IPv4 address stays only as far as
-    the order is right. IPv6 addresses have none: whichever came last is the first.
+    the order is right. Of IPv6 addresses whichever came last is the first: so they come from the
+    last to the first, and those that are there stay where they are.
     """
     index = link.index
     present = list(map(_comparable, addresses.of(nl, index)))
-    keys = set(wanted)
-    gone = [a for a in present if a not in keys and not a.is_made_from(link.mac)]
-    for address in reversed(gone):  # first what else would be put in the place of another
-        addresses.remove(nl, index, address)
-    if gone:  # the kernel may have put another in the place of one
+    keys = {_comparable(address): address for address in wanted}
+    gone = [a for a in present if a not in keys and not _is_kernels(a, link)]
+    if gone:
+        _remove(nl, link, gone)
         present = list(map(_comparable, addresses.of(nl, index)))
-    ours = [a for a in present if a.is_ipv4]
-    right = _rightly_placed(ours, [a for a in wanted if a.is_ipv4])
-    for address in reversed(ours[right:]):
-        addresses.remove(nl, index, address)
+    ours = [a for a in present if a.is_ipv4 and not _is_kernels(a, link)]
+    right = _rightly_placed(ours, [a for a in keys if a.is_ipv4])
+    if ours[right:]:
+        _remove(nl, link, ours[right:])
     kept = set(present).difference(ours[right:])
-    new = [a for a in wanted if a not in kept]
-    for address in new:
-        addresses.add(nl, index, address)
-    return new
+    new = [address for key, address in keys.items() if key not in kept]
+    # Those that end some day are set anew, for it may be another one.
+    again = [address for key, address in keys.items() if key in kept and key.valid is not None]
+    in_order = [a for a in new if a.is_ipv4] + [a for a in reversed(new) if not a.is_ipv4]
+    failed = dict(addresses.add_many(nl, index, in_order + again)) if new or again else {}
+    return [address for address in new if address not in failed], failed
+
+
+def _remove(nl: Netlink, link: links.Link, some: list[Address]) -> None:
+    """Remove addresses, those last that others would be put in the place of; with the first of a
+    subnet the others stay, whatever is set."""
+    with _secondaries_kept(link.name, any(address.is_ipv4 for address in some)):
+        for address in reversed(some):
+            addresses.remove(nl, link.index, address)
+
+
+@contextlib.contextmanager
+def _secondaries_kept(name: str, matters: bool) -> Iterator[None]:
+    path = f"/proc/sys/net/ipv4/conf/{name}/promote_secondaries"
+    before = _read(path) if matters else "1"
+    if before != "0":
+        yield
+        return
+    write(path, "1")
+    try:
+        yield
+    finally:
+        write(path, before)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()
+
+
+def _is_kernels(address: Address, link: links.Link) -> bool:
+    """Whether the kernel made it, and is to keep it."""
+    if link.is_loopback:
+        return address.address in ("127.0.0.1", "::1")
+    return address.is_made_from(link.mac)
 
 
 def _rightly_placed(ours: list[Address], wanted: list[Address]) -> int:
@@ -192,8 +297,19 @@ def _rename(nl: Netlink, index: int, name: str) -> None:
 
 def _comparable(address: Address) -> Address:
     """An address without what the kernel knows by itself, so that one that is wanted and one that
-    is there are equal when they mean the same."""
-    own, length, peer, broadcast, scope, flags = address
-    if not address.is_ipv4:
-        scope = 0
-    return Address(own, length, peer, broadcast, scope, flags & ~addresses.IFA_F_NODAD)
+    is there are equal when they mean the same. It is only known whether it ends."""
+    return address._replace(
+        scope=address.scope if address.is_ipv4 else 0,
+        flags=address.flags & ~(addresses.IFA_F_NODAD if address.is_ipv4 else 0),
+        valid=None if address.valid is None else 0,
+        preferred=None if address.preferred is None else 0,
+    )
+
+
+def _from_now(address: Address) -> Address:
+    """One of a request, which has its times in seconds from now."""
+    now = time.monotonic()
+    valid, preferred = (
+        None if left is None else round(now + left) for left in (address.valid, address.preferred)
+    )
+    return address._replace(valid=valid, preferred=preferred)

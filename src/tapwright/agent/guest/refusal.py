@@ -1,6 +1,7 @@
 """How the agent says no."""
 
 import os
+import sys
 from typing import Any
 
 from tapwright.linux.netlink import NetlinkError
@@ -28,10 +29,20 @@ def told(error: Exception) -> dict[str, Any]:
         return {"message": str(error), "code": error.code}
     if isinstance(error, NetlinkError):
         return {"message": str(error.args[-1])}
-    return {"message": f"{type(error).__name__}: {error}"}
+    if isinstance(error, OSError):
+        return {"message": f"{type(error).__name__}: {error}"}
+    # A mistake of ours: the console has where.
+    import traceback
+
+    traceback.print_exception(error, file=sys.stderr)
+    return {"message": f"unexpected {type(error).__name__}: {error}"}
 
 
 def told_of_start(error: Exception) -> dict[str, Any]:
     """The same for a command that can't be started: with the number of the system's error."""
-    code = error.errno if isinstance(error, OSError) else None
-    return {"message": os.strerror(code) if code else str(error), "errno": code}
+    if not isinstance(error, OSError):
+        return {**told(error), "errno": None}
+    return {
+        "message": os.strerror(error.errno) if error.errno else str(error),
+        "errno": error.errno,
+    }

@@ -23,8 +23,9 @@ _LENGTH = struct.Struct("!H")  # before a message over TCP (RFC 1035, 4.2.2)
 
 
 class Resolver(Process):
-    """Listens at an `address` as long as its stream is open. On that, a question is STDOUT, an
-    answer STDIN: `protocol.query`. What nobody answers is forgotten; who asked asks again.
+    """Listens at an `address` as long as its stream is open, at port 53, and those of `ports` that
+    nobody has: packet rules may lead there. On that, a question is STDOUT, an answer STDIN:
+    `protocol.query`. What nobody answers is forgotten; who asked asks again.
 
     Raises OSError, KeyError.
     """
@@ -34,15 +35,17 @@ class Resolver(Process):
         self._waiting: dict[int, Callable[[bytes], None]] = {}
         self._numbers = itertools.cycle(range(1 << 16))
         self._connections: dict[int, socket.socket] = {}
-        with contextlib.ExitStack() as undo:
-            self._udp, self._tcp = (
-                undo.enter_context(_bound(kind, request["address"]))
-                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
-            )
-            self._tcp.listen()
-            undo.pop_all()
-        watch.add(self._udp.fileno(), select.EPOLLIN, self._hear)
-        watch.add(self._tcp.fileno(), select.EPOLLIN, self._accept)
+        self._listeners: list[socket.socket] = []
+        address = request["address"]
+        try:
+            self._serve(address, _PORT)
+        except OSError:
+            self.cancel()
+            raise
+        for port in request.get("ports", ()):
+            if port != _PORT:
+                with contextlib.suppress(OSError):
+                    self._serve(address, port)
 
     def stdin(self, data: bytes) -> None:
         number, _, message = protocol.read_query(data)
@@ -54,18 +57,38 @@ class Resolver(Process):
         """It is no process."""
 
     def cancel(self) -> None:
-        for listener in (self._udp, self._tcp, *self._connections.values()):
+        for listener in (*self._listeners, *self._connections.values()):
             self._drop(listener)
+        self._listeners.clear()
 
-    def _hear(self) -> None:
+    def _serve(self, address: str, port: int) -> None:
+        udp = self._bound(socket.SOCK_DGRAM, address, port)
+        self._watch.add(udp.fileno(), select.EPOLLIN, partial(self._hear, udp))
+        tcp = self._bound(socket.SOCK_STREAM, address, port)
+        self._watch.add(tcp.fileno(), select.EPOLLIN, partial(self._accept, tcp))
+        tcp.listen()
+
+    def _bound(self, kind: socket.SocketKind, address: str, port: int) -> socket.socket:
+        listener = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+        try:
+            # A name server in a container may have the port, too, at all addresses.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+        except BaseException:
+            listener.close()
+            raise
+        self._listeners.append(listener)
+        return listener
+
+    def _hear(self, udp: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
-                message, peer = self._udp.recvfrom(protocol.MAX_PAYLOAD)
-                self._ask(message, False, partial(_tell_by_udp, self._udp, peer))
+                message, peer = udp.recvfrom(protocol.MAX_PAYLOAD)
+                self._ask(message, False, partial(_tell_by_udp, udp, peer))
 
-    def _accept(self) -> None:
+    def _accept(self, tcp: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            connection, _ = self._tcp.accept()
+            connection, _ = tcp.accept()
             if len(self._connections) >= _MOST_CONNECTIONS:
                 connection.close()
                 return
@@ -116,15 +139,3 @@ def _tell_by_udp(udp: socket.socket, peer: Any, answer: bytes) -> None:
 
 def _tell_by_tcp(connection: socket.socket, answer: bytes) -> None:
     connection.sendall(_LENGTH.pack(len(answer)) + answer)
-
-
-def _bound(kind: socket.SocketKind, address: str) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
-    try:
-        # A name server in a container may have the port, too, at all addresses.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, _PORT))
-    except BaseException:
-        listener.close()
-        raise
-    return listener

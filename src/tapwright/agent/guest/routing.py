@@ -1,20 +1,21 @@
-"""The guest's routes and static neighbours.
+"""The guest's routes, rules, next hops and static neighbours.
 
-Each request states what shall be, so doing one twice is doing it once; after a failure all is as
+`change_routes` states what shall be, so doing one twice is doing it once; after a failure all is as
 before. A thousand routes are one request, and the guest may be emulated: nothing is asked of the
 kernel that need not be, and what is asked goes in batches.
 """
 
+import binascii
 import errno
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tapwright.agent.guest.refusal import RefusedError
-from tapwright.linux import links, neighbours, routes
-from tapwright.linux.neighbours import Neighbour
+from tapwright.linux import links, routes
 from tapwright.linux.netlink import Netlink, NetlinkError, record
 from tapwright.linux.routes import Route
 
+_TOLD = 20
 _IPV6_METRIC = 1024  # IP6_RT_PRIO_USER, include/net/ip6_route.h
 
 
@@ -31,16 +32,13 @@ def change_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def change_neighbours(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Remove some static entries, then add some. Removing what is not there is no failure, and an
-    entry for the same address is replaced; one to be removed needs no MAC address."""
-    unknown = {"mac": ""}
-    remove = _neighbours(nl, [unknown | item for item in _there(nl, request.get("remove", []))])
-    add = _neighbours(nl, request.get("add", []))
-    places = set(map(_place, remove))
-    present = neighbours.listing(nl)
-    _change_neighbours(nl, [e for e in present if _place(e) in places], add, present)
-    return {}
+def replay(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Do `messages`: requests of rtnetlink that are encoded already, in base64, with a sequence
+    number each. Returns `refused`, [number, errno, the kernel's words] of each that was."""
+    refused = nl.replay(binascii.a2b_base64(request["messages"]))
+    # Enough to be told of.
+    told = [[number, code, words[:200]] for number, code, words in refused[:_TOLD]]
+    return {"refused": told + [[number, code, ""] for number, code, _ in refused[_TOLD:]]}
 
 
 class _Devices(dict[str, int]):
@@ -67,11 +65,6 @@ def _there(nl: Netlink, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 def _routes(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[Route]:
     devices = _Devices(nl)
     return [record(Route, {**item, "device": devices[item["device"]]}) for item in items]
-
-
-def _neighbours(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[Neighbour]:
-    devices = _Devices(nl)
-    return [record(Neighbour, {**item, "device": devices[item["device"]]}) for item in items]
 
 
 def _change(nl: Netlink, remove: list[Route], add: list[Route], append: bool = False) -> None:
@@ -136,33 +129,3 @@ def _route_key(route: Route) -> tuple[Any, ...]:
     if ":" in destination:
         scope, metric = 0, metric or _IPV6_METRIC
     return destination, device, gateway, source, scope, metric, table, onlink, mtu, advmss
-
-
-def _place(entry: Neighbour) -> tuple[str, int, int]:
-    """What the kernel keeps one entry for."""
-    return entry.address, entry.device, entry.flags
-
-
-def _change_neighbours(
-    nl: Netlink, remove: list[Neighbour], add: list[Neighbour], present: list[Neighbour]
-) -> None:
-    """Do both; after a failure the entries are as before."""
-    kept = set(present).difference(remove)
-    removed: list[Neighbour] = []
-    added: list[Neighbour] = []
-    try:
-        for entry in remove:
-            neighbours.remove(nl, entry)
-            removed.append(entry)
-        for entry in add:
-            if entry not in kept:
-                neighbours.add(nl, entry)
-                added.append(entry)
-    except Exception:
-        for entry in added:
-            neighbours.remove(nl, entry)
-        replaced = set(map(_place, added))
-        for entry in present:
-            if entry in removed or _place(entry) in replaced:
-                neighbours.add(nl, entry)
-        raise

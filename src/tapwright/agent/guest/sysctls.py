@@ -1,4 +1,5 @@
-"""Settings of the guest's network that a container asks for (`linux.sysctl`)."""
+"""Settings of the guest's network: those that a container asks for (`linux.sysctl`), and those of
+the namespace."""
 
 import os
 from typing import Any
@@ -25,10 +26,27 @@ def set_sysctls(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def change_settings(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """Set `settings`, each [path below /proc/sys/net, value], in their order; what the kernel does
+    not take is told in `refused`."""
+    return {"refused": try_all(request["settings"])}
+
+
+def try_all(settings: list[Any]) -> list[str]:
+    """The same; return what was refused, in words."""
+    refused = []
+    for path, value in settings:
+        try:
+            _write(path, value)
+        except OSError as error:
+            refused.append(f"net/{path} = {value!r}: {error.strerror}")
+    return refused
+
+
 def _write(path: str, value: str) -> None:
     # Nothing is to be created or truncated, which would be another error than that of runc.
     fd = os.open(f"{_NETWORK}/{path}", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, value.encode())
+        os.write(fd, value.encode() or b"\n")
     finally:
         os.close(fd)

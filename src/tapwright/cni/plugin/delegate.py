@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 
 def run(kind: str, command: str, path: "Sequence[str]", stdin: bytes) -> "Result | None":
-    """Run a plugin found in `path`; its stderr is ours. Returns what it printed, or None.
+    """Run a plugin found in `path`; its stderr is ours. Returns its result, None for none; what
+    it prints at other commands than ADD is passed over, as by libcni (pkg/invoke/delegate.go).
 
     It stays in our process group, so that a runtime which ends us ends it too. Raises Error.
     """
     executable = None if "/" in kind else find_plugin(kind, path)
     if executable is None:
         raise Error(f"no plugin {kind!r} in CNI_PATH", errors.INVALID_CONFIGURATION)
-    return _finished(kind, *_execute(executable, {**os.environ, "CNI_COMMAND": command}, stdin))
+    status, stdout = _execute(executable, {**os.environ, "CNI_COMMAND": command}, stdin)
+    return None if status == 0 and command != "ADD" else _finished(kind, status, stdout)
 
 
 def _execute(path: str, environment: "Mapping[str, str]", stdin: bytes) -> tuple[int, bytes]:

@@ -1,0 +1,169 @@
+"""A program for the guest: changes and tells its tables of IPVS and of connections.
+
+It is run for one request, which is a JSON object on standard input, and answers in lines of JSON on
+standard output; the last one is an object. It is no part of the agent, which would serve nobody
+else while it goes through tens of thousands of entries.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from tapwright.agent.guest.files import read
+from tapwright.linux import conntrack, ipvs
+from tapwright.linux.ipvs import Change, Ipvs, Server, Service
+from tapwright.linux.netlink import NetlinkError
+
+_LOCK = "/run/tapwright/ipvs.lock"
+_TABLE, _HEAD_LINES = "/proc/net/ip_vs", 3
+_MODPROBE, _MODULE = "/proc/sys/kernel/modprobe", "ip_vs"
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+
+
+class RefusedError(Exception):
+    """The reason why nothing was done."""
+
+
+def change(request: Request) -> Iterator[Any]:
+    """Make `changes`, [verb, service, server or null] each, in their order; with `into_empty` only
+    into a table that is, and all of them or none. The table never has more than `most` rules."""
+    changes = [
+        Change(verb, Service(*service), Server(*server) if server else None)
+        for verb, service, server in request["changes"]
+    ]
+    with _locked(), _opened() as table:
+        _check_room(changes, int(request["most"]), bool(request["into_empty"]))
+        for number, refusal in enumerate(table.change(changes)):
+            if refusal is None:
+                continue
+            if request["into_empty"]:
+                table.clear()
+            error = ipvs.reason(changes[number], refusal)
+            yield {"refused": error, "number": number}
+            return
+    yield {"done": len(changes)}
+
+
+def clear(request: Request) -> Iterator[Any]:
+    with _locked(), _opened() as table:
+        table.clear()
+    yield {}
+
+
+def set_timeouts(request: Request) -> Iterator[Any]:
+    with _locked(), _opened() as table:
+        table.set_timeouts(request["seconds"])
+    yield {}
+
+
+def list_timeouts(request: Request) -> Iterator[Any]:
+    with _opened() as table:
+        yield {"seconds": table.timeouts()}
+
+
+def list_table(request: Request) -> Iterator[Any]:
+    """A line [service, servers] for each, or for the one `service` that is asked for; with their
+    counters where these are wanted, `counted`."""
+    counted = bool(request["counted"])
+    with _opened() as table:
+        if request["service"]:
+            try:
+                services = [table.service(Service(*request["service"]), counted)]
+            except NetlinkError as error:
+                if error.errno == errno.ESRCH:
+                    raise RefusedError("No such service") from None
+                raise
+        else:
+            services = table.services(counted)
+        for service in services:
+            yield [service, table.servers(service, counted)]
+        yield {"version": table.version(), "count": len(services)}
+
+
+def forget(request: Request) -> Iterator[Any]:
+    """Remove connections to a `destination` by a `protocol`; a line for each."""
+    try:
+        gone = conntrack.remove(str(request["destination"]), int(request["protocol"]))
+    except OSError as error:
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.EINVAL):
+            raise
+        raise RefusedError(
+            "the guest's kernel tells nobody of its connections (module nf_conntrack_netlink); use "
+            "an image whose kernel does"
+        ) from None
+    yield from gone
+    yield {"count": len(gone)}
+
+
+OPERATIONS = {
+    operation.__name__: operation
+    for operation in (change, clear, set_timeouts, list_timeouts, list_table, forget)
+}
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    try:
+        for line in OPERATIONS[request["op"]](request):
+            sys.stdout.write(json.dumps(line, separators=(",", ":")) + "\n")
+    except RefusedError as error:
+        print(json.dumps({"refused": str(error)}))
+    except OSError as error:
+        print(json.dumps({"refused": str(error.args[-1])}))
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """One change at a time: what is asked for together looks at the table before."""
+    os.makedirs(os.path.dirname(_LOCK), exist_ok=True)
+    with open(_LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _opened() -> Ipvs:
+    """Load the module where it is one that nobody has needed so far. Raises RefusedError."""
+    try:
+        return Ipvs()
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    modprobe = read(_MODPROBE).strip()
+    with contextlib.suppress(OSError):
+        if modprobe:
+            subprocess.run([modprobe, "-q", "--", _MODULE], capture_output=True, check=False)
+    try:
+        return Ipvs()
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise RefusedError(
+            f"the guest's kernel has no IPVS (module {_MODULE}); use an image whose kernel has it"
+        ) from None
+
+
+def _check_room(changes: list[Change], most: int, into_empty: bool) -> None:
+    """Raises RefusedError."""
+    if not into_empty and all(change.verb != "add" for change in changes):
+        return
+    with open(_TABLE, "rb") as file:
+        count = max(0, sum(1 for _ in file) - _HEAD_LINES)
+    if into_empty and count:
+        raise RefusedError(
+            f"the guest has {count} rules already, and a whole table is restored into an empty "
+            'one only: clear it before (--parameters "-C")'
+        )
+    if count + len(changes) > most:
+        raise RefusedError(f"the guest has {count} rules, and can have {most} at most")
+
+
+if __name__ == "__main__":
+    main()

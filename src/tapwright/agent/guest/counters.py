@@ -1,0 +1,67 @@
+"""What the guest's network has done: counters of interfaces, and sockets by their states, from
+/proc/net (proc(5), net/ipv4/tcp_ipv4.c: tcp4_seq_show, net/ipv4/udp.c: udp4_format_sock)."""
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+_STATES = (
+    *("established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close"),
+    *("close_wait", "last_ack", "listen", "closing"),
+)
+_NEW_SYN_RECV = 12
+"""A connection that has only been asked for; the kernel tells it as SYN_RECV."""
+_DIRECTIONS = (("rx", 0), ("tx", 8))
+_COUNTERS = ("bytes", "packets", "errors", "dropped")
+
+
+def of_network() -> dict[str, Any]:
+    """`interfaces`, by name, each with bytes, packets, errors and dropped ones both ways; `tcp` and
+    `tcp6`, how many sockets are in which state; `udp` and `udp6`, how many there are (`listen`),
+    what they dropped, and bytes in their queues. What the kernel does not have is left out."""
+    found: dict[str, Any] = {"interfaces": _interfaces()}
+    for name, of_sockets in (("tcp", _tcp), ("tcp6", _tcp), ("udp", _udp), ("udp6", _udp)):
+        with contextlib.suppress(OSError):  # no IPv6
+            found[name] = of_sockets(f"/proc/net/{name}")
+    return found
+
+
+def _interfaces() -> dict[str, dict[str, int]]:
+    found = {}
+    with open("/proc/net/dev") as file:
+        for line in file.readlines()[2:]:
+            name, _, rest = line.rpartition(":")
+            numbers = list(map(int, rest.split()))
+            found[name.strip()] = {
+                f"{way}_{counter}": numbers[first + place]
+                for way, first in _DIRECTIONS
+                for place, counter in enumerate(_COUNTERS)
+            }
+    return found
+
+
+def _tcp(path: str) -> dict[str, int]:
+    with open(path, "rb") as file:
+        next(file)
+        counts = Counter(line.split(None, 4)[3] for line in file)
+    found = dict.fromkeys(_STATES, 0)
+    for state, count in counts.items():
+        number = int(state, 16)
+        number = 3 if number == _NEW_SYN_RECV else number
+        if 1 <= number <= len(_STATES):
+            found[_STATES[number - 1]] += count
+    return found
+
+
+def _udp(path: str) -> dict[str, int]:
+    found = dict.fromkeys(("listen", "dropped", "rx_queued", "tx_queued"), 0)
+    with open(path, "rb") as file:
+        next(file)
+        for line in file:
+            words = line.split()
+            sent, _, received = words[4].partition(b":")
+            found["listen"] += 1
+            found["tx_queued"] += int(sent, 16)
+            found["rx_queued"] += int(received, 16)
+            found["dropped"] += int(words[-1])
+    return found

@@ -1,0 +1,304 @@
+"""What listens on the guest's loopback interface, told to the host, and connections from there.
+
+A program of the host that is in the sandbox's network namespace connects to 127.0.0.1 or ::1 there,
+as it does for a container of runc: the supervisor listens on the ports that are told here, and each
+connection that it takes is made here a second time.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tapwright.agent import protocol
+from tapwright.agent.guest.events import Watcher
+from tapwright.agent.guest.refusal import RefusedError
+from tapwright.agent.guest.streams import Answer, Process
+from tapwright.linux import libc
+
+_LOOPBACK = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}
+_LISTEN = "0A"  # TCP_LISTEN, as /proc/net/tcp has it (include/net/tcp_states.h)
+# Where programs listen that are reached by way of the loopback interface, by the version of IP.
+_REACHED = {
+    bytes(4): (4,),  # 0.0.0.0
+    socket.inet_pton(socket.AF_INET, "127.0.0.1"): (4,),
+    bytes(16): (4, 6),  # ::
+    socket.inet_pton(socket.AF_INET6, "::1"): (6,),
+    socket.inet_pton(socket.AF_INET6, "::ffff:0.0.0.0"): (4,),
+    socket.inet_pton(socket.AF_INET6, "::ffff:127.0.0.1"): (4,),
+}
+
+# A socket is said to listen shortly before it does (net/ipv4/inet_connection_sock.c:
+# inet_csk_listen_start), so there is a second look.
+_SECOND_LOOK_SECONDS, _POLL_SECONDS = 0.02, 1.0
+_TRACE_BYTES, _MOST_READS = 64 * 1024, 16
+_RESET = struct.pack("ii", 1, 0)  # struct linger: close(2) resets the connection (socket(7))
+
+
+class Forwarding:
+    """Starts the processes, so to speak, of requests: a follower, a connection."""
+
+    def __init__(self, watch: Watcher) -> None:
+        self._watch = watch
+        self._followers: set[_Follower] = set()
+        self.operations: dict[str, Callable[[dict[str, Any], Answer], Process]] = {
+            "follow_listeners": self._follow,
+            "forward": self._forward,
+        }
+        try:
+            self._trace = _trace()
+        except OSError:  # a kernel that can't tell
+            self._trace = -1
+            watch.later(_POLL_SECONDS, self._poll)
+        else:
+            watch.add(self._trace, select.EPOLLIN, self._changed)
+
+    def _follow(self, request: dict[str, Any], answer: Answer) -> Process:
+        follower = _Follower(self._watch, answer, self._followers.discard)
+        self._followers.add(follower)
+        follower.tell(_listeners())
+        return follower
+
+    def _forward(self, request: dict[str, Any], answer: Answer) -> Process:
+        return _Connection(request, self._watch, answer)
+
+    def _changed(self) -> None:
+        # Not to be heard of again before the second look: a program may do nothing but listen.
+        self._watch.remove(self._trace)
+        self._look()
+        self._watch.later(_SECOND_LOOK_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(_MOST_READS):
+                os.read(self._trace, _TRACE_BYTES)
+        self._look()
+        self._watch.add(self._trace, select.EPOLLIN, self._changed)
+
+    def _poll(self) -> None:
+        self._look()
+        self._watch.later(_POLL_SECONDS, self._poll)
+
+    def _look(self) -> None:
+        if self._followers:
+            found = _listeners()
+            for follower in self._followers:
+                follower.tell(found)
+
+
+class _Follower(Process):
+    """Tells what listens, whenever that has changed: a JSON object in one STDOUT frame."""
+
+    def __init__(self, watch: Watcher, answer: Answer, over: Callable[["_Follower"], None]) -> None:
+        super().__init__(watch, answer)
+        self._over = over
+        self._told: list[tuple[int, int]] | None = None
+        self._found: list[tuple[int, int]] = []
+
+    def tell(self, found: list[tuple[int, int]]) -> None:
+        self._found = found
+        if found == self._told:
+            return
+        listeners = found[: protocol.MAX_LISTENERS]
+        content = {"listeners": listeners, "left_out": len(found) - len(listeners)}
+        payload = json.dumps(content).encode()
+        if len(payload) <= self._window[protocol.STDOUT]:
+            self._window[protocol.STDOUT] -= len(payload)
+            self._told = found
+            self._answer.send(protocol.STDOUT, payload)
+
+    def credit(self, channel: int, count: int) -> None:
+        super().credit(channel, count)
+        self.tell(self._found)
+
+    def signal(self, number: int) -> None:
+        """It is no process."""
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._over(self)
+
+
+class _Connection(Process):
+    """A connection to a program that listens on loopback: what is written to it is STDIN, what
+    comes STDOUT; an empty frame is the end of one direction. Its stream ends when both have ended,
+    or by an error when it is refused or reset.
+
+    Raises RefusedError.
+    """
+
+    def __init__(self, request: dict[str, Any], watch: Watcher, answer: Answer) -> None:
+        super().__init__(watch, answer)
+        if request["family"] not in _LOOPBACK:
+            raise RefusedError(f"family is {request['family']}, and must be 4 or 6")
+        family, address = _LOOPBACK[request["family"]]
+        self._window[protocol.STDOUT] = protocol.FORWARD_WINDOW
+        self._is_connected = False
+        self._reads = self._writes = True
+        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(BlockingIOError):
+                self._socket.connect((address, request["port"]))
+        except (OSError, OverflowError) as error:
+            self._socket.close()
+            raise RefusedError(f"no connection to port {request['port']}: {error}") from None
+        events = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+        watch.add(self._socket.fileno(), events, self._ready)
+
+    def stdin(self, data: bytes) -> None:
+        if not self._writes:
+            return
+        if data:
+            self._queued += len(data)
+            if self._queued > protocol.WINDOW:
+                raise protocol.ProtocolError("more data than its window allows")
+            self._queue.append(data)
+        else:
+            self._stdin_ends = True
+        if self._is_connected:
+            self._send()
+
+    def credit(self, channel: int, count: int) -> None:
+        super().credit(channel, count)
+        if self._is_connected:
+            self._receive()
+
+    def unread(self, channel: int) -> None:
+        """A connection that is not read any more is reset, by `cancel`."""
+
+    def signal(self, number: int) -> None:
+        """It is no process."""
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._reset()
+
+    def _ready(self) -> None:
+        # Or refused: that is found by reading.
+        self._is_connected = True
+        self._receive()
+        self._send()
+        if self._socket.fileno() >= 0 and self._failed():
+            self._reset()
+
+    def _failed(self) -> bool:
+        """Whether it was reset: that is not seen by reading as long as the window is shut."""
+        return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _receive(self) -> None:
+        while self._reads and (window := self._window[protocol.STDOUT]) > 0:
+            try:
+                data = self._socket.recv(min(protocol.MAX_PAYLOAD, window))
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._reset(error)
+                return
+            self._window[protocol.STDOUT] -= len(data)
+            self._answer.send(protocol.STDOUT, data)
+            self._reads = bool(data)
+        self._end_if_over()
+
+    def _send(self) -> None:
+        sent = 0
+        try:
+            while self._queue:
+                count = self._socket.send(self._queue[0])
+                sent += count
+                if count == len(self._queue[0]):
+                    self._queue.popleft()
+                else:
+                    self._queue[0] = self._queue[0][count:]
+            if self._stdin_ends and self._writes:
+                self._writes = False
+                self._socket.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._reset(error)
+            return
+        self._queued -= sent
+        if sent:
+            self._answer.send(protocol.CREDIT, protocol.credit(protocol.STDIN, sent))
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        if not self._reads and not self._writes and not self._is_over:
+            self._end()
+            self._answer.finish({})
+
+    def _reset(self, error: OSError | None = None) -> None:
+        if self._is_over:
+            return
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._end()
+        self._answer.fail({"message": f"the connection has ended: {error or 'reset'}"})
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._reads = self._writes = False
+        self._queue.clear()
+        self._watch.remove(self._socket.fileno())
+        self._socket.close()
+
+
+def _listeners() -> list[tuple[int, int]]:
+    """(version of IP, port) of all that can be connected to by the loopback interface, in their
+    order, without what the agent itself listens on."""
+    own = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of the listing
+            own.add(os.fstat(int(fd)).st_ino)
+    return sorted(
+        {
+            (version, port)
+            for address, port, inode in _listening()
+            if inode not in own
+            for version in _REACHED.get(address, ())
+        }
+    )
+
+
+def _listening() -> Iterator[tuple[bytes, int, int]]:
+    """(address, port, inode) of sockets that listen: net/ipv4/tcp_ipv4.c, get_tcp4_sock."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{table}") as file:
+            next(file)
+            for line in file:
+                words = line.split()
+                if words[3] != _LISTEN:
+                    break  # those that listen come first
+                address, _, port = words[1].partition(":")
+                words_of_it = struct.unpack(f"!{len(address) // 8}I", bytes.fromhex(address))
+                yield (
+                    struct.pack(f"={len(words_of_it)}I", *words_of_it),
+                    int(port, 16),
+                    int(words[9]),
+                )
+
+
+def _trace() -> int:
+    """A descriptor that can be read when a socket begins or ceases to listen, anywhere in the
+    guest (Documentation/trace/events.rst). Raises OSError."""
+    tracing = libc.detached_mount("tracefs")
+    try:
+        instance = f"/proc/self/fd/{tracing}/instances/tapwright"
+        with contextlib.suppress(FileExistsError):  # of an agent that died
+            os.mkdir(instance)
+        event = f"{instance}/events/sock/inet_sock_set_state"
+        for path, text in (
+            (f"{instance}/buffer_size_kb", "4"),
+            (f"{event}/filter", "protocol == 6 && (newstate == 10 || oldstate == 10)"),
+            (f"{event}/enable", "1"),
+        ):
+            with open(path, "w") as file:
+                file.write(text)
+        return os.open(f"{instance}/trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(tracing)

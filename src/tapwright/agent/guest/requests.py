@@ -1,0 +1,68 @@
+"""What each request must have, and of which types: looked at before anything is done, so that who
+does it can rely on it, and any other error is a mistake of ours."""
+
+from typing import Any
+
+from tapwright import shapes
+
+_CONTAINER = {"id": str}
+_NEEDED: dict[str, dict[str, Any]] = {
+    "batch": {"requests": list[dict[str, object]]},
+    "change_files": {"paths": list[str]},
+    "change_settings": {"settings": list[list[str]]},
+    "exec": {"argv": list[str]},
+    "forget_files": {"places": list[str]},
+    "forward": {"family": int, "port": int},
+    "mirror_files": {"place": str},
+    "replay": {"messages": str},
+    "resolve": {"address": str},
+    "set_clock": {"seconds": float},
+    "set_hostname": {"hostname": str},
+    "set_interface": {"mac": str},
+    "set_machine_id": {"machine_id": str},
+    "set_sysctls": {"sysctls": list[list[str]]},
+    "create_container": {**_CONTAINER, "config": dict},
+    "exec_container": {**_CONTAINER, "process": dict},
+    "signal_container": {**_CONTAINER, "signal": int},
+    "update_container": {**_CONTAINER, "resources": dict},
+    **dict.fromkeys(
+        (
+            *("start_container", "pause_container", "resume_container", "delete_container"),
+            *("container_processes", "container_statistics", "container_state"),
+        ),
+        _CONTAINER,
+    ),
+}
+_TEXTS = list[str] | None
+# What may be left out; flags are not among it, which anything can be.
+_OPTIONAL: dict[str, dict[str, Any]] = {
+    "change_routes": {"remove": list[dict[str, object]], "add": list[dict[str, object]]},
+    "exec": {"env": dict[str, str], "cwd": str | None},
+    "resolve": {"ports": list[int]},
+    "set_dns": {
+        **dict.fromkeys(("nameservers", "search", "options"), _TEXTS),
+        "domain": str | None,
+    },
+    "set_interface": {
+        "addresses": list[dict[str, object]],
+        "name": str | None,
+        **dict.fromkeys(("mtu", "txqlen", "queues"), int | None),
+        "settings": list[list[str]],
+    },
+    "set_rulesets": {
+        "ipsets": list[dict[str, object]],
+        "tables": list[dict[str, object]],
+        "unset": list[str],
+    },
+}
+
+
+def mistake(request: dict[str, Any]) -> str:
+    """What is wrong with a request, in words; empty for nothing."""
+    op = str(request.get("op"))
+    optional = {**_OPTIONAL.get(op, {}), "link_timeout": float}
+    shape = {key: kind for key, kind in optional.items() if key in request}
+    if found := shapes.mistake(request, _NEEDED.get(op, {}) | shape):
+        return f"{op}: {found}"
+    items = request["requests"] if op == "batch" else ()
+    return next(filter(None, map(mistake, items)), "")

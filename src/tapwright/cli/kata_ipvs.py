@@ -1,0 +1,92 @@
+"""`tapwright kata-ipvs`: the load balancer of a running sandbox's kernel, under the names and with
+the parameters of openEuler's `kata-runtime kata-ipvs`."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+
+from tapwright.cli import output
+from tapwright.errors import TapwrightError, UsageError
+
+_MOST_BYTES = 4 * 1024 * 1024
+
+_EPILOG = """\
+ipvsadm --parameters, those of ipvsadm(8):
+  -A|-E -t|-u IP:PORT [-s SCHEDULER] [-p SECONDS]   add, edit a virtual service
+  -D -t|-u IP:PORT                                  delete it
+  -a|-e -t|-u IP:PORT -r IP:PORT [-w WEIGHT]        add, edit a real server, by NAT
+  -d -t|-u IP:PORT -r IP:PORT                       delete it
+  -L|-l [-t|-u IP:PORT] [-n] [--stats|--rate|--timeout] [--exact]
+  -C                                                clear the table
+  --set TCP TCPFIN UDP                              timeouts in seconds
+cleanup --parameters, those of conntrack(8):
+  -d|--orig-dst IP -p|--protonum tcp|udp            forget the connections to an address
+
+docs/openeuler.md tells all."""
+
+
+def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    group.description = "Balance load in a running sandbox: IPVS in the guest's kernel."
+    group.epilog = _EPILOG
+    commands = group.add_subparsers(metavar="VERB", required=True, prog=group.prog)
+    ipvsadm = commands.add_parser(
+        "ipvsadm", help="virtual services and real servers", description="Do what ipvsadm does."
+    )
+    either = ipvsadm.add_mutually_exclusive_group(required=True)
+    either.add_argument("--parameters", metavar="TEXT", help="the parameters of ipvsadm")
+    either.add_argument(
+        "--restore", metavar="-", help="make the rules on standard input the table, now empty"
+    )
+    ipvsadm.set_defaults(run=_ipvsadm)
+    cleanup = commands.add_parser(
+        "cleanup", help="forget connections", description="Remove entries of connections."
+    )
+    cleanup.add_argument(
+        "--parameters", metavar="TEXT", required=True, help="the parameters of conntrack -D"
+    )
+    cleanup.set_defaults(run=_cleanup)
+    for command in (ipvsadm, cleanup):
+        command.add_argument(
+            "id", metavar="ID", help="the sandbox, one of its containers, or the beginning of an id"
+        )
+
+
+def _ipvsadm(arguments: argparse.Namespace) -> int:
+    from tapwright.oci import pods
+    from tapwright.sandbox import balancing, ipvsadm
+
+    output.need_root()
+    if arguments.restore is None:
+        command = ipvsadm.read(arguments.parameters)
+        _print(balancing.run(pods.sandbox_of(arguments.root, arguments.id), command))
+        return 0
+    if arguments.restore != "-":
+        raise UsageError("rules are read from standard input: --restore - < FILE")
+    rules = ipvsadm.read_rules(_read())
+    balancing.restore(pods.sandbox_of(arguments.root, arguments.id), rules)
+    return 0
+
+
+def _cleanup(arguments: argparse.Namespace) -> int:
+    from tapwright.oci import pods
+    from tapwright.sandbox import balancing, ipvsadm
+
+    output.need_root()
+    wanted = ipvsadm.read_cleanup(arguments.parameters)
+    _print(balancing.cleanup(pods.sandbox_of(arguments.root, arguments.id), wanted))
+    return 0
+
+
+def _read() -> str:
+    data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"standard input has more than {_MOST_BYTES} bytes: these are no rules")
+    try:
+        return data.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise TapwrightError(f"standard input is no ASCII text: {error}") from None
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stdout.write(line)

@@ -1,0 +1,133 @@
+"""Containers that nobody will delete.
+
+A platform leaves a monitor beside each container (conmon, containerd's shim), which hears of its
+end and has it deleted. When that was killed, podman 4.3 takes the container off its list, and never
+calls `delete`. So the supervisor has it called, as soon as the container has ended, or its bundle
+is gone.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import subprocess
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from tapwright.control.stdio import ready
+from tapwright.errors import UsageError
+
+_LOOK_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Abandoned:
+    """Those of a sandbox. What is watched stays so until its process has ended, and its monitor
+    where that deletes."""
+
+    def __init__(self) -> None:
+        self._watching: set[asyncio.Task[None]] = set()
+
+    def by_name(self) -> dict[str, Callable[..., Coroutine[Any, Any, None]]]:
+        """The operation of the control socket."""
+        return {"delete_when_abandoned": self.watch}
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """For the length of the block; at its end the containers have ended, too."""
+        try:
+            yield
+        finally:
+            watching = list(self._watching)
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+
+    @property
+    def is_watching(self) -> bool:
+        return bool(self._watching)
+
+    async def watch(
+        self, process: Any, monitor: Any, monitor_deletes: Any, bundle: Any, command: Any
+    ) -> None:
+        """Run the command when the process of that pid has ended, if its monitor has before; or,
+        while it still runs, when the monitor has ended and the bundle is gone. A monitor that
+        `monitor_deletes` ends only when that is done; so its end may also come later. Raises
+        UsageError."""
+        if type(process) is not int or type(monitor) is not int:
+            raise UsageError("process and monitor must be pids")
+        if not isinstance(bundle, str) or not _is_words(command):
+            raise UsageError("bundle must be a path, and command a list of words")
+        with contextlib.ExitStack() as stack:
+            seen, judge = _pidfd(stack, process), _pidfd(stack, monitor)
+            due = _due(seen, judge, monitor_deletes is True, bundle)
+            task = asyncio.create_task(_see_to(due, judge, command, stack.pop_all()))
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+
+
+async def _due(
+    process: int | None, monitor: int | None, monitor_deletes: bool, bundle: str
+) -> None:
+    """Until it is time to look at the monitor. None is a process that is gone."""
+    if process is not None:
+        forgotten = asyncio.create_task(_forgotten(monitor, bundle))
+        ended = asyncio.create_task(ready(process))
+        try:
+            await asyncio.wait((forgotten, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            forgotten.cancel()
+            ended.cancel()
+            # `ready` may have the monitor's descriptor but once at a time.
+            await asyncio.gather(forgotten, ended, return_exceptions=True)
+    if monitor_deletes and monitor is not None:
+        await ready(monitor)
+
+
+async def _forgotten(monitor: int | None, bundle: str) -> None:
+    if monitor is not None:
+        await ready(monitor)
+    while os.path.exists(bundle):
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _see_to(
+    due: Coroutine[Any, Any, None],
+    monitor: int | None,
+    command: list[str],
+    pidfds: contextlib.ExitStack,
+) -> None:
+    with pidfds:
+        running = None
+        try:
+            await due
+        finally:
+            if monitor is None or select.select([monitor], [], [], 0)[0]:
+                _log.warning("a container's monitor has died: %s", " ".join(command))
+                running = _started(command)
+        # Not when the sandbox ends: that would wait for what waits for the sandbox.
+        if running and (deletion := _pidfd(pidfds, running.pid)):
+            await ready(deletion)
+            running.poll()
+
+
+def _started(command: list[str]) -> subprocess.Popen[bytes]:
+    """It may end this process, and goes on then."""
+    null = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
+
+
+def _pidfd(stack: contextlib.ExitStack, pid: int) -> int | None:
+    """None for a process that is gone."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _is_words(content: object) -> bool:
+    return isinstance(content, list) and all(isinstance(word, str) for word in content)

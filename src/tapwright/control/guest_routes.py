@@ -1,0 +1,52 @@
+"""The guest's routes, as `kata-network` changes and lists them. Runs in the supervisor.
+
+What is meant is the main table without the kernel's own link-local routes, which every NIC has.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tapwright.agent.client import AgentClient
+from tapwright.control.kata import written_route
+from tapwright.linux.routes import RTPROT_KERNEL, TABLE_MAIN
+from tapwright.nics.request import RouteRequest
+
+Route = dict[str, Any]
+
+
+async def listing(agent: AgentClient) -> list[Route]:
+    """As list-routes prints them. Raises AgentError."""
+    return [written_route(route) for route in await _present(agent)]
+
+
+async def add(agent: AgentClient, wanted: Iterable[RouteRequest]) -> None:
+    """Add all, or after a failure none. Raises AgentError."""
+    await agent.call("change_routes", add=[route.guest_route() for route in wanted])
+
+
+async def remove(agent: AgentClient, patterns: Iterable[RouteRequest]) -> None:
+    """Remove every route that one of the patterns fits. Raises AgentError."""
+    found = list(patterns)
+    matching = [
+        route for route in await _present(agent) if any(pattern.matches(route) for pattern in found)
+    ]
+    await agent.call("change_routes", remove=matching)
+
+
+async def update(agent: AgentClient, wanted: Iterable[RouteRequest]) -> list[Route]:
+    """Make the routes those wanted, but for the kernel's; return what there is then.
+
+    After a failure the routes are as before. Raises AgentError.
+    """
+    present = [r for r in await _present(agent) if r["protocol"] != RTPROT_KERNEL]
+    await agent.call("change_routes", remove=present, add=[route.guest_route() for route in wanted])
+    return await listing(agent)
+
+
+async def _present(agent: AgentClient) -> list[Route]:
+    return [
+        route
+        for route in await agent.listing("routes")
+        if route["table"] == TABLE_MAIN
+        and not (route["protocol"] == RTPROT_KERNEL and route["destination"] == "fe80::/64")
+    ]

@@ -1,0 +1,132 @@
+"""Tells the platform of a container that the guest's kernel has killed a process of it for want of
+memory. A platform takes that from the container's control group, in which by a runtime without a
+VM it would have happened; what comes of it there is done here:
+
+- conmon (podman, CRI-O) makes a file `oom` (src/cgroup.c: create_oom_files), which is looked for
+  when the container has ended;
+- containerd's shim sends an event TaskOOM over the socket whose address it was given
+  (TTRPC_ADDRESS; api/services/ttrpc/events), of which docker, the CRI and `ctr events` hear.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import struct
+import time
+from typing import Any
+
+from tapwright.errors import UsageError
+
+_log = logging.getLogger(__name__)
+
+_SECONDS = 3.0
+_PAUSE_SECONDS = 1.0  # from one to the next: a guest may have any number of them
+_SERVICE, _METHOD = "containerd.services.events.ttrpc.v1.Events", "Forward"
+_TOPIC, _EVENT = "/tasks/oom", "containerd.events.TaskOOM"
+_HEADER = struct.Struct("!IIBB")  # github.com/containerd/ttrpc, PROTOCOL.md
+_REQUEST, _RESPONSE = 1, 2
+_MOST_BYTES = 64 * 1024
+_STREAM = 1
+
+
+class OomReports:
+    """Those of one container. `wanted` may have `files` (paths that are to be made) and
+    `containerd` (`address`, `namespace`, `container`). Raises UsageError."""
+
+    def __init__(self, wanted: Any) -> None:
+        if not _is_proper(wanted):
+            raise UsageError(f"oom is {wanted!r}, and must say `files` and `containerd`")
+        self._files: list[str] = wanted.get("files", [])
+        self._containerd: dict[str, str] | None = wanted.get("containerd")
+        self._due = asyncio.Event()
+        self._turn = asyncio.Lock()
+
+    def killed(self) -> None:
+        self._due.set()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await self._due.wait()
+            await self._tell()
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def settle(self) -> None:
+        """When all has been told that there is to tell."""
+        await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._turn:
+            if not self._due.is_set():
+                return
+            self._due.clear()
+            for path in self._files:
+                with contextlib.suppress(OSError):  # the bundle may have gone
+                    flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                    os.close(os.open(path, flags, 0o644))
+            if self._containerd:
+                try:
+                    async with asyncio.timeout(_SECONDS):
+                        await _forward(**self._containerd)
+                except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+                    _log.warning("containerd can't be told of a kill for memory: %r", error)
+
+
+async def _forward(address: str, namespace: str, container: str) -> None:
+    """Raises OSError, ValueError, IncompleteReadError."""
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    envelope = (
+        _bytes(1, _number(1, seconds) + _number(2, nanoseconds))
+        + _bytes(2, namespace.encode())
+        + _bytes(3, _TOPIC.encode())
+        + _bytes(4, _bytes(1, _EVENT.encode()) + _bytes(2, _bytes(1, container.encode())))
+    )
+    request = (
+        _bytes(1, _SERVICE.encode())
+        + _bytes(2, _METHOD.encode())
+        + _bytes(3, _bytes(1, envelope))
+        + _number(4, int(_SECONDS * 10**9))
+    )
+    reader, writer = await asyncio.open_unix_connection(address)
+    try:
+        writer.write(_HEADER.pack(len(request), _STREAM, _REQUEST, 0) + request)
+        length, _, kind, _ = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+        if kind != _RESPONSE or length > _MOST_BYTES:
+            raise ValueError(f"an answer of kind {kind}, with {length} bytes")
+        # Field 1 is a status, of which there is none when it went well, or an empty one.
+        answer = await reader.readexactly(length)
+        if answer.startswith(b"\x0a") and answer[1:2] != b"\0":
+            raise ValueError(f"refused: {answer!r}")
+    finally:
+        writer.close()
+
+
+def _bytes(field: int, content: bytes) -> bytes:
+    """protobuf.dev, "Encoding"."""
+    return bytes([field << 3 | 2]) + _varint(len(content)) + content
+
+
+def _number(field: int, value: int) -> bytes:
+    return bytes([field << 3]) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*digits, value])
+
+
+def _is_proper(wanted: Any) -> bool:
+    if not isinstance(wanted, dict) or not wanted.keys() <= {"files", "containerd"}:
+        return False
+    files, containerd = wanted.get("files", []), wanted.get("containerd")
+    if not isinstance(files, list) or not all(isinstance(path, str) for path in files):
+        return False
+    return containerd is None or (
+        isinstance(containerd, dict)
+        and containerd.keys() == {"address", "namespace", "container"}
+        and all(isinstance(text, str) for text in containerd.values())
+    )

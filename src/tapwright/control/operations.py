@@ -1,0 +1,159 @@
+"""What a running sandbox does when it is asked: the verbs of `kata-network`, one at a time.
+
+Runs in the supervisor. Arguments are JSON as it came, and are checked here.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from tapwright.agent.client import AgentClient
+from tapwright.control import guest_routes, kata
+from tapwright.errors import AgentError, HypervisorError, NetworkError, SandboxStateError
+from tapwright.nics.following import Following
+from tapwright.nics.interfaces import Interfaces
+from tapwright.nics.net_devices import NetDevices
+from tapwright.nics.resolvers import Resolvers
+from tapwright.state.record import Interface, Spec
+
+_TURN_SECONDS, _OPERATION_SECONDS = 45.0, 60.0
+
+Operation = Callable[..., Coroutine[Any, Any, Any]]
+
+
+class Operations:
+    """Each method raises TapwrightError, UsageError for arguments that can't be."""
+
+    def __init__(
+        self,
+        interfaces: Interfaces,
+        following: Following,
+        resolvers: Resolvers,
+        devices: NetDevices,
+        agent: AgentClient,
+        spec: Spec,
+    ) -> None:
+        self._interfaces = interfaces
+        self._following = following
+        self._resolvers = resolvers
+        self._devices = devices
+        self._agent = agent
+        self._spec = spec
+        self._turn = asyncio.Lock()
+
+    def by_name(self) -> dict[str, Operation]:
+        return {
+            operation.__name__: self._in_turn(operation)
+            for operation in (
+                self.add_interface,
+                self.remove_interface,
+                self.update_interface,
+                self.list_interfaces,
+                self.add_routes,
+                self.remove_routes,
+                self.update_routes,
+                self.list_routes,
+                self.sync,
+                self.take_devices,
+            )
+        }
+
+    async def add_interface(self, interface: Any) -> Any:
+        return self._written(await self._interfaces.add(kata.read_interface(interface)))
+
+    async def remove_interface(self, interface: Any) -> None:
+        nic = self._interfaces.named(kata.read_name(interface))
+        if nic.index:
+            # Also when it goes too late for an answer.
+            self._following.dismiss(nic.index)
+        try:
+            await self._interfaces.remove(nic)
+        except HypervisorError as stuck:
+            stuck.result = self._written(nic)
+            raise
+
+    async def update_interface(self, interface: Any) -> Any:
+        name, addresses = kata.read_update(interface)
+        nic = self._interfaces.named(name)
+        await self._interfaces.set_addresses(nic, addresses)
+        answer = self._written(nic)
+        if nic.index and addresses:
+            self._following.doubt(nic.index)
+            await self.sync()
+        return answer
+
+    async def list_interfaces(self) -> Any:
+        found = await self._interfaces.listing()
+        if self._spec.short_listing:
+            return [kata.written_short(listed) for listed in found]
+        try:
+            return [kata.written_listing(listed, self._spec.machine_type) for listed in found]
+        except ValueError:
+            raise AgentError("the guest lists an address that is none") from None
+
+    async def add_routes(self, routes: Any) -> Any:
+        wanted = kata.read_routes(routes, one=True)
+        await guest_routes.add(self._agent, wanted)
+        return [kata.written_route(route.guest_route()) for route in wanted]
+
+    async def remove_routes(self, routes: Any) -> Any:
+        patterns = kata.read_routes(routes, as_patterns=True, one=True)
+        await guest_routes.remove(self._agent, patterns)
+        return [routes] if isinstance(routes, dict) else routes
+
+    async def update_routes(self, routes: Any) -> Any:
+        return await guest_routes.update(self._agent, kata.read_routes(routes))
+
+    async def list_routes(self) -> Any:
+        return await guest_routes.listing(self._agent)
+
+    async def sync(self, at_once: Any = False) -> Any:
+        """Bring the guest to what the namespace is; seconds until that is to be asked for again."""
+        try:
+            again = await self._following.sync(bool(at_once))
+            await self._resolvers.look()
+            return again
+        except OSError as error:
+            raise NetworkError(
+                f"the sandbox's network namespace can't be looked at: {error.strerror}"
+            ) from None
+
+    async def take_devices(self, devices: Any) -> None:
+        """Give the sandbox interfaces of the host."""
+        try:
+            await self._devices.take(devices)
+        except OSError as error:
+            raise NetworkError(f"the interfaces can't be moved: {error.strerror}") from None
+
+    def _written(self, nic: Interface) -> dict[str, Any]:
+        return kata.written_interface(nic, self._spec.machine_type)
+
+    def _in_turn(self, operation: Operation) -> Operation:
+        """The operation when the ones before it are done, and nobody waiting for it in vain.
+
+        What QEMU does not answer is not given up, for QEMU may do it yet: it goes on in its turn,
+        and only its caller is told not to wait any longer.
+        """
+
+        @functools.wraps(operation)
+        async def in_turn(**arguments: Any) -> Any:
+            try:
+                async with asyncio.timeout(_TURN_SECONDS):
+                    await self._turn.acquire()
+            except TimeoutError:
+                raise SandboxStateError(
+                    f"another request is not done after {_TURN_SECONDS:g} s; try again later"
+                ) from None
+            going_on = asyncio.create_task(operation(**arguments))
+            going_on.add_done_callback(lambda _: self._turn.release())
+            try:
+                async with asyncio.timeout(_OPERATION_SECONDS):
+                    return await asyncio.shield(going_on)
+            except TimeoutError:
+                raise SandboxStateError(
+                    f"QEMU has not answered for {_OPERATION_SECONDS:g} s. What was asked is still "
+                    "going on; list-ifaces will tell"
+                ) from None
+
+        return in_turn

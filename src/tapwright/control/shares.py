@@ -1,0 +1,116 @@
+"""What a running sandbox is asked about the files that its guest sees: see `client.share`.
+
+Runs in the supervisor. Each container has a directory, and what it is shown is mounted in there.
+"""
+
+import asyncio
+import contextlib
+import logging
+import select
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
+
+from tapwright.agent import protocol
+from tapwright.agent.client import AgentClient
+from tapwright.control import file_descriptors
+from tapwright.control.host_changes import HostChanges
+from tapwright.errors import SandboxStateError, UsageError
+from tapwright.hypervisor.share import Share
+
+_log = logging.getLogger(__name__)
+
+
+class Shares:
+    """What can be asked of the share of a sandbox, None where it was started without one."""
+
+    def __init__(self, share: Share | None, agent: AgentClient) -> None:
+        self._share = share
+        self._agent = agent
+        self._changes = HostChanges(share, agent) if share else None
+
+    def by_name(self) -> dict[str, Callable[..., Coroutine[Any, Any, Any]]]:
+        """The operations. Each raises HypervisorError, UsageError for arguments that can't be, and
+        SandboxStateError where the sandbox was started without a share."""
+        return {"share": self.share, "unshare": self.unshare}
+
+    async def share(
+        self,
+        container: Any,
+        names: Any,
+        apart: Any = (),
+        followed: Any = (),
+        fds: Sequence[int] = (),
+    ) -> dict[str, str]:
+        """Show mounts, one descriptor a name; return where each is for the guest. Those `followed`
+        are told to it when the host changes them. Raises AgentError, too."""
+        share, changes = self._there()
+        wanted, alone = _read_names("names", names), _read_names("apart", apart)
+        if len(wanted) != len(fds) or len(set(wanted)) != len(wanted):
+            raise UsageError(f"{len(wanted)} names, {len(fds)} descriptors: must be one for each")
+        sources = dict(zip(wanted, fds, strict=True))
+        places = share.attach(_read_container(container), sources, alone)
+        to_follow = [places[name] for name in _read_names("followed", followed) if name in places]
+        copies = await changes.follow(to_follow)
+        return {
+            name: f"{protocol.MIRRORS if place in copies else protocol.SHARE}/{place}"
+            for name, place in places.items()
+        }
+
+    async def unshare(self, container: Any) -> None:
+        """Take back what a container was shown. Raises AgentError, too."""
+        share, changes = self._there()
+        await changes.forget(share.detach(_read_container(container)))
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """With what the host does to what is shared followed, for the length of the block."""
+        if self._share is None or self._changes is None:
+            yield
+            return
+        sparing = asyncio.create_task(file_descriptors.spare(self._share, self._agent))
+        try:
+            async with self._changes.followed(), _restricted(self._share):
+                yield
+        finally:
+            sparing.cancel()
+            await asyncio.gather(sparing, return_exceptions=True)
+
+    def _there(self) -> tuple[Share, HostChanges]:
+        if self._share is None or self._changes is None:
+            raise SandboxStateError("the sandbox was started without a share of the host's files")
+        return self._share, self._changes
+
+
+def _read_names(field: str, names: Any) -> Sequence[str]:
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{field}: must be a list of names")
+    return names
+
+
+def _read_container(container: Any) -> str:
+    if not isinstance(container, str):
+        raise UsageError("container: must be a name")
+    return container
+
+
+@contextlib.asynccontextmanager
+async def _restricted(share: Share) -> AsyncIterator[None]:
+    """For the length of the block, restrict what comes into the share by itself: mounts that the
+    host makes later below one that follows it."""
+    loop = asyncio.get_running_loop()
+    with open(f"/proc/{share.process.pid}/mountinfo") as table, select.epoll() as changes:
+        # The table can always be read; it is its changes that count (proc(5), /proc/PID/mounts).
+        changes.register(table, select.EPOLLPRI)
+
+        def restrict() -> None:
+            changes.poll(0)
+            try:
+                share.restrict()
+            except OSError as error:
+                _log.error("a mount of the host is in the share without restrictions: %s", error)
+
+        loop.add_reader(changes.fileno(), restrict)
+        try:
+            yield
+        finally:
+            loop.remove_reader(changes.fileno())

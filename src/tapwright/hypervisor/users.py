@@ -1,0 +1,83 @@
+"""The users that QEMU runs as: numbers that no account has, one for each sandbox.
+
+That of a sandbox is the first number of a range, and the pid of its supervisor beside it, which is
+below 2^22 (proc(5), pid_max): no two living sandboxes share one, so one QEMU can't reach for
+another's. Nothing gives numbers of these ranges to accounts unless it is told to: they are above
+what SSSD takes for those of directories (200000 to 2000200000: sssd.conf(5), ldap_idmap_range_max)
+and FreeIPA from the same, above those of systemd's containers (524288 to 1879048191), below its
+foreign ones (2147352576 on: systemd's docs/UIDS-GIDS.md), and below those that podman has for
+containers by its manual (2147483647 on: podman-run(1), --userns=auto).
+
+Where a file of this host says that an account, or somebody's subordinate ids, are in a range
+nevertheless, the next one is used.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_PIDS = 1 << 22
+_RANGES = tuple(range(0x78000000, 0x7F000000, 0x1000000))
+_BEFORE = 0x70000000
+"""Where versions had theirs that may have sandboxes still."""
+
+_ACCOUNTS, _SUBORDINATE = ("passwd", "group"), ("subuid", "subgid")
+_NUMBERS = re.compile(rb":(\d{10})(?=[:\n])")
+_COUNTED = re.compile(rb"^[^:\n]*:(\d+):(\d+)\s*$", re.MULTILINE)
+
+
+def of(supervisor: int) -> int:
+    """The number of the user, and of the group, of QEMU below the supervisor of that pid."""
+    return first() + supervisor
+
+
+def all_of(supervisor: int) -> list[int]:
+    """What that may have been for one that runs already, whatever version started it."""
+    return [base + supervisor for base in (*_RANGES, _BEFORE)]
+
+
+@functools.cache
+def first(directory: Path = Path("/etc")) -> int:
+    """The first number of the range that is used on this host, where the files are that accounts
+    are in (passwd(5), group(5), subuid(5), subgid(5)). Where none is free the first is."""
+    taken = list(_taken(directory))
+    free = (base for base in _RANGES if not any(_overlap(base, *each) for each in taken))
+    return next(free, _RANGES[0])
+
+
+def owners(directory: Path = Path("/etc")) -> list[str]:
+    """The files of this host that have numbers of the first range."""
+    return [
+        str(directory / name)
+        for name in (*_ACCOUNTS, *_SUBORDINATE)
+        if any(_overlap(_RANGES[0], *each) for each in _numbers(directory, name))
+    ]
+
+
+def last() -> int:
+    """The last number of the range that is used on this host."""
+    return first() + _PIDS - 1
+
+
+def _overlap(base: int, start: int, count: int) -> bool:
+    return start < base + _PIDS and base < start + count
+
+
+def _taken(directory: Path) -> Iterator[tuple[int, int]]:
+    """(first, how many) of what accounts have."""
+    for name in (*_ACCOUNTS, *_SUBORDINATE):
+        yield from _numbers(directory, name)
+
+
+def _numbers(directory: Path, name: str) -> Iterator[tuple[int, int]]:
+    try:
+        with open(os.path.join(directory, name), "rb") as file:
+            content = file.read()
+    except OSError:
+        return  # most have no subgid
+    if name in _ACCOUNTS:
+        yield from ((int(number), 1) for number in _NUMBERS.findall(content))
+    else:
+        yield from ((int(start), int(count)) for start, count in _COUNTED.findall(content))

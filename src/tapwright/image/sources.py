@@ -1,0 +1,65 @@
+"""What of an image is ours, and the digest by which it is known whether an image has it.
+
+Without the rest of `build`, which who only looks for an image has no use for.
+"""
+
+import hashlib
+from pathlib import Path
+
+import tapwright
+
+OWN = "usr/lib/tapwright"
+"""Where our own is in the guest."""
+
+_SOURCES = (
+    "__init__.py",
+    "shapes.py",
+    "agent/__init__.py",
+    "agent/protocol.py",
+    "agent/guest/*.py",
+    "linux/__init__.py",
+    "linux/libc.py",
+    "linux/mounts.py",
+    "linux/netlink.py",
+    "linux/links.py",
+    "linux/addresses.py",
+    "linux/routes.py",
+    "linux/neighbours.py",
+    "linux/announcement.py",
+    "linux/ethtool.py",
+    "linux/nfnetlink.py",
+    "linux/packet_rules.py",
+    "linux/nftables.py",
+    "linux/xtables.py",
+    "linux/ipset.py",
+    "linux/ipvs.py",
+    "linux/conntrack.py",
+)
+
+
+def own_sources() -> dict[str, Path]:
+    """The agent and all that it imports: source files by their path in the guest."""
+    package = Path(tapwright.__file__).parent
+    found = {}
+    for pattern in _SOURCES:
+        for path in sorted(package.glob(pattern)):
+            found[f"{OWN}/tapwright/{path.relative_to(package)}"] = path
+    guest = package / "image" / "guest"
+    for target, name in (("init", "init"), ("etc/inittab", "inittab")):
+        found[target] = guest / name
+    for name in ("agent", "disk"):
+        found[f"{OWN}/{name}"] = guest / name
+    return found
+
+
+def sources_digest() -> str:
+    """A digest of everything in the image that is ours, this recipe included."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    recipe = {
+        name: here / name
+        for name in ("build.py", "archive.py", "kernel.py", "packages.py", "sources.py")
+    }
+    for name, path in sorted((own_sources() | recipe).items()):
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,314 @@
+"""A sandbox as an object: made, found, used, deleted. Blocking calls, from any thread."""
+
+import contextlib
+import functools
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overload
+
+from tapwright import command, config
+from tapwright.config import Config
+from tapwright.errors import (
+    SandboxNotFoundError,
+    SandboxStateError,
+    TapwrightError,
+)
+from tapwright.sandbox import lifecycle
+from tapwright.sandbox.launching import Launch, spares_are_there
+from tapwright.sandbox.planning import Wish, parse_published, plan
+from tapwright.state import registry
+from tapwright.state.record import Record
+
+if TYPE_CHECKING:  # whoever only starts sandboxes has no use for these
+    from tapwright.library.files import Files
+    from tapwright.library.nics import Address, Nics, Routes
+    from tapwright.sandbox.execution import Completed, Process
+    from tapwright.sandbox.taps import TapWish
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Progress = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """Nobody wants to know."""
+
+
+def _named(method: Callable[P, T]) -> Callable[P, T]:
+    """The errors of a method say which sandbox it was."""
+
+    @functools.wraps(method)
+    def calling(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except TapwrightError as error:
+            error.sandbox = args[0].id  # type: ignore[attr-defined]
+            raise
+
+    return calling
+
+
+class Sandbox:
+    """One virtual machine on its networks.
+
+    Made by `run`, found by `find` or `tapwright.sandboxes()`. As a context manager it is deleted at
+    the end of the block. What is told of it is looked up when it is asked for. All that its methods
+    raise is a `tapwright.Error` with the `sandbox`'s id.
+    """
+
+    def __init__(self, sandbox_id: str, root: str | Path | None = None) -> None:
+        """The sandbox of that id, whether there is one or not; `root` is where state is kept, by
+        default that of the command (`$TAPWRIGHT_ROOT`, /var/lib/tapwright)."""
+        self.id = sandbox_id
+        self.root = Path(root or command.root())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.delete()
+
+    @functools.cached_property
+    def nics(self) -> "Nics":
+        from tapwright.library.nics import Nics
+
+        return Nics(self._find)
+
+    @functools.cached_property
+    def routes(self) -> "Routes":
+        from tapwright.library.nics import Routes
+
+        return Routes(self._find)
+
+    @functools.cached_property
+    def files(self) -> "Files":
+        from tapwright.library.files import Files
+
+        return Files(self.popen)
+
+    @classmethod
+    def run(
+        cls,
+        sandbox_id: str | None = None,
+        *,
+        networks: Iterable[str] = (),
+        publish: Iterable[str] = (),
+        taps: "Iterable[str | TapWish]" = (),
+        netns: str | Path = "",
+        memory_mib: int = 0,
+        vcpus: int = 0,
+        config: Config | str | Path | None = None,
+        root: str | Path | None = None,
+        progress: Progress = _silent,
+        warn: Progress = _silent,
+        launch: Launch | None = None,
+        started: float | None = None,
+    ) -> Self:
+        """Start a virtual machine and attach it to CNI networks; return when its guest is on them.
+
+        `networks` are NAME or NAME:IFNAME, `publish` [IP:]HOSTPORT:PORT[/PROTOCOL], `taps` as the
+        command's `--tap` or `TapWish`; without a `netns` it has one of its own, without an id a
+        random one. Memory in MiB. `config` is a file or a `Config`, by default that of the command.
+        `progress` hears what goes on, `warn` what went another way than was wanted. `launch` is a
+        supervisor that was started before, `started` (monotonic clock) where the phases of the
+        record are counted from. When it fails, all that was made has been taken back.
+
+        Raises UsageError, SandboxExistsError, ConfigError, ImageError, HypervisorError,
+        NetworkError, AgentError, SandboxStateError.
+        """
+        started = time.monotonic() if started is None else started
+        made = cls(f"box-{secrets.token_hex(4)}" if sandbox_id is None else sandbox_id, root)
+        try:
+            # First of all: it has as much to load as we have. Where there are spares one is likely
+            # to do.
+            with contextlib.ExitStack() as stack:
+                if launch is None and not spares_are_there(made.root):
+                    launch = Launch()
+                if launch:
+                    stack.enter_context(launch)
+                lifecycle.check_id(made.id)
+                wish = Wish(
+                    networks=[_network(text) for text in networks],
+                    published=[parse_published(text) for text in publish],
+                    taps=_taps(taps),
+                    netns=os.path.abspath(netns) if netns else "",
+                    memory_mib=memory_mib,
+                    vcpus=vcpus,
+                )
+                spec = plan(_configuration(config), wish, progress)
+                lifecycle.run(made.root, made.id, spec, progress, started, launch, warn)
+        except TapwrightError as error:
+            error.sandbox = made.id
+            raise
+        return made
+
+    @classmethod
+    def find(cls, sandbox_id: str, *, root: str | Path | None = None) -> Self:
+        """The sandbox of that id, or the only one whose id begins so. Raises
+        SandboxNotFoundError, UsageError where there are several."""
+        return cls(registry.find(root or command.root(), sandbox_id).id, root)
+
+    @property
+    def status(self) -> str:
+        """`creating`, `running`, `dead` when nobody supervises it any more, or `deleted`."""
+        found = self._look()
+        return found.status if found else "deleted"
+
+    @property
+    def problem(self) -> str:
+        """Why it is dead, or why its record can't be read; empty for none."""
+        found = self._look()
+        return found.problem if found else ""
+
+    @property
+    def record(self) -> Record:
+        """All that is on disk of it. Raises SandboxNotFoundError, SandboxStateError for one that
+        can't be read."""
+        found = self._find()
+        if found.record is None:
+            raise SandboxStateError(found.problem)
+        return found.record
+
+    @property
+    def addresses(self) -> "list[Address]":
+        """Those of the guest's NICs, in their order. Raises as `record` does."""
+        import ipaddress
+
+        return [
+            ipaddress.ip_interface(address)
+            for nic in self.record.interfaces
+            for address in nic.addresses
+        ]
+
+    @property
+    def netns(self) -> str:
+        """The path of its network namespace; empty where it has none. Raises as `record` does."""
+        return self.record.netns
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the guest has otherwise than it was asked for. Raises as `record` does."""
+        return self.record.warnings
+
+    @overload
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | bytes = ...,
+        timeout: float | None = ...,
+        check: bool = ...,
+        env: Mapping[str, str] | None = ...,
+        cwd: str = ...,
+        encoding: str = ...,
+    ) -> "Completed[str]": ...
+
+    @overload
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | bytes = ...,
+        timeout: float | None = ...,
+        check: bool = ...,
+        env: Mapping[str, str] | None = ...,
+        cwd: str = ...,
+        encoding: Literal[None],
+    ) -> "Completed[bytes]": ...
+
+    @_named
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | bytes = b"",
+        timeout: float | None = None,
+        check: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        encoding: str | None = "utf-8",
+    ) -> "Completed[Any]":
+        """Run a command in the guest to its end; return its `status`, `stdout` and `stderr`: text,
+        where what is none is replaced, or with `encoding=None` bytes.
+
+        Raises CommandTimeoutError when it takes longer than `timeout` seconds (it is killed then);
+        with `check` CommandError where the status is not 0; AgentError, SandboxStateError,
+        SandboxNotFoundError.
+        """
+        with self.popen(argv, stdin=bool(stdin), env=env, cwd=cwd) as process:
+            return process.finish(stdin, timeout, check, encoding)
+
+    @_named
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bool = False,
+        terminal: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+    ) -> "Process":
+        """Start a command in the guest. It has a `stdin` where that is wanted, or a `terminal` of
+        its own. Raises SandboxNotFoundError, SandboxStateError, UsageError."""
+        from tapwright.sandbox.execution import Process
+
+        return Process(
+            self._find(),
+            argv,
+            stdin=stdin,
+            terminal=terminal,
+            environment=env,
+            cwd=cwd,
+        )
+
+    @_named
+    def delete(self, *, force: bool = False) -> list[str]:
+        """End it and take back all that it holds; nothing happens when there is none.
+
+        Raises NetworkError when something could not be taken back: it stays then, dead. With
+        `force` it goes all the same, and what was left behind is returned, in words.
+        """
+        return lifecycle.delete(self.root, self.id, force)
+
+    def _look(self) -> registry.Sandbox | None:
+        return registry.look_at(registry.directory_of(self.root) / self.id)
+
+    def _find(self) -> registry.Sandbox:
+        found = self._look()
+        if found is None:
+            error = SandboxNotFoundError(f"there is no sandbox {self.id!r} in {self.root}")
+            error.sandbox = self.id
+            raise error
+        return found
+
+
+def sandboxes(*, root: str | Path | None = None) -> list[Sandbox]:
+    """All sandboxes, in the order of their ids, from files alone."""
+    where = root or command.root()
+    return [Sandbox(found.id, where) for found in registry.listing(where)]
+
+
+def _taps(taps: "Iterable[str | TapWish]") -> "list[TapWish]":
+    wanted = list(taps)
+    if not wanted:
+        return []
+    from tapwright.sandbox.taps import parse
+
+    return [parse(tap) if isinstance(tap, str) else tap for tap in wanted]
+
+
+def _configuration(given: Config | str | Path | None) -> Config:
+    if isinstance(given, Config):
+        return given
+    return config.load(None if given is None else str(given))
+
+
+def _network(text: str) -> tuple[str, str]:
+    name, _, ifname = text.partition(":")
+    return name, ifname

@@ -1,0 +1,102 @@
+"""What another user can open, tried as that user: modes, access control lists and security modules
+all have their say, in each directory on the way. And what others could put in a file's place."""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+_UNTRIED = 255
+_MOST_LINKS = 40  # include/linux/namei.h: MAXSYMLINKS
+
+
+def obstacle(path: Path, uid: int, groups: Sequence[int], wanted: int = os.R_OK) -> Path | None:
+    """What keeps a user from reading a file, or what else is `wanted` of it (access(2)): the
+    directory on the way that can't be passed, or the path itself; None when nothing does. Only
+    root can ask.
+
+    A path that is not there is in nobody's way. Raises OSError when it can't be tried.
+    """
+    path = path.absolute()
+    steps = [*reversed(path.parents)]
+    with contextlib.suppress(OSError, RuntimeError):
+        # Also those on the way to what a link leads to.
+        steps += [step for step in reversed(path.resolve().parents) if step not in steps]
+    steps.append(path)
+    modes = [os.X_OK] * (len(steps) - 1) + [wanted]
+    number = _first_refused(steps, modes, uid, groups)
+    return steps[number - 1] if number else None
+
+
+def may_read(path: Path, uid: int, groups: Sequence[int]) -> bool:
+    """Whether a user may read a file, once it has come to it. Only root can ask. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return not _first_refused([Path(f"/proc/self/fd/{fd}")], [os.R_OK], uid, groups)
+    finally:
+        os.close(fd)
+
+
+def _first_refused(
+    steps: Sequence[Path], modes: Sequence[int], uid: int, groups: Sequence[int]
+) -> int:
+    """The number of the first of the steps that a user may not take, counted from 1; 0 for none.
+    Raises OSError."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups(list(groups))
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            os._exit(_refused(steps, modes))
+        finally:
+            os._exit(_UNTRIED)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == _UNTRIED or status < 0:
+        raise OSError(f"it can't be tried what user {uid} can open")
+    return status
+
+
+def _refused(steps: Sequence[Path], modes: Sequence[int]) -> int:
+    for number, (step, mode) in enumerate(zip(steps, modes, strict=True), 1):
+        # One behind a closed directory is not seen either; but then that one was told.
+        if os.path.lexists(step) and not os.access(step, mode):
+            return number
+    return 0
+
+
+def foothold(path: Path) -> Path | None:
+    """Where others than root and this user could put something else in the place of what a path
+    leads to: a directory on the way, or a link, that is theirs, or that they can write to; None for
+    a path that is ours alone, as far as it is there. In a sticky directory (chmod(2)) others can't
+    take away what is not theirs. Raises OSError.
+    """
+    own = (0, os.geteuid())
+    here, left, links = Path("/"), [*reversed(path.absolute().parts[1:])], 0
+    while left:
+        name = left.pop()
+        if name == "..":
+            here = here.parent
+            continue
+        step = here / name
+        try:
+            status = step.lstat()
+        except FileNotFoundError:
+            return None
+        if status.st_uid not in own:
+            return step
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            target = Path(os.readlink(step))
+            left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+            here = Path("/") if target.is_absolute() else here
+            continue
+        is_sticky = left and status.st_mode & stat.S_ISVTX
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_sticky:
+            return step
+        here = step
+    return None

@@ -1,0 +1,52 @@
+"""Files that are there whole, or as they were before: also after a loss of power."""
+
+import contextlib
+import errno
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Path = str | os.PathLike[str]
+
+_REMEDIES = {
+    errno.ENOSPC: "make room in its filesystem",
+    errno.EDQUOT: "make room in its filesystem",
+    errno.EROFS: "have its filesystem writable, or choose another --root",
+}
+
+
+def replace(path: "Path", text: str, synced: bool = True, kept: bool = False) -> None:
+    """Write a file, of root's alone. Who calls sees to it that nobody else does at that time. One
+    that is not `synced` may be empty after a loss of power; one that is not `kept` may be as it was
+    before. Raises OSError; the file is as it was then, unless its directory could not be synced."""
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f".{name}")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600)
+        with open(fd, "w") as file:
+            file.write(text)
+            if synced:
+                file.flush()
+                os.fsync(fd)
+        os.rename(temporary, path)
+        if kept:
+            sync(directory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def sync(directory: "Path") -> None:
+    """Have the names in a directory outlast a loss of power (fsync(2)). Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remedy(error: OSError) -> str:
+    """What to do about it, in words."""
+    return _REMEDIES.get(error.errno or 0, "see what its disk does (dmesg)")

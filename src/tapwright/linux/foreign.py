@@ -1,0 +1,48 @@
+"""Files where somebody writes whom the host does not trust: a container, or QEMU's user.
+
+There may be anything at a path in such a place, and something else a moment later: a link to a
+file of the host, a FIFO that nobody writes to, a device, a file of a tebibyte with nothing in it.
+So what is opened is looked at first, by a descriptor that reads nothing (O_PATH), and no link is
+followed on the whole way (openat2(2), RESOLVE_NO_SYMLINKS; Linux 5.6).
+"""
+
+import errno
+import os
+import stat
+import struct
+
+from tapwright.linux import libc
+
+_OPENAT2, _AT_FDCWD = 437, -100  # the same on all architectures (scripts/syscall.tbl)
+_NO_MAGICLINKS, _NO_SYMLINKS = 2, 4  # include/uapi/linux/openat2.h
+
+
+def opened(path: "str | os.PathLike[str]", dir_fd: int = _AT_FDCWD) -> int:
+    """A descriptor (O_PATH) of what is at a path that no link is part of. Raises OSError; ELOOP for
+    a link."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    how = struct.pack("=QQQ", flags, 0, _NO_MAGICLINKS | _NO_SYMLINKS)
+    fd = libc.syscall(_OPENAT2, dir_fd, os.fsencode(path), how, len(how))
+    if stat.S_ISLNK(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+    return fd
+
+
+def read(path: "str | os.PathLike[str]", limit: int) -> bytes:
+    """What a regular file holds, of at most `limit` bytes. Raises OSError: ELOOP where a link is
+    part of the path, EINVAL for what is no regular file, EFBIG for a larger one."""
+    fd = opened(path)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+        with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+            content = bytearray()
+            while len(content) <= limit:
+                data = file.read(limit + 1 - len(content))
+                if not data:
+                    return bytes(content)
+                content += data
+    finally:
+        os.close(fd)
+    raise OSError(errno.EFBIG, f"it has more than {limit} bytes", os.fspath(path))

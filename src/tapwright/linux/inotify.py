@@ -1,0 +1,34 @@
+"""Writes to files, told by the kernel (inotify(7)), also to those of /proc/sys."""
+
+import os
+
+from tapwright.linux import libc
+
+_NONBLOCK, _CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
+_MODIFY, _ONLY_DIRECTORIES = 0x2, 0x01000000
+_READ_BYTES = 64 * 1024
+
+
+class Writes:
+    """Writes to the files in some directories. Raises OSError."""
+
+    def __init__(self) -> None:
+        self._fd = libc.inotify_init(_NONBLOCK | _CLOEXEC)
+
+    def fileno(self) -> int:
+        """To be waited for until there is something to read."""
+        return self._fd
+
+    def add(self, directory: str) -> None:
+        """From now on; once more where that is so already. Raises OSError."""
+        libc.inotify_add_watch(self._fd, directory, _MODIFY | _ONLY_DIRECTORIES)
+
+    def drain(self) -> bool:
+        """Forget what has been told; return whether there was a write."""
+        found = False
+        try:
+            while os.read(self._fd, _READ_BYTES):
+                found = True
+        except BlockingIOError:
+            pass
+        return found

@@ -1,0 +1,137 @@
+"""Netfilter's netlink: sockets, the header of its messages, and transactions of nf_tables.
+
+Used on the host, to read, and in the guest, to write. Layouts are those of
+include/uapi/linux/netfilter/nfnetlink.h.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from tapwright.linux.netlink import (
+    NETLINK_CAP_ACK,
+    NETLINK_EXT_ACK,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    SO_RCVBUFFORCE,
+    SOL_NETLINK,
+    Netlink,
+    NetlinkError,
+    attribute,
+    messages,
+    refusal,
+)
+
+NETLINK_NETFILTER = 12
+NFTABLES, IPSET = 10, 6
+"""Subsystems, the upper byte of a message's kind."""
+NFNLGRP_NFTABLES = 7
+
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_BATCH_GENERATION = 1
+_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; not in Python's socket
+_HEADER = struct.Struct("=IHHII")
+_ANSWERS_BYTES = 4 << 20
+_RECEIVE_BYTES = 1 << 17
+# What a kernel without netfilter's netlink, or without the subsystem, says.
+_ABSENT = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+class Change(NamedTuple):
+    """One message of a transaction; `told` names it for the reader of an error."""
+
+    kind: int
+    flags: int
+    payload: bytes
+    told: str = ""
+
+
+class Refusal(NamedTuple):
+    """A message that the kernel did not take: its number in the transaction, 0 for all of them, and
+    why."""
+
+    number: int
+    code: int
+    reason: str
+
+
+def opened() -> Netlink:
+    """A socket in the namespace of the thread. Raises OSError where the kernel has no netfilter
+    (`is_absent`)."""
+    return Netlink(protocol=NETLINK_NETFILTER)
+
+
+def is_absent(error: OSError) -> bool:
+    """Whether a kernel said so that has not got what was asked for."""
+    return error.errno in _ABSENT
+
+
+def header(family: int, resource: int = 0) -> bytes:
+    """struct nfgenmsg."""
+    return struct.pack("!BBH", family, 0, resource)
+
+
+def packed(changes: Iterable[Change], first: int = 1) -> bytes:
+    """Messages one after another, as `commit` takes them: numbered from `first`."""
+    return b"".join(
+        _message(number, change.kind, change.flags, change.payload)
+        for number, change in enumerate(changes, first)
+    )
+
+
+def commit(changes: bytes, generation: int = 0) -> list[Refusal]:
+    """Have nf_tables do all messages of `packed`, or none: return what it refused. With a
+    `generation` none is done, and ERESTART refused, when the ruleset has another by now.
+
+    Raises OSError where there is no netfilter, or no room for so many.
+    """
+    resource = header(socket.AF_UNSPEC, NFTABLES)
+    begin = resource
+    if generation:
+        begin += attribute(_BATCH_GENERATION, generation.to_bytes(4, "big"))
+    data = (
+        _message(0, _BATCH_BEGIN, 0, begin)
+        + changes
+        + _message(0xFFFFFFFF, _BATCH_END, 0, resource)
+    )
+    connection = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+    )
+    with connection:
+        for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK):
+            connection.setsockopt(SOL_NETLINK, option, 1)
+        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data) + (1 << 16))
+        connection.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _ANSWERS_BYTES)
+        connection.bind((0, 0))
+        connection.send(data)
+        # When that returns all has been done (net/netlink/af_netlink.c: netlink_unicast_kernel).
+        return list(_answers(connection))
+
+
+def _answers(connection: socket.socket) -> Iterator[Refusal]:
+    while True:
+        try:
+            data = connection.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield Refusal(0, errno.ENOBUFS, "so much was refused that not all can be told")
+            continue
+        for kind, flags, sequence, body in messages(data):
+            if kind == NLMSG_ERROR and (refused := refusal("", flags, body)):
+                yield Refusal(sequence, refused.errno or 0, reason(refused))
+
+
+def reason(error: NetlinkError) -> str:
+    """Why something was refused, without what was asked."""
+    return str(error.args[-1]).removeprefix(f"{error.operation}: ")
+
+
+def _message(number: int, kind: int, flags: int, payload: bytes) -> bytes:
+    length = _HEADER.size + len(payload)
+    head = _HEADER.pack(length, kind, flags | NLM_F_REQUEST, number, 0)
+    return head + payload + b"\0" * (-length % 4)

@@ -1,0 +1,8 @@
+"""The guest's network, as long as a sandbox runs. All of it is done in the supervisor.
+
+`interfaces` are the NICs, each from a `request` or an interface of the namespace; `following` keeps
+them what the namespace is, with `guest_table` (routes, rules, next hops, neighbours),
+`guest_settings` (/proc/sys/net), `rulesets` (packet rules, with `carried_rules`) and `attempts`
+(what failed). `named`, `socket_nics` and `net_devices` are where else NICs come from. `resolvers`
+and `forwarding` are name servers and ports of the loopback interface.
+"""

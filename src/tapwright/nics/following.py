@@ -1,0 +1,356 @@
+"""Keeps the guest's NICs what the interfaces of the namespace are.
+
+The namespace is looked at as a whole each time, so it does not matter which changes were told of,
+in which order, or how often. What fails is said, and tried again later; the rest goes on. NICs that
+were plugged by request, and routes added so, are left alone.
+
+Runs in the supervisor; the caller sees to it that one thing is done at a time.
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from tapwright.agent.client import AgentClient
+from tapwright.cni import namespaces
+from tapwright.endpoint import discovery
+from tapwright.endpoint.discovery import Interface, Scan
+from tapwright.errors import AgentError
+from tapwright.linux import entries, netns, settings
+from tapwright.linux.entries import Entry
+from tapwright.linux.netlink import Netlink, pack_address
+from tapwright.nics import guest_settings, rulesets
+from tapwright.nics.attempts import Attempts
+from tapwright.nics.guest_settings import GuestSettings
+from tapwright.nics.guest_table import GuestTable
+from tapwright.nics.interfaces import Interfaces
+from tapwright.nics.rulesets import Nics, Rulesets
+from tapwright.state import record
+
+_log = logging.getLogger(__name__)
+
+Nic = record.Interface
+
+
+class Look(NamedTuple):
+    """What there is in the namespace."""
+
+    scan: Scan
+    settings: guest_settings.Found
+
+
+class Following:
+    """The NICs of a sandbox that follow the interfaces of the namespace at `path`. Those that are
+    there at the beginning get the indexes of these too where they are `indexed`, which takes its
+    time; later ones do anyway."""
+
+    def __init__(
+        self,
+        path: str,
+        interfaces: Interfaces,
+        agent: AgentClient,
+        rulesets: str = rulesets.REQUIRED,
+        indexed: bool = True,
+    ) -> None:
+        self._path = path
+        self._indexed = indexed
+        self._namespace = namespaces.at(path)
+        self._interfaces = interfaces
+        self._agent = agent
+        # The interfaces as the guest has them, loopback too; and their indexes there.
+        self._carried: dict[int, Interface] = {}
+        self._indexes: dict[int, int] = {}
+        self.refused: list[str] = []
+        """What the guest's kernel refused when this began, in words."""
+        self._table = GuestTable(agent)
+        self._settings = GuestSettings(agent)
+        # What of the beginning is looked at while the guest wakes up.
+        self._first: Scan | None = None
+        self._begun: list[int] = []
+        self._reading: asyncio.Future[guest_settings.Found] | None = None
+        # Their NICs were removed by request: they stay away until they themselves are gone.
+        self._dismissed: set[int] = set()
+        self._attempts = Attempts()
+        self._rulesets = Rulesets(path, agent, rulesets)
+
+    async def begin(self, networks: dict[str, str]) -> list[discovery.Request]:
+        """Give each interface of the namespace that is up a NIC; return the agent's requests that
+        configure them, to be followed by `fill`. `networks` are the names of CNI networks by
+        interface: what they name gets a NIC also when it is down, or a TAP in a bridge.
+
+        Raises NetworkError, HypervisorError.
+        """
+        self._first = self._scan()
+        found = [
+            interface
+            for interface in self._first.interfaces
+            if interface.is_ready
+            or (interface.link.name in networks and not discovery.why_not(interface.link))
+        ]
+        names = [interface.link.name for interface in self._first.interfaces]
+        self._reading = asyncio.ensure_future(asyncio.to_thread(self._read_settings, names))
+        for interface in found:
+            await self._interfaces.carry(interface, networks.get(interface.link.name, ""))
+            _tell_cut(interface)
+        # A new NIC has its carrier, also where the interface has none.
+        self._carried = {interface.link.index: interface.with_carrier() for interface in found}
+        loopback = self._first.loopback
+        if loopback.addresses or loopback.special_settings:
+            found.append(loopback)
+        self._carried[loopback.link.index] = loopback
+        self._begun = [interface.link.index for interface in found]
+        requests = [
+            discovery.interface_request(
+                interface, self._settings.of_interface(interface, interface.link.name)
+            )
+            for interface in found
+        ]
+        return [r | ({} if self._indexed else {"index": 0}) for r in requests]
+
+    async def fill(self, answers: Iterable[Any]) -> None:
+        """Give the guest the routes and the like of the interfaces that `begin` found, and the
+        packet rules. `answers` are its to requests for interfaces, first those of `begin`. What it
+        refuses of routes and the like is logged.
+
+        Raises NetworkError, AgentError, AgentRefusedError.
+        """
+        if self._first is None or self._reading is None:
+            return
+        for own, answer in zip(self._begun, answers, strict=False):
+            self._note_index(own, answer)
+        found = await self._reading
+        self._reading = None
+        interfaces = {one.link.index: one for one in self._first.interfaces}
+        await self._change_settings(found, interfaces, self._first.loopback)
+        await self._fill_table(self._first.entries)
+        self.refused += self._attempts.reasons()
+        self._first = None
+        followers = self._interfaces.followers()
+        nics = {index: nic.name for index, nic in followers.items()}
+        await self._rulesets.load(Nics(nics, self._interfaces.seen_by_hooks()))
+
+    def _note_index(self, own: int, answer: Any) -> None:
+        """Learn from an answer to `set_interface` which index the NIC of the interface with the
+        index `own` has in the guest."""
+        self.refused += guest_settings.tell_refused(answer)
+        index = answer.get("index") if isinstance(answer, dict) else None
+        if not isinstance(index, int) or not 0 < index < 1 << 31:
+            raise AgentError("the agent's answer to set_interface has no proper index")
+        self._indexes[own] = index
+
+    def dismiss(self, index: int) -> None:
+        """Leave an interface alone whose NIC was removed by request."""
+        self._dismissed.add(index)
+
+    def doubt(self, index: int) -> None:
+        """Its NIC has got other addresses by request: see to it at the next `sync` that the routes
+        and neighbours are there that went with the ones before."""
+        self._doubt(index, self._carried.get(index))
+
+    async def sync(self, at_once: bool = False) -> float | None:
+        """Bring the guest to what the namespace is; return the seconds after which to try again
+        what failed, None where nothing did. With `at_once` interfaces that are up get their NICs
+        also where they have no carrier so far: the kernel may tell of it only later; and packet
+        rules that are required, and refused, are an error.
+
+        Raises OSError when the namespace is gone, AgentError when the guest does not answer.
+        """
+        self.refused.clear()
+        scan, own = await asyncio.to_thread(self._look)
+        scanned = scan.interfaces
+        if at_once:
+            scanned = [interface.with_carrier() for interface in scanned]
+        found = {interface.link.index: interface for interface in scanned}
+        self._dismissed &= found.keys()
+        try:
+            await self._unplug_gone(found)
+            # What is switched off is off before anything comes up.
+            await self._change_settings(own, found, scan.loopback)
+            await self._carry_loopback(scan.loopback)
+            # Those that are there first: one may give up the name of a new one.
+            await self._configure_interfaces(found)
+            await self._plug_new(found)
+            await self._configure_interfaces(found)
+            await self._change_settings(own, found, scan.loopback)
+            await self._fill_table(scan.entries)
+            names = {index: nic.name for index, nic in self._interfaces.followers().items()}
+            nics = Nics(names, self._interfaces.seen_by_hooks())
+            look = await self._rulesets.follow(nics, self._attempts, strictly=at_once)
+        finally:
+            again = self._attempts.end_round()
+        return min((s for s in (again, look) if s is not None), default=None)
+
+    def _scan(self) -> Scan:
+        if self._namespace and not namespaces.leads_to(self._path, self._namespace):
+            raise OSError(errno.ENOENT, f"{self._path} does not lead to it any more")
+        with netns.entered(self._path), Netlink() as nl:
+            return discovery.scan(nl)
+
+    def _read_settings(self, names: list[str]) -> guest_settings.Found:
+        defaults = settings.defaults()
+        with netns.entered(self._path):
+            return guest_settings.read(names, defaults)
+
+    def _look(self) -> Look:
+        scan = self._scan()
+        return Look(scan, self._read_settings([one.link.name for one in scan.interfaces]))
+
+    async def _unplug_gone(self, found: dict[int, Interface]) -> None:
+        """Also of what has been out of the namespace in the meantime, or has another MAC: that
+        comes as new."""
+        leaving = []
+        for index, nic in self._interfaces.followers().items():
+            if index not in found:
+                leaving.append(nic)
+            elif not self._interfaces.is_joined(nic, found[index].link):
+                _log.warning("%s is not joined with its NIC any more; it gets another", nic.name)
+                leaving.append(nic)
+        await asyncio.gather(*map(self._unplug, leaving))
+
+    async def _unplug(self, nic: Nic) -> None:
+        unplug = partial(self._interfaces.remove, nic)
+        if await self._attempts.make(nic.index, None, unplug, f"{nic.name} has gone"):
+            self._forget(nic.index)
+
+    def _forget(self, index: int) -> None:
+        self._carried.pop(index, None)
+        self._indexes.pop(index, None)
+        self._table.forget(index)
+        self._settings.forget(index)
+        self._rulesets.doubt()
+
+    async def _plug(self, interface: Interface) -> None:
+        # Its NIC may have gone by itself.
+        self._forget(interface.link.index)
+        await self._interfaces.carry(interface)
+
+    async def _plug_new(self, found: dict[int, Interface]) -> None:
+        left_alone = self._interfaces.joined_by_request() | self._dismissed
+        left_alone |= self._interfaces.followers().keys()
+        for index, interface in found.items():
+            if index not in left_alone and interface.is_ready and interface.is_running:
+                plug = partial(self._plug, interface)
+                told = f"{interface.link.name} is new"
+                await self._attempts.make(index, interface, plug, told)
+
+    async def _fill_table(self, wanted: list[Entry]) -> None:
+        indexes = {own: index for own, index in self._indexes.items() if own in self._carried}
+        own = entries.of_devices(wanted, indexes)
+        change = partial(self._table.change, own, indexes)
+        told = "routes, rules or neighbours have changed"
+        await self._attempts.make("table", self._table.wish(own), change, told)
+
+    async def _change_settings(
+        self, found: guest_settings.Found, interfaces: Mapping[int, Interface], loopback: Interface
+    ) -> None:
+        nics = {
+            nic.name: interfaces[index]
+            for index, nic in self._interfaces.followers().items()
+            if index in self._indexes and index in interfaces
+        }
+        nics[loopback.link.name] = loopback
+        change = partial(self._settings.change, found, nics, self.refused)
+        await self._attempts.make("settings", None, change, "settings have changed")
+
+    async def _carry_loopback(self, loopback: Interface) -> None:
+        index = loopback.link.index
+        before = self._carried.get(index)
+        if _is_carried(before, loopback) or not (before or loopback.addresses):
+            self._carried[index] = loopback
+            return
+
+        async def carry_over() -> None:
+            self._doubt(index, self._carried.pop(index, None))
+            await self._set_interface(loopback)
+            self._carried[index] = loopback
+
+        await self._attempts.make(index, loopback, carry_over, "loopback has changed")
+
+    async def _configure_interfaces(self, found: dict[int, Interface]) -> None:
+        followers = self._interfaces.followers()
+        changed = {
+            index: found[index]
+            for index in followers
+            if index in found and not _is_carried(self._carried.get(index), found[index])
+        }
+        await self._make_way(changed, followers)
+        for index, interface in changed.items():
+            carry_over = partial(self._carry_over, followers[index], interface)
+            told = f"{interface.link.name} has changed"
+            await self._attempts.make(index, interface, carry_over, told)
+
+    async def _make_way(self, changed: dict[int, Interface], followers: dict[int, Nic]) -> None:
+        """Where one takes the name that another gives up, have that one give it up first."""
+        holders = {nic.name: index for index, nic in followers.items()}
+        for index, interface in changed.items():
+            holder = holders.get(interface.link.name, index)
+            if holder != index and holder in changed:
+                passing = changed[holder]
+                passing = passing._replace(link=passing.link._replace(name=f"tw{holder}"))
+                carry_over = partial(self._carry_over, followers[holder], passing)
+                told = f"{followers[holder].name} has changed"
+                await self._attempts.make(("way", holder), passing, carry_over, told)
+
+    async def _carry_over(self, nic: Nic, interface: Interface) -> None:
+        """Make the guest's NIC, its record and its endpoint what the interface is."""
+        # Until it is done nobody knows what the guest has: it may fail half way.
+        before = self._carried.pop(nic.index, None)
+        self._doubt(nic.index, before)
+        # The host's side of a NIC may have had to take another MAC.
+        await self._set_interface(interface, mac=nic.mac)
+        await self._interfaces.follow(nic, interface)
+        self._carried[nic.index] = interface
+        if before is None or before.own_mtu != interface.own_mtu:
+            _tell_cut(interface)
+
+    async def _set_interface(self, interface: Interface, **other: str) -> None:
+        own = interface.link.index
+        of_it = self._settings.of_interface(interface, interface.link.name)
+        request = {**discovery.interface_request(interface, of_it), **other}
+        try:
+            answer = await self._agent.call("batch", requests=[request])
+            replies = answer.get("replies")
+            if not isinstance(replies, list) or len(replies) != 1:
+                raise AgentError("the agent's answer to set_interface is none")
+            self._note_index(own, replies[0])
+        except AgentError:
+            self._settings.forget(own)
+            raise
+
+    def _doubt(self, index: int, before: Interface | None) -> None:
+        """The guest's kernel drops entries when their interface is renamed, goes down, or loses an
+        address; and with an address the routes of others too that have it as their source."""
+        self._table.doubt(index)
+        if before:
+            self._table.doubt_source({pack_address(one.address) for one in before.addresses})
+
+
+def _tell_cut(interface: Interface) -> None:
+    if interface.own_mtu:
+        _log.warning(
+            "%s has an MTU of %d; the guest's is %d, for a TAP takes no larger one",
+            *(interface.link.name, interface.own_mtu, interface.link.mtu),
+        )
+
+
+def _is_carried(before: Interface | None, found: Interface) -> bool:
+    """Whether a NIC has all that it takes over from its interface, but for settings and entries in
+    tables."""
+    return (
+        before is not None
+        and _taken_over(before) == _taken_over(found)
+        and all(
+            one.ends_with(other)
+            for one, other in zip(before.addresses, found.addresses, strict=True)
+        )
+    )
+
+
+def _taken_over(interface: Interface) -> object:
+    link = interface.link
+    state = link.is_up, interface.is_running
+    timeless = [one._replace(valid=None, preferred=None) for one in interface.addresses]
+    return link.name, link.mtu, link.txqlen, state, timeless, discovery.looks(link)

@@ -1,0 +1,184 @@
+"""The guest's routes, rules, next hops and static neighbours, as far as they follow those of the
+namespace.
+
+What others put into the guest's tables is left alone.
+"""
+
+import binascii
+import operator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+
+from tapwright.agent.client import AgentClient
+from tapwright.errors import AgentError, AgentRefusedError
+from tapwright.linux import entries
+from tapwright.linux.entries import Entry
+
+_AT_ONCE = 2000
+"""Entries in one request: while the agent does them it does nothing else."""
+_SECONDS = 60.0
+
+Indexes = Mapping[int, int]
+"""Of interfaces in the guest, by those in the namespace."""
+
+
+class GuestTable:
+    """All of them, in whichever table they are."""
+
+    def __init__(self, agent: AgentClient) -> None:
+        self._agent = agent
+        self.present: dict[Entry, None] = {}
+        """What the guest got from here, in the order of its coming."""
+        self._doubtful: set[int] = set()
+
+    def forget(self, index: int) -> None:
+        """The interface of that index has gone from the guest, its entries with it."""
+        self.present = {entry: None for entry in self.present if index not in entry.devices}
+        self._doubtful.discard(index)
+
+    def doubt(self, index: int) -> None:
+        """The guest's kernel may have dropped entries of that interface: add them all again."""
+        self._doubtful.add(index)
+
+    def doubt_source(self, addresses: Set[bytes]) -> None:
+        """The same for the interfaces of routes that have one of the (packed) addresses, which an
+        interface has lost, as their source."""
+        for entry in self.present:
+            if entry.kind == entries.ROUTE and entries.route_facts(entry).source in addresses:
+                self._doubtful.update(entry.devices)
+
+    def wish(self, wanted: Iterable[Entry]) -> object:
+        """What `change` would do it for: equal when it is no use to try the same again."""
+        return tuple(wanted), frozenset(self._doubtful)
+
+    async def change(self, wanted: Iterable[Entry], indexes: Indexes) -> None:
+        """Make the entries of some interfaces those wanted, in their order.
+
+        Raises AgentRefusedError when the guest refused some, the others are done then; AgentError
+        when it does not answer.
+        """
+        shall = dict.fromkeys(entries.of_devices(wanted, indexes))
+        shall = dict.fromkeys(sorted(shall, key=entries.rank))
+        # What takes the place of another needs no removal of that.
+        taken = {entries.identity(entry) for entry in shall}
+        # With an address that has gone went the route that was not to be.
+        self._removed(
+            [e for e in self.present if e.absent and e not in shall and self._is_doubtful(e)]
+        )
+        remove = [e for e in self.present if e not in shall and entries.identity(e) not in taken]
+        replaced = [e for e in self.present if e not in shall and entries.identity(e) in taken]
+        unsure = set(filter(self._is_doubtful, self.present))
+        add = [e for e in shall if e not in self.present or e in unsure]
+        remove.sort(key=entries.rank, reverse=True)
+        refused = await self._ask([(e, True) for e in remove] + [(e, False) for e in add], indexes)
+        self._removed(replaced)
+        if late := [*self._late(shall, unsure)]:
+            steps = [(e, True) for e in late] + [(e, False) for e in late]
+            refused += await self._ask(steps, indexes)
+        self._doubtful -= indexes.keys()
+        if refused:
+            raise AgentRefusedError(
+                f"the guest's kernel refused {refused[0]}"
+                + (f" (one of {len(refused)} that were refused)" if len(refused) > 1 else "")
+            )
+
+    def _is_doubtful(self, entry: Entry) -> bool:
+        return not self._doubtful.isdisjoint(entry.devices)
+
+    def _late(self, shall: Iterable[Entry], unsure: Set[Entry]) -> Iterator[Entry]:
+        """Those that are before others in the guest which shall be before them; in the order in
+        which they shall be. Of the `unsure` nobody knows where they are."""
+        if not unsure and all(map(operator.eq, self.present, shall)):
+            return  # many came at once, into a table where nothing was
+        for order in (_place_of_route, _place_of_rule):
+            wanted = _grouped(filter(self.present.__contains__, shall), order)
+            several = {group: found for group, found in wanted.items() if len(found) > 1}
+            if not several:
+                continue
+            there = _grouped(self.present, order)
+            for group, found in several.items():
+                known = [entry for entry in there[group] if entry in found]
+                if not unsure.isdisjoint(found):
+                    yield from found
+                else:
+                    yield from found[_same_beginning(known, found) :]
+
+    def _removed(self, some: Iterable[Entry]) -> None:
+        for entry in some:
+            self.present.pop(entry, None)
+
+    async def _ask(self, steps: list[tuple[Entry, bool]], indexes: Indexes) -> list[str]:
+        """Have entries removed (with True) or added, whatever becomes of each; return what was
+        refused, in words."""
+        known = {entries.LOOPBACK: entries.LOOPBACK, **indexes}
+        refused: list[str] = []
+        for start in range(0, len(steps), _AT_ONCE):
+            part = steps[start : start + _AT_ONCE]
+            failed, part = {}, list(part)
+            messages = []
+            for number, (entry, remove) in enumerate(part):
+                if not remove and (unknown := entries.unknown_selector(entry)):
+                    failed[number] = f"{entry}: its attribute {unknown} is not known"
+                elif known.keys() >= set(entry.devices):
+                    messages.append(entries.message(entry, number, known, remove))
+                # What was on another interface has gone with it.
+            failed |= await self._replay(b"".join(messages), part)
+            for number, (entry, remove) in enumerate(part):
+                if remove or number in failed:
+                    self.present.pop(entry, None)
+                else:
+                    self.present.pop(entry, None)
+                    self.present[entry] = None
+            refused += failed.values()
+        return refused
+
+    async def _replay(self, messages: bytes, part: Sequence[tuple[Entry, bool]]) -> dict[int, str]:
+        """What was refused, in words, by the number of the request."""
+        if not messages:
+            return {}
+        text = binascii.b2a_base64(messages, newline=False).decode()
+        answer = await self._agent.call("replay", _SECONDS, messages=text)
+        found = {}
+        for number, code, words in _refusals(answer.get("refused", []), len(part)):
+            entry, remove = part[number]
+            if entries.is_failure(entry, code, remove):
+                found[number] = entries.refusal(entry, code, words)
+        return found
+
+
+def _refusals(answer: object, count: int) -> Iterator[tuple[int, int, str]]:
+    """(number, errno, words) of each. Raises AgentError when the guest's answer is none."""
+    try:
+        for number, code, words in answer:  # type: ignore[attr-defined]
+            if not 0 <= number < count:
+                raise ValueError(number)
+            yield int(number), int(code), str(words)
+    except (TypeError, ValueError):
+        raise AgentError("the agent's answer to replay has no proper list of refusals") from None
+
+
+def _place_of_route(entry: Entry) -> Hashable:
+    if entry.kind == entries.ROUTE and not entry.absent:
+        return entries.route_key(entry)
+    return None
+
+
+def _place_of_rule(entry: Entry) -> Hashable:
+    if entry.kind == entries.RULE and not entry.absent:
+        return entries.rule_key(entry)
+    return None
+
+
+def _grouped(
+    found: Iterable[Entry], key: Callable[[Entry], Hashable]
+) -> dict[Hashable, list[Entry]]:
+    groups: dict[Hashable, list[Entry]] = {}
+    for entry in found:
+        if place := key(entry):
+            groups.setdefault(place, []).append(entry)
+    return groups
+
+
+def _same_beginning(one: list[Entry], other: list[Entry]) -> int:
+    """How many entries at their beginnings are the same."""
+    pairs = enumerate(zip(one, other, strict=True))
+    return next((number for number, (a, b) in pairs if a != b), len(one))

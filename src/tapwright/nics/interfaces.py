@@ -1,0 +1,465 @@
+"""The NICs of a running sandbox: joined with the host's interfaces, plugged, configured, removed.
+
+Runs in the supervisor; the caller sees to it that one thing is done at a time. The record names a
+NIC from the moment QEMU has it to the moment QEMU has given it up, so that it tells the truth
+also about one that the guest does not let go of.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tapwright.agent.client import AgentClient
+from tapwright.endpoint import discovery, host_tap, kinds, vhost_user
+from tapwright.endpoint.beside import Waiting
+from tapwright.endpoint.kinds import Endpoint
+from tapwright.endpoint.limits import Limits
+from tapwright.endpoint.tcfilter import TcFilter
+from tapwright.endpoint.vhost_user import VhostUserSocket
+from tapwright.errors import (
+    HypervisorError,
+    NetworkError,
+    SandboxStateError,
+    TapwrightError,
+)
+from tapwright.hypervisor.backends import Backend, VhostUser
+from tapwright.hypervisor.qemu import Qemu
+from tapwright.linux import netns, tuntap
+from tapwright.linux.links import Link
+from tapwright.nics.request import Address, InterfaceRequest
+from tapwright.state import ownership, teardown
+from tapwright.state.record import Interface, Journal, TapRequest
+
+_TAP_TYPES = ("tap", "tun", "tuntap")
+_SEEN_BY_HOOKS = ("macvtap", "existing_macvtap", "tap")
+
+_log = logging.getLogger(__name__)
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WaitingNic:
+    """A NIC that was plugged in, and used, before its network was known; its MAC address is nobody
+    else's business."""
+
+    slot: int
+    mac: str
+    tap: Waiting
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A NIC that the guest lists, with those of its addresses that are told, as ADDRESS/PREFIX;
+    `nic` is what the record has of it."""
+
+    name: str
+    mac: str
+    mtu: int
+    addresses: list[str]
+    nic: Interface | None
+
+
+class Interfaces:
+    """The NICs of the sandbox of a journal."""
+
+    def __init__(self, journal: Journal, qemu: Qemu, agent: AgentClient) -> None:
+        self._journal = journal
+        self._record = journal.record
+        self._nics = qemu.nics
+        self._uid = qemu.uid
+        self._agent = agent
+        self._nics.on_gone = self._gone
+        self._waiting: WaitingNic | None = None
+        self._given: list[dict[str, Any]] = []
+
+    def expect(self, nic: WaitingNic) -> None:
+        """A NIC is there already, for the first interface whose endpoint can take it."""
+        self._waiting = nic
+
+    async def settle(self) -> list[dict[str, Any]]:
+        """When the first interfaces are joined: take the NIC out that was there, if none of them
+        took it; else return the agent's requests that make it that one's, to be done before any
+        other about it. Raises HypervisorError."""
+        waiting, self._waiting = self._waiting, None
+        if waiting:
+            await self._nics.unplug(waiting.slot)
+        given, self._given = self._given, []
+        return given
+
+    async def carry(self, found: discovery.Interface, network: str = "") -> None:
+        """Give an interface of the namespace a NIC of the same name, MAC and MTU, which follows it;
+        the guest is not told. Raises NetworkError, HypervisorError."""
+        link = found.link
+        self._check_unique(link.name, link.mac)
+        interface = Interface(
+            name=link.name,
+            device=link.name,
+            mac=link.mac,
+            mtu=link.mtu,
+            addresses=[str(address) for address in found.addresses],
+            queues=self._queues(link),
+            network=network,
+            index=link.index,
+        )
+        await self._join(interface, self._endpoint(link, self._record.netns))
+
+    def followers(self) -> dict[int, Interface]:
+        """The NICs that follow interfaces of the namespace, by the index of those."""
+        return {nic.index: nic for nic in self._record.interfaces if nic.index}
+
+    async def follow(self, nic: Interface, found: discovery.Interface) -> None:
+        """Have carrier, endpoint and record of a NIC follow its interface.
+
+        Raises HypervisorError, OSError.
+        """
+        link = found.link
+        await self._nics.set_link(nic.slot, found.is_running)
+        for entry in self._held_for(nic):
+            entry["nic"] = entry["device"] = link.name
+            if link.mtu != nic.mtu:
+                kinds.of_entry(entry).set_mtu(link.mtu)
+        nic.name = nic.device = link.name
+        nic.mtu = link.mtu
+        nic.addresses = [str(address) for address in found.addresses]
+        self._journal.save_if_possible()
+
+    def is_joined(self, nic: Interface, link: Link) -> bool:
+        """Whether the endpoint of a NIC is as it was made, with the interface as it is now.
+        Raises OSError."""
+        return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in self._held_for(nic))
+
+    def joined_by_request(self) -> set[int]:
+        """The indices of the namespace's interfaces that NICs were plugged for by request."""
+        return {
+            entry["index"]
+            for nic in self._record.interfaces
+            for entry in self._held_for(nic)
+            if not nic.index and entry.get("netns") == self._record.netns
+        }
+
+    def seen_by_hooks(self) -> frozenset[str]:
+        """The names of NICs whose frames pass the hooks of the namespace's device, those for its
+        ingress and egress: of macvtaps and TAPs. With `tcfilter` traffic control takes them away
+        before."""
+        kinds_of = {nic.name: self._held_for(nic) for nic in self._record.interfaces if nic.index}
+        return frozenset(
+            name
+            for name, entries in kinds_of.items()
+            if any(entry["kind"] in _SEEN_BY_HOOKS for entry in entries)
+        )
+
+    async def add(self, request: InterfaceRequest) -> Interface:
+        """Plug a NIC in and configure it.
+
+        After a failure nothing has changed. Raises NetworkError, HypervisorError, AgentError.
+        """
+        interface, configuration = await self.plug(request)
+        try:
+            await self._agent.call("batch", requests=[configuration])
+        except TapwrightError as error:
+            try:
+                await self._nics.unplug(interface.slot)
+            except HypervisorError as stuck:
+                raise type(error)(f"{error}; and the NIC could not be removed: {stuck}") from None
+            raise
+        return interface
+
+    async def plug(
+        self, request: InterfaceRequest, network: str = ""
+    ) -> tuple[Interface, dict[str, Any]]:
+        """Plug a NIC in; return it, and the agent's request that configures it.
+
+        Raises NetworkError, HypervisorError.
+        """
+        self._check_unique(request.name, request.mac)
+        interface = Interface(
+            name=request.name,
+            device=request.device,
+            mac=request.mac,
+            mtu=request.mtu,
+            addresses=[str(address) for address in request.addresses],
+            queues=request.queues,
+            vhost_user_socket=request.vhost_user_socket,
+            network=network,
+        )
+        await self._attach(interface, request)
+        return interface, _configuration(request)
+
+    async def add_host_tap(self, tap: TapRequest) -> dict[str, Any]:
+        """Give a TAP of the host's a NIC; return the agent's request that configures it.
+
+        Raises NetworkError, HypervisorError.
+        """
+        self._check_unique(tap.name, tap.mac)
+        mark = f"tapwright-{self._record.id}-{self._record.created * 1e3:.0f}"
+        what = {"nic": tap.name, "follows": 0, "device": tap.device, "mark": mark}
+        port = {"bridge": tap.bridge, "ovs": tap.ovs}
+        # In a thread what may ask Open vSwitch, which may take its time.
+        connected = await asyncio.to_thread(host_tap.check, tap.device, **port)
+        mtu = tap.mtu or host_tap.mtu(tap.device, tap.bridge or tap.ovs)
+        interface = Interface(tap.name, tap.device, tap.mac, mtu, list(tap.addresses))
+        with contextlib.ExitStack() as undo:
+            if not host_tap.exists(tap.device):
+                entry = self._journal.hold("host_tap", **what)
+                undo.enter_context(self._given_back_on_failure(entry))
+                host_tap.make(tap.device, mtu, mark)
+            place, link = self._find(tap.device, [netns.OWN])
+            if not connected:
+                entry = self._journal.hold("port", **what, **port, index=link.index)
+                undo.enter_context(self._given_back_on_failure(entry))
+                await asyncio.to_thread(host_tap.connect, tap.device, **port, mark=mark)
+            await self._join(interface, self._endpoint(link, place))
+        addresses = tuple(map(ipaddress.ip_interface, tap.addresses))
+        return _configuration(InterfaceRequest(tap.device, tap.name, tap.mac, addresses, mtu))
+
+    def named(self, name: str) -> Interface:
+        """Raises NetworkError."""
+        interface = next((nic for nic in self._record.interfaces if nic.name == name), None)
+        if interface is None:
+            names = ", ".join(nic.name for nic in self._record.interfaces) or "none"
+            raise NetworkError(f"name: there is no interface {name!r}; there are: {names}")
+        return interface
+
+    async def remove(self, interface: Interface) -> None:
+        """Take a NIC out; what it was joined with is as before.
+
+        Raises HypervisorError: the NIC is still there.
+        """
+        try:
+            await self._nics.unplug(interface.slot)
+        except HypervisorError as error:
+            raise HypervisorError(f"{interface.name} could not be removed: {error}") from None
+
+    async def set_addresses(self, nic: Interface, addresses: Sequence[Address]) -> None:
+        """Make these a NIC's addresses, where there are any. After a failure it has those that it
+        had. Raises AgentError."""
+        if addresses:
+            before = [ipaddress.ip_interface(text) for text in nic.addresses]
+            try:
+                await self._agent.call("batch", requests=[_with_addresses(nic, addresses)])
+            except TapwrightError:
+                with contextlib.suppress(TapwrightError):
+                    await self._agent.call("batch", requests=[_with_addresses(nic, before)])
+                raise
+            nic.addresses = [str(address) for address in addresses]
+            self._journal.save_if_possible()
+
+    def give_back_all(self) -> None:
+        """Undo what the NICs were joined with, when QEMU has ended."""
+        for interface in list(self._record.interfaces):
+            self._give_back_all_of(interface)
+
+    async def listing(self) -> list[Listed]:
+        """The guest's NICs. Raises AgentError."""
+        asked_for = {address for nic in self._record.interfaces for address in nic.addresses}
+        listed = await self._agent.listing("interfaces")
+        return [
+            self._listed(
+                entry,
+                [
+                    text
+                    for address in entry["addresses"]
+                    for text in [f"{address['address']}/{address['prefix_length']}"]
+                    # The kernel gives every NIC a link-local address of its own.
+                    if text in asked_for or not text.startswith("fe80:")
+                ],
+            )
+            for entry in listed
+            if entry["mac"].strip("0:")
+        ]
+
+    def _listed(self, entry: dict[str, Any], addresses: list[str]) -> Listed:
+        mac = str(entry["mac"])
+        nic = next((nic for nic in self._record.interfaces if nic.mac.lower() == mac.lower()), None)
+        return Listed(str(entry["name"]), mac, int(entry["mtu"]), addresses, nic)
+
+    async def _attach(self, interface: Interface, request: InterfaceRequest) -> None:
+        """Find out what the device is, take it, and plug the NIC."""
+        if path := request.vhost_user_socket:
+            await self._join(interface, vhost_user.of(request.device, path))
+            return
+        own = self._record.netns
+        place, link = self._find(request.device, [own, netns.OWN] if own else [netns.OWN])
+        is_tap = tuntap.settings(link) is not None
+        if request.link_type and (request.link_type in _TAP_TYPES) != is_tap:
+            raise NetworkError(
+                f"linkType: {request.link_type!r}, but {link.name} is a "
+                f"{'tap' if is_tap else link.kind or 'device of hardware'}"
+            )
+        if not is_tap and place != own:
+            what = f"device: {link.name} is no TAP but a {link.kind or 'device of hardware'}"
+            raise NetworkError(
+                f"{what}, and not in the sandbox's network namespace: move it there, or make a TAP"
+                if own
+                else f"{what}, and this sandbox has no network namespace: make a TAP"
+            )
+        await self._join(interface, self._endpoint(link, place))
+
+    def _queues(self, link: Link) -> int:
+        """Of the NIC that an interface gets: a TAP that can have several has one for each
+        processor, as many as the guest's driver makes use of."""
+        tap = tuntap.settings(link)
+        vcpus = self._record.spec.vcpus
+        return min(vcpus, tuntap.MOST_QUEUES) if tap and tap.multi_queue and vcpus > 1 else 0
+
+    def _endpoint(self, link: Link, place: str) -> Endpoint:
+        spec = self._record.spec
+        return kinds.choose(link, place, spec.model, Limits(spec.rx_limit, spec.tx_limit))
+
+    def _find(self, device: str, places: Sequence[str]) -> tuple[str, Link]:
+        try:
+            found = discovery.find(device, places)
+        except OSError as error:
+            raise NetworkError(
+                f"the sandbox's network namespace {places[0]} is gone: {error.strerror}"
+            ) from None
+        if found is None:
+            own = [f"the sandbox's network namespace ({place})" for place in places[:-1]]
+            where = " nor in ".join([*own, "the host's" if own else "the host's namespace"])
+            raise NetworkError(f"device: there is no {device} in {where}")
+        return found
+
+    async def _join(self, interface: Interface, endpoint: Endpoint) -> None:
+        """Enter the endpoint in the journal, make it, and plug the NIC."""
+        self._check_possible(endpoint)
+        self._nics.check_room()
+        endpoint.check()
+        entry = await self._claim(interface, endpoint)
+        with self._given_back_on_failure(entry):
+            if self._waiting and isinstance(endpoint, TcFilter) and interface.queues <= 1:
+                self._adopt(interface, endpoint, self._waiting)
+            else:
+                await self._plug(interface, endpoint.attach(interface.queues, self._uid))
+
+    def _check_possible(self, endpoint: Endpoint) -> None:
+        spec = self._record.spec
+        if not isinstance(endpoint, VhostUserSocket):
+            return
+        if not (spec.memory_directory or spec.hugepages):
+            raise NetworkError(
+                "vhostUserSocket: a backend must share the guest's memory: set "
+                'file_mem_backend in [hypervisor.qemu], such as "/dev/shm", or enable_hugepages, '
+                "and make the sandbox anew"
+            )
+        if spec.rx_limit or spec.tx_limit:
+            raise NetworkError(
+                "vhostUserSocket: its frames do not pass this kernel, which could limit their "
+                "rate; set rx_rate_limiter_max_rate and tx_rate_limiter_max_rate to 0, and a limit "
+                "in the switch"
+            )
+
+    async def _claim(self, interface: Interface, endpoint: Endpoint) -> Entry:
+        """Enter in the journal that the device is this sandbox's. Raises NetworkError."""
+        kind, fields = kinds.entry_of(endpoint)
+        entry = {"nic": interface.name, "follows": interface.index, **fields}
+        try:
+            return await asyncio.to_thread(ownership.claim_device, self._journal, kind, entry)
+        except SandboxStateError as error:
+            raise NetworkError(
+                f"device: {interface.device} can't be entered in the journal: {error}"
+            ) from None
+
+    async def _plug(self, interface: Interface, backend: Backend) -> None:
+        try:
+            interface.slot = await self._nics.plug(backend, interface.mac)
+        finally:
+            for fd in [backend.fd] if isinstance(backend, VhostUser) else backend.fds:
+                os.close(fd)
+        self._record.interfaces.append(interface)
+        try:
+            self._journal.save()
+        except SandboxStateError as error:
+            await self._nics.unplug(interface.slot)
+            raise NetworkError(f"the NIC can't be written down: {error}") from None
+
+    def _adopt(self, interface: Interface, endpoint: TcFilter, nic: WaitingNic) -> None:
+        """Make the NIC that is there the interface's. Raises HypervisorError."""
+        try:
+            endpoint.adopt(nic.tap)
+        except (NetworkError, OSError) as error:
+            raise HypervisorError(f"the NIC that waited can't be had: {error}") from None
+        self._waiting = None
+        interface.slot = nic.slot
+        self._record.interfaces.append(interface)
+        self._given.append({"op": "set_mac", "mac": nic.mac, "address": interface.mac})
+        # Written with the next change: the guest is not told before, and the endpoint is.
+
+    def _check_unique(self, name: str, mac: str) -> None:
+        for nic in self._record.interfaces:
+            if nic.name == name:
+                raise NetworkError(f"name: {name!r} is taken in this sandbox; choose another")
+            if nic.mac.lower() == mac.lower():
+                raise NetworkError(f"hwAddr: {mac!r} is that of the sandbox's {nic.name}")
+
+    def _held_for(self, nic: Interface) -> list[Entry]:
+        """The entries of the journal that are a NIC's."""
+        return [
+            entry
+            for entry in self._record.held
+            # The interface of one that follows may be about to change its name with another.
+            if entry.get("follows") == nic.index and (nic.index or entry["nic"] == nic.name)
+        ]
+
+    @contextlib.contextmanager
+    def _given_back_on_failure(self, entry: Entry) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._give_back(entry)
+            raise
+
+    def _give_back(self, entry: Entry) -> None:
+        if entry not in self._record.held:
+            return
+        try:
+            teardown.undo(entry)
+        except OSError as error:
+            # The entry stays, and `delete` tries again.
+            _log.error("%s was not given back: %s", entry["device"], error)
+        else:
+            self._journal.release(entry)
+
+    def _gone(self, slot: int) -> None:
+        """QEMU has given a NIC up."""
+        for interface in [nic for nic in self._record.interfaces if nic.slot == slot]:
+            self._give_back_all_of(interface)
+
+    def _give_back_all_of(self, interface: Interface) -> None:
+        self._record.interfaces.remove(interface)
+        for entry in reversed(self._held_for(interface)):
+            self._give_back(entry)
+        self._journal.save_if_possible()
+
+
+def _configuration(request: InterfaceRequest) -> dict[str, Any]:
+    """The agent's request that configures a NIC."""
+    return {
+        "op": "set_interface",
+        "mac": request.mac,
+        "name": request.name,
+        "mtu": request.mtu,
+        "queues": request.queues,
+        "addresses": _for_agent(request.addresses),
+    }
+
+
+def _with_addresses(nic: Interface, addresses: Sequence[Address]) -> dict[str, Any]:
+    return {
+        "op": "set_interface",
+        "mac": nic.mac,
+        "name": nic.name,
+        "addresses": _for_agent(addresses),
+    }
+
+
+def _for_agent(addresses: Iterable[Address]) -> list[dict[str, Any]]:
+    return [
+        {"address": str(address.ip), "prefix_length": address.network.prefixlen}
+        for address in addresses
+    ]

@@ -1,0 +1,85 @@
+"""Interfaces of the host that a running sandbox is given: moved into its namespace, and carried.
+
+Where the namespace is the sandbox's own they are given back at its end, by `teardown`. A namespace
+of somebody else's keeps them, for it is to its owner that they were given (runtime-spec,
+config-linux.md, "Namespace Lifecycle and Container Termination"); but not when it came to nothing.
+"""
+
+import asyncio
+from typing import Any
+
+from tapwright.endpoint import discovery, host_device
+from tapwright.endpoint.host_device import HostDevice
+from tapwright.errors import NetworkError, TapwrightError, UsageError
+from tapwright.linux import netns
+from tapwright.linux.netlink import Netlink
+from tapwright.nics.following import Following
+from tapwright.nics.interfaces import Interfaces
+from tapwright.state.record import Journal
+
+KIND = "net_device"
+"""That of their entries in the journal."""
+
+_Entry = dict[str, Any]
+
+
+class NetDevices:
+    """Those of the sandbox of a journal."""
+
+    def __init__(self, journal: Journal, interfaces: Interfaces, following: Following) -> None:
+        self._journal = journal
+        self._record = journal.record
+        self._interfaces = interfaces
+        self._following = following
+
+    async def take(self, devices: Any) -> None:
+        """Move interfaces in, `devices` being their names in the namespace by those on the host,
+        and give them NICs. After a failure all are back. Raises NetworkError, HypervisorError,
+        AgentError, UsageError."""
+        if not _are_names(devices):
+            raise UsageError("devices must be an object of names by names")
+        path = self._record.netns
+        if not path:
+            raise NetworkError("this sandbox has no network namespace to move interfaces into")
+        look = asyncio.to_thread
+        found = [
+            await look(host_device.look, device, name, path) for device, name in devices.items()
+        ]
+        entries: list[_Entry] = []
+        try:
+            for device in found:
+                entries.append(self._journal.hold(KIND, **host_device.entry_of(device)))
+                await self._take(device)
+            await self._following.sync(at_once=True)
+        except (TapwrightError, OSError):
+            await self._give_back(entries)
+            raise
+        if self._record.spec.netns:
+            for entry in entries:
+                self._journal.release(entry)
+
+    async def _take(self, device: HostDevice) -> None:
+        index = await asyncio.to_thread(device.move_in)
+        with netns.entered(device.netns), Netlink() as nl:
+            scanned = {one.link.index: one for one in discovery.scan(nl).interfaces}
+        if index not in scanned:
+            raise NetworkError(f"{device.device} has gone from {device.netns}")
+        await self._interfaces.carry(scanned[index].with_carrier())
+
+    async def _give_back(self, entries: list[_Entry]) -> None:
+        for nic in [self._nic_of(entry) for entry in entries]:
+            if nic:
+                await self._interfaces.remove(nic)
+        for entry in reversed(entries):
+            await asyncio.to_thread(host_device.of_entry(entry).move_back)
+            self._journal.release(entry)
+
+    def _nic_of(self, entry: _Entry) -> Any:
+        followers = self._interfaces.followers().values()
+        return next((nic for nic in followers if nic.mac == entry["mac"]), None)
+
+
+def _are_names(devices: object) -> bool:
+    return isinstance(devices, dict) and all(
+        isinstance(word, str) for pair in devices.items() for word in pair
+    )

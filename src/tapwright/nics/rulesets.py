@@ -1,0 +1,141 @@
+"""The packet rules of the sandbox's network namespace, in its guest: nf_tables, the tables of
+iptables-legacy, ipsets, and the services of IPVS.
+
+Plugins and platforms set them there for the programs that are to live in it (a service mesh's
+redirections, a firewall), and the host applies them to nothing of the guest's: its frames do not
+pass the namespace's stack.
+
+A table goes over whole, and again whenever something of it changes; the guest's own tables are left
+alone, and what its programs have put into tables of nf_tables that came from here is kept.
+
+nf_tables has a number that changes with each change, so that a look is one short request where
+nothing has. The others have none, and are looked at by `LOOK_AGAIN_SECONDS` where there are any.
+
+Rules that the guest refuses are no small matter: who set them counts on them. So a sandbox that
+can't have them does not start (`required`), unless it may start without (`best-effort`). Afterwards
+the guest keeps those that it had.
+
+What is carried is in `carried_rules`, which is loaded only where there is anything.
+
+Runs in the supervisor; the caller sees to it that one thing is done at a time.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from tapwright.agent.client import AgentClient
+from tapwright.errors import AgentRefusedError, NetworkError
+from tapwright.linux import netns, packet_rules
+from tapwright.linux.packet_rules import Glance
+from tapwright.nics.attempts import Attempts
+
+if TYPE_CHECKING:
+    from tapwright.nics.carried_rules import CarriedRules
+
+REQUIRED, BEST_EFFORT, NONE = "required", "best-effort", "none"
+
+LOOK_AGAIN_SECONDS = 10.0
+_IDLE_SHARE = 9.0  # rules that took a second to read are not read again for nine
+
+_log = logging.getLogger(__name__)
+
+
+class Nics(NamedTuple):
+    """The guest's NICs: their names by the index of the namespace's interface. Those of `unhooked`
+    pass the hooks of that one's device in the namespace, and so need none in the guest."""
+
+    names: Mapping[int, str]
+    unhooked: frozenset[str] = frozenset()
+
+
+class Rulesets:
+    """Those of the namespace at `path`, of which the guest gets as much as `mode` says."""
+
+    def __init__(self, path: str, agent: AgentClient, mode: str = REQUIRED) -> None:
+        self._path = path
+        self._agent = agent
+        self._mode = mode if path and not netns.is_own(path) else NONE
+        self._carried: CarriedRules | None = None
+        self._seen: object = None
+        self._not_before = 0.0
+        self._told = ""
+
+    def doubt(self) -> None:
+        """A NIC has gone from the guest, and what was bound to it with it."""
+        self._seen = None
+        if self._carried:
+            self._carried.doubt()
+
+    async def load(self, nics: Nics) -> None:
+        """Give the guest the rules, when it has its NICs.
+
+        Raises NetworkError, AgentError; AgentRefusedError where rules are required that the guest
+        does not take.
+        """
+        strictly = self._mode == REQUIRED
+        if glance := self._glance(strictly):
+            await self._carry(nics, glance, strictly)
+
+    async def follow(self, nics: Nics, attempts: Attempts, strictly: bool) -> float | None:
+        """Give the guest what has changed; return the seconds after which to look again, None for
+        when somebody tells of a change. What fails is an attempt; with `strictly` it is an error
+        where rules are required, as it is for `load`.
+
+        Raises NetworkError, AgentError, AgentRefusedError.
+        """
+        strictly = strictly and self._mode == REQUIRED
+        if not strictly and (wait := self._not_before - time.monotonic()) > 0:
+            return wait
+        glance = self._glance(strictly)
+        if not glance:
+            return None
+        if strictly:
+            await self._carry(nics, glance, strictly)
+        else:
+            carry = partial(self._carry, nics, glance, self._mode == REQUIRED)
+            await attempts.make("rulesets", glance, carry, "its packet rules have changed")
+        return LOOK_AGAIN_SECONDS if glance.is_silent else None
+
+    def _glance(self, strictly: bool) -> Glance | None:
+        """None where nothing is carried, or seen. Raises NetworkError, if `strictly`."""
+        if self._mode == NONE:
+            return None
+        try:
+            with netns.entered(self._path):
+                return packet_rules.glance()
+        except OSError as error:
+            told = f"the packet rules of the network namespace can't be looked at: {error.args[-1]}"
+            if strictly:
+                raise NetworkError(told) from None
+            if told != self._told:
+                _log.warning("%s", told)
+            self._told = told
+            return None
+
+    async def _carry(self, nics: Nics, glance: Glance, strictly: bool) -> None:
+        seen = glance, nics
+        if not (self._carried or glance.has_tables or glance.is_silent):
+            return
+        if seen == self._seen and not glance.is_silent:
+            return
+        if self._carried is None:
+            from tapwright.nics.carried_rules import CarriedRules
+
+            self._carried = CarriedRules(self._path, self._agent)
+        refused = await self._carried.change(nics, glance)
+        self._not_before = time.monotonic() + self._carried.reading_seconds * _IDLE_SHARE
+        self._seen = seen
+        if not refused:
+            return
+        told = refused[0] + (f" (one of {len(refused)})" if len(refused) > 1 else "")
+        if strictly:
+            self._seen = None
+            raise AgentRefusedError(
+                f"the network namespace has packet rules that the guest can't have: {told}; take "
+                "them away, give the guest a kernel that has what they need (tapwright image "
+                'build), or let it go without: [runtime] netns_rulesets = "best-effort"'
+            )
+        _log.warning("the guest goes without packet rules of the namespace: %s", told)

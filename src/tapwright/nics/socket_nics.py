@@ -1,0 +1,85 @@
+"""NICs on vhost-user sockets that CNI plugins tell of in their results: no interface of the
+namespace stands for them (CNI 1.1.0, section 5, "ADD Success": `socketPath`)."""
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tapwright.errors import NetworkError
+from tapwright.linux.routes import SCOPE_LINK, SCOPE_UNIVERSE, TABLE_MAIN
+from tapwright.nics.request import DEFAULT_MTU, InterfaceRequest, any_mac
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SocketNic:
+    """The NIC, and the routes through it as the agent takes them."""
+
+    request: InterfaceRequest
+    routes: list[dict[str, Any]]
+
+
+def of(result: Result, netns: str) -> list[SocketNic]:
+    """The NICs that a result (of version 1.0.0 or above) has sockets for.
+
+    Raises NetworkError for a device that would have to be passed through.
+    """
+    found = []
+    for index, interface in enumerate(result.get("interfaces") or []):
+        if interface.get("sandbox") != netns:
+            continue
+        if interface.get("pciID"):
+            raise NetworkError(
+                f"the interface {interface.get('name')} is a PCI device ({interface['pciID']}), "
+                "which would have to be given to the VM by VFIO; that is not supported. Use a "
+                "network that makes an interface in the namespace"
+            )
+        if interface.get("socketPath"):
+            found.append(_nic(interface, index, result))
+    return found
+
+
+def _nic(interface: dict[str, Any], index: int, result: Result) -> SocketNic:
+    ips = [entry for entry in result.get("ips") or [] if entry.get("interface") == index]
+    addresses = tuple(ipaddress.ip_interface(entry["address"]) for entry in ips)
+    name = str(interface["name"])
+    request = InterfaceRequest(
+        device=name,
+        name=name,
+        mac=interface.get("mac") or any_mac(),
+        addresses=addresses,
+        mtu=int(interface.get("mtu") or DEFAULT_MTU),
+        vhost_user_socket=str(interface["socketPath"]),
+    )
+    return SocketNic(request, list(_routes(result, name, ips)))
+
+
+def _routes(result: Result, name: str, ips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The routes that lead through the interface: those to a gateway on its networks, or, as
+    plugins mean it, without one of their own through that of an address."""
+    networks = [ipaddress.ip_interface(entry["address"]).network for entry in ips]
+    for route in result.get("routes") or []:
+        version = ipaddress.ip_network(route["dst"], strict=False).version
+        gateways = [
+            entry["gateway"]
+            for entry in ips
+            if entry.get("gateway") and ipaddress.ip_address(entry["gateway"]).version == version
+        ]
+        gateway = route.get("gw") or next(iter(gateways), None)
+        if not any(network.version == version for network in networks):
+            continue
+        if gateway and not any(ipaddress.ip_address(gateway) in network for network in networks):
+            continue
+        yield {
+            "destination": route["dst"],
+            "device": name,
+            "gateway": gateway,
+            "source": None,
+            "scope": int(route.get("scope") or (SCOPE_UNIVERSE if gateway else SCOPE_LINK)),
+            "metric": int(route.get("priority") or 0),
+            "table": int(route.get("table") or TABLE_MAIN),
+            "mtu": int(route.get("mtu") or 0),
+            "advmss": int(route.get("advmss") or 0),
+        }

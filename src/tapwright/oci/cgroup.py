@@ -1,0 +1,189 @@
+"""The control group that a platform names for a container (`linux.cgroupsPath`), on the host.
+
+In that of the container that started a sandbox are QEMU, virtiofsd, supervisor and monitor, beside
+the shims; in that of a member of a pod are its shims. What the container may use in the guest, its
+virtual machine may use on the host, with an overhead (docs/security.md).
+"""
+
+from tapwright.errors import BundleError, ContainerStateError, SandboxStateError
+from tapwright.linux import cgroups
+from tapwright.oci import size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tapwright.config import Config
+    from tapwright.oci.bundle import Bundle
+    from tapwright.oci.log import Log
+    from tapwright.oci.state import Container, Held
+
+    Json = dict[str, Any]
+
+PLATFORMS, OWN, SHARED = "platform's", "own", "shared"
+"""Whose group it is: the container's, in the place that the platform names, or in ours; or, with
+processes in it already, somebody else's, which is neither limited nor removed."""
+
+_OF_PODS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
+
+
+def make(
+    container: "Container", bundle: "Bundle", config: "Config", held: "Held", log: "Log"
+) -> None:
+    """Make the container's group, which its state has before. What the host can't do
+    is told, and costs no container. Raises BundleError for what can't be a path, OSError."""
+    runtime = config.runtime
+    try:
+        path = cgroups.expanded(bundle.linux.get("cgroupsPath", ""))
+        above = "" if path else cgroups.expanded(runtime.sandbox_cgroup)
+    except ValueError as error:
+        raise BundleError(f"linux.cgroupsPath: {error}") from None
+    if above:
+        path = cgroups.fresh(above, container.id)
+    if path in ("", "/"):
+        return
+    container.cgroup = path
+    container.cgroup_kind = OWN if above else SHARED if cgroups.members(path) else PLATFORMS
+    container.overhead = [runtime.overhead_cpu, runtime.overhead_memory, runtime.overhead_pids]
+    held.save(container)
+    failures = cgroups.make(path)
+    if container.cgroup_kind == SHARED:
+        log.warn(f"control group {path}: it has processes already, so it is left as it is")
+    if failures:
+        log.warn(f"control group {path}: {cgroups.told(failures)}; the container is not in it")
+
+
+def allow_for(container: "Container", bundle: "Bundle", memory_mib: int) -> None:
+    """Reckon with a VM of this size, which may be larger than the limit (`oci.size`). Its guest
+    keeps all that it has touched: with less the host would end it for its page cache."""
+    limit = size.memory_limit(bundle)
+    if 0 < limit < size.UNLIMITED:
+        container.overhead[1] += max(0, memory_mib - (limit >> 20))
+
+
+def bound(container: "Container", bundle: "Bundle", log: "Log") -> None:
+    """Set its limits. They are those of a sandbox that runs: to make a template takes more, of what
+    is ours alone."""
+    if container.cgroup_kind not in (OWN, PLATFORMS):
+        return
+    resources = _resources(bundle) if container.owns else bundle.linux.get("resources", {})
+    if not container.owns and _cpuset(resources):
+        log.warn("linux.resources.cpu.cpus, mems: the VM's CPUs are those of the pod")
+    if failures := cgroups.limit(container.cgroup, limits(container, resources)):
+        log.warn(
+            f"control group {container.cgroup}: {cgroups.told(failures)}; the host does not hold "
+            "to it"
+        )
+
+
+def _resources(bundle: "Bundle") -> "Json":
+    """Of the container that starts a sandbox, or of its pod."""
+    found: Json = dict(bundle.linux.get("resources", {}))
+    if memory := size.of_pod(bundle, "memory"):
+        found["memory"] = {**found.get("memory", {}), "limit": memory}
+    cpu = dict(found.get("cpu", {}))
+    if is_of_pod(bundle):
+        # Of a container that only waits; the pod's are those of the group above.
+        cpu.pop("shares", None)
+    if quota := size.of_pod(bundle, "cpu-quota"):
+        cpu |= {"quota": quota, "period": size.of_pod(bundle, "cpu-period")}
+    found["cpu"] = cpu
+    return found
+
+
+def is_of_pod(bundle: "Bundle") -> bool:
+    """Whether it is the container of a pod that only waits."""
+    return any(bundle.annotations.get(name) == "sandbox" for name in _OF_PODS)
+
+
+def limits(container: "Container", resources: "Json") -> cgroups.Limits:
+    """The host's limits for linux.resources (config-linux.md, "Control groups")."""
+    more_cpu, more_memory, more_pids = container.overhead
+    if not container.owns:  # there are but shims
+        more_cpu = more_memory = 0
+    memory = size.number((resources.get("memory") or {}).get("limit"))
+    cpu = resources.get("cpu") or {}
+    quota, period = size.number(cpu.get("quota")), size.number(cpu.get("period"))
+    pids = size.number((resources.get("pids") or {}).get("limit"))
+    found = cgroups.Limits(cpu_shares=size.number(cpu.get("shares")))
+    if memory:
+        found.memory = memory + (more_memory << 20) if 0 < memory < size.UNLIMITED else -1
+    if quota:
+        found.cpu_period = period or cgroups.PERIOD
+        found.cpu_quota = quota + found.cpu_period * more_cpu // 100 if quota > 0 else -1
+    if pids:
+        found.pids = pids + more_pids if pids > 0 else -1
+    if container.owns:
+        found.cpus, found.mems = cpu.get("cpus") or "", cpu.get("mems") or ""
+    return found
+
+
+def check_update(container: "Container", resources: "Json") -> None:
+    """Raises ContainerStateError for CPUs and memory nodes that would have no effect."""
+    if not _cpuset(resources):
+        return
+    why = ""
+    if not container.owns:
+        why = f"it lives in the VM of {container.sandbox!r}: set those of that container"
+    elif container.cgroup_kind not in (OWN, PLATFORMS):
+        why = "it has no control group of its own on the host"
+    elif not cgroups.has("cpuset", container.cgroup):
+        why = f"there is no controller cpuset in its control group {container.cgroup}"
+    if why:
+        raise ContainerStateError(
+            f"cpuset: container {container.id!r} can't be bound to CPUs: {why}"
+        )
+
+
+def update(container: "Container", resources: "Json", by_supervisor: bool, log: "Log") -> None:
+    """Change its limits on the host: those of memory and CPUs, which all in a VM have together, its
+    supervisor has set, unless that is of an older version. Raises
+    ContainerStateError where it can't be bound to the CPUs or memory nodes; the other limits are
+    told of: the guest holds them."""
+    if container.cgroup_kind not in (OWN, PLATFORMS):
+        return
+    wanted = limits(container, resources)
+    cpuset = cgroups.Limits(cpus=wanted.cpus, mems=wanted.mems)
+    wanted.cpus = wanted.mems = ""
+    if container.owns and by_supervisor:
+        wanted.memory = wanted.cpu_quota = wanted.cpu_period = None
+    if failures := cgroups.limit(container.cgroup, cpuset):
+        raise ContainerStateError(f"control group: {cgroups.told(failures)}")
+    if failures := cgroups.limit(container.cgroup, wanted):
+        log.warn(f"control group: {cgroups.told(failures)}")
+
+
+def enter(container: "Container", pid: int) -> None:
+    """Move a shim there. What can't be was told of when the container was made."""
+    if container.cgroup:
+        cgroups.join(container.cgroup, pid)
+
+
+def of_sandbox(root: str, sandbox: str) -> str:
+    """The group that a platform's sandbox was told to join, for who knows its container no more."""
+    from tapwright.state import record
+    from tapwright.state.registry import directory_of
+
+    try:
+        spec = record.load(directory_of(root) / sandbox).spec
+    except (OSError, SandboxStateError):
+        return ""
+    return "" if spec.cgroup_of_its_own else spec.cgroup
+
+
+def remove(container: "Container") -> str:
+    """Remove it; return what is left, in words."""
+    if container.cgroup_kind not in (OWN, PLATFORMS) or not container.cgroup:
+        return ""
+    try:
+        cgroups.remove(container.cgroup, evict=True)
+    except OSError as error:
+        return str(error.strerror)
+    if container.cgroup_kind == OWN:
+        cgroups.remove_if_empty(container.cgroup.rpartition("/")[0])
+    return ""
+
+
+def _cpuset(resources: "Json") -> bool:
+    cpu = resources.get("cpu") or {}
+    return bool(cpu.get("cpus") or cpu.get("mems"))

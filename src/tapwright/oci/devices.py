@@ -1,0 +1,72 @@
+"""Device nodes of a container: those that the guest's kernel has itself, by their numbers.
+
+A container asks for a device of the host by number. Where that is a number that the kernel's
+documentation gives to one kind of device for all machines (admin-guide/devices.txt), and this kind
+is a matter of the kernel alone, the guest has one of its own, or loads a module for it when it is
+opened. It has nothing that belongs to hardware, or is numbered as drivers happen to be loaded.
+"""
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Any
+
+    Json = dict[str, Any]
+
+_MISC = 10
+# include/linux/miscdevice.h: hw_random, net/tun, cuse, fuse, loop-control, vhost-net, vhost-vsock,
+# rfkill.
+_MISC_MINORS = frozenset((183, 200, 203, 229, 237, 238, 241, 242))
+# Memory (null, zero, kmsg, …), terminals of the machine, tty and ptmx, screens.
+_WHOLE = frozenset((1, 4, 5, 7))
+_PPP = 108
+_BLOCK = frozenset((7, 43))  # loop, nbd
+
+# Those that the guest's runtime makes in each container anyway (config-linux.md, "Default
+# Devices").
+_MADE_ANYWAY = frozenset(
+    f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx")
+)
+# Where platforms bind a terminal of their own.
+_CONSOLE = "/dev/console"
+_KEPT = ("path", "type", "major", "minor", "fileMode", "uid", "gid")
+
+
+def of_guest(wanted: "Iterable[Json]", mounts: "Sequence[Json]") -> "tuple[list[Json], list[str]]":
+    """(those to be made in the guest, the paths of those that can't be). `mounts` are the guest's:
+    a node is made in a filesystem of its own, for the host's would not have it."""
+    made, lacking = [], []
+    for device in wanted:
+        path = os.path.normpath(device["path"])
+        if path in _MADE_ANYWAY or path == _CONSOLE:
+            continue
+        if _is_known(device) and _is_in_memory(path, mounts):
+            made.append({key: device[key] for key in _KEPT if device.get(key) is not None})
+        else:
+            lacking.append(device["path"])
+    return made, lacking
+
+
+def _is_known(device: "Json") -> bool:
+    kind: str = device.get("type", "")
+    major: int = device.get("major", -1)
+    minor: int = device.get("minor", -1)
+    if kind == "b":
+        return major in _BLOCK
+    if kind in ("c", "u"):
+        if major == _MISC:
+            return minor in _MISC_MINORS
+        return major in _WHOLE or (major, minor) == (_PPP, 0)
+    return kind == "p"
+
+
+def _is_in_memory(path: str, mounts: "Sequence[Json]") -> bool:
+    """Whether the last mount that has the path in it is a tmpfs, or the like."""
+    kinds = [
+        mount.get("type")
+        for mount in mounts
+        if f"{path}/".startswith(os.path.normpath(mount["destination"]).rstrip("/") + "/")
+    ]
+    return bool(kinds) and kinds[-1] in ("tmpfs", "devtmpfs", "ramfs")

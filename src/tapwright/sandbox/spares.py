@@ -1,0 +1,274 @@
+"""Spares, as others see them: guests that were restored ahead and wait for a sandbox (`spare`).
+
+Each has a directory beside those of the sandboxes, with its lock `alive`, a file that says what it
+is, and a socket when it can be had: who connects first has it. A directory whose lock is free is
+what a spare has left that was killed, and is removed by whoever comes next.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tapwright
+from tapwright.linux import claims, filelock, unixsocket
+from tapwright.sandbox.launching import SPARES, Waiting, in_background
+from tapwright.state import ownership
+from tapwright.state.record import Journal, Spec, written_spec
+
+ALIVE, FILE, SOCKET = "alive", "spare.json", "socket"
+YOURS = b"yours\n"
+"""What a spare says to the one who has it."""
+
+_FAILED = ".failed"
+_NAMESPACES = "cgroup", "ipc", "mnt", "net", "pid", "user", "uts"
+_RIGHTS = "Uid:", "Gid:", "CapBnd:", "CapEff:", "NoNewPrivs:", "Seccomp:"  # proc(5)
+_ANSWER_SECONDS = 1.0
+_END_SECONDS = 10.0
+
+# What a sandbox is given when it is made, or has no part in what its guest is.
+_GIVEN_LATER = frozenset(
+    (
+        *("netns", "networks", "plugin_path", "cni_cache", "boot_timeout", "model", "rx_limit"),
+        *("tx_limit", "netmon", "in_host_netns", "template_limit", "taps", "rulesets", "dns"),
+        *("short_listing", "cgroup", "cgroup_of_its_own", "cgroup_limits", "oom_score_adj"),
+        *("spares", "spare_seconds", "configuration"),
+        *("first", "is_pod", "pod_memory", "pod_cpus", "bounds_host"),
+        *("overhead_memory", "overhead_cpu", "default_memory_mib"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Spare:
+    """One that is there. `is_ready` says whether it can be had already; `since` in seconds since
+    the epoch."""
+
+    name: str
+    directory: Path
+    pid: int
+    is_ready: bool
+    memory_mib: int
+    vcpus: int
+    share: bool
+    since: float
+
+
+def directory_of(root: str | Path) -> Path:
+    return Path(root, SPARES)
+
+
+def take(root: str | Path, spec: Spec) -> Waiting | None:
+    """A spare for the sandbox of a specification, if there is one: it is the caller's alone. That
+    of one that has hung is passed over, and so is one that dies."""
+    if not _is_possible(spec):
+        return None
+    directory, key = directory_of(root), key_of(spec)
+    for name in claims.names(directory):
+        if name.startswith(f"{key}-"):
+            if taken := _asked(directory / name):
+                return taken
+            _sweep(directory / name)
+    return None
+
+
+def refill(journal: Journal) -> None:
+    """Have a spare made in the background, unless there are as many as there are to be."""
+    spec, root = journal.record.spec, journal.directory.parent.parent
+    if (
+        not _is_possible(spec)
+        or len(list(_living(directory_of(root), key_of(spec)))) >= spec.spares
+    ):
+        return
+    with contextlib.suppress(OSError):  # the next one tries again
+        begin(root, spec)
+
+
+def begin(root: str | Path, spec: Spec, at_once: bool = False) -> None:
+    """Have a process begin with a spare for such sandboxes, unless there are enough; `at_once`, or
+    when the host has nothing better to do. Raises OSError."""
+    order = {"root": str(root), "spec": written_spec(_plain(spec)), "at_once": at_once}
+    in_background("spare", order)
+
+
+def listing(root: str | Path) -> list[Spare]:
+    """All spares, those that are still being made too."""
+    found = []
+    for name in claims.names(directory_of(root)):
+        directory = directory_of(root) / name
+        if not filelock.is_held(directory / ALIVE):
+            _sweep(directory)
+            continue
+        pid = ownership.supervisor_pid(directory)
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = json.loads((directory / FILE).read_text())
+            found.append(Spare(name, directory, pid or 0, (directory / SOCKET).exists(), **known))
+    return found
+
+
+def held_mib(spare: Spare) -> int:
+    """MiB of memory that its processes have, with their part of what they share (proc(5), Pss)."""
+    found, pids = 0, [spare.pid]
+    for pid in pids:
+        with contextlib.suppress(OSError, StopIteration):
+            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            found += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return found >> 10
+
+
+def note_failure(root: str | Path, reason: str) -> None:
+    with contextlib.suppress(OSError):
+        (directory_of(root) / _FAILED).write_text(reason)
+
+
+def last_failure(root: str | Path) -> str:
+    """Why the last one that came to nothing did, empty where none has."""
+    try:
+        return (directory_of(root) / _FAILED).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def drop(root: str | Path) -> list[str]:
+    """End all spares; return the names of those that were there. One that a sandbox takes in the
+    meantime may be the sandbox's: that starts another way then."""
+    dropped = []
+    for spare in listing(root):
+        _end(spare)
+        _sweep(spare.directory)
+        dropped.append(spare.name)
+    return dropped
+
+
+def key_of(spec: Spec) -> str:
+    """What is the same for all sandboxes that a spare could serve: all of the guest, the program
+    that is its supervisor, and what that has inherited from who made it, and another would from
+    this process."""
+    wanted = {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if field.name not in _GIVEN_LATER
+    }
+    program = [tapwright.__version__, tapwright.__file__]
+    content = json.dumps([program, _inherited(), wanted], sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _inherited() -> list[Any]:
+    """Namespaces, rights, and processors of this process, which it hands on."""
+    with open("/proc/self/status") as file:
+        rights = [line.strip() for line in file if line.startswith(_RIGHTS)]
+    namespaces = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in _NAMESPACES]
+    return [namespaces, rights, sorted(os.sched_getaffinity(0))]
+
+
+def enter(root: str | Path, spec: Spec) -> tuple[Path, int] | None:
+    """Make the directory of a new spare, which this process becomes; return it with the descriptor
+    of its lock. None where there are enough. Raises OSError."""
+    directory, key = directory_of(root), key_of(spec)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in claims.names(directory):
+            _sweep(directory / name)
+        if len(list(_living(directory, key))) >= spec.spares:
+            return None
+        name = f"{key}-{os.urandom(4).hex()}"
+        draft = Path(claims.draft(directory, name))
+        alive = os.open(draft / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        ownership.note_supervisor(alive)
+        (draft / FILE).write_text(json.dumps(_described(spec)))
+        claims.take(draft, directory / name)
+        return directory / name, alive
+    finally:
+        os.close(lock)
+
+
+def leave(directory: Path, alive: int) -> None:
+    """Remove the directory of a spare that is none any more, the calling process."""
+    with contextlib.suppress(OSError):
+        claims.discard(directory)
+    os.close(alive)
+
+
+def _is_possible(spec: Spec) -> bool:
+    """Of the host's huge pages a spare would keep others from having them."""
+    return bool(
+        spec.spares
+        and spec.template
+        and not (spec.in_host_netns or spec.hugepages or spec.taps)
+        and spec.model == "tcfilter"
+    )
+
+
+def _plain(spec: Spec) -> Spec:
+    """What a spare needs to know of it."""
+    return dataclasses.replace(spec, netns="", networks=[], cgroup="", dns=None, netmon=[])
+
+
+def _described(spec: Spec) -> dict[str, Any]:
+    return {
+        "memory_mib": spec.memory_mib,
+        "vcpus": spec.vcpus,
+        "share": spec.share,
+        "since": time.time(),
+    }
+
+
+def _asked(directory: Path) -> Waiting | None:
+    """The spare there, if it is ours."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(_ANSWER_SECONDS)
+        with unixsocket.address(directory / SOCKET) as path:
+            connection.connect(path)
+        if connection.recv(len(YOURS)) == YOURS:
+            connection.settimeout(None)
+            return Waiting(connection)
+    except OSError:
+        pass  # another was first, or it is not ready, or dead
+    connection.close()
+    return None
+
+
+def _living(directory: Path, key: str) -> Iterator[str]:
+    for name in claims.names(directory):
+        if name.startswith(f"{key}-") and filelock.is_held(directory / name / ALIVE):
+            yield name
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what a spare has left that was killed."""
+    if not filelock.is_held(directory / ALIVE):
+        with contextlib.suppress(OSError):  # another one does it
+            claims.discard(directory)
+
+
+def _end(spare: Spare) -> None:
+    try:
+        pidfd = os.pidfd_open(spare.pid)
+    except (ProcessLookupError, OSError):
+        return
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not ownership.is_supervisor(spare.directory, spare.pid):
+                return  # it has been taken, or the number is another's by now
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+            if select.select([pidfd], [], [], _END_SECONDS)[0]:
+                return
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,53 @@
+"""Whether what was read from a file is of the types that it is to have, so that the rest can rely
+on them. Imports nothing, for every command is a new process."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def fits(value: object, kind: "Any") -> bool:
+    """Whether a value of JSON is of that type, which may be written as an annotation is: `str`,
+    `list[str]`, `dict[str, int]`, `int | None`. What JSON knows no type for fits any."""
+    inner = getattr(kind, "__args__", ())
+    origin = getattr(kind, "__origin__", kind)
+    if inner and origin is kind:
+        return any(fits(value, each) for each in inner)  # a union
+    if kind is None or kind is type(None):
+        return value is None
+    if origin is list:
+        return isinstance(value, list) and all(fits(each, *inner or (object,)) for each in value)
+    if origin is dict:
+        of_values = inner[1] if inner else object
+        return isinstance(value, dict) and all(fits(each, of_values) for each in value.values())
+    if origin in (int, float):
+        return type(value) is int or (type(value) is float and origin is float)
+    return not isinstance(origin, type) or origin not in _NAMES or isinstance(value, origin)
+
+
+def mistake(content: "Mapping[str, Any]", shape: "Mapping[str, Any]") -> str:
+    """What of an object is missing or of another type than its shape says, in words; empty where
+    all is as it should be. It may have more."""
+    for key, kind in shape.items():
+        if key not in content:
+            return f"{key} is missing"
+        if not fits(content[key], kind):
+            return f"{key} must be {_name(kind)}"
+    return ""
+
+
+def _name(kind: "Any") -> str:
+    origin = getattr(kind, "__origin__", kind)
+    if origin is kind and (inner := getattr(kind, "__args__", ())):
+        return " or ".join(map(_name, inner))
+    return _NAMES.get(origin, "null")

@@ -1,0 +1,282 @@
+"""Who may do what to a sandbox's directory.
+
+*Its name* belongs to whoever first renamed a complete directory to it. *`alive`* is a lock held
+by the caller that makes the sandbox and handed on to the supervisor with the descriptor: it is
+free exactly when both are gone. The file holds the supervisor's pid. *The directory itself* is
+locked by whoever takes the sandbox down. *A device of the host* belongs to the sandbox in whose
+journal it is; the directory of all sandboxes is locked by whoever enters one.
+
+All locks are flock(2): the kernel frees them with their last holder, however it ended.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tapwright.cni import namespaces
+from tapwright.errors import NetworkError, SandboxExistsError, SandboxStateError
+from tapwright.linux import claims, filelock, files
+from tapwright.state.record import FILE, Journal, Record, held, save
+
+_ALIVE = "alive"
+_CLAIM_SECONDS = 10.0
+_SETTLED_SECONDS = 2.0
+
+
+def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
+    """Make the directory of a new sandbox; return it with the descriptor of its `alive` lock.
+
+    Raises SandboxExistsError, SandboxStateError.
+    """
+    target = sandboxes / record.id
+    try:
+        place = Path(claims.draft(sandboxes, record.id))
+    except OSError as error:
+        raise SandboxStateError(
+            f"the state directory {sandboxes} can't be made: {error.strerror}; choose another "
+            "one with --root"
+        ) from None
+    fd = -1
+    try:
+        fd = os.open(place / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        save(record, place)
+        claims.take(place, target)
+        place = target
+        files.sync(sandboxes)
+    except BaseException as error:
+        if fd >= 0:
+            os.close(fd)
+        claims.remove(place)
+        if isinstance(error, FileExistsError):
+            raise SandboxExistsError(
+                f"a sandbox {record.id!r} exists; delete it or choose another id"
+            ) from None
+        if isinstance(error, OSError):
+            raise SandboxStateError(
+                f"{target} can't be made: {error.strerror}; {files.remedy(error)}"
+            ) from None
+        raise
+    return target, fd
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether somebody makes or supervises the sandbox. Never waits."""
+    return filelock.is_held(directory / _ALIVE)
+
+
+def note_supervisor(alive_fd: int) -> None:
+    """Write down the calling process as the supervisor."""
+    os.pwrite(alive_fd, str(os.getpid()).encode(), 0)
+
+
+def supervisor_pid(directory: Path) -> int | None:
+    """The pid of the supervisor, who may have ended; None where none has started so far."""
+    try:
+        return int((directory / _ALIVE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def is_supervisor(directory: Path, pid: int) -> bool:
+    """Whether the process of that pid is the one that was written down, and no other that has its
+    number by now: it has the sandbox's lock open. To be asked when the number can't change hands
+    (pidfd_open(2))."""
+    try:
+        lock = os.stat(directory / _ALIVE)
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            return any(_is(lock, entry.path) for entry in descriptors)
+    except OSError:
+        return False
+
+
+def _is(status: os.stat_result, path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), status)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def taking_down(directory: Path, timeout: float) -> Iterator[bool]:
+    """Be the only one to take the sandbox down; gives False when it is gone already.
+
+    Raises SandboxStateError when somebody else is at it for longer than `timeout` seconds.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with contextlib.suppress(OSError):
+            claims.sweep(directory.parent)  # whoever deleted it may have been killed
+        yield False
+        return
+    try:
+        if not filelock.locked_within(fd, timeout):
+            raise SandboxStateError(
+                f"somebody else is deleting the sandbox {directory.name!r}; try again later"
+            )
+        yield filelock.is_still(fd, directory)
+    finally:
+        os.close(fd)
+
+
+def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Enter a device of the host in a sandbox's journal, unless one has it already; return the
+    entry. `entry` has `device` and either the `netns` that it is in or its `socket`.
+
+    Raises NetworkError, and SandboxStateError when the devices stay locked.
+    """
+    sandboxes = journal.directory.parent
+    try:
+        place = _place(entry)
+    except OSError as error:
+        raise NetworkError(f"the namespace of {entry['device']} is gone: {error}") from None
+    with _claiming(sandboxes) as all_held:
+        for name, entered in all_held:
+            if entered.get("place") == place and is_still_there(entered):
+                raise NetworkError(
+                    f"device: {entry['device']} is in use by sandbox {name!r} as "
+                    f"{entered.get('nic')}; remove it there first"
+                )
+        namespace = namespace_of(entry.get("netns", ""))
+        return journal.hold(kind, **entry, place=place, namespace=namespace)
+
+
+def claim_netns(journal: Journal, path: str, bound: str = "") -> None:
+    """Enter in a sandbox's journal that it uses a network namespace, unless another one does; and
+    bind it at `bound`, if that is given, to be unbound with the sandbox.
+
+    Raises NetworkError, SandboxStateError.
+    """
+    sandboxes = journal.directory.parent
+    with _claiming(sandboxes) as all_held:
+        for name, entered in all_held:
+            if entered["kind"] in ("netns", "netns_used") and _same(entered.get("path"), path):
+                raise NetworkError(
+                    f"the network namespace {path} is in use by sandbox {name!r}; delete that "
+                    "one first, or choose another namespace"
+                )
+        if not bound:
+            journal.hold("netns_used", path=path)
+            return
+        from tapwright.linux import netns  # which commands that only look do not need
+
+        entry = journal.hold("netns", path=bound, namespace=namespace_of(path))
+        try:
+            netns.bind(path, bound)
+        except OSError as error:
+            journal.release(entry)
+            raise NetworkError(
+                f"the network namespace {path} can't be kept as {bound}: {error.strerror}"
+            ) from None
+
+
+def namespace_of(path: str) -> dict[str, Any] | None:
+    """What tells a namespace from all others, for a journal; None where there is none."""
+    found = namespaces.at(path) if path else None
+    return found._asdict() if found else None
+
+
+def is_still_its(entry: dict[str, Any], path: str) -> bool:
+    """Whether a path leads to the namespace that was entered with `namespace`. Where none was, as
+    by versions before, whatever namespace there is will do."""
+    known = namespaces.from_json(entry.get("namespace"))
+    if known is None:
+        return namespaces.at(path) is not None
+    return namespaces.leads_to(path, known)
+
+
+def is_still_there(entry: dict[str, Any]) -> bool:
+    """Whether the place of a device is still the one that was entered: numbers of namespaces are
+    used again, and so are paths."""
+    try:
+        is_there = _place(entry) == str(entry["place"])
+    except OSError:
+        return False
+    return is_there and ("netns" not in entry or is_still_its(entry, entry["netns"]))
+
+
+@contextlib.contextmanager
+def _claiming(sandboxes: Path) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
+    """Be the only one who enters something that others may have; gives the journals' entries of all
+    sandboxes, each with the id of its sandbox. Raises SandboxStateError."""
+    journals = _Journals(sandboxes)
+    # Before anybody has to wait for us: it takes long where there are many.
+    for _ in journals.entries():
+        pass
+    fd = os.open(sandboxes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not filelock.locked_within(fd, _CLAIM_SECONDS):
+            raise SandboxStateError("another sandbox takes very long to claim a device; try again")
+        yield journals.entries()
+    finally:
+        os.close(fd)
+
+
+def _same(one: object, other: str) -> bool:
+    try:
+        # It is another sandbox's, whose journal may be damaged.
+        return isinstance(one, str) and os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def _place(entry: dict[str, Any]) -> str:
+    """What tells a device apart from all others of the host."""
+    if "socket" in entry:
+        return f"socket {os.path.realpath(entry['socket'])}"
+    return f"netns {os.stat(entry['netns']).st_ino} interface {entry['index']}"
+
+
+class _Journals:
+    """Those of all sandboxes. Each is read once, and again when it is another one."""
+
+    def __init__(self, sandboxes: Path) -> None:
+        self._sandboxes = sandboxes
+        self._read: dict[str, tuple[os.stat_result, list[dict[str, Any]]]] = {}
+
+    def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name in names(self._sandboxes):
+            try:
+                status = os.stat(self._sandboxes / name / FILE)
+                known = self._read.get(name)
+                if known is None or not _is_unchanged(known[0], status):
+                    # What was written just now can be written again within a tick of the clock.
+                    is_new = time.time() - status.st_mtime < _SETTLED_SECONDS
+                    found = held(self._sandboxes / name)
+                    known = status, found
+                    if not is_new:
+                        self._read[name] = known
+            except (FileNotFoundError, SandboxStateError):
+                continue  # just deleted; a damaged record is told of where it is asked for
+            for entry in known[1]:
+                yield name, entry
+
+
+def _is_unchanged(before: os.stat_result, now: os.stat_result) -> bool:
+    return (before.st_ino, before.st_mtime_ns, before.st_size) == (
+        now.st_ino,
+        now.st_mtime_ns,
+        now.st_size,
+    )
+
+
+def discard(directory: Path) -> None:
+    """Remove the directory of a sandbox that holds nothing any more; its name is free at once.
+    Raises SandboxStateError."""
+    try:
+        claims.discard(directory)
+    except OSError as error:
+        raise SandboxStateError(
+            f"sandbox {directory.name!r} is taken back, but {directory} can't be removed: "
+            f"{error.strerror}; {files.remedy(error)}, and delete it again"
+        ) from None
+
+
+def names(sandboxes: Path) -> list[str]:
+    """The ids of all sandboxes."""
+    return claims.names(sandboxes)

@@ -1,0 +1,374 @@
+"""What is known of a sandbox, on disk: its specification, its state, and all that it holds.
+
+The list `held` is the journal: whatever outlives the supervisor's process is entered before it is
+made, so that `teardown` can take it back after a kill at any instant.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tapwright import shapes
+from tapwright.errors import NewerRecordError, SandboxStateError
+from tapwright.linux import files
+
+FILE = "record.json"
+LOG = "log"
+
+CREATING, RUNNING = "creating", "running"
+
+FORMAT = 1
+"""Of records; 0 had no number. What is new has a field, or a kind of entry, of its own, which other
+versions keep as they found it. The number grows when versions before would get something wrong:
+they touch no such record, and say so."""
+_FORMAT, _UNKNOWN = "format", "_unknown"
+
+_LAST_SECOND = 1 << 36
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass
+class NetworkRequest:
+    """A network to attach to: the whole configuration, so that its file may go or change;
+    `remembered` is what libcni would keep of it, where that is less (`cni.Network.raw`)."""
+
+    name: str
+    ifname: str
+    config: str
+    source: str
+    capability_args: dict[str, Any] = field(default_factory=dict)
+    remembered: str = ""
+
+
+@dataclass
+class TapRequest:
+    """A TAP of the host's namespace, made where there is none, and connected to a Linux bridge or
+    a bridge of Open vSwitch where one is named; the NIC on it. Addresses as ADDRESS/PREFIX; an MTU
+    of 0 is the TAP's."""
+
+    device: str
+    name: str
+    mac: str
+    bridge: str = ""
+    ovs: str = ""
+    mtu: int = 0
+    addresses: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Spec:
+    """What was asked for. `netns` is empty where the sandbox makes its own, or has none
+    (`in_host_netns`). `netmon` is the monitor's command, empty for none; limits in bits a second;
+    `template` the directory of the templates to start from, empty for a guest that is booted;
+    together they may take `template_limit` MiB, 0 for any. With `share` the guest can be shown
+    files of the host, by the daemon `share_daemon` (empty for the first that is installed), which
+    is told how to cache and more `share_arguments`. `disk` is the image's, empty for a guest that
+    is not ours. `short_listing` is the form of what `list-ifaces` prints. `dns` (as in a CNI
+    result) is the guest's instead of that of its networks. `rulesets` says whether the guest must
+    have the packet rules of the netns (`sandbox.rulesets`).
+    `spares` guests like this one wait for the sandboxes to come, each for `spare_seconds` at most,
+    and as long as the file `configuration` is the same.
+    `cgroup` is the path of the control group (`linux.cgroups`) that all processes of the sandbox
+    are in, empty for none; to have a `cgroup_of_its_own` it is that above one which is made with
+    the sandbox, and has `cgroup_limits` (`memory`, `cpu_quota`, `cpu_period`, `pids` of
+    `cgroups.Limits`). `oom_score_adj` is that of these processes (proc(5)).
+    The VM may grow (`sandbox.room`) to `most_memory_mib` by `memory_slots` pieces, and to
+    `most_vcpus`, for containers of which `first` is the one that it is started for; with `is_pod`
+    that stands for a pod, which may use `pod_memory` bytes and `pod_cpus`, 0 for any. A container
+    without a limit reckons with `default_memory_mib`. With `bounds_host` the control group `cgroup`
+    gets the limits of all containers, and the overhead in MiB and hundredths of a CPU.
+    """
+
+    kernel: str
+    initrd: str
+    netns: str = ""
+    networks: list[NetworkRequest] = field(default_factory=list)
+    plugin_path: list[str] = field(default_factory=list)
+    cni_cache: str = ""
+    qemu: str = "qemu-system-x86_64"
+    accelerator: str = "auto"
+    kernel_params: str = ""
+    memory_mib: int = 256
+    vcpus: int = 1
+    boot_timeout: float = 60.0
+    memory_directory: str = ""
+    slots: int = 8
+    machine_type: str = "q35"
+    hugepages: bool = False
+    vhost: bool = True
+    debug: bool = False
+    model: str = "tcfilter"
+    rx_limit: int = 0
+    tx_limit: int = 0
+    netmon: list[str] = field(default_factory=list)
+    in_host_netns: bool = False
+    template: str = ""
+    template_limit: int = 0
+    taps: list[TapRequest] = field(default_factory=list)
+    share: bool = False
+    share_daemon: str = ""
+    share_cache: str = "auto"
+    share_arguments: list[str] = field(default_factory=list)
+    disk: str = ""
+    rulesets: str = "required"
+    short_listing: bool = True
+    cgroup: str = ""
+    cgroup_of_its_own: bool = False
+    cgroup_limits: dict[str, int] = field(default_factory=dict)
+    oom_score_adj: int = 0
+    dns: dict[str, Any] | None = None
+    most_memory_mib: int = 0
+    memory_slots: int = 0
+    most_vcpus: int = 0
+    default_memory_mib: int = 0
+    first: str = ""
+    is_pod: bool = False
+    pod_memory: int = 0
+    pod_cpus: float = 0.0
+    bounds_host: bool = False
+    overhead_memory: int = 0
+    overhead_cpu: int = 0
+    spares: int = 0
+    spare_seconds: int = 600
+    configuration: str = ""
+
+
+@dataclass
+class Interface:
+    """A NIC of the guest; addresses as ADDRESS/PREFIX. `device` is the host's interface that it
+    is joined with; `network` the CNI network that made that one, empty for another's. `index` is
+    that of the namespace's interface which it follows, 0 when it was plugged by request."""
+
+    name: str
+    device: str
+    mac: str
+    mtu: int
+    addresses: list[str]
+    network: str = ""
+    slot: int = 0
+    queues: int = 0
+    vhost_user_socket: str = ""
+    index: int = 0
+
+
+@dataclass
+class Phase:
+    """A step of bringing the sandbox up; milliseconds, counted from the caller's start."""
+
+    name: str
+    start_ms: float
+    duration_ms: float
+
+
+@dataclass
+class Record:
+    """All of it. `created` in seconds since the epoch, `started` on the monotonic clock, in the run
+    of the host that is called `boot`. `warnings` are what the guest has otherwise than it was asked
+    for, in words; `cgroup` is the path of the control group that the sandbox is in. The guest has
+    `memory_mib` and `vcpus` by now, 0 for what it started with."""
+
+    id: str
+    spec: Spec
+    created: float
+    started: float
+    netns: str
+    status: str = CREATING
+    accelerator: str = ""
+    accelerator_reason: str = ""
+    interfaces: list[Interface] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    failure: str = ""
+    warnings: list[str] = field(default_factory=list)
+    cgroup: str = ""
+    memory_mib: int = 0
+    vcpus: int = 0
+    held: list[dict[str, Any]] = field(default_factory=list)
+    boot: str = ""
+
+
+# The fields that are made of other records, or of lists of them.
+_INNER: dict[tuple[type, str], Any] = {
+    (Spec, "networks"): [NetworkRequest],
+    (Spec, "taps"): [TapRequest],
+    (Record, "spec"): Spec,
+    (Record, "interfaces"): [Interface],
+    (Record, "phases"): [Phase],
+}
+
+
+def load(directory: Path) -> Record:
+    """Raises FileNotFoundError when the sandbox is gone, NewerRecordError for one that a newer
+    version made, SandboxStateError for a broken file, or one that can't be read."""
+    path = directory / FILE
+    content = _read(path)
+    number = content.pop(_FORMAT, 0)
+    if not isinstance(number, int) or number > FORMAT:
+        raise NewerRecordError(
+            f"{path} was written by a newer Tapwright (format {number}; this one knows {FORMAT}): "
+            "use that one"
+        )
+    try:
+        record = _made(Record, content)
+    except (ValueError, TypeError) as error:  # a field that is missing, or has another shape
+        raise SandboxStateError(f"{path} is damaged: {error}") from None
+    if not 0 <= record.created < _LAST_SECOND:
+        raise SandboxStateError(f"{path} is damaged: created: must be seconds since the epoch")
+    if not all(map(_is_entry, record.held)):
+        raise SandboxStateError(f"{path} is damaged: held: must be a list of what is held")
+    return record
+
+
+def held(directory: Path) -> list[dict[str, Any]]:
+    """The journal, also of a record of which the rest makes no sense. Raises FileNotFoundError,
+    SandboxStateError for a file that has none, or can't be read."""
+    found = _read(directory / FILE).get("held")
+    if not isinstance(found, list) or not all(map(_is_entry, found)):
+        raise SandboxStateError(f"{directory / FILE} is damaged: it has no journal")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SandboxStateError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise SandboxStateError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise SandboxStateError(f"{path} is damaged: it is no JSON object")
+    return content
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("kind"), str)
+
+
+def _made(kind: type[_T], content: Any) -> _T:
+    """A dataclass out of what `_plain` made of it. Fields that this version does not know are kept
+    for the next one. Raises ValueError, and TypeError where one is missing."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{kind.__name__} must be an object")
+    known: dict[str, Any] = {}
+    for each in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if each.name in content:
+            value = content.pop(each.name)
+            inner = _INNER.get((kind, each.name))
+            if isinstance(inner, list):
+                if not isinstance(value, list):
+                    raise ValueError(f"{each.name} must be a list")
+                value = [_made(inner[0], one) for one in value]
+            elif inner:
+                value = _made(inner, value)
+            elif mistake := shapes.mistake({each.name: value}, {each.name: each.type}):
+                raise ValueError(mistake)
+            known[each.name] = value
+    made = kind(**known)
+    if content:
+        vars(made)[_UNKNOWN] = content
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can be made of."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    plain = {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    return plain | vars(value).get(_UNKNOWN, {})
+
+
+def written_spec(spec: Spec) -> dict[str, Any]:
+    """A specification as it can be told to another process, in JSON."""
+    plain: dict[str, Any] = _plain(spec)
+    return plain
+
+
+def read_spec(content: dict[str, Any]) -> Spec:
+    """The specification that `written_spec` wrote."""
+    return _made(Spec, content)
+
+
+def save(record: Record, directory: Path, kept: bool = False) -> None:
+    """Write the record; it is there whole, or as it was before, but for one that is to be `kept`:
+    no loss of power brings back the one before. Raises SandboxStateError."""
+    try:
+        content = json.dumps({_FORMAT: FORMAT} | _plain(record))
+        files.replace(directory / FILE, content, kept=kept)
+    except OSError as error:
+        raise SandboxStateError(
+            f"{directory / FILE} can't be written: {error.strerror}; {files.remedy(error)}"
+        ) from None
+
+
+class Journal:
+    """The record in the hands of the one process that may change it; any of its threads may."""
+
+    def __init__(self, directory: Path, record: Record) -> None:
+        self.directory = directory
+        self.record = record
+        self._lock = threading.Lock()
+
+    def save(self) -> None:
+        """Raises SandboxStateError."""
+        with self._lock:
+            save(self.record, self.directory)
+
+    def save_if_possible(self) -> None:
+        """For what has happened, whether it can be written down or not."""
+        try:
+            self.save()
+        except SandboxStateError as error:
+            _log.error("%s", error)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note in the record how long the block takes, also when it fails."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.note_phase(name, start)
+
+    def note_phase(self, name: str, start: float) -> None:
+        """Note one that has ended; `start` on the monotonic clock."""
+        took = time.monotonic() - start
+        since = start - self.record.started
+        self.record.phases.append(Phase(name, round(since * 1e3, 1), round(took * 1e3, 1)))
+
+    def hold(self, kind: str, **what: Any) -> dict[str, Any]:
+        """Enter something that is about to be made; return the entry, for `release`.
+
+        Raises SandboxStateError when it can't be written: then it must not be made.
+        """
+        entry = {"kind": kind, **what}
+        with self._lock:
+            self.record.held.append(entry)
+            try:
+                save(self.record, self.directory, kept=True)
+            except BaseException:
+                self.record.held.remove(entry)
+                raise
+        return entry
+
+    def release(self, entry: dict[str, Any]) -> None:
+        """Strike out something that is not, or no longer, there. On a disk that is full it stays
+        written, and whoever finds it there undoes it again, which does no harm."""
+        self.strike(entry)
+        self.save_if_possible()
+
+    def strike(self, entry: dict[str, Any]) -> None:
+        """The same in memory alone, for what may be undone twice, and is written soon, or goes."""
+        with self._lock:
+            self.record.held.remove(entry)

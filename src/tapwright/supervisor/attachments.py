@@ -1,0 +1,89 @@
+"""The CNI networks of a sandbox: their chains, run beside all else."""
+
+import threading
+from typing import Any
+
+from tapwright import cni
+from tapwright.errors import NetworkError
+from tapwright.state import ownership
+from tapwright.state.record import Journal, NetworkRequest
+
+Result = dict[str, Any]
+
+
+class Attaching:
+    """The chains of a sandbox's networks, one after another, in a thread of their own. What is
+    made is entered in the journal first."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._results: list[Result] = []
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def results(self) -> list[Result]:
+        """Those of all networks, in their order. Waits for them; raises NetworkError."""
+        self.wait()
+        if self._failure:
+            raise self._failure
+        return self._results
+
+    def wait(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for request in self._journal.record.spec.networks:
+                self._results.append(self._attach(request))
+        except BaseException as error:
+            self._failure = error
+
+    def _attach(self, request: NetworkRequest) -> Result:
+        record = self._journal.record
+        spec = record.spec
+        entry = self._journal.hold(
+            "attachment",
+            network=request.name,
+            ifname=request.ifname,
+            container_id=record.id,
+            netns=record.netns,
+            namespace=ownership.namespace_of(record.netns),
+            config=request.config,
+            source=request.source,
+            capability_args=request.capability_args,
+            plugin_path=spec.plugin_path,
+            cache=spec.cni_cache,
+        )
+        attachment = cni.Attachment(
+            container_id=record.id,
+            ifname=request.ifname,
+            netns=record.netns,
+            capability_args=request.capability_args,
+        )
+        try:
+            with self._journal.phase(f"network {request.name}"):
+                network = cni.parse_network(request.config.encode(), request.source)
+                if request.remembered:
+                    network = network._replace(raw=request.remembered.encode())
+                return cni.Runtime(spec.plugin_path, spec.cni_cache).add(network, attachment)
+        except cni.CniError as error:
+            leftovers = getattr(error, "__notes__", [])
+            if not leftovers:
+                # The chain's DEL has run; to run it twice is more than some plugins bear.
+                self._journal.release(entry)
+            raise NetworkError("; ".join([str(error), *leftovers])) from None
+
+
+def dns(results: list[Result]) -> dict[str, Any]:
+    """One resolver configuration out of those of all networks, each thing once."""
+    found: dict[str, Any] = {}
+    for result in results:
+        dns = result.get("dns") or {}
+        for key in ("nameservers", "search", "options"):
+            merged = found.get(key, []) + (dns.get(key) or [])
+            if merged:
+                found[key] = list(dict.fromkeys(merged))
+        if dns.get("domain"):
+            found.setdefault("domain", dns["domain"])
+    return found

@@ -1,0 +1,201 @@
+"""How a sandbox gets onto its networks: the guest beside the CNI chain, NICs, configuration.
+
+Runs in the supervisor, after `prelude`. What is made is entered in the journal first; after a
+failure the caller stops QEMU and calls `teardown`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from tapwright.endpoint import discovery
+from tapwright.errors import AgentError, HypervisorError, TapwrightError
+from tapwright.hypervisor import accelerator
+from tapwright.hypervisor.machine import Machine
+from tapwright.nics import named, socket_nics
+from tapwright.nics.interfaces import Interfaces
+from tapwright.state.record import Journal
+from tapwright.supervisor import attachments
+from tapwright.supervisor.guest import Guest, Starter
+from tapwright.supervisor.prelude import Early, machine_of
+from tapwright.supervisor.prepared import Prepared
+
+Progress = Callable[[str], None]
+Result = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+_One = TypeVar("_One")
+_Other = TypeVar("_Other")
+
+
+class Bringup:
+    """Brings up the sandbox of a journal, of which some has been begun."""
+
+    def __init__(self, journal: Journal, early: Early, progress: Progress, warn: Progress) -> None:
+        self._journal = journal
+        self._record = journal.record
+        self._early = early
+        self._progress = progress
+        self._starter = Starter(journal, progress, warn)
+
+    @property
+    def guest(self) -> Guest | None:
+        """There as soon as QEMU runs."""
+        return self._starter.guest
+
+    async def run(self) -> Guest:
+        """All of it. Raises NetworkError, HypervisorError, AgentError, ConfigError."""
+        if prepared := self._early.prepared:
+            self._early.prepared = None
+            try:
+                return await self._run_with(prepared)
+            except (HypervisorError, AgentError, OSError) as error:
+                # Not to be told to a caller who has lost no more than some time by it.
+                _log.warning("a spare was of no use: %s", error)
+                if guest := self.guest:
+                    await self._starter.stop()
+                    guest.interfaces.give_back_all()
+        (machine, guest), results = await _all(
+            self._start(), asyncio.to_thread(self._early.attaching.results)
+        )
+        # A guest that is being restored need not have answered for that.
+        answered, requests = await _all(
+            self._starter.answered(), _caught(self._join(guest, results))
+        )
+        if not answered:
+            await self._starter.stop()
+            guest.interfaces.give_back_all()
+            guest = await self._starter.boot(machine)
+            requests = await self._join(guest, results)
+        elif isinstance(requests, TapwrightError):
+            raise requests
+        with self._journal.phase("guest"):
+            await self._configure(guest, self._of_the_system(), requests, results)
+        return guest
+
+    async def _run_with(self, prepared: Prepared) -> Guest:
+        """The same with a guest that was there before. Raises OSError, too."""
+        guest = self._starter.take(prepared)
+
+        async def begun_anew() -> None:
+            with self._journal.phase("spare"):
+                await guest.begin_anew()
+                # While the chains are run, for it needs nothing of theirs.
+                await guest.agent.call("batch", requests=self._of_the_system())
+
+        results, _ = await _all(asyncio.to_thread(self._early.attaching.results), begun_anew())
+        requests = await self._join(guest, results)
+        with self._journal.phase("guest"):
+            await self._configure(guest, [], requests, results)
+        return guest
+
+    async def _start(self) -> tuple[Machine, Guest]:
+        machine = self._early.machine or await self._machine()
+        return machine, await self._starter.start(machine, self._early.restoring)
+
+    async def _machine(self) -> Machine:
+        wanted = machine_of(self._record.spec)
+        with self._journal.phase("accelerator"):
+            chosen, reason = await accelerator.choose(wanted, self._progress)
+        self._record.accelerator, self._record.accelerator_reason = chosen, reason
+        return replace(wanted, accelerator=chosen)
+
+    async def _join(self, guest: Guest, results: list[Result]) -> list[discovery.Request]:
+        """Give the interfaces, and what else there is, NICs; return the agent's requests."""
+        with self._journal.phase("join"):
+            networks = named.interfaces(self._record, results)
+            requests = await guest.following.begin(networks) if self._record.netns else []
+            requests += await self._plug_others(guest.interfaces, results)
+            named.note_missing(self._journal, results)
+            return requests
+
+    async def _plug_others(
+        self, interfaces: Interfaces, results: list[Result]
+    ) -> list[discovery.Request]:
+        """NICs that no interface of the namespace stands for; return the agent's requests."""
+        requests = []
+        routes = []
+        for network, result in zip(self._record.spec.networks, results, strict=True):
+            for nic in socket_nics.of(result, self._record.netns):
+                _, configuration = await interfaces.plug(nic.request, network.name)
+                requests.append(configuration)
+                routes += nic.routes
+        for tap in self._record.spec.taps:
+            requests.append(await interfaces.add_host_tap(tap))
+        return [*requests, {"op": "change_routes", "add": routes}] if routes else requests
+
+    def _of_the_system(self) -> list[discovery.Request]:
+        """What the guest is, whatever networks it is on."""
+        return [
+            {"op": "set_hostname", "hostname": self._record.id},
+            {"op": "set_machine_id", "machine_id": _machine_id()},
+            {"op": "set_clock", "seconds": time.time()},
+        ]
+
+    async def _configure(
+        self,
+        guest: Guest,
+        of_the_system: list[discovery.Request],
+        requests: list[discovery.Request],
+        results: list[Result],
+    ) -> None:
+        of_the_system = [*of_the_system, *await guest.interfaces.settle()]
+        dns = self._record.spec.dns or attachments.dns(results)
+        of_dns = [{"op": "set_dns", **dns}] if dns else []
+        of_files = [{"op": "mount_share"}] if self._record.spec.share else []
+        answer = await guest.agent.call(
+            "batch", requests=[*of_the_system, *requests, *of_dns, *of_files]
+        )
+        if self._record.netns:
+            replies = _replies(answer, len(of_the_system) + len(requests))
+            found = zip(requests, replies[len(of_the_system) :], strict=False)
+            await guest.following.fill(
+                reply for request, reply in found if request["op"] == "set_interface"
+            )
+            self._record.warnings += [
+                f"the guest can't have all that the namespace has: {text}"
+                for text in guest.following.refused
+            ]
+
+
+def _replies(answer: Result, at_least: int) -> list[Result]:
+    """Those to the requests of a batch. Raises AgentError."""
+    replies = answer.get("replies")
+    if (
+        not isinstance(replies, list)
+        or len(replies) < at_least
+        or not all(isinstance(reply, dict) for reply in replies)
+    ):
+        raise AgentError("the agent's answer has no proper list of replies")
+    return replies
+
+
+def _machine_id() -> str:
+    """A new one: a random UUID of version 4, as machine-id(5) would have it (random(4))."""
+    with open("/proc/sys/kernel/random/uuid") as file:
+        return file.read().strip().replace("-", "")
+
+
+async def _all(one: Awaitable[_One], other: Awaitable[_Other]) -> tuple[_One, _Other]:
+    """The results of both, which go on side by side; the first failure ends the other. A thread
+    that runs then is waited for at the end of the event loop."""
+    tasks = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _caught(work: Awaitable[_One]) -> _One | TapwrightError:
+    """The result or the error, so that it ends nothing else."""
+    try:
+        return await work
+    except TapwrightError as error:
+        return error

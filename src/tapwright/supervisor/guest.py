@@ -1,0 +1,226 @@
+"""The guest of a sandbox, and how it comes to life: from a template, or by booting.
+
+Whatever is wrong with a template, the guest is booted instead, and nobody sees more of it than the
+time, and a line that says why.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tapwright.agent.client import AgentClient
+from tapwright.errors import AgentError, HypervisorError, TapwrightError
+from tapwright.hypervisor import accelerator, restoring
+from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.qemu import Qemu
+from tapwright.hypervisor.restoring import Restoring
+from tapwright.hypervisor.template_store import Store, Template
+from tapwright.nics.following import Following
+from tapwright.nics.interfaces import Interfaces
+from tapwright.state.record import Journal, Spec
+from tapwright.supervisor.prelude import Holders, machine_of
+from tapwright.supervisor.prepared import Prepared
+
+Progress = Callable[[str], None]
+
+_RESTORE_SECONDS = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+async def make_template(spec: Spec, progress: Progress) -> None:
+    """Make the template that a sandbox would start from, where there is none; nothing happens when
+    it would be booted. Raises HypervisorError, AgentError."""
+    from tapwright.hypervisor import template
+
+    wanted = machine_of(spec)
+    if not spec.template:
+        return
+    chosen, _ = await accelerator.choose(wanted, progress)
+    machine = replace(wanted, accelerator=chosen)
+    directory = Path(spec.template)
+    try:
+        found = await template.find_or_make(
+            machine, directory, spec.template_limit, spec.boot_timeout, progress, again=True
+        )
+    except OSError as error:
+        raise HypervisorError(f"no template can be made in {directory}: {error}") from None
+    found.close()
+
+
+@dataclass
+class Guest:
+    """A running VM and the way to talk to it."""
+
+    qemu: Qemu
+    agent: AgentClient
+    interfaces: Interfaces
+    following: Following
+
+    async def answers(self, timeout: float) -> None:
+        """Wait until the agent does. Raises AgentError, also when QEMU ends before."""
+        answered = asyncio.create_task(self.agent.connect(timeout))
+        ended = asyncio.create_task(self.qemu.wait())
+        try:
+            await asyncio.wait((answered, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise AgentError(f"QEMU ended: {self.qemu.last_words()}")
+            await answered
+        except AgentError as error:
+            raise AgentError(
+                f"the guest did not come up: {error}. Its last words: {self.qemu.last_words()}"
+            ) from None
+        finally:
+            for task in (answered, ended):
+                task.cancel()
+            await asyncio.gather(answered, ended, return_exceptions=True)
+
+    async def begin_anew(self) -> None:
+        """Have a guest that was restored ahead draw its random numbers from a new seed; nobody in
+        it has begun anything. Raises AgentError."""
+        await self.agent.renew(_RESTORE_SECONDS)
+        if self.agent.facts.get("reseeded") is not True:
+            raise AgentError("its random numbers would be those of another guest")
+
+    async def stop(self) -> None:
+        await self.agent.close()
+        await self.qemu.stop()
+
+
+class Starter:
+    """Starts the guest of a journal's sandbox. `guest` is there as soon as QEMU runs; `warn` is
+    told why it is booted where it was to start from a template."""
+
+    def __init__(self, journal: Journal, progress: Progress, warn: Progress) -> None:
+        self._journal = journal
+        self._spec = journal.record.spec
+        self._progress = progress
+        self._warn_caller = warn
+        self._template: Template | None = None
+        self.guest: Guest | None = None
+
+    async def start(self, machine: Machine, begun: Restoring | None) -> Guest:
+        """Return when NICs can be plugged in: of a guest that is booted its agent answers then,
+        of one that is restored it will. `begun` is one that is on its way.
+
+        Raises HypervisorError, AgentError.
+        """
+        restored = await self._restored(machine, begun) if self._spec.template else None
+        return restored or await self.boot(machine)
+
+    def take(self, prepared: Prepared) -> Guest:
+        """Have a guest that was there before."""
+        guest = self._guest_of(prepared.qemu, prepared.agent)
+        guest.interfaces.expect(prepared.nic)
+        return guest
+
+    async def boot(self, machine: Machine) -> Guest:
+        """Start the guest without a template. Raises HypervisorError, AgentError."""
+        with self._journal.phase("qemu"):
+            guest = self._guest(await Qemu.start(machine))
+            await guest.qemu.plug_share()
+        with self._journal.phase("boot"):
+            await guest.answers(self._spec.boot_timeout)
+        return guest
+
+    async def answered(self) -> bool:
+        """Wait until the agent of a restored guest answers. When it does not, or not as it should,
+        the template is given up, and the guest is not of use."""
+        guest, found = self.guest, self._template
+        if guest is None or found is None:
+            return True
+        try:
+            with self._journal.phase("agent"):
+                await guest.answers(_RESTORE_SECONDS)
+            if guest.agent.facts.get("reseeded") is not True:
+                raise AgentError("its random numbers would be those of other guests")
+        except AgentError as error:
+            self._give_up(found, error)
+            return False
+        else:
+            return True
+        finally:
+            found.close()
+            self._template = None
+
+    async def stop(self) -> None:
+        """End the guest, if there is one."""
+        if self.guest:
+            await self.guest.stop()
+            self.guest = None
+
+    def _guest(self, qemu: Qemu, session: int = 0) -> Guest:
+        return self._guest_of(qemu, AgentClient(qemu.agent, is_new=not session, session=session))
+
+    def _guest_of(self, qemu: Qemu, agent: AgentClient) -> Guest:
+        interfaces = Interfaces(self._journal, qemu, agent)
+        netns = self._journal.record.netns
+        # Programs of containers are who may care for indexes.
+        following = Following(netns, interfaces, agent, self._spec.rulesets, self._spec.share)
+        self.guest = Guest(qemu, agent, interfaces, following)
+        return self.guest
+
+    async def _restored(self, machine: Machine, begun: Restoring | None) -> Guest | None:
+        from tapwright.hypervisor import template
+
+        begun = begun or await self._begun(machine)
+        if begun is None:
+            return None
+        self._template = begun.template
+        try:
+            with self._journal.phase("restore"):
+                qemu = await template.restored(machine, begun)
+        except HypervisorError as error:
+            self._give_up(begun.template, error)
+            begun.template.close()
+            self._template = None
+            return None
+        guest = self._guest(qemu, begun.session)
+        with self._journal.phase("share"):
+            await qemu.plug_share()
+        return guest
+
+    async def _begun(self, machine: Machine) -> Restoring | None:
+        from tapwright.hypervisor import template
+        from tapwright.supervisor import making
+
+        spec = self._spec
+        # Of one that is made for this sandbox, until it is whole.
+        draft = self._journal.hold("template_draft", directory=spec.template)
+        try:
+            with self._journal.phase("template"):
+                found = await template.find_or_make(
+                    machine,
+                    Path(spec.template),
+                    spec.template_limit,
+                    spec.boot_timeout,
+                    self._progress,
+                    elsewhere=making.elsewhere(spec, machine.accelerator),
+                )
+            self._journal.release(draft)
+        except (TapwrightError, OSError) as error:
+            with contextlib.suppress(OSError):
+                Store(Path(spec.template)).clear()  # of a maker that was killed
+            self._journal.release(draft)
+            self._warn(f"booted, for there is no template: {error}")
+            return None
+        try:
+            with self._journal.phase("memory"):
+                return restoring.begin(machine, found, Holders(self._journal.directory))
+        except (TapwrightError, OSError) as error:
+            self._give_up(found, error)
+            found.close()
+            return None
+
+    def _give_up(self, found: Template, error: Exception) -> None:
+        from tapwright.hypervisor import template
+
+        self._warn(f"booted, for the template is of no use: {error}")
+        template.give_up(Path(self._spec.template), found, error)
+
+    def _warn(self, text: str) -> None:
+        _log.warning("%s", text)
+        self._warn_caller(" ".join(text.split()))  # one line, whatever QEMU said

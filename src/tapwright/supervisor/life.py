@@ -1,0 +1,194 @@
+"""A sandbox's life, from where `prelude` has left it to its end."""
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tapwright.command import path as command_path
+from tapwright.control import server
+from tapwright.control.abandoned import Abandoned
+from tapwright.control.containers import Containers
+from tapwright.control.operations import Operations
+from tapwright.control.processes import Processes
+from tapwright.control.shares import Shares
+from tapwright.errors import SandboxStateError, TapwrightError, printable, shown
+from tapwright.nics.forwarding import forwarded
+from tapwright.nics.net_devices import NetDevices
+from tapwright.nics.resolvers import Resolvers
+from tapwright.sandbox import spares
+from tapwright.state import control_group
+from tapwright.state.record import LOG, RUNNING, Journal
+from tapwright.supervisor.bringup import Bringup
+from tapwright.supervisor.guest import Guest
+from tapwright.supervisor.monitor import Monitor
+from tapwright.supervisor.prelude import Early
+from tapwright.supervisor.room import Room
+
+if TYPE_CHECKING:
+    from tapwright.supervisor.main import Caller
+
+_LOG_BYTES = 1 << 20
+
+_log = logging.getLogger(__name__)
+
+
+class Life:
+    """One sandbox's life. `failure` is set when it came to its end before it ran; `deleted` when it
+    was told to end."""
+
+    def __init__(self, journal: Journal, early: Early, caller: "Caller") -> None:
+        self._journal = journal
+        self._early = early
+        self._caller = caller
+        self.failure: BaseException | None = None
+        self.deleted = False
+
+    def run(self, log_level: str, runner: asyncio.Runner | None = None) -> None:
+        """Until QEMU ends, SIGTERM comes, or the sandbox fails; with the loop of `runner`, where
+        there is one already."""
+        _log_to(self._journal.directory / LOG, log_level)
+        if runner:
+            runner.run(self._run())
+        else:
+            asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        life = asyncio.create_task(self._live())
+
+        def delete() -> None:
+            if not self.deleted:
+                self.deleted = True
+                self.failure = SandboxStateError("the sandbox was deleted")
+                life.cancel()
+
+        def check_caller() -> None:
+            if self._caller.is_gone():
+                loop.remove_reader(self._caller.fileno())
+                self.failure = SandboxStateError("the caller went away before the sandbox ran")
+                life.cancel()
+
+        loop.add_signal_handler(signal.SIGTERM, delete)
+        loop.add_reader(self._caller.fileno(), check_caller)
+        try:
+            await life
+        except asyncio.CancelledError:
+            _log.info("told to end: %s", self.failure)
+        except TapwrightError as error:
+            self.failure = error
+        except Exception as error:
+            _log.exception("unexpected")
+            self.failure = RuntimeError(f"unexpected {type(error).__name__}: {error}")
+
+    async def _live(self) -> None:
+        record = self._journal.record
+        bringup = Bringup(self._journal, self._early, self._caller.progress, self._caller.warn)
+        try:
+            guest = await bringup.run()
+            room = Room(self._journal, guest.qemu, guest.agent)
+            processes = Processes(guest.agent, room.admit, room.leave)
+            abandoned, resolvers = Abandoned(), Resolvers(record.netns, guest.agent)
+            shares = Shares(guest.qemu.share, guest.agent)
+            devices = NetDevices(self._journal, guest.interfaces, guest.following)
+            served = Operations(
+                guest.interfaces,
+                guest.following,
+                resolvers,
+                devices,
+                guest.agent,
+                self._journal.record.spec,
+            )
+            operations = {
+                **served.by_name(),
+                **resolvers.by_name(),
+                **shares.by_name(),
+                **Containers(guest.agent, processes.expect_end).by_name(),
+                **abandoned.by_name(),
+                **room.by_name(),
+            }
+            conversations = processes.by_name()
+            async with (
+                contextlib.aclosing(resolvers),
+                abandoned.watched(),
+                room.kept(),
+                shares.watched(),
+                forwarded(record.netns, guest.agent),
+                server.serving(self._journal.directory, guest.agent, operations, conversations),
+                self._monitored(),
+            ):
+                control_group.bound(record, self._caller.warn)
+                record.status = RUNNING
+                self._journal.save()
+                asyncio.get_running_loop().remove_reader(self._caller.fileno())
+                self._caller.running()
+                await asyncio.to_thread(spares.refill, self._journal)
+                record.failure = await _end_of(guest)
+                self._journal.save_if_possible()
+        finally:
+            if bringup.guest:
+                await bringup.guest.stop()
+            elif self._early.restoring:  # begun, and not taken over yet
+                self._early.restoring.spawned.kill()
+            elif self._early.prepared:
+                await self._early.prepared.stop()
+
+    @contextlib.asynccontextmanager
+    async def _monitored(self) -> AsyncIterator[None]:
+        """With the network monitor, where there is one, for the length of the block."""
+        record, directory = self._journal.record, self._journal.directory
+        if not record.spec.netmon:
+            yield
+            return
+        log_level = logging.getLevelName(_log.getEffectiveLevel()).lower()
+        command = [*record.spec.netmon, "-s", record.id, "-r", command_path(), "-log", log_level]
+        watching = asyncio.create_task(
+            Monitor(command, record.netns, str(directory.parent.parent)).watch()
+        )
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+def _log_to(path: Path, level: str) -> None:
+    # Bounded, for a guest can make its supervisor warn as often as it likes.
+    # Opened with the first line: a disk that is full costs the log, and no sandbox.
+    handler = logging.handlers.RotatingFileHandler(
+        path, maxBytes=_LOG_BYTES, backupCount=1, delay=True
+    )
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # A disk that takes no log takes no trace of that, either; stderr is the log, too.
+    logging.raiseExceptions = False
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+async def _end_of(guest: Guest) -> str:
+    """Wait until the guest has ended, or must be; why, in words."""
+    ended = asyncio.ensure_future(guest.qemu.wait())
+    broken = asyncio.ensure_future(guest.agent.has_broken_rules.wait())
+    try:
+        await asyncio.wait((ended, broken), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (ended, broken):
+            task.cancel()
+        await asyncio.gather(ended, broken, return_exceptions=True)
+    if guest.agent.has_broken_rules.is_set():
+        return "the guest broke the rules of the agent's protocol, and was ended"
+    return f"QEMU ended: {guest.qemu.last_words()}"
+
+
+class _Formatter(logging.Formatter):
+    """Of a log that root reads on a terminal, and that has words of a guest."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = shown(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(map(printable, super().formatException(ei).splitlines()))

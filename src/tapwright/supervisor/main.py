@@ -1,0 +1,198 @@
+"""The supervisor: the one long-lived process of a sandbox, owner of QEMU and of the record.
+
+Started by `launching`, and told by `lifecycle.run` which sandbox it is for. The caller hears, a
+JSON object a line, `progress` and `warning`, and in the end `running` or `failed`. A sandbox that
+fails before it runs, or whose caller goes away before that, is taken back here. Told to end
+(SIGTERM) the supervisor only stops QEMU: who deletes the sandbox takes back the rest.
+
+Most of the modules are loaded when there is nothing better to do: while the caller makes its plan,
+or while QEMU starts.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tapwright.errors import SandboxStateError, TapwrightError
+from tapwright.linux import process, unixsocket
+from tapwright.sandbox.launching import MESSAGE_BYTES
+from tapwright.state import control_group, ownership
+from tapwright.state.record import LOG, RUNNING, Journal, load
+from tapwright.supervisor import prelude
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from tapwright.supervisor.prepared import Prepared
+
+_LATER = (
+    "asyncio",
+    "tapwright.cni.runtime",
+    "tapwright.agent.client",
+    "tapwright.hypervisor.template",
+    "tapwright.endpoint.kinds",
+    "tapwright.nics.interfaces",
+    "tapwright.supervisor.life",
+)
+
+_FILES = 1 << 16  # sockets of processes in containers, for the most part
+_MOST_FILES = 1 << 20  # of virtiofsd
+
+
+class Caller:
+    """Who waits for the sandbox, over a socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def has_spoken(self) -> bool:
+        return bool(select.select([self._socket], [], [], 0)[0])
+
+    def sandbox(self) -> tuple[dict[str, Any], int] | None:
+        """Wait to be told of the sandbox: (message of `launching`, descriptor of its `alive` lock);
+        None when the caller has thought better of it."""
+        # A plugin that outlives this process, and had the lock, too, would be taken for it.
+        data, fds, _ = unixsocket.received(self._socket, MESSAGE_BYTES, 2)
+        if not data or not fds:
+            return None
+        for fd in fds[1:]:
+            with open(fd, "rb") as file:
+                file.seek(0)
+                _have_environment(file.read())
+        return json.loads(data), fds[0]
+
+    def progress(self, text: str) -> None:
+        self._tell(progress=text)
+
+    def warn(self, text: str) -> None:
+        """Of what went another way than was wanted, and keeps no sandbox from running."""
+        self._tell(warning=text)
+
+    def running(self) -> None:
+        self._tell(running=True)
+        self._socket.close()
+
+    def failed(self, error: BaseException, left: Sequence[str]) -> None:
+        """It came to nothing; `left` is what could not be taken back, in words."""
+        self._tell(failed=str(error), kind=type(error).__name__, left=list(left))
+
+    def is_gone(self) -> bool:
+        """To be asked when the socket is readable: the caller says no other word."""
+        try:
+            return not self._socket.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _tell(self, **content: Any) -> None:
+        with contextlib.suppress(OSError):  # the caller is gone, and it is nobody else's business
+            self._socket.sendall(json.dumps(content).encode() + b"\n")
+
+
+def _have_environment(content: bytes) -> None:
+    """Plugins have that of who wants the sandbox."""
+    os.environb.clear()
+    for entry in content.split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        os.environb[name] = value
+
+
+def main(caller_fd: int) -> None:
+    # asyncio does without it, which saves 0.7 MiB of each supervisor, and some of its start.
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    gc.disable()  # to look for garbage among what is loaded takes a fifteenth of the loading
+    caller = Caller(socket.socket(fileno=caller_fd))
+    for module in _LATER:
+        if caller.has_spoken():
+            break
+        importlib.import_module(module)
+    if told := caller.sandbox():
+        message, alive_fd = told
+        ownership.note_supervisor(alive_fd)
+        os.umask(0o022)
+        limit_files()
+        supervise(Path(message["directory"]), message["log_level"], caller)
+
+
+def load_rest() -> None:
+    """Load what `supervise` needs."""
+    for module in _LATER:
+        importlib.import_module(module)
+
+
+def limit_files() -> None:
+    process.set_limits(_FILES, _MOST_FILES)
+
+
+def supervise(
+    directory: Path,
+    log_level: str,
+    caller: Caller,
+    prepared: "Prepared | None" = None,
+    runner: "asyncio.Runner | None" = None,
+) -> None:
+    """The life of a sandbox. One that is `prepared` uses the loop of `runner`."""
+    try:
+        journal = Journal(directory, load(directory))
+    except FileNotFoundError:
+        sys.exit("the sandbox was deleted before it began")
+    _speak_to(directory / LOG)
+    # All that came before: the caller's plan, and what of this process was loaded beside it.
+    journal.note_phase("plan", journal.record.started)
+    try:
+        # What is started from here on is there, too.
+        control_group.enter(journal, caller.warn, prepared.qemu.pids() if prepared else ())
+        begun = prelude.begin(journal, prepared)
+    except TapwrightError as error:
+        caller.failed(error, _give_up(journal))
+        return
+    with journal.phase("modules"):
+        from tapwright.supervisor.life import Life
+    gc.freeze()
+    gc.enable()
+    life = Life(journal, begun, caller)
+    life.run(log_level, runner)
+    begun.end()
+    if life.failure and journal.record.status != RUNNING:
+        caller.failed(life.failure, [] if life.deleted else _give_up(journal))
+
+
+def _speak_to(path: Path) -> None:
+    """Have the log take what the interpreter itself says of its end."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError:
+        return  # the caller's memory has it
+    os.dup2(fd, sys.stderr.fileno())
+    os.close(fd)
+
+
+def _give_up(journal: Journal) -> list[str]:
+    """Take back all that was made, unless somebody who deletes the sandbox is doing it."""
+    from tapwright.state import teardown
+
+    try:
+        with ownership.taking_down(journal.directory, timeout=0) as there:
+            if not there:
+                return []
+            left = teardown.take_back(journal)
+            if left:
+                journal.record.failure = "; ".join(left)
+                journal.save_if_possible()
+            else:
+                ownership.discard(journal.directory)
+            return left
+    except SandboxStateError:
+        return []

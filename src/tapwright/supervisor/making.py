@@ -1,0 +1,78 @@
+"""A template that is made beside the sandbox that wants it first, by a process of its own.
+
+A platform gives a start up after seconds, where a template takes longer: so it is made to its end
+whoever has gone, once, and the next try finds it. The maker has the lock of the templates from the
+sandbox's supervisor, so that nobody else begins in between.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tapwright import errors
+from tapwright.errors import HypervisorError, TapwrightError
+from tapwright.hypervisor import template
+from tapwright.hypervisor.template_store import Store
+from tapwright.sandbox import launching
+from tapwright.state.record import Spec, read_spec, written_spec
+from tapwright.supervisor.prelude import machine_of
+
+_ANSWER_FD = 4  # 3 is the lock
+
+
+def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
+    """For `template.find_or_make`: the template of a sandbox's machine, made by another process."""
+
+    async def make(lock: int) -> None:
+        reading, writing = os.pipe()
+        try:
+            order = {"spec": written_spec(spec), "accelerator": accelerator}
+            try:
+                await asyncio.to_thread(launching.in_background, "template", order, (lock, writing))
+            finally:
+                os.close(writing)
+            answer = await _read(reading)
+        finally:
+            os.close(reading)
+        if not answer:
+            raise HypervisorError("the process that made the template was killed")
+        told = json.loads(answer)
+        if told:
+            if told["errno"]:
+                raise OSError(told["errno"], told["failed"])
+            raise errors.named(told["kind"])(told["failed"])
+
+    return make
+
+
+def main(order: dict[str, Any]) -> None:
+    """The process. Its end is told also where nobody listens any more."""
+    spec = read_spec(order["spec"])
+    machine = replace(machine_of(spec), accelerator=order["accelerator"])
+    store = Store(Path(spec.template), spec.template_limit)
+    told: dict[str, Any] = {}
+    try:
+        asyncio.run(template.make(machine, store, spec.boot_timeout))
+    except TapwrightError as error:
+        told = {"failed": str(error), "kind": type(error).__name__, "errno": 0}
+    except OSError as error:
+        told = {"failed": error.strerror or str(error), "errno": error.errno or 0, "kind": ""}
+    with contextlib.suppress(BrokenPipeError):
+        os.write(_ANSWER_FD, json.dumps(told).encode())
+
+
+async def _read(fd: int) -> bytes:
+    """All that comes out of a pipe, until nobody has its other end any more."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(fd), "rb", buffering=0)
+    )
+    try:
+        return await reader.read()
+    finally:
+        transport.close()

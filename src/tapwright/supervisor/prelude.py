@@ -1,0 +1,185 @@
+"""The first steps of a sandbox: its namespace, QEMU on a template, the CNI chains.
+
+They are taken before the supervisor loads the modules that the rest needs, which takes as long as
+QEMU takes to start. What is not as quick (a guest to be booted, a template to be made) is left to
+`bringup`. What is made is entered in the journal first.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tapwright.errors import NetworkError, TapwrightError
+from tapwright.hypervisor import accelerator, restoring
+from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.restoring import Restoring
+from tapwright.hypervisor.template_store import Store
+from tapwright.hypervisor.virtiofsd import Daemon
+from tapwright.linux import netns
+from tapwright.state import ownership
+from tapwright.state.record import Journal, Spec
+from tapwright.supervisor.attachments import Attaching
+
+if TYPE_CHECKING:
+    from tapwright.supervisor.prepared import Prepared
+
+_MEMORY = "memory"
+_HOLDERS = "sandboxes", "spares"  # directories beside each other
+
+
+@dataclass
+class Early:
+    """What has been begun. Without a `machine` it is not known yet which accelerator serves;
+    without a `restoring` the guest has not been begun. `netns` is a descriptor by which the
+    sandbox's namespace lives as long as this process, whoever removes its path; `prepared` is a
+    guest that was there before."""
+
+    machine: Machine | None
+    restoring: Restoring | None
+    attaching: Attaching
+    netns: int | None
+    prepared: "Prepared | None" = None
+
+    def end(self) -> None:
+        """When all is over: wait for the chains, and end QEMU if nobody has."""
+        self.attaching.wait()
+        if self.restoring:
+            self.restoring.spawned.kill()
+
+
+def begin(journal: Journal, prepared: "Prepared | None" = None) -> Early:
+    """Raises NetworkError, SandboxStateError, ConfigError, when nothing has been begun."""
+    record = journal.record
+    if prepared:
+        return _begin_with(journal, prepared)
+    machine = machine_of(record.spec)
+    verdict = accelerator.known(machine)
+    kept = None
+    if record.netns:
+        with journal.phase("namespace"):
+            _make_netns(journal)
+            kept = _opened(record.netns)
+    if verdict is None:
+        return Early(None, None, Attaching(journal), kept)
+    record.accelerator, record.accelerator_reason = verdict
+    machine = replace(machine, accelerator=verdict[0])
+    # QEMU first: a process must have but one thread when it forks, or is slower at it.
+    return Early(machine, _restoring(journal, machine), Attaching(journal), kept)
+
+
+def _begin_with(journal: Journal, prepared: "Prepared") -> Early:
+    record = journal.record
+    with journal.phase("namespace"):
+        _make_netns(journal, prepared.netns_fd)
+        kept = _opened(record.netns)
+    machine = prepared.machine
+    record.accelerator, record.accelerator_reason = machine.accelerator, prepared.accelerator_reason
+    if prepared.memory is not None:
+        Holders(journal.directory).enter(prepared.memory)
+    return Early(machine, None, Attaching(journal), kept, prepared)
+
+
+def machine_of(spec: Spec) -> Machine:
+    """What is to be started, but for namespace and accelerator, which are to be chosen."""
+    return Machine(
+        kernel=Path(spec.kernel),
+        initrd=Path(spec.initrd),
+        accelerator=spec.accelerator,
+        path=spec.qemu,
+        memory_mib=spec.memory_mib,
+        vcpus=spec.vcpus,
+        most_memory_mib=spec.most_memory_mib,
+        memory_slots=spec.memory_slots,
+        most_vcpus=spec.most_vcpus,
+        kernel_parameters=spec.kernel_params,
+        memory_directory=spec.memory_directory,
+        slots=spec.slots,
+        machine_type=spec.machine_type,
+        hugepages=spec.hugepages,
+        vhost=spec.vhost,
+        debug=spec.debug,
+        share=_daemon(spec),
+        disk=Path(spec.disk) if spec.disk else None,
+    )
+
+
+def _daemon(spec: Spec) -> Daemon | None:
+    if not spec.share:
+        return None
+    return Daemon(spec.share_daemon, spec.share_cache, tuple(spec.share_arguments))
+
+
+class Holders:
+    """The sandboxes and spares beside one, and that one: who has the memory of a template says so
+    by a link in its directory, which goes with it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def paths(self) -> Iterator[str]:
+        # One by one, for the first will do, however many there are.
+        for folder in _HOLDERS:
+            for link in self._directory.parent.parent.glob(f"{folder}/*/{_MEMORY}"):
+                with contextlib.suppress(OSError):
+                    yield os.readlink(link)
+
+    def enter(self, fd: int) -> None:
+        link = self._directory / _MEMORY
+        link.unlink(missing_ok=True)  # of a try that failed
+        link.symlink_to(f"/proc/{os.getpid()}/fd/{fd}")
+
+
+def _restoring(journal: Journal, machine: Machine) -> Restoring | None:
+    """A guest on its way from the template, where there is one; why it did not work out is found
+    out, and told, by who tries again."""
+    directory = journal.record.spec.template
+    if not directory:
+        return None
+    with contextlib.suppress(TapwrightError, OSError), journal.phase("template"):
+        if found := Store(Path(directory)).find_for(machine):
+            try:
+                return restoring.begin(machine, found, Holders(journal.directory))
+            except BaseException:
+                found.close()
+                raise
+    return None
+
+
+def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
+    """With `prepared_fd` an own one is that, made before."""
+    path, given = journal.record.netns, journal.record.spec.netns
+    if given and not netns.exists(given):
+        raise NetworkError(f"there is no network namespace at {given}")
+    if given == path:
+        ownership.claim_netns(journal, path)
+        return
+    if os.path.exists(path):
+        raise NetworkError(
+            f"{path} exists, and is not this sandbox's; choose another id, or remove it if nobody "
+            f"uses it: ip netns delete {os.path.basename(path)}"
+        )
+    if given:
+        ownership.claim_netns(journal, given, bound=path)
+        return
+    entry = journal.hold("netns", path=path)
+    try:
+        if prepared_fd is None:
+            netns.create(path)
+        else:
+            netns.bind(f"/proc/self/fd/{prepared_fd}", path)
+    except OSError as error:
+        journal.release(entry)
+        raise NetworkError(f"no network namespace at {path}: {error.strerror}") from None
+    # It is written with the next entry: until then nobody but us knows of the namespace.
+    entry["namespace"] = ownership.namespace_of(path)
+
+
+def _opened(path: str) -> int:
+    """Raises NetworkError."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NetworkError(f"the network namespace {path} is gone: {error.strerror}") from None

@@ -1,0 +1,294 @@
+"""A spare: a supervisor whose guest was restored ahead, has a NIC, and has answered, and that waits
+to be told of a sandbox. Then it is that one's supervisor, and nothing else any more.
+
+It waits at low priority, in no control group, and is the first that the host's kernel kills for
+want of memory. It ends when nobody wants it for a while, and when the template or the configuration
+is another one; all that it has ends with it, but for its directory.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tapwright.linux import links, netns, unixsocket
+from tapwright.linux.netlink import Netlink
+from tapwright.sandbox import spares
+from tapwright.state.record import Spec, read_spec
+
+if TYPE_CHECKING:
+    from tapwright.supervisor.main import Caller
+    from tapwright.supervisor.prepared import Prepared
+
+_NICE = 19
+_FIRST_TO_GO = "1000"  # proc(5), oom_score_adj
+_ANSWER_SECONDS = 30.0  # of an agent, at low priority
+_PREPARE_SECONDS = 180.0
+_TOLD_SECONDS = 30.0
+_LOOK_SECONDS = 5.0
+_IDLE_SECONDS, _IDLE_PAUSE = 60.0, 0.2
+_LEFT_MIB = 256
+
+Told = tuple["Caller", dict[str, Any], int]
+
+
+def main(order: dict[str, Any]) -> None:
+    """The process."""
+    root, spec, at_once = order["root"], read_spec(order["spec"]), order["at_once"]
+    if not at_once:
+        _stand_back(_NICE, _FIRST_TO_GO)
+    entered = spares.enter(root, spec)
+    if entered is None:
+        return
+    directory, alive = entered
+    with contextlib.ExitStack() as held:
+        # Until it is taken, and then at once.
+        leaving = held.enter_context(contextlib.ExitStack())
+        leaving.callback(spares.leave, directory, alive)
+        if not (at_once or _has_room(spec)):
+            return
+        sys.modules["ssl"] = None  # type: ignore[assignment]  # see supervisor
+        gc.disable()
+        from tapwright.state import ownership
+        from tapwright.supervisor import main as supervisor
+
+        supervisor.limit_files()
+        supervisor.load_rest()
+        runner = held.enter_context(asyncio.Runner())
+        try:
+            prepared = runner.run(_prepared_in_time(spec, directory))
+        except Exception as error:  # nobody waits for it, and somebody may ask
+            spares.note_failure(root, f"{type(error).__name__}: {error}")
+            return
+        if prepared is None:
+            return
+        held.callback(lambda: prepared.qemu.has_ended or runner.run(prepared.stop()))
+        _stand_back(_NICE, _FIRST_TO_GO, prepared.qemu.pids())
+        told = runner.run(_Waiting(spec, directory, prepared).told())
+        leaving.close()
+        if told:
+            caller, message, alive_fd = told
+            _stand_back(int(message.get("nice", 0)), "", prepared.qemu.pids())
+            ownership.note_supervisor(alive_fd)
+            supervisor.supervise(
+                Path(message["directory"]), message["log_level"], caller, prepared, runner
+            )
+
+
+def _stand_back(nice: int, oom_score: str, others: Sequence[int] = ()) -> None:
+    """Have so low a priority, this process and others, with all their threads."""
+    pids = [os.getpid(), *others]
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(thread), nice)
+    with contextlib.suppress(OSError):
+        # Where the kernel shares out processors between sessions first (sched(7)).
+        Path("/proc/self/autogroup").write_text(str(nice))
+    for pid in pids if oom_score else ():
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{pid}/oom_score_adj").write_text(oom_score)
+
+
+def _has_room(spec: Spec) -> bool:
+    """Wait until half a processor is idle; False when it is not, or memory is short."""
+    deadline = time.monotonic() + _IDLE_SECONDS
+    while time.monotonic() < deadline:
+        before, start = _idle_seconds(), time.monotonic()
+        time.sleep(_IDLE_PAUSE)  # nothing tells of it
+        if (_idle_seconds() - before) / (time.monotonic() - start) > 0.5:
+            return _available_mib() > 2 * spec.memory_mib + _LEFT_MIB
+    return False
+
+
+def _idle_seconds() -> float:
+    """Of all processors together (proc(5), /proc/stat)."""
+    with open("/proc/stat") as file:
+        fields = file.readline().split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
+def _available_mib() -> int:
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) >> 10 for line in file if line.startswith("MemAvailable"))
+
+
+class _Holders:
+    """Like those of a sandbox; and what is held is remembered, for the sandbox to come."""
+
+    def __init__(self, directory: Path) -> None:
+        from tapwright.supervisor.prelude import Holders
+
+        self._holders = Holders(directory)
+        self.paths = self._holders.paths
+        self.memory: int | None = None
+
+    def enter(self, fd: int) -> None:
+        self.memory = fd
+        self._holders.enter(fd)
+
+
+async def _prepared_in_time(spec: Spec, directory: Path) -> "Prepared | None":
+    """Raises TimeoutError; what is there of it ends with this process."""
+    async with asyncio.timeout(_PREPARE_SECONDS):
+        return await _prepared(spec, directory)
+
+
+async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
+    """None where there is no template."""
+    from tapwright.agent.client import AgentClient
+    from tapwright.endpoint.beside import Waiting
+    from tapwright.errors import AgentError
+    from tapwright.hypervisor import accelerator, restoring, template, warming
+    from tapwright.hypervisor.template_store import Store
+    from tapwright.nics.interfaces import WaitingNic
+    from tapwright.nics.request import any_mac
+    from tapwright.supervisor.prelude import machine_of
+    from tapwright.supervisor.prepared import Prepared
+
+    wanted = machine_of(spec)
+    verdict = accelerator.known(wanted)
+    if verdict is None:
+        return None
+    netns_fd = netns.nameless()
+    path = f"/proc/self/fd/{netns_fd}"
+    with netns.entered(path), Netlink() as nl:
+        links.set_up(nl, 1)  # as in one that has a name
+    machine = replace(wanted, accelerator=verdict[0])
+    found = Store(Path(spec.template)).find_for(machine)
+    if found is None:
+        return None
+    holders = _Holders(directory)
+    with contextlib.closing(found):
+        begun = restoring.begin(machine, found, holders)
+        qemu = await template.restored(machine, begun)
+    agent = AgentClient(qemu.agent, session=begun.session)
+    try:
+        await agent.connect(_ANSWER_SECONDS)
+        if agent.facts.get("reseeded") is not True:
+            raise AgentError("its random numbers would be those of other guests")
+        mac = any_mac()
+        slot = await warming.nic_ahead(qemu, agent, path, mac)
+        await warming.share_ahead(qemu, agent)
+    except BaseException:
+        await agent.close()
+        await qemu.kill()
+        raise
+    nic = WaitingNic(slot, mac, Waiting(warming.TAP, netns_fd))
+    return Prepared(machine, verdict[1], qemu, agent, nic, netns_fd, holders.memory)
+
+
+class _Waiting:
+    """A prepared guest, until somebody wants it."""
+
+    def __init__(self, spec: Spec, directory: Path, prepared: "Prepared") -> None:
+        self._spec = spec
+        self._directory = directory
+        self._prepared = prepared
+        self._template = self._key()
+        self._configuration = _identity(spec.configuration)
+
+    async def told(self) -> Told | None:
+        """Wait for who takes it, and what he says. None when it is to end."""
+        loop = asyncio.get_running_loop()
+        taken = asyncio.create_task(self._taken())
+        ended = asyncio.create_task(self._prepared.qemu.wait())
+        ended.add_done_callback(lambda _: taken.cancel())
+        loop.add_signal_handler(signal.SIGTERM, taken.cancel)
+        try:
+            async with asyncio.timeout(self._spec.spare_seconds):
+                connection = await taken
+        except (TimeoutError, asyncio.CancelledError):
+            return None
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            for task in (taken, ended):
+                task.cancel()
+            await asyncio.gather(taken, ended, return_exceptions=True)
+        return await _told(connection) if connection else None
+
+    async def _taken(self) -> socket.socket | None:
+        """The first who comes; None when the guest is of no use any more."""
+        loop = asyncio.get_running_loop()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with listener:
+            with unixsocket.address(self._directory / f".{spares.SOCKET}") as path:
+                listener.bind(path)
+            listener.listen(socket.SOMAXCONN)
+            listener.setblocking(False)
+            # Only now can it be seen.
+            (self._directory / f".{spares.SOCKET}").rename(self._directory / spares.SOCKET)
+            while self._is_sound():
+                try:
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        connection, _ = await loop.sock_accept(listener)
+                except TimeoutError:
+                    continue
+                # With the listener all others who have come are turned away.
+                if self._is_sound() and _told_yours(connection):
+                    return connection
+                connection.close()
+        return None
+
+    def _is_sound(self) -> bool:
+        from tapwright.hypervisor.template_store import Store
+
+        return (
+            not self._prepared.qemu.has_ended
+            and not self._prepared.agent.has_broken_rules.is_set()
+            and self._key() == self._template
+            and Store(Path(self._spec.template)).has(self._template)
+            and _identity(self._spec.configuration) == self._configuration
+            and self._directory.exists()
+        )
+
+    def _key(self) -> str:
+        from tapwright.errors import HypervisorError
+        from tapwright.hypervisor import template_store
+
+        try:
+            return template_store.key_of(template_store.describe(self._prepared.machine))
+        except HypervisorError:
+            return ""
+
+
+def _told_yours(connection: socket.socket) -> bool:
+    """Whether who came is still there."""
+    try:
+        return connection.send(spares.YOURS) == len(spares.YOURS)
+    except OSError:
+        return False
+
+
+async def _told(connection: socket.socket) -> Told | None:
+    """What who takes it says; None when he has thought better of it."""
+    from tapwright.control.stdio import ready
+    from tapwright.supervisor.main import Caller
+
+    try:
+        async with asyncio.timeout(_TOLD_SECONDS):
+            await ready(connection.fileno())
+    except TimeoutError:
+        connection.close()
+        return None
+    connection.setblocking(True)
+    caller = Caller(connection)
+    told = caller.sandbox()
+    return (caller, *told) if told else None
+
+
+def _identity(path: str) -> list[int]:
+    """What changes when a file does; nothing where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]

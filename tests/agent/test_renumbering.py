@@ -1,0 +1,53 @@
+"""Indexes of NICs, in a namespace of this host."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tapwright.agent.guest import renumbering
+from tapwright.linux import links, netns
+from tapwright.linux.netlink import Netlink
+
+
+@pytest.fixture
+def nl(scratch_netns: str) -> Iterator[Netlink]:
+    renumbering.prepare()
+    with netns.entered(scratch_netns), Netlink() as found:
+        links.add_veth(found, "nic", "other")
+        yield found
+
+
+def test_an_index_that_is_free(nl: Netlink) -> None:
+    before = links.named(nl, "nic")
+    after = renumbering.renumber(nl, before, 777, [])
+    assert after == before._replace(index=777, parent=after.parent)
+    assert links.named(nl, "nic").index == 777
+
+
+def test_one_that_is_taken(nl: Netlink) -> None:
+    before, other = links.named(nl, "nic"), links.named(nl, "other")
+    assert renumbering.renumber(nl, before, other.index, []) == before
+    links.set_up(nl, before.index)
+    up = links.named(nl, "nic")
+    assert renumbering.renumber(nl, up, 778, []) == up
+
+
+def test_another_with_its_mac_address(nl: Netlink) -> None:
+    """As what a container puts on a NIC."""
+    before, other = links.named(nl, "nic"), links.named(nl, "other")
+    links.set_mac(nl, other.index, before.mac)
+    assert renumbering.renumber(nl, before, 779, []).index == 779
+    assert links.named(nl, "nic").index == 779
+
+
+def test_it_comes_back_when_it_can_not_have_it(
+    nl: Netlink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody took the index meanwhile."""
+    before, other = links.named(nl, "nic"), links.named(nl, "other")
+    monkeypatch.setattr(links, "at", lambda *_: None)
+    refused: list[str] = []
+    after = renumbering.renumber(nl, before, other.index, refused)
+    assert (after.mac, after.index) == (before.mac, before.index)
+    (reason,) = refused
+    assert f"no index {other.index}" in reason

@@ -1,0 +1,1 @@
+"""What a program in a namespace would see, a program in its guest sees: compared field by field."""

@@ -1,0 +1,271 @@
+"""Compares what is seen in a namespace with what is seen in its guest, field by field."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+Json = Any
+
+COLUMNS = ("links", "addresses", "routes", "rules", "neighbours", "groups", "settings")
+
+REASONS = (
+    (
+        r"links: \w+ mtu 655(35|21): ",
+        "a TAP takes no larger MTU than 65,521",
+    ),
+    (
+        r"links: \w+ txqlen 1000: only in the guest",
+        "an interface of 0 has no queue; a NIC without one would drop what it can't send at once",
+    ),
+    (
+        r"settings: ipv6/conf/eth0/mtu is 65535, in the guest 65521",
+        "a TAP takes no larger MTU than 65,521",
+    ),
+    (
+        r"groups: \w+ ff0[15]::2: not in the guest",
+        "a kernel joins the groups of all routers but that of the link only where forwarding is "
+        "switched on while the interface is there",
+    ),
+    (
+        r"settings: ipv6/conf/\w+/accept_dad",
+        "the guest does not look for duplicates of its addresses: those are held on the host",
+    ),
+    (
+        r"settings: ipv6/conf/\w+/addr_gen_mode is 0, in the guest 1|"
+        r"links: \w+ inet6_addr_gen_mode \w+: ",
+        "the namespace's link-local address is of a MAC address that the interface had before, so "
+        "the guest's kernel is not to make one of the MAC address that it has",
+    ),
+    (
+        r"settings: ipv[46]/neigh/\w+/retrans_time\b",
+        "in ticks of each kernel's own clock; the same in milliseconds is equal",
+    ),
+    (
+        r"settings: ipv[46]/neigh/\w+/unres_qlen(_bytes)?\b",
+        "what the kernel reckons from the size of its own structures",
+    ),
+)
+"""What may differ, and why: a pattern of the difference as it is told, and the reason."""
+
+# Of a link what a program cares for, but for those that REASONS names for all networks.
+_LINK = (
+    *("address", "mtu", "txqlen", "link_type", "group"),
+    *("inet6_addr_gen_mode", "ifalias", "altnames"),
+)
+_LINK_FLAGS = frozenset(("UP", "BROADCAST", "MULTICAST", "NOARP", "LOOPBACK", "LOWER_UP"))
+_ADDRESS = (
+    *("family", "local", "address", "prefixlen", "broadcast", "scope", "label", "metric"),
+    *("noprefixroute", "nodad", "home", "mngtmpaddr", "deprecated", "dynamic", "secondary"),
+    *("temporary", "tentative", "dadfailed", "protocol"),
+)
+_LIFETIMES = "valid_life_time", "preferred_life_time"
+_SECONDS = 30  # that a probe may be later than the other
+# What is the kernel's own of a route: of a carrier, of hardware, of its cache.
+_NOT_OF_A_ROUTE = frozenset(("flags", "cache", "expires", "users", "age", "used", "error"))
+
+
+class Side(NamedTuple):
+    """What was seen on one side, by column, as lines that can be compared."""
+
+    lines: dict[str, list[str]]
+    settings: dict[str, str | None]
+
+
+def seen(probe: Json, interfaces: list[str]) -> Side:
+    lines = {
+        "links": sorted(_links(probe["links"], interfaces)),
+        "addresses": sorted(_addresses(probe["addresses"], interfaces)),
+        "routes": sorted(
+            _route(route)
+            for route in [*probe["routes"], *probe["routes6"], *probe["nexthops"]]
+            if not str(route.get("dev")).endswith("_kata")  # Tapwright's own device
+        ),
+        "rules": [_line(rule) for rule in [*probe["rules"], *probe["rules6"]]],
+        "neighbours": sorted(
+            _line({key: entry.get(key) for key in ("dst", "dev", "lladdr", "proxy", "router")})
+            for entry in [*probe["neighbours"], *probe["proxies"]]
+        ),
+        "groups": sorted(_groups(probe["groups"], interfaces)),
+    }
+    return Side(lines, probe["settings"])
+
+
+def differences(here: Side, there: Side) -> dict[str, list[str]]:
+    """In words, by column."""
+    found: dict[str, list[str]] = {}
+    for column in COLUMNS[:-1]:
+        ours, theirs = here.lines[column], there.lines[column]
+        told = [f"{column}: {line}: not in the guest" for line in ours if line not in theirs]
+        told += [f"{column}: {line}: only in the guest" for line in theirs if line not in ours]
+        if not told and ours != theirs:
+            told = [f"{column}: in another order: {ours}, in the guest {theirs}"]
+        found[column] = told
+    found["settings"] = [
+        f"settings: {path} is {value}, in the guest {there.settings[path]}"
+        for path, value in here.settings.items()
+        # One kernel may know settings that another does not.
+        if value is not None
+        and there.settings.get(path) is not None
+        and value != there.settings[path]
+    ]
+    return found
+
+
+def reason(difference: str) -> str | None:
+    """Why it may be; None where it may not."""
+    return next((why for pattern, why in REASONS if re.match(pattern, difference)), None)
+
+
+def _links(found: list[Json], interfaces: list[str]) -> Iterator[str]:
+    for link in found:
+        if link["ifname"] in interfaces:
+            name = link["ifname"]
+            flags = sorted(_LINK_FLAGS.intersection(link["flags"]))
+            yield f"{name} flags {' '.join(flags)}"
+            for key in _LINK:
+                if key in link:
+                    yield f"{name} {key} {link[key]}"
+
+
+def _addresses(found: list[Json], interfaces: list[str]) -> Iterator[str]:
+    for link in found:
+        if link["ifname"] not in interfaces:
+            continue
+        number = 0
+        for address in link["addr_info"]:
+            entry = {key: address[key] for key in _ADDRESS if key in address}
+            for key in _LIFETIMES:
+                left = address[key]
+                entry[key] = left if left in (0, 0xFFFFFFFF) else f"~{round(left, -2)}"
+            if address["family"] == "inet" or not address["local"].startswith("fe80:"):
+                # Their order matters. The kernel's own link-local one comes when it likes.
+                entry["number"] = number = number + 1
+            yield f"{link['ifname']} {_line(entry)}"
+
+
+def _route(route: Json) -> str:
+    def stripped(value: Json) -> Json:
+        if isinstance(value, dict):
+            return {
+                key: stripped(item)
+                for key, item in value.items()
+                if key not in _NOT_OF_A_ROUTE or (key == "flags" and "onlink" in item)
+            }
+        if isinstance(value, list):
+            return [stripped(item) for item in value if item != "linkdown"]
+        return value
+
+    return _line(stripped(route))
+
+
+def _groups(found: list[Json], interfaces: list[str]) -> Iterator[str]:
+    for link in found:
+        if link["ifname"] in interfaces:
+            for group in link["maddr"]:
+                if "family" in group:  # the others are of frames, and of the driver
+                    yield f"{link['ifname']} {group['address']}"
+
+
+def _line(entry: Json) -> str:
+    return json.dumps(entry, sort_keys=True)
+
+
+Rows = list[tuple[str, dict[str, list[str]] | str]]
+"""Of each its name, and its differences by column (none for what was not compared there), or why it
+was not tried."""
+
+
+def written(rows: Rows, behaviours: Rows, columns: tuple[str, ...]) -> str:
+    """docs/parity.md: of what is seen, and of what works, in these columns."""
+    notes: dict[str, int] = {}
+
+    def cell(told: list[str]) -> str:
+        marks = sorted({notes.setdefault(reason(one) or "?", len(notes) + 1) for one in told})
+        return "same" if not told else "differs " + ", ".join(f"({mark})" for mark in marks)
+
+    def table(some: Rows, columns: tuple[str, ...]) -> Iterator[str]:
+        yield f"| network | {' | '.join(columns)} |"
+        yield "| --- " * (len(columns) + 1) + "|"
+        for name, result in some:
+            if isinstance(result, str):
+                yield f"| {name} | {result} |" + " |" * (len(columns) - 1)
+            else:
+                cells = (f" {cell(result[key])} |" if key in result else " |" for key in columns)
+                yield f"| {name} |{''.join(cells)}"
+
+    lines = [_HEAD, *table(rows, COLUMNS), _BEHAVIOUR, *table(behaviours, columns), ""]
+    lines += [f"{number}. {why}." for why, number in notes.items()]
+    return "\n".join([*lines, _TAIL])
+
+
+Written = Callable[[], str]
+
+_HEAD = """\
+# Parity
+
+What a program in a namespace sees of its network, and what a program in the guest sees: the same
+probe in both, compared field by field. Written by
+`TAPWRIGHT_WRITE_PARITY=1 scripts/test tests/parity`; the test compares.
+
+- *links*: MAC, MTU, queue length, flags, group, generation of addresses, alias, other names.
+- *addresses*: with scope, peer, broadcast, label, metric, flags and times; in their order, but for
+  link-local ones.
+- *routes*: of all tables and types, the kernel's own too, and next hop objects.
+- *rules*: of both families, in their order.
+- *neighbours*: static ones, and proxies.
+- *groups*: the multicast groups of both families.
+- *settings*: `/proc/sys/net/*/conf` and `neigh` of each interface and of loopback, and all of the
+  namespace that are not a fresh one's, as far as both kernels know them.
+"""
+
+_BEHAVIOUR = """
+## What works
+
+The same program tries what works on a network: in a container of runc's on a namespace, then in a
+guest on another such one; with the host, a neighbour in the subnet (a second container of the
+network), and a node behind a router to which the last link has an MTU of 1300. Each answer is
+compared, with the addresses, hop limits and segment sizes that both ends see.
+
+- *reaching*: ICMP, UDP and TCP of both families, to the gateway, the others and itself; the source
+  address that is chosen; what is forwarded.
+- *being reached*: the same from each of them; closed ports; ports of the host that portmap leads
+  there, also from itself.
+- *groups*: multicast and broadcast, sent and heard.
+- *sizes*: fragments, the MTU of the path, packets that must stay whole, much by TCP.
+- *errors*: hops exceeded, closed ports, what a router refuses, neighbours that are not there, and
+  types of routes.
+- *discovery*: answers to ARP and neighbour solicitations; router advertisements, taken or not;
+  DHCP.
+"""
+
+_TAIL = """
+## In every network
+
+- Kind, queues and offloads of an interface are those of a virtio NIC. Its index is that of the
+  namespace, as long as nothing else of the guest's has it, and the guest's kernel is 5.13 or later;
+  but not of a NIC that is there at the start of a sandbox without containers of a platform.
+- The guest's NIC has a queueing discipline of its own (`pfifo_fast` or `fq_codel` in place of
+  `noqueue`). Those of the namespace shape what leaves the interface there, on the host, where the
+  plugin put them; in the guest they would do it twice.
+- A table of nf_tables that changes in the namespace is made anew in the guest, in one transaction.
+  What a container has added to it (chains, rules, sets, maps, counters) is there again, the rules
+  before or after those of the namespace as they were, under other handles; what it has changed of
+  the namespace's own (policies, elements of its sets, rules that it deleted) is as in the namespace
+  again. A table of iptables-legacy is replaced as a whole.
+- The guest does not look for duplicates of its addresses, which are held on the host:
+  `ipv6/conf/*/accept_dad` is 0. (Here it is in the namespace, too, so that nobody has to wait.)
+- Settings in ticks of a kernel's clock (`neigh/*/retrans_time`) and sizes that a kernel reckons
+  (`unres_qlen`) may differ as kernels do.
+- busybox's `ip link add d …` and `ip link add n …` fail in the guest as on a host: it takes `d` for
+  `dev`, `n` for `name`.
+- Loopback is up. In a namespace that nobody has set it up in it is down.
+- Interfaces that are no Ethernet devices (tunnels that each kernel puts into each namespace), and
+  bridges, are not carried; nor are routes through them, or through VRFs.
+- Routes that router advertisements and redirects make are the guest's own, from the same messages.
+- Memberships in groups that a program has joined in the namespace are that program's.
+- `ipv4/tcp_fastopen_key`, `netfilter/nf_log` and settings that only one of the kernels has are not
+  carried; a congestion control that the guest's kernel lacks is refused by it, and logged.
+- An attribute of a rule that was new in Linux 6.13 or later is refused, and logged: an older kernel
+  would pass over it, and the rule would be for more traffic.
+"""

@@ -1,0 +1,173 @@
+"""Each network is made in the namespace of one running sandbox, which follows; what `ip` and /proc
+tell in the namespace is what they tell in the guest."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tapwright.sandbox import client
+from tapwright.sandbox.execution import Process
+from tapwright.state import registry
+from tests.namespaces import give_ip, namespace
+from tests.parity import behaviour, comparison, probe, tried
+from tests.parity.behaviour import Others
+from tests.parity.networked import (
+    Json,
+    Networked,
+    host_side,
+    probed,
+    unexplained,
+    why_not,
+)
+from tests.parity.networks import ROWS, Row
+from tests.parity.tried import CASES, Case, Nobody
+from tests.sandboxes import Tapwright
+
+VM = "parity"
+PROBE = Path(probe.__file__).read_text()
+DOCUMENT = Path(__file__).parents[2] / "docs" / "parity.md"
+GUEST_IP = ["/host/ld-linux-x86-64.so.2", "--library-path", "/host", "/host/ip"]
+
+Result = dict[str, list[str]] | str
+
+
+class Machine:
+    """The guest of a running sandbox."""
+
+    def __init__(self, tapwright: Tapwright) -> None:
+        self._tapwright = tapwright
+        self._sandbox = registry.find(tapwright.root, VM)
+
+    def sync(self) -> None:
+        client.call(self._sandbox, "sync", at_once=True)
+
+    def probe(self, wanted: Json) -> Json:
+        command = ["python3", "-I", "-S", "-c", PROBE, json.dumps({**wanted, "ip": GUEST_IP})]
+        with Process(self._sandbox, command) as process:
+            return json.loads(process.communicate().check().stdout)
+
+    def log(self) -> str:
+        return (self._tapwright.root / "sandboxes" / VM / "log").read_text()[-2000:]
+
+
+@pytest.fixture(scope="module")
+def networked(
+    tapwright: Tapwright, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Networked]:
+    with host_side():
+        done = tapwright.run("sandbox", "run", VM)
+        assert done.returncode == 0, done.stderr
+        give_ip(tapwright, VM)
+        path = str(tapwright.json("sandbox", "inspect", VM)["netns"])
+        yield Networked(path, Machine(tapwright), tmp_path_factory.mktemp("parity"))
+        tapwright.delete(VM)
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Result]:
+    return {}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_row(row: Row, networked: Networked, results: dict[str, Result]) -> None:
+    if why := why_not(row):
+        results[row.name] = why
+        pytest.skip(why)
+    found = networked.tried(row)
+    results[row.name] = found
+    assert not unexplained(found), "\n".join([*unexplained(found), networked.guest.log()])
+
+
+def test_indexes_are_those_of_the_namespace(networked: Networked) -> None:
+    """Whatever the guest's kernel would have given to its next NICs."""
+    row = Row("indexes", ("eth0", "eth1"), ip=("address add 10.70.0.9/24 dev eth1",))
+    wanted: dict[str, list[str]] = {"interfaces": [], "settings": []}
+    try:
+        networked.make(row)
+        networked.guest.sync()
+        here = {one["ifname"]: one["ifindex"] for one in probed(networked.path, wanted)["links"]}
+        links = networked.guest.probe(wanted)["links"]
+        there = {one["ifname"]: one["ifindex"] for one in links}
+        assert {name: there.get(name) for name in row.interfaces} == {
+            name: here[name] for name in row.interfaces
+        }, networked.guest.log()
+    finally:
+        networked.clear()
+
+
+def test_by_runc_the_same_is_seen(networked: Networked, tmp_path: Path) -> None:
+    """So the namespace can be looked at without it, which is quicker."""
+    (row,) = (row for row in ROWS if row.name == "dual-stack")
+    try:
+        networked.make(row)
+        wanted = {"interfaces": networked.interfaces(), "settings": ["core/somaxconn"]}
+        program = ["python3", "-I", "-S", "-c", PROBE, json.dumps({**wanted, "ip": ["ip"]})]
+        command = tried.by_runc(networked.path, tmp_path, *program)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, input="")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == probed(networked.path, wanted)
+    finally:
+        networked.clear()
+
+
+@pytest.fixture(scope="module")
+def others(networked: Networked) -> Iterator[Others]:
+    with behaviour.others() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def plain(networked: Networked) -> Iterator[Networked]:
+    """A namespace that no sandbox has joined."""
+    with namespace("twtest-plain") as place:
+        place.ip("link set lo up")
+        yield Networked(place.path, Nobody(), networked.directory)
+
+
+@pytest.fixture(scope="module")
+def behaviours() -> dict[str, Result]:
+    return {}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.row.name)
+def test_behaviour(
+    case: Case,
+    networked: Networked,
+    plain: Networked,
+    others: Others,
+    behaviours: dict[str, Result],
+    tapwright: Tapwright,
+    tmp_path: Path,
+) -> None:
+    """What works in the namespace works in the guest, and nothing else does."""
+    if why := why_not(case.row):
+        behaviours[case.row.name] = why
+        pytest.skip(why)
+    command = tapwright.command("sandbox", "exec", VM, "--")
+    here, there = tried.compared(case, plain, networked, command, others, tmp_path)
+    assert any(not behaviour.is_silent(answer) for answer in here.values()), here
+    found = behaviour.differences(here, there)
+    behaviours[case.row.name] = found
+    assert not unexplained(found), "\n".join(unexplained(found))
+
+
+def test_document(results: dict[str, Result], behaviours: dict[str, Result]) -> None:
+    """docs/parity.md says what was found; a row that was not tried here may have been elsewhere."""
+    if len(results) < len(ROWS) or len(behaviours) < len(CASES):
+        pytest.skip("only some of the rows were compared")
+    found = comparison.written(
+        [(row.name, results[row.name]) for row in ROWS],
+        [(case.row.name, behaviours[case.row.name]) for case in CASES],
+        behaviour.COLUMNS,
+    )
+    if os.environ.get("TAPWRIGHT_WRITE_PARITY"):
+        DOCUMENT.write_text(found)
+    told = DOCUMENT.read_text().splitlines()
+    for line in found.splitlines():
+        if line.startswith("| ") and "not tried" not in line and line not in told:
+            name = line.partition(" | ")[0]
+            assert any(one.startswith(f"{name} | not tried") for one in told), line

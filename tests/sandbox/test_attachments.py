@@ -1,0 +1,131 @@
+"""CNI networks of a sandbox, attached and taken back, without a guest."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tapwright import cni
+from tapwright.config import Config
+from tapwright.config.sections import Cni
+from tapwright.sandbox import planning
+from tapwright.state import ownership, teardown
+from tapwright.state.record import Journal, NetworkRequest, Record, Spec, load
+from tapwright.supervisor.attachments import Attaching
+from tests.cni.fakes import Fakes
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Fakes:
+    return Fakes(tmp_path)
+
+
+def journal_of(fakes: Fakes, requests: list[NetworkRequest], path: str) -> Journal:
+    spec = Spec(
+        kernel="",
+        initrd="",
+        networks=requests,
+        plugin_path=[str(fakes.bin)],
+        cni_cache=str(fakes.cache),
+    )
+    record = Record("web", spec, time.time(), time.monotonic(), path)
+    directory = fakes.directory / "web"
+    directory.mkdir()
+    return Journal(directory, record)
+
+
+def attached(fakes: Fakes, path: str) -> Journal:
+    fakes.plugin("p")
+    config = '{"name": "net", "cniVersion": "1.0.0", "plugins": [{"type": "p"}]}'
+    journal = journal_of(fakes, [NetworkRequest("net", "eth0", config, "x")], path)
+    assert len(Attaching(journal).results()) == 1
+    # As another process finds it.
+    return Journal(journal.directory, load(journal.directory))
+
+
+def replaced(path: str) -> None:
+    name = os.path.basename(path)
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+    subprocess.run(["ip", "netns", "add", name], check=True)
+
+
+def told_at_delete(fakes: Fakes) -> list[str]:
+    return [run.environment["CNI_NETNS"] for run in fakes.seen("DEL")]
+
+
+def test_its_namespace_is_told_to_del(fakes: Fakes, scratch_netns: str) -> None:
+    journal = attached(fakes, scratch_netns)
+    assert teardown.take_back(journal) == []
+    assert told_at_delete(fakes) == [scratch_netns]
+    assert journal.record.held == []
+
+
+@pytest.mark.parametrize("is_remembered", [True, False])
+def test_another_namespace_is_not_told_to_del(
+    fakes: Fakes, scratch_netns: str, is_remembered: bool
+) -> None:
+    """Also when the cache is lost: the journal knows as well."""
+    journal = attached(fakes, scratch_netns)
+    if not is_remembered:
+        (fakes.cache / "results" / "net-web-eth0").unlink()
+    replaced(scratch_netns)
+    assert teardown.take_back(journal) == []
+    assert told_at_delete(fakes) == [""]
+
+
+def test_a_journal_of_a_version_before(fakes: Fakes, scratch_netns: str) -> None:
+    """It knows the path alone; nor does its cache know more."""
+    journal = attached(fakes, scratch_netns)
+    (entry,) = journal.record.held
+    del entry["namespace"]
+    file = fakes.cache / "results" / "net-web-eth0"
+    content = json.loads(file.read_text())
+    del content["tapwright"]
+    file.write_text(json.dumps(content))
+    assert teardown.take_back(journal) == []
+    assert told_at_delete(fakes) == [scratch_netns]
+
+
+def test_a_version_that_is_unknown_by_now(fakes: Fakes, scratch_netns: str) -> None:
+    journal = attached(fakes, scratch_netns)
+    (entry,) = journal.record.held
+    entry["config"] = entry["config"].replace("1.0.0", "1.2.0")
+    assert teardown.take_back(journal) == []
+    (run,) = fakes.seen("DEL")
+    assert run.config["cniVersion"] == "1.2.0"
+
+
+def test_an_endpoint_in_another_namespace_is_left_alone(fakes: Fakes, scratch_netns: str) -> None:
+    """Though the number of its inode and the index of its interface are used again."""
+    journal = journal_of(fakes, [], scratch_netns)
+    device: dict[str, Any] = {"device": "eth0", "netns": scratch_netns, "index": 2, "nic": "eth0"}
+    entry = ownership.claim_device(journal, "tcfilter", device)
+    assert ownership.is_still_there(entry)
+    entry["namespace"]["cookie"] += 1
+    assert not ownership.is_still_there(entry)
+    del entry["namespace"]
+    assert ownership.is_still_there(entry), "of a version before"
+
+
+def test_what_is_remembered_of_plugins_from_a_folder(fakes: Fakes, scratch_netns: str) -> None:
+    """What libcni would, the file; but all are taken down, though the folder has gone."""
+    for kind in ("inlined", "folder"):
+        fakes.plugin(kind)
+    nets = fakes.directory / "net.d"
+    (nets / "net").mkdir(parents=True)
+    raw = b'{ "name": "net", "cniVersion": "1.0.0", "plugins": [{"type": "inlined"}] }'
+    (nets / "net.conflist").write_bytes(raw)
+    (nets / "net" / "a.conf").write_text('{"type": "folder"}')
+    config = Config(cni=Cni(conf_dir=str(nets), bin_dirs=(str(fakes.bin),)))
+    requests = planning._networks(config, planning.Wish(networks=[("net", "")]), ["eth0"])
+    (nets / "net" / "a.conf").unlink()
+    journal = journal_of(fakes, requests, scratch_netns)
+    Attaching(journal).results()
+    (entry,), _ = cni.Runtime([str(fakes.bin)], str(fakes.cache)).attachments()
+    assert entry.config == raw
+    assert teardown.take_back(journal) == []
+    assert [run.kind for run in fakes.seen("DEL")] == ["folder", "inlined"]

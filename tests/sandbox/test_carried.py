@@ -1,0 +1,111 @@
+"""What a namespace has when a sandbox starts on it, its guest has when the start returns; what
+follows later is in test_netmon, and each kind of thing in tests/parity."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tapwright.linux import netns
+from tests.namespaces import Namespace, namespace
+from tests.sandboxes import Tapwright
+
+VM = "carried"
+
+
+@pytest.fixture
+def place(nothing_left: None) -> Iterator[Namespace]:
+    """A namespace with an eth0 that is not up so far, 10.79.0.1 at its other end."""
+    with namespace(f"tapwright-{VM}-net") as made:
+        made.ip("link set lo up")
+        ip(f"link add h-carried type veth peer name eth0 netns {made.name}")
+        ip("address add 10.79.0.1/24 dev h-carried")
+        ip("address add fd79::1/64 dev h-carried nodad")
+        ip("link set h-carried up")
+        yield made
+        subprocess.run(["ip", "link", "delete", "h-carried"], check=False, capture_output=True)
+
+
+def ip(command: str) -> None:
+    subprocess.run(["ip", *command.split()], check=True)
+
+
+def write(place: Namespace, path: str, value: str) -> None:
+    with netns.entered(place.path):
+        Path("/proc/sys/net", path).write_text(value)
+
+
+def addressed(place: Namespace) -> None:
+    place.ip("address add 10.79.0.2/24 dev eth0")
+    place.ip("address add fd79::2/64 dev eth0 nodad")
+    place.ip("link set eth0 up")
+    place.ip("route add default via 10.79.0.1")
+
+
+def test_all_of_it_at_the_start(place: Namespace, tapwright: Tapwright) -> None:
+    write(place, "ipv6/conf/eth0/accept_ra", "0")
+    write(place, "ipv4/conf/all/forwarding", "1")
+    write(place, "core/somaxconn", "77")
+    write(place, "ipv4/neigh/eth0/gc_stale_time", "7")
+    addressed(place)
+    place.ip("address add 10.88.0.1/32 dev lo")
+    place.ip("route delete 10.79.0.0/24 dev eth0")
+    place.ip("route add 10.79.0.1 dev eth0 scope link")
+    place.ip("route add prohibit 10.80.0.0/16 table 7")
+    place.ip("rule add from 10.79.0.2 lookup 7 pref 5")
+    done = tapwright.run("sandbox", "run", VM, "--netns", place.path)
+    assert done.returncode == 0, done.stderr
+    try:
+        script = (
+            "cat /proc/sys/net/ipv6/conf/eth0/accept_ra /proc/sys/net/ipv4/conf/eth0/forwarding"
+            " /proc/sys/net/core/somaxconn /proc/sys/net/ipv4/neigh/eth0/gc_stale_time;"
+            "ip route; ip route show table 7; ip rule; ip address show lo"
+        )
+        told = tapwright.exec(VM, "sh", "-c", script)
+        assert told.split()[:4] == ["0", "1", "77", "7"]
+        assert "10.79.0.0/24" not in told
+        assert "10.79.0.1 dev eth0" in told
+        assert "prohibit 10.80.0.0/16" in told
+        assert "from 10.79.0.2 lookup 7" in told
+        assert "10.88.0.1/32" in told
+        tapwright.exec(VM, "ping", "-c", "1", "-W", "5", "10.79.0.1")
+    finally:
+        tapwright.delete(VM)
+
+
+def test_too_many_routes_are_refused(place: Namespace, tapwright: Tapwright) -> None:
+    addressed(place)
+    batch = "".join(
+        f"route add blackhole 10.{n // 65536 + 100}.{n // 256 % 256}.{n % 256}\n"
+        for n in range(100_000)
+    )
+    words = ["ip", "-n", place.name, "-batch", "-"]
+    subprocess.run(words, input=batch, text=True, check=True)
+    done = tapwright.run("sandbox", "run", VM, "--netns", place.path)
+    assert done.returncode == 1
+    assert "the network namespace has more than 32768 routes" in done.stderr
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_guest_without_ipv6(place: Namespace, tapwright: Tapwright, template: bool) -> None:
+    """It has its IPv4, and the log says what it can't have."""
+    addressed(place)
+    place.ip("route add default via fd79::1")
+    config = tapwright.configuration(
+        template=tapwright.templates if template else None, kernel_params="ipv6.disable=1"
+    )
+    done = tapwright.run("sandbox", "run", VM, "--netns", place.path, config=config)
+    assert done.returncode == 0, done.stderr
+    try:
+        tapwright.exec(VM, "ping", "-c", "1", "-W", "5", "10.79.0.1")
+        assert tapwright.exec(VM, "ls", "/proc/sys/net").split().count("ipv6") == 0
+        log = (tapwright.root / "sandboxes" / VM / "log").read_text()
+        assert "add address fd79::2/64" in log
+        assert "route ::/0 via fd79::1" in log
+        assert "booted, for" not in log
+        warnings = "\n".join(tapwright.json("sandbox", "inspect", VM)["warnings"])
+        assert "add address fd79::2/64" in warnings
+        assert "route ::/0 via fd79::1" in warnings
+    finally:
+        tapwright.delete(VM)
