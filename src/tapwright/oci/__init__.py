@@ -1,9 +1,13 @@
 """The OCI runtime: containers of podman, containerd, docker and CRI-O in sandboxes.
 
-One module a subject: `bundle` what a platform hands over, `pods` in which sandbox a container
-lives, `guest` and `mounts` what becomes of its configuration in the guest, `size` the VM's size,
-`state` what is on disk, `control` the supervisor's socket, `shim` the process that platforms wait
-for, `console` terminals, `hooks`. The verbs: `creation`, `life`, `execution`, `reports`.
+The verbs: `creation`, `life` (start, kill, pause, delete), `execution`, `reports` (state, ps,
+events). What a platform hands over: `bundle`, `annotations`; `pods` finds the sandbox in which a
+container lives, `size` is its VM's size. What becomes of the configuration in the guest: `guest`,
+with `mounts`, `seccomp`, `sysctls`, `devices`, `net_devices`, `limits`, `memory`. On the host:
+`state` on disk, `cgroup` what the container may use, `oom` the report of a kill for memory,
+`statistics`, `hooks`, `log`. The shim, for which platforms wait, is `shim` (with `shim.sh`); its
+descriptors are `stdio` and `console`, and `view` is the files that one sees who joins it.
+`control` asks the supervisor.
 
 What short verbs (state, kill, start) import counts: each call is a new process.
 """
