@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
@@ -17,15 +17,15 @@ _COLUMNS = 80
 _STATE, _NAME = 9, 13
 
 
-def add_commands(command: argparse.ArgumentParser, words: Sequence[str]) -> None:
+def add_commands(command: argparse.ArgumentParser, words: Container[str]) -> None:
     """A command by itself: it has options, and no commands below it."""
     command.description = (
-        "Look at all that sandboxes need of this host, and at the configuration: the value of each "
-        "key and where it came from, what is passed over, what conflicts. Exit status 0 if a "
+        "Check all that sandboxes need of this host, and print the configuration: the value and "
+        "the source of each key, ignored keys, conflicts. Exit status 0 if a "
         "sandbox could start, 1 if not. To try KVM, a guest may be booted, once for each boot of "
         "the host."
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
     command.add_argument(
         "--print-default",
         action="store_true",

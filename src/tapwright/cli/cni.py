@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import cni_environment as environment
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tapwright.cni import CniError, Entry, Run, Runtime
 
 
-def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
+def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
     for name, (run, add_arguments, help_text) in _COMMANDS.items():
         if name not in words:
@@ -28,24 +28,41 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
             epilog=environment.DESCRIPTION,
         )
         add_arguments(command)
-        command.add_argument("--cache-dir", metavar="DIR", help="default: /var/lib/cni")
         command.add_argument(
-            "--trace", action="store_true", help="show every run of a plugin on stderr"
+            "--cache-dir",
+            metavar="DIR",
+            help="keep attachments in this directory (default: /var/lib/cni)",
         )
-        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument(
+            "--trace",
+            action="store_true",
+            help="show each run of a plugin, with input and output, on stderr",
+        )
+        command.add_argument("--json", action="store_true", help="print the answer as JSON")
         command.set_defaults(run=run)
 
 
 def _attachment_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("network", metavar="NET", help="the network's name")
-    command.add_argument("netns", metavar="NETNS", help="the path of the network namespace")
-    command.add_argument("-i", "--ifname", metavar="NAME", help="instead of CNI_IFNAME")
-    command.add_argument("--container-id", metavar="ID", help="default: made from NETNS")
+    command.add_argument("network", metavar="NET", help="the name of a network")
+    command.add_argument("netns", metavar="NETNS", help="the path of a network namespace")
+    command.add_argument(
+        "-i",
+        "--ifname",
+        metavar="NAME",
+        help="name the interface in the namespace (default: $CNI_IFNAME or eth0)",
+    )
+    command.add_argument(
+        "--container-id",
+        metavar="ID",
+        help="set the container id (default: derived from NETNS, as by cnitool)",
+    )
 
 
 def _network_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("network", metavar="NET", help="the network's name")
-    command.add_argument("netns", metavar="NETNS", nargs="?", help="taken for cnitool's sake only")
+    command.add_argument("network", metavar="NET", help="the name of a network")
+    command.add_argument(
+        "netns", metavar="NETNS", nargs="?", help="accepted without effect, as by cnitool"
+    )
 
 
 def _gc_arguments(command: argparse.ArgumentParser) -> None:
@@ -54,21 +71,33 @@ def _gc_arguments(command: argparse.ArgumentParser) -> None:
         "--keep",
         metavar="ID/IFNAME",
         action="append",
-        help="these alone are still valid (repeatable); default: those whose namespace exists",
+        help="keep this attachment, and only those named so (repeatable; default: keep those whose "
+        "namespace exists)",
     )
-    command.add_argument("--all", action="store_true", help="none is valid any more, as in cnitool")
+    command.add_argument(
+        "--all", action="store_true", help="keep no attachment of the network, as cnitool does"
+    )
 
 
 def _version_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("plugins", metavar="PLUGIN", nargs="*", help="plugins to ask")
+    command.add_argument(
+        "plugins", metavar="PLUGIN", nargs="*", help="the type of a plugin to ask, such as bridge"
+    )
 
 
 def _validate_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("networks", metavar="NET", nargs="*", help="default: all")
+    command.add_argument(
+        "networks",
+        metavar="NET",
+        nargs="*",
+        help="the name of a network to validate (default: all)",
+    )
 
 
 def _attachments_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--container-id", metavar="ID", help="only this container's")
+    command.add_argument(
+        "--container-id", metavar="ID", help="list the attachments of this container alone"
+    )
 
 
 def _no_arguments(_: argparse.ArgumentParser) -> None:
@@ -259,13 +288,25 @@ def _complain(problems: "Iterable[CniError | Exception | str]") -> int:
 
 
 _COMMANDS = {
-    "add": (_add, _attachment_arguments, "attach a namespace to a network; print the result"),
-    "check": (_check, _attachment_arguments, "check that an attachment is as it was made"),
-    "del": (_delete, _attachment_arguments, "take an attachment down, if it is there"),
-    "gc": (_gc, _gc_arguments, "take down what is left of attachments that are gone; run GC"),
-    "status": (_status, _network_arguments, "ask a network's plugins if they are ready"),
-    "version": (_version, _version_arguments, "the versions known here and by plugins"),
-    "list": (_list, _no_arguments, "list the networks, and the files that are broken"),
-    "validate": (_validate, _validate_arguments, "tell what is wrong with networks"),
-    "attachments": (_attachments, _attachments_arguments, "list what is attached"),
+    "add": (_add, _attachment_arguments, "attach a namespace to a network and print the result"),
+    "check": (_check, _attachment_arguments, "check that an attachment is unchanged"),
+    "del": (_delete, _attachment_arguments, "detach a namespace from a network"),
+    "gc": (
+        _gc,
+        _gc_arguments,
+        "detach what no longer exists from a network, then run GC of its plugins",
+    ),
+    "status": (_status, _network_arguments, "ask the plugins of a network whether they are ready"),
+    "version": (
+        _version,
+        _version_arguments,
+        "print the CNI versions that Tapwright and plugins support",
+    ),
+    "list": (_list, _no_arguments, "list the networks, and report broken files"),
+    "validate": (
+        _validate,
+        _validate_arguments,
+        "report mistakes in the configurations of networks",
+    ),
+    "attachments": (_attachments, _attachments_arguments, "list the attachments of all networks"),
 }

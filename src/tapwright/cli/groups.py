@@ -4,28 +4,30 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from tapwright import command
 from tapwright.cli import version
-from tapwright.cli.oci_options import VERBS
+from tapwright.cli.oci_options import CONFIG_HELP, VERBS
 from tapwright.cli.parser import Parser
 from tapwright.errors import TapwrightError, UsageError, shown
 
 _GROUPS = {
-    "check": "whether this host can run a sandbox, and with which configuration",
-    "cni": "run CNI networks and their plugins",
-    "image": "the guest's kernel, initrd and disk",
-    "kata-ipvs": "load balancing in a running sandbox",
-    "kata-network": "NICs and routes of a running sandbox",
-    "sandbox": "virtual machines on CNI networks",
+    "check": "check whether this host can run a sandbox, and with which configuration",
+    "cni": "attach namespaces to CNI networks, without a VM",
+    "image": "build, list, export and import the guest's kernel, initrd and disk",
+    "kata-ipvs": "balance load in a running sandbox",
+    "kata-network": "plug NICs into a running sandbox and set its routes",
+    "sandbox": "run, inspect and delete virtual machines on CNI networks",
 }
 _FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command of a group; return its exit status."""
-    arguments = _parser(argv).parse_args(_joined(argv))
+    # A link named kata-runtime is called as such.
+    name = os.path.basename(sys.argv[0]).removesuffix(".py") or "tapwright"
+    arguments = parser(argv, name).parse_args(_joined(argv))
     # The supervisor, a process of its own, takes it from there.
     os.environ[command.LOG_LEVEL_VARIABLE] = arguments.log_level
     from tapwright.cni.errors import CniError
@@ -63,12 +65,11 @@ def _complain(what: object, status: int) -> int:
     return status
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+def parser(argv: Container[str], name: str) -> argparse.ArgumentParser:
     """A parser that knows all groups by name, and more of those alone that `argv` may mean: to
     build all of it takes as long as many a command."""
     parser = Parser(
-        # A link named kata-runtime is called as such.
-        prog=os.path.basename(sys.argv[0]).removesuffix(".py") or "tapwright",
+        prog=name,
         description="Networking for secure containers: CNI networks carried into virtual machines.",
         epilog=f"""\
 OCI runtime verbs, with the options of runc:
@@ -76,23 +77,28 @@ OCI runtime verbs, with the options of runc:
 
 'tapwright GROUP COMMAND --help' and 'tapwright VERB --help' tell all about a command.""",
     )
-    parser.add_argument("--version", action="version", version=version.TEXT)
+    parser.add_argument(
+        "--version", action="version", version=version.TEXT, help="print the version and exit"
+    )
     # The second name is that of kata-runtime, whose scripts run through a link of its name.
     parser.add_argument(
-        "--config", "--kata-config", metavar="FILE", help="configuration.toml to use"
+        "--config",
+        "--kata-config",
+        metavar="FILE",
+        help=CONFIG_HELP,
     )
     parser.add_argument(
         "--root",
         metavar="DIR",
         default=command.root(),
-        help=f"where the state of sandboxes is kept (default: ${command.ROOT_VARIABLE}, or "
-        f"{command.DEFAULT_ROOT})",
+        help="keep the state of sandboxes in this directory "
+        f"(default: ${command.ROOT_VARIABLE}, or {command.DEFAULT_ROOT})",
     )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="warning",
-        help="what supervisors write to their logs (default: %(default)s)",
+        help="choose what supervisors log (default: %(default)s)",
     )
     # With `prog` given, argparse need not measure the terminal (2 ms).
     groups = parser.add_subparsers(metavar="GROUP", required=True, prog=parser.prog)

@@ -1,14 +1,14 @@
 """`tapwright image`: build, list, export and import guest images."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from tapwright.cli import output
 
 
-def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
+def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
     command = commands.add_parser(
         "build",
@@ -23,15 +23,15 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
         "--suite",
         default="",
         metavar="NAME",
-        help="take the packages of this release, such as trixie, and not the host's",
+        help="build from packages of this release, such as trixie (default: the host's)",
     )
     command.add_argument(
         "--mirror",
         default="",
         metavar="URL",
-        help="with --suite: where that release is, where not beside the host's own",
+        help="take the release of --suite from this mirror (default: the host's own)",
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--json", action="store_true", help="print the image as JSON")
     command.set_defaults(run=_build)
     command = commands.add_parser(
         "export",
@@ -39,19 +39,23 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
         description="Write the image that sandboxes use to one file, for `tapwright image import` "
         "on hosts that have no apt.",
     )
-    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("file", type=Path, metavar="FILE", help="the file to write")
     command.set_defaults(run=_export)
     command = commands.add_parser(
         "import",
-        help="have sandboxes use an image from a file",
-        description="Read an image that `tapwright image export` wrote, and have sandboxes use "
-        "it. A file that did not arrive whole is refused.",
+        help="read an image from a file, for sandboxes to use",
+        description="Read an image that `tapwright image export` wrote. Sandboxes use that image "
+        "from then on. A file that did not arrive whole is refused.",
     )
-    command.add_argument("file", type=Path, metavar="FILE")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("file", type=Path, metavar="FILE", help="a file that export wrote")
+    command.add_argument("--json", action="store_true", help="print the image as JSON")
     command.set_defaults(run=_import)
-    command = commands.add_parser("list", help="list the images built so far")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command = commands.add_parser(
+        "list",
+        help="list the images of this host",
+        description="List the images of this host, and which one sandboxes use.",
+    )
+    command.add_argument("--json", action="store_true", help="print the images as JSON")
     command.set_defaults(run=_list)
 
 

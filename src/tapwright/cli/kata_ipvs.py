@@ -3,7 +3,7 @@ the parameters of openEuler's `kata-runtime kata-ipvs`."""
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable
 
 from tapwright.cli import output
 from tapwright.errors import TapwrightError, UsageError
@@ -25,29 +25,40 @@ cleanup --parameters, those of conntrack(8):
 docs/openeuler.md tells all."""
 
 
-def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
+def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     group.description = "Balance load in a running sandbox: IPVS in the guest's kernel."
     group.epilog = _EPILOG
     commands = group.add_subparsers(metavar="VERB", required=True, prog=group.prog)
     ipvsadm = commands.add_parser(
-        "ipvsadm", help="virtual services and real servers", description="Do what ipvsadm does."
+        "ipvsadm",
+        help="list and change virtual services and real servers",
+        description="List and change virtual services and real servers, as ipvsadm does.",
     )
     either = ipvsadm.add_mutually_exclusive_group(required=True)
-    either.add_argument("--parameters", metavar="TEXT", help="the parameters of ipvsadm")
     either.add_argument(
-        "--restore", metavar="-", help="make the rules on standard input the table, now empty"
+        "--parameters", metavar="TEXT", help="pass these parameters of ipvsadm, in one word"
+    )
+    either.add_argument(
+        "--restore", metavar="-", help="load the rules on standard input into a table that is empty"
     )
     ipvsadm.set_defaults(run=_ipvsadm)
     cleanup = commands.add_parser(
-        "cleanup", help="forget connections", description="Remove entries of connections."
+        "cleanup",
+        help="remove tracked connections",
+        description="Remove tracked connections, as conntrack -D does.",
     )
     cleanup.add_argument(
-        "--parameters", metavar="TEXT", required=True, help="the parameters of conntrack -D"
+        "--parameters",
+        metavar="TEXT",
+        required=True,
+        help="pass these parameters of conntrack -D, in one word",
     )
     cleanup.set_defaults(run=_cleanup)
     for command in (ipvsadm, cleanup):
         command.add_argument(
-            "id", metavar="ID", help="the sandbox, one of its containers, or the beginning of an id"
+            "id",
+            metavar="ID",
+            help="the id of a sandbox, or of one of its containers, or the beginning of an id",
         )
 
 

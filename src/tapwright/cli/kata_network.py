@@ -4,7 +4,7 @@ and the answers of `kata-runtime kata-network`."""
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from tapwright.cli import output
@@ -22,12 +22,16 @@ class Verb(NamedTuple):
 
 
 _VERBS = {
-    "add-iface": Verb("add_interface", "plug an existing device into the VM", "an interface"),
-    "del-iface": Verb("remove_interface", "take a NIC out of the VM", "an interface"),
-    "update-iface": Verb("update_interface", "give a NIC other addresses", "an interface"),
+    "add-iface": Verb(
+        "add_interface", "plug an existing device of the host into the VM", "an interface"
+    ),
+    "del-iface": Verb("remove_interface", "unplug a NIC from the VM", "an interface"),
+    "update-iface": Verb("update_interface", "replace the addresses of a NIC", "an interface"),
     "list-ifaces": Verb("list_interfaces", "list the NICs of the guest"),
-    "add-route": Verb("add_routes", "add routes in the guest", "a route, or a list of them,"),
-    "del-route": Verb("remove_routes", "remove routes in the guest", "a route, or a list of them,"),
+    "add-route": Verb("add_routes", "add routes in the guest", "a route, or a list of routes,"),
+    "del-route": Verb(
+        "remove_routes", "remove routes in the guest", "a route, or a list of routes,"
+    ),
     "update-routes": Verb("update_routes", "replace the guest's routes", "a list of routes"),
     "list-routes": Verb("list_routes", "list the routes of the guest"),
 }
@@ -48,7 +52,7 @@ Prints the answer as one line of JSON; after a failure null (del-iface: the inte
 not be removed), and the reason on stderr. docs/tap-networking.md tells all."""
 
 
-def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
+def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     group.description = "Plug existing TAPs into a running sandbox and set the guest's routes."
     group.epilog = _EPILOG
     commands = group.add_subparsers(metavar="VERB", required=True, prog=group.prog)
@@ -56,13 +60,19 @@ def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
         if name not in words:
             commands.add_parser(name, help=verb.help, add_help=False)
             continue
-        command = commands.add_parser(name, help=verb.help, description=f"{verb.help}.")
+        command = commands.add_parser(
+            name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
+        )
         command.add_argument(
-            "id", metavar="ID", help="the sandbox, one of its containers, or the beginning of an id"
+            "id",
+            metavar="ID",
+            help="the id of a sandbox, or of one of its containers, or the beginning of an id",
         )
         if verb.takes:
             command.add_argument(
-                "file", metavar="FILE|-", help=f"{verb.takes} as JSON; - reads standard input"
+                "file",
+                metavar="FILE|-",
+                help=f"a file with {verb.takes} as JSON; - reads standard input",
             )
         command.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
         command.set_defaults(run=_run, verb=verb)

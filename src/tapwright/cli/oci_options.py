@@ -58,75 +58,105 @@ class Options:
         return list(self._given)
 
 
-GLOBAL = (
-    Option("config", "FILE", "configuration.toml to use"),
-    Option("kata-config", "FILE", "the same"),
-    Option("root", "DIR", "where the state of containers and sandboxes is kept"),
-    Option("log", "FILE", "append errors and warnings to it"),
-    Option("log-format", "FORMAT", "of the log: text or json"),
-    Option("log-level", "LEVEL", "what supervisors write: debug, info, warning, error"),
-    Option("debug", "", "the same as --log-level debug"),
-    Option("systemd-cgroup", "", "accepted: the guest has no systemd"),
-    Option("rootless", "WORD", "accepted: only root can run sandboxes"),
-    Option("criu", "FILE", "accepted: there is no checkpoint"),
+CONFIG_HELP = (
+    "read the configuration from this file (default: the first that exists of $TAPWRIGHT_CONFIG, "
+    "/etc/tapwright/configuration.toml and those of Kata Containers)"
 )
 
-_BUNDLE = Option("bundle", "DIR", "the bundle (default: the current directory)", "b")
-_CONSOLE = Option("console-socket", "FILE", "a socket to send the terminal's master to")
-_PID_FILE = Option("pid-file", "FILE", "where to write the pid of the process on this host")
-_PRESERVE = Option("preserve-fds", "N", "accepted with a warning: a VM can't have descriptors")
-_FORMAT = Option("format", "FORMAT", "table or json", "f")
+GLOBAL = (
+    Option("config", "FILE", CONFIG_HELP),
+    Option("kata-config", "FILE", "another name of --config, as kata-runtime has"),
+    Option("root", "DIR", "keep the state of containers and sandboxes in this directory"),
+    Option("log", "FILE", "append errors and warnings to this file"),
+    Option("log-format", "FORMAT", "write the log as text (default) or json"),
+    Option("log-level", "LEVEL", "choose what supervisors log: debug, info, warning or error"),
+    Option("debug", "", "log everything, as with --log-level debug"),
+    Option(
+        "systemd-cgroup",
+        "",
+        "accepted without effect: the form of cgroupsPath tells whether systemd is meant",
+    ),
+    Option("rootless", "WORD", "accepted without effect: only root can run sandboxes"),
+    Option("criu", "FILE", "accepted without effect: containers in a VM have no checkpoints"),
+)
+
+_BUNDLE = Option(
+    "bundle", "DIR", "take the bundle from this directory (default: the current one)", "b"
+)
+_CONSOLE = Option(
+    "console-socket", "FILE", "send the master of the container's terminal to this Unix socket"
+)
+_PID_FILE = Option(
+    "pid-file", "FILE", "write the pid of the process that stands for the container on the host"
+)
+_PRESERVE = Option(
+    "preserve-fds", "N", "accepted with a warning: a VM can't inherit file descriptors"
+)
+_FORMAT = Option("format", "FORMAT", "print a table (default) or json", "f")
 _IGNORED = (
-    Option("no-pivot", "", "accepted: the root filesystem is mounted in the guest"),
-    Option("no-new-keyring", "", "accepted: the guest's keys are not the host's"),
+    Option("no-pivot", "", "accepted without effect: the guest mounts the root filesystem"),
+    Option(
+        "no-new-keyring", "", "accepted without effect: the guest's keyrings are never the host's"
+    ),
     _PRESERVE,
 )
-_DETACH = Option("detach", "", "return when it runs", "d")
+_DETACH = Option("detach", "", "return as soon as the process runs", "d")
 
 VERBS = {
     "create": Verb(
-        "make a container from a bundle", "ID", 1, 1, _BUNDLE, _CONSOLE, _PID_FILE, *_IGNORED
+        "create a container from a bundle, without starting its program",
+        "ID",
+        1,
+        1,
+        _BUNDLE,
+        _CONSOLE,
+        _PID_FILE,
+        *_IGNORED,
     ),
-    "start": Verb("have a container run its program", "ID", 1, 1),
+    "start": Verb("start the program of a container that was created", "ID", 1, 1),
     "state": Verb("print the state of a container as JSON", "ID", 1, 1),
     "kill": Verb(
         "send a signal to a container's process",
         "ID [SIGNAL]",
         1,
         2,
-        Option("all", "", "to all processes of the container", "a"),
+        Option("all", "", "send the signal to all processes of the container", "a"),
     ),
     "delete": Verb(
-        "take back all that a container holds",
+        "delete a container that has ended, with all resources on the host",
         "ID",
         1,
         1,
-        Option("force", "", "also of one that runs; no failure when there is none", "f"),
+        Option("force", "", "kill a container that still runs; succeed where none exists", "f"),
     ),
     "exec": Verb(
-        "run another process in a container",
+        "run another process in a running container",
         "ID COMMAND [ARG ...] | --process FILE ID",
         1,
         1 << 20,
         _CONSOLE,
         _PID_FILE,
         _DETACH,
-        Option("process", "FILE", "the process, as in config.json", "p"),
-        Option("tty", "", "with a terminal", "t"),
-        Option("cwd", "DIR", "where to run it"),
+        Option(
+            "process", "FILE", "read the process, in the form of config.json, from this file", "p"
+        ),
+        Option("tty", "", "give the process a terminal", "t"),
+        Option("cwd", "DIR", "run the process in this directory of the container"),
         Option("env", "KEY=VALUE", "set an environment variable (repeatable)", "e"),
-        Option("user", "UID[:GID]", "as whom to run it", "u"),
-        Option("additional-gids", "GID", "a further group (repeatable)", "g"),
-        Option("cap", "CAP", "a further capability (repeatable)", "c"),
-        Option("no-new-privs", "", "with no way to new privileges"),
-        Option("ignore-paused", "", "accepted: a container that is paused is to be resumed first"),
-        Option("process-label", "LABEL", "accepted: the guest has no SELinux"),
-        Option("apparmor", "PROFILE", "accepted: the guest has no AppArmor"),
+        Option("user", "UID[:GID]", "run the process as this user and group", "u"),
+        Option(
+            "additional-gids", "GID", "add a supplementary group to the process (repeatable)", "g"
+        ),
+        Option("cap", "CAP", "add a capability to the process (repeatable)", "c"),
+        Option("no-new-privs", "", "keep the process from gaining privileges (no_new_privs)"),
+        Option("ignore-paused", "", "accepted without effect: resume a paused container first"),
+        Option("process-label", "LABEL", "accepted without effect: the guest has no SELinux"),
+        Option("apparmor", "PROFILE", "accepted without effect: the guest has no AppArmor"),
         _PRESERVE,
         command=True,
     ),
     "run": Verb(
-        "create and start a container, wait for its end, delete it",
+        "create, start and finally delete a container",
         "ID",
         1,
         1,
@@ -134,50 +164,65 @@ VERBS = {
         _CONSOLE,
         _PID_FILE,
         _DETACH,
-        Option("keep", "", "do not delete it"),
-        Option("no-subreaper", "", "accepted: it is none"),
+        Option("keep", "", "keep the container after its program has ended"),
+        Option("no-subreaper", "", "accepted without effect: the command is never a subreaper"),
         *_IGNORED,
     ),
-    "list": Verb("list containers", "", 0, 0, _FORMAT, Option("quiet", "", "their ids alone", "q")),
+    "list": Verb(
+        "list containers", "", 0, 0, _FORMAT, Option("quiet", "", "print nothing but the ids", "q")
+    ),
     "ps": Verb(
         "list the processes of a container", "ID [PS-OPTION ...]", 1, 1 << 20, _FORMAT, command=True
     ),
-    "pause": Verb("stop all processes of a container for a while", "ID", 1, 1),
-    "resume": Verb("have them go on", "ID", 1, 1),
+    "pause": Verb("freeze all processes of a container", "ID", 1, 1),
+    "resume": Verb("thaw all processes of a paused container", "ID", 1, 1),
     "events": Verb(
-        "print what a container uses, again and again",
+        "print statistics and events of a container, one JSON object a line",
         "ID",
         1,
         1,
-        Option("interval", "DURATION", "between two times (default: 5s)"),
-        Option("stats", "", "once"),
+        Option("interval", "DURATION", "print statistics this often (default: 5s)"),
+        Option("stats", "", "print the statistics once and exit"),
     ),
     "update": Verb(
         "change the limits of a container",
         "ID",
         1,
         1,
-        Option("resources", "FILE|-", "linux.resources as in config.json", "r"),
-        Option("memory", "BYTES", "the most memory"),
-        Option("memory-reservation", "BYTES", "memory that is left to it in need"),
-        Option("memory-swap", "BYTES", "the most memory and swap"),
-        Option("cpu-period", "US", "the period of the quota"),
-        Option("cpu-quota", "US", "processor time in a period"),
-        Option("cpu-share", "N", "relative weight"),
-        Option("pids-limit", "N", "the most processes"),
-        Option("cpuset-cpus", "LIST", "the host's CPUs that its VM runs on"),
-        Option("cpuset-mems", "LIST", "the host's memory nodes that its VM takes from"),
+        Option(
+            "resources",
+            "FILE|-",
+            "read limits, in the form of linux.resources, from this file (- for stdin)",
+            "r",
+        ),
+        Option("memory", "BYTES", "limit the memory of the container"),
+        Option(
+            "memory-reservation",
+            "BYTES",
+            "leave this much memory to the container when memory is short",
+        ),
+        Option("memory-swap", "BYTES", "limit memory and swap together"),
+        Option("cpu-period", "US", "set the period of --cpu-quota in microseconds"),
+        Option("cpu-quota", "US", "limit the processor time in a period, in microseconds"),
+        Option("cpu-share", "N", "set the weight of the container among others in its VM"),
+        Option("pids-limit", "N", "limit the number of processes"),
+        Option("cpuset-cpus", "LIST", "bind the VM to these CPUs of the host"),
+        Option("cpuset-mems", "LIST", "take the VM's memory from these nodes of the host"),
         *(
-            Option(name, "VALUE", "refused: the VM has nothing to set by it")
+            Option(name, "VALUE", "refused: the VM has no such limit to set")
             for name in (
                 *("blkio-weight", "cpu-rt-period", "cpu-rt-runtime"),
                 *("l3-cache-schema", "mem-bw-schema"),
             )
         ),
-        Option("kernel-memory", "BYTES", "accepted: obsolete"),
-        Option("kernel-memory-tcp", "BYTES", "accepted: obsolete"),
+        Option(
+            "kernel-memory", "BYTES", "accepted without effect: kernels have dropped this limit"
+        ),
+        Option(
+            "kernel-memory-tcp", "BYTES", "accepted without effect: kernels have dropped this limit"
+        ),
     ),
-    "features": Verb("print what this runtime supports as JSON", "", 0, 0),
+    "features": Verb("print the features of this runtime as JSON", "", 0, 0),
 }
 
 
@@ -200,7 +245,7 @@ def read(argv: "Sequence[str]") -> tuple[Options, str, Options]:
     before, words = _read(GLOBAL, argv, is_command=True)
     name = words[0] if words else ""
     verb = VERBS[name]
-    options, operands = _read((*verb.options, *_HELP), words[1:], verb.command)
+    options, operands = _read((*verb.options, *HELP), words[1:], verb.command)
     options.operands = operands
     if not options.flag("help") and not verb.least <= len(operands) <= verb.most:
         raise UsageError(f"usage: tapwright {name} [OPTION ...] {verb.usage}".rstrip())
@@ -208,25 +253,30 @@ def read(argv: "Sequence[str]") -> tuple[Options, str, Options]:
 
 
 def help_of(name: str) -> str:
+    """What `tapwright VERB --help` prints."""
     verb = VERBS[name]
     lines = [
         f"usage: tapwright [GLOBAL OPTION ...] {name} [OPTION ...] {verb.usage}".rstrip(),
         "",
         f"{verb.words[0].upper()}{verb.words[1:]}.",
     ]
-    for title, options in (("options", verb.options), ("global options", GLOBAL)):
-        if options:
-            lines += ["", f"{title}:", *map(_help_line, options)]
+    for title, options in (("options", (*verb.options, *HELP)), ("global options", GLOBAL)):
+        lines += ["", f"{title}:", *map(_help_lines, options)]
     return "\n".join(lines)
 
 
-_HELP = (Option("help", "", "", "h"),)
+HELP = (Option("help", "", "print this help and exit", "h"),)
 
 
-def _help_line(option: Option) -> str:
+def _help_lines(option: Option) -> str:
+    import textwrap
+
     short = f"-{option.short}, " if option.short else ""
     named = f"  {short}--{option.name} {option.metavar}".rstrip()
-    return f"{named:<32}  {option.words}"
+    indent = " " * 34
+    return textwrap.fill(
+        option.words, 100, initial_indent=f"{named:<32}  ", subsequent_indent=indent
+    )
 
 
 def _read(

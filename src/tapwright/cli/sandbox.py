@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,107 +21,129 @@ if TYPE_CHECKING:
 _CAPTURED_BYTES = 64 * 1024 * 1024
 
 
-def add_commands(group: argparse.ArgumentParser, words: Sequence[str]) -> None:
+def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
     _add_run(commands)
     _add_exec(commands)
-    command = commands.add_parser("list", help="list sandboxes", description="List sandboxes.")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command = commands.add_parser(
+        "list",
+        help="list the sandboxes of this host",
+        description="List the sandboxes of this host, with their status and addresses.",
+    )
+    command.add_argument("--json", action="store_true", help="print the sandboxes as JSON")
     command.set_defaults(run=_list)
     command = commands.add_parser(
         "inspect",
-        help="show all about a sandbox",
-        description="Show all that is known of a sandbox.",
+        help="show the state of a sandbox, as JSON",
+        description="Show all that is known of a sandbox, as JSON.",
     )
-    command.add_argument("id", metavar="ID", help="its id, or the beginning of it")
-    command.add_argument("--json", action="store_true", help="print JSON on one line")
+    command.add_argument("id", metavar="ID", help="the id of a sandbox, or the beginning of its id")
+    command.add_argument("--json", action="store_true", help="print the JSON on one line")
     command.set_defaults(run=_inspect)
     command = commands.add_parser(
         "delete",
-        help="end a sandbox and take back all it holds",
-        description="End sandboxes, in whatever state they are, and take back all they hold on "
-        "the host. Deleting one that is not there is no failure.",
+        help="end sandboxes and release all that they hold on the host",
+        description="End sandboxes, in whatever state they are, and release all that they hold on "
+        "the host. Deleting a sandbox that does not exist is no failure.",
     )
-    command.add_argument("ids", metavar="ID", nargs="+", help="its id, or the beginning of it")
+    command.add_argument(
+        "ids", metavar="ID", nargs="+", help="the id of a sandbox, or the beginning of its id"
+    )
     command.add_argument(
         "--force",
         action="store_true",
-        help="let the sandbox go even if something can't be taken back, and say what",
+        help="delete the sandbox even where something can't be released, and print what",
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--json", action="store_true", help="print the deleted ids as JSON")
     command.set_defaults(run=_delete)
     command = commands.add_parser(
         "spares",
-        help="list the guests that wait for sandboxes, or end them",
+        help="list the guests that wait for sandboxes, or end those guests",
         description="List the guests that were restored ahead and wait for sandboxes "
         "([factory] vm_cache_number), with what they hold of the host's memory.",
     )
-    command.add_argument("--drop", action="store_true", help="end them; print their names")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--drop", action="store_true", help="end all spares and print their names")
+    command.add_argument("--json", action="store_true", help="print the spares as JSON")
     command.set_defaults(run=_spares)
 
 
 def _add_run(commands: Any) -> None:
     command = commands.add_parser(
         "run",
-        help="start a sandbox on its networks",
+        help="start a sandbox on CNI networks",
         description="Start a virtual machine and attach it to CNI networks; return when the "
-        "guest is on them. Without --network it is on none. The first one makes the template that "
-        "later ones start from, unless enable_template is false.",
+        "guest is on them. Without --network the guest has no network. The first sandbox makes the "
+        "template that later ones start from, unless enable_template is false.",
     )
-    command.add_argument("id", metavar="ID", help="letters, digits, '_', '.', '-'; at most 64")
+    command.add_argument(
+        "id",
+        metavar="ID",
+        help="the id of the new sandbox: letters, digits, '_', '.', '-'; at most 64",
+    )
     command.add_argument(
         "--network",
         metavar="NAME[:IFNAME]",
         action="append",
         default=[],
-        help="attach to this CNI network (repeatable); the interface is eth0, eth1, … by default",
+        help="attach the guest to this CNI network (repeatable; default interfaces: eth0, eth1, …)",
     )
     command.add_argument(
         "--publish",
         metavar="[IP:]HOSTPORT:PORT[/PROTOCOL]",
         action="append",
         default=[],
-        help="make the guest's port reachable on the host (repeatable); whether the host's port is "
-        "free is not checked",
+        help="publish a port of the guest on the host (repeatable); the command does not check "
+        "whether the host's port is free",
     )
     command.add_argument(
         "--tap",
         metavar="NAME[,bridge=BR|,ovs=BR]",
         action="append",
         default=[],
-        help="give it a TAP of the host's own namespace, made where there is none, in a Linux "
-        "bridge or a bridge of Open vSwitch (repeatable); more: ,ip=ADDRESS/PREFIX ,mac=MAC "
-        ",mtu=N ,name=IFNAME",
+        help="give the guest a TAP of the host's own namespace, made where none exists, in a Linux "
+        "bridge or a bridge of Open vSwitch (repeatable); further parts: ,ip=ADDRESS/PREFIX "
+        ",mac=MAC ,mtu=N ,name=IFNAME",
     )
     command.add_argument(
-        "--netns", metavar="PATH", default="", help="use this network namespace, make none"
+        "--netns",
+        metavar="PATH",
+        default="",
+        help="use this network namespace in place of a new one",
     )
-    command.add_argument("--net-dir", metavar="DIR", help="where CNI network configurations are")
+    command.add_argument(
+        "--net-dir",
+        metavar="DIR",
+        help="read CNI networks from this directory (default: /etc/cni/net.d)",
+    )
     command.add_argument(
         "--plugin-dir",
         metavar="DIR",
         action="append",
-        help="where CNI plugins are (repeatable, searched in order)",
+        help="look for CNI plugins in this directory (repeatable, searched in order)",
     )
     command.add_argument(
         "--memory",
         metavar="MIB",
         type=_positive,
         default=0,
-        help="of the guest, at least 128 (default: default_memory in the configuration)",
+        help="give the guest this much memory, at least 128 MiB (default: default_memory of the "
+        "configuration)",
     )
     command.add_argument(
         "--vcpus",
         metavar="N",
         type=_positive,
         default=0,
-        help="of the guest (default: default_vcpus in the configuration)",
+        help="give the guest this many CPUs (default: default_vcpus of the configuration)",
     )
     form = command.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON, with what took how long")
     form.add_argument(
-        "--timing", action="store_true", help="print what took how long, as a picture"
+        "--json",
+        action="store_true",
+        help="print the sandbox as JSON, with the time of each phase of its start",
+    )
+    form.add_argument(
+        "--timing", action="store_true", help="draw how long each phase of the start took"
     )
     command.set_defaults(run=_run)
 
@@ -129,13 +151,13 @@ def _add_run(commands: Any) -> None:
 def _add_exec(commands: Any) -> None:
     command = commands.add_parser(
         "exec",
-        help="run a command in the guest",
+        help="run a command in the guest of a sandbox",
         usage="%(prog)s [--env KEY=VALUE] [--cwd DIR] [--json] ID -- COMMAND [ARG ...]",
-        description="Run a command in the guest. Its stdin, stdout, stderr and signals are ours; "
-        "so is its exit status (128 + N for signal N, 127 when there is no such command, 126 when "
-        "it can't be run).",
+        description="Run a command in the guest, with the stdin, stdout, stderr and signals of "
+        "this command, and exit with its status (128 + N for signal N, 127 when the command does "
+        "not exist, 126 when it can't be run).",
     )
-    command.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    command.add_argument("id", metavar="ID", help="the id of a sandbox, or the beginning of its id")
     command.add_argument(
         "--env",
         metavar="KEY=VALUE",
@@ -144,14 +166,16 @@ def _add_exec(commands: Any) -> None:
         help="set an environment variable (repeatable)",
     )
     command.add_argument(
-        "--cwd", metavar="DIR", default="/", help="the directory to run it in (default: /)"
+        "--cwd", metavar="DIR", default="/", help="run the command in this directory (default: /)"
     )
     command.add_argument(
         "--json",
         action="store_true",
         help="print status, stdout and stderr as JSON when the command has ended; exit 0",
     )
-    command.add_argument("argv", metavar="COMMAND", nargs="+")
+    command.add_argument(
+        "argv", metavar="COMMAND", nargs="+", help="the command to run, and its arguments"
+    )
     command.set_defaults(run=_exec)
 
 

@@ -11,22 +11,22 @@ from tapwright import __version__, command
 from tapwright.errors import NetworkError, TapwrightError
 from tapwright.netmon.events import Events
 
-_USAGE = """\
+USAGE = """\
 usage: tapwright-netmon -s ID -r RUNTIME [-d] [-log LEVEL]
 
-Watch the network namespace that this is started in. Interfaces that come, go or change, and routes,
-are carried into the VM of a sandbox: Tapwright's supervisor is told over its control socket; any
-other runtime is called as RUNTIME kata-network add-iface|del-iface|update-routes ID FILE.
+Watch the network namespace that this process is in, and carry interfaces and routes into the VM of
+a sandbox as they come, go or change: by the control socket of Tapwright's supervisor, or, for any
+other runtime, by calling RUNTIME kata-network add-iface|del-iface|update-routes ID FILE.
 
-  -s ID        the sandbox (required)
-  -r RUNTIME   the path of its runtime (required)
-  -d           log all there is, as -log debug
-  -log LEVEL   what to log, to stderr and syslog: debug, info, warn or warning, error, fatal, panic
-               (default: warn)
-  -v, -version print the version
-  -h, -help    print this
+  -s ID          carry changes into the sandbox of this id (required)
+  -r RUNTIME     take the program at this path for the sandbox's runtime (required)
+  -d             log everything, as with -log debug
+  -log LEVEL     log this much to stderr and syslog: debug, info, warn or warning, error, fatal,
+                 panic (default: warn)
+  -v, -version   print the version and exit
+  -h, -help      print this help and exit
 
-With Tapwright as the runtime, TAPWRIGHT_ROOT is where the state of sandboxes is kept.
+Where Tapwright is the runtime, TAPWRIGHT_ROOT names the directory of the state of sandboxes.
 """
 
 _LEVELS = {"debug": 0, "info": 1, "warn": 2, "warning": 2, "error": 3, "fatal": 4, "panic": 4}
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     """Watch until killed; return an exit status where there is nothing to watch."""
     words = [word.replace("--", "-", 1) for word in argv]
     if "-h" in words or "-help" in words:
-        print(_USAGE, end="")
+        print(USAGE, end="")
         return 0
     if "-v" in words or "-version" in words:
         print(f"tapwright-netmon version {__version__}")
