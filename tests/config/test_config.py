@@ -29,7 +29,7 @@ def load(tmp_path: Path, text: str) -> config.Config:
 
 
 def read(text: str) -> config.Config:
-    return parse(text.encode(), "FILE")
+    return parse([("FILE", text.encode())])
 
 
 def qemu(text: str) -> config.Qemu:
@@ -84,6 +84,63 @@ def test_an_empty_variable_names_nothing(
     monkeypatch.setenv(config.ENVIRONMENT_VARIABLE, "")
     write(places[1], 512)
     assert config.load().source == str(places[1])
+
+
+# --- drop-ins ---------------------------------------------------------------------------------
+
+
+def test_drop_ins_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """Of each key the last value counts, and who has said it is told."""
+    (tmp_path / "config.d").mkdir()
+    for name, text in {
+        "20-more.toml": "[hypervisor.qemu]\ndefault_memory = 512\n[cni]\ncache_dir = '/c'\n",
+        "10-first.toml": "[hypervisor.qemu]\ndefault_memory = 384\npcie_root_port = 4\n",
+        ".20-more.toml.swp": "no TOML",
+    }.items():
+        (tmp_path / "config.d" / name).write_text(text)
+    (tmp_path / "config.d/directory").mkdir()
+    loaded = load(tmp_path, "[hypervisor.qemu]\ndefault_memory = 256\nmachine_type = 'pc'\n")
+    assert loaded.qemu == config.Qemu(default_memory=512, pcie_root_port=4, machine_type="pc")
+    main, first, more = (
+        str(tmp_path / name)
+        for name in ("configuration.toml", "config.d/10-first.toml", "config.d/20-more.toml")
+    )
+    assert loaded.source == main
+    sources = {setting.key: setting.source for setting in loaded.settings()}
+    assert [sources[key] for key in ("default_memory", "pcie_root_port", "machine_type")] == [
+        more,
+        first,
+        main,
+    ]
+    assert (sources["cache_dir"], sources["default_vcpus"]) == (more, "default")
+
+
+def test_drop_ins_are_beside_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "real/config.d").mkdir(parents=True)
+    write(tmp_path / "real/configuration.toml", 256)
+    write(tmp_path / "real/config.d/1.toml", 512)
+    (tmp_path / "link.toml").symlink_to("real/configuration.toml")
+    assert config.load(str(tmp_path / "link.toml")).qemu.default_memory == 512
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("default_memory = 512", ""),
+        ("[hypervisor.qemu]\ndefault_memory = 'much'", "default_memory = 'much': must be"),
+        ("[hypervisor", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_with_a_drop_in_is_told_with_its_name(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "config.d").mkdir()
+    (tmp_path / "config.d/1.toml").write_text(text)
+    if not said:
+        assert "default_memory" in load(tmp_path, "").warnings[0]
+        return
+    with pytest.raises(ConfigError, match=f"config.d/1.toml.*{said}"):
+        load(tmp_path, "")
 
 
 # --- values -----------------------------------------------------------------------------------
@@ -204,9 +261,13 @@ def test_kata_has_none_of_our_keys_in_its_list() -> None:
 
 @pytest.mark.parametrize(
     ("given", "effective"),
-    [(0, 1), (1, 1), (-1, CPUS), (-(2**31), CPUS), (CPUS, CPUS), (CPUS + 1, CPUS), (10**9, CPUS)],
+    [
+        *((0, 1), (1, 1), (-1, CPUS), (-(2**31), CPUS)),
+        *((CPUS, CPUS), (CPUS + 1, CPUS), (10**9, CPUS)),
+        *((0.5, 1), (1.5, min(2, CPUS)), (-0.5, CPUS), (0.0, 1)),
+    ],
 )
-def test_vcpus_as_in_kata(given: int, effective: int) -> None:
+def test_vcpus_as_in_kata(given: float, effective: int) -> None:
     assert qemu(f"default_vcpus = {given}").default_vcpus == effective
 
 
@@ -378,7 +439,8 @@ Q, R = "hypervisor.qemu", "runtime"
         (Q, "machine_type", "['q35']", '"q35" or "pc"'),
         (Q, "accelerator", "''", '"auto" or "kvm" or "tcg"'),
         (Q, "default_vcpus", "true", "a whole number"),
-        (Q, "default_vcpus", "1.0", "a whole number"),
+        (Q, "default_vcpus", "inf", "a whole number"),
+        (Q, "default_memory", "1024.0", "a whole number"),
         (Q, "default_vcpus", "'2'", "a whole number"),
         (Q, "default_vcpus", "2147483648", "from -2147483648 to 2147483647"),
         (Q, "default_memory", "64", r"from 128 to 16777216 \(or 0, which means 256\)"),
@@ -442,7 +504,7 @@ def test_every_number_is_taken_into_its_range_or_refused(number: int) -> None:
 @given(st.text(max_size=200))
 def test_no_text_does_worse_than_be_refused(text: str) -> None:
     with suppress(ConfigError):
-        parse(text.encode(errors="surrogatepass"), "FILE")
+        parse([("FILE", text.encode(errors="surrogatepass"))])
 
 
 @pytest.mark.parametrize(
@@ -474,7 +536,7 @@ def test_not_utf8(tmp_path: Path) -> None:
 def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    assert config.load(str(fifo)).given == frozenset(), "it must not wait for a writer"
+    assert config.load(str(fifo)).given == {}, "it must not wait for a writer"
     for path, said in (
         (tmp_path, "Is a directory"),
         (tmp_path / "missing", "No such file"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_FILE",
+    "DROP_INS",
     "ENVIRONMENT_VARIABLE",
     "PLACES",
     "Cni",
@@ -36,6 +37,7 @@ __all__ = [
     "Runtime",
     "Setting",
     "conflicts",
+    "drop_ins",
     "find",
     "load",
     "read",
@@ -49,6 +51,8 @@ PLACES = (
 )
 DEFAULT_FILE = os.path.join(os.path.dirname(__file__), "configuration.toml")
 """Every key with its default, and what it means."""
+
+DROP_INS = "config.d"
 
 _MAX_BYTES = 1 << 20
 
@@ -72,13 +76,32 @@ def read(path: str | None = None) -> "Config":
     from tapwright.config.sections import Config
 
     found = find(path)
-    return reading.parse(_content(found), found) if found else Config()
+    if not found:
+        return Config()
+    files = [(found, _content(found)), *((each, _content(each)) for each in drop_ins(found))]
+    return reading.parse(files)
 
 
 def find(path: str | None = None) -> str | None:
     """The file to read: `path`, or what the environment names, or the first place that has one."""
     named = path or os.environ.get(ENVIRONMENT_VARIABLE)
     return named or next((place for place in PLACES if os.path.exists(place)), None)
+
+
+def drop_ins(path: str) -> list[str]:
+    """The files in `config.d` beside the file at `path`, where a link leads, in the order in which
+    they are read: each one's values take the place of those before. As in Kata, where every file
+    counts (pkg/katautils/config.go: decodeDropIns); what begins with a dot, and directories, are
+    left out. Raises ConfigError."""
+    directory = os.path.join(os.path.dirname(os.path.realpath(path)), DROP_INS)
+    try:
+        with os.scandir(directory) as entries:
+            found = [each.path for each in entries if each.name[0] != "." and not each.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"{directory} can't be read: {error.strerror}") from None
+    return sorted(found)
 
 
 def _content(path: str) -> bytes:

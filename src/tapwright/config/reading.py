@@ -1,9 +1,10 @@
 """From the text of a file to a Config: types and values checked, unknown keys told with the key
 that may have been meant."""
 
+import math
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from typing import Any
 
@@ -17,19 +18,22 @@ _SHOWN_CHARACTERS = 80
 _NO_RULE = Rule()
 
 
-def parse(raw: bytes, path: str) -> Config:
-    """Read the content of the file at `path`. Raises ConfigError with file, key and value."""
-    try:
-        content = tomllib.loads(raw.decode())
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8, as TOML must be: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-    reading = _Reading(path)
-    for section, table in _tables(content, path):
-        reading.take(section, table)
+def parse(files: Sequence[tuple[str, bytes]]) -> Config:
+    """Read (path, content) of the configuration's file and then of its drop-ins: of a key, the
+    last value counts. Raises ConfigError with file, key and value."""
+    reading = _Reading(files[0][0])
+    for path, raw in files:
+        reading.path = path
+        try:
+            content = tomllib.loads(raw.decode())
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not UTF-8, as TOML must be: {error}") from None
+        except RecursionError:
+            raise ConfigError(f"{path} is nested too deeply") from None
+        except ValueError as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from None
+        for section, table in _tables(content, path):
+            reading.take(section, table)
     return reading.config()
 
 
@@ -48,12 +52,14 @@ def overridden(config: Config, section: str, values: Mapping[str, tuple[str, Any
 
 
 class _Reading:
-    """What has been found so far in the file at `path`; keys are written "[section] key"."""
+    """What has been found so far, in the file at `path` and those before it, of which `source` is
+    the first; keys are written "[section] key"."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, source: str) -> None:
+        self.path = source
+        self._source = source
         self._values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-        self._given: set[str] = set()
+        self._given: dict[str, str] = {}  # the file that has said it last
         self._unused: list[str] = []
         self._unknown: list[tuple[str, str]] = []  # section, and a key of it or nothing
         self._guest: list[str] = []  # keys that name Kata's guest
@@ -72,11 +78,11 @@ class _Reading:
                 self._take_misplaced(value)
             elif key in items:
                 self._values[section][key] = self._checked(section, items[key], value)
-                self._given.add(f"[{section}] {key}")
+                self._given[f"[{section}] {key}"] = self.path
             elif key in kata.KEYS.get(section, ()):
                 self._unused.append(f"[{section}] {key}")
-                if (section, key) == ("hypervisor.qemu", "image") and value:
-                    self._guest.append(key)
+                if (section, key) == ("hypervisor.qemu", "image"):
+                    self._guest = [key] if value else []
             else:
                 self._unknown.append((section, key))
 
@@ -99,22 +105,22 @@ class _Reading:
         }
         return Config(
             **parts,
-            source=self._path,
-            given=frozenset(self._given),
-            unused=tuple(self._unused),
+            source=self._source,
+            given=self._given,
+            unused=tuple(dict.fromkeys(self._unused)),
             warnings=tuple(self._warnings()),
         )
 
     def _is_for_kata(self) -> bool:
         """By the directory that it is in, or by what only Kata has a use for."""
-        directories = os.path.abspath(self._path).split("/")[:-1]
+        directories = os.path.abspath(self._source).split("/")[:-1]
         return bool(self._unused) or kata.GUEST_DIRECTORY in directories
 
     def _take_misplaced(self, value: Any) -> None:
         """Some documents print it in [netmon]; true in either place is true."""
         item = _items("runtime")["disable_new_netns"]
         self._values["netmon"]["disable_new_netns"] = self._checked("netmon", item, value)
-        self._given.add("[runtime] disable_new_netns")
+        self._given["[runtime] disable_new_netns"] = self.path
 
     def _pass_over_guest(self, values: dict[str, Any]) -> None:
         for key in ("initrd", "kernel"):
@@ -142,11 +148,14 @@ class _Reading:
     def _checked(self, section: str, item: "Field[Any]", value: Any) -> Any:
         """The value to use for `value`. Raises ConfigError."""
         rule: Rule = item.metadata.get("rule", _NO_RULE)
+        if item.name == "default_vcpus" and isinstance(value, float) and math.isfinite(value):
+            # Of a part of a CPU the guest gets a whole one, as in Kata (hypervisor.go: NumVCPUs).
+            value = math.ceil(value) if value >= 0 else math.floor(value)
         if type(value) is type(item.default) and not value and rule.blank:
             return item.default
         if expected := _objection(value, item.default, rule):
             raise ConfigError(
-                f"{self._path}: [{section}] {item.name} = {_written(value)}: must be {expected}"
+                f"{self.path}: [{section}] {item.name} = {_written(value)}: must be {expected}"
             )
         if item.name == "default_vcpus":
             cpus = len(os.sched_getaffinity(0))

@@ -4,7 +4,7 @@ Sections and keys are those of Kata Containers 1.x where it has them, with their
 (pkg/katautils/config.go in kata-containers/runtime); the rate limits are from its version 2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -180,7 +180,8 @@ class Setting(NamedTuple):
 class Config:
     """A whole configuration. `source` is the file, empty for the defaults.
 
-    Keys are written "[section] key": `given` are ours that the file sets, `unused` those that Kata
+    Keys are written "[section] key": `given` has ours that are set, with the file that does so (a
+    drop-in may), `unused` those that Kata
     knows and nothing here makes use of. `warnings` are whole sentences, without the file.
     """
 
@@ -191,7 +192,7 @@ class Config:
     cni: Cni = field(default_factory=Cni)
     image: Image = field(default_factory=Image)
     source: str = ""
-    given: frozenset[str] = frozenset()
+    given: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -204,7 +205,7 @@ class Config:
                     section,
                     item.name,
                     getattr(getattr(self, attribute), item.name),
-                    self.source if name in self.given else "default",
+                    self.given.get(name, "default"),
                     self._state(name),
                 )
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tapwright.errors import ConfigError
 from tapwright.linux import links, netns, unixsocket
 from tapwright.linux.netlink import Netlink
 from tapwright.sandbox import spares
@@ -194,7 +195,7 @@ class _Waiting:
         self._directory = directory
         self._prepared = prepared
         self._template = self._key()
-        self._configuration = _identity(spec.configuration)
+        self._configuration = _configuration(spec.configuration)
 
     async def told(self) -> Told | None:
         """Wait for who takes it, and what he says. None when it is to end."""
@@ -246,7 +247,7 @@ class _Waiting:
             and not self._prepared.agent.has_broken_rules.is_set()
             and self._key() == self._template
             and Store(Path(self._spec.template)).has(self._template)
-            and _identity(self._spec.configuration) == self._configuration
+            and _configuration(self._spec.configuration) == self._configuration
             and self._directory.exists()
         )
 
@@ -283,6 +284,16 @@ async def _told(connection: socket.socket) -> Told | None:
     caller = Caller(connection)
     told = caller.sandbox()
     return (caller, *told) if told else None
+
+
+def _configuration(path: str) -> list[list[int]]:
+    """What changes when the configuration does, of its file and of its drop-ins."""
+    from tapwright import config
+
+    try:
+        return [_identity(each) for each in (path, *(config.drop_ins(path) if path else ()))]
+    except ConfigError:
+        return []
 
 
 def _identity(path: str) -> list[int]:
