@@ -17,6 +17,7 @@ ORDER = (
         "cli",
         "testing",
         "library",
+        "diagnosis",
         "netmon",
         "oci",
         "supervisor",

@@ -1,4 +1,4 @@
-"""`tapwright sandbox`: run, list, inspect, exec, delete."""
+"""`tapwright sandbox`: run, list, inspect, show, exec, delete."""
 
 import argparse
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import Container
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tapwright.cli import output
+from tapwright.cli import output, show
 from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError, shown
 
@@ -40,6 +40,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     command.add_argument("id", metavar="ID", help="the id of a sandbox, or the beginning of its id")
     command.add_argument("--json", action="store_true", help="print the JSON on one line")
     command.set_defaults(run=_inspect)
+    show.add_command(commands)
     command = commands.add_parser(
         "delete",
         help="end sandboxes and release all that they hold on the host",

@@ -94,7 +94,7 @@ def _is_port(name: str, bridge: str, ovs: str) -> bool:
 
 def _is_port_of_ovs(name: str, port: Link | None, ovs: str) -> bool:
     _ovs("br-exists", ovs, none=f"Open vSwitch has no bridge {ovs}; ovs-vsctl add-br {ovs}")
-    there = _ovs_bridge_of(name)
+    there = ovs_bridge_of(name)
     if there not in ("", ovs):
         raise NetworkError(
             f"the TAP {name} is a port of Open vSwitch's {there}; remove it from there first"
@@ -132,7 +132,7 @@ def disconnect(name: str, index: int, bridge: str, ovs: str, mark: str) -> None:
     if ovs:
         try:
             ours = mark in _ovs("--if-exists", "get", "Interface", name, "external_ids")
-            if ours and _ovs_bridge_of(name) == ovs:
+            if ours and ovs_bridge_of(name) == ovs:
                 _ovs("--if-exists", "del-port", ovs, name)
         except NetworkError as error:
             raise OSError(str(error)) from None
@@ -143,18 +143,24 @@ def disconnect(name: str, index: int, bridge: str, ovs: str, mark: str) -> None:
             links.set_master(nl, index, 0)
 
 
-def _ovs_bridge_of(name: str) -> str:
-    """Empty where the TAP is a port of none."""
-    known = _ovs("--if-exists", "get", "Interface", name, "name")
-    return _ovs("port-to-br", name) if known else ""
+def ovs_bridge_of(name: str, seconds: int = _OVS_SECONDS) -> str:
+    """The bridge of Open vSwitch that an interface is a port of; empty where it is none. Raises
+    NetworkError, when it does not answer within so many seconds among others."""
+    known = _ovs("--if-exists", "get", "Interface", name, "name", seconds=seconds)
+    return _ovs("port-to-br", name, seconds=seconds) if known else ""
 
 
-def _ovs(*words: str, none: str = "") -> str:
+def ovs_tag_of(name: str, seconds: int = _OVS_SECONDS) -> str:
+    """The VLAN of a port of Open vSwitch; empty for none. Raises NetworkError."""
+    return _ovs("--if-exists", "get", "Port", name, "tag", seconds=seconds).strip("[]")
+
+
+def _ovs(*words: str, none: str = "", seconds: int = _OVS_SECONDS) -> str:
     """Raises NetworkError, with the words `none` where ovs-vsctl found nothing (its status 2)."""
-    command = ["ovs-vsctl", f"--timeout={_OVS_SECONDS}", *words]
+    command = ["ovs-vsctl", f"--timeout={seconds}", *words]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=2 * _OVS_SECONDS
+            command, capture_output=True, text=True, check=False, timeout=2 * seconds
         )
     except OSError as error:
         raise NetworkError(

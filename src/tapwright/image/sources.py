@@ -25,6 +25,7 @@ _SOURCES = (
     "linux/addresses.py",
     "linux/routes.py",
     "linux/neighbours.py",
+    "linux/counted.py",
     "linux/announcement.py",
     "linux/ethtool.py",
     "linux/nfnetlink.py",

@@ -112,10 +112,14 @@ def listing(nl: Netlink, families: Iterable[int] = FAMILIES) -> list[Route]:
     """The unicast routes of all tables but the local one, in the order the kernel keeps them."""
     found: list[Route] = []
     for family in families:
-        payload = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, RTN_UNICAST, 0)
-        for body in nl.dump("list routes", RTM_GETROUTE, payload):
+        for body in nl.dump("list routes", RTM_GETROUTE, request_of(family)):
             found.extend(route for route in decode(body) if route.table != TABLE_LOCAL)
     return found
+
+
+def request_of(family: int) -> bytes:
+    """The body of a request for the unicast routes of a family, of all tables."""
+    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, RTN_UNICAST, 0)
 
 
 def add(nl: Netlink, route: Route, append: bool = False) -> None:

@@ -73,6 +73,13 @@ def list_routes(sandbox: Sandbox) -> list[Json]:
     return found
 
 
+def look(sandbox: Sandbox) -> Json:
+    """What guest and QEMU say of the network at this moment (`control.looking`): an answer within a
+    few seconds, also when neither answers."""
+    seen: Json = call(sandbox, "look")
+    return seen
+
+
 def share(
     sandbox: Sandbox,
     container: str,

@@ -13,6 +13,7 @@ from tapwright.command import path as command_path
 from tapwright.control import server
 from tapwright.control.abandoned import Abandoned
 from tapwright.control.containers import Containers
+from tapwright.control.looking import Looking
 from tapwright.control.operations import Operations
 from tapwright.control.processes import Processes
 from tapwright.control.shares import Shares
@@ -110,6 +111,7 @@ class Life:
                 **Containers(guest.agent, processes.expect_end).by_name(),
                 **abandoned.by_name(),
                 **room.by_name(),
+                **Looking(guest.agent, guest.qemu.qmp).by_name(),
             }
             conversations = processes.by_name()
             async with (

@@ -63,6 +63,12 @@ def set_rulesets(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     return rulesets.set_rulesets(nl, request)
 
 
+def look(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    from tapwright.agent.guest import looking
+
+    return looking.look(nl, request)
+
+
 def expect_memory(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     from tapwright.agent.guest import growth
 
@@ -81,6 +87,7 @@ OPERATIONS: dict[str, Operation] = {
     "change_settings": sysctls.change_settings,
     "expect_memory": expect_memory,
     "list_network": network.list_network,
+    "look": look,
     "mount_share": share.mount,
     "replay": routing.replay,
     "set_clock": system.set_clock,

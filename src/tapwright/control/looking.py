@@ -1,0 +1,96 @@
+"""How the network of a running sandbox is seen from within: by the guest's agent, and by QEMU.
+
+Nothing is changed, and nothing is waited for: an answer comes within a few seconds also where the
+guest is dead, or QEMU stopped, and says so. What the guest says is checked, and no more than that:
+it may lie.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tapwright import shapes
+from tapwright.agent.client import AgentClient
+from tapwright.errors import AgentError, HypervisorError
+from tapwright.hypervisor.qmp import Qmp
+
+SECONDS = 3.0
+"""For all of it."""
+
+_COUNTERS = dict.fromkeys(
+    (f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")),
+    int,
+)
+_SHAPES: dict[str, dict[str, Any]] = {
+    "interfaces": {
+        **dict.fromkeys(("name", "mac", "kind"), str),
+        **dict.fromkeys(("up", "carrier", "loopback"), bool),
+        "mtu": int,
+        "addresses": list[str],
+        "counters": dict[str, int],
+    },
+    "routes": {"destination": str, "gateway": str, "device": str, "metric": int, "table": int},
+    "neighbours": {"address": str, "mac": str, "device": str, "state": str},
+}
+
+
+class Looking:
+    """`look` answers `guest` and `qemu`, each an object, or empty where `guest_failure` or
+    `qemu_failure` says why."""
+
+    def __init__(self, agent: AgentClient, qmp: Qmp) -> None:
+        self._agent = agent
+        self._qmp = qmp
+        self._asking: asyncio.Task[dict[str, Any]] | None = None
+
+    def by_name(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        return {"look": self.look}
+
+    async def look(self) -> dict[str, Any]:
+        guest, qemu = await asyncio.gather(self._guest(), self._qemu())
+        return {**guest, **qemu}
+
+    async def _guest(self) -> dict[str, Any]:
+        try:
+            said = await self._agent.call("look", timeout=SECONDS)
+        except AgentError as error:
+            return {"guest": {}, "guest_failure": str(error)}
+        if mistake := _mistake(said):
+            return {"guest": {}, "guest_failure": f"the agent's answer is none: {mistake}"}
+        return {"guest": said, "guest_failure": ""}
+
+    async def _qemu(self) -> dict[str, Any]:
+        # QEMU answers in the end whatever it was asked: so it is asked once.
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+            # It may be that nobody waits for it any more.
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            async with asyncio.timeout(SECONDS):
+                return {"qemu": await asyncio.shield(self._asking), "qemu_failure": ""}
+        except TimeoutError:
+            return {"qemu": {}, "qemu_failure": f"QEMU has not answered within {SECONDS:g} s"}
+        except HypervisorError as error:
+            return {"qemu": {}, "qemu_failure": str(error)}
+
+    async def _ask(self) -> dict[str, Any]:
+        status = await self._qmp.execute("query-status")
+        filters = await self._qmp.execute("query-rx-filter")
+        return {
+            "status": status["status"],
+            "nics": {entry["name"]: entry["main-mac"].lower() for entry in filters},
+        }
+
+
+def _mistake(said: dict[str, Any]) -> str:
+    if found := shapes.mistake(said, {**dict.fromkeys(_SHAPES, list), "cut": list[str]}):
+        return found
+    for key, shape in _SHAPES.items():
+        for entry in said[key]:
+            if not isinstance(entry, dict):
+                return f"{key} must be objects"
+            if found := shapes.mistake(entry, shape):
+                return f"{key}: {found}"
+            if "counters" in shape and (found := shapes.mistake(entry["counters"], _COUNTERS)):
+                return f"{key}: {found}"
+    return ""

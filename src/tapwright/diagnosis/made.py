@@ -1,0 +1,87 @@
+"""Which CNI plugins made what of a sandbox, by what CNI remembers (`cni.cache`)."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from tapwright import cni
+from tapwright.cni import cache
+from tapwright.state.record import Record
+
+
+@dataclass
+class Made:
+    """One attachment: the types of its network's plugins in their order, that of its IPAM plugin;
+    `interfaces` are the names of those of the host that the result has, `gateways` its."""
+
+    network: str
+    ifname: str
+    plugins: list[str] = field(default_factory=list)
+    ipam: str = ""
+    interfaces: list[str] = field(default_factory=list)
+    gateways: list[str] = field(default_factory=list)
+    ports: list[str] = field(default_factory=list)
+
+    @property
+    def maker(self) -> str:
+        """The plugin that makes interfaces: the first of a chain; those after it change them."""
+        return self.plugins[0] if self.plugins else ""
+
+
+def attachments(record: Record) -> tuple[list[Made], list[str]]:
+    """Those of a sandbox: its own, and those that a platform made for its namespace; and what of
+    CNI's cache can't be read, in words."""
+    found: list[Made] = []
+    problems: list[str] = []
+    directories = dict.fromkeys(
+        os.path.realpath(each) for each in (record.spec.cni_cache, cache.DEFAULT_DIRECTORY) if each
+    )
+    for directory in directories:
+        try:
+            entries, _ = cache.entries(directory)  # those of others may be torn
+        except cni.CniError as error:
+            problems.append(str(error))
+            continue
+        for entry in entries:
+            attached = entry.attachment
+            if attached.container_id == record.id or _same(attached.netns, record.netns):
+                found.append(_made(entry))
+    return found, problems
+
+
+def _same(one: str, other: str) -> bool:
+    if not one or not other:
+        return False
+    try:
+        return one == other or os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _made(entry: cache.Entry) -> Made:
+    made = Made(entry.network, entry.attachment.ifname)
+    try:
+        config: Any = json.loads(entry.whole or entry.config)
+    except ValueError:
+        config = {}
+    plugins = [one for one in _list(config, "plugins") if isinstance(one, dict)]
+    made.plugins = [str(one.get("type", "?")) for one in plugins]
+    if plugins and isinstance(ipam := plugins[0].get("ipam"), dict):
+        made.ipam = str(ipam.get("type", ""))
+    result = entry.result or {}
+    made.interfaces = [
+        str(one.get("name", "")) for one in _list(result, "interfaces") if not one.get("sandbox")
+    ]
+    made.gateways = [str(one["gateway"]) for one in _list(result, "ips") if one.get("gateway")]
+    made.ports = [
+        f"{one.get('hostIP') or '*'}:{one.get('hostPort')} → {one.get('containerPort')}"
+        f"/{one.get('protocol', 'tcp')}"
+        for one in _list(entry.attachment.capability_args, "portMappings")
+    ]
+    return made
+
+
+def _list(content: Any, key: str) -> list[dict[str, Any]]:
+    found = content.get(key) if isinstance(content, dict) else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
