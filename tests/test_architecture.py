@@ -18,6 +18,7 @@ ORDER = (
         "testing",
         "library",
         "diagnosis",
+        "capture",
         "netmon",
         "oci",
         "supervisor",

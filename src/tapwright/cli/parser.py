@@ -8,10 +8,22 @@ from tapwright.cli import output
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints descriptions and epilogs of several lines as they are written."""
+    """Prints descriptions and epilogs of several lines as they are written. With `mixes` options
+    may also stand between and after words of which there may be any number."""
+
+    mixes = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not self.mixes:
+            return super().parse_known_args(args, namespace)
+        self.mixes = False  # what follows calls this
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.mixes = True
 
 
 class _Formatter(argparse.HelpFormatter):

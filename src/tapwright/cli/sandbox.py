@@ -1,4 +1,5 @@
-"""`tapwright sandbox`: run, list, inspect, show, exec, delete."""
+"""`tapwright sandbox`: run, list, inspect, exec, delete; `show` and `capture` have modules of their
+own."""
 
 import argparse
 import contextlib
@@ -9,7 +10,7 @@ from collections.abc import Container
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tapwright.cli import output, show
+from tapwright.cli import capture, output, show
 from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError, shown
 
@@ -25,6 +26,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     commands = group.add_subparsers(metavar="COMMAND", required=True, prog=group.prog)
     _add_run(commands)
     _add_exec(commands)
+    capture.add_command(commands)
     command = commands.add_parser(
         "list",
         help="list the sandboxes of this host",

@@ -1,0 +1,131 @@
+"""The points on the way of a NIC's frames, from the guest to the host, as the sandbox's journal has
+them."""
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tapwright.endpoint import kinds
+from tapwright.endpoint.beside import name_of
+from tapwright.errors import NetworkError, UsageError
+from tapwright.linux import links, netns, peers
+from tapwright.linux.links import Link
+from tapwright.linux.netlink import Netlink
+from tapwright.state.record import Interface, Record
+
+GUEST, TAP, INTERFACE, HOST = PLACES = ("guest", "tap", "interface", "host")
+"""In the order in which a frame of the guest passes them."""
+
+_BESIDE = ("tcfilter", "macvtap", "none")
+_IS_ONE = ("tap", "existing_macvtap")
+_CONNECTED = ("veth", "macvlan", "macvtap")
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """An interface where packets are seen: `device` in the namespace at `netns`, or for `guest` in
+    the guest. `nic` is the guest's name of the NIC, `description` what it is, in words."""
+
+    at: str
+    nic: str
+    device: str
+    mac: str
+    description: str
+    netns: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.at}:{self.device}"
+
+
+def of_sandbox(record: Record, wanted: Collection[str] = (), nic: str = "") -> list[Point]:
+    """Those of all NICs, or of one; everywhere, or at the places that are `wanted`.
+
+    Raises UsageError for a NIC that is not there, and a place where there is nothing to see;
+    NetworkError.
+    """
+    nics = [each for each in record.interfaces if nic in ("", each.name)]
+    if not nics:
+        names = ", ".join(each.name for each in record.interfaces) or "none"
+        raise UsageError(
+            f"sandbox {record.id!r} has no NIC {nic!r}; there are: {names}"
+            if nic
+            else f"sandbox {record.id!r} has no NIC"
+        )
+    found: dict[tuple[str, str], Point] = {}
+    try:
+        for each in nics:
+            for point in _of_nic(record, each):
+                if not wanted or point.at in wanted:
+                    # NICs may meet on the host, such as two macvlans in what they are on.
+                    found.setdefault((point.netns, point.name), point)
+    except OSError as error:
+        raise NetworkError(f"the sandbox's network can't be looked at: {error.strerror}") from None
+    for place in wanted:
+        if not any(point.at == place for point in found.values()):
+            raise UsageError(
+                f"--at {place}: {_WHY_NOT[place]}; there are: "
+                + ", ".join(dict.fromkeys(point.at for point in of_sandbox(record, (), nic)))
+            )
+    return list(found.values())
+
+
+_WHY_NOT = {
+    GUEST: "the guest has no NIC",
+    TAP: "the frames of a vhost-user NIC pass no TAP",
+    INTERFACE: "no interface of a namespace is joined with the sandbox's NICs",
+    HOST: "the sandbox's NICs have no other end in this host's namespace",
+}
+
+
+def _of_nic(record: Record, nic: Interface) -> Iterator[Point]:
+    def point(at: str, link: Link, description: str, path: str) -> Point:
+        return Point(at, nic.name, link.name, link.mac, description, path)
+
+    words = f"NIC {nic.name} in the guest of sandbox {record.id}"
+    yield Point(GUEST, nic.name, nic.name, nic.mac, words)
+    for entry in _endpoints(record, nic):
+        path, index = entry["netns"], entry["index"]
+        where = "the host" if netns.is_own(path) else f"namespace {path}"
+        with netns.entered(path), Netlink() as nl:
+            joined = links.at(nl, index)
+            tap = links.find(nl, name_of(index)) if entry["kind"] in _BESIDE else joined
+            bridge = links.at(nl, tap.master) if tap and tap.master else None
+        if tap:
+            what = "macvtap" if tap.kind == "macvtap" else "TAP"
+            yield point(TAP, tap, f"{what} of the guest's {nic.name}, in {where}", path)
+        if joined and entry["kind"] in _BESIDE:
+            words = f"interface {joined.name} in {where}, which the guest's {nic.name} stands for"
+            yield point(INTERFACE, joined, words, path)
+        if joined and (end := _on_host(path, joined)):
+            words = f"{end.kind or 'NIC'} {end.name} on the host, other end of {joined.name}"
+            yield point(HOST, end, words, netns.OWN)
+        elif bridge and bridge.kind == "bridge" and netns.is_own(path):
+            yield point(HOST, bridge, f"bridge {bridge.name} on the host", netns.OWN)
+
+
+def _endpoints(record: Record, nic: Interface) -> Iterator[Entry]:
+    for entry in record.held:
+        if entry["kind"] not in (*_BESIDE, *_IS_ONE) or not kinds.is_endpoint(entry):
+            continue
+        if entry.get("follows") == nic.index and (nic.index or entry.get("nic") == nic.name):
+            yield entry
+
+
+def _on_host(path: str, link: Link) -> Link | None:
+    """What an interface of the namespace is connected to in this process's own."""
+    if link.kind not in _CONNECTED or netns.is_own(path):
+        return None
+    fd = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with netns.entered(path), Netlink() as nl:
+            index = peers.other_end(nl, link.index, fd)
+    finally:
+        os.close(fd)
+    if not index:
+        return None
+    with Netlink() as nl:
+        return links.at(nl, index)
