@@ -48,8 +48,8 @@ tcpdump (pcap-filter(7)), and needs libpcap.""",
         action="append",
         default=[],
         choices=("guest", "tap", "interface", "host"),
-        help="a point to capture at: guest, tap, interface or host (repeatable; default: all points of "
-        "the sandbox)",
+        help="a point to capture at: guest, tap, interface or host (repeatable; default: all "
+        "points of the sandbox)",
     )
     command.add_argument(
         "--nic",

@@ -18,7 +18,8 @@ def add_command(commands: Any) -> None:
         description="Draw the way of a sandbox's packets. For each NIC the drawing has the guest's "
         "end, QEMU's NIC, the TAP, the tc filters, the interface of the namespace, its peer, the "
         "bridge, the gateway and the host's NIC, with their addresses, states and counters, and "
-        "the CNI plugin that made each. Packets go away from the guest at an arrow down, and towards it at one up. "
+        "the CNI plugin that made each. Packets go away from the guest at an arrow down, and "
+        "towards it at one up. "
         "Complaints say what keeps packets from arriving. Nothing is changed. The exit status is 0 "
         "also where there are complaints.",
     )
