@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
+from tapwright import AsyncSandbox, Sandbox
 from tapwright import config as configurations
 from tapwright.linux import filelock
-from tapwright.sandbox import planning, spares
+from tapwright.sandbox import launching, planning, spares
+from tapwright.state import ownership
 from tapwright.state.record import Spec
 from tapwright.supervisor import spare
 from tapwright.supervisor.guest import make_template
@@ -29,12 +31,15 @@ from tapwright.supervisor.prelude import machine_of
 from tests.host import Host, eventually
 from tests.oci.bundles import configuration
 from tests.oci.runtime import Runtime
+from tests.sandbox.test_faults import has_qemu, held
 from tests.sandbox.test_kata_network import answers_ping
 from tests.sandboxes import Networks, Tapwright, child_of, ended, pids_of
 
+__all__ = ["held"]
+
 DRAWN = "cat /proc/sys/kernel/random/boot_id /etc/machine-id; od -An -tx1 -N16 /dev/urandom"
 
-Sandbox = dict[str, Any]
+Inspected = dict[str, Any]
 Ready = Callable[..., list[spares.Spare]]
 
 
@@ -74,20 +79,20 @@ def ready(tapwright: Tapwright, networks: Networks, spec: Spec, host: Host) -> I
     host.assert_same(before)
 
 
-def run(tapwright: Tapwright, config: Path, name: str, *words: str) -> Sandbox:
+def run(tapwright: Tapwright, config: Path, name: str, *words: str) -> Inspected:
     done = tapwright.run("sandbox", "run", name, *words, "--json", config=config)
     assert done.returncode == 0, done.stderr
-    sandbox: Sandbox = json.loads(done.stdout)
+    sandbox: Inspected = json.loads(done.stdout)
     return sandbox
 
 
-def start_of(sandbox: Sandbox) -> str:
+def start_of(sandbox: Inspected) -> str:
     """How its guest came to be."""
     (found,) = {phase["name"] for phase in sandbox["phases"]} & {"spare", "restore", "boot"}
     return str(found)
 
 
-def address_of(sandbox: Sandbox) -> str:
+def address_of(sandbox: Inspected) -> str:
     return str(sandbox["interfaces"][0]["addresses"][0].partition("/")[0])
 
 
@@ -199,6 +204,50 @@ def test_a_container_of_a_spare(
             assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "0\n"
 
 
+def test_a_program_starts_no_supervisor_ahead_of_a_spare(
+    tapwright: Tapwright, config: Path, ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(3)
+
+    def launched(*_: object) -> None:
+        raise AssertionError("a supervisor was started")
+
+    monkeypatch.setattr(launching.Launch, "__init__", launched)
+    wanted: dict[str, Any] = {"networks": ["small"], "config": config, "root": tapwright.root}
+    made = [Sandbox.run("blocking", **wanted)]
+    made += [Sandbox.find(asyncio.run(AsyncSandbox.run(**wanted)).id, root=tapwright.root)]
+    for box in made:
+        assert "spare" in {phase.name for phase in box.record.phases}
+        assert answers_ping(str(box.addresses[0].ip))
+
+
+def test_one_whose_taker_is_cancelled(
+    tapwright: Tapwright, networks: Networks, ready: Ready, held: Path
+) -> None:
+    """All that it has made for the sandbox goes with it."""
+    waiting = {one.pid for one in ready(2)}
+    config = tapwright.configuration(template=tapwright.templates, spares=1, plugins=held)
+
+    async def story() -> None:
+        starting = asyncio.create_task(
+            AsyncSandbox.run("cancelled", networks=["held"], config=config, root=tapwright.root)
+        )
+        assert await asyncio.to_thread(eventually, (held / "holding").exists)
+        supervisor = ownership.supervisor_pid(tapwright.root / "sandboxes/cancelled")
+        assert supervisor in waiting
+        assert has_qemu(supervisor)
+        starting.cancel()
+        # The supervisor knows by then.
+        assert await asyncio.to_thread(eventually, lambda: not has_qemu(supervisor))
+        (held / "go").touch()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+    asyncio.run(story())
+    assert tapwright.json("sandbox", "list") == []
+    assert networks.leased("held") == []
+
+
 def test_clones_are_not_the_same(tapwright: Tapwright, config: Path, ready: Ready) -> None:
     count = 3
     ready(count + 1)
@@ -257,7 +306,7 @@ def test_one_that_is_of_no_use_when_it_is_taken(
     assert tapwright.exec("late", "ls", "/sys/class/net") == "eth0\nlo\n"
 
 
-def held(tapwright: Tapwright, name: str) -> list[str]:
+def kinds_held(tapwright: Tapwright, name: str) -> list[str]:
     try:
         record = json.loads((tapwright.root / "sandboxes" / name / "record.json").read_text())
     except FileNotFoundError:
@@ -273,7 +322,7 @@ def test_one_that_is_killed_as_it_is_taken(
     ready(2)
     words = "sandbox", "run", "victim", "--network", "dual", "--json"
     running = tapwright.start(*words, config=config)
-    assert eventually(lambda: kind in held(tapwright, "victim"))
+    assert eventually(lambda: kind in kinds_held(tapwright, "victim"))
     os.kill(int((tapwright.root / "sandboxes" / "victim" / "alive").read_text()), signal.SIGKILL)
     output, errors = running.communicate(timeout=60)
     assert running.returncode == 0, errors

@@ -15,7 +15,7 @@ from tapwright.library.files import Files
 from tapwright.library.nics import Address, Network, Nic, Nics, Route, Routes
 from tapwright.library.sandbox import Sandbox, sandboxes
 from tapwright.sandbox.execution import Completed, Output, Process
-from tapwright.sandbox.launching import Launch
+from tapwright.sandbox.launching import Waiting
 from tapwright.state.record import Record
 
 T = TypeVar("T")
@@ -197,6 +197,32 @@ class AsyncFiles:
         await in_thread(self._files.put, source, path, mode=mode)
 
 
+class _WaitedFor:
+    """The supervisor that a thread waits for, which may be another one later: a spare can fail."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._is_over = False
+
+    def be(self, supervisor: Waiting) -> None:
+        with self._lock:
+            self._socket = supervisor.socket
+            if self._is_over:
+                self._leave()
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._is_over = True
+            self._leave()
+
+    def _leave(self) -> None:
+        # It takes that for its caller's end, and takes everything back.
+        if self._socket:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+
+
 class AsyncSandbox:
     """`Sandbox` with `await`; the arguments, what comes back and what is raised are the same. A
     task that is cancelled while it makes a sandbox has all taken back, and while it runs a command
@@ -221,20 +247,14 @@ class AsyncSandbox:
     @classmethod
     async def run(cls, sandbox_id: str | None = None, **wanted: Any) -> Self:
         """As `Sandbox.run`."""
-        launch = wanted.pop("launch", None) or Launch()
-
-        def give_up() -> None:
-            # The supervisor takes that for its caller's end, and takes everything back.
-            with suppress(OSError):
-                launch.socket.shutdown(socket.SHUT_WR)
-
+        waited_for = _WaitedFor()
         made: list[Sandbox] = []
 
         def run() -> None:
-            made.append(Sandbox.run(sandbox_id, launch=launch, **wanted))
+            made.append(Sandbox.run(sandbox_id, waiting=waited_for.be, **wanted))
 
         try:
-            await in_thread(run, giving_up=give_up)
+            await in_thread(run, giving_up=waited_for.give_up)
         except asyncio.CancelledError:
             for sandbox in made:  # it was there already
                 await in_thread(sandbox.delete)

@@ -17,7 +17,7 @@ from tapwright.errors import (
     TapwrightError,
 )
 from tapwright.sandbox import lifecycle
-from tapwright.sandbox.launching import Launch, spares_are_there
+from tapwright.sandbox.launching import Launch, Waiting, spares_are_there
 from tapwright.sandbox.planning import Wish, parse_published, plan
 from tapwright.state import registry
 from tapwright.state.record import Record
@@ -33,7 +33,7 @@ T = TypeVar("T")
 Progress = Callable[[str], None]
 
 
-def _silent(text: str) -> None:
+def _silent(said: object) -> None:
     """Nobody wants to know."""
 
 
@@ -109,6 +109,7 @@ class Sandbox:
         warn: Progress = _silent,
         launch: Launch | None = None,
         started: float | None = None,
+        waiting: Callable[[Waiting], None] = _silent,
     ) -> Self:
         """Start a virtual machine and attach it to CNI networks; return when its guest is on them.
 
@@ -117,7 +118,8 @@ class Sandbox:
         random one. Memory in MiB. `config` is a file or a `Config`, by default that of the command.
         `progress` hears what goes on, `warn` what went another way than was wanted. `launch` is a
         supervisor that was started before, `started` (monotonic clock) where the phases of the
-        record are counted from. When it fails, all that was made has been taken back.
+        record are counted from, `waiting` hears which supervisor is waited for. When it fails, all
+        that was made has been taken back.
 
         Raises UsageError, SandboxExistsError, ConfigError, ImageError, HypervisorError,
         NetworkError, AgentError, SandboxStateError.
@@ -142,7 +144,7 @@ class Sandbox:
                     vcpus=vcpus,
                 )
                 spec = plan(_configuration(config), wish, progress)
-                lifecycle.run(made.root, made.id, spec, progress, started, launch, warn)
+                lifecycle.run(made.root, made.id, spec, progress, started, launch, warn, waiting)
         except TapwrightError as error:
             error.sandbox = made.id
             raise

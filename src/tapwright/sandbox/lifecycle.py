@@ -54,6 +54,7 @@ def run(
     started: float | None = None,
     launch: Launch | None = None,
     warn: Progress = lambda text: None,
+    waiting: Callable[[Waiting], None] = lambda supervisor: None,
 ) -> Record:
     """Make a sandbox; return when its guest is on its networks.
 
@@ -61,9 +62,10 @@ def run(
     and so is there until the sandbox goes.
 
     `warn` is told, a line each, what went another way than was wanted. `started` (monotonic clock)
-    is where its phases are counted from; `launch` a supervisor that was started before. When it
-    fails, all that was made has been taken back. Raises UsageError, SandboxExistsError, and what
-    `Bringup.run` does.
+    is where its phases are counted from; `launch` a supervisor that was started before. `waiting`
+    is told of each supervisor that is waited for: when its socket is shut down, it takes everything
+    back. When it fails, all that was made has been taken back. Raises UsageError,
+    SandboxExistsError, and what `Bringup.run` does.
     """
     check_id(sandbox_id)
     if spec.netns and netns.is_own(spec.netns):
@@ -85,11 +87,13 @@ def run(
 
     if spare := spares.take(root, spec):
         with spare:
+            waiting(spare)
             try:
                 return _run_by(spare, root, record, progress, warn)
             except _Silence:
                 pass  # it has cost the time of a start
     with launch or Launch() as supervisor:
+        waiting(supervisor)
         try:
             return _run_by(supervisor, root, record, progress, warn)
         except _Silence as silence:
