@@ -1,4 +1,4 @@
-"""The command groups, and their options (`check` is a command by itself)."""
+"""The command groups, and their options (`check` and `gc` are commands by themselves)."""
 
 import argparse
 import importlib
@@ -15,11 +15,13 @@ from tapwright.errors import TapwrightError, UsageError, shown
 _GROUPS = {
     "check": "check whether this host can run a sandbox, and with which configuration",
     "cni": "attach namespaces to CNI networks, without a VM",
+    "gc": "release what dead sandboxes, spares and containers still hold on this host",
     "image": "build, list, export and import the guest's kernel, initrd and disk",
     "kata-ipvs": "balance load in a running sandbox",
     "kata-network": "plug NICs into a running sandbox and set its routes",
     "sandbox": "run, inspect and delete virtual machines on CNI networks",
 }
+_MODULES = {"gc": "collection"}
 _FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
 
@@ -105,6 +107,7 @@ OCI runtime verbs, with the options of runc:
     for name, summary in _GROUPS.items():
         group = groups.add_parser(name, help=summary)
         if name in argv:
-            module = importlib.import_module(f"tapwright.cli.{name.replace('-', '_')}")
+            module_name = _MODULES.get(name, name.replace("-", "_"))
+            module = importlib.import_module(f"tapwright.cli.{module_name}")
             module.add_commands(group, argv)
     return parser

@@ -218,24 +218,26 @@ class Store:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def clear(self) -> None:
+    def clear(self) -> list[str]:
         """Remove what one who was killed has left of a template, unless somebody makes one now,
-        who does that himself. Raises OSError."""
+        who does that himself; return the names of what is gone. Raises OSError."""
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
-            return
+            return []
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._remove_wrecks()
+            return self._remove_wrecks()
         except BlockingIOError:
-            pass
+            return []
         finally:
             os.close(fd)
 
-    def _remove_wrecks(self) -> None:
-        for path in [*self._path.glob(f"{_NEW}*"), *self._path.glob(f"{_DROPPED}*")]:
+    def _remove_wrecks(self) -> list[str]:
+        wrecks = [*self._path.glob(f"{_NEW}*"), *self._path.glob(f"{_DROPPED}*")]
+        for path in wrecks:
             shutil.rmtree(path, ignore_errors=True)
+        return [path.name for path in wrecks if not path.exists()]
 
     def publish(self, draft: Path, description: Content, memory: int) -> None:
         """Complete a draft, which has the state, with the memory, and give it its name. Templates

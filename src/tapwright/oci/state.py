@@ -176,6 +176,11 @@ def listing(root: str) -> list[Container]:
     return found
 
 
+def is_of_another_boot(container: Container) -> bool:
+    """Whether it was given its process before the host's last boot, which ended that."""
+    return container.boot not in ("", boot())
+
+
 def sweep(root: str) -> None:
     """Remove what calls that were killed have left of containers, and sandboxes, that are gone."""
     for directory in (directory_of(root), os.path.join(root, "sandboxes")):

@@ -132,18 +132,34 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
         if not there:
             return []
         _bind_again(directory)
-        _end_supervisor(directory)
-        record = _load_or_guess(directory, force)
-        from tapwright.state import teardown
+        return _take_down(directory, force)
 
-        left = teardown.take_back(Journal(directory, record))
-        if left and not force:
-            raise NetworkError(
-                f"sandbox {sandbox_id!r} is not fully taken back: {'; '.join(left)}. Mend that and "
-                "delete it again; --force gives up what can't be undone"
-            )
-        ownership.discard(directory)
-        return left
+
+def delete_dead(root: str | Path, sandbox_id: str, force: bool = False) -> list[str] | None:
+    """Delete a sandbox that nobody makes or supervises any more; None, and nothing done, where
+    there is none, or where it lives. Raises and returns what `delete` does."""
+    directory = directory_of(root) / sandbox_id
+    with ownership.taking_down(directory, _DELETE_SECONDS) as there:
+        # The dead stay dead: nobody else gets the directory's name as long as it is locked.
+        if not there or ownership.is_alive(directory):
+            return None
+        return _take_down(directory, force)
+
+
+def _take_down(directory: Path, force: bool) -> list[str]:
+    """Of a sandbox whose directory is locked."""
+    _end_supervisor(directory)
+    record = _load_or_guess(directory, force)
+    from tapwright.state import teardown
+
+    left = teardown.take_back(Journal(directory, record))
+    if left and not force:
+        raise NetworkError(
+            f"sandbox {directory.name!r} is not fully taken back: {'; '.join(left)}. Mend that and "
+            "delete it again; --force gives up what can't be undone"
+        )
+    ownership.discard(directory)
+    return left
 
 
 def sweep(root: str | Path) -> None:

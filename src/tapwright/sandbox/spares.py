@@ -127,6 +127,19 @@ def held_mib(spare: Spare) -> int:
     return found >> 10
 
 
+def sweep(root: str | Path) -> list[str]:
+    """Remove what spares have left that were killed; return their names."""
+    directory = directory_of(root)
+    dead = [
+        name for name in claims.names(directory) if not filelock.is_held(directory / name / ALIVE)
+    ]
+    for name in dead:
+        _sweep(directory / name)
+    with contextlib.suppress(OSError):
+        claims.sweep(directory)
+    return [name for name in dead if not (directory / name).exists()]
+
+
 def note_failure(root: str | Path, reason: str) -> None:
     with contextlib.suppress(OSError):
         (directory_of(root) / _FAILED).write_text(reason)

@@ -1,0 +1,91 @@
+"""What sandboxes, their spares and containers have left on the host when nobody is there any more
+to take it back: after a reboot, or when processes were killed.
+
+What lives is left alone: each thing has a lock that its processes hold, and is locked while it is
+taken back. What a platform still knows, and so deletes itself, is left to it: containers of this
+boot, with their sandboxes.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tapwright.errors import ContainerNotFoundError, TapwrightError
+from tapwright.hypervisor.template_store import Store
+from tapwright.oci import state
+from tapwright.sandbox import lifecycle, spares
+from tapwright.state import registry
+
+_LOCK_SECONDS = 10.0
+
+
+@dataclass
+class Collected:
+    """The names of what is gone; `given_up` and `problems` in words."""
+
+    containers: list[str] = field(default_factory=list)
+    sandboxes: list[str] = field(default_factory=list)
+    spares: list[str] = field(default_factory=list)
+    drafts: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def collect(root: str, templates: str, force: bool = False) -> Collected:
+    """Take back all of it; `templates` is the directory of templates, or empty.
+
+    What can't be taken back as a whole stays, and is in `problems`, as is whatever else went wrong.
+    With `force` it goes, and what it could not give back is in `given_up`."""
+    found = Collected()
+    for container in state.listing(root):
+        if state.is_of_another_boot(container):
+            with _noted(found.problems, f"container {container.id}"):
+                _container(found, root, container.id, force)
+    known = {container.sandbox for container in state.listing(root)}
+    for sandbox in registry.listing(root):
+        if sandbox.status == registry.DEAD and sandbox.id not in known:
+            with _noted(found.problems, f"sandbox {sandbox.id}"):
+                _sandbox(found, root, sandbox.id, force)
+    state.sweep(root)
+    found.spares = spares.sweep(root)
+    if templates:
+        with _noted(found.problems, "templates"):
+            found.drafts = Store(Path(templates)).clear()
+    return found
+
+
+@contextlib.contextmanager
+def _noted(problems: list[str], name: str) -> Iterator[None]:
+    """One that fails keeps no other from being taken back."""
+    try:
+        yield
+    except (TapwrightError, OSError) as error:
+        problems.append(f"{name}: {error}")
+
+
+def _container(found: Collected, root: str, container_id: str, force: bool) -> None:
+    """Its process, control group and shim ended with the boot. Hooks are not run: they are for the
+    host that it was on, and runc, which has its state in /run, forgets them too."""
+    try:
+        held = state.hold(root, container_id, _LOCK_SECONDS)
+    except ContainerNotFoundError:
+        return
+    try:
+        container = state.load(root, container_id)
+        if not state.is_of_another_boot(container):
+            return  # one of the same name, made since
+        if container.owns:
+            _sandbox(found, root, container.sandbox, force)
+        held.discard()
+        found.containers.append(container_id)
+    finally:
+        held.release()
+
+
+def _sandbox(found: Collected, root: str, sandbox_id: str, force: bool) -> None:
+    left = lifecycle.delete_dead(root, sandbox_id, force)
+    if left is None:
+        return
+    found.given_up += [f"sandbox {sandbox_id}: {what}" for what in left]
+    found.sandboxes.append(sandbox_id)
