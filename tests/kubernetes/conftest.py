@@ -1,0 +1,47 @@
+"""One cluster for all tests. They run when scripts/kubernetes asks for them, and not in the suite:
+Kubernetes is to be built first, which takes minutes."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes import build
+from tests.kubernetes.cluster import RUNTIMES, Cluster
+from tests.kubernetes.dns import NameServer
+from tests.platforms import images
+from tests.platforms.runtime import executable
+
+WANTED = "TAPWRIGHT_KUBERNETES"
+"""The number of nodes."""
+
+collect_ignore_glob = [] if WANTED in os.environ else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    private_host: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Cluster]:
+    home = tmp_path_factory.mktemp("cluster")
+    config = home / "configuration.toml"
+    config.write_text("[netmon]\nenable_netmon = true\n")
+    runtime = executable(home / "tapwright", config, Path("/run/tapwright"))
+    layer = images.rootfs(home)
+    size = int(os.environ[WANTED])
+    cluster = Cluster(build.directory(), home, runtime, layer, size)
+    names = NameServer(cluster.control)
+    try:
+        cluster.start()
+        names.start()
+        yield cluster
+        cluster.delete("pod", "--all")
+    finally:
+        names.stop()
+        cluster.stop()
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    """The runtime that a row is of; runc is the comparison."""
+    return str(request.param)

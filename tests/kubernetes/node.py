@@ -1,0 +1,289 @@
+"""A node: namespaces (mount, network, UTS) in which containerd, a kubelet and a kube-proxy run."""
+
+import json
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from tapwright.linux import cgroups
+from tests.kubernetes.control import DNS, PODS, WIRE, Control
+from tests.kubernetes.waiting import eventually
+from tests.platforms import images
+from tests.sandboxes import PLUGINS
+
+_RUNTIMES = 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes'
+IMAGE, PAUSE = "localhost/busybox:latest", "localhost/pause:latest"
+
+_CONTAINERD = """\
+version = 2
+root = "{home}/root"
+state = "/run/containerd"
+disabled_plugins = [
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+]
+[grpc]
+address = "/run/containerd/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{home}/opt"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+restrict_oom_score_adj = true
+disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{plugins}"
+conf_dir = "{home}/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tapwright]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tapwright.options]
+BinaryName = "{runtime}"
+"""
+# What a kubelet insists on, shown to it alone: the machine has other tenants.
+_SYSCTLS = {
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
+_HOLDER = """\
+set -e
+mount --make-rshared /
+for directory in /run/netns /run/tapwright /run/containerd /var/lib/cni; do
+    mkdir -p $directory
+    mount -t tmpfs -o mode=755 tmpfs $directory
+done
+for directory in /var/lib/kubelet /var/log; do
+    mkdir -p "$0$directory" $directory
+    mount --bind "$0$directory" $directory
+done
+for file in $(cd "$0/sysctl" && find . -type f); do
+    mount --bind "$0/sysctl/$file" /proc/sys/$file
+done
+[ -e /dev/kmsg ] || touch /dev/kmsg
+mount --bind /dev/null /dev/kmsg
+hostname "$1"
+# sysfs shows the network namespace of who mounts it.
+mkdir "$0/cgroup"
+mount --rbind /sys/fs/cgroup "$0/cgroup"
+mount -t sysfs sysfs /sys
+mount --rbind "$0/cgroup" /sys/fs/cgroup
+echo 1 >/proc/sys/net/ipv4/ip_forward
+ip link set lo up
+echo ready
+exec sleep infinity
+"""
+
+
+class Node:
+    """The `number`th of a cluster, from 1; its address is the last part of that on the wire."""
+
+    def __init__(
+        self, number: int, home: Path, control: Control, runtime: Path, layer: Path
+    ) -> None:
+        self.number = number
+        self.name = f"node{number}"
+        self.address = f"{WIRE}.{10 + number}"
+        self.pods = f"{PODS}.{number}.0/24"
+        self._home = home / self.name
+        self._control = control
+        self._runtime = runtime
+        self._layer = layer
+        self._group = f"/twkube-{os.getpid()}-{number}"
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._holder: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self._write()
+        # The root of all that this kubelet makes.
+        cgroups.make(self._group)
+        self._hold()
+        self.join()
+        self.start_containerd()
+        archive = images.oci_archive(self._layer, {IMAGE: ["sh"], PAUSE: ["sleep", "infinity"]})
+        self.output("ctr", "--namespace", "k8s.io", "image", "import", str(archive))
+        self.start_kubelet()
+        self.start_proxy()
+
+    def join(self) -> None:
+        """Put a cable between the node and the bridge of the cluster."""
+        assert self._holder
+        outer, pid = f"wire{self.number}", str(self._holder.pid)
+        peer = ("type", "veth", "peer", "name", "eth0", "netns", pid)
+        _run("ip", "link", "add", outer, *peer)
+        _run("ip", "link", "set", outer, "master", "wire", "up")
+        self.output("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
+        self.output("ip", "link", "set", "eth0", "up")
+        self.output("ip", "route", "add", "default", "via", f"{WIRE}.1")
+
+    def route_to(self, other: "Node") -> None:
+        """As a network of routes does, without an overlay."""
+        self.output("ip", "route", "add", other.pods, "via", other.address)
+
+    def start_containerd(self, config: Path | None = None) -> None:
+        config = config or self._home / "containerd.toml"
+        self._start("containerd", "containerd", "--config", str(config))
+        assert eventually(lambda: self.run("ctr", "version").returncode == 0), self.log(
+            "containerd"
+        )
+
+    def start_kubelet(self) -> None:
+        socket = "unix:///run/containerd/containerd.sock"
+        old = self._control.version < (1, 24)
+        self._start(
+            "kubelet",
+            str(self._control.programs / "kubelet"),
+            f"--config={self._home}/kubelet.json",
+            f"--kubeconfig={self._control.kubeconfig(self.name)}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={self.address}",
+            f"--cert-dir={self._home}/pki",
+            *(["--container-runtime=remote"] if old else []),
+            f"--container-runtime-endpoint={socket}",
+            "--v=2",
+        )
+
+    def start_proxy(self, mode: str = "iptables") -> None:
+        self._start(
+            "kube-proxy",
+            str(self._control.programs / "kube-proxy"),
+            f"--kubeconfig={self._control.kubeconfig('proxy')}",
+            f"--hostname-override={self.name}",
+            f"--proxy-mode={mode}",
+            f"--cluster-cidr={PODS}.0.0/16",
+            # Settings of the machine.
+            "--conntrack-max-per-core=0",
+            "--conntrack-tcp-timeout-established=0",
+            "--conntrack-tcp-timeout-close-wait=0",
+            "--oom-score-adj=0",
+        )
+
+    def without_tapwright(self) -> str:
+        """containerd's configuration as it is before Tapwright is on the node."""
+        whole = (self._home / "containerd.toml").read_text()
+        return whole[: whole.index(f"[{_RUNTIMES}.tapwright]")]
+
+    def kill(self, program: str) -> None:
+        """`containerd`, `kubelet` or `kube-proxy`, without a word."""
+        process = self._running.pop(program)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*words), check=False, capture_output=True, text=True, timeout=120
+        )
+
+    def output(self, *words: str) -> str:
+        """Run a program on the node, insist on success, return its stdout."""
+        done = self.run(*words)
+        assert done.returncode == 0, f"{self.name}: {words}: {done.stderr}"
+        return done.stdout
+
+    def command(self, *words: str) -> list[str]:
+        assert self._holder
+        return ["nsenter", f"--target={self._holder.pid}", "--mount", "--net", "--uts", *words]
+
+    def log(self, program: str) -> str:
+        return (self._home / f"{program}.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        for process in reversed(self._running.values()):
+            process.terminate()
+        for process in self._running.values():
+            process.wait(30)
+        assert eventually(self._remove_groups)
+        if self._holder:
+            self._holder.kill()
+            self._holder.wait()
+
+    def _remove_groups(self) -> bool:
+        """End what is in them; whether none is left."""
+        tops = [Path(one.directory(self._group)) for one in cgroups.hierarchies()]
+        for top in tops:
+            for directory, _, _ in os.walk(top, topdown=False):
+                with suppress(OSError):
+                    for pid in Path(directory, "cgroup.procs").read_text().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                with suppress(OSError):
+                    os.rmdir(directory)
+        return not any(top.exists() for top in tops)
+
+    def _start(self, name: str, *words: str) -> None:
+        with (self._home / f"{name}.log").open("ab") as log:
+            environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
+            self._running[name] = subprocess.Popen(
+                self.command(*words),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+
+    def _hold(self) -> None:
+        words = ["unshare", "--mount", "--net", "--uts", "sh", "-c", _HOLDER]
+        self._holder = subprocess.Popen(
+            [*words, str(self._home), self.name], stdout=subprocess.PIPE, text=True
+        )
+        assert self._holder.stdout
+        assert self._holder.stdout.readline() == "ready\n"
+
+    def _write(self) -> None:
+        (self._home / "cni").mkdir(parents=True)
+        for name, value in _SYSCTLS.items():
+            path = self._home / "sysctl" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{value}\n")
+        names = {"home": self._home, "pause": PAUSE, "plugins": PLUGINS, "runtime": self._runtime}
+        (self._home / "containerd.toml").write_text(_CONTAINERD.format(**names))
+        (self._home / "resolv.conf").write_text(f"nameserver {WIRE}.1\n")
+        (self._home / "kubelet.json").write_text(json.dumps(self._kubelet()))
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": self.pods}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+        pair = {"type": "ptp", "ipam": ipam}
+        ports = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
+        network = {"cniVersion": "0.4.0", "name": "pods", "plugins": [pair, ports]}
+        (self._home / "cni/10-pods.conflist").write_text(json.dumps(network))
+
+    def _kubelet(self) -> dict[str, object]:
+        authority = str(self._control.certificates.authority)
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "authentication": {
+                "x509": {"clientCAFile": authority},
+                "anonymous": {"enabled": False},
+            },
+            "authorization": {"mode": "Webhook"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": self._group,
+            "clusterDNS": [DNS],
+            "clusterDomain": "cluster.local",
+            "configMapAndSecretChangeDetectionStrategy": "Watch",
+            # The machine's disk and what is on it are others'.
+            "evictionHard": {"memory.available": "100Mi"},
+            "imageGCHighThresholdPercent": 100,
+            "imageGCLowThresholdPercent": 99,
+            "failSwapOn": False,
+            # Without CAP_SYS_RESOURCE it can't be lowered.
+            "oomScoreAdj": 0,
+            "maxPods": 60,
+            "resolvConf": str(self._home / "resolv.conf"),
+            "syncFrequency": "5s",
+            "volumePluginDir": str(self._home / "plugins"),
+            **({"failCgroupV1": False} if self._control.version >= (1, 31) else {}),
+        }
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}: {done.stderr}"

@@ -1,0 +1,107 @@
+"""Runs the tests on a cluster, and writes what came of them into docs/kubernetes.md.
+
+    scripts/kubernetes [ARGUMENT…]
+
+A row is what a test's description says, with what came of it by runc and by Tapwright. A run of all
+writes the table anew; with arguments, which are pytest's, it prints its rows and writes nothing.
+"""
+
+import ast
+import datetime
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.kubernetes import build
+from tests.kubernetes.cluster import RUNTIMES
+from tests.kubernetes.conftest import WANTED
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs/kubernetes.md"
+BEGIN, END = "<!-- table: scripts/kubernetes writes it -->\n", "<!-- end of the table -->\n"
+
+
+def descriptions() -> dict[str, str]:
+    """Module and name of each test → the first line of what it says about itself."""
+    found = {}
+    for file in sorted(HERE.glob("test_*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                said = ast.get_docstring(node) or node.name
+                found[f"{file.stem}.{node.name}"] = said.partition("\n")[0]
+    return found
+
+
+def rows(report: Path) -> list[str]:
+    """Of a JUnit report: one for each test that ran."""
+    outcomes: dict[str, dict[str, str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it
+        name, _, parameter = (case.get("name") or "").partition("[")
+        key = f"{(case.get('classname') or '').rpartition('.')[2]}.{name}"
+        runtime = next((one for one in RUNTIMES if one in parameter), "")
+        outcomes.setdefault(key, {})[runtime] = _outcome(case)
+    return [
+        "| " + " | ".join([said, *(_of(outcomes[key], runtime) for runtime in RUNTIMES)]) + " |"
+        for key, said in descriptions().items()
+        if key in outcomes
+    ]
+
+
+def _of(outcome: dict[str, str], runtime: str) -> str:
+    # A test without the parameter is about Tapwright alone.
+    alone = outcome.get("", "") if runtime == "tapwright" else ""
+    return outcome.get(runtime, alone)
+
+
+def _outcome(case: ElementTree.Element) -> str:
+    for child in case:
+        if child.tag in ("failure", "error"):
+            return "**fails**"
+        if child.tag == "skipped":
+            return f"not tried: {child.get('message')}"
+    return "passes"
+
+
+def head(minutes: float) -> str:
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    containerd = subprocess.check_output(["containerd", "--version"], text=True).split()[2]
+    kubernetes = build.version(build.directory())
+    return (
+        f"{today}: Kubernetes {kubernetes}, containerd {containerd}, {os.environ[WANTED]} nodes, "
+        f"{os.cpu_count()} processors, software emulation; {minutes:.0f} minutes.\n\n"
+        "| what | runc | tapwright |\n| --- | --- | --- |\n"
+    )
+
+
+def write(table: str) -> None:
+    page = DOCS.read_text()
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin, f"{DOCS} has no {BEGIN}"
+    assert end, f"{DOCS} has no {END}"
+    DOCS.write_text(f"{before}{begin}{table}{end}{after}")
+
+
+def run() -> int:
+    """The command; its status is that of the tests."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory, "report.xml")
+        options = [f"--junitxml={report}", "--timeout=600", "-p", "no:cacheprovider"]
+        named = any(word.partition("::")[0].endswith(".py") for word in sys.argv[1:])
+        words = [*([] if named else [str(HERE)]), *sys.argv[1:]]
+        command = [sys.executable, "-m", "pytest", *options, *words]
+        status = subprocess.run(command, check=False).returncode
+        table = head((time.monotonic() - began) / 60) + "\n".join(rows(report)) + "\n"
+    print(table)
+    if not sys.argv[1:]:
+        write(table)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,166 @@
+"""Pods, and what kubectl does with them."""
+
+import platform
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from tests.kubernetes.cluster import Cluster, container, pod
+from tests.kubernetes.waiting import eventually
+from tests.platforms.images import PAGE, SERVE
+
+
+@pytest.fixture(scope="module")
+def web(cluster: Cluster, runtime: str) -> Iterator[str]:
+    """A pod with an init container, a server and another container."""
+    shared = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+    containers = [
+        container("server", *SERVE, ports=[{"containerPort": 80}]),
+        container("client", "sh", "-c", "echo out; echo oops >&2; exec sleep 10000", **shared),
+        container("reader", "sh", stdin=True),
+    ]
+    first = container("first", "sh", "-c", "echo made by the first >/shared/file", **shared)
+    volumes = [{"name": "shared", "emptyDir": {}}]
+    wanted = pod(f"web-{runtime}", runtime, containers, initContainers=[first], volumes=volumes)
+    with cluster.running(wanted) as name:
+        yield name
+
+
+def test_runs_by_its_class(cluster: Cluster, runtime: str, web: str) -> None:
+    """A pod runs by its RuntimeClass, with the overhead of that"""
+    kernel = cluster.said(web, "client", "uname", "-r").strip()
+    assert (kernel == platform.release()) == (runtime == "runc")
+    spec = cluster.control.get("pod", web)["spec"]
+    assert ("overhead" in spec) == (runtime == "tapwright")
+
+
+def test_logs(cluster: Cluster, web: str) -> None:
+    """`kubectl logs`, also with `--follow`"""
+    assert sorted(cluster.log(web, "client").splitlines()) == ["oops", "out"]
+    words = cluster.control.command("logs", "--follow", web, "-c", "client")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout
+        assert following.stdout.readline() in ("out\n", "oops\n")
+        following.terminate()
+
+
+def test_exec(cluster: Cluster, web: str) -> None:
+    """`kubectl exec`: output, standard input, status, a terminal"""
+    done = cluster.exec(web, "client", "sh", "-c", "echo red; echo oops >&2; exit 9")
+    assert (done.stdout, done.returncode) == ("red\n", 9)
+    assert done.stderr.startswith("oops\n")
+    assert cluster.said(web, "client", "cat", input="given\n") == "given\n"
+    big = "x" * (4 << 20)
+    assert cluster.said(web, "client", "wc", "-c", input=big).strip() == str(len(big))
+    words = cluster.control.command("exec", "-it", web, "-c", "client", "--", "tty")
+    script = ["script", "-qec", " ".join(words), "/dev/null"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
+    assert "/dev/pts/" in done.stdout
+
+
+def test_attach(cluster: Cluster, web: str) -> None:
+    """`kubectl attach`, with standard input"""
+    words = cluster.control.command("attach", "-i", web, "-c", "reader")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as attached:
+        assert attached.stdin
+        assert attached.stdout
+        print("echo $((6 * 7))", file=attached.stdin, flush=True)
+        assert attached.stdout.readline() == "42\n"
+        attached.terminate()
+
+
+def test_cp(cluster: Cluster, web: str, tmp_path: Path) -> None:
+    """`kubectl cp`, both ways"""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * 4096)
+    cluster.control.output("cp", str(file), f"{web}:/tmp/copy", "-c", "client")
+    cluster.control.output("cp", f"{web}:/tmp/copy", str(tmp_path / "back"), "-c", "client")
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+
+
+def test_port_forward(cluster: Cluster, web: str) -> None:
+    """`kubectl port-forward`"""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    words = cluster.control.command("port-forward", f"pod/{web}", f"{port}:80")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as forwarding:
+        try:
+            assert forwarding.stdout
+            assert "Forwarding" in forwarding.stdout.readline()
+            for _ in range(3):
+                with urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+                    assert answer.read().decode() == PAGE
+        finally:
+            forwarding.terminate()
+
+
+def test_containers_of_a_pod(cluster: Cluster, web: str) -> None:
+    """An init container before the others; containers share network and volumes, not processes"""
+    assert cluster.said(web, "client", "cat", "/shared/file") == "made by the first\n"
+    assert cluster.said(web, "client", "wget", "-qO-", "http://127.0.0.1/") == PAGE
+    assert "httpd" not in cluster.said(web, "client", "ps")
+    assert cluster.said(web, "client", "hostname").strip() == web
+    address = cluster.address(web)
+    assert f"inet {address}/" in cluster.said(web, "client", "ip", "address", "show", "eth0")
+
+
+def test_shared_processes(cluster: Cluster, runtime: str) -> None:
+    """`shareProcessNamespace`"""
+    containers = [container("one", "sleep", "10001"), container("two", "sleep", "10002")]
+    wanted = pod(f"together-{runtime}", runtime, containers, shareProcessNamespace=True)
+    with cluster.running(wanted) as name:
+        assert "sleep 10001" in cluster.said(name, "two", "ps")
+
+
+def test_restart_policies(cluster: Cluster, runtime: str) -> None:
+    """`restartPolicy`: Never, OnFailure, Always"""
+    names = {}
+    for policy in ("Never", "OnFailure", "Always"):
+        names[policy] = name = f"ends-{policy.lower()}-{runtime}"
+        one = container("one", "sh", "-c", "exit 3")
+        cluster.control.apply(pod(name, runtime, [one], restartPolicy=policy))
+    never = names.pop("Never")
+    assert eventually(lambda: cluster.status(never)["phase"] == "Failed", 120), cluster.why(never)
+    assert cluster.ended(never, "one")["exitCode"] == 3
+    for name in names.values():
+        assert eventually(partial(has_restarted, cluster, name), 120), cluster.why(name)
+    cluster.delete("pod", never, *names.values())
+
+
+def has_restarted(cluster: Cluster, pod: str) -> bool:
+    return bool(cluster.container(pod, "one").get("restartCount"))
+
+
+def test_termination(cluster: Cluster, runtime: str) -> None:
+    """`postStart`, `preStop`, and the time to end in"""
+    script = "trap 'echo ended >>/shared/told; exit 0' TERM; while :; do sleep 0.2; done"
+    told = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+    hooks = {
+        "postStart": {"exec": {"command": ["sh", "-c", "echo started >/shared/told"]}},
+        "preStop": {"exec": {"command": ["sh", "-c", "echo stopping >>/shared/told"]}},
+    }
+    # Another container outlives the first one, and tells.
+    last = "trap 'sleep 3; cat /shared/told; exit 0' TERM; while :; do sleep 0.2; done"
+    containers = [
+        container("one", "sh", "-c", script, lifecycle=hooks, **told),
+        container("last", "sh", "-c", last, **told),
+    ]
+    volumes = [{"name": "shared", "emptyDir": {}}]
+    wanted = pod(f"term-{runtime}", runtime, containers, volumes=volumes)
+    wanted["spec"]["terminationGracePeriodSeconds"] = 30
+    cluster.run(wanted)
+    name = wanted["metadata"]["name"]
+    words = cluster.control.command("logs", "--follow", name, "-c", "last")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
+        cluster.delete("pod", name, grace=30)
+        assert following.stdout
+        # A line about a container that is gone may follow.
+        lines = following.stdout.read().splitlines()
+    assert lines[:3] == ["started", "stopping", "ended"]
