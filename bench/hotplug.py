@@ -21,6 +21,7 @@ from bench.place import COMMAND, Place, make_bridge, new_host, private, run
 from bench.samples import Milliseconds, Samples, rounded
 from bench.starts import Bare, bare_template
 from tapwright.agent.client import AgentClient
+from tapwright.agent.requests import of
 from tapwright.hypervisor import restoring, template
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.linux import tuntap
@@ -101,10 +102,12 @@ async def _by_hand(qemu: Qemu, agent: AgentClient, address: str) -> Times:
     await execute("device_add", **nic, romfile="")  # QEMU's files are gone from its jail
     os.close(fd)
     await agent.call(
-        "set_interface",
-        mac=MAC,
-        name=NAME,
-        addresses=[{"address": address, "prefix_length": 16}],
+        of(
+            "set_interface",
+            mac=MAC,
+            name=NAME,
+            addresses=[{"address": address, "prefix_length": 16}],
+        )
     )
     pinged = await asyncio.to_thread(first_ping, address)
     gone = asyncio.Event()

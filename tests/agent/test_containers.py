@@ -8,6 +8,7 @@ from typing import Any
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
+from tapwright.agent.requests import of
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.qemu import Qemu
 from tests.containers import MAKE_ROOT, configuration, process
@@ -47,19 +48,19 @@ def test_containers(machine: Machine) -> None:
         # It need not be there yet.
         await agent.send(stream.number, protocol.STDIN, b"word\n")
         assert (await stream.hear(protocol.STARTED))["pid"] > 0
-        await agent.call("start_container", id="one")
+        await agent.call(of("start_container", id="one"))
         assert protocol.read_credit(await stream.hear(protocol.CREDIT)) == (protocol.STDIN, 5)
         assert await stream.hear(protocol.STDOUT) == b"word\n"
         ends = {(await asyncio.wait_for(stream.frames.get(), 30)).kind for _ in range(2)}
         assert ends == {protocol.STDOUT, protocol.STDERR}
         assert await stream.hear(protocol.REPLY) == {"status": 6}
-        await agent.call("delete_container", id="one")
+        await agent.call(of("delete_container", id="one"))
 
     async def other_end_restarts(qemu: Qemu, agent: AgentClient) -> None:
         """Nobody is there any more who would hear of the end of containers: they are deleted."""
         running = await made(agent, "two", "sleep", "86392")
         await running.hear(protocol.STARTED)
-        await agent.call("start_container", id="two")
+        await agent.call(of("start_container", id="two"))
         # One that is being made, and one that was not started.
         await (await made(agent, "three", "sleep", "86392")).hear(protocol.STARTED)
         await made(agent, "four", "sleep", "86392")
@@ -69,7 +70,7 @@ def test_containers(machine: Machine) -> None:
         await again.connect(10)
         for name in ("two", "three", "four"):
             # Answered when that is done which is going on.
-            await again.call("delete_container", timeout=30, id=name, force=True)
+            await again.call(of("delete_container", id=name, force=True), timeout=30)
         script = "find /run/crun/* /run/tapwright/*/*; ps -o args | grep 8639[2]; true"
         _, left = await run(again, "sh", "-c", script)
         assert left == b""

@@ -16,6 +16,7 @@ import pytest
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
+from tapwright.agent.requests import of
 from tapwright.errors import AgentError, HypervisorError
 from tapwright.hypervisor import nics, qmp
 from tapwright.hypervisor.machine import Machine
@@ -43,14 +44,14 @@ def test_network(machine: Machine) -> None:
             ],
         }
         for _ in range(2):
-            await agent.call("set_interface", **request)
-            found = interface(await agent.call("list_network"), MAC)
+            await agent.call(of("set_interface", **request))
+            found = interface(await agent.call(of("list_network")), MAC)
             assert (found["name"], found["mtu"], found["up"]) == ("lan0", 1400, True)
             shown = {a["address"] for a in found["addresses"] if a["address"][:4] != "fe80"}
             assert shown == {"10.1.0.2", "fd00::2"}
         request["addresses"] = [{"address": "10.1.0.3", "prefix_length": 24}]
-        await agent.call("set_interface", **request)
-        found = interface(await agent.call("list_network"), MAC)
+        await agent.call(of("set_interface", **request))
+        found = interface(await agent.call(of("list_network")), MAC)
         shown = {a["address"] for a in found["addresses"] if a["address"][:4] != "fe80"}
         assert shown == {"10.1.0.3"}
 
@@ -65,18 +66,20 @@ def test_network(machine: Machine) -> None:
             "metric": 50,
             "table": 100,
         }
-        await agent.call("change_routes", add=[default, link, other])
-        listed = (await agent.call("list_network"))["routes"]
+        await agent.call(of("change_routes", add=[default, link, other]))
+        listed = (await agent.call(of("list_network")))["routes"]
         for route in (default, link, other):
             assert any(route.items() <= entry.items() for entry in listed), route
-        await agent.call("change_routes", remove=[default, other])
-        listed = [entry["destination"] for entry in (await agent.call("list_network"))["routes"]]
+        await agent.call(of("change_routes", remove=[default, other]))
+        listed = [
+            entry["destination"] for entry in (await agent.call(of("list_network")))["routes"]
+        ]
         assert "0.0.0.0/0" not in listed
         assert "169.254.1.1/32" in listed
 
     async def dns(qemu: Qemu, agent: AgentClient) -> None:
         await agent.call(
-            "set_dns", nameservers=["10.0.0.1", "fd00::1"], domain="a.b", options=["ndots:2"]
+            of("set_dns", nameservers=["10.0.0.1", "fd00::1"], domain="a.b", options=["ndots:2"])
         )
         _, content = await run(agent, "cat", "/etc/resolv.conf")
         assert content == b"nameserver 10.0.0.1\nnameserver fd00::1\ndomain a.b\noptions ndots:2\n"
@@ -103,23 +106,23 @@ def test_network(machine: Machine) -> None:
         ]
         for op, arguments, reason in refused:
             with pytest.raises(AgentError, match=reason):
-                await agent.call(op, **arguments)
+                await agent.call(of(op, **arguments))
 
     async def a_nic_may_come_later(qemu: Qemu, agent: AgentClient) -> None:
         mac = "02:00:00:00:00:5b"
-        asked = asyncio.create_task(agent.call("set_interface", mac=mac, name="late0"))
-        await agent.call("list_network")
+        asked = asyncio.create_task(agent.call(of("set_interface", mac=mac, name="late0")))
+        await agent.call(of("list_network"))
         assert not asked.done()
         await plugged(qemu, "twt1", mac)
         assert (await asked)["name"] == "late0"
 
     async def a_name_in_use(qemu: Qemu, agent: AgentClient) -> None:
         with pytest.raises(AgentError, match="lan0 is taken"):
-            await agent.call("set_interface", mac="02:00:00:00:00:5b", name="lan0")
+            await agent.call(of("set_interface", mac="02:00:00:00:00:5b", name="lan0"))
 
     async def unplugged(qemu: Qemu, agent: AgentClient) -> None:
         await qemu.nics.unplug(1)
-        listed = await agent.call("list_network")
+        listed = await agent.call(of("list_network"))
         assert "late0" not in [entry["name"] for entry in listed["interfaces"]]
 
     tell(
@@ -138,7 +141,7 @@ def test_what_kernels_tell(machine: Machine) -> None:
     async def entries_are_replayed(qemu: Qemu, agent: AgentClient) -> None:
         await plugged(qemu, "twt0", MAC)
         addresses = [{"address": "10.1.0.2", "prefix_length": 24}]
-        found = await agent.call("set_interface", mac=MAC, name="lan0", addresses=addresses)
+        found = await agent.call(of("set_interface", mac=MAC, name="lan0", addresses=addresses))
         indexes = {77: found["index"]}
         entry = entries.neighbour(
             neighbours.encoded(Neighbour("10.1.0.1", "02:00:00:00:00:01", 77))
@@ -152,20 +155,26 @@ def test_what_kernels_tell(machine: Machine) -> None:
                 for number, (one, remove) in enumerate(steps)
             ]
             text = binascii.b2a_base64(b"".join(messages)).decode()
-            return list((await agent.call("replay", messages=text))["refused"])
+            return list((await agent.call(of("replay", messages=text)))["refused"])
 
         assert await replayed((bad, False), (entry, False)) == [
             [0, errno.ENETUNREACH, "Nexthop has invalid gateway"]
         ]
-        (listed,) = (await agent.call("list_network"))["neighbours"]
+        (listed,) = (await agent.call(of("list_network")))["neighbours"]
         assert (listed["address"], listed["device"]) == ("10.1.0.1", "lan0")
         assert await replayed((entry, True)) == []
-        assert (await agent.call("list_network"))["neighbours"] == []
+        assert (await agent.call(of("list_network")))["neighbours"] == []
 
     async def settings_are_changed(qemu: Qemu, agent: AgentClient) -> None:
         answer = await agent.call(
-            "change_settings",
-            settings=[["core/somaxconn", "77"], ["core/none", "1"], ["ipv4/ip_default_ttl", "x"]],
+            of(
+                "change_settings",
+                settings=[
+                    ["core/somaxconn", "77"],
+                    ["core/none", "1"],
+                    ["ipv4/ip_default_ttl", "x"],
+                ],
+            )
         )
         assert answer["refused"] == [
             "net/core/none = '1': No such file or directory",
@@ -182,7 +191,7 @@ def test_conversation(machine: Machine) -> None:
         loop = asyncio.get_running_loop()
         for data in (os.urandom(100_000), b"TWRT\x01\x02\0\0" * 1000, protocol.PREAMBLE):
             await loop.sock_sendall(qemu.agent, data)
-        assert "interfaces" in await agent.call("list_network")
+        assert "interfaces" in await agent.call(of("list_network"))
 
     async def other_end_restarts(qemu: Qemu, agent: AgentClient) -> None:
         """A client that died in the middle of a frame, with a command running."""
@@ -207,21 +216,11 @@ def test_conversation(machine: Machine) -> None:
         assert reply["message"] == "the agent in the guest restarted"
         assert (await client.connect(30))["reseeded"] is True
         assert await run(client, "cat", BOOT_ID) == before
-        assert "interfaces" in await client.call("list_network")
+        assert "interfaces" in await client.call(of("list_network"))
         await client.close()
         copy.close()
 
     tell(machine, garbage, other_end_restarts, agent_restarts)
-
-
-def test_shutdown(machine: Machine) -> None:
-    async def story() -> None:
-        async with running(machine) as (qemu, agent):
-            with pytest.raises(AgentError):
-                await agent.call("shutdown")
-            assert await asyncio.wait_for(qemu.wait(), 30) == 0
-
-    asyncio.run(story())
 
 
 @pytest.mark.unit
@@ -239,7 +238,7 @@ def test_hostile_answers_are_refused() -> None:
         for stream, (kind, payload, flags, reason) in enumerate(refused, 1):
             answering = asyncio.create_task(guest.answers(stream, kind, payload, flags))
             with pytest.raises(AgentError, match=reason):
-                await guest.agent.call("anything")
+                await guest.agent.call(of("anything"))
             await answering
         for stream, content in enumerate(
             (
@@ -302,9 +301,9 @@ def test_guest_that_reads_nothing_is_not_waited_for() -> None:
         await guest.connect()
         large = "x" * 900_000
         with pytest.raises(AgentError, match="did not answer anything within"):
-            await asyncio.wait_for(guest.agent.call("anything", timeout=0.3, text=large), 10)
+            await asyncio.wait_for(guest.agent.call(of("anything", text=large), timeout=0.3), 10)
         # When it reads again it understands what comes next.
-        asking = asyncio.create_task(guest.agent.call("anything", timeout=10))
+        asking = asyncio.create_task(guest.agent.call(of("anything"), timeout=10))
         found: list[Frame] = []
         while not any(frame.kind == protocol.REQUEST and frame.stream == 2 for frame in found):
             found += await guest.frames()
@@ -356,7 +355,7 @@ def test_guest_that_does_not_let_go(machine: Machine, monkeypatch: pytest.Monkey
         gone: list[int] = []
         qemu.nics.on_gone = gone.append
         slot = await plugged(qemu, "twt0", MAC)
-        await agent.call("set_interface", mac=MAC, name="lan0")
+        await agent.call(of("set_interface", mac=MAC, name="lan0"))
         await qemu.qmp.execute("stop")
         for _ in range(2):
             with pytest.raises(HypervisorError, match="did not let go of the NIC within"):

@@ -9,6 +9,7 @@ import pytest
 from tapwright.agent import client, protocol
 from tapwright.agent.patience import Patience
 from tapwright.agent.protocol import Frame
+from tapwright.agent.requests import of
 from tapwright.errors import AgentError
 from tests.hostile import Hostile
 
@@ -44,14 +45,14 @@ def test_frames_with_wrong_checksums_end_it() -> None:
     """Each byte of them is taken for part of a thousand frames."""
 
     async def story(guest: Hostile) -> None:
-        asked = asyncio.create_task(guest.agent.call("anything", 20))
+        asked = asyncio.create_task(guest.agent.call(of("anything"), 20))
         await guest.frames()
         sending = asyncio.create_task(guest.send(HEADER * 20_000))
         await guest.agent.has_broken_rules.wait()
         with pytest.raises(AgentError, match="checksums that are wrong, on and on"):
             await asked
         with pytest.raises(AgentError, match="closed"):
-            await guest.agent.call("anything")
+            await guest.agent.call(of("anything"))
         # What came after that was not even read.
         assert guest.agent._decoder.unsound < 10_000
         sending.cancel()
@@ -118,7 +119,7 @@ def test_what_was_asked_for_never_waits(monkeypatch: pytest.MonkeyPatch) -> None
     async def story(guest: Hostile) -> None:
         for stream in range(1, 20):
             answering = asyncio.create_task(guest.answers(stream, protocol.REPLY, b"{}"))
-            assert await guest.agent.call("anything") == {}
+            assert await guest.agent.call(of("anything")) == {}
             await answering
         assert not any(spent[4:])
 

@@ -10,6 +10,7 @@ import pytest
 from tapwright.agent import protocol
 from tapwright.agent.patience import Patience
 from tapwright.agent.protocol import Assembler, Frame
+from tapwright.agent.requests import of
 from tapwright.errors import AgentError
 from tests.hostile import Hostile
 
@@ -92,8 +93,8 @@ def test_large_requests_come_one_after_the_other() -> None:
 def test_a_request_that_is_given_up_half_way_is_taken_back() -> None:
     async def story(guest: Hostile) -> None:
         with pytest.raises(AgentError, match="did not answer large within"):
-            await guest.agent.call("large", timeout=0.3, text=LARGE["text"])
-        asking = asyncio.create_task(guest.agent.call("small", timeout=10))
+            await guest.agent.call(of("large", text=LARGE["text"]), timeout=0.3)
+        asking = asyncio.create_task(guest.agent.call(of("small"), timeout=10))
         found = await read_until(guest, is_end)
         cancelled = [frame.stream for frame in found if frame.kind == protocol.CANCEL]
         begun = {frame.stream for frame in found if frame.flags & protocol.MORE}
@@ -167,7 +168,7 @@ def flood(seed: int) -> None:
             nonlocal refused
             while True:
                 try:
-                    await agent.call("ask", timeout=30)
+                    await agent.call(of("ask"), timeout=30)
                 except AgentError:
                     refused += 1
 
@@ -198,7 +199,7 @@ def flood(seed: int) -> None:
         assert taken
         assert all(count <= protocol.WINDOW for count in taken.values())
         # It is understood as soon as it makes sense.
-        asking = asyncio.create_task(agent.call("sense", timeout=20))
+        asking = asyncio.create_task(agent.call(of("sense"), timeout=20))
         found = await read_until(guest, lambda frame: b"sense" in frame.payload)
         (stream,) = [frame.stream for frame in found if b"sense" in frame.payload]
         reply = protocol.message(protocol.REPLY, guest.session, stream, {"well": 1})

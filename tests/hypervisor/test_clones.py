@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tapwright.agent.requests import of
 from tapwright.hypervisor.backends import Tap
 from tapwright.hypervisor.machine import Machine
 from tapwright.linux import addresses, links, netns, tuntap
@@ -111,8 +112,8 @@ async def look_at(machine: Machine, templates: Path, holders: Alone) -> Twin:
             await qemu.nics.plug(Tap([tap]), MAC)
             for fd in (tap, space):
                 os.close(fd)
-            await agent.call("set_interface", mac=MAC, name="lan0", addresses=[address])
-            await agent.call("set_clock", seconds=time.time())
+            await agent.call(of("set_interface", mac=MAC, name="lan0", addresses=[address]))
+            await agent.call(of("set_clock", seconds=time.time()))
             reply, output = await run(agent, "python3", "-I", "-S", "-c", LOOK)
             assert reply == {"status": 0}, output
             return Twin(json.loads(output), sequence_numbers(capture))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.agent.client import AgentClient
+from tapwright.agent.requests import of
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import nics, ports
 from tapwright.hypervisor.machine import Machine
@@ -58,7 +59,7 @@ def test_unknown_machine_type(machine: Machine) -> None:
 
 async def is_seen_at(agent: AgentClient, mac: str, address: str) -> None:
     """The guest's kernel has the NIC behind that port or bridge."""
-    name = interface(await agent.call("list_network"), mac)["name"]
+    name = interface(await agent.call(of("list_network")), mac)["name"]
     _, path = await run(agent, "readlink", "-f", f"/sys/class/net/{name}/device")
     _, port, device, _ = path.decode().rsplit("/", 3)
     first, second = address.split("/")
@@ -74,10 +75,10 @@ def test_pc(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(qemu: Qemu, agent: AgentClient) -> None:
         for number, mac in enumerate((MAC, OTHER_MAC)):
             assert await plugged(qemu, f"twt{number}", mac) == number
-            await agent.call("set_interface", mac=mac, name=f"lan{number}")
+            await agent.call(of("set_interface", mac=mac, name=f"lan{number}"))
             await is_seen_at(agent, mac, pci_address(number, "pc"))
         await qemu.nics.unplug(0)
-        await agent.call("list_network")
+        await agent.call(of("list_network"))
         _, names = await run(agent, "ls", "/sys/class/net")
         assert names.split() == [b"lan1", b"lo"]
         assert await plugged(qemu, "twt2", MAC) == 0
@@ -113,7 +114,7 @@ def test_hugepages_and_carrier(machine: Machine, hugepages: int) -> None:
 
     async def carrier(qemu: Qemu, agent: AgentClient) -> None:
         slot = await plugged(qemu, "twt0", MAC)
-        await agent.call("set_interface", mac=MAC, name="lan0")
+        await agent.call(of("set_interface", mac=MAC, name="lan0"))
         await is_seen_at(agent, MAC, pci_address(slot))
         for up, shown in ((False, b"0"), (True, b"1")):
             await qemu.nics.set_link(slot, up)

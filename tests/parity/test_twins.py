@@ -31,10 +31,11 @@ class Agent:
     def __init__(self, place: Namespace) -> None:
         self._place = place
 
-    async def call(self, op: str, _: float = 15.0, **arguments: Any) -> Json:
+    async def call(self, request: Json, _: float = 15.0) -> Json:
+        op = request["op"]
         with netns.entered(self._place.path), Netlink() as nl:
             try:
-                return OPERATIONS[op](nl, json.loads(json.dumps(arguments)))
+                return OPERATIONS[op](nl, json.loads(json.dumps(request)))
             except OSError as error:
                 raise AgentRefusedError(f"the agent refused {op}: {error}") from None
 

@@ -33,7 +33,9 @@ class Agent:
         self.refuses = ("", "")
         self.is_silent = False
 
-    async def call(self, op: str, _: float = 15.0, **arguments: Any) -> Json:
+    async def call(self, request: Json, _: float = 15.0) -> Json:
+        arguments = dict(request)
+        op = arguments.pop("op")
         self.asked.append((op, arguments))
         name, text = self.refuses
         if self.is_silent:

@@ -34,8 +34,10 @@ class Agent:
         self.asked: list[Json] = []
         self.answer: Any = None
 
-    async def call(self, op: str, timeout: float = 0, **parts: Any) -> Any:
-        self.asked.append(json.loads(json.dumps(parts)))
+    async def call(self, request: Json, timeout: float = 0) -> Any:
+        parts = json.loads(json.dumps(request))
+        assert parts.pop("op") == "set_rulesets"
+        self.asked.append(parts)
         if self.answer is not None:
             return self.answer
         with netns.entered(self._where.path), Netlink() as nl:

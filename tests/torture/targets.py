@@ -352,7 +352,7 @@ class _Answering(AgentClient):
     def __init__(self, answer: Json) -> None:
         self._answer = answer
 
-    async def call(self, op: str, timeout: float = 0, **arguments: Any) -> dict[str, Any]:
+    async def call(self, request: Json, timeout: float = 0) -> dict[str, Any]:
         found: dict[str, Any] = self._answer
         return found
 

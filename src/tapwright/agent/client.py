@@ -11,9 +11,10 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tapwright.agent import protocol
+from tapwright.agent import protocol, requests
 from tapwright.agent.patience import Patience
 from tapwright.agent.protocol import Frame
+from tapwright.agent.requests import Request
 from tapwright.errors import (
     AgentError,
     AgentRefusedError,
@@ -107,8 +108,9 @@ class AgentClient:
         self._greet()
         return await self.connect(timeout)
 
-    async def call(self, op: str, timeout: float = 15.0, **arguments: Any) -> dict[str, Any]:
-        """Have the agent do something; return its reply. Raises AgentError, AgentRefusedError."""
+    async def call(self, request: Request, timeout: float = 15.0) -> dict[str, Any]:
+        """Send a request; return the agent's reply. Raises AgentError, AgentRefusedError."""
+        op = request["op"]
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
         def take(frame: Frame) -> None:
@@ -130,7 +132,7 @@ class AgentClient:
         stream = None
         try:
             async with asyncio.timeout(timeout):
-                stream = await self.open({"op": op, **arguments}, take)
+                stream = await self.open(request, take)
                 return await answer
         except TimeoutError:
             raise AgentError(f"the agent did not answer {op} within {timeout:g} s") from None
@@ -140,12 +142,12 @@ class AgentClient:
 
     async def listing(self, what: str) -> list[dict[str, Any]]:
         """The guest's `interfaces` or `routes`. Raises AgentError."""
-        found = (await self.call("list_network")).get(what)
+        found = (await self.call(requests.list_network())).get(what)
         if not isinstance(found, list) or not all(_has(entry, _SHAPES[what]) for entry in found):
             raise AgentError(f"the agent's answer has no proper list of {what}")
         return found
 
-    async def open(self, request: dict[str, Any], on_frame: OnFrame) -> int:
+    async def open(self, request: Request, on_frame: OnFrame) -> int:
         """Begin a request and return its stream. `on_frame` gets every frame of it; an agent
         that restarts or goes away ends it by an ERROR. Raises AgentError."""
         self._check()

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from tapwright.agent.client import AgentClient
+from tapwright.agent.requests import of
 from tapwright.errors import AgentError
 
 _DEVICE = re.compile(r"\d{1,9}:\d{1,9}", re.ASCII)
@@ -64,7 +65,7 @@ class Containers:
     async def container_processes(self, **which: Any) -> list[dict[str, Any]]:
         """pid, ppid, uid, gid, state (a letter, proc(5)), started (seconds after the guest's boot),
         cpu (seconds) and command (words) of each process; pids are those of the guest."""
-        found = (await self._agent.call("container_processes", **which)).get("processes")
+        found = (await self._agent.call(of("container_processes", **which))).get("processes")
         if not isinstance(found, list) or not all(map(_is_process, found)):
             raise AgentError("the agent's answer has no proper list of processes")
         return [{key: process[key] for key in _PROCESS} for process in found]
@@ -74,14 +75,14 @@ class Containers:
         `cpu`, `memory` (with `stat` and `events`), `pids`, `io` (by device); None for "max". Also
         those of the guest's network: `interfaces` (by name), and of sockets `tcp`, `tcp6`, `udp`,
         `udp6`."""
-        found = await self._agent.call("container_statistics", **which)
+        found = await self._agent.call(of("container_statistics", **which))
         if not _is_numbers(found) or not _are_statistics(found):
             raise AgentError("the agent's answer has no proper numbers")
         return found
 
     async def container_state(self, **which: Any) -> dict[str, Any]:
         """`status` (one of STATUSES), and `pid` in the guest, 0 while it is being made."""
-        found = await self._agent.call("container_state", **which)
+        found = await self._agent.call(of("container_state", **which))
         status, pid = found.get("status"), found.get("pid")
         if status not in STATUSES or not isinstance(pid, int):
             raise AgentError("the agent's answer has no proper state")
@@ -90,7 +91,7 @@ class Containers:
     async def _do(self, op: str, seconds: float, **arguments: Any) -> None:
         if op == "signal_container" and arguments.get("signal") == signal.SIGKILL:
             self._on_kill(str(arguments.get("id")))
-        await self._agent.call(op, seconds, **arguments)
+        await self._agent.call(of(op, **arguments), seconds)
 
 
 def _is_process(entry: object) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 
+from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError
 from tapwright.hypervisor.share import Share
@@ -39,7 +40,7 @@ async def spare(share: Share, agent: AgentClient) -> None:
 
 async def _forget(agent: AgentClient) -> None:
     try:
-        await agent.call("forget_unused_files", _FORGET_SECONDS)
+        await agent.call(requests.forget_unused_files(), _FORGET_SECONDS)
     except AgentError as error:
         _log.warning("the guest does not forget files: %s", error)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tapwright.agent.client import AgentClient
+from tapwright.agent.requests import change_routes
 from tapwright.control.kata import written_route
 from tapwright.linux.routes import RTPROT_KERNEL, TABLE_MAIN
 from tapwright.nics.request import RouteRequest
@@ -21,7 +22,7 @@ async def listing(agent: AgentClient) -> list[Route]:
 
 async def add(agent: AgentClient, wanted: Iterable[RouteRequest]) -> None:
     """Add all, or after a failure none. Raises AgentError."""
-    await agent.call("change_routes", add=[route.guest_route() for route in wanted])
+    await agent.call(change_routes(add=[route.guest_route() for route in wanted]))
 
 
 async def remove(agent: AgentClient, patterns: Iterable[RouteRequest]) -> None:
@@ -30,7 +31,7 @@ async def remove(agent: AgentClient, patterns: Iterable[RouteRequest]) -> None:
     matching = [
         route for route in await _present(agent) if any(pattern.matches(route) for pattern in found)
     ]
-    await agent.call("change_routes", remove=matching)
+    await agent.call(change_routes(remove=matching))
 
 
 async def update(agent: AgentClient, wanted: Iterable[RouteRequest]) -> list[Route]:
@@ -39,7 +40,8 @@ async def update(agent: AgentClient, wanted: Iterable[RouteRequest]) -> list[Rou
     After a failure the routes are as before. Raises AgentError.
     """
     present = [r for r in await _present(agent) if r["protocol"] != RTPROT_KERNEL]
-    await agent.call("change_routes", remove=present, add=[route.guest_route() for route in wanted])
+    new = [route.guest_route() for route in wanted]
+    await agent.call(change_routes(remove=present, add=new))
     return await listing(agent)
 
 

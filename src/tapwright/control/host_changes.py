@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from tapwright.agent import protocol
+from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError
 from tapwright.hypervisor.share import Share
@@ -57,7 +57,7 @@ class HostChanges:
             async with self._marking:
                 await asyncio.to_thread(self._mark, place)
             if self._is_of_the_kubelet(place):
-                await self._agent.call("mirror_files", _TELL_SECONDS, place=place)
+                await self._agent.call(requests.mirror_files(place), _TELL_SECONDS)
                 self._mirrored.add(place)
         return [place for place in places if place in self._mirrored]
 
@@ -73,7 +73,7 @@ class HostChanges:
             }
         if copies := sorted(self._mirrored & gone):
             self._mirrored -= gone
-            await self._agent.call("forget_files", _TELL_SECONDS, places=copies)
+            await self._agent.call(requests.forget_files(copies), _TELL_SECONDS)
 
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
@@ -140,7 +140,7 @@ class HostChanges:
             for start in range(0, len(changed), _PATHS_AT_ONCE):
                 paths = changed[start : start + _PATHS_AT_ONCE]
                 try:
-                    await self._agent.call("change_files", _TELL_SECONDS, paths=paths)
+                    await self._agent.call(requests.change_files(paths), _TELL_SECONDS)
                 except AgentError as error:
                     _log.warning("the guest was not told of changed files: %s", error)
             await asyncio.sleep(_TELL_PAUSE)

@@ -25,7 +25,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from tapwright.agent import protocol
+from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient, failure
 from tapwright.agent.protocol import Frame, ProtocolError
 from tapwright.control.oom_reports import OomReports
@@ -198,7 +198,7 @@ class _Conversation:
                 output.channel.close()
 
     async def _open(self) -> None:
-        content = {"op": self._request.op, **self._request.arguments}
+        content = requests.of(self._request.op, **self._request.arguments)
         # It may be large, and a process may live for long.
         self._request.arguments.clear()
         self._stream = await self._agent.open(content, self._take)

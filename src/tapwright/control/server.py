@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tapwright.agent import protocol
+from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.control.stdio import ready
@@ -283,7 +283,7 @@ async def _relay(agent: AgentClient, request: Request) -> None:
                 if frame.kind in _FROM_CLIENT:
                     await agent.send(await asyncio.shield(opening), frame.kind, frame.payload)
 
-    opening = asyncio.create_task(agent.open({"op": request.op, **request.arguments}, pass_on))
+    opening = asyncio.create_task(agent.open(requests.of(request.op, **request.arguments), pass_on))
     request.arguments.clear()
     tasks = (opening, asyncio.create_task(listen()), asyncio.create_task(over.wait()))
     try:

@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from tapwright.agent import requests
+from tapwright.agent.requests import Request
 from tapwright.endpoint import carried
 from tapwright.errors import NetworkError
 from tapwright.linux import addresses, entries, links, netns, routes, settings, tuntap
@@ -13,8 +15,6 @@ from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 from tapwright.linux.routes import Route
 from tapwright.linux.settings import OfInterface
-
-Request = dict[str, Any]
 
 OUR_ALIAS = "tapwright"
 """The alias of every device that Tapwright makes in a namespace, by which it is known as ours."""
@@ -181,11 +181,11 @@ def find(name: str, netns_paths: Iterable[str]) -> tuple[str, Link] | None:
     return None
 
 
-def looks(link: Link) -> Request:
+def looks(link: Link) -> dict[str, Any]:
     """What else an interface is known by, as far as it is none that a new one has."""
     if link.is_loopback:
         return {}
-    looks: Request = {}
+    looks: dict[str, Any] = {}
     if link.alias:
         looks["alias"] = link.alias
     if link.altnames:
@@ -202,16 +202,15 @@ def interface_request(interface: Interface, wanted: Sequence[Sequence[str]] = ()
     that are `wanted`: each [path below /proc/sys/net, value]. What its kernel refuses is left
     out."""
     link = interface.link
-    request = {
-        "op": "set_interface",
-        "mac": "lo" if link.is_loopback else link.mac,
-        "index": link.index,
-        "name": link.name,
-        "mtu": link.mtu,
-        "txqlen": link.txqlen,
-        "up": link.is_up or link.is_loopback,
-        **looks(link),
-        "addresses": [address.relative() for address in interface.addresses],
-        "as_far_as_possible": True,
-    }
-    return {**request, "settings": wanted} if wanted else request
+    return requests.set_interface(
+        "lo" if link.is_loopback else link.mac,
+        link.name,
+        [address.relative() for address in interface.addresses],
+        looks=looks(link),
+        settings=wanted,
+        index=link.index,
+        mtu=link.mtu,
+        txqlen=link.txqlen,
+        up=link.is_up or link.is_loopback,
+        as_far_as_possible=True,
+    )

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 
-from tapwright.agent import protocol
+from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError
@@ -79,8 +79,8 @@ async def nic_ahead(qemu: Qemu, agent: AgentClient, netns_path: str, mac: str) -
     in the namespace at that path. Return its slot. Raises HypervisorError, AgentError, OSError."""
     slot = await _plugged(qemu, netns_path, mac)
     await _exercise(agent, mac)
-    quiet = {"mac": mac, "name": "eth0", "mtu": 1500, "up": False, "addresses": []}
-    await agent.call("batch", requests=[{"op": "set_interface", **quiet}])
+    quiet = requests.set_interface(mac, "eth0", [], mtu=1500, up=False)
+    await agent.call(requests.batch(quiet))
     await _run(agent, "rm", _RESOLV_CONF)
     with netns.entered(netns_path), Netlink() as nl:
         link = links.named(nl, TAP)
@@ -116,14 +116,14 @@ async def _plugged(qemu: Qemu, netns_path: str, mac: str) -> int:
 
 
 async def _exercise(agent: AgentClient, mac: str) -> None:
-    answer = await agent.call("batch", requests=_configuration(mac))
+    answer = await agent.call(_configuration(mac))
     try:
         found = answer["replies"][1]
         has_ipv6, indexes = not found.get("refused"), {_INDEX: int(found["index"])}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise AgentError("the agent's answer has no proper list of replies") from None
-    await agent.call("replay", messages=_entries(indexes))
-    await agent.call("list_network")
+    await agent.call(requests.replay(_entries(indexes)))
+    await agent.call(requests.list_network())
     await _follow_listeners(agent)
     await _run(agent, "ping", "-c", "1", "-W", "5", _HOST)
     if has_ipv6:  # it may be told by its command line to have none
@@ -138,27 +138,26 @@ async def _use_share(qemu: Qemu, shared: Share, agent: AgentClient) -> None:
     finally:
         os.close(scratch)
     await qemu.plug_share()
-    await agent.call("mount_share")
+    await agent.call(requests.mount_share())
     program = f"{protocol.SHARE}/{_WARM}/{_WARM}/busybox"
     await _run(agent, "cp", "/bin/busybox", program)
     await _run(agent, program, "true")
     # There is none. With the first request about a container the agent loads what these need.
-    await agent.call("delete_container", id=_WARM)
+    await agent.call(requests.delete_container(_WARM))
 
 
-def _configuration(mac: str) -> list[dict[str, object]]:
+def _configuration(mac: str) -> requests.Request:
     addressed = [
         {"address": _GUEST, "prefix_length": 30},
         {"address": _GUEST6, "prefix_length": 64},
     ]
     route = {"destination": "0.0.0.0/0", "device": "eth0", "gateway": _HOST}
-    eth0 = {"mac": mac, "name": "eth0", "mtu": 1400, "addresses": addressed}
-    return [
-        {"op": "set_hostname", "hostname": "(none)"},  # as it is after booting
-        {"op": "set_interface", **eth0, "as_far_as_possible": True},
-        {"op": "change_routes", "add": [route]},
-        {"op": "set_dns", "nameservers": [_HOST]},
-    ]
+    return requests.batch(
+        requests.set_hostname("(none)"),  # as it is after booting
+        requests.set_interface(mac, "eth0", addressed, mtu=1400, as_far_as_possible=True),
+        requests.change_routes(add=[route]),
+        requests.set_dns({"nameservers": [_HOST]}),
+    )
 
 
 def _entries(indexes: Mapping[int, int]) -> str:
@@ -202,7 +201,7 @@ async def _follow_listeners(agent: AgentClient) -> None:
         if not told.done():
             told.set_result(frame)
 
-    stream = await agent.open({"op": "follow_listeners"}, take)
+    stream = await agent.open(requests.follow_listeners(), take)
     try:
         frame = await asyncio.wait_for(told, _COMMAND_SECONDS)
     except TimeoutError:
@@ -238,12 +237,11 @@ async def _run_container(agent: AgentClient, root: str) -> None:
         ],
         "linux": {"namespaces": namespaces},
     }
-    request = {"op": "create_container", "id": _WARM, "config": configuration, "terminal": False}
-    stream = await agent.open(request, take)
+    stream = await agent.open(requests.create_container(_WARM, configuration), take)
     try:
         async with asyncio.timeout(_COMMAND_SECONDS):
             if (await made).kind == protocol.STARTED:
-                await agent.call("start_container", id=_WARM)
+                await agent.call(requests.start_container(_WARM))
             frame = await over
     except TimeoutError:
         raise AgentError(f"a container did not end within {_COMMAND_SECONDS:g} s") from None
@@ -251,7 +249,7 @@ async def _run_container(agent: AgentClient, root: str) -> None:
         agent.close_stream(stream, cancel=not over.done())
     if protocol.read_json(frame.payload).get("status") != 0:
         raise AgentError(f"a container failed in the guest: {frame.payload[:200]!r}")
-    await agent.call("delete_container", id=_WARM)
+    await agent.call(requests.delete_container(_WARM))
 
 
 async def _run(agent: AgentClient, *argv: str) -> None:
@@ -262,7 +260,7 @@ async def _run(agent: AgentClient, *argv: str) -> None:
         if frame.kind in (protocol.REPLY, protocol.ERROR) and not over.done():
             over.set_result(frame)
 
-    stream = await agent.open({"op": "exec", "argv": list(argv)}, take)
+    stream = await agent.open(requests.execute(argv), take)
     try:
         frame = await asyncio.wait_for(over, _COMMAND_SECONDS)
     except TimeoutError:

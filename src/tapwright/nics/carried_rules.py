@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import MAX_REQUEST
 from tapwright.errors import NetworkError
@@ -254,7 +255,7 @@ class CarriedRules:
                 f"the packet rules of the network namespace have {size} bytes when packed, more "
                 f"than {_MOST_BYTES}"
             )
-        return await self._agent.call("set_rulesets", timeout=_AGENT_SECONDS, **parts)
+        return await self._agent.call(requests.set_rulesets(**parts), _AGENT_SECONDS)
 
     def _tell(self, words: Iterable[str]) -> None:
         """Once, however often it is looked at."""

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tapwright.agent.client import AgentClient
+from tapwright.agent.requests import Request, batch
 from tapwright.cni import namespaces
 from tapwright.endpoint import discovery
 from tapwright.endpoint.discovery import Interface, Scan
@@ -76,7 +77,7 @@ class Following:
         self._attempts = Attempts()
         self._rulesets = Rulesets(path, agent, rulesets)
 
-    async def begin(self, networks: dict[str, str]) -> list[discovery.Request]:
+    async def begin(self, networks: dict[str, str]) -> list[Request]:
         """Give each interface of the namespace that is up a NIC; return the agent's requests that
         configure them, to be followed by `fill`. `networks` are the names of CNI networks by
         interface: what they name gets a NIC also when it is down, or a TAP in a bridge.
@@ -311,7 +312,7 @@ class Following:
         of_it = self._settings.of_interface(interface, interface.link.name)
         request = {**discovery.interface_request(interface, of_it), **other}
         try:
-            answer = await self._agent.call("batch", requests=[request])
+            answer = await self._agent.call(batch(request))
             replies = answer.get("replies")
             if not isinstance(replies, list) or len(replies) != 1:
                 raise AgentError("the agent's answer to set_interface is none")

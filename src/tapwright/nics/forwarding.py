@@ -23,7 +23,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
-from tapwright.agent import protocol
+from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame, ProtocolError
 from tapwright.errors import AgentError
@@ -111,7 +111,7 @@ class Forwarding:
         entered."""
         news = _News()
         await self._agent.connect(_LONGEST_SECONDS)
-        stream = await self._agent.open({"op": "follow_listeners"}, news.take)
+        stream = await self._agent.open(requests.follow_listeners(), news.take)
         try:
             again: float | None = None
             while True:
@@ -301,8 +301,7 @@ class _Connection:
     async def _open_and_feed(self) -> None:
         """Pass on what comes from the namespace, as far as the window goes."""
         version, port = self._place
-        request = {"op": "forward", "family": version, "port": port}
-        self._stream = await self._agent.open(request, self._take)
+        self._stream = await self._agent.open(requests.forward(version, port), self._take)
         self._opened.set()
         loop = asyncio.get_running_loop()
         while True:

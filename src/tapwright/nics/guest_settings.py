@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
 from tapwright.endpoint.discovery import Interface
 from tapwright.linux import settings
@@ -86,7 +87,7 @@ class GuestSettings:
         if not changed:
             return
         try:
-            refused += tell_refused(await self._agent.call("change_settings", settings=changed))
+            refused += tell_refused(await self._agent.call(requests.change_settings(changed)))
         except BaseException:
             # Nobody knows what of it was done.
             self._own.clear()

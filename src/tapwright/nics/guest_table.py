@@ -8,6 +8,7 @@ import binascii
 import operator
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 
+from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError, AgentRefusedError
 from tapwright.linux import entries
@@ -136,7 +137,7 @@ class GuestTable:
         if not messages:
             return {}
         text = binascii.b2a_base64(messages, newline=False).decode()
-        answer = await self._agent.call("replay", _SECONDS, messages=text)
+        answer = await self._agent.call(requests.replay(text), _SECONDS)
         found = {}
         for number, code, words in _refusals(answer.get("refused", []), len(part)):
             entry, remove = part[number]

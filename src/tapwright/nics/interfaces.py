@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
+from tapwright.agent.requests import Request
 from tapwright.endpoint import discovery, host_tap, kinds, vhost_user
 from tapwright.endpoint.beside import Waiting
 from tapwright.endpoint.kinds import Endpoint
@@ -76,13 +78,13 @@ class Interfaces:
         self._agent = agent
         self._nics.on_gone = self._gone
         self._waiting: WaitingNic | None = None
-        self._given: list[dict[str, Any]] = []
+        self._given: list[Request] = []
 
     def expect(self, nic: WaitingNic) -> None:
         """A NIC is there already, for the first interface whose endpoint can take it."""
         self._waiting = nic
 
-    async def settle(self) -> list[dict[str, Any]]:
+    async def settle(self) -> list[Request]:
         """When the first interfaces are joined: take the NIC out that was there, if none of them
         took it; else return the agent's requests that make it that one's, to be done before any
         other about it. Raises HypervisorError."""
@@ -161,7 +163,7 @@ class Interfaces:
         """
         interface, configuration = await self.plug(request)
         try:
-            await self._agent.call("batch", requests=[configuration])
+            await self._agent.call(requests.batch(configuration))
         except TapwrightError as error:
             try:
                 await self._nics.unplug(interface.slot)
@@ -170,9 +172,7 @@ class Interfaces:
             raise
         return interface
 
-    async def plug(
-        self, request: InterfaceRequest, network: str = ""
-    ) -> tuple[Interface, dict[str, Any]]:
+    async def plug(self, request: InterfaceRequest, network: str = "") -> tuple[Interface, Request]:
         """Plug a NIC in; return it, and the agent's request that configures it.
 
         Raises NetworkError, HypervisorError.
@@ -191,7 +191,7 @@ class Interfaces:
         await self._attach(interface, request)
         return interface, _configuration(request)
 
-    async def add_host_tap(self, tap: TapRequest) -> dict[str, Any]:
+    async def add_host_tap(self, tap: TapRequest) -> Request:
         """Give a TAP of the host's a NIC; return the agent's request that configures it.
 
         Raises NetworkError, HypervisorError.
@@ -242,10 +242,10 @@ class Interfaces:
         if addresses:
             before = [ipaddress.ip_interface(text) for text in nic.addresses]
             try:
-                await self._agent.call("batch", requests=[_with_addresses(nic, addresses)])
+                await self._agent.call(_with_addresses(nic, addresses))
             except TapwrightError:
                 with contextlib.suppress(TapwrightError):
-                    await self._agent.call("batch", requests=[_with_addresses(nic, before)])
+                    await self._agent.call(_with_addresses(nic, before))
                 raise
             nic.addresses = [str(address) for address in addresses]
             self._journal.save_if_possible()
@@ -387,7 +387,7 @@ class Interfaces:
         self._waiting = None
         interface.slot = nic.slot
         self._record.interfaces.append(interface)
-        self._given.append({"op": "set_mac", "mac": nic.mac, "address": interface.mac})
+        self._given.append(requests.set_mac(nic.mac, interface.mac))
         # Written with the next change: the guest is not told before, and the endpoint is.
 
     def _check_unique(self, name: str, mac: str) -> None:
@@ -437,25 +437,14 @@ class Interfaces:
         self._journal.save_if_possible()
 
 
-def _configuration(request: InterfaceRequest) -> dict[str, Any]:
+def _configuration(nic: InterfaceRequest) -> Request:
     """The agent's request that configures a NIC."""
-    return {
-        "op": "set_interface",
-        "mac": request.mac,
-        "name": request.name,
-        "mtu": request.mtu,
-        "queues": request.queues,
-        "addresses": _for_agent(request.addresses),
-    }
+    addresses = _for_agent(nic.addresses)
+    return requests.set_interface(nic.mac, nic.name, addresses, mtu=nic.mtu, queues=nic.queues)
 
 
-def _with_addresses(nic: Interface, addresses: Sequence[Address]) -> dict[str, Any]:
-    return {
-        "op": "set_interface",
-        "mac": nic.mac,
-        "name": nic.name,
-        "addresses": _for_agent(addresses),
-    }
+def _with_addresses(nic: Interface, addresses: Sequence[Address]) -> Request:
+    return requests.batch(requests.set_interface(nic.mac, nic.name, _for_agent(addresses)))
 
 
 def _for_agent(addresses: Iterable[Address]) -> list[dict[str, Any]]:

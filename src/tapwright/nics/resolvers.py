@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from tapwright.agent import protocol
+from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame, ProtocolError
 from tapwright.errors import AgentError, UsageError
@@ -112,7 +112,7 @@ class _Resolver:
 
     async def open(self) -> None:
         """Raises AgentError."""
-        request = {"op": "resolve", "address": self._address, "ports": self.ports}
+        request = requests.resolve(self._address, self.ports)
         self._stream = await self._agent.open(request, self._take)
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tapwright.endpoint import discovery
+from tapwright.agent import requests as agent
 from tapwright.errors import AgentError, HypervisorError, TapwrightError
 from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.machine import Machine
@@ -85,7 +85,7 @@ class Bringup:
             with self._journal.phase("spare"):
                 await guest.begin_anew()
                 # While the chains are run, for it needs nothing of theirs.
-                await guest.agent.call("batch", requests=self._of_the_system())
+                await guest.agent.call(agent.batch(*self._of_the_system()))
 
         results, _ = await _all(asyncio.to_thread(self._early.attaching.results), begun_anew())
         requests = await self._join(guest, results)
@@ -104,7 +104,7 @@ class Bringup:
         self._record.accelerator, self._record.accelerator_reason = chosen, reason
         return replace(wanted, accelerator=chosen)
 
-    async def _join(self, guest: Guest, results: list[Result]) -> list[discovery.Request]:
+    async def _join(self, guest: Guest, results: list[Result]) -> list[agent.Request]:
         """Give the interfaces, and what else there is, NICs; return the agent's requests."""
         with self._journal.phase("join"):
             networks = named.interfaces(self._record, results)
@@ -115,7 +115,7 @@ class Bringup:
 
     async def _plug_others(
         self, interfaces: Interfaces, results: list[Result]
-    ) -> list[discovery.Request]:
+    ) -> list[agent.Request]:
         """NICs that no interface of the namespace stands for; return the agent's requests."""
         requests = []
         routes = []
@@ -126,30 +126,28 @@ class Bringup:
                 routes += nic.routes
         for tap in self._record.spec.taps:
             requests.append(await interfaces.add_host_tap(tap))
-        return [*requests, {"op": "change_routes", "add": routes}] if routes else requests
+        return [*requests, agent.change_routes(add=routes)] if routes else requests
 
-    def _of_the_system(self) -> list[discovery.Request]:
+    def _of_the_system(self) -> list[agent.Request]:
         """What the guest is, whatever networks it is on."""
         return [
-            {"op": "set_hostname", "hostname": self._record.id},
-            {"op": "set_machine_id", "machine_id": _machine_id()},
-            {"op": "set_clock", "seconds": time.time()},
+            agent.set_hostname(self._record.id),
+            agent.set_machine_id(_machine_id()),
+            agent.set_clock(time.time()),
         ]
 
     async def _configure(
         self,
         guest: Guest,
-        of_the_system: list[discovery.Request],
-        requests: list[discovery.Request],
+        of_the_system: list[agent.Request],
+        requests: list[agent.Request],
         results: list[Result],
     ) -> None:
         of_the_system = [*of_the_system, *await guest.interfaces.settle()]
         dns = self._record.spec.dns or attachments.dns(results)
-        of_dns = [{"op": "set_dns", **dns}] if dns else []
-        of_files = [{"op": "mount_share"}] if self._record.spec.share else []
-        answer = await guest.agent.call(
-            "batch", requests=[*of_the_system, *requests, *of_dns, *of_files]
-        )
+        of_dns = [agent.set_dns(dns)] if dns else []
+        of_files = [agent.mount_share()] if self._record.spec.share else []
+        answer = await guest.agent.call(agent.batch(*of_the_system, *requests, *of_dns, *of_files))
         if self._record.netns:
             replies = _replies(answer, len(of_the_system) + len(requests))
             found = zip(requests, replies[len(of_the_system) :], strict=False)

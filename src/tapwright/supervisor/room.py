@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError, AgentRefusedError, HypervisorError
 from tapwright.hypervisor.qemu import Qemu
@@ -94,7 +95,7 @@ class Room:
                 self._claims[container] = before[0].changed(resources)
             try:
                 warnings = await self._grow()
-                await self._agent.call("update_container", _UPDATE_SECONDS, **which)
+                await self._agent.call(requests.of("update_container", **which), _UPDATE_SECONDS)
             except BaseException:
                 self._pod = before[1]
                 if before[0] and container in self._claims:
@@ -140,7 +141,7 @@ class Room:
         try:
             while mib:
                 of_kernel = growth.for_kernel(mib)
-                found = await self._agent.call("expect_memory", for_kernel=bool(of_kernel))
+                found = await self._agent.call(requests.expect_memory(bool(of_kernel)))
                 added += await growth.add_memory(of_kernel or mib, lasting=bool(of_kernel))
                 await self._take(_count(found, "memory") + (of_kernel or mib) * MIB, self._vcpus)
                 mib -= of_kernel or mib
@@ -163,9 +164,7 @@ class Room:
     async def _use(self, memory: int, cpus: int) -> None:
         """Have the guest use so many CPUs, and wait until it has so much memory."""
         seconds = min(_TAKE_SECONDS + memory / MIB / _MIB_A_SECOND, _MOST_SECONDS)
-        await self._agent.call(
-            "take_room", seconds + 5, link_timeout=seconds, memory=memory, cpus=cpus
-        )
+        await self._agent.call(requests.take_room(memory, cpus, seconds), seconds + 5)
 
     async def _take(self, memory: int, cpus: int) -> None:
         """The same after something was plugged in. Raises HypervisorError when the guest says that

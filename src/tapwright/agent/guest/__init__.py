@@ -7,6 +7,6 @@ becomes. The network: `network` interfaces (with `renumbering`), `routing`, `rul
 is one with a client, either a command (`commands`) or a container's (`container_process`, with
 `console`); `containers` drives `crun`, with `cgroups`, `memory` and `sysctls`; `oom`, `oom_kills`
 concern the kernel's choice of victims. The rest: `share` and `shared_files` the host's files,
-`growth` memory and CPUs that come, `system` clock, hostname and power, `disk` the modules,
+`growth` memory and CPUs that come, `system` clock and hostname, `disk` the modules,
 `leftovers` of an agent that died.
 """

@@ -98,7 +98,6 @@ OPERATIONS: dict[str, Operation] = {
     "set_machine_id": system.set_machine_id,
     "set_rulesets": set_rulesets,
     "set_sysctls": sysctls.set_sysctls,
-    "shutdown": system.shutdown,
     "take_room": take_room,
 }
 

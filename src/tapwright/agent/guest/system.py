@@ -1,4 +1,4 @@
-"""Random numbers, clock, names and power of the guest."""
+"""Random numbers, clock and names of the guest."""
 
 import contextlib
 import fcntl
@@ -50,9 +50,3 @@ def set_machine_id(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     with open(_MACHINE_ID, "w") as file:
         file.write(f"{request['machine_id']}\n")
     return {}
-
-
-def shutdown(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Write back what is dirty, then power off; there is no answer to come back."""
-    os.sync()
-    os.execv("/bin/busybox", ["poweroff", "-f"])  # noqa: S606

@@ -1,0 +1,169 @@
+"""The requests to the agent, each made by a function of its name, and nowhere else.
+
+`guest.requests` has the types that the agent looks for, `guest.network` and others what becomes of
+each request. What is None in a request is left out, and stays in the guest as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Request = dict[str, Any]
+Record = dict[str, Any]
+"""An address or a route, as `linux.addresses` and `linux.routes` have them."""
+
+
+def of(op: str, /, **arguments: Any) -> Request:
+    """A request by its name, as it comes from elsewhere."""
+    return {"op": op, **arguments}
+
+
+def batch(*requests: Request) -> Request:
+    """Several as one: answered by `replies`, a list; the first that fails ends it."""
+    return of("batch", requests=list(requests))
+
+
+# The network.
+
+
+def set_interface(
+    mac: str,
+    name: str,
+    addresses: Sequence[Record],
+    *,
+    looks: Mapping[str, Any] | None = None,
+    settings: Sequence[Sequence[str]] = (),
+    index: int | None = None,
+    mtu: int | None = None,
+    txqlen: int | None = None,
+    queues: int | None = None,
+    up: bool | None = None,
+    as_far_as_possible: bool | None = None,
+) -> Request:
+    """Make the NIC with this MAC (or "lo") what is said here. `addresses` are all that it is to
+    have, `looks` alias, altnames, group and flags, `settings` [path below /proc/sys/net, value]."""
+    sizes = {"index": index, "mtu": mtu, "txqlen": txqlen, "queues": queues}
+    how = {"up": up, "as_far_as_possible": as_far_as_possible, "settings": settings or None}
+    wanted = sizes | how | dict(looks or {})
+    given = {key: value for key, value in wanted.items() if value is not None}
+    return of("set_interface", mac=mac, name=name, addresses=list(addresses), **given)
+
+
+def set_mac(mac: str, address: str) -> Request:
+    """Give the NIC with this MAC another one."""
+    return of("set_mac", mac=mac, address=address)
+
+
+def change_routes(*, remove: Sequence[Record] = (), add: Sequence[Record] = ()) -> Request:
+    return of("change_routes", remove=list(remove), add=list(add))
+
+
+def replay(messages: str) -> Request:
+    """Messages of rtnetlink for the guest's kernel, in base64: answered by what it `refused`."""
+    return of("replay", messages=messages)
+
+
+def set_rulesets(**parts: Any) -> Request:
+    """Packet rules, sets of addresses and services, as `nics.carried_rules` has them."""
+    return of("set_rulesets", **parts)
+
+
+def change_settings(settings: Sequence[Sequence[str]]) -> Request:
+    """Settings of the guest's network, [path below /proc/sys/net, value] each."""
+    return of("change_settings", settings=settings)
+
+
+def set_dns(dns: Mapping[str, Any]) -> Request:
+    """nameservers, domain, search and options, as in a CNI result."""
+    return of("set_dns", **dns)
+
+
+def list_network() -> Request:
+    return of("list_network")
+
+
+def resolve(address: str, ports: Sequence[int]) -> Request:
+    """Listen at an address as a name server, on a stream."""
+    return of("resolve", address=address, ports=list(ports))
+
+
+def follow_listeners() -> Request:
+    """Tell of the ports on which the guest listens, on a stream."""
+    return of("follow_listeners")
+
+
+def forward(family: int, port: int) -> Request:
+    """Connect to a port of the guest's loopback, on a stream; `family` is 4 or 6."""
+    return of("forward", family=family, port=port)
+
+
+# The system.
+
+
+def set_hostname(hostname: str) -> Request:
+    return of("set_hostname", hostname=hostname)
+
+
+def set_machine_id(machine_id: str) -> Request:
+    return of("set_machine_id", machine_id=machine_id)
+
+
+def set_clock(seconds: float) -> Request:
+    """Seconds since the epoch."""
+    return of("set_clock", seconds=seconds)
+
+
+def expect_memory(for_kernel: bool) -> Request:
+    """Memory is about to come: answered by how many bytes of `memory` are in use before."""
+    return of("expect_memory", for_kernel=for_kernel)
+
+
+def take_room(memory: int, cpus: int, link_timeout: float) -> Request:
+    """Use so many CPUs, and wait until there are so many bytes of memory, for seconds."""
+    return of("take_room", memory=memory, cpus=cpus, link_timeout=link_timeout)
+
+
+# Files of the host.
+
+
+def mount_share() -> Request:
+    return of("mount_share")
+
+
+def mirror_files(place: str) -> Request:
+    """Keep a copy of the directory at this place below the share."""
+    return of("mirror_files", place=place)
+
+
+def forget_files(places: Sequence[str]) -> Request:
+    """Keep these copies no longer."""
+    return of("forget_files", places=list(places))
+
+
+def change_files(paths: Sequence[str]) -> Request:
+    """The host has changed these paths below the share."""
+    return of("change_files", paths=list(paths))
+
+
+def forget_unused_files() -> Request:
+    return of("forget_unused_files")
+
+
+# Commands and containers.
+
+
+def execute(argv: Sequence[str]) -> Request:
+    """Run a command, on a stream."""
+    return of("exec", argv=list(argv))
+
+
+def create_container(container: str, config: Mapping[str, Any]) -> Request:
+    """Make a container without a terminal of an OCI configuration, on a stream."""
+    return of("create_container", id=container, config=config, terminal=False)
+
+
+def start_container(container: str) -> Request:
+    return of("start_container", id=container)
+
+
+def delete_container(container: str) -> Request:
+    return of("delete_container", id=container)
