@@ -63,14 +63,14 @@ def measure(place: Place, changes: int, many: int, too_many: int) -> Carrying:
         run(f"ip link set h0 master {BRIDGE} up")
         run(f"ip -n {name} address add 10.78.0.2/16 dev eth0")
         run(f"ip -n {name} link set eth0 up")
-        client.call(sandbox, "sync", at_once=True)
+        client.of(sandbox).call("sync", at_once=True)
         mixed = _mixed(sandbox, path, changes)
         came = _after(sandbox, lambda: _batch(name, "add", many))
         went = _after(sandbox, lambda: _batch(name, "delete", many))
         _batch(name, "add", too_many)
         start = time.monotonic()
         try:
-            client.call(sandbox, "sync", at_once=True)
+            client.of(sandbox).call("sync", at_once=True)
             words = ""
         except NetworkError as error:
             words = str(error)
@@ -100,7 +100,7 @@ def _sandbox(place: Place) -> Iterator[Sandbox]:
 def _after(sandbox: Sandbox, do: Callable[[], None]) -> Milliseconds:
     do()
     start = time.monotonic()
-    client.call(sandbox, "sync", at_once=True)
+    client.of(sandbox).call("sync", at_once=True)
     return (time.monotonic() - start) * 1e3
 
 

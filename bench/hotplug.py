@@ -127,10 +127,10 @@ async def _in_thread(measured: Callable[[str, str], Times], root: str, address: 
 def _by_library(root: str, address: str) -> Times:
     sandbox = registry.find(root, _SANDBOX)
     start = time.monotonic()
-    client.add_interface(sandbox, _interface(address))
+    client.of(sandbox).add_interface(_interface(address))
     pinged = first_ping(address)
     asked = time.monotonic()
-    client.remove_interface(sandbox, {"name": NAME})
+    client.of(sandbox).remove_interface({"name": NAME})
     return _times(start, pinged, asked)
 
 

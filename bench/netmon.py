@@ -110,10 +110,10 @@ def _first_ping(sandbox: Sandbox, address: str, by_hand: bool) -> Milliseconds:
             "hwAddr": link.mac,
             "IPAddresses": [{"address": address, "mask": "16"}],
         }
-        client.add_interface(sandbox, request)
+        client.of(sandbox).add_interface(request)
     elapsed = ping_after(start, address)
     if by_hand:
-        client.remove_interface(sandbox, {"name": "eth1"})
+        client.of(sandbox).remove_interface({"name": "eth1"})
     _remove_interface(sandbox)
     return elapsed
 
@@ -132,14 +132,14 @@ def _add_interface(sandbox: Sandbox, address: str) -> tuple[Netlink, Link]:
 
 def _remove_interface(sandbox: Sandbox) -> None:
     run("ip link delete h1")
-    while client.list_interfaces(sandbox):
+    while client.of(sandbox).list_interfaces():
         time.sleep(0.02)
 
 
 def _burst(sandbox: Sandbox, changes: int) -> Milliseconds:
     inside, link = _add_interface(sandbox, "10.77.0.9")
     links.set_up(inside, link.index)
-    while not client.list_interfaces(sandbox):
+    while not client.of(sandbox).list_interfaces():
         time.sleep(0.02)
     start = time.monotonic()
     for number in range(changes):
@@ -159,8 +159,10 @@ def _burst(sandbox: Sandbox, changes: int) -> Milliseconds:
 
 
 def _has_all(sandbox: Sandbox, changes: int) -> bool:
-    found = [route for route in client.list_routes(sandbox) if route.get("gateway") == "10.77.0.2"]
-    (nic,) = client.list_interfaces(sandbox)
+    found = [
+        route for route in client.of(sandbox).list_routes() if route.get("gateway") == "10.77.0.2"
+    ]
+    (nic,) = client.of(sandbox).list_interfaces()
     return len(found) == changes * 9 // 10 and len(nic["ip"]) == 1 + changes // 10
 
 

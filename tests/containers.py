@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from tapwright.sandbox import client, wire
+from tapwright.sandbox import client
 from tapwright.state import registry
 from tapwright.state.registry import Sandbox
 from tests.sandboxes import Tapwright
@@ -73,9 +73,8 @@ class Connection:
     def __init__(
         self, sandbox: Sandbox, op: str, descriptors: Sequence[int], **arguments: Any
     ) -> None:
-        self._socket = client.connect(sandbox)
+        self._socket = client.of(sandbox).opened(op, descriptors, **arguments)
         self._socket.settimeout(_SECONDS)
-        wire.send(self._socket, {"op": op, **arguments}, descriptors)
         self._lines = self._socket.makefile("rb")
 
     def hear(self) -> Any:
@@ -113,7 +112,7 @@ class Pod:
         make_root(tapwright, name)
 
     def call(self, op: str, **arguments: Any) -> Any:
-        return client.call(self.sandbox, op, **arguments)
+        return client.of(self.sandbox).call(op, **arguments)
 
     def fresh_id(self) -> str:
         self._number += 1

@@ -232,6 +232,6 @@ def show(
     `client.share`."""
     fd = mounts.clone(str(source), read_only=read_only)
     try:
-        return client.share(sandbox, container, {name: fd}, **more)[name]
+        return client.of(sandbox).share(container, {name: fd}, **more)[name]
     finally:
         os.close(fd)

@@ -13,7 +13,7 @@ import pytest
 import tapwright
 from tapwright.agent import protocol
 from tapwright.agent.protocol import Frame
-from tapwright.sandbox import client
+from tapwright.sandbox import wire
 from tapwright.sandbox.execution import Process
 from tapwright.state import registry
 
@@ -51,7 +51,7 @@ class Played:
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Process, Played]]:
     ours, theirs = socket.socketpair()
-    monkeypatch.setattr(client, "connect", lambda sandbox: ours)
+    monkeypatch.setattr(wire, "connected", lambda *_: ours)
     sandbox = registry.Sandbox("web", "running", Path("/nowhere"), None)
     process = Process(sandbox, ["run"], stdin=True)
     with theirs, process:

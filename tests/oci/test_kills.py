@@ -14,8 +14,8 @@ import pytest
 
 from tapwright.errors import ContainerError
 from tapwright.oci import life
-from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
+from tapwright.sandbox.client import Supervisor
 from tests.host import eventually
 from tests.oci.bundles import configuration
 from tests.oci.runtime import Container, Runtime
@@ -101,12 +101,12 @@ def test_a_guest_that_refuses_keeps_no_member() -> None:
     """All is tried, and what was refused is told."""
     asked = []
 
-    class Refusing(Sandbox):
+    class Refusing(Supervisor):
         def call(self, op: str, descriptors: Sequence[int] = (), **arguments: Any) -> Any:
             asked.append(op)
             raise ContainerError("no")
 
-    assert life._leave(Refusing("/", "s"), "c") == ["no", "no"]
+    assert life._leave(Refusing("/s"), "c") == ["no", "no"]
     assert asked == ["delete_container", "unshare"]
 
 

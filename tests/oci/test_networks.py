@@ -11,7 +11,7 @@ import pytest
 
 from tapwright.linux import netns
 from tapwright.oci import life, state
-from tapwright.oci.control import Sandbox
+from tapwright.sandbox import client
 from tests.host import eventually
 from tests.namespaces import Namespace, namespace
 from tests.oci.bundles import NAMESPACES, configuration
@@ -135,7 +135,8 @@ def test_a_name_server_in_the_namespace(runtime: Runtime, tmp_path: Path) -> Non
             try:
                 resolv_conf.write_text(f"search x\nnameserver {server.ADDRESS}\noptions ndots:0\n")
                 life.sync(
-                    Sandbox(str(runtime.root), sandbox), state.load(str(runtime.root), container.id)
+                    client.named(str(runtime.root), sandbox),
+                    state.load(str(runtime.root), container.id),
                 )
                 answers = runtime.tapwright.exec(sandbox, *ask).splitlines()
                 assert answers == [*(f"question {number}" for number in range(40)), "True"]

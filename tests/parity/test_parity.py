@@ -43,7 +43,7 @@ class Machine:
         self._sandbox = registry.find(tapwright.root, VM)
 
     def sync(self) -> None:
-        client.call(self._sandbox, "sync", at_once=True)
+        client.of(self._sandbox).call("sync", at_once=True)
 
     def probe(self, wanted: Json) -> Json:
         command = ["python3", "-I", "-S", "-c", PROBE, json.dumps({**wanted, "ip": GUEST_IP})]

@@ -14,9 +14,10 @@ import pytest
 from tapwright.agent import protocol
 from tapwright.control import server
 from tapwright.errors import AgentError, UnknownRequestError, UsageError
-from tapwright.oci.control import Sandbox
+from tapwright.oci import shim
 from tapwright.oci.log import Log
 from tapwright.sandbox import wire
+from tapwright.sandbox.client import Supervisor
 from tests.host import eventually
 from tests.hostile import Hostile
 
@@ -132,12 +133,12 @@ def test_an_older_sandbox_does_without_what_it_does_not_know(tmp_path: Path) -> 
     directory.mkdir(parents=True)
 
     def client() -> Any:
-        sandbox, log = Sandbox(str(tmp_path), "s"), Log("", "text")
-        sandbox.call_if_known("follow_something", log, path="x")
+        sandbox, log = Supervisor(directory), Log("", "text")
+        sandbox.call_if_known("follow_something", log.warn, path="x")
         with pytest.raises(UnknownRequestError):
             sandbox.call("follow_something", path="x")
         with pytest.raises(AgentError, match="missing a required argument"):
-            sandbox.call_if_known("length", log)
+            sandbox.call_if_known("length", log.warn)
         return log._warnings
 
     (warning,) = served(directory, client)
@@ -225,8 +226,8 @@ def test_a_refusal_of_a_conversation_is_understood(
     def client() -> Any:
         config = {"process": {"args": ["sh"]}}
         with open(os.devnull) as null, pytest.raises(AgentError, match="descriptors"):
-            Sandbox(str(tmp_path), "s").converse(
-                "create_container", [null.fileno()] * 3, config=config
+            shim.begin(
+                Supervisor(directory), "create_container", [null.fileno()] * 3, config=config
             )
 
     served(directory, client)

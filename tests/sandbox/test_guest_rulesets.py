@@ -152,7 +152,7 @@ def test_rules_of_iptables_follow(
 
 
 def synced(tapwright: Tapwright) -> None:
-    client.call(registry.find(tapwright.root, VM), "sync", at_once=True)
+    client.of(registry.find(tapwright.root, VM)).call("sync", at_once=True)
 
 
 def test_rules_of_nft_follow(vm: Tapwright, outside: Namespace) -> None:
@@ -218,7 +218,7 @@ def test_a_name_server_that_rules_lead_to(
         inside(outside, "iptables-nft-restore", text=(CORPUS / "docker.v4").read_text())
         (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.11\n")
         sandbox = registry.find(vm.root, VM)
-        client.call(sandbox, "follow_resolvers", resolv_conf=str(tmp_path / "resolv.conf"))
+        client.of(sandbox).call("follow_resolvers", resolv_conf=str(tmp_path / "resolv.conf"))
         synced(vm)
         assert told(vm, "iptables-nft-save") == told(outside, "iptables-nft-save")
         ask = (

@@ -98,7 +98,7 @@ def tree(tmp_path: Path) -> Path:
 @pytest.fixture
 def volume(tapwright: Tapwright, sandbox: registry.Sandbox, tree: Path) -> Iterator[Volume]:
     yield Volume(tapwright, sandbox, tree)
-    client.unshare(sandbox, "test")
+    client.of(sandbox).unshare("test")
 
 
 def test_a_file_that_is_written_to(volume: Volume, tree: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_single_file(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path
             content = tapwright.exec(SANDBOX, "cat", volume.guest)
             assert content == "127.0.0.1 localhost\n10.0.0.2 neighbour\n"
     finally:
-        client.unshare(sandbox, "test")
+        client.of(sandbox).unshare("test")
 
 
 def test_what_can_t_be_written_to_is_seen_at_once(
@@ -188,7 +188,7 @@ def test_what_can_t_be_written_to_is_seen_at_once(
         seen = volume.sh("for i in $(seq 50); do cat file; usleep 10000; done").splitlines()
         assert seen[-1] == "replaced, and longer"
     finally:
-        client.unshare(sandbox, "test")
+        client.of(sandbox).unshare("test")
 
 
 # --- volumes of the kubelet ----------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_volume_of_the_kubelet(
         assert heard.index("create ..2") < heard.index("moved-to ..data")
         assert volume.sh("cat key more; ls -A") == "new\nmore\n..2\n..data\nkey\nmore\n"
     finally:
-        client.unshare(sandbox, "test")
+        client.of(sandbox).unshare("test")
     assert tapwright.exec(SANDBOX, "find", "/run/tapwright/mirrors", "-type", "f") == ""
 
 
@@ -253,4 +253,4 @@ def test_a_thousand_files(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_p
             "for i in $(seq 1000); do printf new; done | md5sum; echo 1000"
         )
     finally:
-        client.unshare(sandbox, "test")
+        client.of(sandbox).unshare("test")

@@ -376,20 +376,20 @@ def test_update_of_an_interface_that_follows(
     ip(f"-n {name} link set lan0 up")
     ip(f"-n {name} route add default via 10.98.0.1")
     sandbox = registry.find(tapwright.root, VM)
-    client.call(sandbox, "sync", at_once=True)
+    client.of(sandbox).call("sync", at_once=True)
     assert "default via 10.98.0.1 dev lan0" in tapwright.exec(VM, "ip", "route")
     addresses = [{"address": "10.98.0.7", "mask": "24"}]
     assert kata("update-iface", {"name": "lan0", "IPAddresses": addresses})["device"] == "lan0"
     assert answers_ping("10.98.0.7")
     assert "default via 10.98.0.1 dev lan0" in tapwright.exec(VM, "ip", "route")
-    client.call(sandbox, "sync")
+    client.of(sandbox).call("sync")
     assert "10.98.0.7/24" in tapwright.exec(VM, "ip", "address")
     ip(f"-n {name} address add 10.98.0.3/24 dev lan0")
-    client.call(sandbox, "sync")
+    client.of(sandbox).call("sync")
     shown = tapwright.exec(VM, "ip", "address")
     assert [f"10.98.0.{n}/24" in shown for n in (2, 3, 7)] == [True, True, False]
     ip("link delete twtest1")
-    client.call(sandbox, "sync")
+    client.of(sandbox).call("sync")
 
 
 def test_listing_as_kata_has_it(tapwright: Tapwright, kata: Kata, taps: Any, clean: None) -> None:
@@ -769,8 +769,8 @@ def test_many_times_without_growth(
         return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
     def once() -> None:
-        client.add_interface(sandbox, interface("tap-test"))
-        client.remove_interface(sandbox, {"name": "eth-test"})
+        client.of(sandbox).add_interface(interface("tap-test"))
+        client.of(sandbox).remove_interface({"name": "eth-test"})
 
     for _ in range(20):
         once()
@@ -783,8 +783,8 @@ def test_many_times_without_growth(
         before,
     )
     assert resident(supervisor) < memory * 1.1
-    assert client.add_interface(sandbox, interface("tap-test"))["pciAddr"] == "01.0/00"
-    client.remove_interface(sandbox, {"name": "eth-test"})
+    assert client.of(sandbox).add_interface(interface("tap-test"))["pciAddr"] == "01.0/00"
+    client.of(sandbox).remove_interface({"name": "eth-test"})
 
 
 def test_two_at_once_are_served_in_turn(kata: Kata, taps: Any, clean: None) -> None:
@@ -816,7 +816,7 @@ def test_one_of_several_at_once_gets_a_name(
 
     def add(request: Json) -> str:
         try:
-            client.add_interface(sandbox, request)
+            client.of(sandbox).add_interface(request)
         except NetworkError as error:
             return str(error)
         return "added"

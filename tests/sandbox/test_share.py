@@ -16,7 +16,7 @@ import pytest
 from tapwright.config import load
 from tapwright.errors import HypervisorError, SandboxStateError, UsageError
 from tapwright.linux import mounts
-from tapwright.sandbox import client, lifecycle, planning
+from tapwright.sandbox import client, lifecycle, planning, wire
 from tapwright.sandbox.planning import Wish
 from tapwright.state import registry
 from tests.host import eventually
@@ -42,7 +42,7 @@ def show(
     """Where the guest has them."""
     fds = {name: mounts.clone(str(path), read_only=read_only) for name, path in sources.items()}
     try:
-        return client.share(sandbox, container, fds)
+        return client.of(sandbox).share(container, fds)
     finally:
         for fd in fds.values():
             os.close(fd)
@@ -62,7 +62,7 @@ def tree(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path: Path) -> Ite
     place.mkdir()
     as_root(tapwright, show(sandbox, "test", root=place)["root"])
     yield place
-    client.unshare(sandbox, "test")
+    client.of(sandbox).unshare("test")
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_what_is_shared_is_seen_as_long_as_it_is(
     tapwright.exec(SANDBOX, "sh", "-c", f"echo new > {SHARE}/one/root/new")
     assert (tmp_path / "tree" / "new").read_text() == "new\n"
     assert Path("/proc/self/mountinfo").read_text() == before
-    client.unshare(sandbox, "one")
-    client.unshare(sandbox, "one")
+    client.of(sandbox).unshare("one")
+    client.of(sandbox).unshare("one")
     assert tapwright.exec(SANDBOX, "ls", SHARE) == ""
 
 
@@ -271,7 +271,7 @@ def test_mapped_files(tapwright: Tapwright, sandbox: registry.Sandbox, tree: Pat
         "mapped[4096:4100] = b'page'; mapped.flush(); mapped.close(); file.close()\n"
         "print(open('file', 'rb').read()[4090:4102])",
     )
-    client.unshare(sandbox, "modules")
+    client.of(sandbox).unshare("modules")
     assert said.strip() == str(bytes(6) + b"page" + bytes(2))
     assert (tree / "file").read_bytes()[4096:4100] == b"page"
 
@@ -321,7 +321,7 @@ def test_an_overlay_with_mounts(
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", merged / "dev"], check=True)
         (merged / "dev" / "inside").write_text("mounted")
         as_root(tapwright, show(sandbox, "test", root=merged)["root"])
-        undo.callback(client.unshare, sandbox, "test")
+        undo.callback(client.of(sandbox).unshare, "test")
         assert sh(tapwright, "cat base dev/inside") == "of the imagemounted"
         sh(tapwright, "echo changed > base; rm -r dev/inside; echo new > new; chown 7 new")
     assert (tmp_path / "upper" / "base").read_text() == "changed\n"
@@ -351,7 +351,7 @@ def test_read_only(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path: Pa
     assert (tmp_path / "file").read_text() == "kept"
     for command in (f"touch {SHARE}/new", f"mkdir {place}/../new", f"rmdir {place}"):
         assert tapwright.exec_with_status(SANDBOX, "sh", "-c", command).returncode == 1
-    client.unshare(sandbox, "fixed")
+    client.of(sandbox).unshare("fixed")
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -373,16 +373,16 @@ def test_devices(tapwright: Tapwright, tree: Path) -> None:
 
 def test_what_can_t_be_asked(sandbox: registry.Sandbox, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1 names, 0 descriptors"):
-        client.call(sandbox, "share", container="a", names=["root"])
+        client.of(sandbox).call("share", container="a", names=["root"])
     with pytest.raises(UsageError, match="container: must be a name"):
-        client.call(sandbox, "unshare", container=7)
+        client.of(sandbox).call("unshare", container=7)
     with pytest.raises(HypervisorError, match="can't be the name"):
         show(sandbox, "..", root=tmp_path)
-    with client.connect(sandbox) as connection:
+    with wire.connected(sandbox.directory) as connection:
         connection.sendall(b'{"op": "share", "container": "a", "names": ["root"], "fds": [1]}\n')
         assert b"beside the request, not in it" in connection.makefile("rb").read()
     with pytest.raises(HypervisorError, match="a can't be shared"):
-        client.call(sandbox, "share", [0], container="a", names=["no mount"])
+        client.of(sandbox).call("share", [0], container="a", names=["no mount"])
 
 
 def test_a_sandbox_without_a_share(

@@ -44,7 +44,7 @@ def beside(tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path: Path) -> I
     yield
     assert sh(tapwright, f"echo works > {place}/file; cat {place}/file") == "works\n"
     for container in ("beside", "test"):
-        client.unshare(sandbox, container)
+        client.of(sandbox).unshare(container)
 
 
 def test_no_space(

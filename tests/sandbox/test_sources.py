@@ -38,9 +38,9 @@ def test_it_is_there_as_long_as_somebody_has_it(
     first = show(sandbox, "one", tree)
     assert show(sandbox, "two", tree, name="other") == first
     assert show(sandbox, "two", tree / "file") != first
-    client.unshare(sandbox, "one")
+    client.of(sandbox).unshare("one")
     assert sh(tapwright, f"cat {first}/file") == "content\n"
-    client.unshare(sandbox, "two")
+    client.of(sandbox).unshare("two")
     assert sh(tapwright, f"ls {SHARE}") == ""
 
 
@@ -48,7 +48,7 @@ def test_one_that_is_apart(tapwright: Tapwright, sandbox: registry.Sandbox, tree
     shown = show(sandbox, "one", tree, apart=["root"])
     assert show(sandbox, "two", tree) != shown
     for container in ("one", "two"):
-        client.unshare(sandbox, container)
+        client.of(sandbox).unshare(container)
 
 
 def test_who_may_write_may_write(
@@ -61,7 +61,7 @@ def test_who_may_write_may_write(
     assert sh(tapwright, f"touch {shown}/new") == ""
     assert "Read-only file system" in sh(tapwright, f"touch {apart}/newer")
     for container in ("zero", "one", "two"):
-        client.unshare(sandbox, container)
+        client.of(sandbox).unshare(container)
     assert sorted(os.listdir(tree)) == ["file", "new"]
 
 
@@ -75,7 +75,7 @@ def test_a_container_that_is_started_again_has_its_own_files(
         (source / "file").write_text(f"{number}\n")
         shown = show(sandbox, "again", source)
         assert sh(tapwright, f"cat {shown}/file") == f"{number}\n"
-        client.unshare(sandbox, "again")
+        client.of(sandbox).unshare("again")
 
 
 def test_an_old_owner_s_place_is_not_taken(
@@ -83,11 +83,11 @@ def test_an_old_owner_s_place_is_not_taken(
 ) -> None:
     kept = show(sandbox, "one", tree)
     show(sandbox, "two", tree)
-    client.unshare(sandbox, "one")
+    client.of(sandbox).unshare("one")
     (tmp_path / "another").mkdir()
     new = show(sandbox, "one", tmp_path / "another")
     assert new != kept
     assert (sh(tapwright, f"ls {kept}"), sh(tapwright, f"ls {new}")) == ("file\n", "")
     for container in ("one", "two"):
-        client.unshare(sandbox, container)
+        client.of(sandbox).unshare(container)
     assert sh(tapwright, f"ls {SHARE}") == ""

@@ -81,6 +81,11 @@ def list_network() -> Request:
     return of("list_network")
 
 
+def look() -> Request:
+    """What the guest's network is at this moment, in short."""
+    return of("look")
+
+
 def resolve(address: str, ports: Sequence[int]) -> Request:
     """Listen at an address as a name server, on a stream."""
     return of("resolve", address=address, ports=list(ports))

@@ -14,7 +14,7 @@ Json = Any
 
 
 class Verb(NamedTuple):
-    """`call` is the name of what it calls in `sandbox.client`; `takes` what it reads."""
+    """`call` is the method of `sandbox.client.Supervisor`; `takes` what it reads."""
 
     call: str
     help: str
@@ -84,15 +84,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
     verb: Verb = arguments.verb
     content: Json = None
-    call: Callable[..., Json] = getattr(client, verb.call)
     try:
         output.need_root()
         content = _read(arguments.file) if verb.takes else None
         sandbox = pods.sandbox_of(arguments.root, arguments.id)
-        answer = call(sandbox, content) if verb.takes else call(sandbox)
+        call: Callable[..., Json] = getattr(client.of(sandbox), verb.call)
+        answer = call(content) if verb.takes else call()
     except TapwrightError as error:
         # Of an interface that could not be removed, what is known of it.
-        _print((error.result or content) if call is client.remove_interface else None)
+        _print((error.result or content) if verb.call == "remove_interface" else None)
         raise
     _print(answer or None)
     return 0

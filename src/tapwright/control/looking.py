@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tapwright import shapes
+from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError, HypervisorError
 from tapwright.hypervisor.qmp import Qmp
@@ -52,7 +53,7 @@ class Looking:
 
     async def _guest(self) -> dict[str, Any]:
         try:
-            said = await self._agent.call("look", timeout=SECONDS)
+            said = await self._agent.call(requests.look(), SECONDS)
         except AgentError as error:
             return {"guest": {}, "guest_failure": str(error)}
         if mistake := _mistake(said):

@@ -61,7 +61,7 @@ def picture(sandbox: Sandbox, host: View | None = None) -> Picture:
 
 def _ask(sandbox: Sandbox, found: Picture) -> None:
     try:
-        said = client.look(sandbox)
+        said = client.of(sandbox).look()
     except TapwrightError as error:
         found.guest_failure = found.qemu_failure = str(error)
         return

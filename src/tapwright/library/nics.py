@@ -31,12 +31,12 @@ class Nic:
 
     def remove(self) -> None:
         """Take it out of the guest. Raises as `Nics.add` does."""
-        client.remove_interface(self._nics.find(), {"name": self.name})
+        client.of(self._nics.find()).remove_interface({"name": self.name})
 
     def set_addresses(self, addresses: Iterable[str | Address]) -> "Nic":
         """Make these its addresses; return the NIC as it is then. Raises as `Nics.add` does."""
         wanted = [_written(address) for address in addresses]
-        client.update_interface(self._nics.find(), {"name": self.name, "IPAddresses": wanted})
+        client.of(self._nics.find()).update_interface({"name": self.name, "IPAddresses": wanted})
         return self._nics[self.name]
 
 
@@ -74,7 +74,7 @@ class Nics:
         }
         if mtu:
             interface["mtu"] = mtu
-        client.add_interface(self.find(), interface)
+        client.of(self.find()).add_interface(interface)
         return self[name]
 
     def __iter__(self) -> Iterator[Nic]:
@@ -82,7 +82,7 @@ class Nics:
         devices = (
             {nic.mac: nic.device for nic in sandbox.record.interfaces} if sandbox.record else {}
         )
-        for entry in client.list_interfaces(sandbox) or ():
+        for entry in client.of(sandbox).list_interfaces() or ():
             mac = str(entry.get("mac") or entry.get("hwAddr", ""))
             yield Nic(
                 name=str(entry["name"]),
@@ -137,15 +137,15 @@ class Routes:
             route["source"] = str(source)
         if metric:
             route["metric"] = metric
-        client.add_routes(self.find(), [route])
+        client.of(self.find()).add_routes([route])
 
     def remove(self, destination: str | Network, *, via: str | IP = "", device: str = "") -> None:
         """Remove all routes to `destination`, those through `via` and by `device` where given.
         Raises as `add` does."""
-        client.remove_routes(self.find(), [_route(destination, via, device)])
+        client.of(self.find()).remove_routes([_route(destination, via, device)])
 
     def __iter__(self) -> Iterator[Route]:
-        for entry in client.list_routes(self.find()) or ():
+        for entry in client.of(self.find()).list_routes() or ():
             gateway, source = str(entry.get("gateway", "")), entry.get("source")
             destination = entry["dest"]
             if destination == "default":

@@ -24,5 +24,5 @@ class Own:
         """Have the guest follow; return the seconds after which to do it again, None for not
         before the next change. Raises TapwrightError."""
         # Found anew each time: in the beginning it is only being made.
-        pause: float | None = client.call(registry.find(self._root, self._id), "sync")
+        pause: float | None = client.of(registry.find(self._root, self._id)).call("sync")
         return pause

@@ -7,7 +7,6 @@ with `mounts`, `seccomp`, `sysctls`, `devices`, `net_devices`, `limits`, `memory
 `state` on disk, `cgroup` what the container may use, `oom` the report of a kill for memory,
 `statistics`, `hooks`, `log`. The shim, for which platforms wait, is `shim` (with `shim.sh`); its
 descriptors are `stdio` and `console`, and `view` is the files that one sees who joins it.
-`control` asks the supervisor.
 
 What short verbs (state, kill, start) import counts: each call is a new process.
 """

@@ -28,9 +28,9 @@ from tapwright.oci import (
 )
 from tapwright.oci import bundle as bundles
 from tapwright.oci.bundle import Bundle
-from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
 from tapwright.oci.state import Container, Held
+from tapwright.sandbox import client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class _Making:
         self._owner = owner
         self._held = held
         self._log = log
-        self._sandbox = Sandbox(wish.root, container.sandbox)
+        self._sandbox = client.named(wish.root, container.sandbox)
         self._stdio: stdio.Stdio | None = None
         self._hooks_begun = False
         self._filter: seccomp.Making | None = None
@@ -180,7 +180,9 @@ class _Making:
         resolv.conf says so."""
         for one in shared:
             if self._container.netns and one.destination == "/etc/resolv.conf":
-                self._sandbox.call_if_known("follow_resolvers", self._log, resolv_conf=one.source)
+                self._sandbox.call_if_known(
+                    "follow_resolvers", self._log.warn, resolv_conf=one.source
+                )
 
     def _check_caller(self) -> None:
         """What is called on behalf of a dead caller (containerd's `delete`) finds the container
@@ -322,7 +324,8 @@ class _Making:
         container = self._container
         if self._filter:
             of_guest["annotations"] = self._filter.annotation()
-        connection, first = self._sandbox.converse(
+        connection, first = shim.begin(
+            self._sandbox,
             "create_container",
             made.descriptors,
             id=container.id,

@@ -5,8 +5,8 @@ import signal
 
 from tapwright.errors import BundleError, ContainerStateError
 from tapwright.oci import cgroup, guest, shim, state, stdio
-from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
+from tapwright.sandbox import client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def execute(
         raise ContainerStateError("cannot exec in a paused container; resume it first")
     made = stdio.of_process(process, console_socket, detached)
     try:
-        connection, _ = Sandbox(root, container.sandbox).converse(
+        connection, _ = shim.begin(
+            client.named(root, container.sandbox),
             "exec_container",
             made.descriptors,
             id=container_id,

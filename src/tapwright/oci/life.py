@@ -13,9 +13,10 @@ from tapwright.errors import (
     TapwrightError,
 )
 from tapwright.oci import cgroup, guest, state
-from tapwright.oci.control import Sandbox
 from tapwright.oci.log import Log
 from tapwright.oci.state import Container
+from tapwright.sandbox import client
+from tapwright.sandbox.client import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def start(root: str, container_id: str, log: Log) -> None:
             raise ContainerStateError(
                 _UNSTARTABLE.get(status, f"cannot start a container in the {status} state")
             )
-        sandbox = Sandbox(root, container.sandbox)
+        sandbox = client.named(root, container.sandbox)
         # Interfaces may have come since `create` (docker from version 26 on).
         sync(sandbox, container)
         _see_to_its_end(root, container, sandbox, log)
@@ -71,7 +72,7 @@ def kill(root: str, container_id: str, number: int, everybody: bool) -> None:
     if not everybody and not state.is_running(container):
         raise ContainerStateError(_NOT_RUNNING)
     try:
-        sandbox = Sandbox(root, container.sandbox, _GUEST_SECONDS)
+        sandbox = client.named(root, container.sandbox, _GUEST_SECONDS)
         sandbox.call("signal_container", id=container_id, signal=number, all=everybody)
     except TapwrightError as error:
         if _ends(container, _SETTLE_SECONDS):
@@ -106,7 +107,7 @@ def update(root: str, container_id: str, resources: "dict[str, Any]", log: Log) 
     container = _living(root, container_id)
     cgroup.check_update(container, resources)
     of_guest = guest.resources(resources, log)
-    sandbox = Sandbox(root, container.sandbox)
+    sandbox = client.named(root, container.sandbox)
     answer = sandbox.call("update_container", id=container_id, resources=of_guest)
     for warning in (answer or {}).get("warnings", ()):
         log.warn(warning)
@@ -150,7 +151,7 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
 
         left = lifecycle.delete(root, container.sandbox, force)
     else:
-        left = _leave(Sandbox(root, container.sandbox, _GUEST_SECONDS), container.id)
+        left = _leave(client.named(root, container.sandbox, _GUEST_SECONDS), container.id)
     if not _ends(container, _SHIM_SECONDS):
         _kill_shims(container)
     if kept := cgroup.remove(container):
@@ -158,7 +159,7 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
     return left
 
 
-def _leave(sandbox: Sandbox, container_id: str) -> list[str]:
+def _leave(sandbox: Supervisor, container_id: str) -> list[str]:
     """Take a member out of its sandbox. Return what was given up, in words: a guest that refuses,
     or hangs, is not to keep a container from being deleted."""
     left = []
@@ -175,13 +176,13 @@ def _leave(sandbox: Sandbox, container_id: str) -> list[str]:
     return left
 
 
-def sync(sandbox: Sandbox, container: Container) -> None:
+def sync(sandbox: Supervisor, container: Container) -> None:
     """Bring the guest to what the sandbox's network namespace is by now. Raises NetworkError."""
     if container.netns:
         sandbox.call("sync", at_once=True)
 
 
-def _see_to_its_end(root: str, container: Container, sandbox: Sandbox, log: Log) -> None:
+def _see_to_its_end(root: str, container: Container, sandbox: Supervisor, log: Log) -> None:
     """Have the container deleted when it ends and its monitor is dead: who called `create`, and got
     the shim as a child."""
     if state.parent_of(container.pid) != container.caller:
@@ -193,7 +194,7 @@ def _see_to_its_end(root: str, container: Container, sandbox: Sandbox, log: Log)
         return
     sandbox.call_if_known(
         "delete_when_abandoned",
-        log,
+        log.warn,
         process=container.pid,
         monitor=container.caller,
         monitor_deletes=monitor_deletes,
@@ -209,7 +210,7 @@ def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
         before, container.paused = container.paused, paused
         held.save(container)
         try:
-            Sandbox(root, container.sandbox).call(op, id=container_id)
+            client.named(root, container.sandbox).call(op, id=container_id)
         except BaseException:
             container.paused = before
             held.save(container)

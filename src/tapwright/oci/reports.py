@@ -4,8 +4,9 @@ import time
 
 from tapwright.errors import ContainerNotFoundError, ContainerStateError
 from tapwright.oci import state
-from tapwright.oci.control import Sandbox
 from tapwright.oci.state import Container
+from tapwright.sandbox import client
+from tapwright.sandbox.client import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def features() -> "Json":
     }
 
 
-def _living(root: str, container_id: str) -> Sandbox:
+def _living(root: str, container_id: str) -> Supervisor:
     container = state.load(root, container_id)
     if not state.is_running(container):
         raise ContainerStateError("container not running")
-    return Sandbox(root, container.sandbox)
+    return client.named(root, container.sandbox)

@@ -3,20 +3,35 @@
 import contextlib
 import os
 
-from tapwright.errors import ContainerStateError
+from tapwright.errors import ContainerStateError, TapwrightError
 from tapwright.oci import state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
+
+    from tapwright.sandbox.client import Supervisor
 
 _SHELL = "/bin/sh"
 _SCRIPT = os.path.join(os.path.dirname(__file__), "shim.sh")
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"  # platforms may give none
 _CONNECTION, _TERMINAL = 3, 4
 _SIGNALS = range(1, 32)
+
+
+def begin(
+    supervisor: "Supervisor", op: str, descriptors: "Sequence[int]", **arguments: "Any"
+) -> "tuple[socket.socket, dict[str, Any]]":
+    """Begin a process in a container, as `Supervisor.converse` does, whose failures runc's words
+    have here."""
+    try:
+        return supervisor.converse(op, descriptors, **arguments)
+    except TapwrightError as error:
+        process = arguments.get("process") or arguments["config"]["process"]
+        error.args = (_as_runc(str(error), process["args"][0]),)
+        raise
 
 
 def start(
@@ -27,7 +42,7 @@ def start(
     netns: str = "",
     view: int | None = None,
 ) -> int:
-    """Start it over the connection that `Sandbox.converse` returned; return its pid.
+    """Start it over the connection that `begin` returned; return its pid.
 
     It has nothing open but the connection and the `terminal`, which becomes its `own` where it is
     nobody else's: then it hears of changes of the size. It lives in the network namespace at
@@ -69,6 +84,17 @@ def start(
             return mounts.joined(view, spawn)
     except OSError as error:
         raise ContainerStateError(f"the shim can't be started: {error}") from None
+
+
+def _as_runc(message: str, program: str) -> str:
+    """What crun says of a program that it can't execute, in runc's words: docker's exit status
+    follows from these, to the letter (daemon/start_unix.go and errors.go, of moby 20.10)."""
+    if "/" not in program and message.endswith("not found in $PATH: No such file or directory"):
+        return f'exec: "{program}": executable file not found in $PATH'
+    for reason in ("No such file or directory", "Permission denied"):
+        if message.endswith(reason) and "executable" in message:
+            return f'exec: "{program}": {reason.lower()}'
+    return message
 
 
 def _inherited() -> list[int]:

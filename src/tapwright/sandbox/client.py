@@ -1,155 +1,243 @@
-"""A running sandbox, asked from here over its control socket: the library behind `kata-network`.
+"""A running sandbox's supervisor, asked from here over its control socket: the library behind
+`kata-network` and the OCI runtime.
 
-Plain blocking calls. Each raises SandboxStateError when the sandbox does not run or answer, and
-what the supervisor raised.
+Imports little, for each call of the runtime is a new process. What the supervisor raised is raised
+here, with the `result` that it may have and the id of the `sandbox`.
 """
 
+import json
+import os
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tapwright import errors
-from tapwright.agent import protocol
-from tapwright.errors import SandboxStateError, TapwrightError
+from tapwright.errors import AgentError, SandboxStateError, TapwrightError
 from tapwright.sandbox import wire
-from tapwright.state.record import RUNNING
-from tapwright.state.registry import Sandbox
 
-_SECONDS = 120.0
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
-Json = dict[str, Any]
+    from tapwright.state.registry import Sandbox
 
+    Json = dict[str, Any]
 
-def add_interface(sandbox: Sandbox, interface: Json) -> Json:
-    """Plug an existing device into the VM; return the interface with its `pciAddr`.
-
-    The fields are those of `kata-network add-iface` (docs/tap-networking.md).
-    """
-    added: Json = call(sandbox, "add_interface", interface=interface)
-    return added
+_LINE_BYTES = 64 * 1024
 
 
-def remove_interface(sandbox: Sandbox, interface: Json) -> None:
-    """Take out the NIC of that `name`. A failure's `result` is the interface that is left."""
-    call(sandbox, "remove_interface", interface=interface)
+def of(sandbox: "Sandbox") -> "Supervisor":
+    """The supervisor of a sandbox that was found. Raises SandboxStateError: it does not run."""
+    from tapwright.state.record import RUNNING
 
-
-def update_interface(sandbox: Sandbox, interface: Json) -> Json:
-    """Make the `IPAddresses` those of the NIC of that `name`; return the interface."""
-    updated: Json = call(sandbox, "update_interface", interface=interface)
-    return updated
-
-
-def list_interfaces(sandbox: Sandbox) -> list[Json]:
-    """The guest's NICs: name, mac, ip (ADDRESS/PREFIX), mtu; of a sandbox that was made with
-    `enable_compat_old_cni = false` the fields of `add_interface`."""
-    found: list[Json] = call(sandbox, "list_interfaces")
-    return found
-
-
-def add_routes(sandbox: Sandbox, routes: list[Json] | Json) -> list[Json]:
-    """Add all of the routes, or none; return them. One can be given by itself."""
-    added: list[Json] = call(sandbox, "add_routes", routes=routes)
-    return added
-
-
-def remove_routes(sandbox: Sandbox, routes: list[Json] | Json) -> list[Json]:
-    """Remove all routes that match one of these by `dest` and, where given, `gateway` and
-    `device`; return the routes as given."""
-    removed: list[Json] = call(sandbox, "remove_routes", routes=routes)
-    return removed
-
-
-def update_routes(sandbox: Sandbox, routes: list[Json]) -> list[Json]:
-    """Make these the guest's routes, beside those of the kernel; return what there is then."""
-    found: list[Json] = call(sandbox, "update_routes", routes=routes)
-    return found
-
-
-def list_routes(sandbox: Sandbox) -> list[Json]:
-    """The guest's routes: dest, gateway, device, source, scope, metric, where they are not
-    empty or zero."""
-    found: list[Json] = call(sandbox, "list_routes")
-    return found
-
-
-def look(sandbox: Sandbox) -> Json:
-    """What guest and QEMU say of the network at this moment (`control.looking`): an answer within a
-    few seconds, also when neither answers."""
-    seen: Json = call(sandbox, "look")
-    return seen
-
-
-def share(
-    sandbox: Sandbox,
-    container: str,
-    mounts: Mapping[str, int],
-    apart: Sequence[str] = (),
-    followed: Sequence[str] = (),
-) -> dict[str, str]:
-    """Show detached mounts (`linux.mounts.clone`) to the guest, by name, as
-    `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none.
-
-    Return the path of each in the guest: what a container was shown before has not its place again,
-    and a file or directory that is shown already has its own, unless it is to be `apart`. Of those
-    `followed` the guest is told when the host changes them; one that the kubelet fills is a copy
-    there, which follows it. The descriptors stay the caller's, and are of no more use. Raises
-    SandboxStateError, HypervisorError, AgentError and UsageError.
-    """
-    paths: dict[str, str] = call(
-        sandbox,
-        "share",
-        list(mounts.values()),
-        container=container,
-        names=list(mounts),
-        apart=list(apart),
-        followed=list(followed),
-    )
-    return paths
-
-
-def unshare(sandbox: Sandbox, container: str) -> None:
-    """Take back all that was shared for a container, but for what others have too; nothing happens
-    when there is nothing."""
-    call(sandbox, "unshare", container=container)
-
-
-def call(sandbox: Sandbox, op: str, fds: Sequence[int] = (), **arguments: Any) -> Any:
-    """Have the supervisor do something, with these descriptors; return its answer. The error raised
-    for a refusal may carry a `result`; each says which `sandbox` it was."""
-    try:
-        return _asked(sandbox, op, fds, arguments)
-    except TapwrightError as error:
-        error.sandbox = sandbox.id
-        raise
-
-
-def _asked(sandbox: Sandbox, op: str, fds: Sequence[int], arguments: Json) -> Any:
-    with connect(sandbox) as connection:
-        connection.settimeout(_SECONDS)
-        try:
-            wire.send(connection, {"op": op, **arguments}, fds)
-            answer = wire.answer(connection)
-            if answer is None:
-                raise ConnectionError("it hung up")
-        except OSError as error:
-            raise SandboxStateError(f"sandbox {sandbox.id!r} did not answer: {error}") from None
-    kind, content = answer
-    if kind == protocol.REPLY:
-        return content["result"]
-    refusal = errors.named(wire.kind_of(content))(content["message"])
-    refusal.result = content.get("result")
-    raise refusal
-
-
-def connect(sandbox: Sandbox) -> socket.socket:
-    """The control socket. Raises SandboxStateError."""
     if sandbox.status != RUNNING:
         reason = f" ({sandbox.problem})" if sandbox.problem else ""
         raise SandboxStateError(f"sandbox {sandbox.id!r} is {sandbox.status}{reason}, not running")
-    try:
-        return wire.connected(sandbox.directory)
-    except OSError as error:
-        raise SandboxStateError(
-            f"sandbox {sandbox.id!r} does not answer: {error.strerror}"
-        ) from None
+    return Supervisor(sandbox.directory)
+
+
+def named(root: str, sandbox_id: str, seconds: float = 120.0) -> "Supervisor":
+    """The supervisor of the sandbox with this id; no file is looked at."""
+    return Supervisor(os.path.join(root, "sandboxes", sandbox_id), seconds)
+
+
+class Supervisor:
+    """The supervisor of the sandbox in a directory, which may take so many `seconds` to answer.
+
+    Blocking calls. Each raises SandboxStateError when the sandbox does not run or answer, and what
+    the supervisor raised.
+    """
+
+    def __init__(self, directory: "str | os.PathLike[str]", seconds: float = 120.0) -> None:
+        self.id = os.path.basename(directory)
+        self._directory = directory
+        self._seconds = seconds
+
+    def call(self, op: str, descriptors: "Sequence[int]" = (), **arguments: "Any") -> "Any":
+        """Send a request, with these descriptors; return its answer."""
+        try:
+            return self._asked(op, descriptors, arguments)
+        except TapwrightError as error:
+            error.sandbox = self.id
+            raise
+
+    def _asked(self, op: str, descriptors: "Sequence[int]", arguments: "Json") -> "Any":
+        from tapwright.agent import protocol
+
+        with self.opened(op, descriptors, **arguments) as connection:
+            try:
+                answer = wire.answer(connection)
+            except OSError as error:
+                raise self._silent(error) from None
+        if answer is None:
+            raise SandboxStateError(f"sandbox {self.id!r} ended before it answered to {op}")
+        kind, content = answer
+        if kind == protocol.REPLY:
+            return content["result"]
+        raise _refusal(content)
+
+    def call_if_known(self, op: str, warn: "Callable[[str], object]", **arguments: "Any") -> None:
+        """The same for what a sandbox that an older version started can do without."""
+        try:
+            self.call(op, **arguments)
+        except errors.UnknownRequestError as error:
+            warn(str(error))
+
+    def converse(
+        self, op: str, descriptors: "Sequence[int]", **arguments: "Any"
+    ) -> "tuple[socket.socket, Json]":
+        """Begin a process in a container; return the connection, from which nothing but the first
+        line has been read, and that line."""
+        connection = self.opened(op, descriptors, **arguments)
+        try:
+            try:
+                first = _refused(connection) or _line(connection)
+            except (OSError, ValueError) as error:
+                raise self._silent(error) from None
+            if "failed" in first:
+                raise _refusal({**first, "message": first["failed"]})
+            if first.keys().isdisjoint(("created", "started")):
+                raise AgentError(f"the guest's answer to {op} makes no sense")
+        except BaseException:
+            connection.close()
+            raise
+        connection.settimeout(None)
+        return connection, first
+
+    def opened(
+        self, op: str, descriptors: "Sequence[int]" = (), **arguments: "Any"
+    ) -> socket.socket:
+        """A connection on which a request was sent. Raises UsageError, too."""
+        try:
+            connection = wire.connected(self._directory, self._seconds)
+        except OSError as error:
+            raise SandboxStateError(f"sandbox {self.id!r} does not run: {error.strerror}") from None
+        try:
+            wire.send(connection, {"op": op, **arguments}, descriptors)
+        except OSError as error:
+            connection.close()
+            raise self._silent(error) from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    # The verbs of `kata-network`.
+
+    def add_interface(self, interface: "Json") -> "Json":
+        """Plug an existing device into the VM; return the interface with its `pciAddr`.
+
+        The fields are those of `kata-network add-iface` (docs/tap-networking.md).
+        """
+        added: Json = self.call("add_interface", interface=interface)
+        return added
+
+    def remove_interface(self, interface: "Json") -> None:
+        """Take out the NIC of that `name`. A failure's `result` is the interface that is left."""
+        self.call("remove_interface", interface=interface)
+
+    def update_interface(self, interface: "Json") -> "Json":
+        """Make the `IPAddresses` those of the NIC of that `name`; return the interface."""
+        updated: Json = self.call("update_interface", interface=interface)
+        return updated
+
+    def list_interfaces(self) -> "list[Json]":
+        """The guest's NICs: name, mac, ip (ADDRESS/PREFIX), mtu; of a sandbox that was made with
+        `enable_compat_old_cni = false` the fields of `add_interface`."""
+        found: list[Json] = self.call("list_interfaces")
+        return found
+
+    def add_routes(self, routes: "list[Json] | Json") -> "list[Json]":
+        """Add all of the routes, or none; return them. One can be given by itself."""
+        added: list[Json] = self.call("add_routes", routes=routes)
+        return added
+
+    def remove_routes(self, routes: "list[Json] | Json") -> "list[Json]":
+        """Remove all routes that match one of these by `dest` and, where given, `gateway` and
+        `device`; return the routes as given."""
+        removed: list[Json] = self.call("remove_routes", routes=routes)
+        return removed
+
+    def update_routes(self, routes: "list[Json]") -> "list[Json]":
+        """Make these the guest's routes, beside those of the kernel; return all of them."""
+        found: list[Json] = self.call("update_routes", routes=routes)
+        return found
+
+    def list_routes(self) -> "list[Json]":
+        """The guest's routes: dest, gateway, device, source, scope, metric, where they are not
+        empty or zero."""
+        found: list[Json] = self.call("list_routes")
+        return found
+
+    def look(self) -> "Json":
+        """What guest and QEMU say of the network at this moment (`control.looking`): an answer
+        within a few seconds, also when neither answers."""
+        seen: Json = self.call("look")
+        return seen
+
+    # Files of the host.
+
+    def share(
+        self,
+        container: str,
+        mounts: "Mapping[str, int]",
+        apart: "Sequence[str]" = (),
+        followed: "Sequence[str]" = (),
+    ) -> dict[str, str]:
+        """Show detached mounts (`linux.mounts.clone`) to the guest, by name, as
+        `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none.
+
+        Return the path of each in the guest: a container gets no place a second time, and a file or
+        directory that the guest sees already has its own, unless it is to be `apart`. The guest
+        hears when the host changes those `followed`; one that the kubelet fills is a copy there,
+        which follows it. The descriptors stay the caller's, and are of no more use. Raises
+        HypervisorError, AgentError and UsageError, too.
+        """
+        paths: dict[str, str] = self.call(
+            "share",
+            list(mounts.values()),
+            container=container,
+            names=list(mounts),
+            apart=list(apart),
+            followed=list(followed),
+        )
+        return paths
+
+    def unshare(self, container: str) -> None:
+        """Take back all that was shared for a container, but for what others have too."""
+        self.call("unshare", container=container)
+
+    def _silent(self, error: Exception) -> SandboxStateError:
+        return SandboxStateError(f"sandbox {self.id!r} did not answer: {error}")
+
+
+def _refusal(content: "Json") -> TapwrightError:
+    error = errors.named(wire.kind_of(content), AgentError)(content["message"])
+    error.result = content.get("result")
+    return error
+
+
+def _refused(connection: socket.socket) -> "Json | None":
+    """What the supervisor says when it can't take the request, which it does in frames; None when
+    something else comes. Raises OSError."""
+    if connection.recv(1, socket.MSG_PEEK) in (b"", b"{"):
+        return None
+    answer = wire.answer(connection)
+    if answer is None:
+        raise ConnectionError("it hung up")
+    return {"failed": answer[1]["message"], "kind": answer[1].get("kind")}
+
+
+def _line(connection: socket.socket) -> "Json":
+    """The next line, and no byte more: what follows is for the shim. Raises OSError, ValueError."""
+    line = b""
+    while not line.endswith(b"\n"):
+        ahead = connection.recv(_LINE_BYTES, socket.MSG_PEEK)
+        if not ahead:
+            raise ConnectionError("it hung up")
+        line += connection.recv(ahead.find(b"\n") + 1 or len(ahead))
+        if len(line) > _LINE_BYTES:
+            raise ValueError("a line without end")
+    content: Json = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError("an answer that is no object")
+    return content

@@ -21,7 +21,7 @@ from tapwright.errors import (
     TapwrightError,
     UsageError,
 )
-from tapwright.sandbox import client, wire
+from tapwright.sandbox import client
 from tapwright.state import registry
 
 _UNSTARTED = {errno.ENOENT: 127, errno.EACCES: 126, errno.ENOEXEC: 126, errno.EISDIR: 126}
@@ -152,24 +152,19 @@ class Process:
         self._status: int | None = None
         self._window = protocol.WINDOW
         self._decoder, self._assembler = protocol.Decoder(), protocol.Assembler()
-        self._connection = client.connect(sandbox)
+        more: dict[str, Any] = {"terminal": True} if terminal else {}
+        self._connection = client.of(sandbox).opened(
+            "exec",
+            argv=list(self.argv),
+            stdin=stdin,
+            env=dict(environment or {}),
+            cwd=cwd,
+            **more,
+        )
+        self._connection.settimeout(None)
         # Another thread may end what this one waits for.
         self._poll = select.poll()
         self._poll.register(self._connection, select.POLLIN)
-        request: dict[str, Any] = {
-            "op": "exec",
-            "argv": list(self.argv),
-            "stdin": stdin,
-            "env": dict(environment or {}),
-            "cwd": cwd,
-        }
-        if terminal:
-            request["terminal"] = True
-        try:
-            wire.send(self._connection, request)
-        except BaseException:
-            self._connection.close()
-            raise
 
     def __enter__(self) -> Self:
         return self
