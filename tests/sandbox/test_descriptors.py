@@ -15,9 +15,9 @@ import pytest
 from tapwright.image import store
 from tapwright.oci import hooks
 from tapwright.sandbox import lifecycle
+from tapwright.sandbox.report import Caller
 from tapwright.state import ownership, registry
 from tapwright.state.record import Record, Spec
-from tapwright.supervisor.main import Caller
 from tests.host import eventually
 from tests.sandboxes import Networks, Tapwright, child_of, ended, pids_of
 

@@ -4,7 +4,6 @@ may wait for as many at once as it likes."""
 import asyncio
 import contextvars
 import functools
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import IO, Any, Self, TypeVar
 from tapwright.library.files import Files
 from tapwright.library.nics import Address, Network, Nic, Nics, Route, Routes
 from tapwright.library.sandbox import Sandbox, sandboxes
+from tapwright.sandbox import report
 from tapwright.sandbox.execution import Completed, Output, Process
 from tapwright.sandbox.launching import Waiting
 from tapwright.state.record import Record
@@ -220,7 +220,7 @@ class _WaitedFor:
         # It takes that for its caller's end, and takes everything back.
         if self._socket:
             with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_WR)
+                report.give_up(self._socket)
 
 
 class AsyncSandbox:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SPARES = "spares"
 """The directory of those supervisors that have a guest already (`spares`), below the root."""
-MESSAGE_BYTES = 16 * 1024
 _WORDS_BYTES = 4096
 
 # Forks, so that whoever called us need not wait for the sandbox's end. Without `site`, which takes

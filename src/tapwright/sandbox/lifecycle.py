@@ -1,35 +1,30 @@
 """Run and delete sandboxes: plain blocking calls, for commands and programs."""
 
 import importlib
-import json
 import os
 import re
 import select
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from tapwright import errors
 from tapwright.errors import (
     NetworkError,
     NewerRecordError,
     SandboxStateError,
-    TapwrightError,
     UsageError,
 )
 from tapwright.linux import boot, claims, netns
+from tapwright.sandbox import report
 from tapwright.sandbox.launching import Launch, Waiting
+from tapwright.sandbox.report import Progress, Silence
 from tapwright.state import ownership
 from tapwright.state import record as record_file
 from tapwright.state.record import LOG, Journal, Record, Spec, load
 from tapwright.state.registry import directory_of
-
-Progress = Callable[[str], None]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _DELETE_SECONDS = 60.0
@@ -90,13 +85,13 @@ def run(
             waiting(spare)
             try:
                 return _run_by(spare, root, record, progress, warn)
-            except _Silence:
+            except Silence:
                 pass  # it has cost the time of a start
     with launch or Launch() as supervisor:
         waiting(supervisor)
         try:
             return _run_by(supervisor, root, record, progress, warn)
-        except _Silence as silence:
+        except Silence as silence:
             said = str(silence) or "it said nothing"
             raise SandboxStateError(f"the sandbox's supervisor died: {said}") from None
 
@@ -104,18 +99,18 @@ def run(
 def _run_by(
     supervisor: Waiting, root: str | Path, record: Record, progress: Progress, warn: Progress
 ) -> Record:
-    """Raises _Silence, with the last words of a supervisor that has died, when all is taken back,
+    """Raises Silence, with the last words of a supervisor that has died, when all is taken back,
     and what its bringing up raised."""
     directory, alive_fd = ownership.claim(directory_of(root), record)
     supervisor.tell(directory, alive_fd)
     os.close(alive_fd)
     try:
-        _wait_for(supervisor.socket, progress, warn)
+        report.follow(supervisor.socket, progress, warn)
         return load(directory)
-    except _Silence:
+    except Silence:
         said = _last_of_log(directory) or supervisor.last_words()
         delete(root, record.id)
-        raise _Silence(said) from None
+        raise Silence(said) from None
 
 
 def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
@@ -189,47 +184,6 @@ def _load_or_guess(directory: Path, force: bool) -> Record:
             "for its namespace, and for leases of its networks"
         ) from None
     return Record(directory.name, Spec("", ""), time.time(), time.monotonic(), "", held=held)
-
-
-class _Silence(Exception):  # noqa: N818 - never leaves this module
-    """The supervisor ended without a last word."""
-
-
-def _wait_for(report: socket.socket, progress: Progress, warn: Progress) -> None:
-    """Until the sandbox runs. Raises what its bringing up raised, or _Silence."""
-    try:
-        for message in _messages(report):
-            if "progress" in message:
-                progress(message["progress"])
-            elif "warning" in message:
-                warn(message["warning"])
-            elif "running" in message:
-                return
-            else:
-                raise _failure(message)
-    except KeyboardInterrupt:
-        # The supervisor takes that for our end, and takes everything back.
-        report.shutdown(socket.SHUT_WR)
-        for _ in _messages(report):
-            pass
-        raise
-    raise _Silence
-
-
-def _messages(report: socket.socket) -> Iterator[dict[str, Any]]:
-    with report.makefile() as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-def _failure(message: dict[str, Any]) -> TapwrightError:
-    text = message["failed"]
-    if message["left"]:
-        text += (
-            f". Not everything could be taken back ({'; '.join(message['left'])}): delete the "
-            "sandbox to try again"
-        )
-    return errors.named(message["kind"])(text)
 
 
 def _bind_again(directory: Path) -> None:

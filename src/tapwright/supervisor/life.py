@@ -7,7 +7,7 @@ import logging.handlers
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tapwright.command import path as command_path
 from tapwright.control import server
@@ -22,6 +22,7 @@ from tapwright.nics.forwarding import forwarded
 from tapwright.nics.net_devices import NetDevices
 from tapwright.nics.resolvers import Resolvers
 from tapwright.sandbox import spares
+from tapwright.sandbox.report import Caller
 from tapwright.state import control_group
 from tapwright.state.record import LOG, RUNNING, Journal
 from tapwright.supervisor.bringup import Bringup
@@ -29,9 +30,6 @@ from tapwright.supervisor.guest import Guest
 from tapwright.supervisor.monitor import Monitor
 from tapwright.supervisor.prelude import Early
 from tapwright.supervisor.room import Room
-
-if TYPE_CHECKING:
-    from tapwright.supervisor.main import Caller
 
 _LOG_BYTES = 1 << 20
 
@@ -42,7 +40,7 @@ class Life:
     """One sandbox's life. `failure` is set when it came to its end before it ran; `deleted` when it
     was told to end."""
 
-    def __init__(self, journal: Journal, early: Early, caller: "Caller") -> None:
+    def __init__(self, journal: Journal, early: Early, caller: Caller) -> None:
         self._journal = journal
         self._early = early
         self._caller = caller

@@ -1,29 +1,24 @@
 """The supervisor: the one long-lived process of a sandbox, owner of QEMU and of the record.
 
-Started by `launching`, and told by `lifecycle.run` which sandbox it is for. The caller hears, a
-JSON object a line, `progress` and `warning`, and in the end `running` or `failed`. A sandbox that
-fails before it runs, or whose caller goes away before that, is taken back here. Told to end
-(SIGTERM) the supervisor only stops QEMU: who deletes the sandbox takes back the rest.
+`sandbox.launching` starts it, and `lifecycle.run` gives it a sandbox, whose progress it reports
+(`sandbox.report`). It takes back a sandbox that fails before it runs, or whose caller goes away
+before that. On SIGTERM it only stops QEMU: whoever deletes the sandbox takes back the rest.
 
 Most of the modules are loaded when there is nothing better to do: while the caller makes its plan,
 or while QEMU starts.
 """
 
-import contextlib
 import gc
 import importlib
-import json
 import os
-import select
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tapwright.errors import SandboxStateError, TapwrightError
-from tapwright.linux import process, unixsocket
-from tapwright.sandbox.launching import MESSAGE_BYTES
+from tapwright.linux import process
+from tapwright.sandbox.report import Caller
 from tapwright.state import control_group, ownership
 from tapwright.state.record import LOG, RUNNING, Journal, load
 from tapwright.supervisor import prelude
@@ -45,68 +40,6 @@ _LATER = (
 
 _FILES = 1 << 16  # sockets of processes in containers, for the most part
 _MOST_FILES = 1 << 20  # of virtiofsd
-
-
-class Caller:
-    """Who waits for the sandbox, over a socket."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def has_spoken(self) -> bool:
-        return bool(select.select([self._socket], [], [], 0)[0])
-
-    def sandbox(self) -> tuple[dict[str, Any], int] | None:
-        """Wait to be told of the sandbox: (message of `launching`, descriptor of its `alive` lock);
-        None when the caller has thought better of it."""
-        # A plugin that outlives this process, and had the lock, too, would be taken for it.
-        data, fds, _ = unixsocket.received(self._socket, MESSAGE_BYTES, 2)
-        if not data or not fds:
-            return None
-        for fd in fds[1:]:
-            with open(fd, "rb") as file:
-                file.seek(0)
-                _have_environment(file.read())
-        return json.loads(data), fds[0]
-
-    def progress(self, text: str) -> None:
-        self._tell(progress=text)
-
-    def warn(self, text: str) -> None:
-        """Of what went another way than was wanted, and keeps no sandbox from running."""
-        self._tell(warning=text)
-
-    def running(self) -> None:
-        self._tell(running=True)
-        self._socket.close()
-
-    def failed(self, error: BaseException, left: Sequence[str]) -> None:
-        """It came to nothing; `left` is what could not be taken back, in words."""
-        self._tell(failed=str(error), kind=type(error).__name__, left=list(left))
-
-    def is_gone(self) -> bool:
-        """To be asked when the socket is readable: the caller says no other word."""
-        try:
-            return not self._socket.recv(1, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def _tell(self, **content: Any) -> None:
-        with contextlib.suppress(OSError):  # the caller is gone, and it is nobody else's business
-            self._socket.sendall(json.dumps(content).encode() + b"\n")
-
-
-def _have_environment(content: bytes) -> None:
-    """Plugins have that of who wants the sandbox."""
-    os.environb.clear()
-    for entry in content.split(b"\0"):
-        name, _, value = entry.partition(b"=")
-        os.environb[name] = value
 
 
 def main(caller_fd: int) -> None:

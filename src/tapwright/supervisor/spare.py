@@ -23,10 +23,10 @@ from tapwright.errors import ConfigError
 from tapwright.linux import links, netns, unixsocket
 from tapwright.linux.netlink import Netlink
 from tapwright.sandbox import spares
+from tapwright.sandbox.report import Caller
 from tapwright.state.record import Spec, read_spec
 
 if TYPE_CHECKING:
-    from tapwright.supervisor.main import Caller
     from tapwright.supervisor.prepared import Prepared
 
 _NICE = 19
@@ -38,7 +38,7 @@ _LOOK_SECONDS = 5.0
 _IDLE_SECONDS, _IDLE_PAUSE = 60.0, 0.2
 _LEFT_MIB = 256
 
-Told = tuple["Caller", dict[str, Any], int]
+Told = tuple[Caller, dict[str, Any], int]
 
 
 def main(order: dict[str, Any]) -> None:
@@ -272,7 +272,6 @@ def _told_yours(connection: socket.socket) -> bool:
 async def _told(connection: socket.socket) -> Told | None:
     """What who takes it says; None when he has thought better of it."""
     from tapwright.control.stdio import ready
-    from tapwright.supervisor.main import Caller
 
     try:
         async with asyncio.timeout(_TOLD_SECONDS):

@@ -1,0 +1,130 @@
+"""What passes between a sandbox's supervisor and its caller over their socket pair.
+
+The caller gives the supervisor a sandbox (`launching.Waiting.tell`); then it hears, a JSON object a
+line, `progress` and `warning`, and in the end `running` or `failed`. Imports little: the supervisor
+reads its order before it loads the rest.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tapwright import errors
+from tapwright.errors import TapwrightError
+from tapwright.linux import unixsocket
+
+Progress = Callable[[str], None]
+
+_MESSAGE_BYTES = 16 * 1024
+
+
+class Silence(Exception):  # noqa: N818 - leads to another start, or to an error of its own
+    """The supervisor ended without a last word."""
+
+
+def follow(connection: socket.socket, progress: Progress, warn: Progress) -> None:
+    """Pass on what the supervisor says until the sandbox runs. Raises what its bringing up raised,
+    or Silence."""
+    try:
+        for message in _messages(connection):
+            if "progress" in message:
+                progress(message["progress"])
+            elif "warning" in message:
+                warn(message["warning"])
+            elif "running" in message:
+                return
+            else:
+                raise _failure(message)
+    except KeyboardInterrupt:
+        give_up(connection)
+        for _ in _messages(connection):
+            pass
+        raise
+    raise Silence
+
+
+def give_up(connection: socket.socket) -> None:
+    """Make the supervisor take everything back, as when its caller ends. Raises OSError."""
+    connection.shutdown(socket.SHUT_WR)
+
+
+def _messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    with connection.makefile() as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _failure(message: dict[str, Any]) -> TapwrightError:
+    text = message["failed"]
+    if message["left"]:
+        text += (
+            f". Not everything could be taken back ({'; '.join(message['left'])}): delete the "
+            "sandbox to try again"
+        )
+    return errors.named(message["kind"])(text)
+
+
+class Caller:
+    """The process that waits for the sandbox, as the supervisor sees it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def has_spoken(self) -> bool:
+        return bool(select.select([self._socket], [], [], 0)[0])
+
+    def sandbox(self) -> tuple[dict[str, Any], int] | None:
+        """Wait for the order: (its message, the descriptor of the sandbox's `alive` lock), or None
+        when the caller goes away without one."""
+        # A plugin that outlives this process, and had the lock, too, would be taken for it.
+        data, fds, _ = unixsocket.received(self._socket, _MESSAGE_BYTES, 2)
+        if not data or not fds:
+            return None
+        for fd in fds[1:]:
+            with open(fd, "rb") as file:
+                file.seek(0)
+                _have_environment(file.read())
+        return json.loads(data), fds[0]
+
+    def progress(self, text: str) -> None:
+        self._tell(progress=text)
+
+    def warn(self, text: str) -> None:
+        """Report what differs from the wish, and keeps no sandbox from running."""
+        self._tell(warning=text)
+
+    def running(self) -> None:
+        self._tell(running=True)
+        self._socket.close()
+
+    def failed(self, error: BaseException, left: Sequence[str]) -> None:
+        """Report the sandbox's failure; `left` is what could not be taken back, in words."""
+        self._tell(failed=str(error), kind=type(error).__name__, left=list(left))
+
+    def is_gone(self) -> bool:
+        """Whether a socket that is readable is at its end: the caller says no other word."""
+        try:
+            return not self._socket.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _tell(self, **content: Any) -> None:
+        with contextlib.suppress(OSError):  # the caller is gone, and it is nobody else's business
+            self._socket.sendall(json.dumps(content).encode() + b"\n")
+
+
+def _have_environment(content: bytes) -> None:
+    """Plugins have that of who wants the sandbox."""
+    os.environb.clear()
+    for entry in content.split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        os.environb[name] = value
