@@ -43,12 +43,15 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [alias.name for alias in node.names]
-            yield from (
-                [f"tapwright.{name}" for name in names]
-                if node.module == "tapwright"
-                else [node.module]
-            )
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from names if node.module == "tapwright" else filter(is_module, names)
+            if not all(map(is_module, names)):
+                yield node.module
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
 def rooms(path: Path) -> set[str]:
@@ -82,6 +85,19 @@ def test_no_caller_loads_what_runs_in_the_supervisor() -> None:
         if path.relative_to(PACKAGE).parts[0] not in own and rooms(path) & own
     }
     assert loading == {"cli/image.py"}  # which makes templates
+
+
+def test_no_circles_of_modules() -> None:
+    """Not even of imports inside functions, and of those for types."""
+    left = {}
+    for path in MODULES:
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        left[name.removesuffix(".__init__")] = set(imports(path))
+    del left["tapwright"]  # which imports nothing before the library is asked for
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
 
 
 def test_what_runs_in_the_guest_is_standard_library() -> None:

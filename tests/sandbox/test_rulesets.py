@@ -19,7 +19,8 @@ from tapwright.linux.ipvs import Server, Service
 from tapwright.linux.netlink import Netlink
 from tapwright.nics import carried_rules
 from tapwright.nics.attempts import Attempts
-from tapwright.nics.rulesets import LOOK_AGAIN_SECONDS, Nics, Rulesets
+from tapwright.nics.interfaces import Followers
+from tapwright.nics.rulesets import LOOK_AGAIN_SECONDS, Rulesets
 from tests.namespaces import Namespace, namespace
 
 CORPUS = Path(__file__).parent.parent / "linux" / "rulesets"
@@ -51,7 +52,7 @@ class Case:
         self.rulesets = Rulesets(here.path, self.agent, mode)  # type: ignore[arg-type]
         self.attempts = Attempts()
         names = "eth0", "eth1"
-        self.nics = Nics({here.index(name): name for name in names})
+        self.nics = Followers({here.index(name): name for name in names})
 
     def load(self) -> None:
         run(self.rulesets.load(self.nics))
@@ -306,7 +307,7 @@ def test_indices_of_interfaces_are_the_guests(case: Case) -> None:
 def test_hooks_that_frames_pass_in_the_namespace_are_not_the_guests(case: Case) -> None:
     rules = "table netdev t { chain c { type filter hook ingress device eth0 priority 0; }; }"
     inside(case.here, "nft", rules)
-    case.nics = Nics(case.nics.names, frozenset({"eth0"}))
+    case.nics = Followers(case.nics.names, frozenset({"eth0"}))
     case.load()
     assert "chain" not in case.of_guest("nft", "list", "ruleset")
 

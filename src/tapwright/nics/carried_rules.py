@@ -22,7 +22,7 @@ from tapwright.linux.nftables import Place
 from tapwright.linux.packet_rules import Glance
 
 if TYPE_CHECKING:
-    from tapwright.nics.rulesets import Nics
+    from tapwright.nics.interfaces import Followers
 
 _AGENT_SECONDS = 45.0  # it may have to load many modules of its kernel
 _MOST_BYTES = MAX_REQUEST - 4096
@@ -59,7 +59,7 @@ class CarriedRules:
         self._services: dict[Service, dict[Server, Server]] = {}
         # The indices of its interfaces, and of which NICs they are.
         self._interfaces: dict[str, int] = {}
-        self._nics: Nics | None = None
+        self._nics: Followers | None = None
         self._read_for: tuple[int, Place] | None = None
         self._left_out: set[str] = set()
 
@@ -70,7 +70,7 @@ class CarriedRules:
             self._tables.pop(table, None)
         self._with_devices.clear()
 
-    async def change(self, nics: "Nics", glance: Glance) -> list[str]:
+    async def change(self, nics: "Followers", glance: Glance) -> list[str]:
         """Bring the guest to what the namespace is; return what it refused, in words.
 
         Raises NetworkError, AgentError.
@@ -111,7 +111,7 @@ class CarriedRules:
             with nfnetlink.opened() as nl:
                 return nftables.read(nl, place)[1], legacy
 
-    async def _put_ipsets(self, sets: Sequence[ipset.Set], nics: "Nics") -> list[str]:
+    async def _put_ipsets(self, sets: Sequence[ipset.Set], nics: "Followers") -> list[str]:
         """Also ask for the indices of the guest's interfaces, where it has others by now."""
         new = [one for one in sets if not self._has(one)]
         if not new and nics == self._nics:

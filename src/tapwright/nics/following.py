@@ -27,8 +27,8 @@ from tapwright.nics import guest_settings, rulesets
 from tapwright.nics.attempts import Attempts
 from tapwright.nics.guest_settings import GuestSettings
 from tapwright.nics.guest_table import GuestTable
-from tapwright.nics.interfaces import Interfaces
-from tapwright.nics.rulesets import Nics, Rulesets
+from tapwright.nics.interfaces import Followers, Interfaces
+from tapwright.nics.rulesets import Rulesets
 from tapwright.state import record
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Following:
         self._first = None
         followers = self._interfaces.followers()
         nics = {index: nic.name for index, nic in followers.items()}
-        await self._rulesets.load(Nics(nics, self._interfaces.seen_by_hooks()))
+        await self._rulesets.load(Followers(nics, self._interfaces.seen_by_hooks()))
 
     def _note_index(self, own: int, answer: Any) -> None:
         """Learn from an answer to `set_interface` which index the NIC of the interface with the
@@ -178,7 +178,7 @@ class Following:
             await self._change_settings(own, found, scan.loopback)
             await self._fill_table(scan.entries)
             names = {index: nic.name for index, nic in self._interfaces.followers().items()}
-            nics = Nics(names, self._interfaces.seen_by_hooks())
+            nics = Followers(names, self._interfaces.seen_by_hooks())
             look = await self._rulesets.follow(nics, self._attempts, strictly=at_once)
         finally:
             again = self._attempts.end_round()

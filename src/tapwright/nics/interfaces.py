@@ -10,9 +10,9 @@ import contextlib
 import ipaddress
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
@@ -65,6 +65,14 @@ class Listed:
     mtu: int
     addresses: list[str]
     nic: Interface | None
+
+
+class Followers(NamedTuple):
+    """The NICs that follow interfaces of the namespace: names by the index of that. Frames of those
+    `unhooked` pass the hooks of the device in the namespace: they need no hooks in the guest."""
+
+    names: Mapping[int, str]
+    unhooked: frozenset[str] = frozenset()
 
 
 class Interfaces:

@@ -22,9 +22,8 @@ Runs in the supervisor; the caller sees to it that one thing is done at a time.
 
 import logging
 import time
-from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentRefusedError, NetworkError
@@ -34,6 +33,7 @@ from tapwright.nics.attempts import Attempts
 
 if TYPE_CHECKING:
     from tapwright.nics.carried_rules import CarriedRules
+    from tapwright.nics.interfaces import Followers
 
 REQUIRED, BEST_EFFORT, NONE = "required", "best-effort", "none"
 
@@ -41,14 +41,6 @@ LOOK_AGAIN_SECONDS = 10.0
 _IDLE_SHARE = 9.0  # rules that took a second to read are not read again for nine
 
 _log = logging.getLogger(__name__)
-
-
-class Nics(NamedTuple):
-    """The guest's NICs: their names by the index of the namespace's interface. Those of `unhooked`
-    pass the hooks of that one's device in the namespace, and so need none in the guest."""
-
-    names: Mapping[int, str]
-    unhooked: frozenset[str] = frozenset()
 
 
 class Rulesets:
@@ -69,7 +61,7 @@ class Rulesets:
         if self._carried:
             self._carried.doubt()
 
-    async def load(self, nics: Nics) -> None:
+    async def load(self, nics: "Followers") -> None:
         """Give the guest the rules, when it has its NICs.
 
         Raises NetworkError, AgentError; AgentRefusedError where rules are required that the guest
@@ -79,7 +71,7 @@ class Rulesets:
         if glance := self._glance(strictly):
             await self._carry(nics, glance, strictly)
 
-    async def follow(self, nics: Nics, attempts: Attempts, strictly: bool) -> float | None:
+    async def follow(self, nics: "Followers", attempts: Attempts, strictly: bool) -> float | None:
         """Give the guest what has changed; return the seconds after which to look again, None for
         when somebody tells of a change. What fails is an attempt; with `strictly` it is an error
         where rules are required, as it is for `load`.
@@ -115,7 +107,7 @@ class Rulesets:
             self._told = told
             return None
 
-    async def _carry(self, nics: Nics, glance: Glance, strictly: bool) -> None:
+    async def _carry(self, nics: "Followers", glance: Glance, strictly: bool) -> None:
         seen = glance, nics
         if not (self._carried or glance.has_tables or glance.is_silent):
             return

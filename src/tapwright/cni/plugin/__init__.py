@@ -24,7 +24,8 @@ import os
 import sys
 
 from tapwright.cni import errors, results, strictjson
-from tapwright.cni.plugin.request import Error, Request, check_environment
+from tapwright.cni.plugin.error import Error
+from tapwright.cni.plugin.request import Request, check_environment
 from tapwright.cni.versions import CURRENT, VERSIONS
 
 TYPE_CHECKING = False

@@ -3,7 +3,7 @@
 import os
 
 from tapwright.cni import errors, strictjson
-from tapwright.cni.plugin.request import Error
+from tapwright.cni.plugin.error import Error
 from tapwright.cni.pluginpath import find_plugin
 
 TYPE_CHECKING = False

@@ -5,6 +5,7 @@ import sys
 
 from tapwright.cni import errors, results, strictjson
 from tapwright.cni.names import is_interface_name, is_name
+from tapwright.cni.plugin.error import Error
 from tapwright.cni.versions import CHECK, CURRENT, GC, STATUS, VERSIONS, at_least
 
 TYPE_CHECKING = False
@@ -24,16 +25,6 @@ _REQUIRED = {
 }
 _SINCE = {"CHECK": CHECK, "GC": GC, "STATUS": STATUS}
 _OWN_NETNS = "/proc/self/ns/net"
-
-
-class Error(Exception):
-    """A plugin's failure; `code` is one of section 5, or 100 and above for the plugin's own."""
-
-    def __init__(self, message: str, code: int = 100, details: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code
-        self.details = details
 
 
 class Request:
