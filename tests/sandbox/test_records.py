@@ -12,7 +12,7 @@ from tapwright.control.containers import Containers
 from tapwright.endpoint import kinds
 from tapwright.errors import NetworkError, NewerRecordError, SandboxStateError
 from tapwright.sandbox import lifecycle
-from tapwright.state import record, registry, teardown
+from tapwright.state import entries, record, registry
 from tapwright.state.record import FILE, FORMAT, Journal
 
 pytestmark = pytest.mark.unit
@@ -52,7 +52,7 @@ def test_a_record_of_the_version_before(tmp_path: Path) -> None:
     assert found.spec.networks[0].name == "net"
     assert found.interfaces[0].addresses == ["10.0.0.1/24"]
     for entry in found.held:
-        assert entry["kind"] in teardown._UNDO or kinds.of_entry(entry).device == "eth0"
+        assert entries.read(entry) or kinds.of_entry(entry).device == "eth0"
     record.save(found, directory)
     assert has(json.loads((directory / FILE).read_text()), before() | {"format": FORMAT})
 

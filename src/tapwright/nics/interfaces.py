@@ -35,6 +35,7 @@ from tapwright.linux import netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.nics.request import Address, InterfaceRequest
 from tapwright.state import ownership, teardown
+from tapwright.state.entries import HostTap, Port
 from tapwright.state.record import Interface, Journal, TapRequest
 
 _TAP_TYPES = ("tap", "tun", "tuntap")
@@ -206,7 +207,6 @@ class Interfaces:
         """
         self._check_unique(tap.name, tap.mac)
         mark = f"tapwright-{self._record.id}-{self._record.created * 1e3:.0f}"
-        what = {"nic": tap.name, "follows": 0, "device": tap.device, "mark": mark}
         port = {"bridge": tap.bridge, "ovs": tap.ovs}
         # In a thread what may ask Open vSwitch, which may take its time.
         connected = await asyncio.to_thread(host_tap.check, tap.device, **port)
@@ -214,12 +214,14 @@ class Interfaces:
         interface = Interface(tap.name, tap.device, tap.mac, mtu, list(tap.addresses))
         with contextlib.ExitStack() as undo:
             if not host_tap.exists(tap.device):
-                entry = self._journal.hold("host_tap", **what)
+                entry = self._journal.enter(HostTap(tap.device, mark, tap.name))
                 undo.enter_context(self._given_back_on_failure(entry))
                 host_tap.make(tap.device, mtu, mark)
             place, link = self._find(tap.device, [netns.OWN])
             if not connected:
-                entry = self._journal.hold("port", **what, **port, index=link.index)
+                entry = self._journal.enter(
+                    Port(tap.device, mark, link.index, tap.bridge, tap.ovs, tap.name)
+                )
                 undo.enter_context(self._given_back_on_failure(entry))
                 await asyncio.to_thread(host_tap.connect, tap.device, **port, mark=mark)
             await self._join(interface, self._endpoint(link, place))

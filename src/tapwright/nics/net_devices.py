@@ -17,7 +17,6 @@ from tapwright.nics.following import Following
 from tapwright.nics.interfaces import Interfaces
 from tapwright.state.record import Journal
 
-KIND = "net_device"
 """That of their entries in the journal."""
 
 _Entry = dict[str, Any]
@@ -48,7 +47,7 @@ class NetDevices:
         entries: list[_Entry] = []
         try:
             for device in found:
-                entries.append(self._journal.hold(KIND, **host_device.entry_of(device)))
+                entries.append(self._journal.hold(host_device.KIND, **host_device.entry_of(device)))
                 await self._take(device)
             await self._following.sync(at_once=True)
         except (TapwrightError, OSError):

@@ -189,17 +189,19 @@ def _load_or_guess(directory: Path, force: bool) -> Record:
 def _bind_again(directory: Path) -> None:
     """Where somebody removed the name of the sandbox's own namespace: its supervisor still has it,
     so that plugins can find there all that they made, if they get to it before that ends."""
+    from tapwright.state import entries
+
     with suppress(OSError, SandboxStateError):
         pid = ownership.supervisor_pid(directory)
         for entry in load(directory).held:
-            own = entry.get("path")
-            if entry["kind"] != "netns" or not isinstance(own, str) or os.path.exists(own):
+            own = entries.read(entry) if entry["kind"] == "netns" else None
+            if not isinstance(own, entries.Netns) or os.path.exists(own.path):
                 continue
             if not pid:
                 return
             for path in _namespaces_of(pid):
-                if entry.get("namespace") and ownership.is_still_its(entry, path):
-                    netns.bind(path, own)
+                if own.namespace and ownership.is_still(own.namespace, path):
+                    netns.bind(path, own.path)
                     return
 
 

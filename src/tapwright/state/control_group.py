@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tapwright.linux import cgroups
+from tapwright.state.entries import ControlGroup
 from tapwright.state.record import Journal, Record
 
 
@@ -28,7 +29,7 @@ def enter(journal: Journal, warn: Callable[[str], None], others: Iterable[int] =
     record.cgroup = spec.cgroup
     if spec.cgroup_of_its_own:
         record.cgroup = cgroups.fresh(spec.cgroup, record.id)
-        journal.hold("cgroup", path=record.cgroup)
+        journal.enter(ControlGroup(record.cgroup))
         failures += cgroups.make(record.cgroup)
     for pid in pids:
         failures += cgroups.join(record.cgroup, pid)

@@ -152,6 +152,8 @@ def claim_netns(journal: Journal, path: str, bound: str = "") -> None:
 
     Raises NetworkError, SandboxStateError.
     """
+    from tapwright.state.entries import Netns, NetnsUsed
+
     sandboxes = journal.directory.parent
     with _claiming(sandboxes) as all_held:
         for name, entered in all_held:
@@ -161,11 +163,11 @@ def claim_netns(journal: Journal, path: str, bound: str = "") -> None:
                     "one first, or choose another namespace"
                 )
         if not bound:
-            journal.hold("netns_used", path=path)
+            journal.enter(NetnsUsed(path))
             return
         from tapwright.linux import netns  # which commands that only look do not need
 
-        entry = journal.hold("netns", path=bound, namespace=namespace_of(path))
+        entry = journal.enter(Netns(bound, namespace_of(path)))
         try:
             netns.bind(path, bound)
         except OSError as error:
@@ -181,10 +183,10 @@ def namespace_of(path: str) -> dict[str, Any] | None:
     return found._asdict() if found else None
 
 
-def is_still_its(entry: dict[str, Any], path: str) -> bool:
-    """Whether a path leads to the namespace that was entered with `namespace`. Where none was, as
-    by versions before, whatever namespace there is will do."""
-    known = namespaces.from_json(entry.get("namespace"))
+def is_still(namespace: Any, path: str) -> bool:
+    """Whether a path leads to the `namespace` of an entry. Where that has none, as of versions
+    before, whatever namespace there is will do."""
+    known = namespaces.from_json(namespace)
     if known is None:
         return namespaces.at(path) is not None
     return namespaces.leads_to(path, known)
@@ -197,7 +199,7 @@ def is_still_there(entry: dict[str, Any]) -> bool:
         is_there = _place(entry) == str(entry["place"])
     except OSError:
         return False
-    return is_there and ("netns" not in entry or is_still_its(entry, entry["netns"]))
+    return is_there and ("netns" not in entry or is_still(entry.get("namespace"), entry["netns"]))
 
 
 @contextlib.contextmanager

@@ -13,11 +13,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tapwright import shapes
 from tapwright.errors import NewerRecordError, SandboxStateError
 from tapwright.linux import files
+
+if TYPE_CHECKING:
+    from tapwright.state.entries import Entry
 
 FILE = "record.json"
 LOG = "log"
@@ -347,11 +350,18 @@ class Journal:
         since = start - self.record.started
         self.record.phases.append(Phase(name, round(since * 1e3, 1), round(took * 1e3, 1)))
 
-    def hold(self, kind: str, **what: Any) -> dict[str, Any]:
-        """Enter something that is about to be made; return the entry, for `release`.
+    def enter(self, entry: "Entry") -> dict[str, Any]:
+        """Enter something that is about to be made; return what was written, for `release`.
 
         Raises SandboxStateError when it can't be written: then it must not be made.
         """
+        from tapwright.state import entries  # which commands that only look do not need
+
+        kind, fields = entries.written(entry)
+        return self.hold(kind, **fields)
+
+    def hold(self, kind: str, **what: Any) -> dict[str, Any]:
+        """The same for what another room knows: an endpoint, a network device."""
         entry = {"kind": kind, **what}
         with self._lock:
             self.record.held.append(entry)

@@ -12,7 +12,17 @@ from tapwright.cni import namespaces
 from tapwright.endpoint import host_device, host_tap, kinds
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.linux import boot, netns
-from tapwright.state import control_group, ownership
+from tapwright.state import control_group, entries, ownership
+from tapwright.state.entries import (
+    Attachment,
+    ControlGroup,
+    Entry,
+    HostTap,
+    Netns,
+    NetnsUsed,
+    Port,
+    TemplateDraft,
+)
 from tapwright.state.record import Journal
 
 
@@ -46,9 +56,13 @@ def undo(entry: dict[str, Any]) -> None:
     """Undo one entry, which stays in the journal. Raises OSError, CniError, ExceptionGroup,
     SandboxStateError for one that another version made, KeyError where something is missing."""
     if kinds.is_endpoint(entry):
-        _undo_endpoint(entry)
-    elif undoing := _UNDO.get(entry["kind"]):
-        undoing(entry)
+        # Another namespace may be at the path by now.
+        if ownership.is_still_there(entry):
+            kinds.of_entry(entry).detach()
+    elif entry["kind"] == host_device.KIND:
+        host_device.of_entry(entry).move_back()
+    elif known := entries.read(entry):
+        _undo(known)
     else:
         raise SandboxStateError(
             f"what the journal calls {entry['kind']!r} can't be undone by this version of "
@@ -57,95 +71,60 @@ def undo(entry: dict[str, Any]) -> None:
 
 
 def _check(entry: dict[str, Any]) -> None:
-    """Raises SandboxStateError for one that is damaged: who undoes it relies on its types."""
+    """Raises SandboxStateError for one that is damaged: the undoing relies on its types."""
     kind = entry["kind"]
-    shape = kinds.shape(kind) if kinds.is_endpoint(entry) else _SHAPES.get(kind, {})
+    is_device = kind == host_device.KIND
+    shape = (
+        kinds.shape(kind) if kinds.is_endpoint(entry) else host_device.SHAPE if is_device else {}
+    )
     if mistake := shapes.mistake(entry, shape):
         raise SandboxStateError(f"{kind}: the journal is damaged: {mistake}")
+    entries.read(entry)
 
 
 def _ended_with_the_kernel(entry: dict[str, Any]) -> bool:
     """Whether the kernel that it was made in had all of it. What has its place by now, and its
     numbers, is somebody else's. The database of Open vSwitch lasts, and so do leases."""
-    kind = entry["kind"]
-    if kind == "netns":
-        # A file may be left of it, where /run outlasts the kernel.
-        return namespaces.at(entry["path"]) is not None
-    own = kind in ("net_device", "cgroup") or (kind == "port" and not entry["ovs"])
-    return own or kinds.is_endpoint(entry)
+    match entries.read(entry):
+        case Netns(path=path):
+            # A file may be left of it, where /run outlasts the kernel.
+            return namespaces.at(path) is not None
+        case Port(ovs=ovs):
+            return not ovs
+        case ControlGroup():
+            return True
+        case _:
+            return entry["kind"] == host_device.KIND or kinds.is_endpoint(entry)
 
 
-def _undo_netns(entry: dict[str, Any]) -> None:
-    # Somebody may have removed it, and another one may have taken its name.
-    if namespaces.at(entry["path"]) is None or ownership.is_still_its(entry, entry["path"]):
-        netns.remove(entry["path"])
+def _undo(entry: Entry) -> None:
+    match entry:
+        case NetnsUsed():
+            pass
+        case Netns(path=path):
+            # Somebody may have removed it, and another one may have taken its name.
+            if namespaces.at(path) is None or ownership.is_still(entry.namespace, path):
+                netns.remove(path)
+        case Attachment():
+            _detach(entry)
+        case HostTap():
+            host_tap.remove(entry.device, entry.mark)
+        case Port():
+            host_tap.disconnect(entry.device, entry.index, entry.bridge, entry.ovs, entry.mark)
+        case TemplateDraft():
+            from tapwright.hypervisor.template_store import Store  # hardly ever needed
+
+            Store(Path(entry.directory)).clear()
+        case ControlGroup():
+            control_group.remove(entry.path)
 
 
-def _undo_attachment(entry: dict[str, Any]) -> None:
-    network = cni.parse_network(entry["config"].encode(), entry["source"], any_version=True)
-    path = entry["netns"] if ownership.is_still_its(entry, entry["netns"]) else ""
+def _detach(entry: Attachment) -> None:
+    network = cni.parse_network(entry.config.encode(), entry.source, any_version=True)
     attachment = cni.Attachment(
-        container_id=entry["container_id"],
-        ifname=entry["ifname"],
-        netns=path,
-        capability_args=entry["capability_args"],
+        container_id=entry.container_id,
+        ifname=entry.ifname,
+        netns=entry.netns if ownership.is_still(entry.namespace, entry.netns) else "",
+        capability_args=entry.capability_args,
     )
-    cni.Runtime(entry["plugin_path"], entry["cache"]).delete(network, attachment)
-
-
-def _undo_endpoint(entry: dict[str, Any]) -> None:
-    # Another namespace may be at the path by now.
-    if ownership.is_still_there(entry):
-        kinds.of_entry(entry).detach()
-
-
-def _undo_host_tap(entry: dict[str, Any]) -> None:
-    host_tap.remove(entry["device"], entry["mark"])
-
-
-def _undo_port(entry: dict[str, Any]) -> None:
-    host_tap.disconnect(*(entry[key] for key in ("device", "index", "bridge", "ovs", "mark")))
-
-
-def _undo_template_draft(entry: dict[str, Any]) -> None:
-    from tapwright.hypervisor.template_store import Store  # hardly ever needed
-
-    Store(Path(entry["directory"])).clear()
-
-
-def _undo_net_device(entry: dict[str, Any]) -> None:
-    host_device.of_entry(entry).move_back()
-
-
-def _undo_cgroup(entry: dict[str, Any]) -> None:
-    control_group.remove(entry["path"])
-
-
-def _leave(entry: dict[str, Any]) -> None:
-    """A namespace of somebody else."""
-
-
-_SHAPES: dict[str, dict[str, Any]] = {
-    "netns": {"path": str},
-    "attachment": {
-        **dict.fromkeys(("ifname", "container_id", "netns", "config", "source", "cache"), str),
-        "capability_args": dict,
-        "plugin_path": list[str],
-    },
-    "host_tap": {"device": str, "mark": str},
-    "port": {"index": int, **dict.fromkeys(("device", "bridge", "ovs", "mark"), str)},
-    "template_draft": {"directory": str},
-    "net_device": host_device.SHAPE,
-    "cgroup": {"path": str},
-}
-
-_UNDO = {
-    "netns_used": _leave,
-    "netns": _undo_netns,
-    "attachment": _undo_attachment,
-    "host_tap": _undo_host_tap,
-    "port": _undo_port,
-    "template_draft": _undo_template_draft,
-    "net_device": _undo_net_device,
-    "cgroup": _undo_cgroup,
-}
+    cni.Runtime(entry.plugin_path, entry.cache).delete(network, attachment)

@@ -6,6 +6,7 @@ from typing import Any
 from tapwright import cni
 from tapwright.errors import NetworkError
 from tapwright.state import ownership
+from tapwright.state.entries import Attachment
 from tapwright.state.record import Journal, NetworkRequest
 
 Result = dict[str, Any]
@@ -42,18 +43,19 @@ class Attaching:
     def _attach(self, request: NetworkRequest) -> Result:
         record = self._journal.record
         spec = record.spec
-        entry = self._journal.hold(
-            "attachment",
-            network=request.name,
-            ifname=request.ifname,
-            container_id=record.id,
-            netns=record.netns,
-            namespace=ownership.namespace_of(record.netns),
-            config=request.config,
-            source=request.source,
-            capability_args=request.capability_args,
-            plugin_path=spec.plugin_path,
-            cache=spec.cni_cache,
+        entry = self._journal.enter(
+            Attachment(
+                network=request.name,
+                ifname=request.ifname,
+                container_id=record.id,
+                netns=record.netns,
+                namespace=ownership.namespace_of(record.netns),
+                config=request.config,
+                source=request.source,
+                capability_args=request.capability_args,
+                plugin_path=spec.plugin_path,
+                cache=spec.cni_cache,
+            )
         )
         attachment = cni.Attachment(
             container_id=record.id,

@@ -20,6 +20,7 @@ from tapwright.hypervisor.restoring import Restoring
 from tapwright.hypervisor.template_store import Store, Template
 from tapwright.nics.following import Following
 from tapwright.nics.interfaces import Interfaces
+from tapwright.state.entries import TemplateDraft
 from tapwright.state.record import Journal, Spec
 from tapwright.supervisor.prelude import Holders, machine_of
 from tapwright.supervisor.prepared import Prepared
@@ -189,7 +190,7 @@ class Starter:
 
         spec = self._spec
         # Of one that is made for this sandbox, until it is whole.
-        draft = self._journal.hold("template_draft", directory=spec.template)
+        draft = self._journal.enter(TemplateDraft(spec.template))
         try:
             with self._journal.phase("template"):
                 found = await template.find_or_make(

@@ -20,6 +20,7 @@ from tapwright.hypervisor.template_store import Store
 from tapwright.hypervisor.virtiofsd import Daemon
 from tapwright.linux import netns
 from tapwright.state import ownership
+from tapwright.state.entries import Netns
 from tapwright.state.record import Journal, Spec
 from tapwright.supervisor.attachments import Attaching
 
@@ -164,7 +165,7 @@ def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
     if given:
         ownership.claim_netns(journal, given, bound=path)
         return
-    entry = journal.hold("netns", path=path)
+    entry = journal.enter(Netns(path))
     try:
         if prepared_fd is None:
             netns.create(path)
