@@ -4,6 +4,7 @@ may wait for as many at once as it likes."""
 import asyncio
 import contextvars
 import functools
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
