@@ -1,9 +1,7 @@
 """The wheel, built from the checkout and installed into an empty environment."""
 
 import json
-import shutil
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -11,48 +9,17 @@ import pytest
 from reference import completions, manual
 
 import tapwright
-
-PROJECT = Path(__file__).parents[2]
-_BUILT_FROM = (
-    "src",
-    "scripts",
-    "pyproject.toml",
-    "setup.py",
-    "MANIFEST.in",
-    "README.md",
-    "LICENSE",
-)
-_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+from tests.packaging.conftest import PIP, PROJECT, run
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that has nothing but the wheel. The build takes this one's setuptools."""
-    directory = tmp_path_factory.mktemp("wheel")
-    checkout = directory / "checkout"
-    checkout.mkdir()
-    for name in _BUILT_FROM:
-        path = PROJECT / name
-        if path.is_dir():
-            leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(path, checkout / name, ignore=leave)
-        else:
-            shutil.copy(path, checkout)
-    run(
-        *_PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", directory, checkout
-    )
-    [wheel] = directory.glob("*.whl")
-    environment = directory / "environment"
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that has nothing but the wheel."""
+    environment = tmp_path_factory.mktemp("installed")
     venv.create(environment)
     python = environment / "bin" / "python"
-    run(*_PIP, "--python", python, "install", "--no-deps", "--no-index", "--no-compile", wheel)
+    run(*PIP, "--python", python, "install", "--no-deps", "--no-index", "--no-compile", wheel)
     return environment
-
-
-def run(*argv: str | Path) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_command_works(installed: Path) -> None:
