@@ -95,7 +95,7 @@ class Node:
         self._control = control
         self._runtime = runtime
         self._layer = layer
-        self._group = f"/twkube-{os.getpid()}-{number}"
+        self._group = f"/twkube-{os.urandom(4).hex()}-{number}"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._holder: subprocess.Popen[str] | None = None
 
