@@ -41,9 +41,9 @@ class NameServer:
         while True:
             try:
                 question, sender = self._socket.recvfrom(512)
-                self._socket.sendto(self._answer(question), sender)
             except OSError:  # closed
                 return
+            self._socket.sendto(self._answer(question), sender)
 
     def _answer(self, message: bytes) -> bytes:
         labels, at = [], 12

@@ -121,6 +121,7 @@ class Node:
         self.output("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.output("ip", "link", "set", "eth0", "up")
         self.output("ip", "route", "add", "default", "via", f"{WIRE}.1")
+        _run("ip", "route", "add", self.pods, "via", self.address)
 
     def route_to(self, other: "Node") -> None:
         """As a network of routes does, without an overlay."""

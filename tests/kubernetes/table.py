@@ -2,8 +2,8 @@
 
     scripts/kubernetes [ARGUMENT…]
 
-A row is what a test's description says, with what came of it by runc and by Tapwright. A run of all
-writes the table anew; with arguments, which are pytest's, it prints its rows and writes nothing.
+A row is what a test's description says, with what came of it by runc and by Tapwright, and the day.
+Rows of tests that did not run stay.
 """
 
 import ast
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -36,19 +36,20 @@ def descriptions() -> dict[str, str]:
     return found
 
 
-def rows(report: Path) -> list[str]:
-    """Of a JUnit report: one for each test that ran."""
+def rows(report: Path) -> dict[str, str]:
+    """Of a JUnit report: what each test says that ran → its row."""
     outcomes: dict[str, dict[str, str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it
         name, _, parameter = (case.get("name") or "").partition("[")
         key = f"{(case.get('classname') or '').rpartition('.')[2]}.{name}"
         runtime = next((one for one in RUNTIMES if one in parameter), "")
         outcomes.setdefault(key, {})[runtime] = _outcome(case)
-    return [
-        "| " + " | ".join([said, *(_of(outcomes[key], runtime) for runtime in RUNTIMES)]) + " |"
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    return {
+        said: f"| {said} | {_of(ran, 'runc')} | {_of(ran, 'tapwright')} | {today} |"
         for key, said in descriptions().items()
-        if key in outcomes
-    ]
+        if (ran := outcomes.get(key))
+    }
 
 
 def _of(outcome: dict[str, str], runtime: str) -> str:
@@ -66,29 +67,35 @@ def _outcome(case: ElementTree.Element) -> str:
     return "passes"
 
 
-def head(minutes: float) -> str:
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+def head() -> str:
+    """What ran, and the first two lines of the table."""
     containerd = subprocess.check_output(["containerd", "--version"], text=True).split()[2]
     kubernetes = build.version(build.directory())
     return (
-        f"{today}: Kubernetes {kubernetes}, containerd {containerd}, {os.environ[WANTED]} nodes, "
-        f"{os.cpu_count()} processors, software emulation; {minutes:.0f} minutes.\n\n"
-        "| what | runc | tapwright |\n| --- | --- | --- |\n"
+        f"Kubernetes {kubernetes}, containerd {containerd}, {os.environ[WANTED]} nodes, "
+        f"{os.cpu_count()} processors, software emulation:\n\n"
+        "| what | runc | tapwright | day |\n| --- | --- | --- | --- |\n"
     )
 
 
-def write(table: str) -> None:
-    page = DOCS.read_text()
+def merged(page: str, head: str, new: Mapping[str, str]) -> str:
+    """The page with these rows in its table, in the order of the tests; those of others stay."""
     before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    old, end, after = rest.partition(END)
     assert begin, f"{DOCS} has no {BEGIN}"
     assert end, f"{DOCS} has no {END}"
-    DOCS.write_text(f"{before}{begin}{table}{end}{after}")
+    kept = {
+        line.split(" | ")[0].removeprefix("| "): line
+        for line in old.splitlines()
+        if line.startswith("| ")
+    }
+    whole = {**kept, **new}
+    table = "".join(f"{whole[said]}\n" for said in descriptions().values() if said in whole)
+    return f"{before}{begin}{head}{table}{end}{after}"
 
 
 def run() -> int:
     """The command; its status is that of the tests."""
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.xml")
         options = [f"--junitxml={report}", "--timeout=600", "-p", "no:cacheprovider"]
@@ -96,10 +103,9 @@ def run() -> int:
         words = [*([] if named else [str(HERE)]), *sys.argv[1:]]
         command = [sys.executable, "-m", "pytest", *options, *words]
         status = subprocess.run(command, check=False).returncode
-        table = head((time.monotonic() - began) / 60) + "\n".join(rows(report)) + "\n"
-    print(table)
-    if not sys.argv[1:]:
-        write(table)
+        found = rows(report)
+    print("\n".join(found.values()))
+    DOCS.write_text(merged(DOCS.read_text(), head(), found))
     return status
 
 
