@@ -66,6 +66,10 @@ class OpenVSwitch:
     def appctl(self, *words: str) -> str:
         return self._run("ovs-appctl", "-t", str(self.directory / "vswitchd.ctl"), *words)
 
+    def run_tool(self, *command: str) -> str:
+        """A program that finds the switch by OVS_RUNDIR."""
+        return self._run(*command)
+
     def add_bridge(self, name: str, address: str) -> None:
         self.vsctl("add-br", name, "--", "set", "bridge", name, "datapath_type=netdev")
         for command in (f"address add {address} dev {name}", f"link set {name} up"):

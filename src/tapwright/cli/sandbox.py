@@ -1,5 +1,5 @@
-"""`tapwright sandbox`: run, list, inspect, exec, delete; `show` and `capture` have modules of their
-own."""
+"""`tapwright sandbox`: run, list, inspect, exec, delete; `show`, `explain` and `capture` have
+modules of their own."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Container
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from tapwright.cli import capture, output, show
+from tapwright.cli import capture, explain, output, show
 from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError, shown
 
@@ -43,6 +43,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     command.add_argument("--json", action="store_true", help="print the JSON on one line")
     command.set_defaults(run=_inspect)
     show.add_command(commands)
+    explain.add_command(commands)
     command = commands.add_parser(
         "delete",
         help="end sandboxes and release all that they hold on the host",

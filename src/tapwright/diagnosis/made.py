@@ -13,7 +13,8 @@ from tapwright.state.record import Record
 @dataclass
 class Made:
     """One attachment: the types of its network's plugins in their order, that of its IPAM plugin;
-    `interfaces` are the names of those of the host that the result has, `gateways` its."""
+    `interfaces` are the names of those of the host that the result has, `gateways` its; `dns` is
+    its name servers and search domains. `published` are (port of the host, port of the guest)."""
 
     network: str
     ifname: str
@@ -22,6 +23,8 @@ class Made:
     interfaces: list[str] = field(default_factory=list)
     gateways: list[str] = field(default_factory=list)
     ports: list[str] = field(default_factory=list)
+    dns: dict[str, list[str]] = field(default_factory=dict)
+    published: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def maker(self) -> str:
@@ -74,6 +77,15 @@ def _made(entry: cache.Entry) -> Made:
         str(one.get("name", "")) for one in _list(result, "interfaces") if not one.get("sandbox")
     ]
     made.gateways = [str(one["gateway"]) for one in _list(result, "ips") if one.get("gateway")]
+    dns = result.get("dns")
+    for key in ("nameservers", "search"):
+        found = dns.get(key) if isinstance(dns, dict) else None
+        made.dns[key] = [str(one) for one in found] if isinstance(found, list) else []
+    made.published = [
+        (one["hostPort"], one["containerPort"])
+        for one in _list(entry.attachment.capability_args, "portMappings")
+        if isinstance(one.get("hostPort"), int) and isinstance(one.get("containerPort"), int)
+    ]
     made.ports = [
         f"{one.get('hostIP') or '*'}:{one.get('hostPort')} → {one.get('containerPort')}"
         f"/{one.get('protocol', 'tcp')}"

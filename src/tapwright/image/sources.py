@@ -35,6 +35,10 @@ _SOURCES = (
     "linux/ipset.py",
     "linux/ipvs.py",
     "linux/conntrack.py",
+    "linux/lookup.py",
+    "linux/nftrace.py",
+    "linux/probes.py",
+    "linux/sightings.py",
 )
 
 

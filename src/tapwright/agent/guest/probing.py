@@ -1,0 +1,227 @@
+"""A program for the guest: what its network is, and where its packets come to.
+
+It is run for one request, a JSON object on a line of standard input, and answers in two lines of
+JSON on standard output. It is no part of the agent, which would serve nobody else meanwhile. It
+changes nothing: the trace of packets goes with it.
+
+Request: `target` (an address or a name, empty for the default gateway), `port`, `udp`, `token`
+(hexadecimal). First line: {"facts": …, "prepared": the target's address, the route there, what name
+servers said}. Then it waits for a line, sends the probes, and tells {"results": …}. With `towards`
+it sends none: it tells what came between the two lines from the address `peer` at the NIC `nic`.
+"""
+
+import json
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import Any
+
+from tapwright.agent.guest.files import read
+from tapwright.linux import addresses, counted, links, lookup, nftrace, probes, sightings
+from tapwright.linux.netlink import Netlink
+
+_SETTINGS = {
+    4: ("ipv4/conf/{}/rp_filter", "ipv4/conf/{}/arp_ignore"),
+    6: ("ipv6/conf/{}/disable_ipv6", "ipv6/conf/{}/accept_ra"),
+}
+_GLOBAL = "ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"
+_LISTENING = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
+_MOST = 500
+_WAIT_SECONDS = 5.0
+
+Json = dict[str, Any]
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.readline())
+    with Netlink() as nl:
+        facts = of_network(nl)
+        if request.get("towards"):
+            results = _listen(nl, facts, request)
+        else:
+            prepared = _prepared(nl, facts, request)
+            _tell({"facts": facts, "prepared": prepared})
+            _wait()
+            results = _probe(facts, prepared, request)
+        results["neighbours"] = _neighbours(nl)
+        _tell({"results": results})
+
+
+def _tell(content: Json) -> None:
+    print(json.dumps(content), flush=True)
+
+
+def _wait() -> None:
+    """For a line, or the end of standard input."""
+    select.select([sys.stdin], [], [], _WAIT_SECONDS)
+
+
+def of_network(nl: Netlink) -> Json:
+    """Interfaces, addresses, routes, settings, name servers and what listens."""
+    by_index: dict[int, list[str]] = {}
+    for index, address in addresses.listing(nl):
+        by_index.setdefault(index, []).append(str(address))
+    found = links.listing(nl)
+    return {
+        "links": [
+            {
+                "index": link.index,
+                "name": link.name,
+                "mac": link.mac,
+                "mtu": link.mtu,
+                "up": link.is_up,
+                "running": link.is_running,
+                "loopback": link.is_loopback,
+                "addresses": by_index.get(link.index, []),
+                "settings": _settings(link.name),
+            }
+            for link in found[:_MOST]
+        ],
+        "routes": [entry._asdict() for version in (4, 6) for entry in _routes(nl, version)],
+        "neighbours": _neighbours(nl),
+        "listening": _listening(),
+        "resolv": _resolv(),
+        "settings": {name: _setting(name) for name in _GLOBAL},
+    }
+
+
+def _routes(nl: Netlink, version: int) -> list[lookup.Entry]:
+    return lookup.routes(nl, version)[:_MOST]
+
+
+def _neighbours(nl: Netlink) -> list[Json]:
+    return [known._asdict() for known in counted.neighbours(nl, _MOST)]
+
+
+def _settings(name: str) -> Json:
+    paths = [path.format(name) for several in _SETTINGS.values() for path in several]
+    return {path.rpartition("/")[2]: _setting(path) for path in paths}
+
+
+def _setting(path: str) -> str:
+    try:
+        return read(f"/proc/sys/net/{path}").strip()
+    except OSError:
+        return ""
+
+
+def _listening() -> list[list[Any]]:
+    """[protocol, address in hexadecimal as /proc has it, port] of each."""
+    found: list[list[Any]] = []
+    for name, state in _LISTENING.items():
+        with suppress(OSError):
+            for line in read(f"/proc/net/{name}").splitlines()[1 : _MOST + 1]:
+                words = line.split()
+                if words[3] == state:
+                    address, _, port = words[1].partition(":")
+                    found.append([name, address, int(port, 16)])
+    return found
+
+
+def _resolv() -> Json:
+    found: Json = {"nameservers": [], "search": [], "ndots": 1}
+    with suppress(OSError):
+        for line in read("/etc/resolv.conf").splitlines()[:_MOST]:
+            word, *rest = line.split() or [""]
+            if word == "nameserver" and rest:
+                found["nameservers"].append(rest[0])
+            elif word in ("search", "domain"):
+                found["search"] = rest
+            elif word == "options":
+                for option in rest:
+                    if option.startswith("ndots:") and option[6:].isdecimal():
+                        found["ndots"] = int(option[6:])
+    return found
+
+
+def _prepared(nl: Netlink, facts: Json, request: Json) -> Json:
+    target = str(request["target"])
+    found: Json = {"asked": []}
+    if not target:
+        target = next((r["gateway"] for r in facts["routes"] if _is_default(r)), "")
+    elif not _is_address(target):
+        resolv = facts["resolv"]
+        asked = probes.resolve(target, resolv["nameservers"], resolv["search"], resolv["ndots"])
+        found["asked"] = probes.written(asked)
+        told = [address for answer in asked for address in answer.addresses]
+        # With IPv4 first, as it is where both lead there (RFC 6724 has a table for the rest).
+        target = next(iter(sorted(told, key=lambda address: ":" in address)), "")
+    found["target"] = target
+    found["path"] = lookup.path(nl, target)._asdict() if target else {}
+    return found
+
+
+def _probe(facts: Json, prepared: Json, request: Json) -> Json:
+    target, way = prepared["target"], prepared["path"]
+    if not target:
+        return {"probes": [], "trace": []}
+    link = next((one for one in facts["links"] if one["index"] == way["device"]), None)
+    own, large = None, 0
+    if link and not link["loopback"] and link["up"]:
+        version = ":" in target
+        ours = [a.partition("/")[0] for a in link["addresses"] if (":" in a) == version]
+        own = link["name"], link["mac"], [a for a in ours if not a.startswith("fe80")][:4]
+        large = way["mtu"] or link["mtu"]
+    token = bytes.fromhex(request["token"])
+    with _traced(target) as trace:
+        found = probes.run(target, int(request["port"]), bool(request["udp"]), token, large, own)
+        steps = trace.steps() if trace else []
+    return {"probes": probes.written(found), "trace": [step._asdict() for step in steps]}
+
+
+def _listen(nl: Netlink, facts: Json, request: Json) -> Json:
+    peer, token = str(request["peer"]), bytes.fromhex(request["token"])
+    results: Json = {"path": lookup.path(nl, peer)._asdict() if peer else {}}
+    index = next((one["index"] for one in facts["links"] if one["name"] == request["nic"]), 0)
+    with _traced(peer) as trace, _watched(index, token) as watch:
+        _tell({"facts": facts, "prepared": {}})
+        _wait()
+        seen = watch.sightings() if watch else []
+        steps = trace.steps() if trace else []
+    return {
+        **results,
+        "seen": [one._asdict() for one in seen[:_MOST]],
+        "trace": [step._asdict() for step in steps],
+    }
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was begun."""
+
+
+def _traced(peer: str) -> Any:
+    """The trace of what goes to an address and comes from there, where there are rules at all: the
+    guest's kernel is not to load nf_tables for us."""
+    if peer and os.path.exists("/sys/module/nf_tables"):
+        with suppress(OSError):
+            return nftrace.Trace(6 if ":" in peer else 4, [("", peer), (peer, "")])
+    return _Nothing()
+
+
+def _watched(index: int, token: bytes) -> Any:
+    with suppress(OSError):
+        return sightings.Watch(index, token)
+    return _Nothing()
+
+
+def _is_default(route: Json) -> bool:
+    return bool(route["gateway"]) and route["destination"] in ("0.0.0.0/0", "::/0")
+
+
+def _is_address(text: str) -> bool:
+    from tapwright.linux.netlink import pack_address
+
+    try:
+        pack_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""`sandbox explain` names a fault, and its remedy works: the telling ones of the catalogue, and all
+of it where TAPWRIGHT_CATALOGUE is `all`. docs/diagnosis.md has what came of that."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tapwright.linux import nftrace
+from tests.diagnosis.catalogue import Fault, faults
+from tests.diagnosis.stage import Stage, sh, staged
+from tests.host import Host, eventually
+from tests.sandboxes import Networks, Tapwright
+
+ALL = os.environ.get("TAPWRIGHT_CATALOGUE") == "all"
+TABLE = os.environ.get("TAPWRIGHT_CATALOGUE_TABLE", "")
+
+QUESTIONS = (
+    *("", "--to 198.51.100.2", "--to 198.51.100.2:80", "--to [fd97::2]:80", "--to web:80"),
+    *("--to 198.51.100.2:7 --udp", "--to 10.96.0.200", "--from host", "--from host --to {own6}"),
+)
+
+
+class Scene:
+    """The stage, set anew when a fault could not be mended."""
+
+    def __init__(self, tapwright: Tapwright, networks: Networks) -> None:
+        self._tapwright, self._networks = tapwright, networks
+        self._open = ExitStack()
+        self._stage: Stage | None = None
+
+    @property
+    def stage(self) -> Stage:
+        if self._stage is None:
+            self._stage = self._open.enter_context(staged(self._tapwright, self._networks))
+        return self._stage
+
+    def clear(self) -> None:
+        self._stage = None
+        self._open.close()
+
+
+@pytest.fixture(scope="module")
+def scene(tapwright: Tapwright, networks: Networks) -> Iterator[Scene]:
+    made = Scene(tapwright, networks)
+    yield made
+    made.clear()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("question", QUESTIONS if ALL else (QUESTIONS[4], QUESTIONS[8]))
+def test_nothing_is_said_of_what_is_well(scene: Scene, question: str) -> None:
+    answer = scene.stage.explain(question)
+    assert answer.arrives, answer
+
+
+@pytest.mark.parametrize(
+    "fault", [f for f in faults() if ALL or f.telling], ids=lambda fault: fault.name
+)
+def test_a_fault_is_named_and_mended(scene: Scene, fault: Fault) -> None:
+    stage = scene.stage
+    is_mended = False
+    try:
+        stage.run(fault.make)
+        begun = time.monotonic()
+        answer = stage.command(fault.question) if ALL else stage.told(fault.question)
+        took = time.monotonic() - begun
+        verdict = answer["verdict"]
+        note(fault, answer, took)
+        assert not answer["arrives"], answer
+        assert fault.hop == verdict["hop"], verdict
+        assert stage.filled(fault.word) in verdict["why"], verdict
+        question = fault.question
+        if fault.by_hand.startswith("ASK "):
+            question = fault.by_hand.removeprefix("ASK ")
+        elif fault.by_hand:
+            stage.run(fault.by_hand)
+        else:
+            for command in verdict["remedy"]:
+                stage.run(command)
+        arrives = eventually(lambda: stage.explain(question).arrives, 8)
+        assert arrives, (verdict, stage.explain(question))
+        stage.run(fault.back)
+        is_mended = True
+    finally:
+        if not is_mended:
+            scene.clear()
+
+
+def note(fault: Fault, answer: dict[str, object], took: float) -> None:
+    """A row of the table in docs/diagnosis.md."""
+    if TABLE:
+        verdict = answer["verdict"]
+        said = f"{verdict['hop']}: {verdict['why']}" if isinstance(verdict, dict) else "arrives"
+        with Path(TABLE).open("a") as file:
+            file.write(f"| {fault.name} | {said} | {took:.1f} s |\n")
+
+
+def test_the_command_tells_by_its_status(scene: Scene) -> None:
+    stage = scene.stage
+    assert stage.command("--to 198.51.100.2:80")["arrives"]
+    assert stage.command("--to 198.51.100.2:81")["verdict"]["hop"] == "target"
+    done = stage.tapwright.run("sandbox", "explain", stage.words["id"], "--to", "x:y")
+    assert done.returncode == 2
+    assert "a port is a number" in done.stderr
+
+
+def test_nothing_is_changed(scene: Scene, host: Host) -> None:
+    """Neither by an answer nor by a process that is killed in the middle of one."""
+    stage = scene.stage
+    before = host.snapshot()
+    assert stage.explain("--to 198.51.100.2").arrives
+    child = os.fork()
+    if not child:
+        with nftrace.Trace(4, [("", "198.51.100.2")]):
+            os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    sh("nft list tables > /dev/null")
+    host.assert_same(before)
