@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from bench.ping import first_ping
 from bench.place import COMMAND, Place, make_bridge, new_host, private, run
@@ -135,7 +135,7 @@ def _by_library(root: str, address: str) -> Times:
 
 
 def _by_command(root: str, address: str) -> Times:
-    def tell(verb: str, content: client.Json) -> None:
+    def tell(verb: str, content: dict[str, Any]) -> None:
         words = [COMMAND, "--root", root, "kata-network", verb, _SANDBOX, "-"]
         subprocess.run(words, input=json.dumps(content), text=True, check=True, capture_output=True)
 
@@ -147,7 +147,7 @@ def _by_command(root: str, address: str) -> Times:
     return _times(start, pinged, asked)
 
 
-def _interface(address: str) -> client.Json:
+def _interface(address: str) -> dict[str, Any]:
     return {
         "device": TAP,
         "name": NAME,
