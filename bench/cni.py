@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What running a CNI network costs on top of its plugins.
 
-    python -m bench.cni [ROUNDS]
+    scripts/bench --only cni
 
 ADD and DEL of bridge + host-local + tuning:
 
@@ -20,7 +20,6 @@ import random
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -214,10 +213,3 @@ def _no_namespace_left() -> Iterator[None]:
         for name in os.listdir(netns.DIRECTORY):
             if name.startswith(_NAME):
                 netns.remove(netns.path_of(name))
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    print(tables.cni(measure(rounds, attachments=100)))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long the command takes that does nothing, relative to the interpreter alone.
 
-    python -m bench.command_start [ROUNDS]
+    scripts/bench --only command_start
 
 `tapwright --version` against `python3 -I -c pass`, by the interpreter itself and no link to it.
 """
@@ -43,9 +43,3 @@ def _run(command: list[str]) -> Milliseconds:
     start = time.monotonic()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return (time.monotonic() - start) * 1e3
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    print(tables.command_start(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 40)))

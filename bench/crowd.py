@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One more start with many sandboxes present, and many starts at once.
 
-    python -m bench.crowd [MOST]
+    scripts/bench --only crowd
 
 With 0, 1, 10 and MOST sandboxes present, and on the way back again: the start of one more, to the
 first ping, by the command and by the library. With MOST of them all are pinged; at the end nothing
@@ -11,7 +11,6 @@ all have answered a ping.
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from functools import partial
 from typing import TypedDict
 
 from bench.ping import first_ping
-from bench.place import Place, new_host, private
+from bench.place import Place, new_host
 from bench.remains import interfaces
 from bench.samples import Samples, rounded
 from bench.start import by_command, by_library, delete_by_command, delete_by_library, neighbour
@@ -168,11 +167,3 @@ def _together(
     return [
         {"at_once": entry["at_once"], "per_second": rounded(entry["per_second"])} for entry in found
     ]
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    most = int(sys.argv[1]) if len(sys.argv) > 1 else 50
-    with private() as place:
-        print(tables.crowd(measure(place, (0, 1, 10, most), 5, 8, (1, 2, 4))))

@@ -2,7 +2,7 @@
 """Throughput and latency of each internetworking model on each kind of interface, relative to a TAP
 plugged straight into a bridge.
 
-    python -m bench.endpoints [ROUNDS]
+    scripts/bench --only endpoints
 
 In one run, a sandbox for each row, taking turns ROUNDS times: TCP to and from the guest for a
 while each (its own end is busybox's nc), and the round trip of many pings, one after another. The
@@ -14,13 +14,12 @@ import re
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, TypedDict
 
-from bench.place import COMMAND, Place, make_bridge, new_host, private, run
+from bench.place import COMMAND, Place, make_bridge, new_host, run
 from bench.samples import Samples, rounded
 from tapwright.linux import netns
 from tapwright.sandbox import lifecycle
@@ -232,11 +231,3 @@ def in_guest(root: str, name: str) -> Shell:
 
 def in_namespace(space: str) -> Shell:
     return "ip", "netns", "exec", space, "busybox", "sh", "-c"
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    with private() as place:
-        print(tables.endpoints(measure(place, rounds, Traffic())))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long a TAP takes from being asked for to the first ping, and how long to be gone again.
 
-    python -m bench.hotplug [ROUNDS]
+    scripts/bench --only hotplug
 
 In one run and taking turns: bare QMP and agent, driven by hand in one process; the library, over
 the control socket of a sandbox; the command. All guests are started from the same template.
@@ -11,13 +11,12 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypedDict
 
 from bench.ping import first_ping
-from bench.place import COMMAND, Place, make_bridge, new_host, private, run
+from bench.place import COMMAND, Place, make_bridge, new_host, run
 from bench.samples import Milliseconds, Samples, rounded
 from bench.starts import Bare, bare_template
 from tapwright.agent.client import AgentClient
@@ -158,10 +157,3 @@ def _interface(address: str) -> dict[str, Any]:
 
 def _times(start: float, pinged: float, asked: float) -> Times:
     return Times((pinged - start) * 1e3, (time.monotonic() - asked) * 1e3)
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    with private() as place:
-        print(tables.hotplug(measure(place, int(sys.argv[1]) if len(sys.argv) > 1 else 30)))

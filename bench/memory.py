@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How much memory one more sandbox takes.
 
-    python -m bench.memory [BESIDE]
+    scripts/bench --only memory
 
 One sandbox and BESIDE others, each on a CNI network with a network monitor, started from the same
 template, and idle: of every process the proportional share (pages that N processes have mapped
@@ -11,12 +11,11 @@ of one more beside the others.
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TypedDict
 
-from bench.place import NETWORK, Place, new_host, private
+from bench.place import NETWORK, Place, new_host
 from bench.remains import processes
 from bench.samples import Samples, rounded
 from tapwright.state import registry
@@ -105,10 +104,3 @@ def _shared_memory() -> MiB:
         if line.startswith("Shmem:"):
             return int(line.split()[1]) / 1024
     raise ValueError("/proc/meminfo has no Shmem")
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    with private() as place:
-        print(tables.memory(measure(place, int(sys.argv[1]) if len(sys.argv) > 1 else 10)))

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How quickly the guest follows its namespace, and what that costs when nothing happens.
 
-    python -m bench.netmon [ROUNDS]
+    scripts/bench --only netmon
 
 In one run and taking turns: from an interface with its address coming up in the namespace to the
 first ping that the guest answers, with `add-iface` called by hand on the control socket at that
@@ -11,7 +11,6 @@ processor time of supervisor and monitor while nothing happens; their memory (pr
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import TypedDict
 
 from bench.memory import kinds, smaps
 from bench.ping import ping_after
-from bench.place import Place, make_bridge, new_host, private, run
+from bench.place import Place, make_bridge, new_host, run
 from bench.samples import Milliseconds, Samples, rounded
 from tapwright.linux import addresses, links, netns, routes
 from tapwright.linux.addresses import Address
@@ -175,11 +174,3 @@ def _idle(pids: dict[str, int], seconds: float) -> dict[str, int]:
 def _ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
-    with private() as place:
-        print(tables.netmon(measure(place, rounds, changes=1000, idle_seconds=10)))

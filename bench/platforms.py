@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a container costs in a sandbox, against runc on the same podman.
 
-    python -m bench.platforms [ROUNDS]
+    scripts/bench --only platforms
 
 By turns with both runtimes: `podman run --rm` of `true`; `podman run` of a web server, up to its
 first answer; `podman exec` of `true`; then, in a container, a large file written (with fsync) and
@@ -11,7 +11,6 @@ smaps_rollup).
 """
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from bench.memory import MiB, kinds, smaps
-from bench.place import Place, new_host, private
+from bench.place import Place, new_host
 from bench.samples import Milliseconds, Samples, rounded
 from tapwright.state import registry
 from tests.platforms import images
@@ -229,13 +228,3 @@ def _settled(podman: Podman, place: Place, containers: Sequence[str]) -> Kinds:
         for pid, kind in kinds(sandbox).items():
             add(kind, pid)
     return found
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    with private() as place:
-        data = measure(place, rounds, mib=256)
-    parts = tables.platform_calls, tables.platform_files, tables.platform_memory
-    print("\n\n".join(part(data) for part in parts))

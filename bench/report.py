@@ -27,7 +27,7 @@ in brackets the quartiles: half of the values are between them.
 
 {machine}
 
-Each part can be run alone: `.venv/bin/python -m bench.starts`; its module says what it does.
+Each part can be run alone: `scripts/bench --only starts`; its module says what it does.
 """
 
 _STARTS = """## Start to first ping

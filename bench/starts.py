@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """From nothing to the first ping, and back to nothing.
 
-    python -m bench.starts [ROUNDS]
+    scripts/bench --only starts
 
 In one run and taking turns: the floor; the library in a process that is warm, with and without a
 supervisor that was started ahead, and with a spare; the command with a spare; the command beside
@@ -13,7 +13,6 @@ ping; after each start `sandbox delete`, until nothing is left.
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from bench import floor
-from bench.place import BRIDGE, Place, new_host, private, say
+from bench.place import BRIDGE, Place, new_host, say
 from bench.remains import interfaces
 from bench.samples import Samples, median, rounded
 from bench.start import (
@@ -204,10 +203,3 @@ def _variant(starts: list[Start]) -> Variant:
             key=lambda step: step[1],
         ),
     }
-
-
-if __name__ == "__main__":
-    from bench import tables
-
-    with private() as place:
-        print(tables.starts(measure(place, int(sys.argv[1]) if len(sys.argv) > 1 else 20)))

@@ -229,7 +229,7 @@ def show(
     **more: Any,
 ) -> str:
     """Show a file or directory of the host to a guest; the path that it has there. For `more` see
-    `client.share`."""
+    `client.Supervisor.share`."""
     fd = mounts.clone(str(source), read_only=read_only)
     try:
         return client.of(sandbox).share(container, {name: fd}, **more)[name]

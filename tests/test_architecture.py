@@ -36,6 +36,7 @@ ORDER = (
 )
 EVERYBODYS = ("command", "config", "errors", "shapes")
 MODULES = sorted(PACKAGE.rglob("*.py"))
+BENCH = Path(__file__).parents[1] / "bench"
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -50,7 +51,8 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def is_module(name: str) -> bool:
-    path = PACKAGE.parent.joinpath(*name.split("."))
+    root = BENCH.parent if name.startswith("bench.") else PACKAGE.parent
+    path = root.joinpath(*name.split("."))
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
@@ -90,8 +92,9 @@ def test_no_caller_loads_what_runs_in_the_supervisor() -> None:
 def test_no_circles_of_modules() -> None:
     """Not even of imports inside functions, and of those for types."""
     left = {}
-    for path in MODULES:
-        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in [*MODULES, *BENCH.glob("*.py")]:
+        root = BENCH.parent if path.parent == BENCH else PACKAGE.parent
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
         left[name.removesuffix(".__init__")] = set(imports(path))
     del left["tapwright"]  # which imports nothing before the library is asked for
     while free := [name for name, others in left.items() if not others & left.keys()]:

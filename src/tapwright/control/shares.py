@@ -1,4 +1,4 @@
-"""What a running sandbox is asked about the files that its guest sees: see `client.share`.
+"""What callers ask a sandbox about the files that its guest sees (`client.Supervisor.share`).
 
 Runs in the supervisor. Each container has a directory, and what it is shown is mounted in there.
 """
