@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tapwright.diagnosis import checking, collecting, way
 from tapwright.state import registry
+from tests.diagnosis import browser
 from tests.host import eventually
 from tests.namespaces import Namespace
 from tests.sandboxes import Tapwright
@@ -155,7 +158,18 @@ def test_what_the_guest_changed(shown: Shown) -> None:
         shown.tapwright.exec(NAME, "ip", "link", "set", "eth1", "mtu", "1400")
 
 
-def test_the_picture_changes_when_a_nic_is_plugged(shown: Shown) -> None:
+def in_a_browser(shown: Shown, directory: Path) -> str:
+    """The page as the browser has it when its script has run."""
+    file = directory / "page.html"
+    done = shown.tapwright.run("sandbox", "show", NAME, "--html", str(file))
+    assert done.returncode == 0, done.stderr
+    return browser.document(file.as_uri(), directory / "profile")
+
+
+def test_the_picture_changes_when_a_nic_is_plugged(shown: Shown, tmp_path: Path) -> None:
+    browser.program()
+    assert "eth1" in (before := in_a_browser(shown, tmp_path))
+    assert "shown0" not in before
     on_host("ip link add shown-host type veth peer name shown0")
     try:
         on_host(f"ip link set shown0 netns {shown.netns}")
@@ -173,6 +187,9 @@ def test_the_picture_changes_when_a_nic_is_plugged(shown: Shown) -> None:
             *(way.GUEST_NIC, way.QEMU_NIC, way.TAP, way.FILTERS, way.INTERFACE, way.PEER),
         ]
         assert shown.point("shown0", way.PEER)["name"] == "shown-host"
+        after = in_a_browser(shown, tmp_path)
+        assert "NIC shown0" in after
+        assert "veth peer shown-host" in after
     finally:
         words = "kata-network", "del-iface", NAME, "-"
         shown.tapwright.run(*words, input=json.dumps({"name": "shown0"}))
@@ -190,6 +207,57 @@ def test_the_drawing(shown: Shown) -> None:
     assert done.returncode == 0, done.stderr
     for words in (f"{NAME}  running", "TAP tap2_kata", "bridge br-dual", "by host-local"):
         assert words in done.stdout
+
+
+def test_all_of_the_host(shown: Shown, tmp_path: Path) -> None:
+    file = tmp_path / "host.svg"
+    done = shown.tapwright.run("sandbox", "show", "--all", "--svg", str(file))
+    assert done.returncode == 0, done.stderr
+    assert "bridge br-dual" in file.read_text()
+    assert NAME in {each["id"] for each in shown.tapwright.json("sandbox", "show", "--all")}
+
+
+def test_a_page_that_refreshes_itself(shown: Shown, tmp_path: Path) -> None:
+    browser.program()
+    file = tmp_path / "page.html"
+    words = "sandbox", "show", NAME, "--html", str(file), "--watch"
+    with shown.tapwright.start(*words) as watching:
+        assert watching.stdout
+        address = watching.stdout.readline().strip()
+        try:
+            seen = browser.document(address, tmp_path / "profile", milliseconds=5000)
+            assert 'data-refreshed="' in seen
+            assert f'href="{address}"' in file.read_text()
+        finally:
+            watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 0
+
+
+def test_a_tap_of_the_host(tapwright: Tapwright) -> None:
+    tap = "shown-tap,bridge=br-small,ip=10.92.0.77/24"
+    done = tapwright.run("sandbox", "run", "tapped", "--tap", tap)
+    assert done.returncode == 0, done.stderr
+    try:
+        picture = tapwright.json("sandbox", "show", "tapped")
+    finally:
+        tapwright.delete("tapped")
+    points = [(one["kind"], one["name"], one["place"]) for one in picture["ways"][0]["points"]]
+    assert points[2:4] == [(way.TAP, "shown-tap", "host"), (way.BRIDGE, "br-small", "host")]
+    assert picture["complaints"] == []
+
+
+def test_a_supervisor_that_stands_still(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be seen from outside is shown all the same."""
+    monkeypatch.setattr(collecting, "_LOOK_SECONDS", 0.5)
+    pid = shown.tapwright.json("sandbox", "inspect", NAME)["supervisor_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        picture = shown.picture()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert "did not answer" in picture["guest_failure"]
+    kinds = [point["kind"] for point in picture["ways"][0]["points"]]
+    assert {way.TAP, way.FILTERS, way.INTERFACE, way.PEER, way.BRIDGE} <= set(kinds)
 
 
 def test_one_that_is_not_there(tapwright: Tapwright) -> None:

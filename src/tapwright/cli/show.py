@@ -1,14 +1,20 @@
 """`tapwright sandbox show`: the way of a sandbox's packets, as a drawing."""
 
 import argparse
+import contextlib
 import os
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
+from tapwright.errors import UsageError
 
 if TYPE_CHECKING:
     from tapwright.diagnosis.way import Picture
+
+_SECONDS = 2.0
 
 
 def add_command(commands: Any) -> None:
@@ -18,35 +24,105 @@ def add_command(commands: Any) -> None:
         description="Draw the way of a sandbox's packets. For each NIC the drawing has the guest's "
         "end, QEMU's NIC, the TAP, the tc filters, the interface of the namespace, its peer, the "
         "bridge, the gateway and the host's NIC, with their addresses, states and counters, and "
-        "the CNI plugin that made each. Packets go away from the guest at an arrow down, and "
-        "towards it at one up. "
-        "Complaints say what keeps packets from arriving. Nothing is changed. The exit status is 0 "
-        "also where there are complaints.",
+        "the CNI plugin that made each. An arrow down is the way from the guest to the network, an "
+        "arrow up the way back. Complaints say what keeps packets from arriving. Nothing is "
+        "changed. The exit status is 0 also where there are complaints.",
     )
-    command.add_argument("id", metavar="ID", help="the id of a sandbox, or the beginning of its id")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "id", metavar="ID", nargs="?", help="the id of a sandbox, or the beginning of its id"
+    )
+    which.add_argument("--all", action="store_true", help="draw all sandboxes of this host")
     command.add_argument(
-        "--json", action="store_true", help="print the picture as JSON on one line"
+        "--json", action="store_true", help="print the picture as JSON on one line (--all: a list)"
+    )
+    command.add_argument(
+        "--svg", metavar="FILE", help="write the picture to FILE as an SVG drawing (-: to stdout)"
+    )
+    command.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write the picture to FILE as one page for a browser, which fetches nothing (-: to "
+        "stdout)",
+    )
+    command.add_argument(
+        "--watch",
+        action="store_true",
+        help="draw anew every two seconds until Ctrl-C; with --html, print the address of a page "
+        "that refreshes itself, which only this machine can open",
     )
     command.set_defaults(run=_show)
 
 
 def _show(arguments: argparse.Namespace) -> int:
     output.need_root()
-    picture = _picture(arguments)
+    if arguments.watch:
+        if arguments.json or arguments.svg:
+            raise UsageError("--watch is for the terminal, or for --html")
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch_page(arguments) if arguments.html else _watch_terminal(arguments)
+        return 0
+    pictures = _pictures(arguments)
+    if arguments.svg:
+        from tapwright.diagnosis import drawing
+
+        _write(arguments.svg, drawing.svg(pictures))
+    if arguments.html:
+        from tapwright.diagnosis import page
+
+        _write(arguments.html, page.page(pictures))
     if arguments.json:
         import dataclasses
 
-        output.print_json(dataclasses.asdict(picture))
-        return 0
-    print(_drawn(picture))
+        found = [dataclasses.asdict(picture) for picture in pictures]
+        output.print_json(found if arguments.all else found[0])
+    elif not arguments.svg and not arguments.html:
+        print("\n\n".join(_drawn(picture) for picture in pictures) or "There is no sandbox.")
     return 0
 
 
-def _picture(arguments: argparse.Namespace) -> "Picture":
+def _pictures(arguments: argparse.Namespace) -> "list[Picture]":
     from tapwright.diagnosis import checking, collecting
     from tapwright.state import registry
 
-    return checking.check(collecting.picture(registry.find(arguments.root, arguments.id)))
+    if not arguments.all:
+        found = registry.find(arguments.root, arguments.id)
+        return [checking.check(collecting.picture(found))]
+    pictures = collecting.pictures(registry.listing(arguments.root))
+    for picture in pictures:
+        checking.check(picture)
+    checking.check_all(pictures)
+    return pictures
+
+
+def _watch_page(arguments: argparse.Namespace) -> None:
+    from tapwright.diagnosis import page
+    from tapwright.diagnosis.live import Live
+
+    pictures = _pictures(arguments)
+    live = Live(lambda: _pictures(arguments))
+    _write(arguments.html, page.page(pictures, link=live.address))
+    print(live.address, file=sys.stderr if arguments.html == "-" else sys.stdout, flush=True)
+    try:
+        live.serve()
+    finally:
+        live.close()
+
+
+def _watch_terminal(arguments: argparse.Namespace) -> None:
+    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+    while True:
+        drawn = "\n\n".join(_drawn(picture) for picture in _pictures(arguments))
+        print(f"{clear}{drawn or 'There is no sandbox.'}", flush=True)
+        time.sleep(_SECONDS)
+
+
+def _write(path: str, text: str) -> None:
+    """Write to a file, or to stdout for `-`. Raises OSError."""
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        Path(path).write_text(text, encoding="utf-8")
 
 
 def _drawn(picture: "Picture") -> str:

@@ -2,5 +2,6 @@
 
 `way` has the words (points, edges, the way of a NIC, the picture of a sandbox), `collecting` finds
 them on this host and asks the guest, `checking` says what is wrong with a picture, `told` draws it
-for a terminal.
+for a terminal, `drawing` as SVG, `page` as one page for a browser (with `page.css` and `page.js`),
+which `live` serves to this machine.
 """

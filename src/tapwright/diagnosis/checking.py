@@ -144,11 +144,11 @@ def _drops(number: int, point: Point, each: Way) -> Iterator[_Found]:
     edges: list[Edge] = each.edges[number - 1 : number] if number else each.edges[:1]
     for edge in edges:
         for one, direction in ((edge.outward, "from the guest"), (edge.inward, "to the guest")):
-            if one and _matters(one.dropped, one.packets):
+            if one and matters(one.dropped, one.packets):
                 text = f"{_called(point)} dropped {one.dropped} packets {direction}"
                 if point.kind != way.QEMU_NIC:
                     yield WARNING, number, text, ""
-            if one and _matters(one.errors, one.packets) and point.kind != way.QEMU_NIC:
+            if one and matters(one.errors, one.packets) and point.kind != way.QEMU_NIC:
                 yield WARNING, number, f"{_called(point)} had {one.errors} errors {direction}", ""
     if point.queue_dropped >= LEAST_DROPS:
         yield (
@@ -158,7 +158,8 @@ def _drops(number: int, point: Point, each: Way) -> Iterator[_Found]:
         )
 
 
-def _matters(dropped: int, packets: int) -> bool:
+def matters(dropped: int, packets: int) -> bool:
+    """Whether so many packets that were dropped, beside those that were not, are worth a word."""
     return dropped >= LEAST_DROPS and dropped >= LEAST_SHARE * (packets + dropped)
 
 

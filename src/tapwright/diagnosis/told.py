@@ -72,8 +72,7 @@ class _Drawing:
 
     def _edge(self, before: str, edge: Edge) -> None:
         parts = words.edge(edge)
-        drops = any(one and (one.dropped or one.errors) for one in (edge.outward, edge.inward))
-        colour = WARNING if drops else "faint"
+        colour = WARNING if words.is_lossy(edge) else "faint"
         inside = before.startswith("│")
         room = self._width - len(before) - len("│ ") - (2 if inside else 0)
         for line in _wrapped("  ".join(part.replace(" ", _KEPT) for part in parts), room) or [""]:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from tapwright.diagnosis import way
+from tapwright.diagnosis import checking, way
 from tapwright.diagnosis.way import Complaint, Count, Edge, Picture, Point, Way
 from tapwright.errors import shown
 
@@ -37,21 +37,26 @@ def place(name: str) -> str:
     return name
 
 
+def name(point: Point) -> str:
+    """What a point is, and how it is called."""
+    kind = _KINDS.get(point.kind, point.kind)
+    if point.kind == way.TAP and point.driver == "macvtap":
+        kind = "macvtap"
+    state = f"  {point.state}" if point.state not in (way.UP, way.UNKNOWN) else ""
+    return shown(f"{kind} {point.name}".strip() + state)
+
+
+def about(point: Point) -> str:
+    """MTU, MAC address and maker of a point, as far as it has them."""
+    parts = [f"mtu {point.mtu}"] if point.mtu else []
+    parts += [point.mac] if point.mac else []
+    parts += [f"by {point.made_by}"] if point.made_by else []
+    return shown("  ".join(parts))
+
+
 def head(point: Point) -> str:
     """A point in a few words."""
-    kind = _KINDS.get(point.kind, point.kind)
-    parts = [f"{kind} {point.name}".strip()]
-    if point.kind == way.TAP and point.driver == "macvtap":
-        parts = [f"macvtap {point.name}"]
-    if point.state not in (way.UP, way.UNKNOWN):
-        parts.append(point.state)
-    if point.mtu:
-        parts.append(f"mtu {point.mtu}")
-    if point.mac:
-        parts.append(point.mac)
-    if point.made_by:
-        parts.append(f"by {point.made_by}")
-    return shown("  ".join(parts))
+    return "  ".join(filter(None, (name(point), about(point))))
 
 
 def lines(point: Point, of: Way) -> list[str]:
@@ -102,6 +107,14 @@ def edge(one: Edge) -> list[str]:
     if one.inward:
         parts.append(f"↑ {count(one.inward)}")
     return parts
+
+
+def is_lossy(one: Edge) -> bool:
+    """Whether so much was lost on an edge that it matters (`checking`)."""
+    return any(
+        count and checking.matters(max(count.dropped, count.errors), count.packets)
+        for count in (one.outward, one.inward)
+    )
 
 
 def count(one: Count) -> str:

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 _LINE_BYTES = 64 * 1024
 
 
-def of(sandbox: "Sandbox") -> "Supervisor":
+def of(sandbox: "Sandbox", seconds: float = 120.0) -> "Supervisor":
     """The supervisor of a sandbox that was found. Raises SandboxStateError: it does not run."""
     from tapwright.state.record import RUNNING
 
     if sandbox.status != RUNNING:
         reason = f" ({sandbox.problem})" if sandbox.problem else ""
         raise SandboxStateError(f"sandbox {sandbox.id!r} is {sandbox.status}{reason}, not running")
-    return Supervisor(sandbox.directory)
+    return Supervisor(sandbox.directory, seconds)
 
 
 def named(root: str, sandbox_id: str, seconds: float = 120.0) -> "Supervisor":

@@ -1,0 +1,146 @@
+"""A page that refreshes itself: a server on the loopback interface, under a path that nobody can
+guess, for as long as somebody waits.
+
+What it shows is root's to know. So nobody else on the machine is to find it, who has not the
+address; and no page of another site that a browser has open (which can connect to the loopback
+interface, under a name of its own): the header Host must be the server's.
+"""
+
+import functools
+import hmac
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from tapwright.diagnosis import page
+from tapwright.diagnosis.way import Picture
+from tapwright.errors import TapwrightError
+
+ADDRESS = "127.0.0.1"
+MOST_CONNECTIONS = 16
+SECONDS = 10.0
+"""That a client has for a request."""
+_AT_LEAST = 1.0  # seconds from one look to the next, however many look
+
+Look = Callable[[], Sequence[Picture]]
+
+
+class Live:
+    """The server; `address` is the page's. `look` makes the pictures, one thread at a time."""
+
+    def __init__(self, look: Look) -> None:
+        """Raises OSError."""
+        self._look = look
+        self._token = secrets.token_urlsafe(24)
+        self._lock = threading.Lock()
+        self._seen: Sequence[Picture] = ()
+        self._when = -_AT_LEAST
+        self._server = _Server((ADDRESS, 0), functools.partial(_Handler, self))
+        self.host = f"{ADDRESS}:{self._server.server_address[1]}"
+
+    @property
+    def address(self) -> str:
+        return f"http://{self.host}/{self._token}/"
+
+    def serve(self) -> None:
+        """Until `close`, or an interruption."""
+        self._server.serve_forever(poll_interval=0.2)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, path: str) -> str | None:
+        """What there is at a path, None for nothing."""
+        token, _, rest = path.lstrip("/").partition("/")
+        if not hmac.compare_digest(token.encode(), self._token.encode()):
+            return None
+        if rest == "":
+            return page.page(self._pictures(), live="fragment")
+        return page.fragment(self._pictures()) if rest == "fragment" else None
+
+    def _pictures(self) -> Sequence[Picture]:
+        with self._lock:
+            if time.monotonic() - self._when >= _AT_LEAST:
+                self._seen = self._look()
+                self._when = time.monotonic()
+            return self._seen
+
+
+class _Server(ThreadingHTTPServer):
+    """Of bounded size: who connects beyond that is hung up on."""
+
+    daemon_threads = True
+    request_queue_size = MOST_CONNECTIONS
+
+    def __init__(self, *arguments: Any) -> None:
+        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a client that went away, or was too slow
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = SECONDS
+    server_version, sys_version = "tapwright", ""
+
+    def __init__(self, live: Live, *arguments: Any) -> None:
+        self._live = live
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        if self.headers.get("Host") != self._live.host:
+            self._send(403, "this server answers to its own name alone\n", "text/plain")
+            return
+        try:
+            text = self._live.answer(self.path)
+        except (TapwrightError, OSError) as error:
+            self._send(503, f"{error}\n", "text/plain")
+            return
+        if text is None:
+            self._send(404, "there is nothing here\n", "text/plain")
+        else:
+            self._send(200, text, "text/html")
+
+    def _send(self, status: int, text: str, kind: str) -> None:
+        data = text.encode(errors="replace")
+        self.send_response(status)
+        for name, value in (
+            ("Content-Type", f"{kind}; charset=utf-8"),
+            ("Content-Length", str(len(data))),
+            ("Cache-Control", "no-store"),
+            ("Referrer-Policy", "no-referrer"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("X-Frame-Options", "DENY"),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
+            ("Connection", "close"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def setup(self) -> None:
+        super().setup()
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  # its name there
+        """Nobody reads it."""
