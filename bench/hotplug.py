@@ -79,7 +79,7 @@ async def _compare(bare: Bare, root: str, rounds: int) -> Hotplug:
             if number >= 2:
                 took[kind].append(times)
     await agent.close()
-    await qemu.stop()
+    await qemu.kill()
     return {
         kind: {
             "plug": rounded(one.plug for one in times),

@@ -29,7 +29,7 @@ async def running(machine: Machine) -> AsyncIterator[tuple[Qemu, AgentClient]]:
         yield qemu, agent
     finally:
         await agent.close()
-        await qemu.stop()
+        await qemu.kill()
 
 
 def tell(machine: Machine, *stories: Story) -> None:

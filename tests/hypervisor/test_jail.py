@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor import process, users
+from tapwright.hypervisor import orphans, process, users
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.share import Share
@@ -354,7 +354,7 @@ def test_what_a_version_before_has_left(victim: int) -> None:
     try:
         told = os.fork()  # which the one that is left is no child of
         if not told:
-            process.end_orphans(supervisor)
+            orphans.end(supervisor)
             os._exit(0)
         os.waitpid(told, 0)
         assert left.wait(10) == -signal.SIGKILL

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor import process, virtiofsd
+from tapwright.hypervisor import orphans, virtiofsd
 from tapwright.hypervisor.share import Share
 from tapwright.hypervisor.virtiofsd import Daemon
 from tapwright.linux import libc, mounts
@@ -616,12 +616,12 @@ def test_one_that_hangs_is_ended_after_its_supervisor(daemon: Daemon, tree: Path
     pid = int(os.read(told, 20))
     os.close(told)
     assert eventually(lambda: fields(pid)["State"][0] == "T")
-    process.end_orphans(supervisor)
+    orphans.end(supervisor)
     assert not has_ended(pid), "its supervisor lives"
     os.kill(supervisor, signal.SIGKILL)
     os.waitpid(supervisor, 0)
     assert not has_ended(pid), "so it was not this that ended it"
-    process.end_orphans(supervisor)
+    orphans.end(supervisor)
     assert has_ended(pid)
 
 

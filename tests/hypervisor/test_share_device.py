@@ -30,7 +30,7 @@ def with_qemu(
             async with asyncio.timeout(30):
                 await story(qemu)
         finally:
-            await qemu.stop()
+            await qemu.kill()
         return qemu._process.pid, qemu.share.process.pid
 
     pids = asyncio.run(tell())

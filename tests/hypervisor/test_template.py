@@ -529,7 +529,7 @@ async def restored(
         yield qemu, agent
     finally:
         await agent.close()
-        await qemu.stop()
+        await qemu.kill()
 
 
 def pages_of(machine: Machine, qemu: Qemu) -> mmap.mmap:

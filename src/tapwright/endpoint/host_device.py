@@ -23,9 +23,6 @@ from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, NetlinkError
 from tapwright.linux.routes import SCOPE_UNIVERSE
 
-KIND = "net_device"
-"""Of its entry in a journal."""
-
 _FALLBACK = "dev%d"  # as the kernel calls what comes back and finds its names taken
 
 _log = logging.getLogger(__name__)

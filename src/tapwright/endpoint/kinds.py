@@ -1,33 +1,33 @@
-"""Which endpoint an interface becomes, and under which name it is in the journal."""
+"""Which endpoint an interface becomes, and under which name it is in the journal.
+
+The modules of the endpoints are loaded when they are needed: who deletes a sandbox needs those that
+are in its journal alone.
+"""
 
 import dataclasses
-from typing import Any, Protocol
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tapwright.endpoint import physical
-from tapwright.endpoint.limits import Limits
-from tapwright.endpoint.macvtap import MACVLAN, ExistingMacvtap, Macvtap
-from tapwright.endpoint.tap import ExistingTap
-from tapwright.endpoint.tcfilter import TcFilter
-from tapwright.endpoint.unjoined import Unjoined
-from tapwright.endpoint.vhost_user import VhostUserSocket
 from tapwright.errors import NetworkError
-from tapwright.hypervisor.backends import Backend
-from tapwright.linux import macvtap, netns, tuntap
-from tapwright.linux.links import Link
 
-MODELS: dict[str, type[TcFilter | Unjoined | Macvtap]] = {
-    "tcfilter": TcFilter,
-    "macvtap": Macvtap,
-    "none": Unjoined,
-}
-"""The internetworking models."""
+if TYPE_CHECKING:
+    from tapwright.endpoint.limits import Limits
+    from tapwright.hypervisor.backends import Backend
+    from tapwright.linux.links import Link
 
-_KINDS: dict[str, Any] = {
-    **MODELS,
-    "tap": ExistingTap,
-    "existing_macvtap": ExistingMacvtap,
-    "vhost_user": VhostUserSocket,
+_KINDS = {
+    # The internetworking models.
+    "tcfilter": ("tapwright.endpoint.tcfilter", "TcFilter"),
+    "macvtap": ("tapwright.endpoint.macvtap", "Macvtap"),
+    "none": ("tapwright.endpoint.unjoined", "Unjoined"),
+    # What can be given to a VM as it is.
+    "tap": ("tapwright.endpoint.tap", "ExistingTap"),
+    "existing_macvtap": ("tapwright.endpoint.macvtap", "ExistingMacvtap"),
+    "vhost_user": ("tapwright.endpoint.vhost_user", "VhostUserSocket"),
 }
+
+HOST_DEVICE = "net_device"
+"""An interface that was moved from the host's namespace (`host_device`), which is no endpoint."""
 
 
 class Endpoint(Protocol):
@@ -40,11 +40,11 @@ class Endpoint(Protocol):
         """Before it is in the journal: whether `detach` would take what is somebody else's.
         Raises NetworkError."""
 
-    def attach(self, queues: int, uid: int) -> Backend:
+    def attach(self, queues: int, uid: int) -> "Backend":
         """Make it, with that many queues (0: one), for a QEMU of that user id; return what to give
         to the hypervisor. Raises NetworkError; call `detach` all the same."""
 
-    def is_joined(self, link: Link, mac: str) -> bool:
+    def is_joined(self, link: "Link", mac: str) -> bool:
         """Whether it is still what `attach` made for a NIC with this MAC, with its interface as it
         is now. Raises OSError."""
 
@@ -56,8 +56,14 @@ class Endpoint(Protocol):
         Raises OSError."""
 
 
-def choose(link: Link, netns_path: str, model: str, limits: Limits) -> Endpoint:
+def choose(link: "Link", netns_path: str, model: str, limits: "Limits") -> Endpoint:
     """The endpoint of an interface in a namespace. Raises NetworkError where there can be none."""
+    from tapwright.endpoint import physical
+    from tapwright.endpoint.macvtap import MACVLAN, ExistingMacvtap, Macvtap
+    from tapwright.endpoint.tap import ExistingTap
+    from tapwright.endpoint.tcfilter import TcFilter
+    from tapwright.linux import macvtap, netns, tuntap
+
     if not link.is_ethernet:
         raise NetworkError(f"device: {link.name} carries no Ethernet frames, as a VM's NIC must")
     place = netns_path, link.name, link.index
@@ -74,12 +80,14 @@ def choose(link: Link, netns_path: str, model: str, limits: Limits) -> Endpoint:
         return Macvtap(*place, *limits, macvtap.mode_of(link), sibling=True, mac=link.mac)
     if model == "tcfilter":
         return TcFilter(*place, *limits, link.takes_all_multicast)
-    return MODELS[model](*place, *limits)
+    chosen: Endpoint = _class(model)(*place, *limits)
+    return chosen
 
 
 def entry_of(endpoint: Endpoint) -> tuple[str, dict[str, Any]]:
     """(kind, fields) for the journal."""
-    kind = next(name for name, cls in _KINDS.items() if type(endpoint) is cls)
+    cls = type(endpoint)
+    kind = next(name for name, where in _KINDS.items() if where == (cls.__module__, cls.__name__))
     return kind, dataclasses.asdict(endpoint)  # type: ignore[call-overload]
 
 
@@ -90,7 +98,7 @@ def is_endpoint(entry: dict[str, Any]) -> bool:
 
 def shape(kind: str) -> dict[str, Any]:
     """What an entry of an endpoint must have, by `shapes.fits`."""
-    fields = dataclasses.fields(_KINDS[kind])
+    fields = dataclasses.fields(_class(kind))
     needed = {each.name: each.type for each in fields if each.default is dataclasses.MISSING}
     return {**needed, "place": str}
 
@@ -98,10 +106,15 @@ def shape(kind: str) -> dict[str, Any]:
 def of_entry(entry: dict[str, Any]) -> Endpoint:
     """The endpoint of an entry of the journal, which may hold more. Raises KeyError where it holds
     less."""
-    cls = _KINDS[entry["kind"]]
+    cls = _class(entry["kind"])
     names = {field.name for field in dataclasses.fields(cls)}
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING and field.name not in entry:
             raise KeyError(field.name)
     endpoint: Endpoint = cls(**{key: value for key, value in entry.items() if key in names})
     return endpoint
+
+
+def _class(kind: str) -> Any:
+    module, name = _KINDS[kind]
+    return getattr(importlib.import_module(module), name)

@@ -10,9 +10,7 @@ Nothing here needs asyncio, so that QEMU can start while the supervisor loads it
 import contextlib
 import os
 import resource
-import select
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,7 +30,6 @@ from tapwright.linux.seccomp import Check, Filter
 if TYPE_CHECKING:
     from tapwright.hypervisor.share import Share
 
-_ORPHAN_SECONDS = 2.0
 _FILES = 1 << 14  # TAPs and their vhost, with queues
 _THREADS = 1 << 12  # of its user, to which virtiofsd belongs, too: processors, and workers for both
 
@@ -351,33 +348,3 @@ def _groups() -> list[int]:
     except OSError:
         return []
     return [status.st_gid] if status.st_gid and status.st_mode & 0o060 == 0o060 else []
-
-
-def end_orphans(supervisor: int) -> None:
-    """Kill what QEMU is left of a supervisor that has ended, and wait for its end.
-
-    It dies with the supervisor anyway; this makes sure, also of a QEMU that a guest has taken
-    over. A new process may bear the supervisor's pid: that one's own QEMU is left alone.
-    """
-    uids = users.all_of(supervisor)
-    processes = map(int, filter(str.isdecimal, os.listdir("/proc")))
-    for pid in [pid for pid in processes if _is_orphan(pid, uids, supervisor)]:
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                # Now that the number can't become another's.
-                if _is_orphan(pid, uids, supervisor):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    select.select([pidfd], [], [], _ORPHAN_SECONDS)
-            finally:
-                os.close(pidfd)
-
-
-def _is_orphan(pid: int, uids: Collection[int], parent_not: int) -> bool:
-    """Whether a process is of one of these users, and another parent's."""
-    try:
-        status = Path("/proc", str(pid), "status").read_text()
-    except OSError:
-        return False  # ended in the meantime
-    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    return int(fields["Uid"].split()[0]) in uids and int(fields["PPid"]) != parent_not

@@ -1,7 +1,6 @@
 """One virtual machine that runs: QEMU, driven over QMP, and waited for through a pidfd."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from tapwright.hypervisor.share import Share
 from tapwright.hypervisor.share_device import ShareDevice
 from tapwright.linux.process import ended
 
-_STOP_SECONDS = 2.0
+_LINGERING_SECONDS = 2.0
 _PLUG_SECONDS = 10.0  # of a daemon, to answer QEMU, which does nothing else meanwhile
 _TAIL_BYTES = 16 * 1024
 
@@ -147,19 +146,15 @@ class Qemu:
         await asyncio.shield(self._exited)
         return self._process.wait()
 
-    async def stop(self) -> None:
-        """End the machine at once; a QEMU that does not quit is killed."""
-        with contextlib.suppress(HypervisorError, TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
-                with contextlib.suppress(HypervisorError):
-                    await self.qmp.execute("quit")
-                await self.wait()
-        await self.kill()
-
-    async def kill(self) -> None:
-        """End QEMU's process, wait for its end, and close what we hold of it."""
+    def end(self) -> None:
+        """Have the machine end at once, as by a loss of its power: nothing of it outlives it that
+        it would have to put in order."""
         if not self._exited.done():
             self._process.send_signal(signal.SIGKILL)
+
+    async def kill(self) -> None:
+        """End the machine, wait for its end, and close what we hold of it."""
+        self.end()
         await self.wait()
         await self.qmp.close()
         self.agent.close()
@@ -188,7 +183,7 @@ class Qemu:
                 self._process.send_signal(signal.SIGKILL)
 
         def look(_: asyncio.Future[None]) -> None:
-            loop.call_later(_STOP_SECONDS if share.process.returncode == 0 else 0, end)
+            loop.call_later(_LINGERING_SECONDS if share.process.returncode == 0 else 0, end)
 
         ended(share.process).add_done_callback(look)
 

@@ -223,7 +223,7 @@ def _mentions(program: str, text: bytes) -> bool:
 def _confinement(enter: Callable[[], None], uid: int) -> Callable[[], None]:
     """What the new process does to itself before it becomes the daemon.
 
-    Its real user is that of QEMU, so that it is found when it should be left (`end_orphans`), and
+    Its real user is that of QEMU, so that it is found when it should be left (`orphans`), and
     the filter does not let it change that. It can't be set no new privileges, which would take the
     effective user from it (cap_bprm_creds_from_file: security/commoncap.c).
     """

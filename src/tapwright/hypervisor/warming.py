@@ -70,7 +70,7 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
             raise AgentError(f"{error}. The guest's last words: {qemu.last_words()}") from None
         finally:
             await agent.close()
-            await qemu.stop()
+            await qemu.kill()
 
 
 async def nic_ahead(qemu: Qemu, agent: AgentClient, netns_path: str, mac: str) -> int:

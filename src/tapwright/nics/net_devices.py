@@ -8,7 +8,7 @@ config-linux.md, "Namespace Lifecycle and Container Termination"); but not when 
 import asyncio
 from typing import Any
 
-from tapwright.endpoint import discovery, host_device
+from tapwright.endpoint import discovery, host_device, kinds
 from tapwright.endpoint.host_device import HostDevice
 from tapwright.errors import NetworkError, TapwrightError, UsageError
 from tapwright.linux import netns
@@ -47,7 +47,9 @@ class NetDevices:
         entries: list[_Entry] = []
         try:
             for device in found:
-                entries.append(self._journal.hold(host_device.KIND, **host_device.entry_of(device)))
+                entries.append(
+                    self._journal.hold(kinds.HOST_DEVICE, **host_device.entry_of(device))
+                )
                 await self._take(device)
             await self._following.sync(at_once=True)
         except (TapwrightError, OSError):

@@ -39,6 +39,7 @@ os.set_inheritable(caller, False)
 sys.path.insert(0, sys.argv[2])
 from tapwright.supervisor.main import main
 main(caller)
+os._exit(0)  # whoever deletes the sandbox waits: the interpreter would tidy up
 """
 
 # For what nobody waits for; its order is on stdin, and what it was given is from 3 on.
@@ -50,6 +51,7 @@ for fd in range(3, 3 + given): os.set_inheritable(fd, False)
 sys.path.insert(0, sys.argv[2])
 from tapwright.supervisor.background import main
 main()
+os._exit(0)
 """
 
 

@@ -30,6 +30,12 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _DELETE_SECONDS = 60.0
 _SUPERVISOR_SECONDS = 10.0
 _PID_PAUSE = 0.01
+_LATER = (
+    "tapwright.hypervisor.orphans",
+    "tapwright.state.teardown",
+    "tapwright.cni.runtime",
+    "tapwright.endpoint.tcfilter",  # that of most interfaces
+)
 
 
 def check_id(sandbox_id: str) -> None:
@@ -233,9 +239,9 @@ def _end_supervisor(directory: Path) -> None:
         else:
             time.sleep(_PID_PAUSE)  # a supervisor that starts writes its pid; nothing tells when
     if pid := ownership.supervisor_pid(directory):
-        from tapwright.hypervisor.process import end_orphans
+        from tapwright.hypervisor import orphans
 
-        end_orphans(pid)
+        orphans.end(pid)
 
 
 def _end(directory: Path, pid: int) -> bool:
@@ -251,7 +257,8 @@ def _end(directory: Path, pid: int) -> bool:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, number)
             # While it ends, load what is needed next.
-            importlib.import_module("tapwright.state.teardown")
+            for module in _LATER:
+                importlib.import_module(module)
             if select.select([pidfd], [], [], _SUPERVISOR_SECONDS)[0]:
                 break
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tapwright import cni, shapes
 from tapwright.cni import namespaces
-from tapwright.endpoint import host_device, host_tap, kinds
+from tapwright.endpoint import kinds
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.linux import boot, netns
 from tapwright.state import control_group, entries, ownership
@@ -59,7 +59,9 @@ def undo(entry: dict[str, Any]) -> None:
         # Another namespace may be at the path by now.
         if ownership.is_still_there(entry):
             kinds.of_entry(entry).detach()
-    elif entry["kind"] == host_device.KIND:
+    elif entry["kind"] == kinds.HOST_DEVICE:
+        from tapwright.endpoint import host_device  # which loads much, and is in few journals
+
         host_device.of_entry(entry).move_back()
     elif known := entries.read(entry):
         _undo(known)
@@ -73,10 +75,13 @@ def undo(entry: dict[str, Any]) -> None:
 def _check(entry: dict[str, Any]) -> None:
     """Raises SandboxStateError for one that is damaged: the undoing relies on its types."""
     kind = entry["kind"]
-    is_device = kind == host_device.KIND
-    shape = (
-        kinds.shape(kind) if kinds.is_endpoint(entry) else host_device.SHAPE if is_device else {}
-    )
+    shape: dict[str, Any] = {}
+    if kinds.is_endpoint(entry):
+        shape = kinds.shape(kind)
+    elif kind == kinds.HOST_DEVICE:
+        from tapwright.endpoint import host_device
+
+        shape = host_device.SHAPE
     if mistake := shapes.mistake(entry, shape):
         raise SandboxStateError(f"{kind}: the journal is damaged: {mistake}")
     entries.read(entry)
@@ -94,7 +99,7 @@ def _ended_with_the_kernel(entry: dict[str, Any]) -> bool:
         case ControlGroup():
             return True
         case _:
-            return entry["kind"] == host_device.KIND or kinds.is_endpoint(entry)
+            return entry["kind"] == kinds.HOST_DEVICE or kinds.is_endpoint(entry)
 
 
 def _undo(entry: Entry) -> None:
@@ -108,8 +113,12 @@ def _undo(entry: Entry) -> None:
         case Attachment():
             _detach(entry)
         case HostTap():
+            from tapwright.endpoint import host_tap
+
             host_tap.remove(entry.device, entry.mark)
         case Port():
+            from tapwright.endpoint import host_tap
+
             host_tap.disconnect(entry.device, entry.index, entry.bridge, entry.ovs, entry.mark)
         case TemplateDraft():
             from tapwright.hypervisor.template_store import Store  # hardly ever needed

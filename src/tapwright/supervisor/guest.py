@@ -88,7 +88,7 @@ class Guest:
 
     async def stop(self) -> None:
         await self.agent.close()
-        await self.qemu.stop()
+        await self.qemu.kill()
 
 
 class Starter:

@@ -24,7 +24,7 @@ from tapwright.nics.resolvers import Resolvers
 from tapwright.sandbox import spares
 from tapwright.sandbox.report import Caller
 from tapwright.state import control_group
-from tapwright.state.record import LOG, RUNNING, Journal
+from tapwright.state.record import LOG, RUNNING, Journal, Record
 from tapwright.supervisor.bringup import Bringup
 from tapwright.supervisor.guest import Guest
 from tapwright.supervisor.monitor import Monitor
@@ -58,13 +58,18 @@ class Life:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        life = asyncio.create_task(self._live())
+        record = self._journal.record
+        bringup = Bringup(self._journal, self._early, self._caller.progress, self._caller.warn)
+        life = asyncio.create_task(self._live(record, bringup))
 
         def delete() -> None:
             if not self.deleted:
                 self.deleted = True
                 self.failure = SandboxStateError("the sandbox was deleted")
                 life.cancel()
+                # Which takes longest to end, and has nothing to tidy up.
+                if bringup.guest:
+                    bringup.guest.qemu.end()
 
         def check_caller() -> None:
             if self._caller.is_gone():
@@ -84,9 +89,7 @@ class Life:
             _log.exception("unexpected")
             self.failure = RuntimeError(f"unexpected {type(error).__name__}: {error}")
 
-    async def _live(self) -> None:
-        record = self._journal.record
-        bringup = Bringup(self._journal, self._early, self._caller.progress, self._caller.warn)
+    async def _live(self, record: Record, bringup: Bringup) -> None:
         try:
             guest = await bringup.run()
             room = Room(self._journal, guest.qemu, guest.agent)

@@ -33,7 +33,10 @@ _LATER = (
     "tapwright.cni.runtime",
     "tapwright.agent.client",
     "tapwright.hypervisor.template",
-    "tapwright.endpoint.kinds",
+    "tapwright.endpoint.physical",
+    "tapwright.endpoint.macvtap",
+    "tapwright.endpoint.tap",
+    "tapwright.endpoint.tcfilter",
     "tapwright.nics.interfaces",
     "tapwright.supervisor.life",
 )

@@ -23,4 +23,4 @@ class Prepared:
 
     async def stop(self) -> None:
         await self.agent.close()
-        await self.qemu.stop()
+        await self.qemu.kill()
