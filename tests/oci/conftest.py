@@ -1,14 +1,47 @@
-from collections.abc import Iterator
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tapwright.linux import libc
+from tests.oci.bundles import configuration
 from tests.oci.runtime import Runtime
 from tests.sandboxes import Tapwright
 
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+Run = Callable[..., str]
+"""Runs a container of a command and changes to its configuration, whose root filesystem is
+`prepare`d; returns its status and what it printed."""
+
+
+@pytest.fixture
+def by_runc(runtime: Runtime, tmp_path: Path) -> Run:
+    def run(*argv: str, prepare: Callable[[Path], object] = lambda _: None, **changes: Any) -> str:
+        bundle = runtime.bundle(configuration(*argv, **changes))
+        prepare(bundle / "rootfs")
+        name = f"twtest-{os.getpid()}"
+        words = ["runc", "--root", str(tmp_path / "runc"), "run", "--bundle", str(bundle), name]
+        done = subprocess.run(words, capture_output=True, text=True, input="", check=False)
+        return f"{done.returncode} {done.stdout}{done.stderr}"
+
+    return run
+
+
+@pytest.fixture
+def by_us(runtime: Runtime) -> Run:
+    def run(*argv: str, prepare: Callable[[Path], object] = lambda _: None, **changes: Any) -> str:
+        bundle = runtime.bundle(configuration(*argv, **changes))
+        prepare(bundle / "rootfs")
+        done = runtime.call("run", "--bundle", str(bundle), runtime.fresh_id(), input="")
+        return f"{done.returncode} {done.stdout}{done.stderr}"
+
+    return run
 
 
 # Not of the session: platforms count on their orphans being waited for, as init does.

@@ -90,13 +90,21 @@ def test_version_as_engines_read_it() -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("9", 9), ("TERM", 15), ("SIGKILL", 9), ("sigusr1", 10), ("RTMIN+3", 37), ("RTMAX-1", 63)],
+    [
+        ("0", 0),
+        ("9", 9),
+        ("TERM", 15),
+        ("SIGKILL", 9),
+        ("sigusr1", 10),
+        ("RTMIN+3", 37),
+        ("RTMAX-1", 63),
+    ],
 )
 def test_signals(text: str, number: int) -> None:
     assert signals.number(text) == number
 
 
-@pytest.mark.parametrize("text", ["0", "65", "FOO", "TERM+1", "RTMIN+x", "-9", ""])
+@pytest.mark.parametrize("text", ["65", "FOO", "TERM+1", "RTMIN+x", "-9", ""])
 def test_what_is_no_signal(text: str) -> None:
     with pytest.raises(UsageError):
         signals.number(text)

@@ -216,6 +216,7 @@ def test_what_is_told(tmp_path: Path, changes: Json, warning: str) -> None:
         ({"linux": {"uidMappings": [{}]}}, "user namespaces are not supported"),
         ({"linux": {"namespaces": [{"type": "user"}]}}, "user namespaces are not supported"),
         ({"mounts": [{"destination": "/d", "type": "ext4"}]}, "type 'ext4' can't be made"),
+        ({"mounts": [{"destination": "/d", "type": "hugetlbfs"}]}, "huge pages can't be had"),
         (
             {"mounts": [{"destination": "/d", "type": "bind", "source": "/nowhere"}]},
             "no such file or directory",
@@ -223,6 +224,14 @@ def test_what_is_told(tmp_path: Path, changes: Json, warning: str) -> None:
         (
             {"mounts": [{"destination": "/d", "source": "/", "options": ["bind", "idmap"]}]},
             "id-mapped mounts",
+        ),
+        (
+            {"mounts": [{"destination": "/d", "source": "/", "type": "bind", "uidMappings": [{}]}]},
+            "id-mapped mounts",
+        ),
+        *(
+            ({"mounts": [{"destination": place, "source": "/", "type": "bind"}]}, "mounted over")
+            for place in ("/", "/./", "//")
         ),
         *(
             ({"linux": {"sysctl": {name: "1"}}}, "is not the name of a setting")

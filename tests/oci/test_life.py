@@ -75,12 +75,14 @@ def test_signals(runtime: Runtime) -> None:
     script = "trap 'echo usr1' USR1; trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done"
     with runtime.running("sh", "-c", script) as container:
         assert container.prints("ready")
+        runtime.succeed("kill", container.id, "0")
         runtime.succeed("kill", container.id, "SIGUSR1")
         assert container.prints("usr1\n")
         os.kill(container.pid, signal.SIGUSR1)
         assert container.prints("usr1\nusr1\n"), "sent to the shim"
         runtime.succeed("kill", container.id)
         assert container.wait() == 9
+        assert "not running" in runtime.refused("kill", container.id, "0")
 
 
 def test_a_program_that_is_not_there(runtime: Runtime) -> None:

@@ -1,42 +1,17 @@
 """Mounts of the host in a container, by runc and by Tapwright: no difference."""
 
-import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.host import eventually
-from tests.oci.bundles import configuration
-from tests.oci.runtime import Runtime
+from tests.oci.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def by_runc(runtime: Runtime, tmp_path: Path) -> Run:
-    def run(*argv: str, mounts: list[dict[str, Any]]) -> str:
-        bundle = runtime.bundle(configuration(*argv, mounts=mounts))
-        name = f"twtest-{os.getpid()}"
-        words = ["runc", "--root", str(tmp_path / "runc"), "run", "--bundle", str(bundle), name]
-        done = subprocess.run(words, capture_output=True, text=True, input="", check=False)
-        return f"{done.returncode} {done.stdout}{done.stderr}"
-
-    return run
-
-
-@pytest.fixture
-def by_us(runtime: Runtime) -> Run:
-    def run(*argv: str, mounts: list[dict[str, Any]]) -> str:
-        status, output = runtime.run(*argv, mounts=mounts)
-        return f"{status} {output}"
-
-    return run
 
 
 @pytest.fixture
@@ -115,3 +90,66 @@ def test_what_the_host_mounts_later(
         subprocess.run(["umount", "--lazy", volume / "later"], check=True)
     expected = "0 file\n" if propagation == "rslave" else "0 "
     assert said == [expected, expected]
+
+
+def _with_links(rootfs: Path) -> None:
+    """Relative, absolute, out of the root filesystem, to what is missing; one is to be a file."""
+    (rootfs / "home").mkdir()
+    for name, target in {
+        "relative": "home",
+        "absolute": "/home",
+        "out": "../../../../beside",
+        "dangling": "/missing/deep",
+        "etc/linked": "target",
+    }.items():
+        (rootfs / name).symlink_to(target)
+
+
+def test_destinations_that_lead_through_links(by_runc: Run, by_us: Run, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume/file").write_text("text\n")
+    volume = tmp_path / "volume"
+    mounts = [
+        bound(volume, "/relative/one", "rbind"),
+        bound(volume, "/absolute/two", "rbind"),
+        bound(volume, "/out/three", "rbind"),
+        bound(volume, "/dangling/four", "rbind"),
+        bound(volume / "file", "/etc/linked", "rbind"),
+        bound(volume, "/etc/../dots/./five", "rbind"),
+        {"destination": "/absolute/tmp", "type": "tmpfs", "source": "tmpfs"},
+    ]
+    # Links of a filesystem that is mounted there are not those of the root filesystem.
+    mounts.append(bound(volume, "/home/tmp/relative", "rbind"))
+    script = "ls -R /home /beside /missing /dots /etc; cat /etc/target; readlink /etc/linked"
+    expected = by_runc("sh", "-c", script, mounts=mounts, prepare=_with_links)
+    assert expected.startswith("0 ")
+    assert expected.count("file") == 6, expected
+    assert by_us("sh", "-c", script, mounts=mounts, prepare=_with_links) == expected
+
+
+def test_an_overlay(by_runc: Run, by_us: Run, tmp_path: Path) -> None:
+    """As podman writes `--volume SOURCE:DESTINATION:O`."""
+    said = []
+    for name, run in (("runc", by_runc), ("us", by_us)):
+        lower, upper, work = (tmp_path / name / part for part in ("lower", "upper", "work"))
+        for each in (lower, upper, work):
+            each.mkdir(parents=True)
+        (lower / "file").write_text("text\n")
+        options = [f"lowerdir={lower}", f"upperdir={upper}", f"workdir={work}", "private"]
+        overlay = {"destination": "/o", "type": "overlay", "source": "overlay", "options": options}
+        script = "cat /o/file; rm /o/file; echo new >/o/new; ls /o"
+        said.append(run("sh", "-c", script, mounts=[overlay]))
+        assert (lower / "file").exists()
+        assert (upper / "new").read_text() == "new\n"
+    assert said == ["0 text\nnew\n"] * 2
+
+
+def test_a_volume_of_huge_pages_is_refused(by_us: Run, tmp_path: Path) -> None:
+    """As the kubelet mounts it on the host (`medium: HugePages-2Mi`)."""
+    (tmp_path / "huge").mkdir()
+    mount("-t", "hugetlbfs", "none", tmp_path / "huge")
+    try:
+        said = by_us("true", mounts=[bound(tmp_path / "huge", "/huge", "rbind")])
+    finally:
+        subprocess.run(["umount", tmp_path / "huge"], check=True)
+    assert said.startswith("1 tapwright: /huge: huge pages can't be had in the VM")

@@ -77,6 +77,7 @@ def test_exec(container: Container) -> None:
     assert missing.returncode == 255
     assert 'exec: "frobnicate": executable file not found in $PATH' in missing.stderr
     assert 'exec: "/etc/passwd": permission denied' in container.exec("/etc/passwd").stderr
+    assert 'exec: "/etc": permission denied' in container.exec("/etc").stderr
     assert 'exec: "/nowhere": no such file or directory' in container.exec("/nowhere").stderr
 
 

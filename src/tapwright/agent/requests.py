@@ -72,6 +72,11 @@ def change_settings(settings: Sequence[Sequence[str]]) -> Request:
     return of("change_settings", settings=settings)
 
 
+def change_kernel_settings(settings: Sequence[Sequence[str]]) -> Request:
+    """Settings of the guest's kernel, [path below /proc/sys, value] each."""
+    return of("change_kernel_settings", settings=settings)
+
+
 def set_dns(dns: Mapping[str, Any]) -> Request:
     """nameservers, domain, search and options, as in a CNI result."""
     return of("set_dns", **dns)
@@ -115,6 +120,11 @@ def set_machine_id(machine_id: str) -> Request:
 def set_clock(seconds: float) -> Request:
     """Seconds since the epoch."""
     return of("set_clock", seconds=seconds)
+
+
+def tell_time() -> Request:
+    """Answered by `seconds` since the epoch."""
+    return of("tell_time")
 
 
 def expect_memory(for_kernel: bool) -> Request:

@@ -10,7 +10,7 @@ CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x2000000, 0x4000000, 0x8000000
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x1000, 0x4000, 0x40000, 0x80000, 0x100000
 MNT_DETACH = 2
 FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
-FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_CHILD_SUBREAPER = 36
@@ -19,7 +19,7 @@ PR_SET_CHILD_SUBREAPER = 36
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _FINIT_MODULE = 313  # x86-64
 _AT_FDCWD, _MAX_HANDLE = -100, 128  # include/uapi/linux/fcntl.h, include/linux/exportfs.h
-_TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
+_TMPFS_MAGIC, _HUGETLBFS_MAGIC = 0x01021994, 0x958458F6  # include/uapi/linux/magic.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -74,12 +74,13 @@ def unmount(target: str) -> None:
 
 def detached_mount(filesystem: str, **options: str) -> int:
     """A filesystem (`tmpfs`, `sysfs`) mounted nowhere: a descriptor of its root, and it ends with
-    the last descriptor in it (fsopen, fsmount: fs/fsopen.c, fs/namespace.c). Sysfs shows the
-    network devices of the calling thread's namespace."""
+    the last descriptor in it (fsopen, fsmount: fs/fsopen.c, fs/namespace.c). An empty option is
+    one without a value. Sysfs shows the network devices of the calling thread's namespace."""
     context = syscall(_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC)
     try:
         for key, value in options.items():
-            syscall(_FSCONFIG, context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
+            command = FSCONFIG_SET_STRING if value else FSCONFIG_SET_FLAG
+            syscall(_FSCONFIG, context, command, key.encode(), value.encode() or None, 0)
         syscall(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
         return syscall(_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
     finally:
@@ -87,10 +88,20 @@ def detached_mount(filesystem: str, **options: str) -> int:
 
 
 def is_tmpfs(path: str) -> bool:
-    """Whether what is at a path is in a tmpfs (statfs(2)). Raises OSError."""
+    """Whether what is at a path is in a tmpfs. Raises OSError."""
+    return _filesystem(path) == _TMPFS_MAGIC
+
+
+def is_hugetlbfs(path: str) -> bool:
+    """Whether what is at a path is made of huge pages. Raises OSError."""
+    return _filesystem(path) == _HUGETLBFS_MAGIC
+
+
+def _filesystem(path: str) -> int:
+    """The number of its kind (statfs(2))."""
     facts = (ctypes.c_long * 32)()
     _check(_libc.statfs(os.fsencode(path), facts), path)
-    return facts[0] == _TMPFS_MAGIC
+    return int(facts[0])
 
 
 def file_handle(path: str) -> bytes:

@@ -4,7 +4,7 @@ import os
 import signal
 
 from tapwright.errors import BundleError, ContainerStateError
-from tapwright.oci import cgroup, guest, shim, state, stdio
+from tapwright.oci import cgroup, guest, home, shim, state, stdio
 from tapwright.oci.log import Log
 from tapwright.sandbox import client
 
@@ -38,6 +38,7 @@ def execute(
         raise ContainerStateError("cannot exec in a stopped container")
     if status == state.PAUSED:
         raise ContainerStateError("cannot exec in a paused container; resume it first")
+    process = _completed(process, container)
     made = stdio.of_process(process, console_socket, detached)
     try:
         connection, _ = shim.begin(
@@ -140,6 +141,21 @@ def process_of(
             process.setdefault("capabilities", {}).setdefault(kind, []).extend(capabilities)
     bundles.check_process(process, "exec")
     return process
+
+
+def _completed(process: "Json", container: state.Container) -> "Json":
+    """With the limits of the container's own process where it has none (libcontainer:
+    newInitConfig), and a HOME."""
+    if process.get("rlimits") and not home.lacks(process):
+        return process
+    from tapwright.oci import bundle as bundles
+
+    try:
+        bundle = bundles.load(container.bundle)
+    except BundleError:  # it may be gone by now
+        return process
+    limits = process.get("rlimits") or bundle.process.get("rlimits", [])
+    return {**home.given(process, bundle), "rlimits": limits}
 
 
 def _number(text: str, option: str) -> int:

@@ -3,8 +3,10 @@
 warning. docs/oci.md lists all of it.
 """
 
+import resource
+
 from tapwright.errors import BundleError
-from tapwright.oci import devices, sysctls
+from tapwright.oci import devices, home, sysctls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +28,14 @@ _RESOURCES = {
     "cpu": ("shares", "quota", "period", "burst", "idle"),
     "pids": ("limit",),
 }
+_RLIMITS = tuple(
+    f"RLIMIT_{name}"
+    for name in (
+        *("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE"),
+        *("NPROC", "RSS", "RTPRIO", "RTTIME", "SIGPENDING", "STACK"),
+    )
+)
+_UNLIMITED = 2**64 - 1  # RLIM_INFINITY
 _MAY_BE_ZERO = ("burst", "idle")
 
 
@@ -69,7 +79,7 @@ def configuration(
     config: Json = {
         "ociVersion": "1.0.2",
         "root": {"path": rootfs, "readonly": bundle.config["root"].get("readonly", False)},
-        "process": process(bundle.process),
+        "process": process(home.given(bundle.process, bundle)),
         "mounts": mounts,
         "linux": linux,
     }
@@ -82,12 +92,23 @@ def configuration(
 
 
 def process(given: "Json") -> "Json":
-    """A process object without the labels of the host's security modules."""
-    return {
+    """A process object without the labels of the host's security modules, and with all limits: of
+    those that it has not, the caller's, as a child of runc has them."""
+    kept = {
         key: value
         for key, value in given.items()
         if key not in ("apparmorProfile", "selinuxLabel", "scheduler", "ioPriority")
     }
+    limits = list(kept.get("rlimits", ()))
+    named = {limit.get("type") for limit in limits}
+    for name in _RLIMITS:
+        if name not in named:
+            soft, hard = (
+                _UNLIMITED if number == resource.RLIM_INFINITY else number
+                for number in resource.getrlimit(getattr(resource, name))
+            )
+            limits.append({"type": name, "soft": soft, "hard": hard})
+    return kept | {"rlimits": limits}
 
 
 def resources(given: "Json", log: "Log") -> "Json":

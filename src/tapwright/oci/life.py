@@ -63,7 +63,7 @@ def start(root: str, container_id: str, log: Log) -> None:
 
 
 def kill(root: str, container_id: str, number: int, everybody: bool) -> None:
-    """Send a signal to its process, or to `everybody` in it.
+    """Send a signal to its process, or to `everybody` in it; 0 is none, and only looks.
 
     Raises ContainerNotFoundError, ContainerStateError when it does not run.
     """
@@ -71,6 +71,8 @@ def kill(root: str, container_id: str, number: int, everybody: bool) -> None:
     # Others of it may live on when its first process has ended, in a pid namespace that it shares.
     if not everybody and not state.is_running(container):
         raise ContainerStateError(_NOT_RUNNING)
+    if not number:
+        return
     try:
         sandbox = client.named(root, container.sandbox, _GUEST_SECONDS)
         sandbox.call("signal_container", id=container_id, signal=number, all=everybody)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from tapwright.agent.protocol import SHARE
 from tapwright.errors import BundleError
-from tapwright.linux import mount_table
+from tapwright.linux import libc, mount_table
 from tapwright.linux import mounts as trees
 from tapwright.oci import memory
 
@@ -37,16 +37,23 @@ _MODULES = frozenset(("/lib/modules", "/usr/lib/modules"))
 """Kernel modules of the host. The guest has its own kernel's in their place, if it has any."""
 
 _KERNEL_OWN = """
-    bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl hugetlbfs mqueue proc pstore ramfs
+    bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl mqueue proc pstore ramfs
     securityfs sysfs tmpfs tracefs
 """
+
+
+_OF_OVERLAY = """
+    lowerdir upperdir workdir redirect_dir index uuid nfs_export xino metacopy userxattr volatile
+    default_permissions
+"""
+_MOST_LINKS = 255  # as runc follows (cyphar/filepath-securejoin)
 
 
 class Shared:
     """A file or directory of the host that the guest gets under a name; the destination is where
     the container has it. What is mounted below it comes along if it is `recursive`, and what is
     mounted there later if it is `following`. `read_only` is of the mount itself, `all_read_only` of
-    those below it too."""
+    those below it too. With options in `overlay` it is an overlay filesystem, made on the host."""
 
     def __init__(
         self, name: str, source: str, destination: str, options: "Sequence[str]" = ()
@@ -58,6 +65,7 @@ class Shared:
         self.read_only = self.all_read_only or "ro" in options
         self.recursive = "bind" not in options or "rbind" in options
         self.following = not _FOLLOWING.isdisjoint(options)
+        self.overlay: list[str] = []
         self.is_apart = self.all_read_only or not self.recursive or name == ROOTFS
         """Whether the guest is to have it in a place of its own, and not in that of others who have
         this source: it has less below it, or only parts of it can be written to."""
@@ -70,16 +78,21 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
     mounts = []
     if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in wanted):
         mounts.append(_DEVICES)
+    places: list[str] = []
     for number, mount in enumerate(wanted):
         options = [option for option in mount.get("options", ()) if not _is_label(option)]
         kind = mount.get("type", "")
+        _refuse(mount)
+        place = _in_rootfs(bundle.rootfs, mount["destination"], places)
+        places.append(place)
         if kind == "bind" or "bind" in options or "rbind" in options:
             source = _source(bundle, mount)
+            if libc.is_hugetlbfs(source):
+                raise _no_huge_pages(mount)
             share = Shared(f"mount-{number}", source, mount["destination"], options)
-            options = [option for option in options if not _is_mapping(mount, option, log)]
             if not _SHARING.isdisjoint(options):
                 log.warn(f"{mount['destination']}: what the container mounts there stays in the VM")
-            bound = _bound(mount, f"{SHARE}/{container_id}/{share.name}", options)
+            bound = _bound(place, f"{SHARE}/{container_id}/{share.name}", options)
             mounts.append(bound)
             if os.path.realpath(source) in _MODULES:
                 bound["modules"] = True
@@ -90,8 +103,16 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 # The guest has all of it as one mount. The host keeps it from writing to the first.
                 share.is_apart = True
                 bound["options"] = [option for option in bound["options"] if option != "ro"]
+        elif kind == "overlay":
+            # podman's `--volume SOURCE:DESTINATION:O`.
+            share = Shared(f"mount-{number}", "overlay", mount["destination"], options)
+            share.overlay = [each for each in options if _is_of_overlay(each)]
+            share.is_apart = True
+            shared.append(share)
+            options = [each for each in options if not _is_of_overlay(each)]
+            mounts.append(_bound(place, f"{SHARE}/{container_id}/{share.name}", options))
         elif kind in _KERNEL_OWN.split():
-            mounts.append({**mount, "options": options})
+            mounts.append({**mount, "destination": place, "options": options})
         else:
             raise BundleError(
                 f"{mount['destination']}: a mount of type {kind!r} can't be made in a VM, which "
@@ -110,7 +131,8 @@ def cloned(shared: "Sequence[Shared]") -> "Iterator[list[int]]":
             try:
                 descriptors.append(_cloned(one))
             except OSError as error:
-                raise BundleError(f"{one.source}: {error.strerror}") from None
+                what = f"{one.destination}: overlay" if one.overlay else one.source
+                raise BundleError(f"{what}: {error.strerror}") from None
         yield descriptors
     finally:
         for fd in descriptors:
@@ -119,12 +141,16 @@ def cloned(shared: "Sequence[Shared]") -> "Iterator[list[int]]":
 
 def _cloned(one: Shared) -> int:
     """Raises OSError."""
-    fd = trees.clone(
-        one.source,
-        recursive=one.recursive,
-        read_only=one.all_read_only,
-        following=one.following,
-    )
+    if one.overlay:
+        options = (each.partition("=") for each in one.overlay)
+        fd = libc.detached_mount("overlay", **{name: value for name, _, value in options})
+    else:
+        fd = trees.clone(
+            one.source,
+            recursive=one.recursive,
+            read_only=one.all_read_only,
+            following=one.following,
+        )
     try:
         if one.read_only:
             trees.restrict(fd, trees.READ_ONLY, recursive=False)
@@ -157,13 +183,52 @@ def _source(bundle: "Bundle", mount: "Json") -> str:
     return source
 
 
-def _bound(mount: "Json", source: str, options: list[str]) -> "Json":
+def _bound(place: str, source: str, options: list[str]) -> "Json":
     return {
-        "destination": mount["destination"],
+        "destination": place,
         "type": "bind",
         "source": source,
         "options": options if "bind" in options or "rbind" in options else ["rbind", *options],
     }
+
+
+def _in_rootfs(rootfs: str, destination: str, mounted: "Sequence[str]") -> str:
+    """Where a mount comes to lie: the destination with the links in the rootfs followed, `/` being
+    the rootfs, whether what they lead to is there or not. The guest's runtime follows only those
+    that lead somewhere, where runc makes what is missing. Nothing is opened on this way; what is
+    below one of the places `mounted` is left as it is. Raises BundleError."""
+    left, done, links = destination.split("/")[::-1], list[str](), 0
+    while left:
+        part = left.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            del done[-1:]
+            continue
+        path = "/" + "/".join([*done, part])
+        target = "" if _is_below(path, mounted) else _link(rootfs + path)
+        if not target:
+            done.append(part)
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise BundleError(f"{destination}: too many levels of symbolic links in the rootfs")
+        if target.startswith("/"):
+            done = []
+        left += target.split("/")[::-1]
+    return "/" + "/".join(done)
+
+
+def _is_below(path: str, places: "Sequence[str]") -> bool:
+    return any(f"{path}/".startswith(f"{place.rstrip('/')}/") for place in places)
+
+
+def _link(path: str) -> str:
+    """Where a link leads; empty for all else."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def _is_label(option: str) -> bool:
@@ -171,10 +236,32 @@ def _is_label(option: str) -> bool:
     return option.partition("=")[0] in ("context", "fscontext", "defcontext", "rootcontext")
 
 
-def _is_mapping(mount: "Json", option: str, log: "Log") -> bool:
-    if option.partition("=")[0] not in ("idmap", "ridmap"):
-        return False
-    raise BundleError(
-        f"{mount['destination']}: id-mapped mounts (option {option}) are not supported; the "
-        "container's users are the host's"
+def _is_of_overlay(option: str) -> bool:
+    return option.partition("=")[0] in _OF_OVERLAY.split()
+
+
+def _refuse(mount: "Json") -> None:
+    """Raises BundleError for what would be another mount than was asked for."""
+    destination = mount["destination"]
+    if os.path.normpath(destination).strip("/") in ("", "."):
+        raise BundleError(
+            f"{destination}: the root of a container can't be mounted over; give it as the root "
+            "filesystem (podman run --rootfs), or choose another destination"
+        )
+    if mount.get("type") == "hugetlbfs":
+        raise _no_huge_pages(mount)
+    mapped = [key for key in ("uidMappings", "gidMappings") if mount.get(key)]
+    options = mount.get("options", ())
+    mapped += [each for each in options if each.partition("=")[0] in ("idmap", "ridmap")]
+    if mapped:
+        raise BundleError(
+            f"{destination}: id-mapped mounts ({mapped[0]}) are not supported; the container's "
+            "users are the host's"
+        )
+
+
+def _no_huge_pages(mount: "Json") -> BundleError:
+    return BundleError(
+        f"{mount['destination']}: huge pages can't be had in the VM, where a program would "
+        "end when it writes to them; leave the volume out, and have the program use ordinary memory"
     )

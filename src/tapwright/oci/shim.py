@@ -91,6 +91,9 @@ def _as_runc(message: str, program: str) -> str:
     follows from these, to the letter (daemon/start_unix.go and errors.go, of moby 20.10)."""
     if "/" not in program and message.endswith("not found in $PATH: No such file or directory"):
         return f'exec: "{program}": executable file not found in $PATH'
+    if message.endswith("open executable: Operation not permitted"):  # a directory
+        reason = "permission denied" if program else "executable file not found in $PATH"
+        return f'exec: "{program}": {reason}'
     for reason in ("No such file or directory", "Permission denied"):
         if message.endswith(reason) and "executable" in message:
             return f'exec: "{program}": {reason.lower()}'

@@ -18,15 +18,16 @@ _MOST = 64
 
 
 def number(text: str) -> int:
-    """Of `15`, `TERM`, `sigterm`, `RTMIN+3` (signal(7)). Raises UsageError."""
-    if text.isdecimal() and 0 < int(text) <= _MOST:
+    """Of `15`, `TERM`, `sigterm`, `RTMIN+3` (signal(7)); 0 is none, and only looks
+    (kill(2)). Raises UsageError."""
+    if text.isdecimal() and int(text) <= _MOST:
         return int(text)
     name, sign, offset = text.upper().removeprefix("SIG").replace("-", "+-").partition("+")
     if name in _NUMBERS and (not sign or (name.startswith("RT") and _is_whole(offset))):
         found = _NUMBERS[name] + int(offset or 0)
         if found <= _MOST:
             return found
-    raise UsageError(f"unknown signal {text!r}: give a number from 1 to {_MOST}, or a name")
+    raise UsageError(f"unknown signal {text!r}: give a number from 0 to {_MOST}, or a name")
 
 
 def _is_whole(text: str) -> bool:

@@ -1,7 +1,8 @@
 """A container's files, for who joins the mount namespace of the process that platforms know.
 
 `podman cp` does, to find a running container's files as they are mounted, and works on `/`, which
-must not be the host's. What the guest alone has mounted (tmpfs, proc) is not there.
+must not be the host's. What the guest alone has mounted (tmpfs, proc) is not there, nor is an
+overlay.
 """
 
 import os
@@ -25,8 +26,10 @@ def of_container(shared: "Sequence[Shared]") -> "Iterator[int]":
 
     Raises ContainerStateError, BundleError.
     """
-    with cloned(shared) as (root, *below):
-        places = list(zip(below, [one.destination for one in shared[1:]], strict=True))
+    # An overlay can't be made twice of the same directories.
+    shown = [one for one in shared if not one.overlay]
+    with cloned(shown) as (root, *below):
+        places = list(zip(below, [one.destination for one in shown[1:]], strict=True))
         try:
             namespace = _namespace(root, places)
         except OSError as error:

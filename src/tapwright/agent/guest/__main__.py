@@ -83,6 +83,7 @@ def take_room(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 OPERATIONS: dict[str, Operation] = {
     "batch": batch,
+    "change_kernel_settings": sysctls.change_kernel_settings,
     "change_routes": routing.change_routes,
     "change_settings": sysctls.change_settings,
     "expect_memory": expect_memory,
@@ -99,6 +100,7 @@ OPERATIONS: dict[str, Operation] = {
     "set_rulesets": set_rulesets,
     "set_sysctls": sysctls.set_sysctls,
     "take_room": take_room,
+    "tell_time": system.tell_time,
 }
 
 

@@ -9,6 +9,7 @@ _CONTAINER = {"id": str}
 _NEEDED: dict[str, dict[str, Any]] = {
     "batch": {"requests": list[dict[str, object]]},
     "change_files": {"paths": list[str]},
+    "change_kernel_settings": {"settings": list[list[str]]},
     "change_settings": {"settings": list[list[str]]},
     "exec": {"argv": list[str]},
     "forget_files": {"places": list[str]},

@@ -1,5 +1,5 @@
-"""Settings of the guest's network: those that a container asks for (`linux.sysctl`), and those of
-the namespace."""
+"""Settings of the guest's kernel: of its network, those that a container asks for (`linux.sysctl`)
+and those of the namespace; of the rest, the host's."""
 
 import os
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 from tapwright.agent.guest.refusal import FAILED, RefusedError
 from tapwright.linux.netlink import Netlink
 
-_NETWORK = "/proc/sys/net"
+_NETWORK, _ALL = "/proc/sys/net", "/proc/sys"
 
 
 def set_sysctls(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
@@ -32,20 +32,26 @@ def change_settings(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     return {"refused": try_all(request["settings"])}
 
 
-def try_all(settings: list[Any]) -> list[str]:
+def change_kernel_settings(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """The same, each [path below /proc/sys, value]."""
+    return {"refused": try_all(request["settings"], _ALL)}
+
+
+def try_all(settings: list[Any], directory: str = _NETWORK) -> list[str]:
     """The same; return what was refused, in words."""
     refused = []
     for path, value in settings:
         try:
-            _write(path, value)
+            _write(path, value, directory)
         except OSError as error:
-            refused.append(f"net/{path} = {value!r}: {error.strerror}")
+            place = f"{directory}/{path}".removeprefix("/proc/sys/")
+            refused.append(f"{place} = {value!r}: {error.strerror}")
     return refused
 
 
-def _write(path: str, value: str) -> None:
+def _write(path: str, value: str, directory: str = _NETWORK) -> None:
     # Nothing is to be created or truncated, which would be another error than that of runc.
-    fd = os.open(f"{_NETWORK}/{path}", os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(f"{directory}/{path}", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode() or b"\n")
     finally:

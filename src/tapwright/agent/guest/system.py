@@ -40,6 +40,11 @@ def set_clock(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def tell_time(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    """The wall clock: `seconds` since the epoch."""
+    return {"seconds": time.time()}
+
+
 def set_hostname(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     socket.sethostname(str(request["hostname"]))
     return {}

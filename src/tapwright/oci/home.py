@@ -1,0 +1,47 @@
+"""HOME of a process whose environment has none: the home of its user in the container's
+/etc/passwd, `/` where that knows no such user, as runc sets it (libcontainer/init_linux.go). The
+guest's runtime does the first, and leaves out the second.
+"""
+
+import os
+
+from tapwright.linux import foreign
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tapwright.oci.bundle import Bundle
+
+    Json = dict[str, Any]
+
+_USERS = "/etc/passwd"
+_MOST_BYTES = 4 << 20
+
+
+def lacks(process: "Json") -> bool:
+    """Whether a process has no HOME, or an empty one, which is the same."""
+    return not any(each.startswith("HOME=") and each != "HOME=" for each in process.get("env", ()))
+
+
+def given(process: "Json", bundle: "Bundle") -> "Json":
+    """The process with the HOME that the guest's runtime would not find."""
+    if not lacks(process):
+        return process
+    env = [each for each in process.get("env", ()) if each != "HOME="]
+    if not _knows(bundle, process.get("user", {}).get("uid", 0)):
+        env.append("HOME=/")
+    return {**process, "env": env}
+
+
+def _knows(bundle: "Bundle", uid: int) -> bool:
+    path = os.path.join(bundle.rootfs, _USERS.strip("/"))
+    for mount in bundle.config.get("mounts", ()):
+        if os.path.normpath(mount["destination"]) == _USERS:
+            path = os.path.realpath(bundle.path(mount.get("source", "")))
+    try:
+        lines = foreign.read(path, _MOST_BYTES).split(b"\n")
+    except OSError:
+        # It may be a link, which the guest's runtime follows in the container.
+        return os.path.islink(path) or os.path.islink(os.path.dirname(path))
+    return any(line.split(b":")[2:3] == [b"%d" % uid] for line in lines)

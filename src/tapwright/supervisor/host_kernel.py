@@ -1,0 +1,106 @@
+"""What the guest's kernel has of the host's: settings that are of a whole host, and the time.
+
+A program by runc sees the host's. Those of the network, which a namespace has of its own, are
+`nics.guest_settings`. Runs in the supervisor.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tapwright.agent import requests
+from tapwright.agent.client import AgentClient
+from tapwright.errors import AgentError, AgentRefusedError
+
+SETTINGS = (
+    *("vm/max_map_count", "vm/overcommit_memory"),
+    *("fs/inotify/max_queued_events", "fs/inotify/max_user_instances"),
+    *("fs/inotify/max_user_watches", "fs/epoll/max_user_watches"),
+    *("fs/file-max", "fs/aio-max-nr", "fs/pipe-max-size"),
+    *("fs/pipe-user-pages-hard", "fs/pipe-user-pages-soft"),
+    *("fs/protected_fifos", "fs/protected_hardlinks", "fs/protected_regular"),
+    *("fs/protected_symlinks", "fs/suid_dumpable", "fs/lease-break-time"),
+    *("kernel/core_pattern", "kernel/core_uses_pid", "kernel/pid_max", "kernel/threads-max"),
+    *("kernel/keys/maxbytes", "kernel/keys/maxkeys"),
+    *("kernel/keys/root_maxbytes", "kernel/keys/root_maxkeys"),
+    *("kernel/randomize_va_space", "kernel/yama/ptrace_scope", "kernel/perf_event_paranoid"),
+    *("net/core/rmem_default", "net/core/rmem_max", "net/core/wmem_default", "net/core/wmem_max"),
+    "user/max_user_namespaces",
+)
+"""Below /proc/sys. Not what is of hardware that the guest has not (vm/swappiness, kernel/numa_…),
+and not fs/nr_open, which is as high in the guest as any container may ask for."""
+
+_SECONDS = 30.0
+_MOST_OFF = 0.1
+"""Seconds by which the guest's clock may be off, beside how long it took to ask."""
+_STRICT = "2"  # vm/overcommit_memory: the guest has no memory for what is never used
+
+_log = logging.getLogger(__name__)
+
+
+class HostKernel:
+    """Follows the host's kernel, whose settings are in the directory `settings`."""
+
+    def __init__(self, agent: AgentClient, settings: Path = Path("/proc/sys")) -> None:
+        self._agent = agent
+        self._settings = settings
+        self._told: dict[str, str] = {}
+
+    @contextlib.asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """The guest has it at the beginning of the block, and what changes soon after."""
+        await self._try()
+        task = asyncio.create_task(self._follow())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def look(self) -> None:
+        """Have the guest follow what has changed. Only that: what a program in the guest has set
+        meanwhile stays, as it would on the host. Raises AgentError, AgentRefusedError."""
+        found = self._read()
+        changed = [[path, value] for path, value in found.items() if self._told.get(path) != value]
+        if changed:
+            self._told |= found
+            answer = await self._agent.call(requests.change_kernel_settings(changed))
+            _log.debug("not for the guest's kernel: %s", answer.get("refused"))
+        await self._set_clock()
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_SECONDS)
+            await self._try()
+
+    async def _try(self) -> None:
+        # A guest whose agent is starting anew, or of a time before these requests, does without.
+        try:
+            await self.look()
+        except (AgentError, AgentRefusedError) as error:
+            _log.info("the guest does not follow the host's kernel: %s", error)
+
+    def _read(self) -> dict[str, str]:
+        found = {}
+        for path in SETTINGS:
+            with contextlib.suppress(OSError):  # kernels differ, and namespaces
+                found[path] = (self._settings / path).read_text().strip()
+        if found.get("kernel/core_pattern", "").startswith("|"):
+            del found["kernel/core_pattern"]  # a program of the host
+        if found.get("vm/overcommit_memory") == _STRICT:
+            del found["vm/overcommit_memory"]
+        return found
+
+    async def _set_clock(self) -> None:
+        before = time.time()
+        answer = await self._agent.call(requests.tell_time())
+        after = time.time()
+        seconds = answer.get("seconds")
+        if not isinstance(seconds, int | float):
+            raise AgentError("the agent's answer has no time")
+        if not before - _MOST_OFF <= seconds <= after + _MOST_OFF:
+            _log.info("the guest's clock was off by %.1f s", seconds - after)
+            await self._agent.call(requests.set_clock(time.time()))

@@ -1,0 +1,59 @@
+"""What a process is given that its configuration says nothing of, by runc and by Tapwright: no
+difference."""
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.oci.conftest import Run
+from tests.oci.runtime import Runtime
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+def _with_a_user(rootfs: Path) -> None:
+    # Not the file itself, which all bundles have in common.
+    (rootfs / "etc/passwd").unlink()
+    (rootfs / "etc/passwd").write_text("root:x:0:0::/root:\nworker:x:1000:1000::/home/w:\n")
+
+
+def test_limits_are_the_callers(by_runc: Run, by_us: Run) -> None:
+    """One that it has, one of those that engines leave out, and one that the guest's kernel would
+    make out of its memory."""
+    kinds = resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING
+    before = [resource.getrlimit(kind) for kind in kinds]
+    process = {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]}
+    try:
+        for number, kind in enumerate(kinds):
+            resource.setrlimit(kind, (4321 + number, before[number][1]))
+        expected = by_runc("cat", "/proc/self/limits", process=process)
+        assert by_us("cat", "/proc/self/limits", process=process) == expected
+    finally:
+        for number, kind in enumerate(kinds):
+            resource.setrlimit(kind, before[number])
+    assert "4321 " in expected
+    assert "4322 " in expected
+
+
+@pytest.mark.parametrize("uid", [1000, 1234])
+def test_home(by_runc: Run, by_us: Run, uid: int) -> None:
+    """Of a user that /etc/passwd has, and of one that it has not; an empty one is none."""
+    process = {"user": {"uid": uid, "gid": uid}, "env": ["PATH=/bin", "HOME="]}
+    script = "env | grep -c HOME; echo $HOME"
+    expected = by_runc("sh", "-c", script, process=process, prepare=_with_a_user)
+    assert expected == f"0 1\n{'/home/w' if uid == 1000 else '/'}\n"
+    assert by_us("sh", "-c", script, process=process, prepare=_with_a_user) == expected
+
+
+def test_home_and_limits_of_a_further_process(runtime: Runtime, tmp_path: Path) -> None:
+    """Those of its own user, and those of its container."""
+    limits = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
+    with runtime.running("sleep", "1000", process={"rlimits": limits}) as container:
+        path = tmp_path / "process.json"
+        path.write_text(
+            '{"args": ["sh", "-c", "echo $HOME; ulimit -n; ulimit -Hn"], "cwd": "/",'
+            ' "env": ["PATH=/bin"], "user": {"uid": 1234, "gid": 0}}'
+        )
+        said = runtime.succeed("exec", "--process", str(path), container.id)
+        assert said.split() == ["/", "77", "88"]
