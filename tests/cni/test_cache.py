@@ -91,6 +91,16 @@ def test_delete_of_a_torn_entry(fakes: Fakes) -> None:
     assert not os.listdir(fakes.cache / "results")
 
 
+@pytest.mark.parametrize("content", [b"", b'{"kind": "cniCac', b"\0" * 512])
+def test_add_in_place_of_a_torn_entry(fakes: Fakes, content: bytes) -> None:
+    """As a loss of power leaves one of libcni's, whose ADD does not read it."""
+    fakes.plugin("p")
+    place(fakes, "net-web-eth0", content)
+    assert fakes.runtime().add(network("p"), WEB) == RESULT
+    (entry,), problems = fakes.runtime().attachments()
+    assert (entry.result, problems) == (RESULT, [])
+
+
 def test_names_that_meet_in_one_file(fakes: Fakes) -> None:
     """net + a-b and net-a + b: the second ADD is refused, and its DEL leaves the first alone."""
     fakes.plugin("p")

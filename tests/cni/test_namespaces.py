@@ -101,6 +101,19 @@ def test_delete_is_told_of_no_other_namespace(fakes: Fakes, make_netns: Make) ->
     assert fakes.runtime().attachments() == ([], [])
 
 
+def test_add_after_the_namespace_has_gone(fakes: Fakes, make_netns: Make) -> None:
+    """As after a boot of the host: the container has its id, and may have its path again. What is
+    left of the first is taken down before."""
+    path = make_netns()
+    web = in_of(fakes, path)
+    replaced(path)
+    assert fakes.runtime().add(network("p"), web) == RESULT
+    (stale,) = fakes.seen("DEL")
+    assert stale.environment["CNI_NETNS"] == ""
+    with pytest.raises(CniError, match="run DEL before another ADD"):
+        fakes.runtime().add(network("p"), web)
+
+
 def test_check_is_not_of_another_namespace(fakes: Fakes, make_netns: Make) -> None:
     path = make_netns()
     web = in_of(fakes, path)

@@ -68,7 +68,7 @@ def test_host_only_things_are_left_out(tmp_path: Path) -> None:
     assert set(made.config["linux"]) == {"namespaces", "cgroupsPath", "resources"}
     assert made.config["linux"]["cgroupsPath"] == "/c1"
     assert set(made.config["process"]) == {
-        *("args", "env", "cwd", "user", "capabilities", "oomScoreAdj")
+        *("args", "env", "cwd", "user", "capabilities", "oomScoreAdj", "rlimits")
     }
 
 

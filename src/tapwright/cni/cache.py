@@ -27,6 +27,10 @@ _OURS = "tapwright"
 _MOST_BYTES = 255  # of a name (NAME_MAX, limits.h)
 
 
+class TornError(CniError):
+    """A file that holds nothing whole: whoever wrote it did not come to the end."""
+
+
 class Entry(NamedTuple):
     """One file of the cache. `config` is the network's configuration as it was at ADD; `result` is
     None when ADD did not get to its end. `namespace` is the one that the attachment is in, None
@@ -111,7 +115,7 @@ def _draft(path: str) -> str:
 def read(path: str) -> Entry | None:
     """The remembered attachment, None where there is none.
 
-    Raises CniError when the file is torn or somebody else's.
+    Raises TornError when the file is torn, CniError when it is somebody else's.
     """
     try:
         with open(path, "rb") as file:
@@ -121,15 +125,21 @@ def read(path: str) -> Entry | None:
     except OSError as error:
         raise CniError(f"{path} can't be read: {error.strerror}") from None
     try:
-        entry = _entry(strictjson.parse(raw))
+        content = strictjson.parse(raw)
+    except ValueError as error:
+        raise TornError(_complaint(path, error)) from None
+    try:
+        entry = _entry(content)
         # GC removes the file that an entry names: it must be this one, and no path elsewhere.
         if _file_name(entry.network, entry.attachment) != os.path.basename(path):
             raise ValueError("what it says does not fit its name")
         return entry
     except (ValueError, TypeError, KeyError, binascii.Error) as error:
-        raise CniError(
-            f"{path} is not a remembered attachment: {error}. DEL of that attachment removes it"
-        ) from None
+        raise CniError(_complaint(path, error)) from None
+
+
+def _complaint(path: str, error: Exception) -> str:
+    return f"{path} is not a remembered attachment: {error}. DEL of that attachment removes it"
 
 
 def _entry(content: Any) -> Entry:

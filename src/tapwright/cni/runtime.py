@@ -57,7 +57,7 @@ class Runtime:
         with self._container(attachment) as fds:
             chain = self._chain(network, fds)
             chain.find_all("ADD")
-            _expect_none(cache.read(path), network, attachment, path)
+            self._make_way(network, attachment, path, fds)
             namespace = namespaces.at(attachment.netns)
             entry = cache.Entry(
                 network.name, attachment, network.raw, None, namespace, network.whole
@@ -220,6 +220,22 @@ class Runtime:
             raise ExceptionGroup(f"network {network.name!r} was not fully taken down", failures)
         if is_ours:
             cache.remove(self._path(network, attachment))
+
+    def _make_way(
+        self, network: Network, attachment: Attachment, path: str, fds: Sequence[int]
+    ) -> None:
+        """See to it that an ADD finds nothing of an earlier one. What is remembered of a namespace
+        that has gone, with the host's last run say, is taken down first; a file that a loss of
+        power has emptied, or cut, is none, as for libcni's ADD. Raises CniError."""
+        try:
+            entry = cache.read(path)
+        except cache.TornError:
+            return
+        if entry and _is_of(entry, network, attachment) and not _is_alive(entry):
+            for failure in self._delete_stale(network, entry, fds):
+                raise failure
+            entry = None
+        _expect_none(entry, network, attachment, path)
 
     def _delete_stale(
         self, network: Network, entry: cache.Entry, fds: Sequence[int]
