@@ -85,8 +85,8 @@ OTHERS = {
     "a user by name": Row("--user worker", "id; echo $HOME; grep Groups /proc/self/status"),
     "no such user": Row("--user nobody-here"),
     "kernel parameters": Row(
-        "--sysctl net.core.somaxconn=1234 --sysctl kernel.msgmax=9000 --sysctl fs.mqueue.msg_max=33",
-        "cd /proc/sys; cat net/core/somaxconn kernel/msgmax fs/mqueue/msg_max",
+        "--sysctl net.core.somaxconn=1234 --sysctl kernel.msgmax=9000",
+        "cd /proc/sys; cat net/core/somaxconn kernel/msgmax",
     ),
     "no such parameter": Row("--sysctl net.nothing=1"),
     "a parameter of the host": Row("--sysctl vm.max_map_count=300000"),

@@ -231,7 +231,8 @@ class Runtime:
             entry = cache.read(path)
         except cache.TornError:
             return
-        if entry and _is_of(entry, network, attachment) and not _is_alive(entry):
+        is_ours = entry is not None and _is_of(entry, network, attachment)
+        if entry and is_ours and entry.namespace and not _is_alive(entry):
             for failure in self._delete_stale(network, entry, fds):
                 raise failure
             entry = None
