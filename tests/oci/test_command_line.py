@@ -81,8 +81,9 @@ def test_help(verb: str) -> None:
         assert f"--{option.name}" in done.stdout
 
 
-def test_version_as_engines_read_it() -> None:
-    done = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("option", ["-v", "--version"])
+def test_version_as_engines_read_it(option: str) -> None:
+    done = subprocess.run([COMMAND, option], capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
     assert first.startswith("tapwright version 0.")
     assert second == "spec: 1.2.0"

@@ -24,7 +24,7 @@ def run() -> "NoReturn":
     gc.set_threshold(100_000)  # a collection while importing finds nothing and takes 2 ms
     try:
         try:
-            status = _version() if sys.argv[1:] == ["--version"] else main()
+            status = _version() if sys.argv[1:] in (["--version"], ["-v"]) else main()
         except SystemExit as end:  # from argparse
             status = end.code if isinstance(end.code, int) else _FAILED
         _flush(sys.stdout)

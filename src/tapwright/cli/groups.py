@@ -80,7 +80,10 @@ OCI runtime verbs, with the options of runc:
 'tapwright GROUP COMMAND --help' and 'tapwright VERB --help' tell all about a command.""",
     )
     parser.add_argument(
-        "--version", action="version", version=version.TEXT, help="print the version and exit"
+        *("-v", "--version"),
+        action="version",
+        version=version.TEXT,
+        help="print the version and exit",
     )
     # The second name is that of kata-runtime, whose scripts run through a link of its name.
     parser.add_argument(

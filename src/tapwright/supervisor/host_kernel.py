@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from tapwright.agent import requests
@@ -51,8 +51,9 @@ class HostKernel:
 
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
-        """The guest has it at the beginning of the block, and what changes soon after."""
-        await self._try()
+        """The guest has the settings at the beginning of the block, and the time already; what
+        changes, soon after."""
+        await self._try(self._change_settings)
         task = asyncio.create_task(self._follow())
         try:
             yield
@@ -61,27 +62,32 @@ class HostKernel:
             await asyncio.gather(task, return_exceptions=True)
 
     async def look(self) -> None:
-        """Have the guest follow what has changed. Only that: what a program in the guest has set
-        meanwhile stays, as it would on the host. Raises AgentError, AgentRefusedError."""
-        found = self._read()
-        changed = [[path, value] for path, value in found.items() if self._told.get(path) != value]
-        if changed:
-            self._told |= found
-            answer = await self._agent.call(requests.change_kernel_settings(changed))
-            _log.debug("not for the guest's kernel: %s", answer.get("refused"))
+        """Have the guest follow what has changed. Raises AgentError, AgentRefusedError."""
+        await self._change_settings()
         await self._set_clock()
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(_SECONDS)
-            await self._try()
+            await self._try(self.look)
 
-    async def _try(self) -> None:
+    async def _try(self, work: Callable[[], Awaitable[None]]) -> None:
         # A guest whose agent is starting anew, or of a time before these requests, does without.
         try:
-            await self.look()
+            await work()
         except (AgentError, AgentRefusedError) as error:
             _log.info("the guest does not follow the host's kernel: %s", error)
+
+    async def _change_settings(self) -> None:
+        """Only those that have changed on the host: what a program in the guest has set meanwhile
+        stays, as it would there."""
+        found = self._read()
+        changed = [[path, value] for path, value in found.items() if self._told.get(path) != value]
+        if not changed:
+            return
+        answer = await self._agent.call(requests.change_kernel_settings(changed))
+        self._told |= found
+        _log.debug("not for the guest's kernel: %s", answer.get("refused"))
 
     def _read(self) -> dict[str, str]:
         found = {}
