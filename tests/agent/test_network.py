@@ -15,7 +15,7 @@ import pytest
 from tapwright.agent.guest import network, routing
 from tapwright.agent.guest.refusal import RefusedError
 from tapwright.linux import addresses, links, netns, routes
-from tapwright.linux.netlink import Netlink, NetlinkError, Request
+from tapwright.linux.netlink import Netlink, NetlinkError, NetlinkRequest
 from tests.host import eventually
 
 MAC = "02:00:00:00:00:5a"
@@ -296,7 +296,9 @@ def test_each_refusal_is_its_own(nl: Netlink) -> None:
     set_addresses(nl, "10.1.0.2/24")
     good, bad = (routes.Route("10.9.0.0/16", nic.index, gateway=g) for g in ("10.1.0.1", "9.9.9.9"))
     requests = [
-        Request(f"number {number}", routes.RTM_NEWROUTE, routes.encoded(route), 0x400 | 0x100)
+        NetlinkRequest(
+            f"number {number}", routes.RTM_NEWROUTE, routes.encoded(route), 0x400 | 0x100
+        )
         for number, route in enumerate([good, bad] * 100 + [bad] * 300)
     ]
     refusals = nl.request_many(requests)

@@ -45,10 +45,10 @@ class Nics:
 
     def __init__(self, place: Namespace) -> None:
         self._place = place
-        self._nics: dict[int, record.Interface] = {}
+        self._nics: dict[int, record.Nic] = {}
         self._last = 0
 
-    def followers(self) -> dict[int, record.Interface]:
+    def followers(self) -> dict[int, record.Nic]:
         return dict(self._nics)
 
     def joined_by_request(self) -> set[int]:
@@ -57,7 +57,7 @@ class Nics:
     def seen_by_hooks(self) -> frozenset[str]:
         return frozenset()
 
-    def is_joined(self, nic: record.Interface, link: Link) -> bool:
+    def is_joined(self, nic: record.Nic, link: Link) -> bool:
         return nic.mac == link.mac
 
     async def carry(self, found: Interface, network: str = "") -> None:
@@ -71,13 +71,13 @@ class Nics:
             f"type veth peer name {peer} index {link.index}"
         )
         self._place.ip(f"link set {peer} addrgenmode none mtu 65535 up")
-        nic = record.Interface(link.name, peer, link.mac, link.mtu, [], index=link.index)
+        nic = record.Nic(link.name, peer, link.mac, link.mtu, [], index=link.index)
         self._nics[link.index] = nic
 
-    async def follow(self, nic: record.Interface, found: Interface) -> None:
+    async def follow(self, nic: record.Nic, found: Interface) -> None:
         nic.name = found.link.name
 
-    async def remove(self, nic: record.Interface) -> None:
+    async def remove(self, nic: record.Nic) -> None:
         self._place.ip(f"link delete {nic.device}")
         del self._nics[nic.index]
 

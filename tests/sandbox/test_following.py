@@ -85,10 +85,10 @@ class Interfaces:
     """NICs that are there at once, or not at all."""
 
     def __init__(self) -> None:
-        self.nics: dict[int, record.Interface] = {}
+        self.nics: dict[int, record.Nic] = {}
         self.has_room = True
 
-    def followers(self) -> dict[int, record.Interface]:
+    def followers(self) -> dict[int, record.Nic]:
         return dict(self.nics)
 
     def joined_by_request(self) -> set[int]:
@@ -97,20 +97,20 @@ class Interfaces:
     def seen_by_hooks(self) -> frozenset[str]:
         return frozenset()
 
-    def is_joined(self, nic: record.Interface, link: Link) -> bool:
+    def is_joined(self, nic: record.Nic, link: Link) -> bool:
         return nic.mac == link.mac
 
     async def carry(self, found: Interface, network: str = "") -> None:
         if not self.has_room:
             raise HypervisorError("all slots for NICs are taken")
         link = found.link
-        nic = record.Interface(link.name, link.name, link.mac, link.mtu, [], index=link.index)
+        nic = record.Nic(link.name, link.name, link.mac, link.mtu, [], index=link.index)
         self.nics[link.index] = nic
 
-    async def follow(self, nic: record.Interface, found: Interface) -> None:
+    async def follow(self, nic: record.Nic, found: Interface) -> None:
         nic.name = found.link.name
 
-    async def remove(self, nic: record.Interface) -> None:
+    async def remove(self, nic: record.Nic) -> None:
         del self.nics[nic.index]
 
 

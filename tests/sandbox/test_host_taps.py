@@ -363,4 +363,4 @@ sys.stdin.read()
 def test_open_vswitch_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(NetworkError, match=r"ovs-vsctl can't be run: .*; install openvswitch"):
-        host_tap.check("twx", "", OVS_BRIDGE)
+        host_tap.is_connected("twx", "", OVS_BRIDGE)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tapwright.endpoint import kinds
-from tapwright.endpoint.beside import name_of
+from tapwright.endpoint.companion import name_of
 from tapwright.errors import NetworkError, UsageError
 from tapwright.linux import links, netns, peers
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
-from tapwright.state.record import Interface, Record
+from tapwright.state.record import Nic, Record
 
 GUEST, TAP, INTERFACE, HOST = PLACES = ("guest", "tap", "interface", "host")
 """In the order in which a frame of the guest passes them."""
@@ -81,7 +81,7 @@ _WHY_NOT = {
 }
 
 
-def _of_nic(record: Record, nic: Interface) -> Iterator[Point]:
+def _of_nic(record: Record, nic: Nic) -> Iterator[Point]:
     def point(at: str, link: Link, description: str, path: str) -> Point:
         return Point(at, nic.name, link.name, link.mac, description, path)
 
@@ -107,7 +107,7 @@ def _of_nic(record: Record, nic: Interface) -> Iterator[Point]:
             yield point(HOST, bridge, f"bridge {bridge.name} on the host", netns.OWN)
 
 
-def _endpoints(record: Record, nic: Interface) -> Iterator[Entry]:
+def _endpoints(record: Record, nic: Nic) -> Iterator[Entry]:
     for entry in record.held:
         if entry["kind"] not in (*_BESIDE, *_IS_ONE) or not kinds.is_endpoint(entry):
             continue

@@ -20,7 +20,7 @@ from tapwright.nics.request import (
     InterfaceRequest,
     RouteRequest,
 )
-from tapwright.state.record import Interface
+from tapwright.state.record import Nic
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,14}")
 _NAME_RULE = "1 to 15 letters, digits, '_', '-', '.', the first a letter"
@@ -107,7 +107,7 @@ def written_short(listed: Listed) -> dict[str, Any]:
     return {"name": listed.name, "mac": listed.mac, "ip": listed.addresses, "mtu": listed.mtu}
 
 
-def written_interface(nic: Interface, machine_type: str) -> dict[str, Any]:
+def written_interface(nic: Nic, machine_type: str) -> dict[str, Any]:
     """A NIC of the sandbox as add-iface prints it."""
     return {
         "device": nic.device,

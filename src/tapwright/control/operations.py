@@ -15,7 +15,7 @@ from tapwright.nics.following import Following
 from tapwright.nics.interfaces import Interfaces
 from tapwright.nics.net_devices import NetDevices
 from tapwright.nics.resolvers import Resolvers
-from tapwright.state.record import Interface, Spec
+from tapwright.state.record import Nic, Spec
 
 _TURN_SECONDS, _OPERATION_SECONDS = 45.0, 60.0
 
@@ -126,7 +126,7 @@ class Operations:
         except OSError as error:
             raise NetworkError(f"the interfaces can't be moved: {error.strerror}") from None
 
-    def _written(self, nic: Interface) -> dict[str, Any]:
+    def _written(self, nic: Nic) -> dict[str, Any]:
         return kata.written_interface(nic, self._spec.machine_type)
 
     def _in_turn(self, operation: Operation) -> Operation:

@@ -29,7 +29,7 @@ from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient, failure
 from tapwright.agent.protocol import Frame, ProtocolError
 from tapwright.control.oom_reports import OomReports
-from tapwright.control.server import Request
+from tapwright.control.server import ControlRequest
 from tapwright.control.stdio import Channel
 from tapwright.errors import AgentError, SandboxStateError, TapwrightError, UsageError
 
@@ -66,13 +66,13 @@ class Processes:
     def by_name(self) -> dict[str, Any]:
         return {"create_container": self._create, "exec_container": self._execute}
 
-    async def _create(self, request: Request) -> None:
+    async def _create(self, request: ControlRequest) -> None:
         await self._converse(request, "created")
 
-    async def _execute(self, request: Request) -> None:
+    async def _execute(self, request: ControlRequest) -> None:
         await self._converse(request, "started")
 
-    async def _converse(self, request: Request, started: str) -> None:
+    async def _converse(self, request: ControlRequest, started: str) -> None:
         try:
             conversation = _Conversation(self._agent, request, started)
             async with self._known(request, conversation):
@@ -93,7 +93,9 @@ class Processes:
             _tell(request, outcome)
 
     @contextlib.asynccontextmanager
-    async def _known(self, request: Request, conversation: "_Conversation") -> AsyncIterator[None]:
+    async def _known(
+        self, request: ControlRequest, conversation: "_Conversation"
+    ) -> AsyncIterator[None]:
         """By the container, if it is that of its first process."""
         container = str(request.arguments.get("id"))
         if request.op != "create_container" or container in self._first:
@@ -135,7 +137,7 @@ class _Output:
 
 
 class _Conversation:
-    def __init__(self, agent: AgentClient, request: Request, started: str) -> None:
+    def __init__(self, agent: AgentClient, request: ControlRequest, started: str) -> None:
         """Raises UsageError when the descriptors are not those that belong to the request."""
         self._agent = agent
         self._request = request
@@ -313,7 +315,7 @@ class _Conversation:
         return True
 
 
-def _channels(request: Request) -> list[Channel]:
+def _channels(request: ControlRequest) -> list[Channel]:
     """stdin, stdout, and stderr where there is one. Raises UsageError."""
     fds = request.descriptors
     wanted = 1 if request.arguments.get("terminal") else 3
@@ -340,7 +342,7 @@ def _read_size(size: Any) -> tuple[int, int]:
     return rows, columns
 
 
-def _tell(request: Request, content: dict[str, Any]) -> None:
+def _tell(request: ControlRequest, content: dict[str, Any]) -> None:
     request.writer.write(json.dumps(content).encode() + b"\n")
 
 

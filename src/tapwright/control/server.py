@@ -46,7 +46,7 @@ _ANOTHER_VERSION = (
 )
 
 
-class Request(NamedTuple):
+class ControlRequest(NamedTuple):
     """A request, and the connection on which it goes on. Descriptors that nobody takes out of the
     list are closed."""
 
@@ -57,7 +57,7 @@ class Request(NamedTuple):
     writer: asyncio.StreamWriter
 
 
-Conversations = Mapping[str, Callable[[Request], Awaitable[None]]]
+Conversations = Mapping[str, Callable[[ControlRequest], Awaitable[None]]]
 
 
 @contextlib.asynccontextmanager
@@ -74,7 +74,7 @@ async def serving(
     connection for themselves; at the end of the block they are cancelled.
     """
 
-    async def relay(request: Request) -> None:
+    async def relay(request: ControlRequest) -> None:
         await _relay(agent, request)
 
     serve = _Server({"version": _version, **operations}, {"exec": relay, **conversations})
@@ -151,7 +151,7 @@ class _Server:
             if "fds" in arguments:
                 raise protocol.ProtocolError("descriptors come beside the request, not in it")
             if conversation := self._conversations.get(op):
-                await conversation(Request(op, arguments, descriptors, reader, writer))
+                await conversation(ControlRequest(op, arguments, descriptors, reader, writer))
             elif operation := self._operations.get(op):
                 if descriptors:
                     arguments["fds"] = descriptors
@@ -263,7 +263,7 @@ async def _streams(
     return reader, asyncio.StreamWriter(transport, flow, reader, loop)
 
 
-async def _relay(agent: AgentClient, request: Request) -> None:
+async def _relay(agent: AgentClient, request: ControlRequest) -> None:
     reader, writer = request.reader, request.writer
     over = asyncio.Event()
 

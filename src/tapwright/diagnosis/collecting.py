@@ -16,12 +16,12 @@ from tapwright.diagnosis.made import Made
 from tapwright.diagnosis.outward import Outward, count, point_of
 from tapwright.diagnosis.view import View, view
 from tapwright.diagnosis.way import Count, Edge, Filter, Picture, Point, Route, Way
-from tapwright.endpoint import beside, kinds
+from tapwright.endpoint import companion, kinds
 from tapwright.errors import TapwrightError
 from tapwright.linux.counted import Counters, Seen
 from tapwright.linux.routes import TABLE_MAIN
 from tapwright.sandbox import client
-from tapwright.state.record import RUNNING, Interface, Record
+from tapwright.state.record import RUNNING, Nic, Record
 from tapwright.state.registry import Sandbox
 
 _AT_ONCE = 16
@@ -96,7 +96,7 @@ class _Collecting:
         inside: View | None,
         host: View,
         attachments: list[Made],
-        nic: Interface,
+        nic: Nic,
     ) -> None:
         self._picture = picture
         self._inside = inside
@@ -223,8 +223,8 @@ class _Collecting:
             self._tap(device, place, label, "")
             self._outward(place).follow(device, place)
             return
-        tap = place.named(beside.name_of(int(self._entry.get("index", 0))))
-        name = beside.name_of(int(self._entry.get("index", 0)))
+        tap = place.named(companion.name_of(int(self._entry.get("index", 0))))
+        name = companion.name_of(int(self._entry.get("index", 0)))
         if tap is None:
             self._missing(way.TAP, name, label)
         else:

@@ -4,8 +4,8 @@
 `carried` says which routes and rules. `kinds` says which endpoint an interface becomes. There is
 one module for each:
 
-- by the internetworking model, for what carries Ethernet frames: `tcfilter`, `macvtap`, `unjoined`
-  (`beside` is what these have in common, `heard` the frames that the host sees, too)
+- by the internetworking model, for what carries Ethernet frames: `tcfilter`, `macvtap`, `bare_tap`
+  (`companion` is what these have in common, `heard` the frames that the host sees, too)
 - for what can be given to a VM as it is: `tap`, `macvtap`, `vhost_user`
 - `physical` is a refusal
 

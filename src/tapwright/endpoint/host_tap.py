@@ -19,7 +19,7 @@ _OVS_SECONDS = 20
 _MARK = "external_ids:tapwright"
 
 
-def check(name: str, bridge: str, ovs: str) -> bool:
+def is_connected(name: str, bridge: str, ovs: str) -> bool:
     """Whether the TAP is there or can be made, and be a port of the bridge, where one is named;
     return whether there is nothing to connect. Raises NetworkError."""
     with Netlink() as nl:

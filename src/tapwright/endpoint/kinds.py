@@ -19,7 +19,7 @@ _KINDS = {
     # The internetworking models.
     "tcfilter": ("tapwright.endpoint.tcfilter", "TcFilter"),
     "macvtap": ("tapwright.endpoint.macvtap", "Macvtap"),
-    "none": ("tapwright.endpoint.unjoined", "Unjoined"),
+    "none": ("tapwright.endpoint.bare_tap", "BareTap"),
     # What can be given to a VM as it is.
     "tap": ("tapwright.endpoint.tap", "ExistingTap"),
     "existing_macvtap": ("tapwright.endpoint.macvtap", "ExistingMacvtap"),

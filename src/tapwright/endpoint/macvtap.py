@@ -13,8 +13,8 @@ get none of their frames, such as those that ask for an IPv6 neighbour: so it ta
 import os
 from dataclasses import dataclass
 
-from tapwright.endpoint import beside, limits
-from tapwright.endpoint.beside import Beside, refuse_queues
+from tapwright.endpoint import companion, limits
+from tapwright.endpoint.companion import WithCompanion, refuse_queues
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.backends import Tap
 from tapwright.linux import links, macvtap, neighbours, tc
@@ -25,7 +25,7 @@ MACVLAN = "macvlan"
 
 
 @dataclass(frozen=True)
-class Macvtap(Beside):
+class Macvtap(WithCompanion):
     """`sibling` and `mac` for an interface that is itself a macvlan: its MAC, to be given back."""
 
     mode: str = "passthru"
@@ -79,7 +79,7 @@ class Macvtap(Beside):
         if self.sibling:
             links.set_mac(nl, made.index, self.mac)
         links.set_all_multicast(nl, made.index, True)
-        beside.set_up(nl, made.index, link)
+        companion.set_up(nl, made.index, link)
         limits.limit_egress(nl, made.index, self.tx_limit)
         limits.limit_ingress(nl, link.index, self.rx_limit, self.index)
         return Tap(macvtap.open_queues(self.name, 1))
@@ -102,7 +102,7 @@ class Macvtap(Beside):
 
 
 @dataclass(frozen=True)
-class ExistingMacvtap(Beside):
+class ExistingMacvtap(WithCompanion):
     """A macvtap that somebody made. Its mode, MAC and parent are their affair."""
 
     was_up: bool = True

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 
 from tapwright.endpoint import heard, limits
-from tapwright.endpoint.beside import Beside, Waiting, name_of, refuse_queues
+from tapwright.endpoint.companion import Waiting, WithCompanion, name_of, refuse_queues
 from tapwright.endpoint.discovery import OUR_ALIAS
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.backends import Tap
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TcFilter(Beside):
+class TcFilter(WithCompanion):
     """Both ways, frames leave a device that they did not arrive at, so both limits sit there.
 
     Which multicast groups the guest joins is not known here, so the interface takes all.

@@ -46,7 +46,7 @@ class Nics:
 
         Raises HypervisorError.
         """
-        slot = self.check_room()
+        slot = self.free_slot()
         self._plugged[slot] = backend
         try:
             async with contextlib.AsyncExitStack() as undo:
@@ -70,7 +70,7 @@ class Nics:
             raise
         return slot
 
-    def check_room(self) -> int:
+    def free_slot(self) -> int:
         """The slot that the next NIC will get. Raises HypervisorError when there is none."""
         slots = self._ports.slots
         slot = next((n for n in range(slots) if n not in self._plugged), None)

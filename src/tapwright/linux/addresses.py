@@ -10,7 +10,7 @@ from tapwright.linux import netlink
 from tapwright.linux.netlink import (
     Netlink,
     NetlinkError,
-    Request,
+    NetlinkRequest,
     attribute,
     text,
     u32,
@@ -208,7 +208,7 @@ def _list(nl: Netlink, index: int) -> list[tuple[int, Address]]:
     return [decode(body) for body in nl.dump("list addresses", RTM_GETADDR, payload)]
 
 
-def _adding(index: int, address: Address, flags: int) -> Request:
+def _adding(index: int, address: Address, flags: int) -> NetlinkRequest:
     """With the times of `valid` and `preferred` from now on."""
     body = _encode(index, address, flags)
     if address.valid is not None or address.preferred is not None:
@@ -219,7 +219,7 @@ def _adding(index: int, address: Address, flags: int) -> Request:
         )
         body += attribute(IFA_CACHEINFO, _CACHEINFO.pack(preferred, max(1, valid), 0, 0))
     create = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
-    return Request(f"add address {address}", RTM_NEWADDR, body, create)
+    return NetlinkRequest(f"add address {address}", RTM_NEWADDR, body, create)
 
 
 def _encode(index: int, address: Address, flags: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tapwright.linux.netlink import (
     Attributes,
     Netlink,
-    Request,
+    NetlinkRequest,
     attribute,
     attributes,
     family_of,
@@ -68,7 +68,7 @@ def remove(destination: str, protocol: int) -> list[Connection]:
             if (connection.original.destination, connection.protocol) == (destination, protocol):
                 found.append((connection, header + _key(entry)))
         refusals = netlink.request_many(
-            [Request("remove a connection", _DELETE, payload) for _, payload in found]
+            [NetlinkRequest("remove a connection", _DELETE, payload) for _, payload in found]
         )
     gone = []
     for (connection, _), refusal in zip(found, refusals, strict=True):

@@ -21,7 +21,7 @@ from tapwright.linux.netlink import (
     Attributes,
     Netlink,
     NetlinkError,
-    Request,
+    NetlinkRequest,
     attribute,
     attributes,
     each,
@@ -170,7 +170,7 @@ def _fill(nl: Netlink, wanted: Set) -> None:
 
 def _request(nl: Netlink, told: str, command: int, payload: bytes, flags: int = 0) -> None:
     message = nfnetlink.header(socket.AF_INET) + payload
-    (refused,) = nl.request_many([Request(told, _kind(command), message, flags)])
+    (refused,) = nl.request_many([NetlinkRequest(told, _kind(command), message, flags)])
     if refused is None:
         return
     known = _REASONS.get(refused.errno or 0)

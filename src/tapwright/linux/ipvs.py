@@ -14,7 +14,7 @@ from tapwright.linux.netlink import (
     Attributes,
     Netlink,
     NetlinkError,
-    Request,
+    NetlinkRequest,
     attribute,
     attributes,
     family_of,
@@ -201,7 +201,7 @@ class Ipvs:
     def _payload(self, command: int, content: bytes = b"") -> bytes:
         return _GENERIC_HEADER.pack(command, 1, 0) + content
 
-    def _encoded(self, change: Change) -> Request:
+    def _encoded(self, change: Change) -> NetlinkRequest:
         of_server = change.server is not None
         command = _COMMANDS[change.verb, of_server]
         if change.server is not None:
@@ -211,7 +211,9 @@ class Ipvs:
         else:
             content = _encoded_service(change.service)
         what = "server" if of_server else "service"
-        return Request(f"{change.verb} a {what}", self._family, self._payload(command, content))
+        return NetlinkRequest(
+            f"{change.verb} a {what}", self._family, self._payload(command, content)
+        )
 
     def _key(self, service: Service) -> bytes:
         """The service as others are told which one is meant; of each it is made once."""

@@ -62,7 +62,7 @@ class NetlinkError(OSError):
         self.explanation = explanation
 
 
-class Request(NamedTuple):
+class NetlinkRequest(NamedTuple):
     """One change that is asked of the kernel; `operation` names it for the reader of an error."""
 
     operation: str
@@ -114,11 +114,11 @@ class Netlink:
 
         Raises NetlinkError when it is refused; `operation` names it for the reader of the error.
         """
-        (refused,) = self.request_many([Request(operation, kind, payload, flags)])
+        (refused,) = self.request_many([NetlinkRequest(operation, kind, payload, flags)])
         if refused:
             raise refused
 
-    def request_many(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
+    def request_many(self, requests: Sequence[NetlinkRequest]) -> list[NetlinkError | None]:
         """Have the kernel do all requests in their order, each whatever became of those before;
         return for each None, or why it was refused. Many go in one message, so that it is quick."""
         found: list[NetlinkError | None] = []
@@ -221,7 +221,7 @@ class Netlink:
         self._sequence += 1
         return encode(kind, payload, flags | NLM_F_REQUEST, self._sequence)
 
-    def _batch(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
+    def _batch(self, requests: Sequence[NetlinkRequest]) -> list[NetlinkError | None]:
         """The kernel answers what it refuses, and the last one (netlink_rcv_skb in
         net/netlink/af_netlink.c)."""
         first, last = self._sequence + 1, len(requests) - 1

@@ -10,7 +10,7 @@ from tapwright.linux import netlink
 from tapwright.linux.netlink import (
     Netlink,
     NetlinkError,
-    Request,
+    NetlinkRequest,
     attribute,
     nested,
     pack_address,
@@ -137,7 +137,10 @@ def add_many(nl: Netlink, some: Iterable[Route], append: bool = False) -> list[N
     """The same with many, as far as they can be added; for each None, or why it was refused."""
     flags = netlink.NLM_F_CREATE | (netlink.NLM_F_APPEND if append else netlink.NLM_F_EXCL)
     return nl.request_many(
-        [Request(f"add route {route}", RTM_NEWROUTE, encoded(route), flags) for route in some]
+        [
+            NetlinkRequest(f"add route {route}", RTM_NEWROUTE, encoded(route), flags)
+            for route in some
+        ]
     )
 
 
@@ -151,7 +154,7 @@ def remove(nl: Netlink, route: Route) -> None:
 def remove_many(nl: Netlink, some: Iterable[Route]) -> list[NetlinkError | None]:
     """The same with many; for each None, or why it was refused."""
     refusals = nl.request_many(
-        [Request(f"remove route {route}", RTM_DELROUTE, encoded(route)) for route in some]
+        [NetlinkRequest(f"remove route {route}", RTM_DELROUTE, encoded(route)) for route in some]
     )
     return [None if error and error.errno == errno.ESRCH else error for error in refusals]
 

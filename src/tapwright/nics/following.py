@@ -29,11 +29,9 @@ from tapwright.nics.guest_settings import GuestSettings
 from tapwright.nics.guest_table import GuestTable
 from tapwright.nics.interfaces import Followers, Interfaces
 from tapwright.nics.rulesets import Rulesets
-from tapwright.state import record
+from tapwright.state.record import Nic
 
 _log = logging.getLogger(__name__)
-
-Nic = record.Interface
 
 
 class Look(NamedTuple):

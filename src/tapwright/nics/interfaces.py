@@ -18,7 +18,7 @@ from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
 from tapwright.agent.requests import Request
 from tapwright.endpoint import discovery, host_tap, kinds, vhost_user
-from tapwright.endpoint.beside import Waiting
+from tapwright.endpoint.companion import Waiting
 from tapwright.endpoint.kinds import Endpoint
 from tapwright.endpoint.limits import Limits
 from tapwright.endpoint.tcfilter import TcFilter
@@ -36,7 +36,7 @@ from tapwright.linux.links import Link
 from tapwright.nics.request import Address, InterfaceRequest
 from tapwright.state import ownership, teardown
 from tapwright.state.entries import HostTap, Port
-from tapwright.state.record import Interface, Journal, TapRequest
+from tapwright.state.record import Journal, Nic, TapRequest
 
 _TAP_TYPES = ("tap", "tun", "tuntap")
 _SEEN_BY_HOOKS = ("macvtap", "existing_macvtap", "tap")
@@ -65,7 +65,7 @@ class Listed:
     mac: str
     mtu: int
     addresses: list[str]
-    nic: Interface | None
+    nic: Nic | None
 
 
 class Followers(NamedTuple):
@@ -108,7 +108,7 @@ class Interfaces:
         the guest is not told. Raises NetworkError, HypervisorError."""
         link = found.link
         self._check_unique(link.name, link.mac)
-        interface = Interface(
+        interface = Nic(
             name=link.name,
             device=link.name,
             mac=link.mac,
@@ -120,11 +120,11 @@ class Interfaces:
         )
         await self._join(interface, self._endpoint(link, self._record.netns))
 
-    def followers(self) -> dict[int, Interface]:
+    def followers(self) -> dict[int, Nic]:
         """The NICs that follow interfaces of the namespace, by the index of those."""
         return {nic.index: nic for nic in self._record.interfaces if nic.index}
 
-    async def follow(self, nic: Interface, found: discovery.Interface) -> None:
+    async def follow(self, nic: Nic, found: discovery.Interface) -> None:
         """Have carrier, endpoint and record of a NIC follow its interface.
 
         Raises HypervisorError, OSError.
@@ -140,7 +140,7 @@ class Interfaces:
         nic.addresses = [str(address) for address in found.addresses]
         self._journal.save_if_possible()
 
-    def is_joined(self, nic: Interface, link: Link) -> bool:
+    def is_joined(self, nic: Nic, link: Link) -> bool:
         """Whether the endpoint of a NIC is as it was made, with the interface as it is now.
         Raises OSError."""
         return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in self._held_for(nic))
@@ -165,7 +165,7 @@ class Interfaces:
             if any(entry["kind"] in _SEEN_BY_HOOKS for entry in entries)
         )
 
-    async def add(self, request: InterfaceRequest) -> Interface:
+    async def add(self, request: InterfaceRequest) -> Nic:
         """Plug a NIC in and configure it.
 
         After a failure nothing has changed. Raises NetworkError, HypervisorError, AgentError.
@@ -181,13 +181,13 @@ class Interfaces:
             raise
         return interface
 
-    async def plug(self, request: InterfaceRequest, network: str = "") -> tuple[Interface, Request]:
+    async def plug(self, request: InterfaceRequest, network: str = "") -> tuple[Nic, Request]:
         """Plug a NIC in; return it, and the agent's request that configures it.
 
         Raises NetworkError, HypervisorError.
         """
         self._check_unique(request.name, request.mac)
-        interface = Interface(
+        interface = Nic(
             name=request.name,
             device=request.device,
             mac=request.mac,
@@ -209,9 +209,9 @@ class Interfaces:
         mark = f"tapwright-{self._record.id}-{self._record.created * 1e3:.0f}"
         port = {"bridge": tap.bridge, "ovs": tap.ovs}
         # In a thread what may ask Open vSwitch, which may take its time.
-        connected = await asyncio.to_thread(host_tap.check, tap.device, **port)
+        connected = await asyncio.to_thread(host_tap.is_connected, tap.device, **port)
         mtu = tap.mtu or host_tap.mtu(tap.device, tap.bridge or tap.ovs)
-        interface = Interface(tap.name, tap.device, tap.mac, mtu, list(tap.addresses))
+        interface = Nic(tap.name, tap.device, tap.mac, mtu, list(tap.addresses))
         with contextlib.ExitStack() as undo:
             if not host_tap.exists(tap.device):
                 entry = self._journal.enter(HostTap(tap.device, mark, tap.name))
@@ -228,7 +228,7 @@ class Interfaces:
         addresses = tuple(map(ipaddress.ip_interface, tap.addresses))
         return _configuration(InterfaceRequest(tap.device, tap.name, tap.mac, addresses, mtu))
 
-    def named(self, name: str) -> Interface:
+    def named(self, name: str) -> Nic:
         """Raises NetworkError."""
         interface = next((nic for nic in self._record.interfaces if nic.name == name), None)
         if interface is None:
@@ -236,7 +236,7 @@ class Interfaces:
             raise NetworkError(f"name: there is no interface {name!r}; there are: {names}")
         return interface
 
-    async def remove(self, interface: Interface) -> None:
+    async def remove(self, interface: Nic) -> None:
         """Take a NIC out; what it was joined with is as before.
 
         Raises HypervisorError: the NIC is still there.
@@ -246,7 +246,7 @@ class Interfaces:
         except HypervisorError as error:
             raise HypervisorError(f"{interface.name} could not be removed: {error}") from None
 
-    async def set_addresses(self, nic: Interface, addresses: Sequence[Address]) -> None:
+    async def set_addresses(self, nic: Nic, addresses: Sequence[Address]) -> None:
         """Make these a NIC's addresses, where there are any. After a failure it has those that it
         had. Raises AgentError."""
         if addresses:
@@ -289,7 +289,7 @@ class Interfaces:
         nic = next((nic for nic in self._record.interfaces if nic.mac.lower() == mac.lower()), None)
         return Listed(str(entry["name"]), mac, int(entry["mtu"]), addresses, nic)
 
-    async def _attach(self, interface: Interface, request: InterfaceRequest) -> None:
+    async def _attach(self, interface: Nic, request: InterfaceRequest) -> None:
         """Find out what the device is, take it, and plug the NIC."""
         if path := request.vhost_user_socket:
             await self._join(interface, vhost_user.of(request.device, path))
@@ -335,10 +335,10 @@ class Interfaces:
             raise NetworkError(f"device: there is no {device} in {where}")
         return found
 
-    async def _join(self, interface: Interface, endpoint: Endpoint) -> None:
+    async def _join(self, interface: Nic, endpoint: Endpoint) -> None:
         """Enter the endpoint in the journal, make it, and plug the NIC."""
         self._check_possible(endpoint)
-        self._nics.check_room()
+        self._nics.free_slot()
         endpoint.check()
         entry = await self._claim(interface, endpoint)
         with self._given_back_on_failure(entry):
@@ -364,7 +364,7 @@ class Interfaces:
                 "in the switch"
             )
 
-    async def _claim(self, interface: Interface, endpoint: Endpoint) -> Entry:
+    async def _claim(self, interface: Nic, endpoint: Endpoint) -> Entry:
         """Enter in the journal that the device is this sandbox's. Raises NetworkError."""
         kind, fields = kinds.entry_of(endpoint)
         entry = {"nic": interface.name, "follows": interface.index, **fields}
@@ -375,7 +375,7 @@ class Interfaces:
                 f"device: {interface.device} can't be entered in the journal: {error}"
             ) from None
 
-    async def _plug(self, interface: Interface, backend: Backend) -> None:
+    async def _plug(self, interface: Nic, backend: Backend) -> None:
         try:
             interface.slot = await self._nics.plug(backend, interface.mac)
         finally:
@@ -388,7 +388,7 @@ class Interfaces:
             await self._nics.unplug(interface.slot)
             raise NetworkError(f"the NIC can't be written down: {error}") from None
 
-    def _adopt(self, interface: Interface, endpoint: TcFilter, nic: WaitingNic) -> None:
+    def _adopt(self, interface: Nic, endpoint: TcFilter, nic: WaitingNic) -> None:
         """Make the NIC that is there the interface's. Raises HypervisorError."""
         try:
             endpoint.adopt(nic.tap)
@@ -407,7 +407,7 @@ class Interfaces:
             if nic.mac.lower() == mac.lower():
                 raise NetworkError(f"hwAddr: {mac!r} is that of the sandbox's {nic.name}")
 
-    def _held_for(self, nic: Interface) -> list[Entry]:
+    def _held_for(self, nic: Nic) -> list[Entry]:
         """The entries of the journal that are a NIC's."""
         return [
             entry
@@ -440,7 +440,7 @@ class Interfaces:
         for interface in [nic for nic in self._record.interfaces if nic.slot == slot]:
             self._give_back_all_of(interface)
 
-    def _give_back_all_of(self, interface: Interface) -> None:
+    def _give_back_all_of(self, interface: Nic) -> None:
         self._record.interfaces.remove(interface)
         for entry in reversed(self._held_for(interface)):
             self._give_back(entry)
@@ -453,7 +453,7 @@ def _configuration(nic: InterfaceRequest) -> Request:
     return requests.set_interface(nic.mac, nic.name, addresses, mtu=nic.mtu, queues=nic.queues)
 
 
-def _with_addresses(nic: Interface, addresses: Sequence[Address]) -> Request:
+def _with_addresses(nic: Nic, addresses: Sequence[Address]) -> Request:
     return requests.batch(requests.set_interface(nic.mac, nic.name, _for_agent(addresses)))
 
 

@@ -362,7 +362,7 @@ class _Making:
 
     def _run_hooks(self) -> None:
         wanted = self._bundle.config.get("hooks", {})
-        told = state.told(self._container, state.CREATING)
+        told = state.oci_state(self._container, state.CREATING)
         self._hooks_begun = True
         for kind in _EARLY_HOOKS:
             # Those of the container's namespaces have here its network's alone.

@@ -233,7 +233,7 @@ def run_hooks(kind: str, container: Container, status: str, log: Log) -> None:
     if kind in container.hooks:
         from tapwright.oci import hooks
 
-        hooks.run_late(kind, container.hooks[kind], state.told(container, status), log)
+        hooks.run_late(kind, container.hooks[kind], state.oci_state(container, status), log)
 
 
 def _load_or_guess(root: str, container_id: str) -> Container:

@@ -27,7 +27,7 @@ _MOUNT_OPTIONS = """
 def described(root: str, container: Container) -> "Json":
     """A container as `state` prints it (runtime.md, "State"), with runc's further fields."""
     status = state.status(root, container)
-    found = state.told(container, status)
+    found = state.oci_state(container, status)
     return {
         **found,
         "pid": found.get("pid", 0),

@@ -220,7 +220,7 @@ def status(root: str, container: Container) -> str:
     return RUNNING if container.started else CREATED
 
 
-def told(container: Container, status: str) -> "dict[str, Any]":
+def oci_state(container: Container, status: str) -> "dict[str, Any]":
     """The state as hooks get it (runtime.md, "State"); `pid` only where there is a process."""
     found: dict[str, Any] = {
         "ociVersion": container.oci_version,

@@ -243,7 +243,7 @@ def _check_taps(taps: "Sequence[TapWish]") -> None:
     for tap in taps:
         if devices.count(tap.device) > 1:
             raise UsageError(f"--tap {tap.device}: two NICs can't have the same TAP")
-        host_tap.check(tap.device, tap.bridge, tap.ovs)
+        host_tap.is_connected(tap.device, tap.bridge, tap.ovs)
 
 
 def _networks(config: Config, wish: Wish, ifnames: Sequence[str]) -> list[NetworkRequest]:

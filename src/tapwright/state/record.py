@@ -146,7 +146,7 @@ class Spec:
 
 
 @dataclass
-class Interface:
+class Nic:
     """A NIC of the guest; addresses as ADDRESS/PREFIX. `device` is the host's interface that it
     is joined with; `network` the CNI network that made that one, empty for another's. `index` is
     that of the namespace's interface which it follows, 0 when it was plugged by request."""
@@ -187,7 +187,7 @@ class Record:
     status: str = CREATING
     accelerator: str = ""
     accelerator_reason: str = ""
-    interfaces: list[Interface] = field(default_factory=list)
+    interfaces: list[Nic] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     failure: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -203,7 +203,7 @@ _INNER: dict[tuple[type, str], Any] = {
     (Spec, "networks"): [NetworkRequest],
     (Spec, "taps"): [TapRequest],
     (Record, "spec"): Spec,
-    (Record, "interfaces"): [Interface],
+    (Record, "interfaces"): [Nic],
     (Record, "phases"): [Phase],
 }
 

@@ -146,7 +146,7 @@ async def _prepared_in_time(spec: Spec, directory: Path) -> "Prepared | None":
 async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
     """None where there is no template."""
     from tapwright.agent.client import AgentClient
-    from tapwright.endpoint.beside import Waiting
+    from tapwright.endpoint.companion import Waiting
     from tapwright.errors import AgentError
     from tapwright.hypervisor import accelerator, restoring, template, warming
     from tapwright.hypervisor.template_store import Store

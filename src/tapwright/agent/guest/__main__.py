@@ -27,7 +27,13 @@ from tapwright.agent.guest import (
 )
 from tapwright.agent.guest.commands import Command
 from tapwright.agent.guest.events import Children, Watcher
-from tapwright.agent.guest.refusal import NotThereYetError, RefusedError, told, told_of_start
+from tapwright.agent.guest.refusal import (
+    NotThereYetError,
+    RefusedError,
+    error_reply,
+    start_error_reply,
+)
+from tapwright.agent.guest.requests import Request
 from tapwright.agent.guest.streams import Answer, Process
 from tapwright.linux.links import RTMGRP_LINK
 from tapwright.linux.netlink import Netlink
@@ -42,7 +48,6 @@ _READ_BYTES = 64 * 1024
 _DEVICE_TIMEOUT = 10.0
 _NETLINK_KOBJECT_UEVENT, _OF_THE_KERNEL = 15, 1  # include/uapi/linux/netlink.h
 
-Request = dict[str, Any]
 Operation = Callable[[Netlink, Request], dict[str, Any]]
 FAILURES = (Exception,)
 """A mistake of ours ends a request, and not the agent, with which all containers would end."""
@@ -238,7 +243,7 @@ class Agent:
         except NotThereYetError as error:
             self._waiting[stream] = operation, request, deadline, str(error)
         except FAILURES as error:
-            self._message(protocol.ERROR, stream, told(error))
+            self._message(protocol.ERROR, stream, error_reply(error))
 
     def _links_changed(self) -> None:
         try:
@@ -275,7 +280,7 @@ class Agent:
                 request, self._watch, self._children, self._answer(stream)
             )
         except FAILURES as error:
-            self._message(protocol.ERROR, stream, told_of_start(error))
+            self._message(protocol.ERROR, stream, start_error_reply(error))
 
     def _resolve(self, stream: int, request: Request) -> None:
         # Few guests have use for it.
@@ -284,7 +289,7 @@ class Agent:
         try:
             self._processes[stream] = Resolver(request, self._watch, self._answer(stream))
         except FAILURES as error:
-            self._message(protocol.ERROR, stream, told(error))
+            self._message(protocol.ERROR, stream, error_reply(error))
 
     def _ask_containers(self, stream: int, op: str, request: Request) -> None:
         """Have done what is answered when it is done; a process lives as long as its stream."""
@@ -296,7 +301,7 @@ class Agent:
                 self._containers = Containers(self._watch, self._children)
             process = self._containers.operations[op](request, self._answer(stream))
         except FAILURES as error:
-            self._message(protocol.ERROR, stream, told(error))
+            self._message(protocol.ERROR, stream, error_reply(error))
         else:
             if process:
                 self._processes[stream] = process
@@ -309,7 +314,7 @@ class Agent:
                 self._files = SharedFiles(self._children)
             self._files.operations[op](request, self._answer(stream))
         except FAILURES as error:
-            self._message(protocol.ERROR, stream, told(error))
+            self._message(protocol.ERROR, stream, error_reply(error))
 
     def _ask_forwarding(self, stream: int, op: str, request: Request) -> None:
         try:
@@ -319,7 +324,7 @@ class Agent:
                 self._forwarding = Forwarding(self._watch)
             self._processes[stream] = self._forwarding.operations[op](request, self._answer(stream))
         except FAILURES as error:
-            self._message(protocol.ERROR, stream, told(error))
+            self._message(protocol.ERROR, stream, error_reply(error))
 
     def _answer(self, stream: int) -> Answer:
         """The way back to who opened a stream, as long as its session lasts."""

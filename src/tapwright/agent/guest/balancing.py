@@ -24,7 +24,7 @@ _LOCK = "/run/tapwright/ipvs.lock"
 _TABLE, _HEAD_LINES = "/proc/net/ip_vs", 3
 _MODPROBE, _MODULE = "/proc/sys/kernel/modprobe", "ip_vs"
 
-Request = dict[str, Any]
+IpvsRequest = dict[str, Any]
 Answer = dict[str, Any]
 
 
@@ -32,7 +32,7 @@ class RefusedError(Exception):
     """The reason why nothing was done."""
 
 
-def change(request: Request) -> Iterator[Any]:
+def change(request: IpvsRequest) -> Iterator[Any]:
     """Make `changes`, [verb, service, server or null] each, in their order; with `into_empty` only
     into a table that is, and all of them or none. The table never has more than `most` rules."""
     changes = [
@@ -52,24 +52,24 @@ def change(request: Request) -> Iterator[Any]:
     yield {"done": len(changes)}
 
 
-def clear(request: Request) -> Iterator[Any]:
+def clear(request: IpvsRequest) -> Iterator[Any]:
     with _locked(), _opened() as table:
         table.clear()
     yield {}
 
 
-def set_timeouts(request: Request) -> Iterator[Any]:
+def set_timeouts(request: IpvsRequest) -> Iterator[Any]:
     with _locked(), _opened() as table:
         table.set_timeouts(request["seconds"])
     yield {}
 
 
-def list_timeouts(request: Request) -> Iterator[Any]:
+def list_timeouts(request: IpvsRequest) -> Iterator[Any]:
     with _opened() as table:
         yield {"seconds": table.timeouts()}
 
 
-def list_table(request: Request) -> Iterator[Any]:
+def list_table(request: IpvsRequest) -> Iterator[Any]:
     """A line [service, servers] for each, or for the one `service` that is asked for; with their
     counters where these are wanted, `counted`."""
     counted = bool(request["counted"])
@@ -88,7 +88,7 @@ def list_table(request: Request) -> Iterator[Any]:
         yield {"version": table.version(), "count": len(services)}
 
 
-def forget(request: Request) -> Iterator[Any]:
+def forget(request: IpvsRequest) -> Iterator[Any]:
     """Remove connections to a `destination` by a `protocol`; a line for each."""
     try:
         gone = conntrack.remove(str(request["destination"]), int(request["protocol"]))

@@ -14,7 +14,7 @@ from tapwright.agent.guest.console import Console
 from tapwright.agent.guest.crun import Crun, Done, Stdio
 from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.leftovers import LAUNCHES
-from tapwright.agent.guest.refusal import FAILED, RefusedError, told
+from tapwright.agent.guest.refusal import FAILED, RefusedError, error_reply
 from tapwright.agent.guest.streams import Answer, Process
 
 # Names of files: an id may be longer than the name of a socket (unix(7)).
@@ -117,7 +117,7 @@ class ContainerProcess(Process):
             done(reason)
             if reason:
                 self._drop()
-                self.fail(told(RefusedError(reason, FAILED)))
+                self.fail(error_reply(RefusedError(reason, FAILED)))
                 return
             # Its output comes after this: what crun itself says is in its log too.
             self._answer.send(protocol.STARTED, b'{"pid": %d}' % self.pid)

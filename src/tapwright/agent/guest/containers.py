@@ -20,7 +20,15 @@ from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.leftovers import DIRECTORY
 from tapwright.agent.guest.memory import Memory
 from tapwright.agent.guest.oom_kills import OomKills
-from tapwright.agent.guest.refusal import EXISTS, FAILED, NOT_FOUND, STATE, RefusedError, told
+from tapwright.agent.guest.refusal import (
+    EXISTS,
+    FAILED,
+    NOT_FOUND,
+    STATE,
+    RefusedError,
+    error_reply,
+)
+from tapwright.agent.guest.requests import Request
 from tapwright.agent.guest.streams import Answer, Process
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
@@ -29,8 +37,6 @@ CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", 
 _ID = re.compile(r"(?!\.{1,2}$)[\w+.-]{1,128}", re.ASCII)
 # What systemd sets on a host: a container may want as many open files as it had there.
 _MOST_FILES = "1073741816"
-
-Request = dict[str, Any]
 
 
 class Container:
@@ -239,7 +245,7 @@ class Containers:
                 self._forget(container)
             for each in waiting:
                 if reason:
-                    each.fail(told(RefusedError(reason, FAILED)))
+                    each.fail(error_reply(RefusedError(reason, FAILED)))
                 else:
                     each.finish({})
 
@@ -287,7 +293,7 @@ class Containers:
 
         def done(reason: str) -> None:
             if reason:
-                answer.fail(told(RefusedError(reason, FAILED)))
+                answer.fail(error_reply(RefusedError(reason, FAILED)))
             else:
                 succeeded()
             over()

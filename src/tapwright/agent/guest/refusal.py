@@ -23,7 +23,7 @@ class NotThereYetError(Exception):
     to be done again when something has been found."""
 
 
-def told(error: Exception) -> dict[str, Any]:
+def error_reply(error: Exception) -> dict[str, Any]:
     """The content of the ERROR that a failed request is answered with."""
     if isinstance(error, RefusedError):
         return {"message": str(error), "code": error.code}
@@ -38,10 +38,10 @@ def told(error: Exception) -> dict[str, Any]:
     return {"message": f"unexpected {type(error).__name__}: {error}"}
 
 
-def told_of_start(error: Exception) -> dict[str, Any]:
+def start_error_reply(error: Exception) -> dict[str, Any]:
     """The same for a command that can't be started: with the number of the system's error."""
     if not isinstance(error, OSError):
-        return {**told(error), "errno": None}
+        return {**error_reply(error), "errno": None}
     return {
         "message": os.strerror(error.errno) if error.errno else str(error),
         "errno": error.errno,

@@ -5,6 +5,8 @@ from typing import Any
 
 from tapwright import shapes
 
+Request = dict[str, Any]
+
 _CONTAINER = {"id": str}
 _NEEDED: dict[str, dict[str, Any]] = {
     "batch": {"requests": list[dict[str, object]]},

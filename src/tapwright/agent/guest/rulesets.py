@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tapwright.agent.guest.requests import Request
 from tapwright.linux import ipset, nfnetlink, packet_rules, xtables
 from tapwright.linux.netlink import Netlink, NetlinkError
 
@@ -23,7 +24,6 @@ _ATTEMPTS = 5
 _ADDED = 1 << 24  # the number of the first change that is not the host's
 _MODPROBE = "/proc/sys/kernel/modprobe"
 
-Request = dict[str, Any]
 Refusals = list[dict[str, Any]]
 Before = dict[tuple[int, str], int]
 

@@ -18,11 +18,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import Any
 
 from tapwright.agent import protocol
 from tapwright.agent.guest import files
 from tapwright.agent.guest.events import Children
+from tapwright.agent.guest.requests import Request
 from tapwright.agent.guest.streams import Answer
 from tapwright.linux import libc
 
@@ -33,7 +33,6 @@ _PIECE_BYTES = 256 * 1024
 _DROP_CACHES, _FILES_AND_DIRECTORIES = "/proc/sys/vm/drop_caches", "2"
 _OMIT = (1 << 30) - 2  # UTIME_OMIT
 
-Request = dict[str, Any]
 Operation = Callable[[Request, Answer], None]
 
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from tapwright.endpoint import limits
-from tapwright.endpoint.beside import Beside, refuse_queues
+from tapwright.endpoint.companion import WithCompanion, refuse_queues
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.backends import Tap
 from tapwright.linux.links import Link
@@ -15,7 +15,7 @@ from tapwright.linux.netlink import NetlinkError
 
 
 @dataclass(frozen=True)
-class Unjoined(Beside):
+class BareTap(WithCompanion):
     """Its limits are the TAP's."""
 
     def check(self) -> None:

@@ -30,7 +30,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Beside:
+class WithCompanion:
     """An interface in the namespace at `netns`; limits in bits a second."""
 
     netns: str
