@@ -34,7 +34,7 @@ ORDER = (
     ),
     "linux",
 )
-EVERYBODYS = ("command", "config", "errors", "shapes")
+EVERYBODYS = ("command", "config", "errors", "progress", "shapes")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 BENCH = Path(__file__).parents[1] / "bench"
 

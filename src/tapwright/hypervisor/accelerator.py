@@ -10,14 +10,13 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from tapwright.errors import AgentError, ConfigError, HypervisorError
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.process import qemu_may_open_kvm
-
-Progress = Callable[[str], None]
+from tapwright.linux import files
+from tapwright.progress import Progress
 
 CHOICES = ("auto", "kvm", "tcg")
 _VERDICT = Path("/run/tapwright/accelerator.json")  # /run is empty after each boot of the host
@@ -71,10 +70,8 @@ async def _probed(machine: Machine, progress: Progress) -> tuple[str, str]:
     conditions = _conditions(machine)
     accelerator, reason = await _probe(machine, progress)
     verdict = {"accelerator": accelerator, "reason": reason, "conditions": conditions}
-    temporary = _VERDICT.with_suffix(".new")
     with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps(verdict))
-        temporary.rename(_VERDICT)
+        files.replace(_VERDICT, json.dumps(verdict), synced=False, mode=0o666)
     return accelerator, reason
 
 

@@ -3,14 +3,13 @@
 Apart from `process`, for who deletes a sandbox starts no QEMU, and has no use for what that takes.
 """
 
-import contextlib
 import os
 import re
-import select
-import signal
 from collections.abc import Collection
+from functools import partial
 
 from tapwright.hypervisor import users
+from tapwright.linux import ending
 
 _ORPHAN_SECONDS = 2.0
 _PARENT_AND_USER = re.compile(rb"^PPid:\t(\d+)$.*?^Uid:\t(\d+)", re.MULTILINE | re.DOTALL)
@@ -26,15 +25,7 @@ def end(supervisor: int) -> None:
     uids = users.all_of(supervisor)
     processes = map(int, filter(str.isdecimal, os.listdir("/proc")))
     for pid in [pid for pid in processes if _is_orphan(pid, uids, supervisor)]:
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                # Now that the number can't become another's.
-                if _is_orphan(pid, uids, supervisor):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    select.select([pidfd], [], [], _ORPHAN_SECONDS)
-            finally:
-                os.close(pidfd)
+        ending.end(pid, _ORPHAN_SECONDS, partial(_is_orphan, pid, uids, supervisor))
 
 
 def _is_orphan(pid: int, uids: Collection[int], parent_not: int) -> bool:

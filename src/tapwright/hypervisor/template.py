@@ -34,8 +34,8 @@ from tapwright.hypervisor.template_store import (
     key_of,
 )
 from tapwright.linux import memfd
+from tapwright.progress import Progress
 
-Progress = Callable[[str], None]
 Elsewhere = Callable[[int], Awaitable[None]]
 """Has another process make a template, gives it the lock (a descriptor, which stays the caller's),
 and returns when it is made. Raises HypervisorError, AgentError, OSError."""

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from tapwright.image import archive, kernel, packages
 from tapwright.image.archive import Entry, Tree
 from tapwright.image.packages import Index, Package
 from tapwright.image.sources import OWN, own_sources
-
-Progress = Callable[[str], None]
+from tapwright.progress import Progress
 
 # Modules that every guest needs; what they depend on is found.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtio_rng")

@@ -16,7 +16,7 @@ from tapwright.image import sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tapwright.image.build import Progress
+    from tapwright.progress import Progress
 
 DIRECTORY = Path("/var/lib/tapwright/images")
 FILES = ("vmlinux", "initrd", "disk")

@@ -16,10 +16,11 @@ from tapwright.errors import (
     SandboxStateError,
     TapwrightError,
 )
+from tapwright.progress import Progress
 from tapwright.sandbox import lifecycle
 from tapwright.sandbox.launching import Launch, Waiting, spares_are_there
 from tapwright.sandbox.planning import Wish, parse_published, plan
-from tapwright.state import registry
+from tapwright.state import ids, registry
 from tapwright.state.record import Record
 
 if TYPE_CHECKING:  # whoever only starts sandboxes has no use for these
@@ -30,7 +31,6 @@ if TYPE_CHECKING:  # whoever only starts sandboxes has no use for these
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Progress = Callable[[str], None]
 
 
 def _silent(said: object) -> None:
@@ -134,7 +134,7 @@ class Sandbox:
                     launch = Launch()
                 if launch:
                     stack.enter_context(launch)
-                lifecycle.check_id(made.id)
+                ids.check(made.id)
                 wish = Wish(
                     networks=[_network(text) for text in networks],
                     published=[parse_published(text) for text in publish],

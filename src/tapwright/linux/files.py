@@ -15,15 +15,18 @@ _REMEDIES = {
 }
 
 
-def replace(path: "Path", text: str, synced: bool = True, kept: bool = False) -> None:
-    """Write a file, of root's alone. Who calls sees to it that nobody else does at that time. One
-    that is not `synced` may be empty after a loss of power; one that is not `kept` may be as it was
-    before. Raises OSError; the file is as it was then, unless its directory could not be synced."""
+def replace(
+    path: "Path", text: str, synced: bool = True, kept: bool = False, mode: int = 0o600
+) -> None:
+    """Write a file, of root's alone unless its `mode` says else. The caller sees to it that nobody
+    else does at that time. One that is not `synced` may be empty after a loss of power; one that is
+    not `kept` may be as it was before. Raises OSError; the file is as it was then, unless its
+    directory could not be synced."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600)
+        fd = os.open(temporary, flags, mode)
         with open(fd, "w") as file:
             file.write(text)
             if synced:

@@ -12,6 +12,7 @@ from tapwright.errors import (
     SandboxStateError,
     TapwrightError,
 )
+from tapwright.linux import ending
 from tapwright.oci import cgroup, guest, state
 from tapwright.oci.log import Log
 from tapwright.oci.state import Container
@@ -20,7 +21,6 @@ from tapwright.sandbox.client import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 _LOCK_SECONDS = 60.0
@@ -266,7 +266,7 @@ def _ends(container: Container, seconds: float) -> bool:
 
 
 def _kill_shim(container: Container) -> None:
-    _kill(container.pid, lambda _: state.is_running(container))
+    ending.end(container.pid, _SHIM_SECONDS, lambda: state.is_running(container))
 
 
 def _kill_shims(container: Container) -> None:
@@ -275,20 +275,4 @@ def _kill_shims(container: Container) -> None:
 
     _kill_shim(container)
     for pid in shim.pids_of(container.id):
-        _kill(pid, lambda pid: pid in shim.pids_of(container.id))
-
-
-def _kill(pid: int, is_it: "Callable[[int], bool]") -> None:
-    """Kill a process, and wait for its end, if `is_it` now that its pid can't become another's."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        if is_it(pid):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            select.select([pidfd], [], [], _SHIM_SECONDS)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(pidfd)
+        ending.end(pid, _SHIM_SECONDS, lambda: pid in shim.pids_of(container.id))  # noqa: B023

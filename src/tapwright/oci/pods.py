@@ -9,6 +9,7 @@ import re
 
 from tapwright.errors import BundleError, ContainerNotFoundError, UsageError
 from tapwright.oci import state
+from tapwright.state import ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ _MARKS = (
     ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
     ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
 )
-_SANDBOX_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _PROC = re.compile(r"/proc/(\d+)/ns/\w+")
 _JOINED = ("pid", "ipc", "uts")
 
@@ -51,7 +51,7 @@ def owner_of(root: str, bundle: "Bundle") -> "Container | None":
 
 def sandbox_id(container_id: str) -> str:
     """The id of the sandbox that a container starts: its own, where that can be one."""
-    if _SANDBOX_ID.fullmatch(container_id):
+    if ids.is_id(container_id):
         return container_id
     import hashlib
 

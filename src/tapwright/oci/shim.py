@@ -4,6 +4,7 @@ import contextlib
 import os
 
 from tapwright.errors import ContainerStateError, TapwrightError
+from tapwright.linux import files
 from tapwright.oci import state
 
 TYPE_CHECKING = False
@@ -124,12 +125,8 @@ def _within(netns: str) -> "Iterator[None]":
 
 def write_pid_file(path: str, pid: int) -> None:
     """Whole, or not at all. Raises ContainerStateError."""
-    directory, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(directory, f".{name}")
     try:
-        with open(temporary, "w") as file:
-            file.write(str(pid))
-        os.rename(temporary, path)
+        files.replace(os.path.abspath(path), str(pid), synced=False, mode=0o666)
     except OSError as error:
         raise ContainerStateError(f"{path} can't be written: {error.strerror}") from None
 

@@ -11,9 +11,9 @@ from tapwright.config import Config
 from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.machine import Machine
 from tapwright.linux import modules, trial
+from tapwright.progress import Progress
 from tapwright.sandbox.finding import OK, PROBLEM, WARNING, Finding
 
-Progress = Callable[[str], None]
 Attempt = Callable[[], OSError | None]
 
 _PRIVILEGES = (

@@ -2,8 +2,6 @@
 
 import importlib
 import os
-import re
-import select
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +15,16 @@ from tapwright.errors import (
     SandboxStateError,
     UsageError,
 )
-from tapwright.linux import boot, claims, netns
+from tapwright.linux import boot, claims, ending, netns
+from tapwright.progress import Progress
 from tapwright.sandbox import report
 from tapwright.sandbox.launching import Launch, Waiting
-from tapwright.sandbox.report import Progress, Silence
-from tapwright.state import ownership
+from tapwright.sandbox.report import Silence
+from tapwright.state import ids, ownership
 from tapwright.state import record as record_file
 from tapwright.state.record import LOG, Journal, Record, Spec, load
 from tapwright.state.registry import directory_of
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 _DELETE_SECONDS = 60.0
 _SUPERVISOR_SECONDS = 10.0
 _PID_PAUSE = 0.01
@@ -36,15 +34,6 @@ _LATER = (
     "tapwright.cni.runtime",
     "tapwright.endpoint.tcfilter",  # that of most interfaces
 )
-
-
-def check_id(sandbox_id: str) -> None:
-    """Raises UsageError for what can't be a sandbox's id."""
-    if not _ID.fullmatch(sandbox_id):
-        raise UsageError(
-            f"{sandbox_id!r} is not a sandbox id: 1 to 64 letters, digits, '_', '.', '-', "
-            "the first a letter or digit"
-        )
 
 
 def run(
@@ -68,7 +57,7 @@ def run(
     back. When it fails, all that was made has been taken back. Raises UsageError,
     SandboxExistsError, and what `Bringup.run` does.
     """
-    check_id(sandbox_id)
+    ids.check(sandbox_id)
     if spec.netns and netns.is_own(spec.netns):
         raise UsageError(f"{spec.netns} is this host's own namespace; a sandbox would cut it off")
     used = spec.netns or netns.path_of(f"tapwright-{sandbox_id}")
@@ -246,24 +235,14 @@ def _end_supervisor(directory: Path) -> None:
 
 def _end(directory: Path, pid: int) -> bool:
     """Whether there was a supervisor of that pid."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    try:
-        if not ownership.is_supervisor(directory, pid):
-            return False
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, number)
-            # While it ends, load what is needed next.
-            for module in _LATER:
-                importlib.import_module(module)
-            if select.select([pidfd], [], [], _SUPERVISOR_SECONDS)[0]:
-                break
-    finally:
-        os.close(pidfd)
-    return True
+    return ending.end(
+        pid,
+        _SUPERVISOR_SECONDS,
+        lambda: ownership.is_supervisor(directory, pid),
+        (signal.SIGTERM, signal.SIGKILL),
+        # While it ends, load what is needed next.
+        meanwhile=lambda: [importlib.import_module(module) for module in _LATER],
+    )
 
 
 def _last_of_log(directory: Path) -> str:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,11 @@ from tapwright.config.sections import LEAST_MEMORY, Qemu, Runtime
 from tapwright.errors import HypervisorError, NetworkError, UsageError
 from tapwright.image import store
 from tapwright.linux import cgroups
+from tapwright.progress import Progress
 from tapwright.state.record import NetworkRequest, Spec, TapRequest
 
 if TYPE_CHECKING:
     from tapwright.sandbox.taps import TapWish
-
-Progress = Callable[[str], None]
 
 
 def our_monitor() -> list[str]:

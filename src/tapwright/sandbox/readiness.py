@@ -5,16 +5,15 @@ is asked of the verdict that sandboxes go by, which boots the guest once where t
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from tapwright import cni
 from tapwright.config import Config
 from tapwright.errors import NetworkError
 from tapwright.linux import distribution
+from tapwright.progress import Progress
 from tapwright.sandbox import abilities, installed, planning, spares
 from tapwright.sandbox.finding import OK, PROBLEM, WARNING, Finding
-
-Progress = Callable[[str], None]
 
 
 def findings(config: Config, progress: Progress, root: str = "") -> list[Finding]:

@@ -10,14 +10,13 @@ import json
 import os
 import select
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tapwright import errors
 from tapwright.errors import TapwrightError
 from tapwright.linux import unixsocket
-
-Progress = Callable[[str], None]
+from tapwright.progress import Progress
 
 _MESSAGE_BYTES = 16 * 1024
 

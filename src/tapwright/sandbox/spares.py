@@ -11,17 +11,17 @@ import fcntl
 import hashlib
 import json
 import os
-import select
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tapwright
-from tapwright.linux import claims, filelock, unixsocket
+from tapwright.linux import claims, ending, filelock, unixsocket
 from tapwright.sandbox.launching import SPARES, Waiting, in_background
 from tapwright.state import ownership
 from tapwright.state.record import Journal, Spec, written_spec
@@ -271,17 +271,7 @@ def _sweep(directory: Path) -> None:
 
 
 def _end(spare: Spare) -> None:
-    try:
-        pidfd = os.pidfd_open(spare.pid)
-    except (ProcessLookupError, OSError):
-        return
-    try:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if not ownership.is_supervisor(spare.directory, spare.pid):
-                return  # it has been taken, or the number is another's by now
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, number)
-            if select.select([pidfd], [], [], _END_SECONDS)[0]:
-                return
-    finally:
-        os.close(pidfd)
+    """Unless it has been taken, or the number is another's by now."""
+    is_it = partial(ownership.is_supervisor, spare.directory, spare.pid)
+    with contextlib.suppress(OSError):
+        ending.end(spare.pid, _END_SECONDS, is_it, (signal.SIGTERM, signal.SIGKILL))

@@ -7,7 +7,7 @@ failure the caller stops QEMU and calls `teardown`.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,13 +17,13 @@ from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.machine import Machine
 from tapwright.nics import named, socket_nics
 from tapwright.nics.interfaces import Interfaces
+from tapwright.progress import Progress
 from tapwright.state.record import Journal
 from tapwright.supervisor import attachments
 from tapwright.supervisor.guest import Guest, Starter
 from tapwright.supervisor.prelude import Early, machine_of
 from tapwright.supervisor.prepared import Prepared
 
-Progress = Callable[[str], None]
 Result = dict[str, Any]
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ time, and a line that says why.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,12 +19,11 @@ from tapwright.hypervisor.restoring import Restoring
 from tapwright.hypervisor.template_store import Store, Template
 from tapwright.nics.following import Following
 from tapwright.nics.interfaces import Interfaces
+from tapwright.progress import Progress
 from tapwright.state.entries import TemplateDraft
 from tapwright.state.record import Journal, Spec
 from tapwright.supervisor.prelude import Holders, machine_of
 from tapwright.supervisor.prepared import Prepared
-
-Progress = Callable[[str], None]
 
 _RESTORE_SECONDS = 10.0
 
