@@ -22,12 +22,10 @@ from tapwright.errors import HypervisorError
 from tapwright.hypervisor import restoring, template, template_store, warming
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.qemu import Qemu
+from tapwright.hypervisor.template_pages import EXTENTS, MEMORY, DamagedError
 from tapwright.hypervisor.template_store import (
-    EXTENTS,
     MANIFEST,
-    MEMORY,
     STATE,
-    DamagedError,
     Store,
     Template,
     describe,

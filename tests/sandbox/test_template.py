@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tapwright.hypervisor import template_store
-from tapwright.hypervisor.template_store import EXTENTS, MANIFEST, MEMORY, STATE
+from tapwright.hypervisor.template_pages import EXTENTS, MEMORY
+from tapwright.hypervisor.template_store import MANIFEST, STATE
 from tapwright.oci.state import parent_of
 from tests.host import Host, eventually
 from tests.sandbox.test_kata_network import answers_ping

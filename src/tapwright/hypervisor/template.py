@@ -24,10 +24,10 @@ from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.qmp import QmpError
 from tapwright.hypervisor.restoring import CAPABILITIES, Restoring
+from tapwright.hypervisor.template_pages import DamagedError
 from tapwright.hypervisor.template_store import (
     RETRY_SECONDS,
     STATE,
-    DamagedError,
     Store,
     Template,
     describe,

@@ -18,19 +18,20 @@ import mmap
 import os
 import shutil
 import stat
-import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tapwright.errors import HypervisorError
+from tapwright.hypervisor import template_pages
 from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.template_pages import EXTENTS, MEMORY, DamagedError
 from tapwright.linux import access, memfd
 
-MANIFEST, STATE, MEMORY, EXTENTS = "manifest.json", "state", "memory", "extents"
+MANIFEST, STATE = "manifest.json", "state"
 _FORMAT = 2
 """To be counted up when templates are made, or restored, in another way."""
 
@@ -44,13 +45,8 @@ _NO_LIMIT = 1 << 63
 _USUAL_MIB, _LEFT_MIB = 128, 128
 """What a template takes at most, but for what grows with its memory; what else is to be free."""
 _PAGE = mmap.PAGESIZE
-_EXTENT = struct.Struct("<QQ")
 
 Content = dict[str, Any]
-
-
-class DamagedError(HypervisorError):
-    """A template whose files are not what they were when it was made."""
 
 
 def describe(machine: Machine) -> Content:
@@ -141,7 +137,7 @@ class Template:
             # Both let go of the interpreter's lock, and each takes as long as the other.
             with concurrent.futures.ThreadPoolExecutor(1) as beside:
                 checksum = beside.submit(zlib.crc32, content)
-                _spread(content, extents, fd)
+                template_pages.spread(content, extents, fd)
             _check(self.manifest, MEMORY, checksum.result())
 
 
@@ -245,7 +241,7 @@ class Store:
         HypervisorError for one that would take more than all may."""
         size = os.fstat(memory).st_size
         manifest: Content = {"description": description, "memory_size": size}
-        manifest[EXTENTS], manifest[MEMORY] = _gather(memory, draft, self._limit)
+        manifest[EXTENTS], manifest[MEMORY] = template_pages.gather(memory, draft, self._limit)
         manifest[STATE] = hashlib.sha256((draft / STATE).read_bytes()).hexdigest()
         manifest["checksum"] = hashlib.sha256(_canonical(manifest)).hexdigest()
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -340,98 +336,6 @@ def _fresh(path: Path, seconds: float) -> str | None:
 def _size(directory: Path) -> int:
     """Bytes of disk that the files in it take."""
     return sum(path.lstat().st_blocks * 512 for path in directory.glob("*"))
-
-
-def _gather(memory: int, draft: Path, limit: int) -> tuple[int, int]:
-    """Write MEMORY and EXTENTS; return the checksums of extents and memory. Raises HypervisorError
-    when MEMORY would have more bytes than the limit."""
-    extents = bytearray()
-    checksum = 0
-    with (
-        mmap.mmap(memory, 0, mmap.MAP_SHARED, mmap.PROT_READ) as content,
-        (draft / MEMORY).open("wb") as file,
-    ):
-        for start, end in _used(memory, content):
-            if file.tell() + end - start > limit:
-                raise HypervisorError(
-                    f"it takes more than template_limit = {limit >> 20} (MiB); raise that in "
-                    "[factory]"
-                )
-            extents += _EXTENT.pack(start, end - start)
-            piece = content[start:end]
-            checksum = zlib.crc32(piece, checksum)
-            file.write(piece)
-    (draft / EXTENTS).write_bytes(extents)
-    return zlib.crc32(extents), checksum
-
-
-def _used(memory: int, content: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Where there are pages that are not zero, as (start, end)."""
-    zero = bytes(_PAGE)
-    first = -1
-    for start, end in _data(memory):
-        for page in range(start, end, _PAGE):
-            is_used = content[page : page + _PAGE] != zero
-            if is_used and first < 0:
-                first = page
-            elif not is_used and first >= 0:
-                yield first, page
-                first = -1
-        if first >= 0:
-            yield first, end
-            first = -1
-
-
-def _data(fd: int) -> Iterator[tuple[int, int]]:
-    """Where a file has been written, as (start, end)."""
-    end = 0
-    while True:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:
-            return  # there is no more
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
-
-
-def _spread(content: mmap.mmap, extents: bytes, fd: int) -> None:
-    """Write the pages where they belong. Raises DamagedError, OSError."""
-    position = 0
-    with memoryview(content) as view, _writable(fd) as write:
-        for start, length in _EXTENT.iter_unpack(extents):
-            # Released at once, or else `content` could not be closed after a failure.
-            with view[position : position + length] as piece:
-                if len(piece) != length:
-                    raise DamagedError(f"the template's {MEMORY} is damaged: it is too short")
-                write(piece, start)
-            position += length
-
-
-@contextlib.contextmanager
-def _writable(fd: int) -> Iterator[Callable[[memoryview, int], None]]:
-    """What writes to a file (a piece, and where); only huge pages are mapped for it, which are
-    reserved by that, whereas any other file may turn out to have no room for a page: SIGBUS."""
-
-    def write(piece: memoryview, start: int) -> None:
-        done = 0
-        while done < len(piece):
-            with piece[done:] as rest:
-                done += os.pwrite(fd, rest, start + done)
-
-    try:
-        os.pwrite(fd, b"", 0)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # hugetlbfs has no write(2) (fs/hugetlbfs/inode.c)
-            raise
-    else:
-        yield write
-        return
-    with mmap.mmap(fd, 0, mmap.MAP_SHARED) as content, memoryview(content) as pages:
-
-        def place(piece: memoryview, start: int) -> None:
-            pages[start : start + len(piece)] = piece
-
-        yield place
 
 
 def _check_owner(directory: int) -> None:
