@@ -420,9 +420,12 @@ def guests_answers(content: Json) -> None:
     async def counted() -> None:
         json.dumps(statistics.of_cgroup(await operations.container_statistics(id="c")))
 
+    async def routes() -> None:
+        json.dumps([kata.written_route(route) for route in await guest_routes.listing(agent)])
+
     async def ask() -> None:
         for question in (
-            *(agent.listing("interfaces"), agent.listing("routes"), guest_routes.listing(agent)),
+            *(agent.listing("interfaces"), agent.listing("routes"), routes()),
             *(guest_routes.remove(agent, pattern), guest_routes.update(agent, [])),
             *(operations.container_processes(id="c"), operations.container_state(id="c")),
             counted(),

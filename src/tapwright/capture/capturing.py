@@ -7,7 +7,6 @@ sorted. What the kernel had no room for is counted at each point.
 import contextlib
 import heapq
 import itertools
-import os
 import selectors
 import signal
 import time
@@ -21,7 +20,7 @@ from tapwright.capture.in_guest import GuestListener, Seen
 from tapwright.capture.listening import Listener
 from tapwright.capture.points import GUEST, Point
 from tapwright.errors import AgentError, NetworkError, SandboxStateError
-from tapwright.linux import netns
+from tapwright.linux import netns, signals
 from tapwright.state.registry import Sandbox
 
 DEFAULT_SECONDS, DEFAULT_BYTES = 60.0, 64 * 1024 * 1024
@@ -83,7 +82,7 @@ def capture(
     raises.
     """
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_signals_caught())
+        stop = stack.enter_context(signals.caught(_SIGNALS))
         needs_guest = needs_guest or all(point.at == GUEST for point in points)
         capturing = _Capturing(sandbox, points, program, stack, needs_guest)
         capturing.begin(pcapng.Writer(write), expression, most_bytes)
@@ -268,19 +267,3 @@ def _way(points: Sequence[Point]) -> str:
     for point in points:
         nics.setdefault(point.nic, []).append(point.name)
     return "; ".join(" - ".join(names) for names in nics.values())
-
-
-@contextlib.contextmanager
-def _signals_caught() -> Iterator[int]:
-    """A descriptor that can be read when somebody wants this process to end, within the block."""
-    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-    waking = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    try:
-        yield read
-    finally:
-        signal.set_wakeup_fd(waking)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read)
-        os.close(write)

@@ -8,7 +8,6 @@ from typing import Any
 
 from tapwright.agent.client import AgentClient
 from tapwright.agent.requests import change_routes
-from tapwright.control.kata import written_route
 from tapwright.linux.routes import RTPROT_KERNEL, TABLE_MAIN
 from tapwright.nics.request import RouteRequest
 
@@ -16,8 +15,13 @@ Route = dict[str, Any]
 
 
 async def listing(agent: AgentClient) -> list[Route]:
-    """As list-routes prints them. Raises AgentError."""
-    return [written_route(route) for route in await _present(agent)]
+    """As the agent lists them. Raises AgentError."""
+    return [
+        route
+        for route in await agent.listing("routes")
+        if route["table"] == TABLE_MAIN
+        and not (route["protocol"] == RTPROT_KERNEL and route["destination"] == "fe80::/64")
+    ]
 
 
 async def add(agent: AgentClient, wanted: Iterable[RouteRequest]) -> None:
@@ -29,7 +33,7 @@ async def remove(agent: AgentClient, patterns: Iterable[RouteRequest]) -> None:
     """Remove every route that one of the patterns fits. Raises AgentError."""
     found = list(patterns)
     matching = [
-        route for route in await _present(agent) if any(pattern.matches(route) for pattern in found)
+        route for route in await listing(agent) if any(pattern.matches(route) for pattern in found)
     ]
     await agent.call(change_routes(remove=matching))
 
@@ -39,16 +43,7 @@ async def update(agent: AgentClient, wanted: Iterable[RouteRequest]) -> list[Rou
 
     After a failure the routes are as before. Raises AgentError.
     """
-    present = [r for r in await _present(agent) if r["protocol"] != RTPROT_KERNEL]
+    present = [r for r in await listing(agent) if r["protocol"] != RTPROT_KERNEL]
     new = [route.guest_route() for route in wanted]
     await agent.call(change_routes(remove=present, add=new))
     return await listing(agent)
-
-
-async def _present(agent: AgentClient) -> list[Route]:
-    return [
-        route
-        for route in await agent.listing("routes")
-        if route["table"] == TABLE_MAIN
-        and not (route["protocol"] == RTPROT_KERNEL and route["destination"] == "fe80::/64")
-    ]

@@ -103,10 +103,11 @@ class Operations:
         return [routes] if isinstance(routes, dict) else routes
 
     async def update_routes(self, routes: Any) -> Any:
-        return await guest_routes.update(self._agent, kata.read_routes(routes))
+        found = await guest_routes.update(self._agent, kata.read_routes(routes))
+        return [kata.written_route(route) for route in found]
 
     async def list_routes(self) -> Any:
-        return await guest_routes.listing(self._agent)
+        return [kata.written_route(route) for route in await guest_routes.listing(self._agent)]
 
     async def sync(self, at_once: Any = False) -> Any:
         """Bring the guest to what the namespace is; seconds until that is to be asked for again."""

@@ -3,10 +3,10 @@
 import os
 import selectors
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from tapwright.agent import protocol
+from tapwright.linux import signals
 from tapwright.sandbox.execution import Process
 
 FORWARDED_SIGNALS = (
@@ -25,9 +25,9 @@ def attend(process: Process, stdin: int | None, stdout: Sink, stderr: Sink) -> i
     SandboxStateError, AgentError.
     """
     # poll(2), for epoll refuses regular files.
-    with _signals_caught() as signals, selectors.PollSelector() as selector:
+    with signals.caught(FORWARDED_SIGNALS) as caught, selectors.PollSelector() as selector:
         selector.register(process, selectors.EVENT_READ)
-        selector.register(signals, selectors.EVENT_READ)
+        selector.register(caught, selectors.EVENT_READ)
         source = _Source(stdin, process, selector)
         while True:
             for output, sink in ((process.stdout, stdout), (process.stderr, stderr)):
@@ -39,8 +39,8 @@ def attend(process: Process, stdin: int | None, stdout: Sink, stderr: Sink) -> i
             for key, _ in selector.select():
                 if key.fileobj is process:
                     process.pump()
-                elif key.fd == signals:
-                    for number in os.read(signals, 64):
+                elif key.fd == caught:
+                    for number in os.read(caught, 64):
                         process.signal(number)
                 else:
                     source.pass_on()
@@ -74,19 +74,3 @@ class _Source:
             self._process.close_stdin()
             self._selector.unregister(self._fd)
             self._fd = None
-
-
-@contextmanager
-def _signals_caught() -> Iterator[int]:
-    """A descriptor that gives the numbers of the signals which come within the block."""
-    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = {number: signal.signal(number, lambda *_: None) for number in FORWARDED_SIGNALS}
-    waking = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    try:
-        yield read
-    finally:
-        signal.set_wakeup_fd(waking)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read)
-        os.close(write)
