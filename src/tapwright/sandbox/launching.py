@@ -1,8 +1,8 @@
 """Starts the process that becomes a sandbox's supervisor.
 
-It may be started before it is known what for, and loads its modules meanwhile; told nothing, it
-ends with its caller. A program that starts sandboxes one after the other has one ready for the
-next, and gives it to `lifecycle.run`. Imports little, for who calls this is in a hurry.
+It may start before its sandbox is known, and loads its modules meanwhile; without an order it ends
+with its caller. A program that starts sandboxes one after the other has one ready for the
+next, and gives it to `lifecycle.run`. Imports little, for its callers are in a hurry.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ SPARES = "spares"
 """The directory of those supervisors that have a guest already (`spares`), below the root."""
 _WORDS_BYTES = 4096
 
-# Forks, so that whoever called us need not wait for the sandbox's end. Without `site`, which takes
+# Forks, so that our caller need not wait for the sandbox's end. Without `site`, which takes
 # a third of the interpreter's start, and of which nothing is needed but the path.
 _BOOT = """import os, sys
 if os.fork(): os._exit(0)
@@ -42,7 +42,7 @@ main(caller)
 os._exit(0)  # whoever deletes the sandbox waits: the interpreter would tidy up
 """
 
-# For what nobody waits for; its order is on stdin, and what it was given is from 3 on.
+# For work without a caller; its order is on stdin, and the descriptors that it got start at 3.
 _BACKGROUND = """import os, sys
 os.chdir("/")
 given = int(sys.argv[1])
@@ -117,8 +117,8 @@ def spares_are_there(root: "str | os.PathLike[str]") -> bool:
 
 
 class Waiting:
-    """A supervisor that waits at the other end of a socket to be told of its sandbox. A context
-    manager: at its end a supervisor that was told nothing goes away."""
+    """A supervisor that waits at the other end of a socket for its sandbox. A context manager: at
+    its end a supervisor that got none goes away."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection

@@ -73,7 +73,7 @@ def run(
         netns="" if spec.in_host_netns else used,
         boot=boot.current(),
     )
-    from tapwright.sandbox import spares  # which who deletes has no use for
+    from tapwright.sandbox import spares  # which a deletion has no use for
 
     if spare := spares.take(root, spec):
         with spare:

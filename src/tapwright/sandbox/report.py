@@ -117,12 +117,12 @@ class Caller:
             return True
 
     def _tell(self, **content: Any) -> None:
-        with contextlib.suppress(OSError):  # the caller is gone, and it is nobody else's business
+        with contextlib.suppress(OSError):  # the caller has gone, and no other process waits
             self._socket.sendall(json.dumps(content).encode() + b"\n")
 
 
 def _have_environment(content: bytes) -> None:
-    """Plugins have that of who wants the sandbox."""
+    """Take the caller's environment, in which plugins run."""
     os.environb.clear()
     for entry in content.split(b"\0"):
         name, _, value = entry.partition(b"=")

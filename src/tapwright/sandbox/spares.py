@@ -1,8 +1,8 @@
 """Spares, as others see them: guests that were restored ahead and wait for a sandbox (`spare`).
 
 Each has a directory beside those of the sandboxes, with its lock `alive`, a file that says what it
-is, and a socket when it can be had: who connects first has it. A directory whose lock is free is
-what a spare has left that was killed, and is removed by whoever comes next.
+is, and a socket when it can be had: the first that connects has it. A directory whose lock is free
+is what a spare has left that was killed, and the next caller removes it.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from tapwright.state.record import Journal, Spec, written_spec
 
 ALIVE, FILE, SOCKET = "alive", "spare.json", "socket"
 YOURS = b"yours\n"
-"""What a spare says to the one who has it."""
+"""What a spare says to the caller that has it."""
 
 _FAILED = ".failed"
 _NAMESPACES = "cgroup", "ipc", "mnt", "net", "pid", "user", "uts"

@@ -22,7 +22,7 @@ SOCKET = "control.sock"
 VERSION = 1
 """Of the requests, which `version` tells; 0 did not know that one. Requests and arguments are added
 only, so that a running sandbox can be asked by older and by newer versions: an argument that may
-be missing has a default, and who asks for something new may hear that it is not known."""
+be missing has a default, and a new request may be refused as unknown."""
 MAX_REQUEST = 16 << 20
 """Bytes of a request: those of `agent.protocol`, for most of it goes on to the guest."""
 

@@ -1,7 +1,7 @@
 """The control group that a sandbox's processes are in: this one, QEMU, virtiofsd, the monitor.
 
-A platform's is made, and removed, by who runs containers (`oci.cgroup`); one of the sandbox's own
-is in the journal.
+The OCI runtime makes and removes a platform's (`oci.cgroup`); the journal has one of
+the sandbox's own.
 """
 
 import os
@@ -15,9 +15,9 @@ from tapwright.state.record import Journal, Record
 
 
 def enter(journal: Journal, warn: Callable[[str], None], others: Iterable[int] = ()) -> None:
-    """Move this process there, so that all it starts is there, and others that it has started; what
-    can't be is told to `warn`, and costs no sandbox. Raises SandboxStateError when the journal
-    can't be written."""
+    """Move this process there, so that all it starts is there, and others that it has started;
+    `warn` gets what can't be moved, which costs no sandbox. Raises SandboxStateError when the
+    journal can't be written."""
     spec = journal.record.spec
     pids = [os.getpid(), *others]
     for pid in pids:

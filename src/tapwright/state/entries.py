@@ -14,7 +14,7 @@ from tapwright.errors import SandboxStateError
 
 @dataclass
 class NetnsUsed:
-    """A network namespace of somebody else, in which the sandbox is."""
+    """A network namespace that the sandbox uses, and did not make."""
 
     path: str = ""
 

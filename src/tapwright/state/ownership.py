@@ -65,7 +65,7 @@ def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
 
 
 def is_alive(directory: Path) -> bool:
-    """Whether somebody makes or supervises the sandbox. Never waits."""
+    """Whether a process makes or supervises the sandbox. Never waits."""
     return filelock.is_held(directory / _ALIVE)
 
 
@@ -75,7 +75,7 @@ def note_supervisor(alive_fd: int) -> None:
 
 
 def supervisor_pid(directory: Path) -> int | None:
-    """The pid of the supervisor, who may have ended; None where none has started so far."""
+    """The pid of the supervisor, which may have ended; None where none has started so far."""
     try:
         return int((directory / _ALIVE).read_text())
     except (FileNotFoundError, ValueError):
@@ -105,7 +105,7 @@ def _is(status: os.stat_result, path: str) -> bool:
 def taking_down(directory: Path, timeout: float) -> Iterator[bool]:
     """Be the only one to take the sandbox down; gives False when it is gone already.
 
-    Raises SandboxStateError when somebody else is at it for longer than `timeout` seconds.
+    Raises SandboxStateError when another process is at it for longer than `timeout` seconds.
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -254,7 +254,7 @@ class _Journals:
                     if not is_new:
                         self._read[name] = known
             except (FileNotFoundError, SandboxStateError):
-                continue  # just deleted; a damaged record is told of where it is asked for
+                continue  # just deleted; other calls report a damaged record
             for entry in known[1]:
                 yield name, entry
 

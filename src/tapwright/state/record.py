@@ -74,16 +74,15 @@ class Spec:
     `template` the directory of the templates to start from, empty for a guest that is booted;
     together they may take `template_limit` MiB, 0 for any. With `share` the guest can be shown
     files of the host, by the daemon `share_daemon` (empty for the first that is installed), which
-    is told how to cache and more `share_arguments`. `disk` is the image's, empty for a guest that
-    is not ours. `short_listing` is the form of what `list-ifaces` prints. `dns` (as in a CNI
-    result) is the guest's instead of that of its networks. `rulesets` says whether the guest must
-    have the packet rules of the netns (`sandbox.rulesets`).
-    `spares` guests like this one wait for the sandboxes to come, each for `spare_seconds` at most,
-    and as long as the file `configuration` is the same.
-    `cgroup` is the path of the control group (`linux.cgroups`) that all processes of the sandbox
-    are in, empty for none; to have a `cgroup_of_its_own` it is that above one which is made with
-    the sandbox, and has `cgroup_limits` (`memory`, `cpu_quota`, `cpu_period`, `pids` of
-    `cgroups.Limits`). `oom_score_adj` is that of these processes (proc(5)).
+    caches as `share_cache` says, with more `share_arguments`. `disk` is the image's, empty for a
+    guest that is not ours. `short_listing` is the form of what `list-ifaces` prints. `dns` (as in a
+    CNI result) is the guest's instead of that of its networks. `rulesets` says whether the guest
+    must have the packet rules of the netns (`sandbox.rulesets`). `spares` guests like this one wait
+    for the sandboxes to come, each for `spare_seconds` at most, and as long as the file
+    `configuration` is the same. `cgroup` is the path of the control group (`linux.cgroups`) that
+    all processes of the sandbox are in, empty for none; to have a `cgroup_of_its_own` it is that
+    above one which is made with the sandbox, and has `cgroup_limits` (`memory`, `cpu_quota`,
+    `cpu_period`, `pids` of `cgroups.Limits`). `oom_score_adj` is that of these processes (proc(5)).
     The VM may grow (`sandbox.room`) to `most_memory_mib` by `memory_slots` pieces, and to
     `most_vcpus`, for containers of which `first` is the one that it is started for; with `is_pod`
     that stands for a pod, which may use `pod_memory` bytes and `pod_cpus`, 0 for any. A container
@@ -293,7 +292,7 @@ def _plain(value: Any) -> Any:
 
 
 def written_spec(spec: Spec) -> dict[str, Any]:
-    """A specification as it can be told to another process, in JSON."""
+    """A specification for another process, in JSON."""
     plain: dict[str, Any] = _plain(spec)
     return plain
 
@@ -374,7 +373,7 @@ class Journal:
 
     def release(self, entry: dict[str, Any]) -> None:
         """Strike out something that is not, or no longer, there. On a disk that is full it stays
-        written, and whoever finds it there undoes it again, which does no harm."""
+        written, and a later teardown undoes it again, which does no harm."""
         self.strike(entry)
         self.save_if_possible()
 

@@ -15,7 +15,7 @@ DEAD = "dead"
 
 @dataclass(frozen=True)
 class Sandbox:
-    """What there is to know of a sandbox. `status` is creating, running, or dead when nobody
+    """What there is to know of a sandbox. `status` is creating, running, or dead when no process
     supervises it any more; `problem` says why, or why its record can't be read."""
 
     id: str

@@ -1,7 +1,7 @@
 """Takes back what a sandbox holds on the host, entry by entry of its journal, last one first.
 
 Every undoing is one that may find its work done: by an earlier try, by a kill of the namespace,
-by somebody's hands.
+by hand.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def take_back(journal: Journal) -> list[str]:
             failures.extend(str(error) for error in group.exceptions)
         else:
             if entry["kind"] == "attachment":
-                # Some plugins do not bear to be told twice.
+                # Some plugins do not bear a second DEL.
                 journal.release(entry)
             else:
                 journal.strike(entry)
@@ -89,7 +89,7 @@ def _check(entry: dict[str, Any]) -> None:
 
 def _ended_with_the_kernel(entry: dict[str, Any]) -> bool:
     """Whether the kernel that it was made in had all of it. What has its place by now, and its
-    numbers, is somebody else's. The database of Open vSwitch lasts, and so do leases."""
+    numbers, is another's. The database of Open vSwitch lasts, and so do leases."""
     match entries.read(entry):
         case Netns(path=path):
             # A file may be left of it, where /run outlasts the kernel.

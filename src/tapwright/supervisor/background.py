@@ -1,4 +1,4 @@
-"""What is done beside the sandboxes, by processes of its own that outlive who wanted it.
+"""Work beside the sandboxes, by processes of its own that outlive their caller.
 
 Started by `launching.in_background`, with the order on stdin: a JSON object with the `work` and
 what that needs. They are in no sandbox's control group, for with that they would end: they leave it

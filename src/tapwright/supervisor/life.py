@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 class Life:
     """One sandbox's life. `failure` is set when it came to its end before it ran; `deleted` when it
-    was told to end."""
+    SIGTERM came."""
 
     def __init__(self, journal: Journal, early: Early, caller: Caller) -> None:
         self._journal = journal

@@ -106,7 +106,7 @@ def supervise(
 
 
 def _speak_to(path: Path) -> None:
-    """Have the log take what the interpreter itself says of its end."""
+    """Let the log take what the interpreter itself says of its end."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError:
@@ -116,7 +116,7 @@ def _speak_to(path: Path) -> None:
 
 
 def _give_up(journal: Journal) -> list[str]:
-    """Take back all that was made, unless somebody who deletes the sandbox is doing it."""
+    """Take back all that was made, unless another process deletes the sandbox."""
     from tapwright.state import teardown
 
     try:

@@ -2,7 +2,7 @@
 
 A platform gives a start up after seconds, where a template takes longer: so it is made to its end
 whoever has gone, once, and the next try finds it. The maker has the lock of the templates from the
-sandbox's supervisor, so that nobody else begins in between.
+sandbox's supervisor, so that no other maker begins in between.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
 
 
 def main(order: dict[str, Any]) -> None:
-    """The process. Its end is told also where nobody listens any more."""
+    """The process. It reports its end also where no process listens any more."""
     spec = read_spec(order["spec"])
     machine = replace(machine_of(spec), accelerator=order["accelerator"])
     store = Store(Path(spec.template), spec.template_limit)

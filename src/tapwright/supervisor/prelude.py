@@ -174,7 +174,7 @@ def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
     except OSError as error:
         journal.release(entry)
         raise NetworkError(f"no network namespace at {path}: {error.strerror}") from None
-    # It is written with the next entry: until then nobody but us knows of the namespace.
+    # It is written with the next entry: until then no other process knows of the namespace.
     entry["namespace"] = ownership.namespace_of(path)
 
 
