@@ -57,6 +57,24 @@ def test_a_record_of_the_version_before(tmp_path: Path) -> None:
     assert has(json.loads((directory / FILE).read_text()), before() | {"format": FORMAT})
 
 
+def test_entries_are_read_as_they_were_written() -> None:
+    made: list[entries.Entry] = [
+        entries.NetnsUsed("/run/netns/a"),
+        entries.Netns("/run/netns/b", {"inode": 7}),
+        entries.Attachment("eth0", "c", "/run/netns/b", "{}", "a.conf", "", {"mac": "x"}, ["/bin"]),
+        entries.HostTap("tap0", "mark", "eth1"),
+        entries.Port("tap0", "mark", 7, "br0", "", "eth1"),
+        entries.TemplateDraft("/var/lib/templates"),
+        entries.ControlGroup("/tapwright"),
+    ]
+    for entry in made:
+        kind, fields = entries.written(entry)
+        assert entries.read({"kind": kind, **fields, "new": 1}) == entry
+    assert entries.read({"kind": "of another version"}) is None
+    with pytest.raises(SandboxStateError, match="port: the journal is damaged: index must be"):
+        entries.read({"kind": "port", **vars(made[4]), "index": "7"})
+
+
 def test_what_a_later_version_added_is_kept(tmp_path: Path) -> None:
     """Fields wherever they are, and kinds of entries."""
     content = before() | {"format": FORMAT, "new": {"a": [1]}}
