@@ -50,6 +50,19 @@ def reaches(container: Container, address: str) -> bool:
     return container.exec("ping", "-c", "1", "-W", "2", address).returncode == 0
 
 
+def test_the_program_finds_its_network_running(runtime: Runtime, outside: Namespace) -> None:
+    """Also when the NIC was plugged in a moment ago."""
+    look = "sh", "-c", "cat /sys/class/net/eth0/operstate >/data/state; sleep 1000"
+    for _ in range(3):
+        with namespace("twtest-inside") as inside:
+            link(outside, inside.name, "eth0", "10.77.1")
+            set_up(inside.path, "eth0", "10.77.1")
+            spaces = {"namespaces": in_namespace(inside.path)}
+            with runtime.running(*look, linux=spaces) as container:
+                state = container.bundle / "rootfs/data/state"
+                assert eventually(lambda: state.exists() and state.read_text() == "up\n"), state  # noqa: B023
+
+
 def test_a_namespace_with_a_path(runtime: Runtime, outside: Namespace) -> None:
     with namespace("twtest-inside") as inside:
         for other in ("one", "two"):  # so that its index is not what a guest gives to its first

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tapwright.agent.guest import cgroups, counters, crun, disk, files
+from tapwright.agent.guest import cgroups, counters, crun, disk, files, network
 from tapwright.agent.guest.container_process import ContainerProcess
 from tapwright.agent.guest.crun import Crun
 from tapwright.agent.guest.events import Children, Watcher
@@ -163,6 +163,7 @@ class Containers:
         """Run the program of a container that was created; answered when it runs."""
         container = self._named(request)
         container.must_be(CREATED)
+        network.await_running()
 
         def started() -> None:
             self._become(container, CREATED, RUNNING)

@@ -6,6 +6,7 @@ which the kernel has not found yet raises NotThereYetError.
 
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,8 @@ from tapwright.linux.netlink import Netlink, NetlinkError, pack_address, record
 
 RESOLV_CONF = "/etc/resolv.conf"
 LOOPBACK = 1
+_INTERFACES = "/sys/class/net"
+_RUNNING_LOOKS, _RUNNING_PAUSE = 110, 0.01
 
 
 def prepare(nl: Netlink) -> None:
@@ -82,6 +85,26 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     refused += [str(error.args[-1]) for error in failed.values()]
     answer: dict[str, Any] = {"name": name, "index": link.index}
     return {**answer, "refused": refused} if refused else answer
+
+
+def await_running() -> None:
+    """Wait until all interfaces that are up and have a carrier are running, for a second at most.
+
+    The kernel looks once a second who has got a carrier (net/core/link_watch.c), and calls a NIC
+    that was plugged in a moment ago down till then; so do programs (Java's `isUp`, psutil), where
+    the host's interface has been running before they were started.
+    """
+    for _ in range(_RUNNING_LOOKS):
+        if not any(map(_will_run, os.listdir(_INTERFACES))):
+            return
+        time.sleep(_RUNNING_PAUSE)
+
+
+def _will_run(name: str) -> bool:
+    directory = f"{_INTERFACES}/{name}"
+    with contextlib.suppress(OSError):  # it has gone; one that is down tells nothing of its carrier
+        return _read(f"{directory}/operstate") == "down" and _read(f"{directory}/carrier") == "1"
+    return False
 
 
 def set_mac(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
