@@ -13,10 +13,13 @@ from tapwright import shapes
 from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
 from tapwright.errors import AgentError, HypervisorError
-from tapwright.hypervisor.qmp import Qmp
+from tapwright.hypervisor.qmp import Qmp, QmpError
 
 SECONDS = 3.0
 """For all of it."""
+
+_VIRTIO_NET = "virtio-net"
+_MOST_QUEUES = 64
 
 _COUNTERS = dict.fromkeys(
     (f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")),
@@ -45,11 +48,44 @@ class Looking:
         self._asking: asyncio.Task[dict[str, Any]] | None = None
 
     def by_name(self) -> dict[str, Callable[..., Awaitable[Any]]]:
-        return {"look": self.look}
+        return {"look": self.look, "queues": self.queues}
 
     async def look(self) -> dict[str, Any]:
         guest, qemu = await asyncio.gather(self._guest(), self._qemu())
         return {**guest, **qemu}
+
+    async def queues(self) -> dict[str, Any]:
+        """What QEMU says of its NICs' filters (`filters`: query-rx-filter), and of each virtio-net
+        device (`devices`, by its path): `status` and `queues`, as x-query-virtio-status and
+        x-query-virtio-queue-status tell of them (QEMU 7.2 or newer; of others there are none).
+        Raises HypervisorError, also when QEMU does not answer."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                return await self._queues()
+        except TimeoutError:
+            raise HypervisorError(f"QEMU has not answered within {SECONDS:g} s") from None
+
+    async def _queues(self) -> dict[str, Any]:
+        devices: dict[str, Any] = {}
+        found: dict[str, Any] = {"devices": devices}
+        found["filters"] = await self._qmp.execute("query-rx-filter")
+        try:
+            listed = await self._qmp.execute("x-query-virtio")
+        except QmpError as error:
+            if error.kind != "CommandNotFound":
+                raise
+            listed = []
+        for path in (entry["path"] for entry in listed if entry["name"] == _VIRTIO_NET):
+            status = await self._qmp.execute("x-query-virtio-status", path=path)
+            numbers = range(min(status["num-vqs"], _MOST_QUEUES))
+            devices[path] = {
+                "status": status,
+                "queues": [
+                    await self._qmp.execute("x-query-virtio-queue-status", path=path, queue=number)
+                    for number in numbers
+                ],
+            }
+        return found
 
     async def _guest(self) -> dict[str, Any]:
         try:
