@@ -2,6 +2,7 @@
 Kubernetes is to be built first, which takes minutes."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +21,14 @@ collect_ignore_glob = [] if WANTED in os.environ else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def cluster(
-    private_host: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Cluster]:
-    home = tmp_path_factory.mktemp("cluster")
+def home() -> Iterator[Path]:
+    """Not one of pytest's, of which another session removes the old ones."""
+    with tempfile.TemporaryDirectory(prefix="twkube-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def cluster(private_host: str, home: Path) -> Iterator[Cluster]:
     config = home / "configuration.toml"
     config.write_text("[netmon]\nenable_netmon = true\n")
     runtime = executable(home / "tapwright", config, Path("/run/tapwright"))

@@ -165,6 +165,12 @@ class Node:
             "--oom-score-adj=0",
         )
 
+    @property
+    def process(self) -> int:
+        """One in its namespaces."""
+        assert self._holder
+        return self._holder.pid
+
     def without_tapwright(self) -> str:
         """containerd's configuration as it is before Tapwright is on the node."""
         whole = (self._home / "containerd.toml").read_text()
