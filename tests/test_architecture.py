@@ -19,6 +19,7 @@ ORDER = (
         "library",
         "diagnosis",
         "capture",
+        "metrics",
         "netmon",
         "oci",
         "supervisor",

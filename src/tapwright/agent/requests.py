@@ -91,6 +91,11 @@ def look() -> Request:
     return of("look")
 
 
+def totals() -> Request:
+    """What the guest as a whole has used."""
+    return of("totals")
+
+
 def resolve(address: str, ports: Sequence[int]) -> Request:
     """Listen at an address as a name server, on a stream."""
     return of("resolve", address=address, ports=list(ports))

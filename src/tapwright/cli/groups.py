@@ -1,4 +1,4 @@
-"""The command groups, and their options (`check` and `gc` are commands by themselves)."""
+"""The command groups, and their options; `check`, `gc` and `metrics` are commands by themselves."""
 
 import argparse
 import importlib
@@ -19,6 +19,7 @@ _GROUPS = {
     "image": "build, list, export and import the guest's kernel, initrd and disk",
     "kata-ipvs": "balance load in a running sandbox",
     "kata-network": "plug NICs into a running sandbox and set its routes",
+    "metrics": "tell Prometheus what sandboxes, NICs and guests have counted",
     "sandbox": "run, inspect and delete virtual machines on CNI networks",
 }
 _MODULES = {"gc": "collection"}

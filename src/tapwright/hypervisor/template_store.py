@@ -169,6 +169,10 @@ class Store:
         """Whether there is one of that key, sound or not."""
         return self._of(key).is_dir()
 
+    def sizes(self) -> list[int]:
+        """Bytes of disk that each template takes."""
+        return [_size(path) for path in self._path.glob(f"{_NAME}*")]
+
     def find(self, key: str) -> Template | None:
         """The template of that key, if it is there and sound; a damaged one is removed. Raises
         HypervisorError."""

@@ -22,6 +22,14 @@ def other_end(nl: Netlink, index: int, netns_fd: int) -> int:
     if IFLA_LINK_NETNSID not in found:
         return 0
     (number,) = _NUMBER.unpack(found[IFLA_LINK_NETNSID])
+    return u32(found, IFLA_LINK) if number == number_of(nl, netns_fd) else 0
+
+
+def number_of(nl: Netlink, netns_fd: int) -> int:
+    """The number that this namespace has for the one that the descriptor is of, by which the other
+    ends of its interfaces are told (IFLA_LINK_NETNSID); negative where it has none. Raises
+    NetlinkError."""
+    operation = "find the number of a namespace"
     body = nl.get(operation, _RTM_GETNSID, _GENERAL + attribute(_NETNSA_FD, netns_fd))
-    (known,) = _NUMBER.unpack(attributes(body, len(_GENERAL))[_NETNSA_NSID])
-    return u32(found, IFLA_LINK) if number == known else 0
+    (number,) = _NUMBER.unpack(attributes(body, len(_GENERAL))[_NETNSA_NSID])
+    return int(number)

@@ -12,7 +12,7 @@ from tapwright.cni import namespaces
 from tapwright.endpoint import kinds
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.linux import boot, netns
-from tapwright.state import control_group, entries, ownership
+from tapwright.state import control_group, entries, ownership, plugin_runs
 from tapwright.state.entries import (
     Attachment,
     ControlGroup,
@@ -28,13 +28,18 @@ from tapwright.state.record import Journal
 
 def take_back(journal: Journal) -> list[str]:
     """Undo all entries; return what failed, in words. Those entries stay, for another try."""
+    with plugin_runs.noted(journal.directory.parent.parent) as trace:
+        return _take_back(journal, trace)
+
+
+def _take_back(journal: Journal, trace: plugin_runs.Trace) -> list[str]:
     failures = []
     is_over = journal.record.boot not in ("", boot.current())
     for entry in reversed(list(journal.record.held)):
         try:
             _check(entry)
             if not (is_over and _ended_with_the_kernel(entry)):
-                undo(entry)
+                undo(entry, trace)
         except (OSError, cni.CniError, TapwrightError) as error:
             failures.append(str(error))
         except KeyError as error:
@@ -52,9 +57,10 @@ def take_back(journal: Journal) -> list[str]:
     return failures
 
 
-def undo(entry: dict[str, Any]) -> None:
-    """Undo one entry, which stays in the journal. Raises OSError, CniError, ExceptionGroup,
-    SandboxStateError for one that another version made, KeyError where something is missing."""
+def undo(entry: dict[str, Any], trace: plugin_runs.Trace | None = None) -> None:
+    """Undo one entry, which stays in the journal; `trace` is told of CNI plugins that ran. Raises
+    OSError, CniError, ExceptionGroup, SandboxStateError for one that another version made, KeyError
+    where something is missing."""
     if kinds.is_endpoint(entry):
         # Another namespace may be at the path by now.
         if ownership.is_still_there(entry):
@@ -64,7 +70,7 @@ def undo(entry: dict[str, Any]) -> None:
 
         host_device.of_entry(entry).move_back()
     elif known := entries.read(entry):
-        _undo(known)
+        _undo(known, trace)
     else:
         raise SandboxStateError(
             f"what the journal calls {entry['kind']!r} can't be undone by this version of "
@@ -102,7 +108,7 @@ def _ended_with_the_kernel(entry: dict[str, Any]) -> bool:
             return entry["kind"] == kinds.HOST_DEVICE or kinds.is_endpoint(entry)
 
 
-def _undo(entry: Entry) -> None:
+def _undo(entry: Entry, trace: plugin_runs.Trace | None) -> None:
     match entry:
         case NetnsUsed():
             pass
@@ -111,7 +117,7 @@ def _undo(entry: Entry) -> None:
             if namespaces.at(path) is None or ownership.is_still(entry.namespace, path):
                 netns.remove(path)
         case Attachment():
-            _detach(entry)
+            _detach(entry, trace)
         case HostTap():
             from tapwright.endpoint import host_tap
 
@@ -128,7 +134,7 @@ def _undo(entry: Entry) -> None:
             control_group.remove(entry.path)
 
 
-def _detach(entry: Attachment) -> None:
+def _detach(entry: Attachment, trace: plugin_runs.Trace | None) -> None:
     network = cni.parse_network(entry.config.encode(), entry.source, any_version=True)
     attachment = cni.Attachment(
         container_id=entry.container_id,
@@ -136,4 +142,4 @@ def _detach(entry: Attachment) -> None:
         netns=entry.netns if ownership.is_still(entry.namespace, entry.netns) else "",
         capability_args=entry.capability_args,
     )
-    cni.Runtime(entry.plugin_path, entry.cache).delete(network, attachment)
+    cni.Runtime(entry.plugin_path, entry.cache, trace=trace).delete(network, attachment)

@@ -5,7 +5,7 @@ from typing import Any
 
 from tapwright import cni
 from tapwright.errors import NetworkError
-from tapwright.state import ownership
+from tapwright.state import ownership, plugin_runs
 from tapwright.state.entries import Attachment
 from tapwright.state.record import Journal, NetworkRequest
 
@@ -63,12 +63,14 @@ class Attaching:
             netns=record.netns,
             capability_args=request.capability_args,
         )
+        root = self._journal.directory.parent.parent
         try:
-            with self._journal.phase(f"network {request.name}"):
+            with plugin_runs.noted(root) as trace, self._journal.phase(f"network {request.name}"):
                 network = cni.parse_network(request.config.encode(), request.source)
                 if request.remembered:
                     network = network._replace(raw=request.remembered.encode())
-                return cni.Runtime(spec.plugin_path, spec.cni_cache).add(network, attachment)
+                runtime = cni.Runtime(spec.plugin_path, spec.cni_cache, trace=trace)
+                return runtime.add(network, attachment)
         except cni.CniError as error:
             leftovers = getattr(error, "__notes__", [])
             if not leftovers:

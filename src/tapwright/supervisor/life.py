@@ -17,6 +17,7 @@ from tapwright.control.looking import Looking
 from tapwright.control.operations import Operations
 from tapwright.control.processes import Processes
 from tapwright.control.shares import Shares
+from tapwright.control.totals import Totals
 from tapwright.errors import SandboxStateError, TapwrightError, printable, shown
 from tapwright.nics.forwarding import forwarded
 from tapwright.nics.net_devices import NetDevices
@@ -47,6 +48,7 @@ class Life:
         self._caller = caller
         self.failure: BaseException | None = None
         self.deleted = False
+        self._monitor: Monitor | None = None
 
     def run(self, log_level: str, runner: asyncio.Runner | None = None) -> None:
         """Until QEMU ends, SIGTERM comes, or the sandbox fails; with the loop of `runner`, where
@@ -106,8 +108,12 @@ class Life:
                 guest.agent,
                 self._journal.record.spec,
             )
+            totals = Totals(guest.agent, self._restarts)
+            of_network = served.by_name()
             operations = {
-                **served.by_name(),
+                **of_network,
+                "sync": totals.counted(of_network["sync"]),
+                **totals.by_name(),
                 **resolvers.by_name(),
                 **shares.by_name(),
                 **Containers(guest.agent, processes.expect_end).by_name(),
@@ -142,6 +148,10 @@ class Life:
             elif self._early.prepared:
                 await self._early.prepared.stop()
 
+    def _restarts(self) -> int:
+        """Of the network monitor."""
+        return self._monitor.restarts if self._monitor else 0
+
     @contextlib.asynccontextmanager
     async def _monitored(self) -> AsyncIterator[None]:
         """With the network monitor, where there is one, for the length of the block."""
@@ -151,9 +161,8 @@ class Life:
             return
         log_level = logging.getLevelName(_log.getEffectiveLevel()).lower()
         command = [*record.spec.netmon, "-s", record.id, "-r", command_path(), "-log", log_level]
-        watching = asyncio.create_task(
-            Monitor(command, record.netns, str(directory.parent.parent)).watch()
-        )
+        self._monitor = Monitor(command, record.netns, str(directory.parent.parent))
+        watching = asyncio.create_task(self._monitor.watch())
         try:
             yield
         finally:

@@ -31,6 +31,8 @@ class Monitor:
         # For the command too that a monitor may call.
         self._environment = {**os.environ, ROOT_VARIABLE: root}
         self._started = 0.0
+        self.restarts = 0
+        """How often it has been started again."""
         try:
             self._start()
         except NetworkError:
@@ -65,6 +67,7 @@ class Monitor:
             except NetworkError as error:  # its executable may come back
                 _log.warning("%s", error)
             else:
+                self.restarts += 1
                 return pause
 
     def _start(self) -> None:

@@ -61,6 +61,12 @@ def batch(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     return {"replies": [OPERATIONS[item["op"]](nl, item) for item in request["requests"]]}
 
 
+def totals(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
+    from tapwright.agent.guest import totals
+
+    return totals.of_guest()
+
+
 def set_rulesets(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     # Few guests have use for it.
     from tapwright.agent.guest import rulesets
@@ -106,6 +112,7 @@ OPERATIONS: dict[str, Operation] = {
     "set_sysctls": sysctls.set_sysctls,
     "take_room": take_room,
     "tell_time": system.tell_time,
+    "totals": totals,
 }
 
 

@@ -1,0 +1,105 @@
+"""`tapwright metrics`: numbers for Prometheus."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING
+
+from tapwright.cli import output
+from tapwright.errors import TapwrightError, UsageError
+
+if TYPE_CHECKING:
+    from tapwright.metrics.exposition import Family
+
+_READABLE = 0o644
+_MOST_PORT = 65535
+
+
+def add_commands(command: argparse.ArgumentParser, words: Container[str]) -> None:
+    """A command by itself: it has options, and no commands below it."""
+    command.description = (
+        "Print what sandboxes, their NICs, guests and processes, spares, templates and CNI plugins "
+        "have counted, as metrics in the format OpenMetrics. Each guest has one second to answer."
+    )
+    form = command.add_mutually_exclusive_group()
+    form.add_argument(
+        "--listen",
+        metavar="ADDRESS:PORT",
+        help="answer Prometheus at http://ADDRESS:PORT/metrics until a signal comes; whoever "
+        "reaches the address can read the metrics",
+    )
+    form.add_argument(
+        "--textfile",
+        metavar="FILE",
+        help="write a file for the textfile collector of node_exporter, in the older text format; "
+        "the name of the file must end in .prom",
+    )
+    command.set_defaults(run=_metrics)
+
+
+def _metrics(arguments: argparse.Namespace) -> int:
+    from tapwright import config
+    from tapwright.metrics import collecting, exposition
+
+    output.need_root()
+    templates = config.load(arguments.config).factory.template_path
+
+    def collect() -> "list[Family]":
+        return collecting.collect(arguments.root, templates)
+
+    if arguments.listen:
+        return _listen(*_address(arguments.listen), collect)
+    if not arguments.textfile:
+        print(exposition.openmetrics(collect()), end="")
+        return 0
+    if not arguments.textfile.endswith(".prom"):
+        raise UsageError(f"--textfile {arguments.textfile}: node_exporter reads *.prom alone")
+    _write(arguments.textfile, exposition.plain(collect()))
+    return 0
+
+
+def _write(name: str, text: str) -> None:
+    """Whole, for node_exporter may read it at any moment, as a user of its own."""
+    temporary = f"{name}.{os.getpid()}"
+    try:
+        with open(temporary, "x") as file:
+            os.fchmod(file.fileno(), _READABLE)
+            file.write(text)
+        os.rename(temporary, name)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise TapwrightError(f"{name} can't be written: {error.strerror}") from None
+
+
+def _listen(address: str, port: int, collect: "Callable[[], list[Family]]") -> int:
+    from tapwright.metrics.serving import Server
+
+    try:
+        server = Server(address, port, collect)
+    except OSError as error:
+        raise TapwrightError(
+            f"--listen {address}:{port}: nobody can listen there: {error.strerror}"
+        ) from None
+    except OverflowError:
+        raise UsageError(f"--listen: {port} is no port") from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    host, port = server.server_address[:2]
+    shown = f"[{host!s}]" if ":" in str(host) else str(host)
+    print(f"listening at http://{shown}:{port}/metrics", file=sys.stderr, flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.server_close()
+    return 0
+
+
+def _address(text: str) -> tuple[str, int]:
+    address, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > _MOST_PORT or not address:
+        raise UsageError(f"--listen {text}: it must be ADDRESS:PORT, such as 127.0.0.1:9817")
+    return address.removeprefix("[").removesuffix("]"), int(port)

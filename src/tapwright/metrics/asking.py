@@ -1,0 +1,85 @@
+"""Asks many sandboxes at once, and waits for all of them together until a deadline.
+
+One that does not answer costs nobody else anything.
+"""
+
+import selectors
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tapwright.agent import protocol
+from tapwright.errors import UsageError
+from tapwright.sandbox import wire
+from tapwright.state.registry import Sandbox
+
+_CONNECT_SECONDS = 0.05
+
+Json = dict[str, Any]
+
+
+class Asking:
+    """A request to each of some sandboxes, under way; `answers` waits for them."""
+
+    def __init__(self, sandboxes: Iterable[Sandbox], request: Json) -> None:
+        self._selector = selectors.DefaultSelector()
+        for sandbox in sandboxes:
+            connection = None
+            try:
+                connection = wire.connected(sandbox.directory, _CONNECT_SECONDS)
+                wire.send(connection, request)
+            except (OSError, UsageError):  # it has hung, or just ended
+                if connection:
+                    connection.close()
+                continue
+            connection.setblocking(False)
+            self._selector.register(connection, selectors.EVENT_READ, _Answer(sandbox.id))
+
+    def answers(self, deadline: float) -> dict[str, Json]:
+        """Those that came before the deadline, on the monotonic clock, by the sandbox's id; a
+        refusal is none."""
+        found: dict[str, Json] = {}
+        try:
+            while self._selector.get_map():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                for key, _ in self._selector.select(left):
+                    connection, answer = key.fileobj, key.data
+                    assert isinstance(connection, socket.socket)  # noqa: S101  # as registered
+                    if answer.is_over(connection):
+                        self._selector.unregister(connection)
+                        connection.close()
+                        if answer.content is not None:
+                            found[answer.sandbox] = answer.content
+        finally:
+            for key in list(self._selector.get_map().values()):
+                if isinstance(key.fileobj, socket.socket):
+                    key.fileobj.close()
+            self._selector.close()
+        return found
+
+
+class _Answer:
+    def __init__(self, sandbox: str) -> None:
+        self.sandbox = sandbox
+        self.content: Json | None = None
+        self._decoder, self._assembler = protocol.Decoder(), protocol.Assembler()
+
+    def is_over(self, connection: socket.socket) -> bool:
+        """Take in what has come."""
+        try:
+            data = connection.recv(protocol.WINDOW)
+            for frame in self._decoder.feed(data):
+                content = self._assembler.add(frame)
+                if content is not None:
+                    if frame.kind == protocol.REPLY:
+                        result = protocol.read_json(content).get("result")
+                        self.content = result if isinstance(result, dict) else None
+                    return True
+        except BlockingIOError:
+            return False
+        except (OSError, protocol.ProtocolError):
+            return True
+        return not data

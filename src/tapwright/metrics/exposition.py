@@ -1,0 +1,92 @@
+"""Families of metrics, and the two text formats that Prometheus reads.
+
+OpenMetrics (https://prometheus.io/docs/specs/om/open_metrics_spec/) is the newer one; the older one
+(https://prometheus.io/docs/instrumenting/exposition_formats/) is all that node_exporter's textfile
+collector and promtool know. They differ in the names of counters and of information.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+GAUGE, COUNTER, HISTOGRAM, INFO = "gauge", "counter", "histogram", "info"
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+"""The content types."""
+
+_SUFFIX = {COUNTER: "_total", INFO: "_info"}
+
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A value of a family; `suffix` is for histograms: _bucket, _sum, _count."""
+
+    labels: Labels
+    value: float
+    suffix: str = ""
+
+
+@dataclass
+class Family:
+    """A metric; its name without the ending that its kind has (_total, _info)."""
+
+    name: str
+    kind: str
+    help: str
+    samples: list[Sample] = field(default_factory=list)
+
+    def add(self, labels: Labels, value: float = 1) -> None:
+        self.samples.append(Sample(labels, value))
+
+    def add_histogram(self, labels: Labels, buckets: Mapping[float, int], total: float) -> None:
+        """`buckets` are how many there were up to each bound, the last of which is infinity."""
+        for bound, count in buckets.items():
+            self.samples.append(Sample({**labels, "le": _number(bound)}, count, "_bucket"))
+        self.samples.append(Sample(labels, buckets[math.inf], "_count"))
+        self.samples.append(Sample(labels, total, "_sum"))
+
+
+def openmetrics(families: Iterable[Family]) -> str:
+    """All of them in OpenMetrics; a family without samples is left out."""
+    lines = []
+    for family in families:
+        if family.samples:
+            lines += [f"# TYPE {family.name} {family.kind}", f"# HELP {family.name} {family.help}"]
+            lines += _samples(family)
+    return "\n".join([*lines, "# EOF", ""])
+
+
+def plain(families: Iterable[Family]) -> str:
+    """The same in the older format."""
+    lines = []
+    for family in families:
+        if family.samples:
+            name = family.name + _SUFFIX.get(family.kind, "")
+            kind = GAUGE if family.kind == INFO else family.kind
+            lines += [f"# HELP {name} {family.help}", f"# TYPE {name} {kind}"]
+            lines += _samples(family)
+    return "\n".join([*lines, ""])
+
+
+def _samples(family: Family) -> Iterator[str]:
+    for sample in family.samples:
+        name = family.name + (sample.suffix or _SUFFIX.get(family.kind, ""))
+        labels = ",".join(f'{key}="{_escaped(value)}"' for key, value in sample.labels.items())
+        yield (
+            f"{name}{{{labels}}} {_number(sample.value)}"
+            if labels
+            else (f"{name} {_number(sample.value)}")
+        )
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    if value == math.inf:
+        return "+Inf"
+    return str(value) if isinstance(value, int) else repr(float(value))

@@ -1,0 +1,51 @@
+"""The names that platforms have given to sandboxes: pod, namespace and container, by annotations.
+
+Those of containerd's CRI plugin (pkg/cri/annotations), of CRI-O (pkg/annotations), which has the
+kubelet's labels among its own, and of nerdctl (pkg/labels). podman and docker tell a runtime
+no name.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from tapwright.oci.state import Container
+
+_POD = (
+    *("io.kubernetes.cri.sandbox-name", "io.kubernetes.cri-o.KubeName"),
+    "io.kubernetes.pod.name",
+)
+_NAMESPACE = (
+    *("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri-o.Namespace"),
+    *("io.kubernetes.pod.namespace", "nerdctl/namespace"),
+)
+_CONTAINER = (
+    *("io.kubernetes.cri.container-name", "io.kubernetes.container.name"),
+    "nerdctl/name",
+)
+_TYPES = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
+_OF_PODS = "sandbox"
+
+
+def of_container(container: Container) -> dict[str, str]:
+    """pod, namespace, container; the last one is the id where the platform tells no name."""
+    known = container.annotations
+    return {
+        "pod": _first(known, _POD),
+        "namespace": _first(known, _NAMESPACE),
+        "container": _first(known, _CONTAINER) or container.id,
+    }
+
+
+def of_sandboxes(containers: Iterable[Container]) -> dict[str, dict[str, str]]:
+    """Of each sandbox, by its id: those of the container that started it. One that stands for a pod
+    is no container of anybody's, and has an empty name."""
+    found = {}
+    for container in containers:
+        if container.owns:
+            found[container.sandbox] = of_container(container)
+            if any(container.annotations.get(name) == _OF_PODS for name in _TYPES):
+                found[container.sandbox]["container"] = ""
+    return found
+
+
+def _first(annotations: Mapping[str, str], names: Iterable[str]) -> str:
+    return next((annotations[name] for name in names if annotations.get(name)), "")

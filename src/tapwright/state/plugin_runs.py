@@ -1,0 +1,102 @@
+"""How long the CNI plugins of sandboxes took, added up: ROOT/plugin-runs.json.
+
+Supervisors and `delete` are many processes, most of them short-lived, so the sums are in a file,
+under a lock (flock(2)). They are for metrics: what can't be written down is lost, and nobody waits
+for it to be on disk. The file has at most so many entries, one for each plugin, command and result.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tapwright import cni, shapes
+from tapwright.linux import files
+
+FILE, _LOCK = "plugin-runs.json", "plugin-runs.lock"
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, math.inf)
+"""Seconds; of each run it is counted within which of them it was done."""
+SUCCESS, FAILURE = "success", "failure"
+
+_MOST_ENTRIES = 200
+_SHAPE = {"plugin": str, "command": str, "result": str, "counts": list[int], "seconds": float}
+
+_log = logging.getLogger(__name__)
+
+Trace = Callable[[cni.Run], None]
+
+
+@dataclass
+class Runs:
+    """Those of one kind. `counts` are by `BOUNDS`: how many took no longer, and longer than the
+    bound before; `seconds` all of them together."""
+
+    plugin: str
+    command: str
+    result: str
+    counts: list[int] = field(default_factory=lambda: [0] * len(BOUNDS))
+    seconds: float = 0.0
+
+    @property
+    def cumulative(self) -> Mapping[float, int]:
+        """How many took no longer than each bound."""
+        return {bound: sum(self.counts[: at + 1]) for at, bound in enumerate(BOUNDS)}
+
+
+@contextlib.contextmanager
+def noted(root: str | Path) -> Iterator[Trace]:
+    """A trace for `cni.Runtime`: what it was told is written down at the end of the block, also
+    when that fails."""
+    seen: list[cni.Run] = []
+    try:
+        yield seen.append
+    finally:
+        try:
+            if seen:
+                _add(Path(root), seen)
+        except OSError as error:
+            _log.warning("%s can't be written: %s", Path(root, FILE), error.strerror)
+
+
+def read(root: str | Path) -> list[Runs]:
+    """All that was noted; nothing where there is no file, or one that makes no sense."""
+    try:
+        content = json.loads(Path(root, FILE).read_text())
+    except (OSError, ValueError, RecursionError):
+        return []
+    entries = content if isinstance(content, list) else []
+    return [Runs(**entry) for entry in entries[:_MOST_ENTRIES] if _is_sound(entry)]
+
+
+def _is_sound(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == _SHAPE.keys()
+        and not shapes.mistake(entry, _SHAPE)
+        and len(entry["counts"]) == len(BOUNDS)
+    )
+
+
+def _add(root: Path, seen: list[cni.Run]) -> None:
+    """Raises OSError."""
+    fd = os.open(root / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        known = {(runs.plugin, runs.command, runs.result): runs for runs in read(root)}
+        for run in seen:
+            key = run.plugin, run.command, FAILURE if run.problem else SUCCESS
+            if key not in known and len(known) >= _MOST_ENTRIES:
+                continue
+            runs = known.setdefault(key, Runs(*key))
+            runs.counts[next(at for at, bound in enumerate(BOUNDS) if run.seconds <= bound)] += 1
+            runs.seconds += run.seconds
+        text = json.dumps([vars(runs) for runs in known.values()])
+        files.replace(root / FILE, text, synced=False)
+    finally:
+        os.close(fd)
