@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_new
-from prometheus_client.parser import text_string_to_metric_families as read_plain
 
 from tapwright import cni
 from tapwright.linux.counted import Counters
@@ -26,6 +24,14 @@ from tapwright.state.record import RUNNING, Nic, Record, Spec
 from tapwright.state.registry import Sandbox
 
 pytestmark = pytest.mark.unit
+
+_PARSERS = "prometheus_client.openmetrics.parser", "prometheus_client.parser"
+read_new, read_plain = (
+    pytest.importorskip(
+        name, reason="the package prometheus-client is not installed (scripts/setup dev)"
+    ).text_string_to_metric_families
+    for name in _PARSERS
+)
 
 ODD = 'a "b"\\n\nc'
 

@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_new
-from prometheus_client.parser import text_string_to_metric_families as read_plain
 
 from tests.host import eventually
 from tests.sandboxes import Tapwright, pids_of
 
 VM, OTHER = "metered", "metered-too"
+
+_PARSERS = "prometheus_client.openmetrics.parser", "prometheus_client.parser"
+read_new, read_plain = (
+    pytest.importorskip(
+        name, reason="the package prometheus-client is not installed (scripts/setup dev)"
+    ).text_string_to_metric_families
+    for name in _PARSERS
+)
 
 
 class Metrics:
