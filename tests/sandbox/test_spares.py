@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,11 +25,12 @@ from tapwright import config as configurations
 from tapwright.linux import filelock
 from tapwright.sandbox import launching, planning, spares
 from tapwright.state import ownership
-from tapwright.state.record import Spec
+from tapwright.state.record import Spec, written_spec
 from tapwright.supervisor import spare
 from tapwright.supervisor.guest import make_template
 from tapwright.supervisor.prelude import machine_of
 from tests.host import Host, eventually
+from tests.moments import Moment, Watched
 from tests.oci.bundles import configuration
 from tests.oci.runtime import Runtime
 from tests.sandbox.test_faults import has_qemu, held
@@ -364,6 +366,47 @@ def test_one_that_is_killed_as_it_is_made(
     # What it was starting has its lock until the exec.
     assert eventually(lambda: spares.listing(tapwright.root) == [])
     assert not made.directory.exists()
+
+
+BEGIN = """
+import json, sys
+from tapwright.sandbox import spares
+from tapwright.state.record import read_spec
+spares.begin(sys.argv[1], read_spec(json.loads(sys.argv[2])), at_once=True)
+"""
+
+
+def test_what_makes_one_is_killed_at_each_of_its_writes(tmp_path: Path) -> None:
+    """Up to its end, which comes soon: there is no template for it. The next that is made finds
+    nothing in its way, and removes what is left."""
+    spec = Spec("kernel", "initrd", template=str(tmp_path / "none"), spares=1)
+    root = tmp_path / "root"
+    root.mkdir()
+    argv = [sys.executable, "-c", BEGIN, str(root), json.dumps(written_spec(spec))]
+    directory, at = spares.directory_of(root), 0
+    while True:
+        killed: list[int] = []
+        seen: list[int] = []
+
+        def decide(moment: Moment, at: int = at, killed: list[int] = killed) -> int:
+            seen.append(moment.pid)  # noqa: B023 - of this round
+            if moment.number == at:
+                killed.append(moment.pid)
+                os.kill(moment.pid, signal.SIGKILL)
+            return 0
+
+        with Watched(argv, root, decide) as begun:
+            assert begun.wait() == (0, "")
+            assert eventually(lambda: bool(seen))  # noqa: B023 - as above
+            assert ended(seen[0])
+        if not killed:
+            break
+        assert spares.listing(root) == []
+        at += 1
+    # The directory of all, its own, its lock, what it is, its name, and the same back.
+    assert at >= 8
+    assert spares.listing(root) == []
+    assert [path.name for path in directory.iterdir() if path.name != ".failed"] == []
 
 
 def test_they_go(tapwright: Tapwright, tmp_path: Path, spec: Spec, ready: Ready) -> None:
