@@ -166,6 +166,16 @@ def test_who_does_not_answer() -> None:
     assert (severity, what) == (ERROR, "the sandbox is dead")
 
 
+def test_a_supervisor_that_can_not_be_asked() -> None:
+    def change(picture: Picture) -> None:
+        picture.guest_failure = picture.qemu_failure = "unknown request 'look'"
+
+    ((severity, _, what),) = complaints(change)
+    assert (severity, what) == (
+        *(WARNING, "guest and QEMU can't be asked: unknown request 'look'"),
+    )
+
+
 def test_two_sandboxes_with_one_address() -> None:
     one, other = pictures.picture(), pictures.picture()
     other.id, other.ways[0].mac = "other", "02:00:00:00:00:1a"

@@ -72,11 +72,14 @@ def _of_sandbox(picture: Picture) -> Iterator[Complaint]:
         reason = f": {picture.problem}" if picture.problem else ""
         yield Complaint(f"the sandbox is {picture.status}{reason}")
         return
-    if picture.guest_failure:
+    if picture.guest_failure and picture.guest_failure == picture.qemu_failure:
+        # One of another version, for instance: packets go their way all the same.
+        yield Complaint(f"guest and QEMU can't be asked: {picture.guest_failure}", WARNING)
+    elif picture.guest_failure:
         yield Complaint(
             f"the guest does not say how its network is: {picture.guest_failure}", WARNING
         )
-    if picture.qemu_failure:
+    if picture.qemu_failure and picture.qemu_failure != picture.guest_failure:
         yield Complaint(f"QEMU does not answer: {picture.qemu_failure}")
     for failure in picture.failures:
         yield Complaint(failure, WARNING)
