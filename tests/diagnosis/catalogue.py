@@ -55,7 +55,7 @@ _OF_GUEST = [
     ),
     Fault(
         "no default route in the guest (IPv6)",
-        "{guest} ip -6 route del default",
+        "{guest} ip -6 route del default via fd96::1 dev eth0",
         "guest",
         "no default route",
         _SIX,
@@ -92,13 +92,6 @@ _OF_GUEST = [
         "has not its address",
     ),
     Fault(
-        "the guest has another MAC address",
-        "{guest} ip link set eth0 address 02:00:00:00:66:66",
-        "guest",
-        "MAC address",
-        back="{guest} sh -c 'ip neighbour flush dev eth0'; ip neighbour flush dev {bridge}",
-    ),
-    Fault(
         "IPv6 is off in the guest",
         "{guest} sysctl -w net.ipv6.conf.eth0.disable_ipv6=1",
         "guest",
@@ -107,14 +100,13 @@ _OF_GUEST = [
     ),
     Fault(
         "a wrong neighbour entered in the guest",
-        "{guest} ip neighbour replace 10.96.0.1 lladdr 02:00:00:00:77:77 dev eth0 nud permanent",
+        "{guest} arp -s 10.96.0.1 02:00:00:00:77:77",
         "guest",
         "entered",
     ),
     Fault(
         "the MTU of the guest is too large",
-        "{in} ip link set {tap} mtu 9000; {guest} ip link set eth0 mtu 4000; "
-        "{in} ip link set {tap} mtu 1500",
+        "{guest} ip link set eth0 mtu 4000",
         "guest",
         "MTU",
         "--to 10.96.0.1",
@@ -178,6 +170,7 @@ _OF_LINKS = [
         "ip link set {bridge} down",
         "bridge",
         "down",
+        back="ip -6 address replace fd96::1/64 dev {bridge} nodad",
     ),
     Fault(
         "the filter is missing that sends on what the guest sends",
@@ -194,13 +187,13 @@ _OF_LINKS = [
     ),
     Fault(
         "the queue of the TAP is stopped",
-        "{in} tc qdisc replace dev {tap} root tbf rate 8bit burst 100 limit 100000",
+        "{in} tc qdisc replace dev {tap} root tbf rate 8bit burst 1600 limit 100000",
         "tap",
         "queue",
     ),
     Fault(
         "the queue of the interface is stopped",
-        "{in} tc qdisc replace dev eth0 root tbf rate 8bit burst 100 limit 100000",
+        "{in} tc qdisc replace dev eth0 root tbf rate 8bit burst 1600 limit 100000",
         "interface",
         "queue",
     ),
@@ -215,14 +208,14 @@ _OF_LINKS = [
         "ip link set {peer} mtu 1300",
         "peer",
         "MTU",
-        back="ip link set {bridge} mtu 1500",
     ),
     Fault(
         "the uplink is down",
         "ip link set up0 down",
         "out",
         "down",
-        back="ip route replace default via 198.51.100.2; ip -6 route replace default via fd97::2",
+        back="ip -6 address replace fd97::1/64 dev up0 nodad; "
+        "ip route replace default via 198.51.100.2; ip -6 route replace default via fd97::2",
     ),
 ]
 
@@ -307,7 +300,7 @@ _OF_BRIDGE = [
     ),
     Fault(
         "the gateway's address is gone",
-        "ip address del 10.96.0.1/24 dev {bridge}",
+        "ip address del 10.96.0.1/24 dev {bridge}; {guest} ip neighbour flush dev eth0",
         "gateway",
         "failed",
         back="{guest} ip neighbour flush dev eth0",
@@ -372,6 +365,8 @@ _OF_HOST = [
         "ip -n twx-wan link set wan1 up; ip address add 192.0.2.1/24 dev up1; "
         "ip -n twx-wan address add 192.0.2.2/24 dev wan1; "
         "ip -n twx-wan route add 198.51.100.1/32 dev wan1 src 198.51.100.2; "
+        "ip -n twx-wan neighbour add 198.51.100.1 dev wan1 lladdr "
+        "$(cat /sys/class/net/up1/address); "
         "{wan} sysctl -qw net.ipv4.conf.all.rp_filter=0; sysctl -w net.ipv4.conf.up1.rp_filter=1",
         "host",
         "rp_filter",
@@ -583,7 +578,7 @@ _OF_SERVICES = [
         "refuses",
         "--to 198.51.100.2:9 --udp",
         by_hand='nohup ip netns exec twx-wan python3 -c "import socket; s = socket.socket(2, 2); '
-        "s.bind(('198.51.100.2', 9)); s.recv(9); s.recv(9)\" >/dev/null 2>&1 & "
+        "s.bind(('198.51.100.2', 9)); [s.recv(9) for _ in range(99)]\" >/dev/null 2>&1 & "
         "echo $! > {directory}/twx-pid; "
         "until ip netns exec twx-wan grep -q :0009 /proc/net/udp; do sleep 0.05; done",
         back="kill $(cat {directory}/twx-pid) || true; rm {directory}/twx-pid",

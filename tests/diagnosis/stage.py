@@ -225,7 +225,8 @@ def _words(tapwright: Tapwright) -> dict[str, str]:
         "serve": _served("0.0.0.0:80"),
         "serve-local": _served("127.0.0.1:80"),
         "stop": f"{_guest(NAME)} sh -c 'kill $(cat /tmp/served); rm -f /tmp/served'",
-        "resolv": f"{_guest(NAME)} sh -c 'echo nameserver {DNS} > /etc/resolv.conf'",
+        "resolv": f"{_guest(NAME)} sh -c 'echo nameserver {DNS} > /etc/resolv.conf; echo search "
+        "example.org >> /etc/resolv.conf'",
     }
 
 

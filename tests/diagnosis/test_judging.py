@@ -182,7 +182,7 @@ ROWS: list[tuple[str, Change, str, str, str]] = [
         both(
             lambda c: c.guest["routes"].clear(), lambda c: setattr(c, "path", Path("", error=101))
         ),
-        *("guest", "no default route", "route replace 0.0.0.0/0 via 10.91.0.1"),
+        *("guest", "no default route", "route replace default via 10.91.0.1"),
     ),
     (
         "blackhole",

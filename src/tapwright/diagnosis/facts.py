@@ -76,6 +76,8 @@ class Host:
     most_connections: int = 0
     listening: list[tuple[str, str, int]] = field(default_factory=list)
     ovs: dict[str, Any] = field(default_factory=dict)
+    down: list[tuple[str, str]] = field(default_factory=list)
+    """(interface, ADDRESS/PREFIX) of interfaces that are down."""
 
 
 @dataclass
@@ -114,6 +116,8 @@ def of_host(view: View, version: int, devices: list[str]) -> Host:
     for index in view.interfaces:
         for address in view.addresses(index):
             found.addresses[address.address] = found.names[index]
+            if not view.interfaces[index].link.is_up:
+                found.down.append((found.names[index], str(address)))
     family = f"ipv{version}"
     paths = [f"{family}/ip_forward"] if version == 4 else ["ipv6/conf/all/forwarding"]
     for device in dict.fromkeys(["all", "default", *devices]):
@@ -281,7 +285,11 @@ def _learned(nl: Netlink, bridge: int, view: View) -> Iterator[tuple[str, str, b
             continue
         if len(mac) == 6:
             name = view.name_of(device)
-            yield netlink.unpack_mac(mac), name, bool(state & 0x80)
+            yield (
+                netlink.unpack_mac(mac),
+                name,
+                bool(state & 0xC0),
+            )  # NUD_PERMANENT, NUD_NOARP: static
 
 
 def _output(*command: str) -> str:

@@ -115,12 +115,15 @@ def _missing_routes(case: Case, everything: bool = False) -> list[str]:
             not everything and (route.destination, route.gateway) in has
         ):
             continue
-        via = f" via {route.gateway}" if route.gateway else ""
-        family = "-6 " if ":" in route.destination else ""
-        commands.append(
-            _in_guest(case, f"ip {family}route replace {route.destination}{via} dev {case.way.nic}")
-        )
+        commands.append(_in_guest(case, _replaced(route, case.way.nic)))
     return commands
+
+
+def _replaced(route: ways.Route, nic: str) -> str:
+    via = f" via {route.gateway}" if route.gateway else ""
+    family = "-6 " if ":" in route.destination else ""
+    destination = "default" if route.destination in _DEFAULTS else route.destination
+    return f"ip {family}route replace {destination}{via} dev {nic}"
 
 
 def _wanted(case: Case) -> list[ways.Route]:
@@ -218,6 +221,12 @@ def _of_names(case: Case) -> Iterator[Verdict]:
             f"explain {case.sandbox} --to {servers[0]}:53 --udp",
         )
     codes = {one["code"] for one in case.asked if one["outcome"] == _ANSWERED}
+    for code in sorted(codes & set(_RCODES)):
+        yield Verdict(
+            "DNS",
+            f"the name server {text} answers {_RCODES[code]} (code {code})",
+            advice="have the name server answer questions of this network",
+        )
     search = list(case.guest.get("resolv", {}).get("search", []))
     if promised.get("search") and search != promised["search"]:
         yield Verdict(
@@ -226,12 +235,6 @@ def _of_names(case: Case) -> Iterator[Verdict]:
             f"{' '.join(search) or '(none)'}; the network's search domain is "
             + " ".join(promised["search"]),
             mend,
-        )
-    for code in sorted(codes & set(_RCODES)):
-        yield Verdict(
-            "DNS",
-            f"the name server {text} answers {_RCODES[code]} (code {code})",
-            advice="have the name server answer questions of this network",
         )
     yield Verdict(
         "DNS",
@@ -408,8 +411,8 @@ def _of_guest_route(case: Case) -> Iterator[Verdict]:
             commands.append(_at(case.netns, word))
         yield Verdict(
             GUEST,
-            f"the guest has a {special.kind} route to {special.destination}: it drops what it "
-            "sends there",
+            f"the guest has a route of the kind {special.kind} to {special.destination}: it drops "
+            "what it sends there",
             commands,
         )
     default = [r for r in routes if r["destination"] in _DEFAULTS and r["kind"] == "unicast"]
@@ -438,14 +441,7 @@ def _of_guest_route(case: Case) -> Iterator[Verdict]:
             and case.path
             and case.path.gateway == route["gateway"]
         ):
-            via = f" via {right.gateway}" if right.gateway else ""
-            family = "-6 " if case.version == 6 else ""
-            commands = [
-                _in_guest(
-                    case,
-                    f"ip {family}route replace {right.destination}{via} dev {case.way.nic}",
-                )
-            ]
+            commands = [_in_guest(case, _replaced(right, case.way.nic))]
             if case.version == 6:  # where it would be added beside the other one
                 commands.insert(
                     0,
@@ -490,7 +486,9 @@ def _of_guest_neighbour(case: Case) -> Iterator[Verdict]:
                 GUEST,
                 f"the guest has {known['mac']} entered as the MAC address of {hop}, which has "
                 f"{right}",
-                [_in_guest(case, f"ip neighbour del {hop} dev {name}")],
+                [_in_guest(case, f"arp -i {name} -d {hop}")]
+                if case.version == 4
+                else [_in_guest(case, f"ip -6 neighbour del {hop} dev {name}")],
             )
 
 
@@ -758,9 +756,18 @@ def _of_host_route(case: Case) -> Iterator[Verdict]:
     if best and best.kind in SPECIAL:
         yield Verdict(
             "host route",
-            f"the host has a {best.kind} route to {best.destination}",
+            f"the host has a route of the kind {best.kind} to {best.destination}",
             [f"ip {family}route del {best.kind} {best.destination}"],
         )
+    if best is None or best.destination in _DEFAULTS:
+        for name, address in host.down:
+            network = ipaddress.ip_interface(address).network
+            if ipaddress.ip_address(case.target) in network:
+                yield Verdict(
+                    OUT,
+                    f"the host's {name}, which is in the target's network {network}, is down",
+                    [f"ip link set {name} up"],
+                )
     if best is None:
         yield Verdict(
             "host route",
@@ -819,14 +826,18 @@ def _of_forwarding(case: Case, inside: str) -> Iterator[Verdict]:
             "the host forwards no IPv6: net.ipv6.conf.all.forwarding is 0",
             ["sysctl -w net.ipv6.conf.all.forwarding=1"],
         )
-    if case.version == 6:
-        for name in (inside, _out(case)):
-            if name and host.settings.get(f"ipv6/conf/{name}/disable_ipv6") == "1":
-                yield Verdict(
-                    "host",
-                    f"IPv6 is off on the host's {name} (disable_ipv6 = 1)",
-                    [f"sysctl -w net.ipv6.conf.{name}.disable_ipv6=0"],
-                )
+
+
+def _of_ipv6_off(case: Case) -> Iterator[Verdict]:
+    """Which takes the host's addresses with it."""
+    hop = _next_hop(case)
+    for name in (_ingress(case), _out(case)) if case.version == 6 else ():
+        if name and case.host.settings.get(f"ipv6/conf/{name}/disable_ipv6") == "1":
+            commands = [f"sysctl -w net.ipv6.conf.{name}.disable_ipv6=0"]
+            gateways = [r.gateway for r in _wanted(case) if r.gateway]
+            if name == _ingress(case) and hop in gateways and hop not in case.host.addresses:
+                commands.append(f"ip -6 address add {hop}/{_prefix_length(case)} dev {name} nodad")
+            yield Verdict("host", f"IPv6 is off on the host's {name} (disable_ipv6 = 1)", commands)
 
 
 def _of_reverse_path(case: Case, name: str, source: str) -> Iterator[Verdict]:
@@ -860,7 +871,7 @@ def _of_other_way(case: Case) -> Iterator[Verdict]:
     if best and best.kind in SPECIAL:
         yield Verdict(
             "host route",
-            f"the host has a {best.kind} route to the guest ({best.destination})",
+            f"the host has a route of the kind {best.kind} to the guest ({best.destination})",
             [f"ip route del {best.kind} {best.destination}"],
         )
 
@@ -1285,6 +1296,7 @@ _RULES: tuple[Rule, ...] = (
     _of_open_vswitch,
     _of_drops,
     _of_sizes,
+    _of_ipv6_off,
     _of_host_route,
     _of_back_route,
     _of_connections,
