@@ -236,7 +236,12 @@ def _guest(name: str) -> str:
 
 def _served(place: str) -> str:
     """A line of a shell that has something listen in the guest until {stop}."""
-    listening = f"nc -lk -p 80 -s {place.partition(':')[0]} -e true"
+    address, port = place.split(":")
+    program = (
+        f'import socket; s = socket.create_server((\\"{address}\\", {port})); '
+        "[s.accept()[0].close() for _ in range(999)]"
+    )
+    listening = f'python3 -S -s -c "{program}"'
     return (
         f"{_guest(NAME)} sh -c '{listening} > /dev/null 2>&1 & echo $! > /tmp/served; "
         "until grep -q :0050 /proc/net/tcp; do sleep 0.05; done'"
