@@ -51,7 +51,6 @@ _OF_GUEST = [
         "{guest} ip route del default",
         "guest",
         "no default route",
-        telling=True,
     ),
     Fault(
         "no default route in the guest (IPv6)",
@@ -162,7 +161,6 @@ _OF_LINKS = [
         back="{in} ip route replace default via 10.96.0.1; "
         "{in} ip -6 address replace {own6}/64 dev eth0 nodad; "
         "{in} ip -6 route replace default via fd96::1",
-        telling=True,
     ),
     Fault("the host's end is down", "ip link set {peer} down", "peer", "down"),
     Fault(
@@ -202,6 +200,7 @@ _OF_LINKS = [
         "{in} ip link set eth0 mtu 1300",
         "interface",
         "MTU",
+        telling=True,
     ),
     Fault(
         "the MTU of the host's end is too small",
@@ -249,32 +248,12 @@ _OF_BRIDGE = [
         telling=True,
     ),
     Fault(
-        "the port is in another VLAN",
-        "ip link set {bridge} type bridge vlan_filtering 1; "
-        "bridge vlan del dev {peer} vid 1; bridge vlan add dev {peer} vid 7 pvid untagged",
-        "bridge",
-        "VLAN 7",
-        back="bridge vlan add dev {peer} vid 1 pvid untagged; bridge vlan del dev {peer} vid 7 || "
-        "true; ip link set {bridge} type bridge vlan_filtering 0",
-    ),
-    Fault(
-        "the other's port is in another VLAN",
-        "ip link set {bridge} type bridge vlan_filtering 1; "
-        "bridge vlan del dev near-h vid 1; bridge vlan add dev near-h vid 9 pvid untagged",
-        "bridge",
-        "VLAN 9",
-        "--to 10.96.0.200",
-        back="bridge vlan add dev near-h vid 1 pvid untagged; "
-        "bridge vlan add dev {peer} vid 1 pvid untagged; "
-        "bridge vlan del dev near-h vid 9; bridge vlan del dev {peer} vid 9 || true; "
-        "ip link set {bridge} type bridge vlan_filtering 0",
-    ),
-    Fault(
         "another one has the guest's address",
         "ip -n twx-near address add {own}/24 dev near0",
         "bridge",
         "duplicate address",
         by_hand="ip -n twx-near address del {own}/24 dev near0",
+        telling=True,
     ),
     Fault(
         "another one has the guest's address (IPv6)",
@@ -377,7 +356,6 @@ _OF_HOST = [
         "ip neighbour replace {own} lladdr 02:00:00:00:88:88 dev br-ex nud permanent",
         "host",
         "entered",
-        telling=True,
     ),
     Fault(
         "no masquerade",
@@ -386,6 +364,7 @@ _OF_HOST = [
         "NAT",
         "masquerade",
         back="iptables-restore < {directory}/twx-nat; rm {directory}/twx-nat",
+        telling=True,
     ),
     Fault(
         "the next machine is not there",
@@ -435,6 +414,7 @@ _OF_RULES = [
         "host firewall",
         "forward",
         back=_DELETE,
+        telling=True,
     ),
     Fault(
         "nft drops the answer in forward",
@@ -620,6 +600,7 @@ _OF_SERVICES = [
         "DNS",
         "search domain",
         "--to web",
+        telling=True,
     ),
     Fault(
         "a name that nobody has",

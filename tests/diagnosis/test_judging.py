@@ -257,7 +257,7 @@ ROWS: list[tuple[str, Change, str, str, str]] = [
     ("nothing listens", lambda c: towards(c, 80), "guest", "nothing listens", ""),
     (
         "on loopback",
-        lambda c: towards(c, 80, ["tcp", "127.0.0.1", 80]),
+        lambda c: towards(c, 80, ["tcp", "0100007F", 80]),
         *("guest", "127.0.0.1 only", ""),
     ),
     (

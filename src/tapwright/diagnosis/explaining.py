@@ -1,8 +1,8 @@
 """`explain`: sends a packet, looks where it goes, and says where it ends and why.
 
 The order: what the host has, while the guest's program starts; then the probes, with a look at each
-interface on the way and a trace of the host's rules; then the verdict (`judging`). Within three
-seconds. Nothing is changed: the trace's table belongs to this process, and goes with it.
+interface on the way and a trace of the host's rules; then the verdict (`judging`). Each part has
+its time. Nothing is changed: the trace's table belongs to this process, and goes with it.
 """
 
 import contextlib

@@ -4,6 +4,7 @@ What can be told from the guest outwards comes first: a packet that never left t
 concern of the host's rules. Within a hop what was seen to drop a packet comes before what might.
 """
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -23,7 +24,7 @@ from tapwright.diagnosis.case import (
     Station,
     Verdict,
 )
-from tapwright.diagnosis.facts import Bridge, Port
+from tapwright.diagnosis.facts import Bridge, Port, readable
 from tapwright.diagnosis.way import Point
 from tapwright.linux.lookup import SPECIAL, Entry
 from tapwright.linux.sightings import Sighting
@@ -1040,7 +1041,12 @@ def _of_guest_service(case: Case, name: str, outcome: str) -> Iterator[Verdict]:
 
 
 def _guest_listening(case: Case) -> list[tuple[str, str, int]]:
-    return [(str(p), str(a), int(n)) for p, a, n in case.guest.get("listening", [])]
+    """(protocol, address, port) of each; the guest may tell of addresses that are none."""
+    found = []
+    for protocol, address, number in case.guest.get("listening", []):
+        with contextlib.suppress(ValueError):
+            found.append((str(protocol), readable(str(address)), int(number)))
+    return found
 
 
 def _guest_port(case: Case) -> int | None:
