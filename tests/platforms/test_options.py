@@ -1,0 +1,101 @@
+"""Options of `podman run`: what a program sees by Tapwright is what it sees by runc.
+
+A row is a set of options and a script, which both run; whatever they print must be the same.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.platforms.confined import RUNTIMES, said
+from tests.platforms.podman import Podman
+
+_IMAGE = "linked"
+_MAKE_IMAGE = (
+    "ln -s home /link; ln -s /home /abs; ln -s ../../../beside /out; ln -s target /etc/linked; "
+    "echo 'echo script ran' >/etc/script; chmod +x /etc/script"
+)
+
+
+class Row(NamedTuple):
+    """`{dir}` in the options is a directory with `file` and `volume/in`. Of a row without a script
+    the image's own command is run, and only the status compared."""
+
+    options: str
+    script: str = ""
+    stdin: str = ""
+
+
+ROWS = {
+    "a user that nobody knows": Row("--user 1234:567", "id; echo $HOME; pwd"),
+    "capabilities": Row(
+        "--cap-drop ALL --cap-add net_raw --security-opt no-new-privileges "
+        "--security-opt mask=/etc:/www/index.html",
+        "grep -E 'Cap|NoNew|Seccomp:' /proc/self/status; ls /etc; cat /www/index.html",
+    ),
+    "files": Row(
+        "--read-only --tmpfs /x:size=5m,mode=711,noexec,nr_inodes=100 --volume {dir}/file:/f:ro "
+        "--volume {dir}/volume:/abs/one --volume {dir}/volume:/link/two "
+        "--volume {dir}/volume:/out/three:noexec --volume {dir}/file:/etc/linked",
+        "for d in / /tmp /run /var/tmp /dev /dev/shm /etc /x /f; do touch $d/new 2>&1; done; "
+        "ls -ld /x | cut -c1-10; df -k /x | tail -n 1 | tr -s ' '; cp /bin/busybox /x/ls; /x/ls; "
+        "ls /home /home/* /beside/*; cat /etc/target",
+    ),
+    "a volume with an overlay": Row(
+        "--volume {dir}/volume:/v:O", "cat /v/in; echo new >/v/new; rm /v/in; ls /v"
+    ),
+    "a script without an interpreter": Row("--entrypoint /etc/script"),
+    "a directory as the program": Row("--entrypoint /etc"),
+    "ended by a signal": Row("", "sh -c 'kill -SEGV $$'; echo $?; kill -9 $$"),
+    "stdin": Row("--interactive --init", "md5sum; cat /proc/1/comm", "some text\n" * 100_000),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(podman: Podman, podman_leaves_nothing: None) -> None:
+    """Of all containers of this module."""
+
+
+@pytest.fixture(scope="module")
+def directory(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the options name; and the image is there."""
+    path = tmp_path_factory.mktemp("options")
+    (path / "volume").mkdir()
+    (path / "volume/in").write_text("in\n")
+    (path / "file").write_text("file\n")
+    podman.output("run", "--name", "base", "busybox", "sh", "-c", _MAKE_IMAGE, runtime="runc")
+    podman.output("commit", "--quiet", "base", _IMAGE)
+    podman.output("rm", "base")
+    yield path
+    podman.run("volume", "rm", "--all", "--force")
+    podman.output("rmi", _IMAGE)
+
+
+def _by_both(podman: Podman, row: Row, directory: Path) -> list[tuple[int, str]]:
+    options = [word.format(dir=directory) for word in row.options.split()]
+    network = () if "--network" in options else ("--network", "none")
+    argv = ("sh", "-c", row.script) if row.script else ()
+    words = ("run", "--rm", *network, *options, _IMAGE, *argv)
+    ways = [said(podman.run(*words, runtime=each, input=row.stdin)) for each in RUNTIMES]
+    return ways if row.script else [(status, "") for status, _ in ways]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_options(podman: Podman, directory: Path, name: str) -> None:
+    by_runc, by_us = _by_both(podman, ROWS[name], directory)
+    assert by_us == by_runc
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--network host", "the host's network (--network host) is not to be had in a VM"),
+        ("--network none --mount type=bind,source=/etc,destination=/", "mounted over"),
+    ],
+)
+def test_what_is_refused_says_so(podman: Podman, options: str, words: str) -> None:
+    done = podman.run("run", "--rm", *options.split(), "busybox", "true")
+    assert done.returncode in (125, 126), done.stderr
+    assert words in done.stderr
