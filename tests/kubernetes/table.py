@@ -89,9 +89,17 @@ def merged(page: str, head: str, new: Mapping[str, str]) -> str:
         for line in old.splitlines()
         if line.startswith("| ")
     }
-    whole = {**kept, **new}
+    whole = {**kept, **{said: _joined(row, kept.get(said, "")) for said, row in new.items()}}
     table = "".join(f"{whole[said]}\n" for said in descriptions().values() if said in whole)
     return f"{before}{begin}{head}{table}{end}{after}"
+
+
+def _joined(row: str, old: str) -> str:
+    """With the old cell of a runtime that did not run this time."""
+    cells, before = row.split(" | "), old.split(" | ")
+    if len(before) == len(cells):
+        cells = [one or other for one, other in zip(cells, before, strict=True)]
+    return " | ".join(cells)
 
 
 def run() -> int:
