@@ -265,7 +265,7 @@ _OF_BRIDGE = [
     ),
     Fault(
         "a wrong entry in the forwarding table",
-        "bridge fdb replace {mac} dev near-h master static",
+        "bridge fdb replace {mac} dev near-h master static sticky",
         "bridge",
         "entry",
     ),

@@ -74,7 +74,7 @@ SETUPS = [
     Setup("MTU 9000", bridge("10.98.0.0/24", mtu=9000)),
     Setup("MTU 1400", bridge("10.98.0.0/24", mtu=1400)),
     Setup("hairpin", bridge("10.98.0.0/24", hairpinMode=True)),
-    Setup("a VLAN", bridge("10.98.0.0/24", vlan=5)),
+    Setup("promiscuous bridge", bridge("10.98.0.0/24", promiscMode=True)),
     Setup("a subnet of four", network="tiny"),
     Setup("MTU and DNS", network="jumbo"),
     Setup("two networks", network="small", words=("--network", "jumbo:data0")),
