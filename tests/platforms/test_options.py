@@ -28,7 +28,24 @@ class Row(NamedTuple):
     stdin: str = ""
 
 
+_HOST_WIDE = (
+    *("vm/max_map_count", "fs/inotify/max_user_watches", "fs/inotify/max_user_instances"),
+    *("fs/file-max", "fs/aio-max-nr", "kernel/pid_max", "kernel/threads-max"),
+)
+
 ROWS = {
+    "identity": Row(
+        "--user worker:extra --group-add 5000 --umask 027 --workdir /www --env HOME= "
+        "--env A=b=c --hostname me --add-host some:10.1.2.3 --tz UTC",
+        "id; umask; pwd; env | sort; hostname; grep some /etc/hosts; cat /etc/hostname; "
+        "date +%Z; touch /tmp/x; ls -ln /tmp/x | cut -d' ' -f1",
+    ),
+    "limits": Row(
+        "--ulimit nofile=512:600 --ulimit nproc=1024:1024 --ulimit core=0 --oom-score-adj 300 "
+        "--shm-size 10m --cpuset-cpus 0",
+        "cat /proc/self/limits /proc/self/oom_score_adj; nproc; df -k /dev/shm | tail -n 1 | "
+        "tr -s ' ' | cut -d' ' -f2,6; cd /proc/sys; cat " + " ".join(_HOST_WIDE),
+    ),
     "a user that nobody knows": Row("--user 1234:567", "id; echo $HOME; pwd"),
     "capabilities": Row(
         "--cap-drop ALL --cap-add net_raw --security-opt no-new-privileges "
