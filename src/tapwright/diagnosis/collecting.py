@@ -83,7 +83,18 @@ def _ask(sandbox: Sandbox, found: Picture) -> None:
         found.guest_failure = found.qemu_failure = str(error)
         return
     found.guest, found.guest_failure = said["guest"], said["guest_failure"]
+    if not _is_bounded(found.guest):
+        found.guest, found.guest_failure = {}, "the agent's answer is none: a number is too large"
     found.qemu, found.qemu_failure = said["qemu"], said["qemu_failure"]
+
+
+def _is_bounded(said: dict[str, Any]) -> bool:
+    """Whether the guest's numbers are as large as the kernel's can be: what counts with them, and
+    divides, takes no others."""
+    numbers = [one["mtu"] for one in said.get("interfaces", [])]
+    numbers += [n for one in said.get("interfaces", []) for n in one["counters"].values()]
+    numbers += [one[key] for one in said.get("routes", []) for key in ("metric", "table")]
+    return all(0 <= number < 2**64 for number in numbers)
 
 
 class _Collecting:

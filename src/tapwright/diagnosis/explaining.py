@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tapwright.diagnosis import collecting, facts, judging, made, probes, rules
+from tapwright.diagnosis import collecting, facts, judging, made, probes, rules, vetting
 from tapwright.diagnosis import way as ways
 from tapwright.diagnosis.case import (
     BRIDGE,
@@ -84,6 +84,14 @@ def _address(text: str) -> None:
         raise UsageError(str(error)) from None
 
 
+def _address_of(wish: Wish) -> str:
+    """The target as the kernel's tables are shown, where it is an address; else empty."""
+    try:
+        return vetting.address(wish.target)
+    except ValueError:
+        return ""
+
+
 def _question(case: Case) -> str:
     wish = case.wish
     port = f" port {wish.port}/{'udp' if wish.udp else 'tcp'}" if wish.port else ""
@@ -127,7 +135,7 @@ def _from_guest(sandbox: Sandbox, case: Case, host: View, token: bytes) -> None:
             found = _read(sandbox, case, host)
             case.guest, prepared = guest.begin()
             case.asked = probes.asked_of(prepared)
-            case.target = str(prepared.get("target", ""))
+            case.target = _address_of(case.wish) or probes.target_of(prepared)
             case.path = probes.path_of(prepared)
             _choose_way(case, found)
             _read_for_target(case, host)
@@ -318,13 +326,26 @@ def _traced(stack: contextlib.ExitStack, case: Case) -> nftrace.Trace | None:
         return None
 
 
+def may_host_ask(case: Case) -> bool:
+    """Whether the target is the user's own word, or a gateway of the routes that the guest's
+    namespace has."""
+    if case.wish.target:
+        return bool(_address_of(case.wish)) and case.target == _address_of(case.wish)
+    gateways = {route.gateway for route in case.way.wanted_routes or []}
+    gateways |= {route.gateway for route in case.inside_routes}
+    return case.target != "" and case.target in gateways
+
+
 class _HostProbe:
-    """Whether the host itself gets an answer from there, found out beside the guest's probes."""
+    """Whether the host itself gets an answer from there, found out beside the guest's probes.
+
+    The host asks from an address of its own, and may be let in where the guest is not: so it asks
+    nobody whom the guest alone has named."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
         self._thread = threading.Thread(target=self._run)
-        if case.target and not case.is_local:
+        if may_host_ask(case) and not case.is_local:
             self._thread.start()
 
     def _run(self) -> None:

@@ -8,9 +8,11 @@ import contextlib
 import errno
 import ipaddress
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tapwright.diagnosis import vetting
 from tapwright.diagnosis import way as ways
 from tapwright.diagnosis.case import (
     BRIDGE,
@@ -97,7 +99,7 @@ def _at(place: str, command: str) -> str:
     """A command where an interface is: in the host's namespace, or another by its path."""
     if place in ("", ways.ON_HOST):
         return command
-    return f"nsenter --net={place} {command}"
+    return f"nsenter --net={shlex.quote(place)} {command}"
 
 
 def _set_up(case: Case, point: Point) -> list[str]:
@@ -219,7 +221,7 @@ def _of_names(case: Case) -> Iterator[Verdict]:
                 else "does not answer: it can't be reached, or is not there"
             ),
             advice="start the name server, or see why it is not reached: tapwright sandbox "
-            f"explain {case.sandbox} --to {servers[0]}:53 --udp",
+            f"explain {case.sandbox} --to {_with_port(servers[0], 53)} --udp",
         )
     codes = {one["code"] for one in case.asked if one["outcome"] == _ANSWERED}
     for code in sorted(codes & set(_RCODES)):
@@ -246,6 +248,13 @@ def _of_names(case: Case) -> Iterator[Verdict]:
     )
 
 
+def _with_port(address: str, port: int) -> str:
+    """As --to has it; port 0 for none."""
+    if not port:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def _no_server(case: Case) -> Iterator[Verdict]:
     mend = _resolv_conf(case)
     yield Verdict(
@@ -260,9 +269,13 @@ def _no_server(case: Case) -> Iterator[Verdict]:
 def _resolv_conf(case: Case) -> list[str]:
     """The command that writes what the networks promised."""
     promised = case.promised
-    lines = [f"nameserver {server}" for server in promised.get("nameservers", [])]
-    if promised.get("search"):
-        lines.append(f"search {' '.join(promised['search'])}")
+    servers, search = promised.get("nameservers", []), promised.get("search", [])
+    try:  # A plugin may have them from the network's DHCP server.
+        lines = [f"nameserver {vetting.address(server)}" for server in servers]
+        if search:
+            lines.append(f"search {' '.join(map(vetting.name, search))}")
+    except ValueError:
+        return []
     if not lines:
         return []
     text = "\\n".join(lines)
@@ -444,13 +457,9 @@ def _of_guest_route(case: Case) -> Iterator[Verdict]:
         ):
             commands = [_in_guest(case, _replaced(right, case.way.nic))]
             if case.version == 6:  # where it would be added beside the other one
-                commands.insert(
-                    0,
-                    _in_guest(
-                        case,
-                        f"ip -6 route del {route['destination']} via {route['gateway']}",
-                    ),
-                )
+                via = f" via {route['gateway']}" if route["gateway"] else ""
+                delete = f"ip -6 route del {route['destination']}{via}"
+                commands.insert(0, _in_guest(case, delete))
             yield Verdict(
                 GUEST,
                 f"the guest's route to {route['destination']} has the wrong gateway "
@@ -733,12 +742,13 @@ def _of_drops(case: Case) -> Iterator[Verdict]:
 
 
 def _undo(drop: Drop) -> str:
+    table, chain = shlex.quote(drop.table), shlex.quote(drop.chain)
     if drop.is_legacy:
         tool = "iptables-legacy" if drop.family == "ip" else "ip6tables-legacy"
         if not drop.handle:
-            return f"{tool} -t {drop.table} -P {drop.chain} ACCEPT"
-        return f"{tool} -t {drop.table} -D {drop.chain} {drop.handle}"
-    place = f"{drop.family} {drop.table} {drop.chain}"
+            return f"{tool} -t {table} -P {chain} ACCEPT"
+        return f"{tool} -t {table} -D {chain} {drop.handle}"
+    place = f"{drop.family} {table} {chain}"
     if drop.handle:
         return f"nft delete rule {place} handle {drop.handle}"
     return f"nft chain {place} '{{ policy accept; }}'"
@@ -1229,8 +1239,13 @@ def _of_target(case: Case) -> Iterator[Verdict]:
             "beyond",
             f"it leaves the host at {out.name}, and nothing comes back: {case.target} is down, or "
             "drops it, or has no way back",
-            advice="ask there: capture on the target's own interface",
-            evidence=[] if case.by_host else ["the host itself gets no answer from there either"],
+            advice="ask there: capture on the target's own interface"
+            if case.by_host is not None
+            else "ask there, or whether the host gets an answer: tapwright sandbox explain "
+            f"{case.sandbox} --to {_with_port(case.target, case.wish.port)}",
+            evidence=["the host itself gets no answer from there either"]
+            if case.by_host is False
+            else [],
         )
 
 

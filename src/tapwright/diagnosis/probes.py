@@ -1,15 +1,15 @@
 """Probes from the guest, by a program in it (`agent.guest.probing`), and what they brought back.
 
-The guest is hostile: what it says is bounded in size and time, and of the shape it should be, or an
-AgentError; it may lie all the same.
+The guest is hostile: what it says is bounded in size and time, and made anew part by part
+(`vetting`), or an AgentError; it may lie all the same.
 """
 
 import json
 import time
 from typing import Any
 
-from tapwright import shapes
-from tapwright.errors import AgentError
+from tapwright.diagnosis import vetting
+from tapwright.errors import AgentError, printable
 from tapwright.linux.lookup import Path
 from tapwright.linux.nftrace import Step
 from tapwright.linux.sightings import Sighting
@@ -18,25 +18,137 @@ from tapwright.state.registry import Sandbox
 
 _PROGRAM = ("python3", "-S", "-s", "-m", "tapwright.agent.guest.probing")
 _SOURCES = {"PYTHONPATH": "/usr/lib/tapwright"}
-_MOST_BYTES, _MOST, _TOLD = 4 << 20, 4000, 300
+_MOST_BYTES, _MOST, _MOST_SAID = 4 << 20, 4000, 300
 SECONDS = 20.0
 """Until a line comes, of a guest whose agent answers: it may be slow."""
 
 Json = dict[str, Any]
+Shape = dict[str, vetting.Part]
 
-_LINK = {"index": int, "name": str, "mac": str, "mtu": int, "up": bool, "running": bool}
-_LINK |= {"loopback": bool, "addresses": list[str], "settings": dict[str, str]}
-_ROUTE = {"destination": str, "kind": str, "device": int, "gateway": str, "metric": int}
-_ROUTE |= {"table": int}
-_KNOWN = {"address": str, "mac": str, "device": int, "state": str}
-_PROBE = {"name": str, "outcome": str, "error": int, "origin": str, "reporter": str, "size": int}
-_PROBE |= {"mtu": int, "port": int, "macs": list[str]}
-_ASKED = {"server": str, "name": str, "outcome": str, "code": int, "error": int}
-_ASKED |= {"addresses": list[str]}
-_FACTS: dict[str, Any] = {"links": list, "routes": list, "neighbours": list, "listening": list}
-_FACTS |= {"resolv": dict, "settings": dict[str, str]}
-_RESOLV = {"nameservers": list[str], "search": list[str], "ndots": int}
-_ENTRIES = (("links", _LINK), ("routes", _ROUTE), ("neighbours", _KNOWN))
+_u32 = vetting.number()
+_error = vetting.number(vetting.MOST_ERROR)
+_port = vetting.number(65535)
+_name_or_none = vetting.or_empty(vetting.name)
+_address_or_none = vetting.or_empty(vetting.address)
+_mac_or_none = vetting.or_empty(vetting.mac)
+_setting = vetting.or_empty(vetting.name)
+
+_LINK: Shape = {
+    "index": _u32,
+    "name": vetting.name,
+    "mac": _mac_or_none,
+    "mtu": _u32,
+    **dict.fromkeys(("up", "running", "loopback"), vetting.flag),
+    "addresses": vetting.each(vetting.network, _MOST),
+    "settings": vetting.entry(
+        dict.fromkeys(("rp_filter", "arp_ignore", "disable_ipv6", "accept_ra"), _setting),
+        lacking=True,
+    ),
+}
+_ROUTE: Shape = {
+    "destination": vetting.network,
+    "kind": vetting.name,
+    "device": _u32,
+    "gateway": _address_or_none,
+    "metric": _u32,
+    "table": _u32,
+}
+_KNOWN: Shape = {
+    "address": vetting.address,
+    "mac": _mac_or_none,
+    "device": _u32,
+    "state": vetting.name,
+}
+_RESOLV: Shape = {
+    # What is no address there is a mistake of the guest's, and not one of the answer.
+    "nameservers": vetting.each_that_fits(vetting.address, _MOST),
+    "search": vetting.each(vetting.text, _MOST),
+    "ndots": _u32,
+}
+_SETTINGS: Shape = dict.fromkeys(
+    ("ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"), _setting
+)
+
+
+def _listening(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) != 3:
+        raise ValueError("what listens is no triple")
+    return [vetting.name(value[0]), vetting.socket_address(value[1]), _port(value[2])]
+
+
+_FACTS: Shape = {
+    "links": vetting.each(vetting.entry(_LINK), _MOST),
+    "routes": vetting.each(vetting.entry(_ROUTE), _MOST),
+    "neighbours": vetting.each(vetting.entry(_KNOWN), _MOST),
+    "listening": vetting.each(_listening, _MOST),
+    "resolv": vetting.entry(_RESOLV),
+    "settings": vetting.entry(_SETTINGS, lacking=True),
+}
+
+
+def _name_of_probe(value: Any) -> str:
+    word, _, address = value.partition(" ") if isinstance(value, str) else ("", "", "")
+    if word == "duplicate":
+        return f"duplicate {vetting.address(address)}"
+    return vetting.name(value)
+
+
+_PROBE: Shape = {
+    "name": _name_of_probe,
+    "outcome": vetting.name,
+    "error": _error,
+    "origin": _name_or_none,
+    "reporter": _address_or_none,
+    "size": _u32,
+    "mtu": _u32,
+    "port": _port,
+    "macs": vetting.each(vetting.mac, _MOST),
+}
+_ASKED: Shape = {
+    "server": vetting.address,
+    "name": vetting.text,
+    "outcome": vetting.name,
+    "code": vetting.number(15),
+    "error": _error,
+    "addresses": vetting.each(vetting.address, _MOST),
+}
+_PATH: Shape = {
+    "kind": _name_or_none,
+    "device": _u32,
+    "gateway": _address_or_none,
+    "source": _address_or_none,
+    "mtu": _u32,
+    "error": _error,
+}
+_STEP: Shape = {
+    "packet": _u32,
+    "table": _name_or_none,
+    "chain": _name_or_none,
+    "kind": _name_or_none,
+    "handle": vetting.number(2**64 - 1),
+    "verdict": vetting.number(least=-(2**31)),
+    "source": _address_or_none,
+    "destination": _address_or_none,
+    "protocol": _u32,
+    "inside": _u32,
+    "outside": _u32,
+    "ours": vetting.flag,
+    "family": vetting.name,
+}
+_SIGHTING: Shape = {
+    "what": vetting.name,
+    "outgoing": vetting.flag,
+    "source": _address_or_none,
+    "destination": _address_or_none,
+    "from_mac": _mac_or_none,
+    "to_mac": _mac_or_none,
+    "size": _u32,
+    "source_port": _port,
+    "destination_port": _port,
+    "detail": _name_or_none,
+    "about": _address_or_none,
+    "marked": vetting.flag,
+}
 
 
 class Guest:
@@ -83,11 +195,11 @@ class Guest:
 
     def _reason(self) -> str:
         """Why the program has ended."""
-        said = self._process.stderr.read_waiting()[-_TOLD:].decode(errors="replace")
+        said = self._process.stderr.read_waiting()[-_MOST_SAID:].decode(errors="replace")
         if "No module named" in said:
             return "its image is of another version, which has no probes; make the sandbox anew"
         *_, reason = ["no reason given", *filter(None, map(str.strip, said.splitlines()))]
-        return f"the guest's part failed: {_told(reason)}"
+        return f"the guest's part failed: {printable(reason)}"
 
 
 def _object(line: bytes, key: str) -> Json:
@@ -101,29 +213,26 @@ def _object(line: bytes, key: str) -> Json:
 
 
 def checked_facts(facts: Json) -> Json:
-    """Raises AgentError."""
-    _check(facts, _FACTS)
-    _check(facts["resolv"], _RESOLV)
-    for key, shape in _ENTRIES:
-        for entry in facts[key][:_MOST]:
-            _check(entry, shape)
-    for one in facts["listening"]:
-        if not (isinstance(one, list) and [type(part) for part in one] == [str, str, int]):
-            raise AgentError("the guest's answer is not what it should be")
-    return facts
+    """The same anew, of what is known alone. Raises AgentError."""
+    return dict(_vetted(vetting.entry(_FACTS), facts))
+
+
+def target_of(prepared: Json) -> str:
+    """The address that the guest sends to; empty where it has none. Raises AgentError."""
+    return str(_vetted(_address_or_none, prepared.get("target", "")))
 
 
 def probes_of(results: Json) -> dict[str, Json]:
     """The results of probes by their names. Raises AgentError."""
-    found = {}
-    for one in _entries(results, "probes", _PROBE):
-        found[one["name"]] = one
-    return found
+    return {one["name"]: one for one in _entries(results, "probes", _PROBE)}
 
 
-def asked_of(results: Json) -> list[Json]:
-    """Raises AgentError."""
-    return _entries(results, "asked", _ASKED)
+def asked_of(prepared: Json) -> list[Json]:
+    """The questions to servers that have an address. Raises AgentError."""
+    found = prepared.get("asked", [])
+    if isinstance(found, list):
+        found = [one for one in found if isinstance(one, dict) and _is_address(one.get("server"))]
+    return _entries({"asked": found}, "asked", _ASKED)
 
 
 def neighbours_of(results: Json) -> list[Json]:
@@ -133,48 +242,34 @@ def neighbours_of(results: Json) -> list[Json]:
 
 def steps_of(results: Json) -> list[Step]:
     """The trace of the guest's packet rules. Raises AgentError."""
-    return [_made(Step, one) for one in _entries(results, "trace", {})]
+    return [Step(**one) for one in _entries(results, "trace", _STEP)]
 
 
 def seen_of(results: Json) -> list[Sighting]:
     """Raises AgentError."""
-    return [_made(Sighting, one) for one in _entries(results, "seen", {})]
+    return [Sighting(**one) for one in _entries(results, "seen", _SIGHTING)]
 
 
 def path_of(results: Json) -> Path | None:
     """The guest's route to the target. Raises AgentError."""
     found = results.get("path")
-    return _made(Path, found) if found else None
+    return Path(**_vetted(vetting.entry(_PATH), found)) if found else None
 
 
-def _entries(results: Json, key: str, shape: Json) -> list[Json]:
-    found = results.get(key, [])
-    if not isinstance(found, list):
-        raise AgentError("the guest's answer is not what it should be")
-    for one in found[:_MOST]:
-        _check(one, shape)
-    return found[:_MOST]
+def _entries(results: Json, key: str, shape: Shape) -> list[Json]:
+    return list(_vetted(vetting.each(vetting.entry(shape), _MOST), results.get(key, [])))
 
 
-def _check(content: object, shape: Json) -> None:
-    if not isinstance(content, dict) or shapes.mistake(content, shape):
-        raise AgentError("the guest's answer is not what it should be")
-
-
-def _made(cls: Any, content: Json) -> Any:
-    """A NamedTuple of the right types."""
-    defaults = cls(*(_EMPTY[kind] for kind in cls.__annotations__.values()))
+def _is_address(value: object) -> bool:
     try:
-        made = cls(**content)
-    except TypeError:
-        raise AgentError("the guest's answer is not what it should be") from None
-    if [type(part) for part in made] != [type(part) for part in defaults]:
-        raise AgentError("the guest's answer is not what it should be")
-    return made
+        vetting.address(value)
+    except ValueError:
+        return False
+    return True
 
 
-_EMPTY: dict[Any, Any] = {str: "", int: 0, bool: False}
-
-
-def _told(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:_TOLD])
+def _vetted(part: vetting.Part, content: object) -> Any:
+    try:
+        return part(content)
+    except ValueError as error:
+        raise AgentError(f"the guest's answer is not what it should be: {error}") from None

@@ -1,0 +1,135 @@
+"""What a hostile guest answers, part by part: pure.
+
+Words of a guest come into commands that a person carries out as root. So an address is an address
+and nothing more, in the spelling of inet_ntop(3) (no zone, as in fe80::1%eth0), a name has letters,
+digits and a few marks that mean nothing to a shell or to nft(8), and a number has bounds. Each
+function gives the part back, and raises ValueError for another one.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tapwright.linux.netlink import pack_address, unpack_address
+
+MOST_TEXT = 300
+MOST_ERROR = 4095
+"""MAX_ERRNO (include/linux/err.h)."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.:@][A-Za-z0-9_.:@/-]{0,254}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){0,31}")
+_SOCKET = re.compile(r"[0-9A-Fa-f]{8}|[0-9A-Fa-f]{32}")
+
+Part = Callable[[Any], Any]
+
+
+def number(most: int = 2**32 - 1, least: int = 0) -> Part:
+    """A whole number within bounds, both included."""
+
+    def vet(value: Any) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"a number is not from {least} to {most}")
+        return value
+
+    return vet
+
+
+def flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("what should be true or false is neither")
+    return value
+
+
+def name(value: Any) -> str:
+    """Of an interface, a table, a chain, a kind, a state."""
+    return _matching(_NAME, value, "name")
+
+
+def mac(value: Any) -> str:
+    """A link's address of any length, lower case."""
+    return _matching(_MAC, value, "MAC address")
+
+
+def socket_address(value: Any) -> str:
+    """As /proc/net/tcp has it."""
+    return _matching(_SOCKET, value, "address of a socket")
+
+
+def address(value: Any) -> str:
+    """An IP address as the kernel's tables are shown."""
+    if not isinstance(value, str) or len(value) > 45 or "%" in value:
+        raise ValueError("what should be an IP address is none")
+    try:
+        return unpack_address(pack_address(value))
+    except ValueError:
+        raise ValueError("what should be an IP address is none") from None
+
+
+def network(value: Any) -> str:
+    """ADDRESS/PREFIX."""
+    base, _, length = value.partition("/") if isinstance(value, str) else ("", "", "")
+    found = address(base)
+    most = 128 if ":" in found else 32
+    if not (length.isascii() and length.isdecimal() and len(length) < 4 and int(length) <= most):
+        raise ValueError("what should be ADDRESS/PREFIX is not")
+    return f"{found}/{int(length)}"
+
+
+def text(value: Any) -> str:
+    """Words for a person, never for a command: short and printable."""
+    if not isinstance(value, str) or len(value) > MOST_TEXT or not value.isprintable():
+        raise ValueError("a text is too long, or not printable")
+    return value
+
+
+def or_empty(part: Part) -> Part:
+    return lambda value: "" if value == "" else part(value)
+
+
+def each(part: Part, most: int) -> Part:
+    """A list, of which no more than so many are taken."""
+
+    def vet(value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise ValueError("what should be a list is none")
+        return [part(one) for one in value[:most]]
+
+    return vet
+
+
+def each_that_fits(part: Part, most: int) -> Part:
+    """The same without what does not fit: for what may be odd in an honest guest, too."""
+
+    def vet(value: Any) -> list[Any]:
+        found = []
+        for one in each(lambda inner: inner, most)(value):
+            try:
+                found.append(part(one))
+            except ValueError:
+                continue
+        return found
+
+    return vet
+
+
+def entry(shape: Mapping[str, Part], *, lacking: bool = False) -> Part:
+    """An object anew, of these keys and no others; with `lacking` some may be missing."""
+
+    def vet(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError("what should be an object is none")
+        found = {}
+        for key, part in shape.items():
+            if key in value:
+                found[key] = part(value[key])
+            elif not lacking:
+                raise ValueError(f"{key} is missing")
+        return found
+
+    return vet
+
+
+def _matching(pattern: re.Pattern[str], value: Any, what: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"what should be a {what} is none")
+    return value
