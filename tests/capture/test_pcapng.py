@@ -149,6 +149,17 @@ def test_what_makes_no_sense_ends_it(monkeypatch: pytest.MonkeyPatch, sent: byte
     assert guest.is_closed
 
 
+def test_a_guest_that_only_sends_packets_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And fills no memory meanwhile."""
+    monkeypatch.setattr(in_guest, "_MOST_EARLY_BYTES", 1000)
+    guest = _Guest(record(listening.PACKET, 0, bytes(100)) * 20)
+    monkeypatch.setattr(in_guest, "Process", guest)
+    with pytest.raises(AgentError, match="packets, and no answer"):
+        GuestListener(SANDBOX, NICS, [])
+    assert guest.stdout.has_some
+    assert guest.is_closed
+
+
 def test_a_guest_that_can_not_do_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = _Guest(b"", 1, b"the guest has no NIC\x1b[2J")
     monkeypatch.setattr(in_guest, "Process", guest)

@@ -114,6 +114,17 @@ def test_add_after_the_namespace_has_gone(fakes: Fakes, make_netns: Make) -> Non
         fakes.runtime().add(network("p"), web)
 
 
+def test_add_to_a_namespace_that_lives_by_another_path(fakes: Fakes, make_netns: Make) -> None:
+    """The path of the first ADD has gone, and the namespace has not."""
+    path = make_netns()
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    web = in_of(fakes, f"/proc/{os.getpid()}/fd/{fd}")
+    os.close(fd)
+    with pytest.raises(CniError, match="run DEL before another ADD"):
+        fakes.runtime().add(network("p"), web._replace(netns=path))
+    assert fakes.seen("DEL") == []
+
+
 def test_check_is_not_of_another_namespace(fakes: Fakes, make_netns: Make) -> None:
     path = make_netns()
     web = in_of(fakes, path)

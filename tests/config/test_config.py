@@ -115,6 +115,15 @@ def test_drop_ins_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert (sources["cache_dir"], sources["default_vcpus"]) == (more, "default")
 
 
+def test_drop_ins_that_anybody_can_write_are_refused(tmp_path: Path) -> None:
+    """As beside a file in /tmp: what they name is run as root."""
+    write(tmp_path / "configuration.toml", 512)
+    (tmp_path / "config.d").mkdir()
+    (tmp_path / "config.d").chmod(0o777)
+    with pytest.raises(ConfigError, match=r"config\.d can be written by others"):
+        config.load(str(tmp_path / "configuration.toml"))
+
+
 def test_drop_ins_are_beside_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
     (tmp_path / "real/config.d").mkdir(parents=True)
     write(tmp_path / "real/configuration.toml", 256)

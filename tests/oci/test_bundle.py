@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tapwright.errors import BundleError
-from tapwright.oci import bundle
+from tapwright.oci import bundle, home
 from tests.oci.bundles import configuration, write
 
 pytestmark = pytest.mark.unit
@@ -134,3 +134,15 @@ def test_a_configuration_may_have_8_mib(tmp_path: Path) -> None:
     path.write_text(path.read_text() + " ")
     with pytest.raises(BundleError, match="has more than 8388608 bytes"):
         bundle.load(str(tmp_path))
+
+
+def test_home_where_a_link_leads_to_the_bundle(tmp_path: Path) -> None:
+    """As /var/run does; what is a link in the container is for the guest to follow."""
+    write(tmp_path / "real", configuration())
+    (tmp_path / "real/rootfs/etc").mkdir(exist_ok=True)
+    (tmp_path / "real/rootfs/etc/passwd").write_text("root:x:0:0::/root:\n")
+    (tmp_path / "link").symlink_to("real")
+    loaded = bundle.load(str(tmp_path / "link"))
+    process = {"args": ["true"], "env": ["PATH=/bin"], "user": {"uid": 0}}
+    assert home.given(process, loaded)["env"] == ["PATH=/bin"]
+    assert home.given(process | {"user": {"uid": 7}}, loaded)["env"] == ["PATH=/bin", "HOME=/"]

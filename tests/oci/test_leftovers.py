@@ -65,6 +65,17 @@ def test_containers_of_an_earlier_boot_go_with_their_sandbox(tmp_path: Path) -> 
 
 
 @pytest.mark.unit
+def test_a_container_that_the_boot_kept_from_being_made(tmp_path: Path) -> None:
+    """It has no process, and so no boot of its own; what its sandbox held is given back."""
+    os.close(add_sandbox(tmp_path, "half", EARLIER))
+    os.close(add_sandbox(tmp_path, "begun", boot.current()))
+    for name in ("half", "begun"):
+        add_container(tmp_path, name, name, owns=True)
+    assert leftovers.collect(str(tmp_path), "").sandboxes == ["half"]
+    assert names(tmp_path) == {"begun"}
+
+
+@pytest.mark.unit
 def test_a_platform_deletes_its_containers_itself(tmp_path: Path) -> None:
     """Those of this boot, though they are dead; it may still ask for their state."""
     os.close(add_sandbox(tmp_path, "c1", boot.current()))

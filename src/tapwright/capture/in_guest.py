@@ -22,6 +22,7 @@ _BEGIN_SECONDS = 20.0
 _QUESTIONS, _KEPT = 8, 16
 _TOLD_CHARACTERS = 300
 _MOST_NAME = 15
+_MOST_EARLY_BYTES = 16 * 1024 * 1024
 
 
 class Seen(NamedTuple):
@@ -131,6 +132,8 @@ class GuestListener:
         """Take in what comes until something is so; packets are kept for `read`."""
         while True:
             self._early += self._take()
+            if sum(len(seen.data) for seen in self._early) > _MOST_EARLY_BYTES:
+                raise AgentError("the guest sends packets, and no answer")
             if is_so():
                 return
             left = deadline - time.monotonic()

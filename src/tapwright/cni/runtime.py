@@ -225,14 +225,21 @@ class Runtime:
         self, network: Network, attachment: Attachment, path: str, fds: Sequence[int]
     ) -> None:
         """See to it that an ADD finds nothing of an earlier one. What is remembered of a namespace
-        that has gone, with the host's last run say, is taken down first; a file that a loss of
-        power has emptied, or cut, is none, as for libcni's ADD. Raises CniError."""
+        that has gone, with the host's last run say, is taken down first, but for one that this ADD
+        is for by another path; a file that a loss of power has emptied, or cut, is none, as for
+        libcni's ADD. Raises CniError."""
         try:
             entry = cache.read(path)
         except cache.TornError:
             return
         is_ours = entry is not None and _is_of(entry, network, attachment)
-        if entry and is_ours and entry.namespace and not _is_alive(entry):
+        if (
+            entry
+            and is_ours
+            and entry.namespace
+            and not _is_alive(entry)
+            and not namespaces.leads_to(attachment.netns, entry.namespace)
+        ):
             for failure in self._delete_stale(network, entry, fds):
                 raise failure
             entry = None

@@ -95,6 +95,12 @@ def drop_ins(path: str) -> list[str]:
     left out. Raises ConfigError."""
     directory = os.path.join(os.path.dirname(os.path.realpath(path)), DROP_INS)
     try:
+        status = os.stat(directory)
+        # Beside a file in /tmp, say, anybody can make it; what it names is run as root.
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
+            raise ConfigError(
+                f"{directory} can be written by others; make it root's, or name a file elsewhere"
+            )
         with os.scandir(directory) as entries:
             found = [each.path for each in entries if each.name[0] != "." and not each.is_dir()]
     except (FileNotFoundError, NotADirectoryError):

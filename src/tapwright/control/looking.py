@@ -6,7 +6,7 @@ it may lie.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from tapwright import shapes
@@ -45,7 +45,7 @@ class Looking:
     def __init__(self, agent: AgentClient, qmp: Qmp) -> None:
         self._agent = agent
         self._qmp = qmp
-        self._asking: asyncio.Task[dict[str, Any]] | None = None
+        self._asking: dict[str, asyncio.Task[dict[str, Any]]] = {}
 
     def by_name(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {"look": self.look, "queues": self.queues}
@@ -60,8 +60,7 @@ class Looking:
         x-query-virtio-queue-status tell of them (QEMU 7.2 or newer; of others there are none).
         Raises HypervisorError, also when QEMU does not answer."""
         try:
-            async with asyncio.timeout(SECONDS):
-                return await self._queues()
+            return await self._patiently("queues", self._queues)
         except TimeoutError:
             raise HypervisorError(f"QEMU has not answered within {SECONDS:g} s") from None
 
@@ -97,18 +96,25 @@ class Looking:
         return {"guest": said, "guest_failure": ""}
 
     async def _qemu(self) -> dict[str, Any]:
-        # QEMU answers in the end whatever it was asked: so it is asked once.
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-            # It may be that nobody waits for it any more.
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            async with asyncio.timeout(SECONDS):
-                return {"qemu": await asyncio.shield(self._asking), "qemu_failure": ""}
+            return {"qemu": await self._patiently("look", self._ask), "qemu_failure": ""}
         except TimeoutError:
             return {"qemu": {}, "qemu_failure": f"QEMU has not answered within {SECONDS:g} s"}
         except HypervisorError as error:
             return {"qemu": {}, "qemu_failure": str(error)}
+
+    async def _patiently(
+        self, question: str, ask: Callable[[], Coroutine[Any, Any, dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """QEMU answers in the end whatever it was asked: so it is asked once, and a request on the
+        way is not given up. Raises TimeoutError."""
+        task = self._asking.get(question)
+        if task is None or task.done():
+            task = self._asking[question] = asyncio.create_task(ask())
+            # It may be that nobody waits for it any more.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        async with asyncio.timeout(SECONDS):
+            return await asyncio.shield(task)
 
     async def _ask(self) -> dict[str, Any]:
         status = await self._qmp.execute("query-status")

@@ -35,13 +35,15 @@ def given(process: "Json", bundle: "Bundle") -> "Json":
 
 
 def _knows(bundle: "Bundle", uid: int) -> bool:
-    path = os.path.join(bundle.rootfs, _USERS.strip("/"))
+    path = os.path.join(os.path.realpath(bundle.rootfs), _USERS.strip("/"))
     for mount in bundle.config.get("mounts", ()):
         if os.path.normpath(mount["destination"]) == _USERS:
             path = os.path.realpath(bundle.path(mount.get("source", "")))
     try:
         lines = foreign.read(path, _MOST_BYTES).split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        # The directory may be a link, which the guest's runtime follows in the container.
+        return os.path.islink(os.path.dirname(path))
     except OSError:
-        # It may be a link, which the guest's runtime follows in the container.
-        return os.path.islink(path) or os.path.islink(os.path.dirname(path))
+        return True  # it is a link, or nothing that we read: the guest's runtime may
     return any(line.split(b":")[2:3] == [b"%d" % uid] for line in lines)

@@ -44,7 +44,9 @@ def collect(root: str, templates: str, force: bool = False) -> Collected:
                 _container(found, root, container.id, force)
     known = {container.sandbox for container in state.listing(root)}
     for sandbox in registry.listing(root):
-        if sandbox.status == registry.DEAD and sandbox.id not in known:
+        # A container that was never finished does not know in which boot; its sandbox does.
+        is_known = sandbox.id in known and not _is_of_another_boot(sandbox)
+        if sandbox.status == registry.DEAD and not is_known:
             with _noted(found.problems, f"sandbox {sandbox.id}"):
                 _sandbox(found, root, sandbox.id, force)
     state.sweep(root)
@@ -53,6 +55,10 @@ def collect(root: str, templates: str, force: bool = False) -> Collected:
         with _noted(found.problems, "templates"):
             found.drafts = Store(Path(templates)).clear()
     return found
+
+
+def _is_of_another_boot(sandbox: registry.Sandbox) -> bool:
+    return sandbox.record is not None and sandbox.record.boot not in ("", state.boot())
 
 
 @contextlib.contextmanager
