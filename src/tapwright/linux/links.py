@@ -23,6 +23,7 @@ IFLA_MACVLAN_MODE = 1
 MACVTAP_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 """enum macvlan_mode, include/uapi/linux/if_link.h."""
 
+IFLA_OPERSTATE, IF_OPER_UP = 16, 6
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_ALLMULTI = 0x1, 0x8, 0x40, 0x200
 IFF_NOARP, IFF_MULTICAST = 0x80, 0x1000
 FLAGS_OF_USERS = IFF_NOARP | IFF_MULTICAST
@@ -151,6 +152,12 @@ def at(nl: Netlink, index: int) -> Link | None:
 
 def set_up(nl: Netlink, index: int) -> None:
     _set(nl, "bring up", index, flags=IFF_UP, mask=IFF_UP)
+
+
+def set_running(nl: Netlink, index: int) -> None:
+    """Call an interface up whose operational state is not known, which others leave as it is
+    (RFC 2863; net/core/rtnetlink.c: `set_operstate`)."""
+    _set(nl, "call running", index, attribute(IFLA_OPERSTATE, bytes([IF_OPER_UP])))
 
 
 def set_down(nl: Netlink, index: int) -> None:

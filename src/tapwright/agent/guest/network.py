@@ -74,6 +74,9 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
         refused += _set_looks(nl, link, request)
     if up and not was_up:
         links.set_up(nl, link.index)
+        if not link.is_loopback:
+            # It is not known yet whether it has a carrier; the host's interface is called up.
+            links.set_running(nl, link.index)
     new, failed = _set_addresses(nl, link, list(dict.fromkeys(wanted)))
     if failed and not request.get("as_far_as_possible"):
         raise next(iter(failed.values()))
