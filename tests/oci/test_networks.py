@@ -5,6 +5,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,17 +51,23 @@ def reaches(container: Container, address: str) -> bool:
     return container.exec("ping", "-c", "1", "-W", "2", address).returncode == 0
 
 
+def has_some(path: Path) -> bool:
+    return path.exists() and bool(path.read_text())
+
+
 def test_the_program_finds_its_network_running(runtime: Runtime, outside: Namespace) -> None:
     """Also when the NIC was plugged in a moment ago."""
-    look = "sh", "-c", "cat /sys/class/net/eth0/operstate >/data/state; sleep 1000"
-    for _ in range(3):
+    for number in range(3):
+        name, subnet = f"eth{number}", f"10.77.{number}"
+        look = "sh", "-c", f"cat /sys/class/net/{name}/operstate >/data/state; sleep 1000"
         with namespace("twtest-inside") as inside:
-            link(outside, inside.name, "eth0", "10.77.1")
-            set_up(inside.path, "eth0", "10.77.1")
+            link(outside, inside.name, name, subnet)
+            set_up(inside.path, name, subnet)
             spaces = {"namespaces": in_namespace(inside.path)}
             with runtime.running(*look, linux=spaces) as container:
                 state = container.bundle / "rootfs/data/state"
-                assert eventually(lambda: state.exists() and state.read_text() == "up\n"), state  # noqa: B023
+                assert eventually(partial(has_some, state))
+                assert state.read_text() == "up\n"
 
 
 def test_a_namespace_with_a_path(runtime: Runtime, outside: Namespace) -> None:

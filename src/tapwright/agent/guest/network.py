@@ -73,10 +73,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     if request.get("as_far_as_possible") and not link.is_loopback:
         refused += _set_looks(nl, link, request)
     if up and not was_up:
-        links.set_up(nl, link.index)
-        if not link.is_loopback:
-            # It is not known yet whether it has a carrier; the host's interface is called up.
-            links.set_running(nl, link.index)
+        _set_up(nl, link)
     new, failed = _set_addresses(nl, link, list(dict.fromkeys(wanted)))
     if failed and not request.get("as_far_as_possible"):
         raise next(iter(failed.values()))
@@ -88,6 +85,13 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     refused += [str(error.args[-1]) for error in failed.values()]
     answer: dict[str, Any] = {"name": name, "index": link.index}
     return {**answer, "refused": refused} if refused else answer
+
+
+def _set_up(nl: Netlink, link: links.Link) -> None:
+    links.set_up(nl, link.index)
+    if not link.is_loopback:
+        # It is not known yet whether it has a carrier; the host's interface is called up.
+        links.set_running(nl, link.index)
 
 
 def await_running() -> None:
