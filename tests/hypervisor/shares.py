@@ -49,5 +49,5 @@ def fields(pid: int) -> dict[str, list[str]]:
 def has_ended(pid: int) -> bool:
     try:
         return fields(pid)["State"][0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # which of them: whether it went while read
         return True
