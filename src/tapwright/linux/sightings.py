@@ -42,8 +42,8 @@ class Sighting(NamedTuple):
 
 
 class Watch:
-    """What passes the interface with that index in the namespace of the calling thread, 0 for all.
-    Raises OSError."""
+    """What passes the interface with that index in the namespace of the calling thread. Raises
+    OSError."""
 
     def __init__(self, index: int, token: bytes) -> None:
         self._token = token
