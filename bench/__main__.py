@@ -28,7 +28,6 @@ from bench import (
 from bench.endpoints import Traffic
 from bench.place import Place, private, say
 from tapwright.hypervisor import accelerator
-from tapwright.supervisor.prelude import machine_of
 
 Part = Callable[[Place], Any]
 
@@ -90,8 +89,8 @@ def measure(parts: dict[str, Part], is_quick: bool) -> report.Data:
     begun = time.monotonic()
     with private() as place:
         spec = place.spec()
-        chosen, _ = asyncio.run(accelerator.choose(machine_of(spec), say))
-        data: report.Data = {"machine": machine.describe(spec.qemu, chosen)}
+        chosen, _ = asyncio.run(accelerator.choose(spec.machine, say))
+        data: report.Data = {"machine": machine.describe(spec.machine.qemu, chosen)}
         for name, part in parts.items():
             started = time.monotonic()
             data[name] = part(place)

@@ -59,7 +59,7 @@ def measure(place: Place, beside: int) -> Memory:
     )
     return {
         "beside": beside,
-        "guest": place.spec().memory_mib,
+        "guest": place.spec().machine.memory_mib,
         "share": {kind: rounded(values) for kind, values in share.items()},
         "own": {kind: rounded(values) for kind, values in own.items()},
         "template": round(template, 1),

@@ -40,7 +40,6 @@ from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.template_store import Template
 from tapwright.sandbox import spares
 from tapwright.sandbox.launching import Launch
-from tapwright.supervisor.prelude import machine_of
 
 _FLOOR_ADDRESS = "10.86.255.{}"  # far from those that are given out
 _ROUNDS_PER_COLD = 5
@@ -135,7 +134,7 @@ def measure(place: Place, rounds: int) -> Starts:
 def bare_template(place: Place) -> Iterator[Bare]:
     """The template that sandboxes start from, its memory filled."""
     spec = place.spec()
-    wanted = machine_of(spec)
+    wanted = spec.machine
     chosen, _ = asyncio.run(accelerator.choose(wanted, say))
     machine = replace(wanted, accelerator=chosen)
     found = asyncio.run(

@@ -324,7 +324,7 @@ def test_hypervisor_that_says_nothing(
     script.write_text("#!/bin/sh\nexec sleep 1000\n")
     script.chmod(0o755)
     with pytest.raises(HypervisorError, match="did not greet within"):
-        asyncio.run(Qemu.start(replace(machine, path=str(script))))
+        asyncio.run(Qemu.start(replace(machine, qemu=str(script))))
 
 
 async def _until(condition: Callable[[], Any]) -> None:

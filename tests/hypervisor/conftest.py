@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tapwright.hypervisor.machine import Daemon
 from tapwright.hypervisor.share import Share
-from tapwright.hypervisor.virtiofsd import Daemon
 from tests.hypervisor.shares import PROGRAMS, UID, show
 from tests.hypervisor.vhost_user_fs import Guest
 

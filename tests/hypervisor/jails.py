@@ -79,7 +79,7 @@ def taken_over(machine: Machine, directory: Path) -> Iterator[TakenOver]:
     program.write_text(_PROGRAM)
     program.chmod(0o755)
     with asyncio.Runner() as runner:
-        qemu = runner.run(Qemu.start(replace(machine, path=str(program))))
+        qemu = runner.run(Qemu.start(replace(machine, qemu=str(program))))
         try:
             yield TakenOver(qemu, runner)
         finally:

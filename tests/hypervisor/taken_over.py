@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tapwright.hypervisor.machine import Daemon
 from tapwright.hypervisor.share import Share
-from tapwright.hypervisor.virtiofsd import Daemon
 
 _PROGRAM = """#!/usr/bin/python3 -ISB
 import ctypes, errno, os, socket, struct, sys

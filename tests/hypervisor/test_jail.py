@@ -262,7 +262,7 @@ def test_a_program_anywhere(bare: Machine, open_place: Path, tmp_path: Path) -> 
     (open_place / "home" / "current").symlink_to("qemu-9")
     (links / "qemu").symlink_to(open_place / "home" / "current" / "bin" / "qemu")
     with pytest.raises(HypervisorError) as raised:
-        asyncio.run(Qemu.start(replace(bare, path=str(links / "qemu"))))
+        asyncio.run(Qemu.start(replace(bare, qemu=str(links / "qemu"))))
     words = str(raised.value).partition("last words: ")[2]
     assert words.endswith("rom"), words
     assert "qemu-9" in words
@@ -306,7 +306,7 @@ def test_the_end_of_the_supervisor_is_its_end(bare: Machine, open_place: Path) -
     supervisor = os.fork()
     if not supervisor:
         try:
-            spawned = process.spawn(replace(bare, path=str(open_place / "sleeper")))
+            spawned = process.spawn(replace(bare, qemu=str(open_place / "sleeper")))
             os.write(tells, str(spawned.process.pid).encode())
             signal.pause()
         finally:

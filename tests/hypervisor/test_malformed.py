@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tapwright.hypervisor import virtiofsd
+from tapwright.hypervisor.machine import Daemon
 from tapwright.hypervisor.share import Share
-from tapwright.hypervisor.virtiofsd import Daemon
 from tests.hypervisor import vhost_user_fs as wire
 from tests.hypervisor.shares import UID, fields, show
 from tests.hypervisor.vhost_user_fs import (

@@ -20,8 +20,8 @@ import pytest
 
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import orphans, virtiofsd
+from tapwright.hypervisor.machine import Daemon
 from tapwright.hypervisor.share import Share
-from tapwright.hypervisor.virtiofsd import Daemon
 from tapwright.linux import libc, mounts
 from tapwright.linux.process import die_with
 from tests.host import eventually
@@ -630,7 +630,7 @@ def test_one_that_hangs_is_ended_after_its_supervisor(daemon: Daemon, tree: Path
 
 @pytest.mark.unit
 def test_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Daemon("/nowhere/virtiofsd").program() == Daemon().program()
+    assert virtiofsd.program_of(Daemon("/nowhere/virtiofsd")) == virtiofsd.program_of(Daemon())
     monkeypatch.setattr(virtiofsd, "PATHS", ("/nowhere/a", "/nowhere/b"))
     with pytest.raises(HypervisorError, match=r"no virtiofsd.* at /nowhere/a and /nowhere/b; inst"):
         Share.start(UID, Daemon())
@@ -642,7 +642,7 @@ def test_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments_that_are_ours(daemon: Daemon) -> None:
     """Kata's files have some of them."""
     more = ("--announce-submounts", "--xattr", "--sandbox=none", "--fd=7", "--thread-pool-size=1")
-    program = daemon.program()
+    program = virtiofsd.program_of(daemon)
     ours = virtiofsd.arguments(program, 3, daemon)
     given = virtiofsd.arguments(program, 3, replace(daemon, extra=more))
     kept = [] if "--sandbox=chroot" in ours else ["--sandbox=none"]  # which that one has not

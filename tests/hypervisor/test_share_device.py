@@ -12,9 +12,8 @@ import pytest
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import qemu as qemu_module
 from tapwright.hypervisor import virtiofsd
-from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.machine import Daemon, Machine
 from tapwright.hypervisor.qemu import Qemu
-from tapwright.hypervisor.virtiofsd import Daemon
 from tests.hypervisor.shares import has_ended, seen
 
 

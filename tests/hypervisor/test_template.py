@@ -20,7 +20,7 @@ from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import restoring, template, template_store, warming
-from tapwright.hypervisor.machine import Machine
+from tapwright.hypervisor.machine import Daemon, Machine
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.template_pages import EXTENTS, MEMORY, DamagedError
 from tapwright.hypervisor.template_store import (
@@ -31,7 +31,6 @@ from tapwright.hypervisor.template_store import (
     describe,
     key_of,
 )
-from tapwright.hypervisor.virtiofsd import Daemon
 from tapwright.linux import memfd
 from tests.guests import BOOT_SECONDS, run
 from tests.hypervisor.test_machines import available_hugepages, hugepages
@@ -63,7 +62,7 @@ def plain(tmp_path: Path) -> Machine:
     for name in ("kernel", "initrd", "qemu"):
         (tmp_path / name).write_text(name)
     (tmp_path / "qemu").chmod(0o755)
-    return Machine(tmp_path / "kernel", tmp_path / "initrd", "tcg", path=str(tmp_path / "qemu"))
+    return Machine(tmp_path / "kernel", tmp_path / "initrd", "tcg", qemu=str(tmp_path / "qemu"))
 
 
 @pytest.fixture
@@ -140,7 +139,7 @@ def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
         replace(plain, slots=9),
         replace(plain, machine_type="pc"),
         replace(plain, accelerator="kvm"),
-        replace(plain, kernel_parameters="mitigations=off"),
+        replace(plain, kernel_params="mitigations=off"),
         replace(plain, debug=True),
         replace(plain, share=Daemon()),
     )
@@ -157,7 +156,7 @@ def test_all_that_a_guest_depends_on_is_in_the_key(plain: Machine) -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", ["kernel", "initrd", "path"])
+@pytest.mark.parametrize("name", ["kernel", "initrd", "qemu"])
 def test_a_file_that_changes_changes_the_key(plain: Machine, name: str) -> None:
     key = key_of(describe(plain))
     path = Path(getattr(plain, name))
@@ -474,7 +473,7 @@ def test_what_failed_is_not_tried_again_at_once(
     plain: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    machine = replace(plain, path="/bin/false")
+    machine = replace(plain, qemu="/bin/false")
 
     def make() -> Any:
         return asyncio.run(template.find_or_make(machine, tmp_path / "store", 0, 5, said.append))

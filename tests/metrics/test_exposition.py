@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tapwright import cni
+from tapwright.hypervisor.machine import Machine
 from tapwright.linux.counted import Counters
 from tapwright.metrics import collecting, exposition, labels
 from tapwright.metrics.asking import Asking
@@ -158,7 +159,8 @@ def test_a_place_that_takes_nothing_costs_nothing_else(tmp_path: Path) -> None:
 
 def sandbox(directory: Path) -> Sandbox:
     nic = Nic("eth0", "eth0", "02:00:00:00:00:01", 1500, [])
-    record = Record("vm", Spec("", ""), 1.0, 0.0, "/run/netns/vm", interfaces=[nic])
+    spec = Spec(Machine(Path(), Path()))
+    record = Record("vm", spec, 1.0, 0.0, "/run/netns/vm", interfaces=[nic])
     return Sandbox(directory.name, RUNNING, directory, record)
 
 

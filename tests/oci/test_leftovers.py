@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tapwright.hypervisor import template_store
+from tapwright.hypervisor.machine import Machine
 from tapwright.linux import boot, filelock
 from tapwright.oci import leftovers, state
 from tapwright.sandbox import spares
@@ -24,7 +25,8 @@ EARLIER = "an earlier boot"
 
 def add_sandbox(root: Path, name: str, run: str = "", held: Any = ()) -> int:
     """One that has begun; return the lock of its maker, with which it ends."""
-    record = Record(name, Spec("", ""), time.time(), time.monotonic(), "", boot=run)
+    spec = Spec(Machine(Path(), Path()))
+    record = Record(name, spec, time.time(), time.monotonic(), "", boot=run)
     record.held.extend(held)
     _, alive = ownership.claim(registry.directory_of(root), record)
     return alive

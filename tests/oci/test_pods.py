@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tapwright.errors import BundleError, SandboxNotFoundError, UsageError
+from tapwright.hypervisor.machine import Machine
 from tapwright.oci import bundle, pods, size, state
 from tapwright.state.record import Record, Spec, save
 from tests.oci.bundles import configuration, write
@@ -113,7 +114,7 @@ def test_the_sandbox_of_a_container(tmp_path: Path) -> None:
     """As `kata-network` and `kata-ipvs` are told of it: by any of its containers."""
     for name in ("pod", "c-of-another"):
         (tmp_path / "sandboxes" / name).mkdir(parents=True)
-        save(Record(name, Spec("", ""), 0, 0, ""), tmp_path / "sandboxes" / name)
+        save(Record(name, Spec(Machine(Path(), Path())), 0, 0, ""), tmp_path / "sandboxes" / name)
     enter(tmp_path, "pod")
     enter(tmp_path, "member-1", sandbox="pod", owns=False)
     enter(tmp_path, "member-2", sandbox="pod", owns=False)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tapwright.hypervisor.machine import Machine
 from tapwright.sandbox import needs
 from tapwright.state.record import Spec
 from tests.oci.bundles import configuration
@@ -41,7 +42,7 @@ VM_MIB, UNIT_MIB, OVERHEAD_MIB = 256, 128, 384
 def test_what_containers_need(
     pod: tuple[int, float], containers: list[tuple[int, float]], mib: int, vcpus: int
 ) -> None:
-    spec = Spec("", "", memory_mib=256, default_memory_mib=256)
+    spec = Spec(Machine(Path(), Path()), default_memory_mib=256)
     claims = [needs.Claim(memory * MIB, cpus) for memory, cpus in containers]
     found = needs.wanted(spec, needs.Claim(pod[0] * MIB, pod[1]), claims)
     assert (found.memory_mib, found.vcpus) == (mib, vcpus)

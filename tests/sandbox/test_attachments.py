@@ -12,6 +12,7 @@ import pytest
 from tapwright import cni
 from tapwright.config import Config
 from tapwright.config.sections import Cni
+from tapwright.hypervisor.machine import Machine
 from tapwright.sandbox import planning
 from tapwright.state import ownership, teardown
 from tapwright.state.record import Journal, NetworkRequest, Record, Spec, load
@@ -26,8 +27,7 @@ def fakes(tmp_path: Path) -> Fakes:
 
 def journal_of(fakes: Fakes, requests: list[NetworkRequest], path: str) -> Journal:
     spec = Spec(
-        kernel="",
-        initrd="",
+        Machine(Path(), Path()),
         networks=requests,
         plugin_path=[str(fakes.bin)],
         cni_cache=str(fakes.cache),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tapwright.errors import NetworkError
+from tapwright.hypervisor.machine import Machine
 from tapwright.oci import life
 from tapwright.oci.log import Log
 from tapwright.sandbox import lifecycle
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.unit
 
 
 def journal(root: Path, name: str) -> Journal:
-    new = Record(name, Spec("", ""), time.time(), time.monotonic(), "")
+    new = Record(name, Spec(Machine(Path(), Path())), time.time(), time.monotonic(), "")
     directory, alive = ownership.claim(registry.directory_of(root), new)
     os.close(alive)
     return Journal(directory, new)

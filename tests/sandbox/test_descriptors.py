@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tapwright.hypervisor.machine import Machine
 from tapwright.image import store
 from tapwright.oci import hooks
 from tapwright.sandbox import lifecycle
@@ -169,7 +170,7 @@ def test_a_stranger_has_the_number_of_a_dead_supervisor(
     tmp_path: Path, processes: list["subprocess.Popen[bytes]"]
 ) -> None:
     """And a plugin that it started, as one of a version before did, has its lock."""
-    record = Record("web", Spec("", ""), time.time(), time.monotonic(), "")
+    record = Record("web", Spec(Machine(Path(), Path())), time.time(), time.monotonic(), "")
     directory, alive = ownership.claim(registry.directory_of(tmp_path), record)
     processes.append(subprocess.Popen(["sleep", "1000"]))
     processes.append(subprocess.Popen(["sleep", "1000"], pass_fds=[alive]))

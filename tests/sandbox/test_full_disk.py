@@ -43,7 +43,7 @@ def fakes(tmp_path: Path, disk: Disk) -> Fakes:
 
 
 def claimed(disk: Disk, fakes: Fakes | None = None, path: str = "/run/netns/x") -> Journal:
-    spec = Spec(kernel="", initrd="")
+    spec = Spec(Machine(Path(), Path()))
     if fakes:
         spec.networks = [NetworkRequest("net", "eth0", CONFIG, "x")]
         spec.plugin_path, spec.cni_cache = [str(fakes.bin)], str(fakes.cache)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tapwright.hypervisor.machine import Machine
 from tapwright.nics import named
 from tapwright.state.record import Journal, NetworkRequest, Record, Spec
 from tests.namespaces import Namespace, namespace
@@ -127,7 +128,7 @@ def test_leases_that_will_not_be_renewed(scratch_netns: str, tmp_path: Path, mod
         NetworkRequest(kind, "", json.dumps({"plugins": [{"ipam": {"type": kind}}]}), "x")
         for kind in ("dhcp", "static")
     ]
-    spec = Spec("kernel", "initrd", networks=networks, model=model)
+    spec = Spec(Machine(Path("kernel"), Path("initrd")), networks=networks, model=model)
     journal = Journal(tmp_path, Record("x", spec, 0, 0, scratch_netns))
     named.note_missing(journal, [{"interfaces": [{"name": "lo", "sandbox": "x"}]}] * 2)
     expected = (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tapwright.hypervisor.machine import Machine
 from tapwright.linux import boot, links, netns
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
@@ -44,7 +45,8 @@ def found() -> Link:
 def test_its_devices_are_others_by_now(tmp_path: Path, port: Link, is_same_boot: bool) -> None:
     """Of the same names, and the same numbers."""
     run = boot.current() if is_same_boot else "an earlier one"
-    record = Record("web", Spec("", ""), time.time(), time.monotonic(), "", boot=run)
+    spec = Spec(Machine(Path(), Path()))
+    record = Record("web", spec, time.time(), time.monotonic(), "", boot=run)
     directory, alive = ownership.claim(registry.directory_of(tmp_path), record)
     os.close(alive)
     journal = Journal(directory, record)

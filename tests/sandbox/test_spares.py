@@ -22,13 +22,13 @@ import pytest
 
 from tapwright import AsyncSandbox, Sandbox
 from tapwright import config as configurations
+from tapwright.hypervisor.machine import Daemon, Machine
 from tapwright.linux import filelock
 from tapwright.sandbox import launching, planning, spares
 from tapwright.state import ownership
-from tapwright.state.record import Spec, written_spec
+from tapwright.state.record import Spec, read_spec, written_spec
 from tapwright.supervisor import spare
 from tapwright.supervisor.guest import make_template
-from tapwright.supervisor.prelude import machine_of
 from tests.host import Host, eventually
 from tests.moments import Moment, Watched
 from tests.oci.bundles import configuration
@@ -379,7 +379,7 @@ spares.begin(sys.argv[1], read_spec(json.loads(sys.argv[2])), at_once=True)
 def test_what_makes_one_is_killed_at_each_of_its_writes(tmp_path: Path) -> None:
     """Up to its end, which comes soon: there is no template for it. The next that is made finds
     nothing in its way, and removes what is left."""
-    spec = Spec("kernel", "initrd", template=str(tmp_path / "none"), spares=1)
+    spec = Spec(Machine(Path("kernel"), Path("initrd")), template=str(tmp_path / "none"), spares=1)
     root = tmp_path / "root"
     root.mkdir()
     argv = [sys.executable, "-c", BEGIN, str(root), json.dumps(written_spec(spec))]
@@ -417,7 +417,11 @@ def test_they_go(tapwright: Tapwright, tmp_path: Path, spec: Spec, ready: Ready)
     kinds = {
         "unwanted": replace(spec, spare_seconds=1),
         # Of another kind, from the same template.
-        "configured": replace(spec, configuration=str(configuration), memory_directory="/dev/shm"),
+        "configured": replace(
+            spec,
+            configuration=str(configuration),
+            machine=replace(spec.machine, memory_directory="/dev/shm"),
+        ),
         "template": replace(spec, template=str(template)),
     }
     pids = {}
@@ -549,7 +553,7 @@ def test_each_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in os.environ:
         monkeypatch.setenv(name, os.environ[name])  # so that all is as it was
     monkeypatch.delenv("TAKER", raising=False)
-    spec = Spec("kernel", "initrd", template="/nowhere", spares=COUNT)
+    spec = Spec(Machine(Path("kernel"), Path("initrd")), template="/nowhere", spares=COUNT)
     root = str(tmp_path)
     context = multiprocessing.get_context("forkserver")
     with context.Manager() as manager, ProcessPoolExecutor(TAKERS, context) as workers:
@@ -569,22 +573,48 @@ def _after(asked: Any, work: Callable[..., list[str]], *arguments: Any) -> list[
     return work(*arguments)
 
 
+def _changed(whole: Any, name: str) -> Any:
+    """The dataclass with another value of one field."""
+    value = getattr(whole, name)
+    others: dict[type, Any] = {bool: not value, int: 7, float: 0.5, str: "/x", list: ["x"]}
+    others |= {
+        Daemon: None,
+        tuple: ("x",),
+        type(Path()): Path("/x"),
+        Machine: Machine(Path(), Path()),
+    }
+    return replace(whole, **{name: others.get(type(value), {"x": 1})})
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize("field", dataclasses.fields(Spec), ids=lambda field: field.name)
-def test_a_spare_is_known_by_all_that_its_machine_is(field: Any) -> None:
-    """And by the template; whatever else a sandbox is given when it takes one."""
-    spec = Spec("kernel", "initrd", template="/nowhere", share=True)
-    value = getattr(spec, field.name)
-    changed = {bool: not value, int: 7, float: 0.5, str: "/x", list: ["x"], dict: {"x": 1}}
-    change: dict[str, Any] = {field.name: changed.get(type(value), {"x": 1})}
-    other = replace(spec, **change)
-    differs = machine_of(spec) != machine_of(other) or spec.template != other.template
-    assert (spares.key_of(spec) != spares.key_of(other)) is differs
+def test_a_spare_is_known_by_its_machine_and_template(field: Any) -> None:
+    """Whatever else a sandbox has is set when it takes one."""
+    spec = Spec(Machine(Path("kernel"), Path("initrd")), template="/nowhere")
+    differs = field.name in ("machine", "template")
+    assert (spares.key_of(spec) != spares.key_of(_changed(spec, field.name))) is differs
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", [Machine, Daemon])
+def test_a_spare_is_known_by_all_of_its_machine(kind: Any) -> None:
+    """A record has all of it, too."""
+    machine = Machine(Path("kernel"), Path("initrd"), share=Daemon(), disk=Path("disk"))
+    spec = Spec(machine, template="/nowhere")
+    for field in dataclasses.fields(kind):
+        other = (
+            _changed(machine, field.name)
+            if kind is Machine
+            else replace(machine, share=_changed(Daemon(), field.name))
+        )
+        changed = replace(spec, machine=other)
+        assert spares.key_of(spec) != spares.key_of(changed), field.name
+        assert read_spec(json.loads(json.dumps(written_spec(changed)))) == changed
 
 
 @pytest.mark.unit
 def test_what_was_killed_is_removed(tmp_path: Path) -> None:
-    spec = Spec("kernel", "initrd", template="/nowhere", spares=1)
+    spec = Spec(Machine(Path("kernel"), Path("initrd")), template="/nowhere", spares=1)
     entered = spares.enter(tmp_path, spec)
     assert entered
     directory, alive = entered
@@ -601,7 +631,7 @@ def test_what_was_killed_is_removed(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_one_that_has_inherited_something_else_is_not_had() -> None:
     """As a supervisor would that is started now."""
-    spec = Spec("kernel", "initrd", template="/nowhere", spares=1)
+    spec = Spec(Machine(Path("kernel"), Path("initrd")), template="/nowhere", spares=1)
     own = os.sched_getaffinity(0)
     before = spares.key_of(spec)
     assert spares.key_of(spec) == before
@@ -612,18 +642,3 @@ def test_one_that_has_inherited_something_else_is_not_had() -> None:
         assert spares.key_of(spec) != before
     finally:
         os.sched_setaffinity(0, own)
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        ({"memory_mib": 512}, False),
-        ({"kernel_params": "x"}, False),
-        ({"share": True}, False),
-        ({"netns": "/run/netns/x", "cgroup": "/x", "spares": 4}, True),
-    ],
-)
-def test_what_sandboxes_can_have_the_same_spare(change: dict[str, Any], same: bool) -> None:
-    spec = Spec("kernel", "initrd", template="/nowhere", spares=1)
-    assert (spares.key_of(spec) == spares.key_of(replace(spec, **change))) is same

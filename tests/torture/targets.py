@@ -19,6 +19,7 @@ from tapwright.cli import sandbox as sandbox_commands
 from tapwright.cni import cache, results
 from tapwright.control import containers, guest_routes, kata
 from tapwright.errors import TapwrightError, shown
+from tapwright.hypervisor.machine import Machine
 from tapwright.nics import guest_settings
 from tapwright.oci import (
     annotations,
@@ -270,7 +271,7 @@ def journals(entry: Json) -> None:
         return
     directory = registry.directory_of(_PLACE) / "undone"
     directory.mkdir(parents=True, exist_ok=True)
-    record.save(Record("undone", Spec("", ""), 0, 0, "", held=[entry]), directory)
+    record.save(Record("undone", Spec(Machine(Path(), Path())), 0, 0, "", held=[entry]), directory)
     with contextlib.suppress(TapwrightError):
         lifecycle.delete(_PLACE, "undone")
     lifecycle.delete(_PLACE, "undone", force=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tapwright.hypervisor.machine import Machine
 from tapwright.linux import boot, netns
 from tapwright.state import ownership, record, registry
 from tapwright.state.record import Journal, Record, Spec
@@ -87,7 +88,7 @@ def test_what_is_entered_outlasts_it(disk: Powered) -> None:
     sandboxes = registry.directory_of(disk.path)
     sandboxes.mkdir()
     os.sync()
-    new = Record("web", Spec("", ""), time.time(), time.monotonic(), "")
+    new = Record("web", Spec(Machine(Path(), Path())), time.time(), time.monotonic(), "")
     directory, alive = ownership.claim(sandboxes, new)
     os.close(alive)
     for number in range(3):
@@ -100,7 +101,7 @@ def test_what_is_entered_outlasts_it(disk: Powered) -> None:
 
 def test_a_claim_outlasts_it(disk: Powered) -> None:
     os.sync()
-    new = Record("web", Spec("", ""), time.time(), time.monotonic(), "")
+    new = Record("web", Spec(Machine(Path(), Path())), time.time(), time.monotonic(), "")
     directory, alive = ownership.claim(registry.directory_of(disk.path), new)
     os.close(alive)
     disk.lose()

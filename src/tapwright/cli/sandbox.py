@@ -397,8 +397,8 @@ def _described(sandbox: "Sandbox") -> dict[str, Any]:
         "warnings": record.warnings,
         "accelerator": record.accelerator,
         "accelerator_reason": record.accelerator_reason,
-        "memory_mib": record.memory_mib or record.spec.memory_mib,
-        "vcpus": record.vcpus or record.spec.vcpus,
+        "memory_mib": record.memory_mib or record.spec.machine.memory_mib,
+        "vcpus": record.vcpus or record.spec.machine.vcpus,
         "supervisor_pid": supervisor,
         "phases": [dataclasses.asdict(phase) for phase in record.phases],
     }

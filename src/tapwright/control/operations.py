@@ -88,7 +88,9 @@ class Operations:
         if self._spec.short_listing:
             return [kata.written_short(listed) for listed in found]
         try:
-            return [kata.written_listing(listed, self._spec.machine_type) for listed in found]
+            return [
+                kata.written_listing(listed, self._spec.machine.machine_type) for listed in found
+            ]
         except ValueError:
             raise AgentError("the guest lists an address that is none") from None
 
@@ -128,7 +130,7 @@ class Operations:
             raise NetworkError(f"the interfaces can't be moved: {error.strerror}") from None
 
     def _written(self, nic: Nic) -> dict[str, Any]:
-        return kata.written_interface(nic, self._spec.machine_type)
+        return kata.written_interface(nic, self._spec.machine.machine_type)
 
     def _in_turn(self, operation: Operation) -> Operation:
         """The operation when the ones before it are done, and nobody waiting for it in vain.

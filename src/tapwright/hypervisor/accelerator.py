@@ -85,7 +85,7 @@ async def _probe(machine: Machine, progress: Progress) -> tuple[str, str]:
 
     progress("see whether KVM boots the guest (once for this boot of the host)")
     # As plain as can be: what is wrong with this machine in particular says nothing of KVM.
-    trial = Machine(machine.kernel, machine.initrd, "kvm", path=machine.path)
+    trial = Machine(machine.kernel, machine.initrd, "kvm", qemu=machine.qemu)
     try:
         async with asyncio.timeout(_DEADLINE):
             qemu = await Qemu.start(trial)
@@ -108,7 +108,7 @@ def _conditions(machine: Machine) -> list[str]:
     with contextlib.suppress(OSError):
         kvm = os.stat("/dev/kvm")
         found.append(f"/dev/kvm {kvm.st_uid} {kvm.st_gid} {kvm.st_mode:o}")
-    for path in (shutil.which(machine.path) or machine.path, machine.kernel, machine.initrd):
+    for path in (shutil.which(machine.qemu) or machine.qemu, machine.kernel, machine.initrd):
         try:
             status = os.stat(path)
             found.append(f"{path} {status.st_size} {status.st_mtime_ns}")

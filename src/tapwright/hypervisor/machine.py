@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tapwright.agent.protocol import PORT_NAME
 from tapwright.errors import HypervisorError
-from tapwright.hypervisor.ports import DISK_FUNCTION, RNG_ADDRESS, SERIAL_ADDRESS, Ports
-from tapwright.hypervisor.virtiofsd import Daemon
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tapwright.hypervisor.ports import Ports
 
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # Its NICs come later, and the agent announces their addresses: QEMU need not, as after a migration,
@@ -28,6 +29,17 @@ _KERNEL_PARAMETERS = (
 
 
 @dataclass(frozen=True)
+class Daemon:
+    """The program that serves files of the host (`virtiofsd`): its path, empty for the first that
+    is installed; how much the guest may keep of the files (`auto`, `always`, `metadata`, `never`);
+    and arguments beside ours."""
+
+    path: str = ""
+    cache: str = "auto"
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Machine:
     """What to start.
 
@@ -43,8 +55,8 @@ class Machine:
 
     kernel: Path
     initrd: Path
-    accelerator: str
-    path: str = "qemu-system-x86_64"
+    accelerator: str = "auto"
+    qemu: str = "qemu-system-x86_64"
     memory_mib: int = 256
     vcpus: int = 1
     most_memory_mib: int = 0
@@ -58,11 +70,13 @@ class Machine:
     debug: bool = False
     share: Daemon | None = None
     disk: Path | None = None
-    kernel_parameters: str = ""
+    kernel_params: str = ""
 
     @property
-    def ports(self) -> Ports:
+    def ports(self) -> "Ports":
         """Raises HypervisorError."""
+        from tapwright.hypervisor.ports import Ports  # which reading a record does not need
+
         return Ports(self.machine_type, self.slots, self.share is not None)
 
     @property
@@ -94,6 +108,9 @@ class Machine:
         saved: "SavedMemory | None" = None,
     ) -> list[str]:
         """QEMU's argument list (qemu-system-x86_64(1)). Raises HypervisorError."""
+        from tapwright.agent.protocol import PORT_NAME
+        from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS
+
         tcg = self.accelerator == "tcg"
         memory = saved.backend(self.memory_mib) if saved else []
         restored = saved is not None and saved.is_complete
@@ -101,7 +118,7 @@ class Machine:
         beside = ",multifunction=on" if self.share else ""
         beside_rng = ",multifunction=on" if self.disk else ""
         return [
-            self.path,
+            self.qemu,
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-sandbox", _SECCOMP),
             *(
@@ -145,6 +162,8 @@ class Machine:
     def _disk(self) -> list[str]:
         if not self.disk:
             return []
+        from tapwright.hypervisor.ports import DISK_FUNCTION, RNG_ADDRESS
+
         # A comma in a path is written twice (qemu-system-x86_64(1)).
         path = str(self.disk).replace(",", ",,")
         return [
@@ -162,7 +181,7 @@ class Machine:
             words.append("mitigations=off")
         if self.can_get_memory:
             words.append(_GROWING)
-        return " ".join([*words, self.kernel_parameters]).strip()
+        return " ".join([*words, self.kernel_params]).strip()
 
 
 @dataclass(frozen=True)

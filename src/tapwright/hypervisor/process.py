@@ -168,7 +168,7 @@ def _resolved(machine: Machine) -> Machine:
 
 def _spawn(machine: Machine, saved: SavedMemory | None, commands: Sequence[Command]) -> Spawned:
     uid = users.of(os.getpid())
-    program = os.path.abspath(shutil.which(machine.path) or machine.path)
+    program = os.path.abspath(shutil.which(machine.qemu) or machine.qemu)
     pairs = [socket.socketpair() for _ in range(3)]
     qmp, agent, console = (pair[0] for pair in pairs)
     theirs = [pair[1].fileno() for pair in pairs]

@@ -22,7 +22,7 @@ from functools import partial
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import virtiofsd
 from tapwright.hypervisor.jail import Jail, make_place, remove_place
-from tapwright.hypervisor.virtiofsd import Daemon
+from tapwright.hypervisor.machine import Daemon
 from tapwright.linux import libc, mounts
 
 # What the daemon is loaded from, and finds itself by, until it has been.
@@ -60,7 +60,7 @@ class Share:
     @classmethod
     def start(cls, uid: int, daemon: Daemon) -> "Share":
         """Make an empty share; its daemon's real user is `uid`. Raises HypervisorError."""
-        program = daemon.program()
+        program = virtiofsd.program_of(daemon)
         with contextlib.ExitStack() as undo:
             try:
                 jail = _jail(program)

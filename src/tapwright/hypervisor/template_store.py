@@ -51,9 +51,9 @@ Content = dict[str, Any]
 
 def describe(machine: Machine) -> Content:
     """All that a guest, booted and saved, depends on. Raises HypervisorError."""
-    qemu = shutil.which(machine.path) or machine.path
+    qemu = shutil.which(machine.qemu) or machine.qemu
     # The rest of a machine is its host's side, which is not saved; so is where its memory is.
-    saved = replace(machine, path=qemu, memory_directory="", hugepages=False)
+    saved = replace(machine, qemu=qemu, memory_directory="", hugepages=False)
     command = saved.command(-1, -1, -1)
     files: tuple[str | Path, ...] = (qemu, *machine.files)
     return {

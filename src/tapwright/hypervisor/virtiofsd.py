@@ -16,9 +16,9 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tapwright.errors import HypervisorError
+from tapwright.hypervisor.machine import Daemon
 from tapwright.linux import capabilities, libc, unixsocket
 from tapwright.linux.process import alone
 from tapwright.linux.seccomp import Check, Condition, Filter
@@ -108,27 +108,17 @@ _REFUSED = (
 )
 
 
-@dataclass(frozen=True)
-class Daemon:
-    """Which program is to serve the files, and how: its path, empty for the first that is there;
-    how much the guest may keep of the files (`auto`, `always`, `metadata`, `never`); and arguments
-    beside ours."""
-
-    path: str = ""
-    cache: str = "auto"
-    extra: tuple[str, ...] = ()
-
-    def program(self) -> str:
-        """Raises HypervisorError when there is none."""
-        found = find(self.path)
-        if found is None:
-            where = " and ".join((self.path, *PATHS) if self.path else PATHS)
-            raise HypervisorError(
-                f"there is no virtiofsd, which opens a container's files, at {where}; install the "
-                "package virtiofsd (Debian 12: qemu-system-common), or set virtio_fs_daemon in "
-                "[hypervisor.qemu]"
-            )
-        return found
+def program_of(daemon: Daemon) -> str:
+    """The path of the daemon's program. Raises HypervisorError when there is none."""
+    found = find(daemon.path)
+    if found is None:
+        where = " and ".join((daemon.path, *PATHS) if daemon.path else PATHS)
+        raise HypervisorError(
+            f"there is no virtiofsd, which opens a container's files, at {where}; install the "
+            "package virtiofsd (Debian 12: qemu-system-common), or set virtio_fs_daemon in "
+            "[hypervisor.qemu]"
+        )
+    return found
 
 
 def find(path: str = "") -> str | None:

@@ -106,9 +106,9 @@ def _add_sandbox(found: _Families, sandbox: Sandbox, named: Labels) -> None:
     created = record.created
     gauge("created_timestamp_seconds", "When the sandbox was made, since the epoch.", created)
     gauge("age_seconds", "How long ago the sandbox was made.", time.time() - created)
-    memory = (record.memory_mib or record.spec.memory_mib) << 20
+    memory = (record.memory_mib or record.spec.machine.memory_mib) << 20
     gauge("memory_bytes", "The memory of the guest, as configured or grown.", memory)
-    gauge("vcpus", "The processors of the guest.", record.vcpus or record.spec.vcpus)
+    gauge("vcpus", "The processors of the guest.", record.vcpus or record.spec.machine.vcpus)
     phases: dict[str, float] = {}
     for phase in record.phases:
         phases[phase.name] = phases.get(phase.name, 0) + phase.duration_ms / 1e3

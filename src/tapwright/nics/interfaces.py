@@ -315,7 +315,7 @@ class Interfaces:
         """Of the NIC that an interface gets: a TAP that can have several has one for each
         processor, as many as the guest's driver makes use of."""
         tap = tuntap.settings(link)
-        vcpus = self._record.spec.vcpus
+        vcpus = self._record.spec.machine.vcpus
         return min(vcpus, tuntap.MOST_QUEUES) if tap and tap.multi_queue and vcpus > 1 else 0
 
     def _endpoint(self, link: Link, place: str) -> Endpoint:
@@ -351,7 +351,7 @@ class Interfaces:
         spec = self._record.spec
         if not isinstance(endpoint, VhostUserSocket):
             return
-        if not (spec.memory_directory or spec.hugepages):
+        if not (spec.machine.memory_directory or spec.machine.hugepages):
             raise NetworkError(
                 "vhostUserSocket: a backend must share the guest's memory: set "
                 'file_mem_backend in [hypervisor.qemu], such as "/dev/shm", or enable_hugepages, '

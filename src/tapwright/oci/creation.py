@@ -277,7 +277,7 @@ class _Making:
             ),
             lambda text: None,
         )
-        cgroup.allow_for(self._container, self._bundle, spec.memory_mib)
+        cgroup.allow_for(self._container, self._bundle, spec.machine.memory_mib)
         if configuration.runtime.enable_debug:
             os.environ[LOG_LEVEL_VARIABLE] = "debug"
         record = lifecycle.run(

@@ -42,7 +42,7 @@ def kvm(config: Config, files: tuple[Path, Path] | None, progress: Progress) -> 
         return Finding("KVM", WARNING, "unknown: only root can try", "run it with sudo")
     if files is None:
         return Finding("KVM", WARNING, "unknown without QEMU and guest image")
-    machine = Machine(*files, accelerator="auto", path=config.qemu.path)
+    machine = Machine(*files, accelerator="auto", qemu=config.qemu.path)
     chosen, reason = asyncio.run(accelerator.choose(machine, progress))
     if chosen == "kvm":
         return Finding("KVM", OK, f"works: {reason}")

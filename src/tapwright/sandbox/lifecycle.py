@@ -15,6 +15,7 @@ from tapwright.errors import (
     SandboxStateError,
     UsageError,
 )
+from tapwright.hypervisor.machine import Machine
 from tapwright.linux import boot, claims, ending, netns
 from tapwright.progress import Progress
 from tapwright.sandbox import report
@@ -178,7 +179,8 @@ def _load_or_guess(directory: Path, force: bool) -> Record:
             f"{error}. The sandbox is gone, but what it held on the host is not known: look "
             "for its namespace, and for leases of its networks"
         ) from None
-    return Record(directory.name, Spec("", ""), time.time(), time.monotonic(), "", held=held)
+    spec = Spec(Machine(Path(), Path()))
+    return Record(directory.name, spec, time.time(), time.monotonic(), "", held=held)
 
 
 def _bind_again(directory: Path) -> None:

@@ -52,7 +52,7 @@ def wanted(spec: "Spec", pod: Claim, containers: "Sequence[Claim]") -> Size:
     it is never smaller than it was when it started. What it can have at most is not looked at."""
     memory = max(pod.memory, sum(claim.memory for claim in containers))
     of_others = not pod.memory and not all(claim.memory for claim in containers)
-    mib = spec.memory_mib
+    mib = spec.machine.memory_mib
     if memory:
         needed = -(-memory // MIB)
         # What the kernel keeps of each page is in the overhead of a small VM.
@@ -61,13 +61,15 @@ def wanted(spec: "Spec", pod: Claim, containers: "Sequence[Claim]") -> Size:
         mib += _units(max(0, needed - mib) + UNIT_MIB - 1)
     cpus = max(pod.cpus, sum(claim.cpus for claim in containers))
     # A quota of tenths is no binary fraction.
-    return Size(mib, max(spec.vcpus, -int(-round(cpus, 6) // 1)))
+    return Size(mib, max(spec.machine.vcpus, -int(-round(cpus, 6) // 1)))
 
 
 def most(spec: "Spec") -> Size:
     """How large it can become."""
-    room = max(0, spec.most_memory_mib - spec.memory_mib) if spec.memory_slots else 0
-    return Size(spec.memory_mib + _units(room), max(spec.vcpus, spec.most_vcpus))
+    machine = spec.machine
+    return Size(
+        machine.memory_mib + _units(machine.room_mib), max(machine.vcpus, machine.most_vcpus)
+    )
 
 
 def _units(mib: int) -> int:

@@ -14,6 +14,7 @@ from tapwright import cni, command
 from tapwright.config import Config
 from tapwright.config.sections import LEAST_MEMORY, Qemu, Runtime
 from tapwright.errors import HypervisorError, NetworkError, UsageError
+from tapwright.hypervisor.machine import Daemon, Machine
 from tapwright.image import store
 from tapwright.linux import cgroups
 from tapwright.progress import Progress
@@ -95,26 +96,33 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
             "[hypervisor.qemu]"
         )
     kernel, initrd, disk = _guest(config, progress)
+    machine = Machine(
+        kernel=Path(kernel),
+        initrd=Path(initrd),
+        disk=Path(disk) if disk else None,
+        accelerator=qemu.accelerator,
+        qemu=qemu.path,
+        memory_mib=memory,
+        vcpus=wish.vcpus or qemu.default_vcpus,
+        most_memory_mib=most_memory_mib(qemu) if wish.first else 0,
+        memory_slots=qemu.memory_slots if wish.first else 0,
+        most_vcpus=qemu.default_maxvcpus or cpus() if wish.first else 0,
+        machine_type=qemu.machine_type,
+        slots=qemu.slots,
+        memory_directory=qemu.file_mem_backend,
+        hugepages=qemu.enable_hugepages,
+        vhost=not qemu.disable_vhost_net,
+        debug=qemu.enable_debug,
+        share=_daemon(qemu) if wish.share else None,
+        kernel_params=qemu.kernel_params,
+    )
     return Spec(
-        kernel=kernel,
-        initrd=initrd,
-        disk=disk,
+        machine=machine,
         netns=wish.netns,
         networks=networks,
         plugin_path=list(config.cni.bin_dirs),
         cni_cache=config.cni.cache_dir,
-        qemu=qemu.path,
-        accelerator=qemu.accelerator,
-        kernel_params=qemu.kernel_params,
-        memory_mib=memory,
-        vcpus=wish.vcpus or qemu.default_vcpus,
         boot_timeout=qemu.boot_timeout,
-        memory_directory=qemu.file_mem_backend,
-        slots=qemu.slots,
-        machine_type=qemu.machine_type,
-        hugepages=qemu.enable_hugepages,
-        vhost=not qemu.disable_vhost_net,
-        debug=qemu.enable_debug,
         model=config.runtime.internetworking_model,
         rx_limit=qemu.rx_rate_limiter_max_rate,
         tx_limit=qemu.tx_rate_limiter_max_rate,
@@ -126,18 +134,11 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         spares=config.factory.vm_cache_number if config.factory.enable_template else 0,
         spare_seconds=config.factory.spare_seconds,
         configuration=os.path.abspath(config.source) if config.source else "",
-        share=wish.share,
-        share_daemon=qemu.virtio_fs_daemon,
-        share_cache=qemu.virtio_fs_cache,
-        share_arguments=list(qemu.virtio_fs_extra_args),
         dns=wish.dns,
         cgroup=_group_above(config) if of_its_own else wish.cgroup or "",
         cgroup_of_its_own=of_its_own,
         cgroup_limits=_limits(config.runtime) if of_its_own else {},
         oom_score_adj=wish.oom_score_adj,
-        most_memory_mib=most_memory_mib(qemu) if wish.first else 0,
-        memory_slots=qemu.memory_slots if wish.first else 0,
-        most_vcpus=qemu.default_maxvcpus or cpus() if wish.first else 0,
         default_memory_mib=qemu.default_memory,
         first=wish.first,
         is_pod=wish.is_pod,
@@ -149,6 +150,10 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         short_listing=config.runtime.enable_compat_old_cni,
         taps=_taps(wish.taps, names[len(wish.networks) :]),
     )
+
+
+def _daemon(qemu: Qemu) -> Daemon:
+    return Daemon(qemu.virtio_fs_daemon, qemu.virtio_fs_cache, tuple(qemu.virtio_fs_extra_args))
 
 
 def most_memory_mib(qemu: Qemu) -> int:

@@ -24,7 +24,7 @@ import tapwright
 from tapwright.linux import claims, ending, filelock, unixsocket
 from tapwright.sandbox.launching import SPARES, Waiting, in_background
 from tapwright.state import ownership
-from tapwright.state.record import Journal, Spec, written_spec
+from tapwright.state.record import Journal, Spec, written_machine, written_spec
 
 ALIVE, FILE, SOCKET = "alive", "spare.json", "socket"
 YOURS = b"yours\n"
@@ -35,18 +35,6 @@ _NAMESPACES = "cgroup", "ipc", "mnt", "net", "pid", "user", "uts"
 _RIGHTS = "Uid:", "Gid:", "CapBnd:", "CapEff:", "NoNewPrivs:", "Seccomp:"  # proc(5)
 _ANSWER_SECONDS = 1.0
 _END_SECONDS = 10.0
-
-# What a sandbox is given when it is made, or has no part in what its guest is.
-_GIVEN_LATER = frozenset(
-    (
-        *("netns", "networks", "plugin_path", "cni_cache", "boot_timeout", "model", "rx_limit"),
-        *("tx_limit", "netmon", "in_host_netns", "template_limit", "taps", "rulesets", "dns"),
-        *("short_listing", "cgroup", "cgroup_of_its_own", "cgroup_limits", "oom_score_adj"),
-        *("spares", "spare_seconds", "configuration"),
-        *("first", "is_pod", "pod_memory", "pod_cpus", "bounds_host"),
-        *("overhead_memory", "overhead_cpu", "default_memory_mib"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -168,13 +156,9 @@ def key_of(spec: Spec) -> str:
     """What is the same for all sandboxes that a spare could serve: all of the guest, the program
     that is its supervisor, and what that has inherited from who made it, and another would from
     this process."""
-    wanted = {
-        field.name: getattr(spec, field.name)
-        for field in dataclasses.fields(spec)
-        if field.name not in _GIVEN_LATER
-    }
+    guest = [written_machine(spec.machine), spec.template]
     program = [tapwright.__version__, tapwright.__file__]
-    content = json.dumps([program, _inherited(), wanted], sort_keys=True).encode()
+    content = json.dumps([program, _inherited(), guest], sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -222,7 +206,7 @@ def _is_possible(spec: Spec) -> bool:
     return bool(
         spec.spares
         and spec.template
-        and not (spec.in_host_netns or spec.hugepages or spec.taps)
+        and not (spec.in_host_netns or spec.machine.hugepages or spec.taps)
         and spec.model == "tcfilter"
     )
 
@@ -234,9 +218,9 @@ def _plain(spec: Spec) -> Spec:
 
 def _described(spec: Spec) -> dict[str, Any]:
     return {
-        "memory_mib": spec.memory_mib,
-        "vcpus": spec.vcpus,
-        "share": spec.share,
+        "memory_mib": spec.machine.memory_mib,
+        "vcpus": spec.machine.vcpus,
+        "share": spec.machine.share is not None,
         "since": time.time(),
     }
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tapwright import shapes
 from tapwright.errors import NewerRecordError, SandboxStateError
+from tapwright.hypervisor.machine import Daemon, Machine
 from tapwright.linux import files
 
 if TYPE_CHECKING:
@@ -69,45 +70,31 @@ class TapRequest:
 
 @dataclass
 class Spec:
-    """What was asked for. `netns` is empty where the sandbox makes its own, or has none
+    """What was asked for. `machine` is the VM, but for the accelerator, which is chosen at the
+    start. `netns` is empty where the sandbox makes its own, or has none
     (`in_host_netns`). `netmon` is the monitor's command, empty for none; limits in bits a second;
     `template` the directory of the templates to start from, empty for a guest that is booted;
-    together they may take `template_limit` MiB, 0 for any. With `share` the guest can be shown
-    files of the host, by the daemon `share_daemon` (empty for the first that is installed), which
-    caches as `share_cache` says, with more `share_arguments`. `disk` is the image's, empty for a
-    guest that is not ours. `short_listing` is the form of what `list-ifaces` prints. `dns` (as in a
-    CNI result) is the guest's instead of that of its networks. `rulesets` says whether the guest
-    must have the packet rules of the netns (`sandbox.rulesets`). `spares` guests like this one wait
-    for the sandboxes to come, each for `spare_seconds` at most, and as long as the file
-    `configuration` is the same. `cgroup` is the path of the control group (`linux.cgroups`) that
-    all processes of the sandbox are in, empty for none; to have a `cgroup_of_its_own` it is that
-    above one which is made with the sandbox, and has `cgroup_limits` (`memory`, `cpu_quota`,
-    `cpu_period`, `pids` of `cgroups.Limits`). `oom_score_adj` is that of these processes (proc(5)).
-    The VM may grow (`sandbox.room`) to `most_memory_mib` by `memory_slots` pieces, and to
-    `most_vcpus`, for containers of which `first` is the one that it is started for; with `is_pod`
-    that stands for a pod, which may use `pod_memory` bytes and `pod_cpus`, 0 for any. A container
-    without a limit reckons with `default_memory_mib`. With `bounds_host` the control group `cgroup`
-    gets the limits of all containers, and the overhead in MiB and hundredths of a CPU.
+    together they may take `template_limit` MiB, 0 for any. `short_listing` is the form of what
+    `list-ifaces` prints. `dns` (as in a CNI result) is the guest's instead of that of its networks.
+    `rulesets` says whether the guest must have the packet rules of the netns (`nics.rulesets`).
+    `spares` guests like this one wait for the sandboxes to come, each for `spare_seconds` at most,
+    and as long as the file `configuration` is the same. `cgroup` is the path of the control group
+    (`linux.cgroups`) that all processes of the sandbox are in, empty for none; to have a
+    `cgroup_of_its_own` it is that above one which is made with the sandbox, and has `cgroup_limits`
+    (`memory`, `cpu_quota`, `cpu_period`, `pids` of `cgroups.Limits`). `oom_score_adj` is that of
+    these processes (proc(5)). The VM may grow (`supervisor.room`) for containers. `first` is the
+    one for which it starts; with `is_pod` that one stands for a pod, which may use `pod_memory`
+    bytes and `pod_cpus`, 0 for any. A container without a limit counts as `default_memory_mib`.
+    With `bounds_host` the control group `cgroup` gets the limits of all containers, and the
+    overhead in MiB and hundredths of a CPU.
     """
 
-    kernel: str
-    initrd: str
+    machine: Machine
     netns: str = ""
     networks: list[NetworkRequest] = field(default_factory=list)
     plugin_path: list[str] = field(default_factory=list)
     cni_cache: str = ""
-    qemu: str = "qemu-system-x86_64"
-    accelerator: str = "auto"
-    kernel_params: str = ""
-    memory_mib: int = 256
-    vcpus: int = 1
     boot_timeout: float = 60.0
-    memory_directory: str = ""
-    slots: int = 8
-    machine_type: str = "q35"
-    hugepages: bool = False
-    vhost: bool = True
-    debug: bool = False
     model: str = "tcfilter"
     rx_limit: int = 0
     tx_limit: int = 0
@@ -116,11 +103,6 @@ class Spec:
     template: str = ""
     template_limit: int = 0
     taps: list[TapRequest] = field(default_factory=list)
-    share: bool = False
-    share_daemon: str = ""
-    share_cache: str = "auto"
-    share_arguments: list[str] = field(default_factory=list)
-    disk: str = ""
     rulesets: str = "required"
     short_listing: bool = True
     cgroup: str = ""
@@ -128,9 +110,6 @@ class Spec:
     cgroup_limits: dict[str, int] = field(default_factory=dict)
     oom_score_adj: int = 0
     dns: dict[str, Any] | None = None
-    most_memory_mib: int = 0
-    memory_slots: int = 0
-    most_vcpus: int = 0
     default_memory_mib: int = 0
     first: str = ""
     is_pod: bool = False
@@ -261,7 +240,7 @@ def _made(kind: type[_T], content: Any) -> _T:
     for the next one. Raises ValueError, and TypeError where one is missing."""
     if not isinstance(content, dict):
         raise ValueError(f"{kind.__name__} must be an object")
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = {"machine": _read_machine(content)} if kind is Spec else {}
     for each in dataclasses.fields(kind):  # type: ignore[arg-type]
         if each.name in content:
             value = content.pop(each.name)
@@ -285,10 +264,54 @@ def _plain(value: Any) -> Any:
     """What JSON can be made of."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
-    if not dataclasses.is_dataclass(value):
+    if not dataclasses.is_dataclass(value) or isinstance(value, Machine):
         return value
     plain = {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Spec):
+        plain |= written_machine(plain.pop("machine"))
     return plain | vars(value).get(_UNKNOWN, {})
+
+
+# The fields of a machine stand among those of its specification, and so do those of its daemon.
+_MACHINE: dict[str, Any] = {
+    **{each.name: each.type for each in dataclasses.fields(Machine)},
+    "kernel": str,
+    "initrd": str,
+    "disk": str,
+    "share": bool,
+    "share_daemon": str,
+    "share_cache": str,
+    "share_arguments": list[str],
+}
+
+
+def _read_machine(spec: dict[str, Any]) -> Machine:
+    """Take the fields of a machine out of those of a specification. Raises ValueError, and
+    TypeError where one is missing."""
+    found = {name: spec.pop(name) for name in _MACHINE if name in spec}
+    if mistake := shapes.mistake(found, {name: _MACHINE[name] for name in found}):
+        raise ValueError(mistake)
+    path, cache = found.pop("share_daemon", ""), found.pop("share_cache", "auto")
+    daemon = Daemon(path, cache, tuple(found.pop("share_arguments", ())))
+    found["share"] = daemon if found.get("share") else None
+    for name in ("kernel", "initrd", "disk"):
+        if name in found:
+            found[name] = Path(found[name]) if found[name] else None
+    return Machine(**found)
+
+
+def written_machine(machine: Machine) -> dict[str, Any]:
+    """Its fields as they stand in a record, in JSON."""
+    share = machine.share or Daemon()
+    return vars(machine) | {
+        "kernel": str(machine.kernel),
+        "initrd": str(machine.initrd),
+        "disk": str(machine.disk or ""),
+        "share": machine.share is not None,
+        "share_daemon": share.path,
+        "share_cache": share.cache,
+        "share_arguments": list(share.extra),
+    }
 
 
 def written_spec(spec: Spec) -> dict[str, Any]:

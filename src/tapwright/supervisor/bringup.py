@@ -21,7 +21,7 @@ from tapwright.progress import Progress
 from tapwright.state.record import Journal
 from tapwright.supervisor import attachments
 from tapwright.supervisor.guest import Guest, Starter
-from tapwright.supervisor.prelude import Early, machine_of
+from tapwright.supervisor.prelude import Early
 from tapwright.supervisor.prepared import Prepared
 
 Result = dict[str, Any]
@@ -98,7 +98,7 @@ class Bringup:
         return machine, await self._starter.start(machine, self._early.restoring)
 
     async def _machine(self) -> Machine:
-        wanted = machine_of(self._record.spec)
+        wanted = self._record.spec.machine
         with self._journal.phase("accelerator"):
             chosen, reason = await accelerator.choose(wanted, self._progress)
         self._record.accelerator, self._record.accelerator_reason = chosen, reason
@@ -146,7 +146,7 @@ class Bringup:
         of_the_system = [*of_the_system, *await guest.interfaces.settle()]
         dns = self._record.spec.dns or attachments.dns(results)
         of_dns = [agent.set_dns(dns)] if dns else []
-        of_files = [agent.mount_share()] if self._record.spec.share else []
+        of_files = [agent.mount_share()] if self._record.spec.machine.share else []
         answer = await guest.agent.call(agent.batch(*of_the_system, *requests, *of_dns, *of_files))
         if self._record.netns:
             replies = _replies(answer, len(of_the_system) + len(requests))

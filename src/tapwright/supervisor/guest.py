@@ -22,7 +22,7 @@ from tapwright.nics.interfaces import Interfaces
 from tapwright.progress import Progress
 from tapwright.state.entries import TemplateDraft
 from tapwright.state.record import Journal, Spec
-from tapwright.supervisor.prelude import Holders, machine_of
+from tapwright.supervisor.prelude import Holders
 from tapwright.supervisor.prepared import Prepared
 
 _RESTORE_SECONDS = 10.0
@@ -35,7 +35,7 @@ async def make_template(spec: Spec, progress: Progress) -> None:
     it would be booted. Raises HypervisorError, AgentError."""
     from tapwright.hypervisor import template
 
-    wanted = machine_of(spec)
+    wanted = spec.machine
     if not spec.template:
         return
     chosen, _ = await accelerator.choose(wanted, progress)
@@ -157,8 +157,9 @@ class Starter:
     def _guest_of(self, qemu: Qemu, agent: AgentClient) -> Guest:
         interfaces = Interfaces(self._journal, qemu, agent)
         netns = self._journal.record.netns
-        # Programs of containers are who may care for indexes.
-        following = Following(netns, interfaces, agent, self._spec.rulesets, self._spec.share)
+        # Only programs of containers may care for indexes.
+        has_containers = self._spec.machine.share is not None
+        following = Following(netns, interfaces, agent, self._spec.rulesets, has_containers)
         self.guest = Guest(qemu, agent, interfaces, following)
         return self.guest
 

@@ -20,7 +20,6 @@ from tapwright.hypervisor import template
 from tapwright.hypervisor.template_store import Store
 from tapwright.sandbox import launching
 from tapwright.state.record import Spec, read_spec, written_spec
-from tapwright.supervisor.prelude import machine_of
 
 _ANSWER_FD = 4  # 3 is the lock
 
@@ -53,7 +52,7 @@ def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
 def main(order: dict[str, Any]) -> None:
     """The process. It reports its end also where no process listens any more."""
     spec = read_spec(order["spec"])
-    machine = replace(machine_of(spec), accelerator=order["accelerator"])
+    machine = replace(spec.machine, accelerator=order["accelerator"])
     store = Store(Path(spec.template), spec.template_limit)
     told: dict[str, Any] = {}
     try:

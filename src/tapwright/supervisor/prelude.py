@@ -17,11 +17,10 @@ from tapwright.hypervisor import accelerator, restoring
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.restoring import Restoring
 from tapwright.hypervisor.template_store import Store
-from tapwright.hypervisor.virtiofsd import Daemon
 from tapwright.linux import netns
 from tapwright.state import ownership
 from tapwright.state.entries import Netns
-from tapwright.state.record import Journal, Spec
+from tapwright.state.record import Journal
 from tapwright.supervisor.attachments import Attaching
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def begin(journal: Journal, prepared: "Prepared | None" = None) -> Early:
     record = journal.record
     if prepared:
         return _begin_with(journal, prepared)
-    machine = machine_of(record.spec)
+    machine = record.spec.machine
     verdict = accelerator.known(machine)
     kept = None
     if record.netns:
@@ -81,36 +80,6 @@ def _begin_with(journal: Journal, prepared: "Prepared") -> Early:
     if prepared.memory is not None:
         Holders(journal.directory).enter(prepared.memory)
     return Early(machine, None, Attaching(journal), kept, prepared)
-
-
-def machine_of(spec: Spec) -> Machine:
-    """What is to be started, but for namespace and accelerator, which are to be chosen."""
-    return Machine(
-        kernel=Path(spec.kernel),
-        initrd=Path(spec.initrd),
-        accelerator=spec.accelerator,
-        path=spec.qemu,
-        memory_mib=spec.memory_mib,
-        vcpus=spec.vcpus,
-        most_memory_mib=spec.most_memory_mib,
-        memory_slots=spec.memory_slots,
-        most_vcpus=spec.most_vcpus,
-        kernel_parameters=spec.kernel_params,
-        memory_directory=spec.memory_directory,
-        slots=spec.slots,
-        machine_type=spec.machine_type,
-        hugepages=spec.hugepages,
-        vhost=spec.vhost,
-        debug=spec.debug,
-        share=_daemon(spec),
-        disk=Path(spec.disk) if spec.disk else None,
-    )
-
-
-def _daemon(spec: Spec) -> Daemon | None:
-    if not spec.share:
-        return None
-    return Daemon(spec.share_daemon, spec.share_cache, tuple(spec.share_arguments))
 
 
 class Holders:

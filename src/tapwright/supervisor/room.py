@@ -42,8 +42,8 @@ class Room:
         self._claims: dict[str, Claim] = {}
         self._pod = Claim(self._spec.pod_memory, self._spec.pod_cpus)
         self._host = -1, -1
-        self._host = self._host_limits(self._spec.memory_mib)
-        self._vcpus = self._spec.vcpus  # that the guest uses
+        self._host = self._host_limits(self._spec.machine.memory_mib)
+        self._vcpus = self._spec.machine.vcpus  # that the guest uses
         self._turn = asyncio.Lock()
         self._later: asyncio.Task[None] | None = None
 
@@ -69,7 +69,9 @@ class Room:
         async with self._turn:
             self._claims[container] = Claim().changed(resources)
             if container == self._spec.first:
-                self._host = self._host_limits(self._spec.memory_mib)  # it has been bound already
+                self._host = self._host_limits(
+                    self._spec.machine.memory_mib
+                )  # it has been bound already
             try:
                 await self._grow()
             except BaseException:
@@ -225,7 +227,8 @@ class Room:
     def _note(self) -> None:
         record, growth = self._journal.record, self._growth
         now = growth.memory_mib, self._vcpus
-        if now != (record.memory_mib or record.spec.memory_mib, record.vcpus or record.spec.vcpus):
+        machine = record.spec.machine
+        if now != (record.memory_mib or machine.memory_mib, record.vcpus or machine.vcpus):
             record.memory_mib, record.vcpus = now
             self._journal.save_if_possible()
 

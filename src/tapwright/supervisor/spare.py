@@ -106,7 +106,7 @@ def _has_room(spec: Spec) -> bool:
         before, start = _idle_seconds(), time.monotonic()
         time.sleep(_IDLE_PAUSE)  # nothing tells of it
         if (_idle_seconds() - before) / (time.monotonic() - start) > 0.5:
-            return _available_mib() > 2 * spec.memory_mib + _LEFT_MIB
+            return _available_mib() > 2 * spec.machine.memory_mib + _LEFT_MIB
     return False
 
 
@@ -152,10 +152,9 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
     from tapwright.hypervisor.template_store import Store
     from tapwright.nics.interfaces import WaitingNic
     from tapwright.nics.request import any_mac
-    from tapwright.supervisor.prelude import machine_of
     from tapwright.supervisor.prepared import Prepared
 
-    wanted = machine_of(spec)
+    wanted = spec.machine
     verdict = accelerator.known(wanted)
     if verdict is None:
         return None
