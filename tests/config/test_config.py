@@ -262,6 +262,46 @@ def test_later_keys_and_other_hypervisors_of_kata_are_known() -> None:
     assert "[hypervisor.clh]" in loaded.unused
 
 
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        (
+            "hypervisor.qemu",
+            "block_device_logical_sector_size network_queues num_queues numa_mapping "
+            "overhead_memory overhead_vcpus queue_size seccomp_sandbox sev_guest_policy "
+            "vm_rootfs_driver",
+        ),
+        (
+            "runtime",
+            "agent_name disable_selinux hypervisor_name keep_abnormal log_level name use_passfd_io "
+            "static_resource_mgmt",
+        ),
+        (
+            "agent.kata",
+            "cdh_api_timeout_ms container_pipe_size create_container_timeout dial_timeout_ms "
+            "launch_process_timeout mem_agent reconnect_timeout_ms",
+        ),
+        ("image", "image_request_timeout"),
+        *((f"hypervisor.{name}", "any") for name in ("cloud-hypervisor", "nemu", "openvmm")),
+    ],
+)
+def test_keys_of_kata_s_runtime_in_rust_are_known(section: str, keys: str) -> None:
+    """All that the files of Kata's releases have, up to 4.1, are no mistake of whoever has one."""
+    loaded = read(f"[{section}]\n" + "".join(f"{key} = 0\n" for key in keys.split()))
+    assert loaded.warnings == ()
+    assert loaded.unused
+
+
+def test_factory_where_kata_s_runtime_in_rust_has_it() -> None:
+    loaded = read("[hypervisor.qemu.factory]\nenable_template = true\ntemplate_path = '/x'\n")
+    assert (loaded.factory.enable_template, loaded.factory.template_path) == (True, "/x")
+    assert loaded.warnings == ()
+    with pytest.raises(ConfigError, match=r"hypervisor\.qemu\.factory must be a section"):
+        read("[hypervisor.qemu]\nfactory = true\n")
+    with pytest.raises(ConfigError, match=r"\[factory\] enable_template"):
+        read("[hypervisor.qemu.factory]\nenable_template = 'no'\n")
+
+
 def test_kata_has_none_of_our_keys_in_its_list() -> None:
     for section, kind in config.sections.SECTIONS.items():
         ours = set(vars(kind[1]()))

@@ -76,6 +76,8 @@ class _Reading:
         for key, value in table.items():
             if (section, key) == ("netmon", "disable_new_netns"):
                 self._take_misplaced(value)
+            elif (section, key) == ("hypervisor.qemu", kata.FACTORY):
+                self.take(kata.FACTORY, _table(value, f"{section}.{key}", self.path))
             elif key in items:
                 self._values[section][key] = self._checked(section, items[key], value)
                 self._given[f"[{section}] {key}"] = self.path
