@@ -56,9 +56,13 @@ class Host:
     def assert_same(self, before: Snapshot) -> None:
         """Fail with what is new or missing. What the kernel takes away in its own time (links of
         a namespace that has ended) is waited for; a process that was about to end may have."""
-        eventually(lambda: not self._changes(before), _SETTLE_SECONDS)
-        changes = self._changes(before)
-        assert not changes, "\n".join(changes)
+        changes: list[str] = []
+
+        def is_same() -> bool:
+            changes[:] = self._changes(before)
+            return not changes
+
+        assert eventually(is_same, _SETTLE_SECONDS), "\n".join(changes)
 
     def _changes(self, before: Snapshot) -> list[str]:
         now = self.snapshot()
