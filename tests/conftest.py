@@ -118,8 +118,12 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 
 @pytest.fixture(scope="session")
 def tapwright(tmp_path_factory: pytest.TempPathFactory, networks: Networks) -> Iterator[Tapwright]:
-    """The command, with a root and a configuration of its own."""
-    command = Tapwright(tmp_path_factory.mktemp("tapwright"), networks)
+    """The command, with a root and a configuration of its own. The workers share their templates,
+    as users of a host do: each is made once."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    directory = tmp_path_factory.mktemp("tapwright")
+    command = Tapwright(directory, networks, templates=shared / "template")
     yield command
     command.delete_all()
 

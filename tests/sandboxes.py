@@ -93,9 +93,10 @@ class Networks:
 
 
 class Tapwright:
-    """Runs the installed command as a process of its own."""
+    """Runs the installed command as a process of its own. Its guests start from templates in the
+    directory `templates`, by default one of its own."""
 
-    def __init__(self, directory: Path, networks: Networks) -> None:
+    def __init__(self, directory: Path, networks: Networks, templates: Path | None = None) -> None:
         self.program = COMMAND
         self.root = directory / "root"
         self.cache = directory / "cache"
@@ -104,7 +105,7 @@ class Tapwright:
         self._directory = directory
         self._networks = networks
         self._configurations = 0
-        self.templates = directory / "template"
+        self.templates = templates or directory / "template"
         self.config = self.configuration(template=self.templates)
 
     def configuration(

@@ -235,9 +235,7 @@ def test_between_create_and_start(runtime: Runtime, outside: Namespace) -> None:
 
 def test_after_the_start(runtime: Runtime, outside: Namespace) -> None:
     """`network connect`, of which the runtime is not told: this is what the monitor is for."""
-    runtime.config = runtime.tapwright.configuration(
-        template=runtime.tapwright.config.parent / "template"
-    )
+    runtime.config = runtime.tapwright.configuration(template=runtime.tapwright.templates)
     runtime.config.write_text(runtime.config.read_text() + "[netmon]\nenable_netmon = true\n")
     try:
         with runtime.running("sleep", "1000") as container:
@@ -261,7 +259,7 @@ def test_without_a_namespace(runtime: Runtime, tmp_path: Path) -> None:
     """disable_new_netns, as for `docker run --net=none`."""
     runtime.config = runtime.tapwright.configuration(
         runtime={"disable_new_netns": True, "internetworking_model": "none"},
-        template=runtime.tapwright.config.parent / "template",
+        template=runtime.tapwright.templates,
     )
     try:
         with runtime.running("sleep", "1000") as container:

@@ -31,7 +31,8 @@ Json = Any
 
 @pytest.fixture(scope="module")
 def config(tapwright: Tapwright) -> Path:
-    return tapwright.configuration({"disable_new_netns": True, "internetworking_model": "none"})
+    runtime = {"disable_new_netns": True, "internetworking_model": "none"}
+    return tapwright.configuration(runtime, template=tapwright.templates)
 
 
 @pytest.fixture(scope="module")

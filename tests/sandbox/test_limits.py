@@ -59,6 +59,7 @@ class Limited:
     def start(self) -> None:
         config = self.tapwright.configuration(
             {"internetworking_model": self.model},
+            template=self.tapwright.templates,
             rx_rate_limiter_max_rate=RX,
             tx_rate_limiter_max_rate=TX,
             file_mem_backend="/dev/shm",

@@ -296,7 +296,9 @@ class World:
 
     def start(self) -> None:
         config = self.tapwright.configuration(
-            {"internetworking_model": self.model}, default_bridges=1
+            {"internetworking_model": self.model},
+            template=self.tapwright.templates,
+            default_bridges=1,
         )
         words = "sandbox", "run", SANDBOX, "--netns", self.ns.path, "--json"
         done = self.tapwright.run(*words, config=config)

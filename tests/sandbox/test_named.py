@@ -79,7 +79,7 @@ def run(
     with namespace("named") as ns:
         done = tapwright.run(
             *("sandbox", "run", SANDBOX, "--json", "--vcpus", "2", "--netns", ns.path, *words),
-            config=tapwright.configuration(plugins=plugins),
+            config=tapwright.configuration(template=tapwright.templates, plugins=plugins),
         )
         assert done.returncode == 0, done.stderr
         yield json.loads(done.stdout) | {"said": done.stderr}
