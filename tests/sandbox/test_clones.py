@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.amounts import amount
 from tests.sandbox.test_kata_network import answers_ping
 from tests.sandbox.test_template import is_restored
 from tests.sandboxes import Tapwright
 
-COUNT, AT_ONCE = 50, 4
+COUNT, AT_ONCE = amount(16, 50), 4
 NETWORK, BRIDGE = "small", "br-small"
 ETH_P_ALL, ETH_P_ARP, ETH_P_RARP = 3, 0x0806, 0x8035
 DISCOVER = b"\x35\x01\x01"  # option 53, DHCP message type
@@ -49,8 +50,9 @@ def macs_of(sandboxes: list[Sandbox]) -> set[str]:
     return {sandbox["interfaces"][0]["mac"] for sandbox in sandboxes}
 
 
-def test_fifty_at_once(tapwright: Tapwright, cleared: None) -> None:
-    names = [f"fifty-{number}" for number in range(COUNT)]
+@pytest.mark.large
+def test_many_at_once(tapwright: Tapwright, cleared: None) -> None:
+    names = [f"many-{number}" for number in range(COUNT)]
     with ThreadPoolExecutor(AT_ONCE) as workers:
         sandboxes = list(workers.map(lambda name: run(tapwright, name), names))
         assert all(map(is_restored, sandboxes))

@@ -14,6 +14,7 @@ import pytest
 from tapwright.errors import NetworkError
 from tapwright.sandbox import client
 from tapwright.state import registry
+from tests.amounts import amount
 from tests.host import Host, eventually
 from tests.sandboxes import COMMAND, Tapwright, ended, pids_of
 
@@ -717,8 +718,9 @@ def test_agent_that_is_silent(kata: Kata, tapwright: Tapwright, taps: Any, clean
 def test_thirty_at_once_then_no_slot(
     kata: Kata, tapwright: Tapwright, taps: Any, clean: None
 ) -> None:
-    config = tapwright.configuration(default_bridges=1)
+    config = tapwright.configuration(template=tapwright.templates, default_bridges=1)
     assert tapwright.run("sandbox", "run", "wide", config=config).returncode == 0
+    wide = client.of(registry.find(tapwright.root, "wide"))
     for number in range(31):
         taps(f"tap-{number}")
         request = interface(
@@ -728,7 +730,7 @@ def test_thirty_at_once_then_no_slot(
             IPAddresses=[{"address": f"172.16.1.{number + 1}", "mask": "16"}],
         )
         if number < 30:
-            kata("add-iface", request, "wide")
+            wide.add_interface(request)
         else:
             assert "all 30 slots for NICs are taken" in kata.refused("add-iface", request, "wide")
     listed = kata("list-ifaces", sandbox="wide")
@@ -736,7 +738,7 @@ def test_thirty_at_once_then_no_slot(
     assert answers_ping("172.16.1.1")
     assert answers_ping("172.16.1.30")
     for number in range(30):
-        kata("del-iface", {"name": f"n{number}"}, "wide")
+        wide.remove_interface({"name": f"n{number}"})
     tapwright.delete("wide")
 
 
@@ -749,6 +751,7 @@ def test_slots_as_configured(kata: Kata, tapwright: Tapwright, taps: Any, clean:
     tapwright.delete("narrow")
 
 
+@pytest.mark.large
 def test_many_times_without_growth(
     kata: Kata, tapwright: Tapwright, vm: Json, taps: Any, clean: None
 ) -> None:
@@ -775,7 +778,7 @@ def test_many_times_without_growth(
     for _ in range(20):
         once()
     before, memory = size(), resident(supervisor)
-    for _ in range(180):
+    for _ in range(amount(40, 180)):
         once()
     # A connection that has been answered is closed a moment later, before and now.
     assert eventually(lambda: all(now <= before[what] for what, now in size().items())), (
