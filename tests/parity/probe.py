@@ -1,6 +1,6 @@
 """Tells what a program sees of the network where this runs, as JSON. Run in a namespace of the host
 and in a guest: with the words that `ip` is called by, names of interfaces, and paths of settings
-below /proc/sys/net, all as JSON in its argument."""
+below /proc/sys/net, all as JSON in a line of its stdin. Each line has its answer, a line too."""
 
 import json
 import os
@@ -70,4 +70,5 @@ def told(wanted: dict[str, list[str]]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(told(json.loads(sys.argv[1]))))
+    for line in sys.stdin:
+        print(json.dumps(told(json.loads(line))), flush=True)

@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tapwright.sandbox import client
-from tapwright.sandbox.execution import Process
 from tapwright.state import registry
 from tests.namespaces import give_ip, namespace
 from tests.parity import behaviour, comparison, probe, tried
@@ -28,7 +28,7 @@ from tests.parity.tried import CASES, Case, Nobody
 from tests.sandboxes import Tapwright
 
 VM = "parity"
-PROBE = Path(probe.__file__).read_text()
+LOOK = ["python3", "-I", "-S", "-c", Path(probe.__file__).read_text()]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "parity.md"
 GUEST_IP = ["/host/ld-linux-x86-64.so.2", "--library-path", "/host", "/host/ip"]
 
@@ -36,22 +36,30 @@ Result = dict[str, list[str]] | str
 
 
 class Machine:
-    """The guest of a running sandbox."""
+    """The guest of a running sandbox, where one probe answers for all networks: the interpreter
+    would take longer to start than to look."""
 
     def __init__(self, tapwright: Tapwright) -> None:
         self._tapwright = tapwright
         self._sandbox = registry.find(tapwright.root, VM)
+        command = tapwright.command("sandbox", "exec", VM, "--", *LOOK)
+        pipe = subprocess.PIPE
+        self._probe = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def sync(self) -> None:
         client.of(self._sandbox).call("sync", at_once=True)
 
     def probe(self, wanted: Json) -> Json:
-        command = ["python3", "-I", "-S", "-c", PROBE, json.dumps({**wanted, "ip": GUEST_IP})]
-        with Process(self._sandbox, command) as process:
-            return json.loads(process.communicate().check().stdout)
+        assert self._probe.stdin
+        assert self._probe.stdout
+        print(json.dumps({**wanted, "ip": GUEST_IP}), file=self._probe.stdin, flush=True)
+        return json.loads(self._probe.stdout.readline())
 
     def log(self) -> str:
         return (self._tapwright.root / "sandboxes" / VM / "log").read_text()[-2000:]
+
+    def close(self) -> None:
+        self._probe.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,8 @@ def networked(
         assert done.returncode == 0, done.stderr
         give_ip(tapwright, VM)
         path = str(tapwright.json("sandbox", "inspect", VM)["netns"])
-        yield Networked(path, Machine(tapwright), tmp_path_factory.mktemp("parity"))
+        with closing(Machine(tapwright)) as machine:
+            yield Networked(path, machine, tmp_path_factory.mktemp("parity"))
         tapwright.delete(VM)
 
 
@@ -105,9 +114,9 @@ def test_by_runc_the_same_is_seen(networked: Networked, tmp_path: Path) -> None:
     try:
         networked.make(row)
         wanted = {"interfaces": networked.interfaces(), "settings": ["core/somaxconn"]}
-        program = ["python3", "-I", "-S", "-c", PROBE, json.dumps({**wanted, "ip": ["ip"]})]
-        command = tried.by_runc(networked.path, tmp_path, *program)
-        done = subprocess.run(command, capture_output=True, text=True, check=False, input="")
+        command = tried.by_runc(networked.path, tmp_path, *LOOK)
+        asked = json.dumps({**wanted, "ip": ["ip"]})
+        done = subprocess.run(command, capture_output=True, text=True, check=False, input=asked)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == probed(networked.path, wanted)
     finally:
