@@ -197,3 +197,15 @@ def test_trace_tells_every_run(fakes: Fakes) -> None:
     assert '"name": "net"' in runs[0].stdin
     assert "10.1.0.5" in runs[0].stdout
     assert (runs[0].problem, runs[1].problem) == ("", "b fails")
+
+
+def test_an_error_that_says_nothing_has_its_exit_status(fakes: Fakes) -> None:
+    fakes.script("p", """echo '{"code": 0, "msg": ""}'; [ $CNI_COMMAND = DEL ] || exit 3""")
+    with pytest.raises(PluginError, match="exit status 3, with an error that says nothing"):
+        fakes.runtime().add(network("p"), WEB)
+
+
+def test_no_answer_to_version(fakes: Fakes) -> None:
+    fakes.script("p", "exit 0")
+    (problem,) = fakes.runtime().validate(network("p"))
+    assert problem.endswith("failed to VERSION: it printed no answer")

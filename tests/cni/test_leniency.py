@@ -117,6 +117,22 @@ def test_a_single_plugin_with_a_capital(tmp_path: Path) -> None:
     assert [plugin["type"] for plugin in find_network(tmp_path, "a").plugins] == ["p"]
 
 
+def test_name_and_version_of_a_single_plugin_with_capitals(fakes: Fakes, tmp_path: Path) -> None:
+    """Which libcni decodes into a structure; but a list's keys by their very names."""
+    fakes.plugin("p")
+    (tmp_path / "a.conf").write_text('{"Name": "a", "CNIVersion": "0.4.0", "Type": "p"}')
+    net = find_network(tmp_path, "a")
+    fakes.runtime().add(net, WEB)
+    (run,) = fakes.seen("ADD")
+    assert (run.config["name"], run.config["cniVersion"]) == ("a", "0.4.0")
+    assert find_network(tmp_path, "a").versions == ("0.4.0",)
+    for whole in (net.raw, net.whole):
+        assert parse_network(whole, "whole").versions == ("0.4.0",)
+    (tmp_path / "b.conflist").write_text('{"Name": "b", "plugins": [{"type": "p"}]}')
+    with pytest.raises(ConfigurationError, match="name"):
+        find_network(tmp_path, "b")
+
+
 @pytest.mark.parametrize(
     ("written", "reaches"),
     [

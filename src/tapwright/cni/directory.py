@@ -7,7 +7,7 @@ file in a folder beside it that has the network's name (section 1, "loadOnlyInli
 import os
 
 from tapwright.cni.errors import ConfigurationError
-from tapwright.cni.network import Document, Network, Plugin, build_network, check_plugin, member
+from tapwright.cni.network import Document, Network, Plugin, build_network, check_plugin
 
 DEFAULT_DIRECTORY = "/etc/cni/net.d"
 _SUFFIXES = (".conf", ".conflist", ".json")
@@ -62,10 +62,8 @@ def load_network(path: str, any_version: bool = False) -> Network:
     """Read one file, and its folder of plugins where it has one. Raises ConfigurationError."""
     document = Document(_read(path), path)
     inlined_only = document.flag("loadOnlyInlinedPlugins")
-    has_type = member(document.content, "type") is not None
-    is_single = has_type and "plugins" not in document.content
-    name = document.content.get("name")
-    if inlined_only or is_single or not isinstance(name, str) or "/" in name:
+    name = document.get("name")
+    if inlined_only or document.is_single or not isinstance(name, str) or "/" in name:
         return build_network(document, (), any_version)
     folder = os.path.join(os.path.dirname(path), name)
     return build_network(document, _folder_plugins(folder), any_version)

@@ -140,16 +140,13 @@ class Invocation(NamedTuple):
         if isinstance(answer, dict) and isinstance(answer.get("msg"), str):
             code = answer.get("code")
             return self.error(
-                answer["msg"],
+                answer["msg"] or f"{_end(done)}, with an error that says nothing",
                 code=code if isinstance(code, int) else 0,
                 details=str(answer.get("details") or ""),
                 stderr=stderr,
             )
-        end = f"exit status {done.status}"
-        if done.status < 0:
-            end = f"ended by signal {-done.status}"
         said = _excerpt(done.stdout) or _excerpt(done.stderr) or "it said nothing"
-        return self.error(f"{end}: {said}", stderr=stderr)
+        return self.error(f"{_end(done)}: {said}", stderr=stderr)
 
     def _tell(
         self,
@@ -179,6 +176,12 @@ class Invocation(NamedTuple):
                 remarks,
             )
         )
+
+
+def _end(done: process.Finished) -> str:
+    if done.status < 0:
+        return f"ended by signal {-done.status}"
+    return f"exit status {done.status}"
 
 
 def _relay(stderr: bytes) -> None:

@@ -73,11 +73,13 @@ def _ask(run: Invocation) -> tuple[str, ...]:
     # Plugins older than VERSION insist on the parameters of ADD (libcni, pkg/invoke/exec.go).
     dummies = {"CNI_CONTAINERID": "dummy", "CNI_NETNS": "dummy", "CNI_IFNAME": "dummy"}
     try:
-        answer = run.run({"cniVersion": versions.CURRENT}, dummies) or {}
+        answer = run.run({"cniVersion": versions.CURRENT}, dummies)
     except PluginError as error:
         if error.message == "unknown CNI_COMMAND: VERSION":
             return versions.VERSIONS[:1]
         raise
+    if not answer:
+        raise run.error("it printed no answer")
     version = answer.get("cniVersion")
     # Of 0.2.0, plugins that name none (libcni, pkg/version/plugin.go, Decode).
     alone = ["0.1.0", "0.2.0"] if version == "0.2.0" else [version]

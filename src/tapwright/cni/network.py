@@ -110,6 +110,16 @@ class Document:
         line = self.raw.count(b"\n", 0, found[0].start()) + 1 if len(found) == 1 else 0
         return ConfigurationError(self.source, reason, key, line)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it is a single plugin, and no list of some."""
+        return "plugins" not in self.content and member(self.content, "type") is not None
+
+    def get(self, key: str) -> Any:
+        """The value of a key, None where there is none. Capitals make no difference in a single
+        plugin, which libcni decodes into a structure, as they do in a list (libcni/conf.go)."""
+        return member(self.content, key) if self.is_single else self.content.get(key)
+
     def flag(self, key: str) -> bool:
         """A boolean, which libcni lets be written as a string too; false where it is missing."""
         value = self.content.get(key, False)
@@ -125,7 +135,7 @@ def build_network(
 ) -> Network:
     """The network of a file, with `others` (plugins from its folder) behind its own."""
     content = document.content
-    name = content.get("name")
+    name = document.get("name")
     if not isinstance(name, str) or not is_name(name):
         raise document.error(
             "name",
@@ -138,9 +148,9 @@ def build_network(
         raise document.error("plugins", "must be a list of at least one plugin")
     raw = whole = document.raw
     if others or "plugins" not in content:
-        whole = _conflist(content, [*own, *others])
-    if "plugins" not in content and own:
-        raw = _upconverted(content)
+        whole = _conflist(document, [*own, *others])
+    if document.is_single:
+        raw = _upconverted(document)
     return Network(
         name=name,
         versions=_versions(document, any_version),
@@ -158,8 +168,7 @@ def _own_plugins(document: Document) -> list[Plugin]:
     if document.flag("loadOnlyInlinedPlugins") and "plugins" not in content:
         raise document.error("loadOnlyInlinedPlugins", "can't be true without the key 'plugins'")
     if "plugins" not in content:
-        is_plugin = member(content, "type") is not None
-        return [check_plugin(document, content, "")] if is_plugin else []
+        return [check_plugin(document, content, "")] if document.is_single else []
     plugins = content["plugins"]
     if not isinstance(plugins, list):
         raise document.error("plugins", f"must be a list of plugins, not {_shown(plugins)}")
@@ -207,7 +216,7 @@ def _versions(document: Document, any_version: bool) -> tuple[str, ...]:
     named = document.content.get("cniVersions", [])
     if not isinstance(named, list):
         raise document.error("cniVersions", f"must be a list of versions, not {_shown(named)}")
-    single = document.content.get("cniVersion") or ("" if named else "0.1.0")
+    single = document.get("cniVersion") or ("" if named else "0.1.0")
     for key, version in [*(("cniVersions", v) for v in named), ("cniVersion", single or "0.1.0")]:
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
             raise document.error(key, f"must hold versions such as 1.0.0, not {_shown(version)}")
@@ -222,19 +231,20 @@ def _versions(document: Document, any_version: bool) -> tuple[str, ...]:
     return known
 
 
-def _conflist(content: dict[str, Any], plugins: list[Plugin]) -> bytes:
+def _conflist(document: Document, plugins: list[Plugin]) -> bytes:
     """A conflist that stands for itself, for who knows nothing of folders."""
-    keys = ("cniVersion", "cniVersions", "name", "disableCheck", "disableGC")
-    is_single = "plugins" not in content and member(content, "type") is not None
-    kept = {k: content[k] for k in keys if k in content} if is_single else content
+    kept = document.content
+    if document.is_single:
+        keys = ("cniVersion", "cniVersions", "name", "disableCheck", "disableGC")
+        kept = {key: document.get(key) for key in keys if document.get(key) is not None}
     return json.dumps({**kept, "plugins": plugins}).encode()
 
 
-def _upconverted(content: dict[str, Any]) -> bytes:
+def _upconverted(document: Document) -> bytes:
     """What libcni makes of a single plugin (libcni/conf.go, ConfListFromConf): it knows no other
     keys of a list than these."""
-    version = content.get("cniVersion") or ""
-    network = {"cniVersion": version, "name": content["name"], "plugins": [content]}
+    version = document.get("cniVersion") or ""
+    network = {"cniVersion": version, "name": document.get("name"), "plugins": [document.content]}
     return json.dumps(network, sort_keys=True, separators=(",", ":")).encode()
 
 
