@@ -220,7 +220,36 @@ def test_conversation(machine: Machine) -> None:
         await client.close()
         copy.close()
 
-    tell(machine, garbage, other_end_restarts, agent_restarts)
+    async def probe_is_apart(qemu: Qemu, agent: AgentClient) -> None:
+        """It is a copy of the agent that has nothing of the agent's, and ends with its stream."""
+        children = "sh", "-c", "cat /proc/$PPID/task/$PPID/children; echo $$"
+        frames: asyncio.Queue[Frame] = asyncio.Queue()
+        stream = await agent.open(of("probe"), frames.put_nowait)
+        request = {"target": "127.0.0.1", "port": 0, "udp": False, "token": "ab" * 8}
+        await agent.send(stream, protocol.STDIN, json.dumps(request).encode() + b"\n")
+        while (frame := await asyncio.wait_for(frames.get(), 20)).kind != protocol.STDOUT:
+            assert frame.kind == protocol.CREDIT
+        assert frame.payload.startswith(b'{"facts":')
+        _, listed = await run(agent, *children)
+        *others, shell = listed.split()
+        (probe,) = set(others) - {shell}
+        each = f"for fd in /proc/{int(probe)}/fd/*; do readlink $fd; done"
+        _, held = await run(agent, "sh", "-c", each)
+        kinds = sorted(line.partition(b":")[0] for line in held.splitlines())
+        assert kinds == [b"pipe", b"pipe", b"pipe", b"socket"]
+        agent.close_stream(stream, cancel=True)
+        while probe in (await run(agent, *children))[1].split():
+            pass
+
+        stream = await agent.open(of("probe"), frames.put_nowait)
+        await agent.send(stream, protocol.STDIN, b"no JSON\n")
+        said = b""
+        while (frame := await asyncio.wait_for(frames.get(), 20)).kind != protocol.REPLY:
+            said += frame.payload if frame.kind == protocol.STDERR else b""
+        assert said.startswith(b"JSONDecodeError: ")
+        assert protocol.read_json(frame.payload) == {"status": 1}
+
+    tell(machine, garbage, probe_is_apart, other_end_restarts, agent_restarts)
 
 
 @pytest.mark.unit

@@ -60,6 +60,20 @@ _OF_GUEST = [
         _SIX,
     ),
     Fault(
+        "router advertisements are refused in the guest",
+        "{in} sysctl -w net.ipv6.conf.eth0.accept_ra=0; {in} ip -6 route del default; "
+        "{guest} sh -c 'sysctl -w net.ipv6.conf.eth0.accept_ra=0; "
+        "while ip -6 route del default; do :; done'; "
+        "nohup {router} >/dev/null 2>&1 & echo $! > {directory}/twx-pid",
+        "guest",
+        "refuses the router advertisements",
+        _SIX,
+        back="kill $(cat {directory}/twx-pid); rm {directory}/twx-pid; "
+        "{in} sysctl -w net.ipv6.conf.eth0.accept_ra=0; "
+        "{guest} sysctl -w net.ipv6.conf.eth0.accept_ra=0; {guest} ip -6 route del default; "
+        "{in} ip -6 route replace default via fd96::1 dev eth0",
+    ),
+    Fault(
         "a blackhole route in the guest",
         "{guest} ip route add blackhole 198.51.100.0/24",
         "guest",
@@ -218,6 +232,11 @@ _OF_LINKS = [
     ),
 ]
 
+_OWN_MAC = (
+    "ip -n twx-near link set near0 down; ip -n twx-near link set near0 address 02:00:00:00:96:96 up"
+)
+_NEAR6 = "ip -n twx-near -6 address replace fd96::200/64 dev near0 nodad"
+
 _OF_BRIDGE = [
     Fault(
         "the port has left the bridge",
@@ -227,10 +246,12 @@ _OF_BRIDGE = [
         telling=True,
     ),
     Fault(
-        "the port of the bridge is blocking",
-        "bridge link set dev {peer} state 4",
+        "STP of the bridge holds the port back",
+        "ip link set {bridge} type bridge stp_state 1 forward_delay 3000; "
+        "ip link set {peer} nomaster; ip link set {peer} master {bridge}",
         "bridge",
-        "blocking",
+        "listening",
+        back="ip link set {bridge} type bridge forward_delay 1500",
     ),
     Fault(
         "the port of the bridge is disabled",
@@ -264,6 +285,24 @@ _OF_BRIDGE = [
         by_hand="ip -n twx-near address del {own6}/64 dev near0",
     ),
     Fault(
+        "another one has the guest's MAC address",
+        "ip -n twx-near link set near0 down; ip -n twx-near link set near0 address {mac} up; "
+        "{near} ping -c 1 -W 1 10.96.0.1 || true",
+        "bridge",
+        "duplicate MAC address",
+        by_hand=_OWN_MAC,
+        back=_NEAR6,
+    ),
+    Fault(
+        "another one has the guest's MAC address, and sends all the time",
+        "ip -n twx-near link set near0 down; ip -n twx-near link set near0 address {mac} up; "
+        "nohup {near} ping -i 0.2 10.96.0.1 >/dev/null 2>&1 & echo $! > {directory}/twx-pid",
+        "bridge",
+        "duplicate MAC address",
+        by_hand="kill $(cat {directory}/twx-pid); rm {directory}/twx-pid; " + _OWN_MAC,
+        back=_NEAR6,
+    ),
+    Fault(
         "a wrong entry in the forwarding table",
         "bridge fdb replace {mac} dev near-h master static sticky",
         "bridge",
@@ -275,14 +314,14 @@ _OF_BRIDGE = [
         "target",
         "failed",
         "--to 10.96.0.200",
-        by_hand="ip -n twx-near link set near0 up; {guest} ip neighbour flush dev eth0",
+        by_hand="ip -n twx-near link set near0 up; {guest} ip neigh flush dev eth0",
     ),
     Fault(
         "the gateway's address is gone",
-        "ip address del 10.96.0.1/24 dev {bridge}; {guest} ip neighbour flush dev eth0",
+        "ip address del 10.96.0.1/24 dev {bridge}; {guest} ip neigh flush dev eth0",
         "gateway",
         "failed",
-        back="{guest} ip neighbour flush dev eth0",
+        back="{guest} ip neigh flush dev eth0",
     ),
 ]
 
@@ -345,10 +384,21 @@ _OF_HOST = [
         "ip -n twx-wan address add 192.0.2.2/24 dev wan1; "
         "ip -n twx-wan route add 198.51.100.1/32 dev wan1 src 198.51.100.2; "
         "ip -n twx-wan neighbour add 198.51.100.1 dev wan1 lladdr "
-        "$(cat /sys/class/net/up1/address); "
+        "$(ip -br link show up1 | awk '{print $3}'); "
         "{wan} sysctl -qw net.ipv4.conf.all.rp_filter=0; sysctl -w net.ipv4.conf.up1.rp_filter=1",
         "host",
         "rp_filter",
+        back="ip link delete up1",
+    ),
+    Fault(
+        "rp_filter is strict, and keeps the host from answering to ARP",
+        "ip link add up1 type veth peer name wan1 netns twx-wan; ip link set up1 up; "
+        "ip -n twx-wan link set wan1 up; ip address add 192.0.2.1/24 dev up1; "
+        "ip -n twx-wan address add 192.0.2.2/24 dev wan1; "
+        "ip -n twx-wan route add 198.51.100.1/32 dev wan1 src 198.51.100.2; "
+        "{wan} sysctl -qw net.ipv4.conf.all.rp_filter=0; sysctl -w net.ipv4.conf.up1.rp_filter=1",
+        "host",
+        "sends in at up1",
         back="ip link delete up1",
     ),
     Fault(
@@ -617,11 +667,9 @@ _OF_PROCESSES = [
     Fault("the supervisor is stopped", "kill -STOP {supervisor}", "supervisor", "stopped"),
     Fault(
         "the agent in the guest is stopped",
-        "{guest} sh -c '(sleep 25; kill -CONT $(cat /tmp/agent)) > /dev/null 2>&1 & "
-        "pgrep -f agent.guest | head -1 > /tmp/agent; kill -STOP $(cat /tmp/agent)' & sleep 2; "
-        "kill $!",
+        "{guest} sh -c '(sleep 15; kill -CONT $PPID) & kill -STOP $PPID' &>/dev/null & sleep 1",
         "agent",
         "does not answer",
-        by_hand="until timeout 4 tapwright sandbox exec {id} -- true; do sleep 0.5; done",
+        by_hand="{guest} true",
     ),
 ]

@@ -59,6 +59,16 @@ while True:
             answer = b"\\xc0\\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + bytes((198, 51, 100, 2))
             s.sendto(head + data[12 : end + 5] + (answer if known else b""), place)
 """
+# Offers to be the default router of the bridge (RFC 4861, 4.2), again and again.
+_ROUTER = f"""
+import socket, struct, time
+s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+while True:
+    offer = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+    s.sendto(offer, ("ff02::1", 0, 0, socket.if_nametoindex("{BRIDGE}")))
+    time.sleep(0.3)
+"""
 
 
 class Stage:
@@ -212,6 +222,7 @@ def _words(tapwright: Tapwright) -> dict[str, str]:
         "in": f"nsenter --net={sandbox['netns']}",
         "wan": f"ip netns exec {WAN}",
         "near": f"ip netns exec {NEAR}",
+        "router": f"{sys.executable} -c {shlex.quote(_ROUTER)}",
         "tap": points["tap"]["name"],
         "peer": peer,
         "bridge": BRIDGE,

@@ -358,7 +358,7 @@ def test_numbers_beyond_the_kernel_s_are_no_answer(
     said |= {"guest_failure": "", "qemu_failure": ""}  # type: ignore[dict-item]
 
     class Client:
-        def look(self) -> dict[str, Any]:
+        def look(self, seconds: float | None) -> dict[str, Any]:
             return said
 
     monkeypatch.setattr(client, "of", lambda *_: Client())

@@ -119,6 +119,10 @@ def vlan(found: Case) -> None:
     port(found).pvid = 7
 
 
+def stp(found: Case) -> None:
+    found.host.bridges[0].has_stp = True
+
+
 def dropped(found: Case, **more: Any) -> None:
     found.steps = [Step(1, "f", "c", "rule", 4, DROP), Step(1, "f", "c", "policy", 0, ACCEPT)]
     chain = {"family": "ip", "table": "f", "name": "c", "hook": "forward"}
@@ -154,6 +158,23 @@ def towards(found: Case, number: int, *listening: list[Any]) -> None:
 def mtu(found: Case, kind: str) -> None:
     found.probes["echo"] = probe("answered")
     point(found, kind).mtu = 1300
+
+
+def switched(found: Case) -> None:
+    """To a machine of the same bridge, which does not answer any more."""
+    found.target = found.wish.target = "10.91.0.200"
+    found.path = Path("unicast", 2, "", OWN)
+    seen = Sighting("echo-request", True, OWN, found.target, marked=True)
+    for key in (TAP, PEER):
+        found.seen[key] = [seen._replace(outgoing=False)]
+    found.of_ports["veth9"] = [seen]
+
+
+def refused_routers(found: Case) -> None:
+    found.wish, found.target = Wish("fd97::2"), "fd97::2"
+    found.path, found.guest["routes"] = Path("", error=101), []
+    found.guest["links"][0]["settings"]["accept_ra"] = "0"
+    found.probes = {"router": probe("answered", reporter="fe80::9")}
 
 
 ROWS: list[tuple[str, Change, str, str, str]] = [
@@ -211,6 +232,11 @@ ROWS: list[tuple[str, Change, str, str, str]] = [
         *("tc filters", "what tap2_kata receives", "mirred egress redirect dev eth0"),
     ),
     ("blocking", lambda c: setattr(port(c), "state", 4), "bridge", "blocking", "state 3"),
+    (
+        "STP",
+        both(stp, lambda c: setattr(port(c), "state", 1)),
+        *("bridge", "holds a new port back for 30 s", "type bridge stp_state 0"),
+    ),
     ("VLAN", vlan, "bridge", "VLAN 7", "vid 1 pvid untagged"),
     (
         "not in its bridge",
@@ -238,6 +264,18 @@ ROWS: list[tuple[str, Change, str, str, str]] = [
         ),
         *("host", "rp_filter", "net.ipv4.conf.up0.rp_filter=2"),
     ),
+    (
+        "rp_filter elsewhere",
+        lambda c: c.astray.update({"up1": [Sighting("arp-request", False, WEB, "198.51.100.1")]}),
+        *("host", "sends in at up1", "net.ipv4.conf.up1.rp_filter=2"),
+    ),
+    (
+        "duplicate MAC",
+        lambda c: c.learned_before.append((pictures.MAC, "veth7")),
+        *("bridge", "duplicate MAC address", ""),
+    ),
+    ("switched", switched, "target", "leaves it at veth9, and nothing comes back", ""),
+    ("refused routers", refused_routers, "guest", "refuses the router", "eth0.accept_ra=2"),
     (
         "conntrack",
         both(

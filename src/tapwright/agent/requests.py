@@ -96,6 +96,12 @@ def totals() -> Request:
     return of("totals")
 
 
+def probe() -> Request:
+    """Send packets and tell where they come to, on a stream: by stdin and stdout, as
+    `guest.probing` says."""
+    return of("probe")
+
+
 def resolve(address: str, ports: Sequence[int]) -> Request:
     """Listen at an address as a name server, on a stream."""
     return of("resolve", address=address, ports=list(ports))

@@ -40,7 +40,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
 
 class Looking:
     """`look` answers `guest` and `qemu`, each an object, or empty where `guest_failure` or
-    `qemu_failure` says why."""
+    `qemu_failure` says why. For the guest it waits for `seconds`."""
 
     def __init__(self, agent: AgentClient, qmp: Qmp) -> None:
         self._agent = agent
@@ -50,8 +50,8 @@ class Looking:
     def by_name(self) -> dict[str, Callable[..., Awaitable[Any]]]:
         return {"look": self.look, "queues": self.queues}
 
-    async def look(self) -> dict[str, Any]:
-        guest, qemu = await asyncio.gather(self._guest(), self._qemu())
+    async def look(self, seconds: float = SECONDS) -> dict[str, Any]:
+        guest, qemu = await asyncio.gather(self._guest(seconds), self._qemu())
         return {**guest, **qemu}
 
     async def queues(self) -> dict[str, Any]:
@@ -86,9 +86,9 @@ class Looking:
             }
         return found
 
-    async def _guest(self) -> dict[str, Any]:
+    async def _guest(self, seconds: float) -> dict[str, Any]:
         try:
-            said = await self._agent.call(requests.look(), SECONDS)
+            said = await self._agent.call(requests.look(), seconds)
         except AgentError as error:
             return {"guest": {}, "guest_failure": str(error)}
         if mistake := _mistake(said):

@@ -6,8 +6,9 @@ has to come within a minute. The answer is a REPLY or ERROR in frames of `agent.
 and stream 0; so are requests answered that break a rule. What has begun is done to its end, also
 when the client hangs up; what the guest has got of a request is not kept here.
 
-For `exec` (fields as in the agent's request) frames go both ways until then; credit flows from end
-to end, so the supervisor never holds more than a window. A client that hangs up ends its command.
+For `exec` and `probe` (fields as in the agent's request) frames go both ways until then; credit
+flows from end to end, so the supervisor never holds more than a window. A client that hangs up ends
+its command.
 What is said on the connections of containers: `control.containers`.
 """
 
@@ -70,14 +71,15 @@ async def serving(
     """Answer on the directory's socket for the length of the block; only root may connect.
 
     `operations` are the requests that are answered once, by name, beside `version`; each takes its
-    arguments by keyword, and `fds` if descriptors came. `conversations`, beside `exec`, have the
-    connection for themselves; at the end of the block they are cancelled.
+    arguments by keyword, and `fds` if descriptors came. `conversations`, beside `exec` and `probe`,
+    have the connection for themselves; at the end of the block they are cancelled.
     """
 
     async def relay(request: ControlRequest) -> None:
         await _relay(agent, request)
 
-    serve = _Server({"version": _version, **operations}, {"exec": relay, **conversations})
+    relayed = dict.fromkeys(("exec", "probe"), relay)
+    serve = _Server({"version": _version, **operations}, {**relayed, **conversations})
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with listener:
         with unixsocket.address(directory / SOCKET) as path:

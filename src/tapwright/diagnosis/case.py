@@ -61,8 +61,10 @@ class Case:
     by their names, `asked` the questions to name servers; `own` is the guest's address, `target`
     the one that was probed. `path` is the guest's route, `forward` the host's for what the guest
     sends, `back` that for the answer. `seen` are the sightings at each station, `of_ports` those at
-    other ports of the bridge. `by_host` is whether the host itself has an answer from the target,
-    None where that was not tried."""
+    other ports of the bridge, `astray` those at other interfaces of the host where rp_filter is
+    strict. `learned_before` has (MAC, port) of the bridge's forwarding table before the probes.
+    `by_host` is whether the host itself has an answer from the target, None where that was not
+    tried."""
 
     sandbox: str
     wish: Wish
@@ -87,6 +89,8 @@ class Case:
     stations: list[Station] = field(default_factory=list)
     seen: dict[str, list[Sighting]] = field(default_factory=dict)
     of_ports: dict[str, list[Sighting]] = field(default_factory=dict)
+    astray: dict[str, list[Sighting]] = field(default_factory=dict)
+    learned_before: list[tuple[str, str]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     guest_steps: list[Step] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)

@@ -30,9 +30,12 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
 _DEFAULT = ("0.0.0.0/0", "::/0")
 
 
-def picture(sandbox: Sandbox, host: View | None = None) -> Picture:
+def picture(
+    sandbox: Sandbox, host: View | None = None, guest_seconds: float | None = None
+) -> Picture:
     """The picture of a sandbox, without complaints (`checking.check`). What can't be looked at is
-    in it, in words. `host` is the host's namespace where it was looked at already.
+    in it, in words. `host` is the host's namespace where it was looked at already; the guest has
+    `guest_seconds` for its answer, where these are fewer than the supervisor gives it.
 
     Raises OSError when not even that can be looked at.
     """
@@ -43,7 +46,7 @@ def picture(sandbox: Sandbox, host: View | None = None) -> Picture:
     found.netns, found.accelerator = record.netns, record.accelerator
     found.networks = [network.name for network in record.spec.networks]
     if sandbox.status == RUNNING:
-        _ask(sandbox, found)
+        _ask(sandbox, found, guest_seconds)
     else:
         found.guest_failure = found.qemu_failure = f"the sandbox is {sandbox.status}"
     attachments, problems = made.attachments(record)
@@ -76,9 +79,9 @@ def pictures(sandboxes: Sequence[Sandbox]) -> list[Picture]:
         return list(pool.map(of, sandboxes))
 
 
-def _ask(sandbox: Sandbox, found: Picture) -> None:
+def _ask(sandbox: Sandbox, found: Picture, guest_seconds: float | None = None) -> None:
     try:
-        said = client.of(sandbox, _LOOK_SECONDS).look()
+        said = client.of(sandbox, _LOOK_SECONDS).look(guest_seconds)
     except TapwrightError as error:
         found.guest_failure = found.qemu_failure = str(error)
         return

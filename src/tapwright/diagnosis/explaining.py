@@ -40,8 +40,10 @@ _KEYS |= {ways.PARENT: PEER}
 _MOST_PORTS, _MOST_DEVICES = 32, 64
 _TOWARDS_SECONDS = 0.9
 _SETTLE_SECONDS = 0.05
+_GUEST_SECONDS = 2.0
 
 Json = dict[str, Any]
+_Watched = tuple[dict[str, list[sightings.Sighting]], str, sightings.Watch]
 
 
 def explain(sandbox: Sandbox, wish: Wish) -> Explanation:
@@ -229,7 +231,7 @@ def _read(sandbox: Sandbox, case: Case, host: View) -> list[Way]:
     }
     case.promised["published"] = [pair for one in attachments for pair in one.published]
     case.netns = record.netns
-    picture = collecting.picture(sandbox, host)
+    picture = collecting.picture(sandbox, host, _GUEST_SECONDS)
     if picture.guest_failure:
         raise AgentError(picture.guest_failure)
     return picture.ways
@@ -287,29 +289,46 @@ def _read_for_target(case: Case, host: View) -> None:
     devices = [s.name for s in case.stations if not s.place] + names[:_MOST_DEVICES]
     case.host = facts.of_host(host, version, devices)
     case.host.legacy_before = facts.legacy(version)
+    at = case.station(BRIDGE)
+    case.learned_before = [
+        (mac, port)
+        for bridge in case.host.bridges
+        for mac, port, entered in bridge.learned
+        if at and bridge.index == at.index and not entered
+    ]
     if case.netns:
         case.inside_routes = facts.routes_at(case.netns, version)
 
 
-def _watched(
-    stack: contextlib.ExitStack, case: Case, host: View, token: bytes
-) -> list[tuple[str, bool, sightings.Watch]]:
-    """(station or port, whether it is a port, the watch) of each interface."""
+def _watched(stack: contextlib.ExitStack, case: Case, host: View, token: bytes) -> list[_Watched]:
+    """Each interface's watch, by where its sightings belong and under which name."""
     found = []
     watched = set()
     for station in case.stations:
         with contextlib.suppress(OSError), netns.entered(station.place or netns.OWN):
             watch = stack.enter_context(sightings.Watch(station.index, token))
-            found.append((station.key, False, watch))
+            found.append((case.seen, station.key, watch))
             watched.add((station.place, station.index))
     bridge = case.station(BRIDGE)
     ports = [i for i, s in host.interfaces.items() if bridge and s.link.master == bridge.index]
-    for index in ports[:_MOST_PORTS]:
-        if ("", index) not in watched:
-            with contextlib.suppress(OSError):
-                watch = stack.enter_context(sightings.Watch(index, token))
-                found.append((host.interfaces[index].link.name, True, watch))
+    others = [i for i in host.interfaces if i not in ports and _drops_what_strays(case, host, i)]
+    for indexes, of in ((ports, case.of_ports), (others, case.astray)):
+        for index in indexes[:_MOST_PORTS]:
+            if ("", index) not in watched:
+                with contextlib.suppress(OSError):
+                    watch = stack.enter_context(sightings.Watch(index, token))
+                    found.append((of, host.interfaces[index].link.name, watch))
     return found
+
+
+def _drops_what_strays(case: Case, host: View, index: int) -> bool:
+    """Whether an interface of the host drops what its own routes would not have sent there."""
+    link = host.interfaces[index].link
+    return (
+        not (case.is_local or case.wish.towards or link.is_loopback)
+        and link.is_up
+        and judging.is_strict(case.host.settings, link.name)
+    )
 
 
 def _traced(stack: contextlib.ExitStack, case: Case) -> nftrace.Trace | None:
@@ -361,11 +380,11 @@ class _HostProbe:
 
 def _take(
     case: Case,
-    watches: list[tuple[str, bool, sightings.Watch]],
+    watches: list[_Watched],
     trace: nftrace.Trace | None,
 ) -> None:
-    for name, is_port, watch in watches:
-        (case.of_ports if is_port else case.seen)[name] = watch.sightings()
+    for of, name, watch in watches:
+        of[name] = watch.sightings()
     if trace:
         case.steps = trace.steps()
 

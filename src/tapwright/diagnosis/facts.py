@@ -22,10 +22,11 @@ from tapwright.linux.netlink import Netlink, NetlinkError, attribute, attributes
 
 _SECONDS = 2.0
 _PORT_STATE, _PORT_HAIRPIN, _PORT_LEARNING, _PORT_FLOOD, _PORT_ISOLATED = 1, 4, 8, 9, 33
-_BRIDGE_VLAN_FILTERING = 7
+_BRIDGE_FORWARD_DELAY, _BRIDGE_STP_STATE, _BRIDGE_VLAN_FILTERING = 1, 5, 7
 _AF_BRIDGE, _RTM_GETLINK, _RTM_GETNEIGH = 7, 18, 30
 _EXT_MASK, _AF_SPEC, _VLAN_INFO, _WITH_VLANS = 29, 26, 2, 2
 _PVID, _UNTAGGED = 2, 4
+_TICKS = 100  # a second: USER_HZ
 _IFINFO, _NDMSG = struct.Struct("=BxHiII"), struct.Struct("=BxxxiHBB")
 
 
@@ -47,7 +48,7 @@ class Port:
 @dataclass
 class Bridge:
     """`learned` has (MAC, port, whether somebody entered it) of its forwarding table; `own_pvid`
-    and `own_vlans` are what the bridge's own interface is in."""
+    and `own_vlans` are what the bridge's own interface is in; `forward_delay` in seconds."""
 
     name: str
     index: int
@@ -56,6 +57,8 @@ class Bridge:
     learned: list[tuple[str, str, bool]] = field(default_factory=list)
     own_pvid: int = 0
     own_vlans: tuple[int, ...] = ()
+    has_stp: bool = False
+    forward_delay: float = 15.0
 
 
 @dataclass
@@ -231,8 +234,11 @@ def _bridges(nl: Netlink, view: View) -> Iterator[Bridge]:
     for index, seen in view.interfaces.items():
         if seen.link.kind != "bridge":
             continue
-        filters = attributes(seen.link.info).get(_BRIDGE_VLAN_FILTERING, b"\0")
+        info = attributes(seen.link.info)
+        filters = info.get(_BRIDGE_VLAN_FILTERING, b"\0")
         bridge = Bridge(seen.link.name, index, filters != b"\0")
+        bridge.has_stp = netlink.u32(info, _BRIDGE_STP_STATE) != 0
+        bridge.forward_delay = netlink.u32(info, _BRIDGE_FORWARD_DELAY) / _TICKS
         bridge.own_pvid, bridge.own_vlans = vlans.get(index, (0, ()))
         for number, port in view.interfaces.items():
             if port.link.master != index:

@@ -28,6 +28,7 @@ from tapwright.diagnosis.case import (
 )
 from tapwright.diagnosis.facts import Bridge, Port, readable
 from tapwright.diagnosis.way import Point
+from tapwright.linux import probes
 from tapwright.linux.lookup import SPECIAL, Entry
 from tapwright.linux.sightings import Sighting
 
@@ -319,12 +320,18 @@ def _of_duplicates(case: Case) -> Iterator[Verdict]:
                     f"entry that somebody made, and the guest is beyond {peer.name}",
                     [f"bridge fdb del {mac} dev {port} master"],
                 )
-        if not link:
+        peer = case.station(PEER) or case.station(TAP)
+        if not link or not peer:
             continue
         talkers = {
             name
             for name, seen in case.of_ports.items()
             if any(one.from_mac == link["mac"] and not one.outgoing for one in seen)
+        }
+        talkers |= {
+            port
+            for mac, port in case.learned_before
+            if mac == link["mac"] and port not in (peer.name, bridge.name)
         }
         if talkers:
             yield Verdict(
@@ -433,6 +440,8 @@ def _of_guest_route(case: Case) -> Iterator[Verdict]:
     unreachable = case.path is not None and case.path.kind == ""
     if (unreachable or not case.target) and not default:
         commands = _missing_routes(case)
+        if not any(route.destination in _DEFAULTS for route in _wanted(case)):
+            yield from _of_advertisements(case)
         named = case.target or "anywhere beyond its own network"
         yield Verdict(
             GUEST,
@@ -468,6 +477,27 @@ def _of_guest_route(case: Case) -> Iterator[Verdict]:
             )
 
 
+def _of_advertisements(case: Case) -> Iterator[Verdict]:
+    """A router offers to be the default one, and the guest does not take that."""
+    router = case.probes.get("router", {}).get("reporter")
+    link = next(filter(probes.refuses_routers, case.guest.get("links", [])), None)
+    if router and link:
+        name, value = link["name"], link["settings"].get("accept_ra", "")
+        key = f"net.ipv6.conf.{name}.accept_ra"
+        commands = [_in_guest(case, f"sysctl -w {key}=2")]
+        if case.netns:  # which the guest follows
+            commands.append(_at(case.netns, f"sysctl -w net.ipv6.conf.{name}.accept_ra=2"))
+        yield Verdict(
+            GUEST,
+            f"the guest has no default route, and refuses the router advertisements of {router} "
+            f"({key} = {value})",
+            commands,
+            "the route comes with the next advertisement. CNI plugins refuse them, for anybody on "
+            "the link can send one: a route to ::/0 in the network's configuration is safer",
+            evidence=[f"{router} answered a router solicitation"],
+        )
+
+
 def _best(target: str, routes: list[Entry]) -> Entry | None:
     """The most specific route that a packet takes, of one version of IP."""
     address = ipaddress.ip_address(target)
@@ -498,7 +528,7 @@ def _of_guest_neighbour(case: Case) -> Iterator[Verdict]:
                 f"{right}",
                 [_in_guest(case, f"arp -i {name} -d {hop}")]
                 if case.version == 4
-                else [_in_guest(case, f"ip -6 neighbour del {hop} dev {name}")],
+                else [_in_guest(case, f"ip -6 neigh flush to {hop} dev {name} nud permanent")],
             )
 
 
@@ -625,12 +655,7 @@ def _of_bridge(case: Case) -> Iterator[Verdict]:
         return
     bridge, port = found
     if port.state != _FORWARDING:
-        state = _PORT_STATES[port.state] if port.state < len(_PORT_STATES) else str(port.state)
-        yield Verdict(
-            BRIDGE,
-            f"the port {port.name} of the bridge {bridge.name} is {state}, not forwarding",
-            [f"bridge link set dev {port.name} state {_FORWARDING}"],
-        )
+        yield _not_forwarding(bridge, port)
     other = _far_port(case, bridge, port)
     if port.isolated and other and other.isolated:
         yield Verdict(
@@ -660,6 +685,25 @@ def _of_bridge(case: Case) -> Iterator[Verdict]:
             "addresses (flood off, learning off)",
             [f"bridge link set dev {port.name} flood on learning on"],
         )
+
+
+def _not_forwarding(bridge: Bridge, port: Port) -> Verdict:
+    state = _PORT_STATES[port.state] if port.state < len(_PORT_STATES) else str(port.state)
+    why = f"the port {port.name} of the bridge {bridge.name} is {state}, not forwarding"
+    commands = [f"bridge link set dev {port.name} state {_FORWARDING}"]
+    if not bridge.has_stp or state == "disabled":
+        return Verdict(BRIDGE, why, commands)
+    if state == "blocking":
+        advice = f"see which other way there is: {bridge.name} has a loop, or two ways to one place"
+        return Verdict(BRIDGE, f"{why}: STP keeps it out of a loop", advice=advice)
+    # The kernel takes no state for a port as long as STP decides (net/bridge/br_stp_if.c).
+    commands.insert(0, f"ip link set {bridge.name} type bridge stp_state 0")
+    return Verdict(
+        BRIDGE,
+        f"{why}: STP holds a new port back for {2 * bridge.forward_delay:g} s",
+        commands,
+        "or wait for that; STP is of use where the bridge may be part of a loop",
+    )
 
 
 def _far_port(case: Case, bridge: Bridge, own: Port) -> Port | None:
@@ -806,12 +850,20 @@ def _of_lost_in_routing(case: Case) -> Iterator[Verdict]:
                 came[step.packet] = step.source, step.inside
     for packet, (source, index) in came.items():
         name = case.host.names.get(index, "")
-        settings = case.host.settings
-        # The larger of the two counts (Documentation/networking/ip-sysctl.rst).
-        several = (settings.get(f"ipv4/conf/{one}/rp_filter", "0") for one in ("all", name))
-        strict = max(several) == "1"
-        if hooks[packet] == {"prerouting"} and strict:
+        if hooks[packet] == {"prerouting"} and is_strict(case.host.settings, name):
             yield from _of_reverse_path(case, name, source)
+    # The kernel does not answer either when it is asked there for its own address
+    # (net/ipv4/arp.c: arp_process), so that the packet itself may never come.
+    for name, seen in case.astray.items():
+        if any(one.source == case.target and not one.outgoing for one in seen):
+            yield from _of_reverse_path(case, name, case.target)
+
+
+def is_strict(settings: dict[str, str], name: str) -> bool:
+    """Whether rp_filter of an interface is strict: the larger of the two counts
+    (Documentation/networking/ip-sysctl.rst)."""
+    several = (settings.get(f"ipv4/conf/{one}/rp_filter", "0") for one in ("all", name))
+    return max(several) == "1"
 
 
 def _of_forwarding(case: Case, inside: str) -> Iterator[Verdict]:
@@ -1104,11 +1156,18 @@ def _reply(case: Case) -> Callable[[Sighting], bool]:
 def _path_of(case: Case) -> list[Station]:
     """The stations in the order in which the question passes them."""
     order = [GUEST, TAP, INTERFACE, PEER, BRIDGE]
+    if _is_switched(case):
+        order.remove(BRIDGE)
     if case.wish.towards:
         return [s for key in reversed(order) for s in case.stations if s.key == key]
     if not case.is_local and _crosses_host(case):
         order.append(OUT)
     return [s for key in order for s in case.stations if s.key == key]
+
+
+def _is_switched(case: Case) -> bool:
+    """Whether the bridge hands it on to another port, and the host's own end does not get it."""
+    return bool(case.station(BRIDGE)) and not case.wish.towards and not _crosses_host(case)
 
 
 def _last(case: Case, is_it: Callable[[Sighting], bool], path: list[Station]) -> int:
@@ -1249,6 +1308,34 @@ def _of_target(case: Case) -> Iterator[Verdict]:
         )
 
 
+def _of_switched(case: Case) -> Iterator[Verdict]:
+    """The bridge has it for another port, and no answer comes from there."""
+    bridge, is_it = case.station(BRIDGE), _request(case)
+    path = _path_of(case)
+    if not bridge or not _is_switched(case) or not path or _last(case, is_it, path) < len(path):
+        return
+    if any(not s.outgoing and _reply(case)(s) for seen in case.of_ports.values() for s in seen):
+        return
+    ports = sorted(
+        name
+        for name, seen in case.of_ports.items()
+        if any(one.outgoing and is_it(one) for one in seen)
+    )
+    hop = _next_hop(case)
+    yield Verdict(
+        "gateway" if case.path and case.path.gateway else "target",
+        f"{hop} has failed to answer: what the guest sends there comes into the bridge "
+        f"{bridge.name} and "
+        + (
+            f"leaves it at {', '.join(ports)}, and nothing comes back"
+            if ports
+            else "leaves it at no port, for none that is up leads there"
+        ),
+        advice=f"see whether {hop} is up, and takes what comes",
+        evidence=[f"seen at: {_listed(path)}"],
+    )
+
+
 def _of_echo_settings(case: Case) -> Iterator[Verdict]:
     key = "ipv4/icmp_echo_ignore_all" if case.version == 4 else "ipv6/icmp/echo_ignore_all"
     if case.wish.towards and case.guest.get("settings", {}).get(key) == "1":
@@ -1327,5 +1414,6 @@ _RULES: tuple[Rule, ...] = (
     _of_host_neighbour,
     _of_nat,
     _of_target,
+    _of_switched,
     _of_gaps,
 )

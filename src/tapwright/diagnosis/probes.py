@@ -5,6 +5,7 @@ The guest is hostile: what it says is bounded in size and time, and made anew pa
 """
 
 import json
+import socket
 import time
 from typing import Any
 
@@ -13,11 +14,10 @@ from tapwright.errors import AgentError, printable
 from tapwright.linux.lookup import Path
 from tapwright.linux.nftrace import Step
 from tapwright.linux.sightings import Sighting
+from tapwright.sandbox import client
 from tapwright.sandbox.execution import Process
 from tapwright.state.registry import Sandbox
 
-_PROGRAM = ("python3", "-S", "-s", "-m", "tapwright.agent.guest.probing")
-_SOURCES = {"PYTHONPATH": "/usr/lib/tapwright"}
 _MOST_BYTES, _MOST, _MOST_SAID = 4 << 20, 4000, 300
 SECONDS = 20.0
 """Until a line comes, of a guest whose agent answers: it may be slow."""
@@ -41,7 +41,9 @@ _LINK: Shape = {
     **dict.fromkeys(("up", "running", "loopback"), vetting.flag),
     "addresses": vetting.each(vetting.network, _MOST),
     "settings": vetting.entry(
-        dict.fromkeys(("rp_filter", "arp_ignore", "disable_ipv6", "accept_ra"), _setting),
+        dict.fromkeys(
+            ("rp_filter", "arp_ignore", "disable_ipv6", "accept_ra", "forwarding"), _setting
+        ),
         lacking=True,
     ),
 }
@@ -151,13 +153,20 @@ _SIGHTING: Shape = {
 }
 
 
+class _Program(Process):
+    """The agent has the program already, and starts it by a request of its own."""
+
+    def _opened(self, supervisor: client.Supervisor, **_: Any) -> socket.socket:
+        return supervisor.opened("probe")
+
+
 class Guest:
     """A conversation with the program; a context manager, which ends it."""
 
     def __init__(self, sandbox: Sandbox, request: Json) -> None:
         """Begin. Raises SandboxStateError."""
         self._kept = bytearray()
-        self._process = Process(sandbox, _PROGRAM, stdin=True, environment=_SOURCES)
+        self._process = _Program(sandbox, ("explain",))
         self._process.write(json.dumps(request).encode() + b"\n")
 
     def __enter__(self) -> "Guest":
@@ -196,8 +205,6 @@ class Guest:
     def _reason(self) -> str:
         """Why the program has ended."""
         said = self._process.stderr.read_waiting()[-_MOST_SAID:].decode(errors="replace")
-        if "No module named" in said:
-            return "its image is of another version, which has no probes; make the sandbox anew"
         *_, reason = ["no reason given", *filter(None, map(str.strip, said.splitlines()))]
         return f"the guest's part failed: {printable(reason)}"
 

@@ -125,6 +125,7 @@ async def _exercise(agent: AgentClient, mac: str) -> None:
     await agent.call(requests.replay(_entries(indexes)))
     await agent.call(requests.list_network())
     await _follow_listeners(agent)
+    await _load_probe(agent)
     await _run(agent, "ping", "-c", "1", "-W", "5", _HOST)
     if has_ipv6:  # it may be told by its command line to have none
         await _run(agent, "ping6", "-c", "1", "-W", "5", _HOST6)
@@ -210,6 +211,12 @@ async def _follow_listeners(agent: AgentClient) -> None:
         agent.close_stream(stream, cancel=True)
     if frame.kind != protocol.STDOUT:
         raise AgentError(f"listeners can't be followed: {frame.payload[:200]!r}")
+
+
+async def _load_probe(agent: AgentClient) -> None:
+    """Have the agent load what it needs to send packets for who asks where they go."""
+    stream = await agent.open(requests.probe(), lambda frame: None)
+    agent.close_stream(stream, cancel=True)
 
 
 async def _run_container(agent: AgentClient, root: str) -> None:

@@ -1,8 +1,9 @@
 """Bounded probes: a few packets to one address, and what came back.
 
 ICMP echo (RFC 792, 4443), small and as large as the interface takes, with "don't fragment"; a TCP
-connection that is closed at once; a UDP datagram; a question to a name server (RFC 1035); and a
-question on the link who else has an address (RFC 5227, 4861). Used on the host and in the guest.
+connection that is closed at once; a UDP datagram; a question to a name server (RFC 1035); and
+questions on the link, who else has an address (RFC 5227, 4861) and which router is there. Used on
+the host and in the guest.
 """
 
 import errno
@@ -250,6 +251,51 @@ class _Question(_Probe):
         return ""
 
 
+class _Solicitation(_Probe):
+    """Which router is on the link (RFC 4861, 6.3.7): `reporter` is the first that offers to be a
+    default one. All nodes of the link may hear its offer, as they do from time to time."""
+
+    def __init__(self, device: int) -> None:
+        super().__init__("router")
+        self.opened = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        self.socket.setblocking(False)
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        self._device = device
+
+    def send(self) -> None:
+        self.socket.sendto(struct.pack("!BBHI", 133, 0, 0, 0), ("ff02::2", 0, 0, self._device))
+
+    def take(self) -> None:
+        while True:
+            data, place = self.socket.recvfrom(2048)
+            lifetime = data[6:8] != b"\0\0"
+            if data[:1] == b"\x86" and place[3] == self._device and lifetime:
+                self.result.reporter = place[0].partition("%")[0]
+                self.end(ANSWERED)
+                return
+
+
+def refuses_routers(link: dict[str, Any]) -> bool:
+    """Whether an interface that is up takes no router's offer (Documentation/networking/
+    ip-sysctl.rst: accept_ra); `link` is as `agent.guest.probing` has it."""
+    settings = link["settings"]
+    accepted, forwards = settings.get("accept_ra"), settings.get("forwarding") == "1"
+    refuses = accepted == "0" or (accepted == "1" and forwards)
+    return bool(link["up"] and not link["loopback"] and refuses)
+
+
+def find_router(device: int, seconds: float = 1.1) -> Result:
+    """Ask on the link of an interface, by its index, for a router."""
+    try:
+        probe: _Probe = _Solicitation(device)
+    except OSError as error:
+        probe = _Probe("router")
+        probe.fail(error)
+    _conduct([probe], seconds)
+    probe.close()
+    return probe.result
+
+
 def run(
     target: str,
     port: int = 0,
@@ -396,8 +442,9 @@ class _Ask(_Probe):
         data = self.socket.recv(4096)
         if data[:2] == self._id and len(data) >= 12:
             self._code = data[3] & 15
-            with suppress(struct.error, IndexError, ValueError):
-                self._addresses = tuple(_answers(data))
+            if not self._code:  # or it is no answer, whatever comes with it
+                with suppress(struct.error, IndexError, ValueError):
+                    self._addresses = tuple(_answers(data))
             self.end(ANSWERED)
 
     def asked(self) -> Asked:

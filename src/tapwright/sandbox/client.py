@@ -168,10 +168,11 @@ class Supervisor:
         found: list[Json] = self.call("list_routes")
         return found
 
-    def look(self) -> "Json":
+    def look(self, seconds: float | None = None) -> "Json":
         """What guest and QEMU say of the network at this moment (`control.looking`): an answer
-        within a few seconds, also when neither answers."""
-        seen: Json = self.call("look")
+        within a few seconds, also when neither answers; the guest has so many."""
+        more: Json = {} if seconds is None else {"seconds": seconds}
+        seen: Json = self.call("look", **more)
         return seen
 
     # Files of the host.

@@ -153,8 +153,8 @@ class Process:
         self._window = protocol.WINDOW
         self._decoder, self._assembler = protocol.Decoder(), protocol.Assembler()
         more: dict[str, Any] = {"terminal": True} if terminal else {}
-        self._connection = client.of(sandbox).opened(
-            "exec",
+        self._connection = self._opened(
+            client.of(sandbox),
             argv=list(self.argv),
             stdin=stdin,
             env=dict(environment or {}),
@@ -165,6 +165,9 @@ class Process:
         # Another thread may end what this one waits for.
         self._poll = select.poll()
         self._poll.register(self._connection, select.POLLIN)
+
+    def _opened(self, supervisor: client.Supervisor, **request: Any) -> socket.socket:
+        return supervisor.opened("exec", **request)
 
     def __enter__(self) -> Self:
         return self

@@ -228,6 +228,8 @@ class Agent:
             self._error(stream, mistake)
         elif op == "exec":
             self._execute(stream, request)
+        elif op == "probe":
+            self._probe(stream)
         elif op == "resolve":
             self._resolve(stream, request)
         elif op in _CONTAINERS:
@@ -288,6 +290,15 @@ class Agent:
             )
         except FAILURES as error:
             self._message(protocol.ERROR, stream, start_error_reply(error))
+
+    def _probe(self, stream: int) -> None:
+        # Few guests have use for it.
+        from tapwright.agent.guest.probe import Probe
+
+        try:
+            self._processes[stream] = Probe(self._watch, self._children, self._answer(stream))
+        except FAILURES as error:
+            self._message(protocol.ERROR, stream, error_reply(error))
 
     def _resolve(self, stream: int, request: Request) -> None:
         # Few guests have use for it.

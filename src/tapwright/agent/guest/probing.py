@@ -1,8 +1,8 @@
 """A program for the guest: what its network is, and where its packets come to.
 
-It is run for one request, a JSON object on a line of standard input, and answers in two lines of
-JSON on standard output. It is no part of the agent, which would serve nobody else meanwhile. It
-changes nothing: the trace of packets goes with it.
+It serves one request, a JSON object on a line, and answers in two lines of JSON. It does so in a
+process of its own (`probe`): the agent would serve nobody else meanwhile. It changes nothing: the
+trace of packets goes with it.
 
 Request: `target` (an address or a name, empty for the default gateway), `port`, `udp`, `token`
 (hexadecimal). First line: {"facts": …, "prepared": the target's address, the route there, what name
@@ -13,48 +13,66 @@ it sends none: it tells what came between the two lines from the address `peer` 
 import json
 import os
 import select
-import sys
 from contextlib import suppress
 from typing import Any
 
 from tapwright.agent.guest.files import read
 from tapwright.linux import addresses, counted, links, lookup, nftrace, probes, sightings
-from tapwright.linux.netlink import Netlink
+from tapwright.linux.netlink import Netlink, pack_address
 
 _SETTINGS = {
     4: ("ipv4/conf/{}/rp_filter", "ipv4/conf/{}/arp_ignore"),
-    6: ("ipv6/conf/{}/disable_ipv6", "ipv6/conf/{}/accept_ra"),
+    6: ("ipv6/conf/{}/disable_ipv6", "ipv6/conf/{}/accept_ra", "ipv6/conf/{}/forwarding"),
 }
 _GLOBAL = "ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"
 _LISTENING = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
 _MOST = 500
-_WAIT_SECONDS = 5.0
+_WAIT_SECONDS, _READ_BYTES = 5.0, 64 * 1024
 
 Json = dict[str, Any]
 
 
-def main() -> None:
-    request = json.loads(sys.stdin.readline())
+class _Line:
+    """Who asks: requests come by one descriptor, answers go by the other."""
+
+    def __init__(self, source: int, sink: int) -> None:
+        self._source, self._sink = source, sink
+
+    def request(self) -> Json:
+        """Raises EOFError, ValueError."""
+        line = b""
+        while not line.endswith(b"\n"):
+            part = os.read(self._source, _READ_BYTES)
+            if not part or len(line) > _READ_BYTES:
+                raise EOFError("no request came")
+            line += part
+        content: Json = json.loads(line)
+        return content
+
+    def tell(self, content: Json) -> None:
+        rest = json.dumps(content).encode() + b"\n"
+        while rest:
+            rest = rest[os.write(self._sink, rest) :]
+
+    def wait(self) -> None:
+        """For a line, or the end of what comes."""
+        select.select([self._source], [], [], _WAIT_SECONDS)
+
+
+def serve(source: int, sink: int) -> None:
+    line = _Line(source, sink)
+    request = line.request()
     with Netlink() as nl:
         facts = of_network(nl)
         if request.get("towards"):
-            results = _listen(nl, facts, request)
+            results = _listen(nl, facts, request, line)
         else:
             prepared = _prepared(nl, facts, request)
-            _tell({"facts": facts, "prepared": prepared})
-            _wait()
+            line.tell({"facts": facts, "prepared": prepared})
+            line.wait()
             results = _probe(facts, prepared, request)
         results["neighbours"] = _neighbours(nl)
-        _tell({"results": results})
-
-
-def _tell(content: Json) -> None:
-    print(json.dumps(content), flush=True)
-
-
-def _wait() -> None:
-    """For a line, or the end of standard input."""
-    select.select([sys.stdin], [], [], _WAIT_SECONDS)
+        line.tell({"results": results})
 
 
 def of_network(nl: Netlink) -> Json:
@@ -154,6 +172,8 @@ def _prepared(nl: Netlink, facts: Json, request: Json) -> Json:
 
 def _probe(facts: Json, prepared: Json, request: Json) -> Json:
     target, way = prepared["target"], prepared["path"]
+    if (not target or not way["kind"]) and (router := _router_unheard(facts, target, request)):
+        return {"probes": probes.written([router]), "trace": []}
     if not target:
         return {"probes": [], "trace": []}
     link = next((one for one in facts["links"] if one["index"] == way["device"]), None)
@@ -170,13 +190,13 @@ def _probe(facts: Json, prepared: Json, request: Json) -> Json:
     return {"probes": probes.written(found), "trace": [step._asdict() for step in steps]}
 
 
-def _listen(nl: Netlink, facts: Json, request: Json) -> Json:
+def _listen(nl: Netlink, facts: Json, request: Json, line: _Line) -> Json:
     peer, token = str(request["peer"]), bytes.fromhex(request["token"])
     results: Json = {"path": lookup.path(nl, peer)._asdict() if peer else {}}
     index = next((one["index"] for one in facts["links"] if one["name"] == request["nic"]), 0)
     with _traced(peer) as trace, _watched(index, token) as watch:
-        _tell({"facts": facts, "prepared": {}})
-        _wait()
+        line.tell({"facts": facts, "prepared": {}})
+        line.wait()
         seen = watch.sightings() if watch else []
         steps = trace.steps() if trace else []
     return {
@@ -184,6 +204,16 @@ def _listen(nl: Netlink, facts: Json, request: Json) -> Json:
         "seen": [one._asdict() for one in seen[:_MOST]],
         "trace": [step._asdict() for step in steps],
     }
+
+
+def _router_unheard(facts: Json, target: str, request: Json) -> probes.Result | None:
+    """What a router says of itself to a guest that refuses it, and has no other to go by."""
+    if (request["target"] and ":" not in target) or any(
+        ":" in r["destination"] and _is_default(r) for r in facts["routes"]
+    ):
+        return None
+    link = next(filter(probes.refuses_routers, facts["links"]), None)
+    return probes.find_router(link["index"]) if link else None
 
 
 class _Nothing:
@@ -214,14 +244,8 @@ def _is_default(route: Json) -> bool:
 
 
 def _is_address(text: str) -> bool:
-    from tapwright.linux.netlink import pack_address
-
     try:
         pack_address(text)
     except ValueError:
         return False
     return True
-
-
-if __name__ == "__main__":
-    main()
