@@ -13,7 +13,7 @@ from tapwright.endpoint import kinds
 from tapwright.errors import NetworkError, NewerRecordError, SandboxStateError
 from tapwright.sandbox import lifecycle
 from tapwright.state import entries, record, registry
-from tapwright.state.record import FILE, FORMAT, Journal
+from tapwright.state.record import FILE, FORMAT, Journal, Place
 
 pytestmark = pytest.mark.unit
 
@@ -55,6 +55,21 @@ def test_a_record_of_the_version_before(tmp_path: Path) -> None:
         assert entries.read(entry) or kinds.of_entry(entry).device == "eth0"
     record.save(found, directory)
     assert has(json.loads((directory / FILE).read_text()), before() | {"format": FORMAT})
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "place"),
+    [
+        ("", "/run/netns/tapwright-web", Place.MADE),
+        ("/run/netns/x", "/run/netns/x", Place.GIVEN),
+        ("/proc/7/ns/net", "/run/netns/tapwright-web", Place.BOUND),
+        ("", "", Place.HOST),
+    ],
+)
+def test_which_namespace_is_a_sandboxs(tmp_path: Path, given: str, path: str, place: Place) -> None:
+    content = before() | {"netns": path}
+    content["spec"] |= {"netns": given, "in_host_netns": not path}
+    assert record.load(written(tmp_path, content)).place is place
 
 
 def test_entries_are_read_as_they_were_written() -> None:

@@ -10,7 +10,7 @@ from tapwright.endpoint import discovery
 from tapwright.linux import links, netns
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
-from tapwright.state.record import Journal, NetworkRequest, Record
+from tapwright.state.record import Journal, NetworkRequest, Place, Record
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def note_missing(journal: Journal, results: list[Result]) -> None:
     NICs, what the guest can't have of them. Of a result that places none in the sandbox the one is
     meant that was asked for. Besides, whatever is up in the namespace and carries no Ethernet."""
     record = journal.record
-    if not record.netns:
+    if record.place is Place.HOST:
         return
     with netns.entered(record.netns), Netlink() as nl:
         present = {link.name: link for link in links.listing(nl)}

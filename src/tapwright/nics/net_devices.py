@@ -15,7 +15,7 @@ from tapwright.linux import netns
 from tapwright.linux.netlink import Netlink
 from tapwright.nics.following import Following
 from tapwright.nics.interfaces import Interfaces
-from tapwright.state.record import Journal
+from tapwright.state.record import Journal, Place
 
 """That of their entries in the journal."""
 
@@ -38,7 +38,7 @@ class NetDevices:
         if not _are_names(devices):
             raise UsageError("devices must be an object of names by names")
         path = self._record.netns
-        if not path:
+        if self._record.place is Place.HOST:
             raise NetworkError("this sandbox has no network namespace to move interfaces into")
         look = asyncio.to_thread
         found = [
@@ -55,7 +55,7 @@ class NetDevices:
         except (TapwrightError, OSError):
             await self._give_back(entries)
             raise
-        if self._record.spec.netns:
+        if self._record.place is not Place.MADE:
             for entry in entries:
                 self._journal.release(entry)
 

@@ -1,11 +1,12 @@
-"""What is known of a sandbox, on disk: its specification, its state, and all that it holds.
+"""A sandbox on disk: its specification, its state, and all that it holds.
 
-The list `held` is the journal: whatever outlives the supervisor's process is entered before it is
-made, so that `teardown` can take it back after a kill at any instant.
+The list `held` is the journal: the supervisor enters whatever outlives its process before it makes
+it, so that `teardown` can take it back after a kill at any instant.
 """
 
 import contextlib
 import dataclasses
+import enum
 import json
 import logging
 import threading
@@ -29,9 +30,9 @@ LOG = "log"
 CREATING, RUNNING = "creating", "running"
 
 FORMAT = 1
-"""Of records; 0 had no number. What is new has a field, or a kind of entry, of its own, which other
-versions keep as they found it. The number grows when versions before would get something wrong:
-they touch no such record, and say so."""
+"""The format of records; format 0 had no number. New information gets a field, or a kind of entry,
+of its own, which other versions keep as they found it. The number grows when older versions would
+misunderstand a record: they touch no such record, and say so."""
 _FORMAT, _UNKNOWN = "format", "_unknown"
 
 _LAST_SECOND = 1 << 36
@@ -68,48 +69,65 @@ class TapRequest:
     addresses: list[str] = field(default_factory=list)
 
 
+class Place(enum.Enum):
+    """Which network namespace is a sandbox's."""
+
+    MADE = "one that the sandbox makes; it goes with the sandbox"
+    GIVEN = "the caller's, by the caller's path"
+    BOUND = "the caller's, by a path of the sandbox's own, for the caller's ends with a process"
+    HOST = "none of its own: its TAPs are in the host's"
+
+
 @dataclass
 class Spec:
-    """What was asked for. `machine` is the VM, but for the accelerator, which is chosen at the
-    start. `netns` is empty where the sandbox makes its own, or has none
-    (`in_host_netns`). `netmon` is the monitor's command, empty for none; limits in bits a second;
-    `template` the directory of the templates to start from, empty for a guest that is booted;
-    together they may take `template_limit` MiB, 0 for any. `short_listing` is the form of what
-    `list-ifaces` prints. `dns` (as in a CNI result) is the guest's instead of that of its networks.
-    `rulesets` says whether the guest must have the packet rules of the netns (`nics.rulesets`).
-    `spares` guests like this one wait for the sandboxes to come, each for `spare_seconds` at most,
-    and as long as the file `configuration` is the same. `cgroup` is the path of the control group
-    (`linux.cgroups`) that all processes of the sandbox are in, empty for none; to have a
-    `cgroup_of_its_own` it is that above one which is made with the sandbox, and has `cgroup_limits`
-    (`memory`, `cpu_quota`, `cpu_period`, `pids` of `cgroups.Limits`). `oom_score_adj` is that of
-    these processes (proc(5)). The VM may grow (`supervisor.room`) for containers. `first` is the
-    one for which it starts; with `is_pod` that one stands for a pod, which may use `pod_memory`
-    bytes and `pod_cpus`, 0 for any. A container without a limit counts as `default_memory_mib`.
-    With `bounds_host` the control group `cgroup` gets the limits of all containers, and the
-    overhead in MiB and hundredths of a CPU.
+    """What a caller asks for.
+
+    `netns` is the path of the caller's network namespace, empty for another `Place`; with
+    `in_host_netns` the place is HOST. `dns` (as in a CNI result) replaces that of the networks.
+    `rx_limit` and `tx_limit` are in bits a second. `netmon` is the network monitor's command, empty
+    for no monitor. `rulesets` says whether the guest must have the namespace's packet rules
+    (`nics.rulesets`). `short_listing` is the form in which `list-ifaces` prints.
+
+    `template` is the directory of templates to start from, empty to boot the guest; together
+    templates may take `template_limit` MiB, 0 for any. `spares` guests like this one wait for later
+    sandboxes, each for `spare_seconds` at most, as long as the file `configuration` stays the same.
+
+    `cgroup` is the path of the control group (`linux.cgroups`) of all the sandbox's processes,
+    empty for none. With `cgroup_of_its_own` the sandbox makes its group below `cgroup`, with
+    `cgroup_limits` (`memory`, `cpu_quota`, `cpu_period`, `pids` of `cgroups.Limits`).
+    `oom_score_adj` is that of the processes (proc(5)).
+
+    The VM may grow for containers (`supervisor.room`). `first` is the container for which it
+    starts; with `is_pod` that one stands for a pod, which may use `pod_memory` bytes and
+    `pod_cpus`, 0 for any. A container without a limit counts as `default_memory_mib`. With
+    `bounds_host` the group `cgroup` gets the limits of all containers, and the overhead
+    (`overhead_memory` in MiB, `overhead_cpu` in hundredths of a CPU).
     """
 
     machine: Machine
+    boot_timeout: float = 60.0
     netns: str = ""
+    in_host_netns: bool = False
     networks: list[NetworkRequest] = field(default_factory=list)
+    taps: list[TapRequest] = field(default_factory=list)
     plugin_path: list[str] = field(default_factory=list)
     cni_cache: str = ""
-    boot_timeout: float = 60.0
+    dns: dict[str, Any] | None = None
     model: str = "tcfilter"
     rx_limit: int = 0
     tx_limit: int = 0
     netmon: list[str] = field(default_factory=list)
-    in_host_netns: bool = False
-    template: str = ""
-    template_limit: int = 0
-    taps: list[TapRequest] = field(default_factory=list)
     rulesets: str = "required"
     short_listing: bool = True
+    template: str = ""
+    template_limit: int = 0
+    spares: int = 0
+    spare_seconds: int = 600
+    configuration: str = ""
     cgroup: str = ""
     cgroup_of_its_own: bool = False
     cgroup_limits: dict[str, int] = field(default_factory=dict)
     oom_score_adj: int = 0
-    dns: dict[str, Any] | None = None
     default_memory_mib: int = 0
     first: str = ""
     is_pod: bool = False
@@ -118,16 +136,13 @@ class Spec:
     bounds_host: bool = False
     overhead_memory: int = 0
     overhead_cpu: int = 0
-    spares: int = 0
-    spare_seconds: int = 600
-    configuration: str = ""
 
 
 @dataclass
 class Nic:
-    """A NIC of the guest; addresses as ADDRESS/PREFIX. `device` is the host's interface that it
-    is joined with; `network` the CNI network that made that one, empty for another's. `index` is
-    that of the namespace's interface which it follows, 0 when it was plugged by request."""
+    """A NIC of the guest; addresses as ADDRESS/PREFIX. It is joined with the host's interface
+    `device`, which the CNI `network` made, empty where none did. It follows the namespace's
+    interface of that `index`, 0 when it was plugged by request."""
 
     name: str
     device: str
@@ -152,10 +167,11 @@ class Phase:
 
 @dataclass
 class Record:
-    """All of it. `created` in seconds since the epoch, `started` on the monotonic clock, in the run
-    of the host that is called `boot`. `warnings` are what the guest has otherwise than it was asked
-    for, in words; `cgroup` is the path of the control group that the sandbox is in. The guest has
-    `memory_mib` and `vcpus` by now, 0 for what it started with."""
+    """The whole record. `netns` is the path of the network namespace (`place`), empty for the
+    host's. `created` is in seconds since the epoch, `started` on the monotonic clock of the host's
+    boot `boot`. `warnings` say in words what the guest has otherwise than asked for. `cgroup` is
+    the path of the sandbox's control group. The guest has `memory_mib` and `vcpus` at present, 0
+    for those that it started with."""
 
     id: str
     spec: Spec
@@ -174,6 +190,14 @@ class Record:
     vcpus: int = 0
     held: list[dict[str, Any]] = field(default_factory=list)
     boot: str = ""
+
+    @property
+    def place(self) -> Place:
+        if not self.netns:
+            return Place.HOST
+        if not self.spec.netns:
+            return Place.MADE
+        return Place.GIVEN if self.spec.netns == self.netns else Place.BOUND
 
 
 # The fields that are made of other records, or of lists of them.
@@ -326,8 +350,8 @@ def read_spec(content: dict[str, Any]) -> Spec:
 
 
 def save(record: Record, directory: Path, kept: bool = False) -> None:
-    """Write the record; it is there whole, or as it was before, but for one that is to be `kept`:
-    no loss of power brings back the one before. Raises SandboxStateError."""
+    """Write the record. After a loss of power the file is whole: this record or the one before; if
+    `kept`, this one. Raises SandboxStateError."""
     try:
         content = json.dumps({_FORMAT: FORMAT} | _plain(record))
         files.replace(directory / FILE, content, kept=kept)
@@ -351,7 +375,7 @@ class Journal:
             save(self.record, self.directory)
 
     def save_if_possible(self) -> None:
-        """For what has happened, whether it can be written down or not."""
+        """Save what has happened in any case; a failure is only logged."""
         try:
             self.save()
         except SandboxStateError as error:
@@ -373,7 +397,7 @@ class Journal:
         self.record.phases.append(Phase(name, round(since * 1e3, 1), round(took * 1e3, 1)))
 
     def enter(self, entry: "Entry") -> dict[str, Any]:
-        """Enter something that is about to be made; return what was written, for `release`.
+        """Enter something before it is made; return the entry, for `release`.
 
         Raises SandboxStateError when it can't be written: then it must not be made.
         """
@@ -383,7 +407,7 @@ class Journal:
         return self.hold(kind, **fields)
 
     def hold(self, kind: str, **what: Any) -> dict[str, Any]:
-        """The same for what another room knows: an endpoint, a network device."""
+        """The same for entries that another room defines: an endpoint, a network device."""
         entry = {"kind": kind, **what}
         with self._lock:
             self.record.held.append(entry)
@@ -395,12 +419,13 @@ class Journal:
         return entry
 
     def release(self, entry: dict[str, Any]) -> None:
-        """Strike out something that is not, or no longer, there. On a disk that is full it stays
-        written, and a later teardown undoes it again, which does no harm."""
+        """Strike out something that does not, or no longer, exist. On a full disk the entry stays
+        in the file, and a later teardown undoes it again, which does no harm."""
         self.strike(entry)
         self.save_if_possible()
 
     def strike(self, entry: dict[str, Any]) -> None:
-        """The same in memory alone, for what may be undone twice, and is written soon, or goes."""
+        """The same in memory only, for an entry that may be undone twice, and whose record is saved
+        or removed soon."""
         with self._lock:
             self.record.held.remove(entry)

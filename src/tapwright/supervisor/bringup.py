@@ -18,7 +18,7 @@ from tapwright.hypervisor.machine import Machine
 from tapwright.nics import named, socket_nics
 from tapwright.nics.interfaces import Interfaces
 from tapwright.progress import Progress
-from tapwright.state.record import Journal
+from tapwright.state.record import Journal, Place
 from tapwright.supervisor import attachments
 from tapwright.supervisor.guest import Guest, Starter
 from tapwright.supervisor.prelude import Early
@@ -54,7 +54,7 @@ class Bringup:
             try:
                 return await self._run_with(prepared)
             except (HypervisorError, AgentError, OSError) as error:
-                # Not to be told to a caller who has lost no more than some time by it.
+                # No warning for the caller, which has only lost some time.
                 _log.warning("a spare was of no use: %s", error)
                 if guest := self.guest:
                     await self._starter.stop()
@@ -108,7 +108,8 @@ class Bringup:
         """Give the interfaces, and what else there is, NICs; return the agent's requests."""
         with self._journal.phase("join"):
             networks = named.interfaces(self._record, results)
-            requests = await guest.following.begin(networks) if self._record.netns else []
+            has_netns = self._record.place is not Place.HOST
+            requests = await guest.following.begin(networks) if has_netns else []
             requests += await self._plug_others(guest.interfaces, results)
             named.note_missing(self._journal, results)
             return requests
@@ -148,7 +149,7 @@ class Bringup:
         of_dns = [agent.set_dns(dns)] if dns else []
         of_files = [agent.mount_share()] if self._record.spec.machine.share else []
         answer = await guest.agent.call(agent.batch(*of_the_system, *requests, *of_dns, *of_files))
-        if self._record.netns:
+        if self._record.place is not Place.HOST:
             replies = _replies(answer, len(of_the_system) + len(requests))
             found = zip(requests, replies[len(of_the_system) :], strict=False)
             await guest.following.fill(
@@ -173,7 +174,7 @@ def _replies(answer: Result, at_least: int) -> list[Result]:
 
 
 def _machine_id() -> str:
-    """A new one: a random UUID of version 4, as machine-id(5) would have it (random(4))."""
+    """A new machine id: a random UUID of version 4, as machine-id(5) wants (random(4))."""
     with open("/proc/sys/kernel/random/uuid") as file:
         return file.read().strip().replace("-", "")
 

@@ -20,7 +20,7 @@ from tapwright.hypervisor.template_store import Store
 from tapwright.linux import netns
 from tapwright.state import ownership
 from tapwright.state.entries import Netns
-from tapwright.state.record import Journal
+from tapwright.state.record import Journal, Place
 from tapwright.supervisor.attachments import Attaching
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def begin(journal: Journal, prepared: "Prepared | None" = None) -> Early:
     machine = record.spec.machine
     verdict = accelerator.known(machine)
     kept = None
-    if record.netns:
+    if record.place is not Place.HOST:
         with journal.phase("namespace"):
             _make_netns(journal)
             kept = _opened(record.netns)
@@ -83,8 +83,8 @@ def _begin_with(journal: Journal, prepared: "Prepared") -> Early:
 
 
 class Holders:
-    """The sandboxes and spares beside one, and that one: who has the memory of a template says so
-    by a link in its directory, which goes with it."""
+    """The sandboxes and spares of one root. Each that holds the memory of a template has a link to
+    it in its directory, which goes with the directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -103,8 +103,8 @@ class Holders:
 
 
 def _restoring(journal: Journal, machine: Machine) -> Restoring | None:
-    """A guest on its way from the template, where there is one; why it did not work out is found
-    out, and told, by who tries again."""
+    """A guest that is being restored from the template, None where there is no template, or after a
+    failure: the next try meets the failure again, and reports it."""
     directory = journal.record.spec.template
     if not directory:
         return None
@@ -120,10 +120,11 @@ def _restoring(journal: Journal, machine: Machine) -> Restoring | None:
 
 def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
     """With `prepared_fd` an own one is that, made before."""
-    path, given = journal.record.netns, journal.record.spec.netns
-    if given and not netns.exists(given):
+    record = journal.record
+    path, given = record.netns, record.spec.netns
+    if record.place is not Place.MADE and not netns.exists(given):
         raise NetworkError(f"there is no network namespace at {given}")
-    if given == path:
+    if record.place is Place.GIVEN:
         ownership.claim_netns(journal, path)
         return
     if os.path.exists(path):
@@ -131,7 +132,7 @@ def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
             f"{path} exists, and is not this sandbox's; choose another id, or remove it if nobody "
             f"uses it: ip netns delete {os.path.basename(path)}"
         )
-    if given:
+    if record.place is Place.BOUND:
         ownership.claim_netns(journal, given, bound=path)
         return
     entry = journal.enter(Netns(path))
