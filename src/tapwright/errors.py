@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def shown(text: object) -> str:
-    """A text in which words of a guest, a plugin or a program may be, as a terminal and a log may
-    have it: on one line, and printable."""
+    """A text that may contain words of a guest, a plugin or a program, made safe for a terminal and
+    a log: on one line, and printable."""
     return printable("; ".join(line.strip() for line in str(text).splitlines() if line.strip()))
 
 

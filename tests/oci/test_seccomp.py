@@ -163,7 +163,7 @@ def test_conditions() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"listenerPath": "/run/listener"}, "linux.seccomp.listenerPath: who listens there"),
+        ({"listenerPath": "/run/listener"}, "linux.seccomp.listenerPath: its listener"),
         ({"defaultAction": "SCMP_ACT_NOTIFY"}, "defaultAction: SCMP_ACT_NOTIFY: a process of"),
         ({"defaultAction": "ALLOW"}, "defaultAction: 'ALLOW' is none of SCMP_ACT_ALLOW, "),
         ({"defaultAction": None}, "defaultAction: None is none of"),

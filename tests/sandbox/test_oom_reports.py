@@ -108,7 +108,7 @@ def test_who_is_not_there_or_refuses(
     else:
         where = {"address": containerd.address, "namespace": "x", "container": "c"}
         asyncio.run(one(OomReports({"containerd": where})))
-    assert "containerd can't be told" in caplog.text
+    assert "containerd can't get the report" in caplog.text
 
 
 @pytest.mark.parametrize(

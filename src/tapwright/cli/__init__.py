@@ -28,7 +28,7 @@ def run() -> "NoReturn":
         except SystemExit as end:  # from argparse
             status = end.code if isinstance(end.code, int) else _FAILED
         _flush(sys.stdout)
-    except BrokenPipeError:  # who read our output has gone
+    except BrokenPipeError:  # the reader of our output has gone
         status = _FAILED
     _flush(sys.stderr)
     os._exit(status)

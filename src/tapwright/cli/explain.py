@@ -35,7 +35,9 @@ def add_command(commands: Any) -> None:
         help="send from this address of the host to the guest, or with 'host' from whichever; "
         "--to is then :PORT, the guest's address, or a port that the host publishes",
     )
-    command.add_argument("--udp", action="store_true", help="the port is one of UDP, not of TCP")
+    command.add_argument(
+        "--udp", action="store_true", help="send UDP, not TCP, to the port of --to"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_explain)
 

@@ -19,7 +19,7 @@ _GROUPS = {
     "image": "build, list, export and import the guest's kernel, initrd and disk",
     "kata-ipvs": "balance load in a running sandbox",
     "kata-network": "plug NICs into a running sandbox and set its routes",
-    "metrics": "tell Prometheus what sandboxes, NICs and guests have counted",
+    "metrics": "export the counters of sandboxes, NICs and guests to Prometheus",
     "sandbox": "run, inspect and delete virtual machines on CNI networks",
 }
 _MODULES = {"gc": "collection"}
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return _complain(f"{error}{notes}", _FAILED)
     except PermissionError as error:
         return _complain(f"{error}. Are you root?", _FAILED)
-    except BrokenPipeError:  # who read our output has gone
+    except BrokenPipeError:  # the reader of our output has gone
         raise
     except OSError as error:
         return _complain(error, _FAILED)
@@ -78,7 +78,7 @@ def parser(argv: Container[str], name: str) -> argparse.ArgumentParser:
 OCI runtime verbs, with the options of runc:
   {" ".join(VERBS)}
 
-'tapwright GROUP COMMAND --help' and 'tapwright VERB --help' tell all about a command.""",
+'tapwright GROUP COMMAND --help' and 'tapwright VERB --help' describe a command.""",
     )
     parser.add_argument(
         *("-v", "--version"),

@@ -22,7 +22,7 @@ ipvsadm --parameters, those of ipvsadm(8):
 cleanup --parameters, those of conntrack(8):
   -d|--orig-dst IP -p|--protonum tcp|udp            forget the connections to an address
 
-docs/openeuler.md tells all."""
+See docs/openeuler.md."""
 
 
 def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:

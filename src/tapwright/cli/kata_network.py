@@ -48,8 +48,8 @@ A route, or a list of them, [{…}, …] (update-routes: a list):
   {"dest":"10.0.0.0/8","gateway":"172.16.0.1","device":"eth-test"}
   optional: gateway, source, scope, metric
 
-Prints the answer as one line of JSON; after a failure null (del-iface: the interface that could
-not be removed), and the reason on stderr. docs/tap-networking.md tells all."""
+Prints the answer as one line of JSON; after a failure null (del-iface: the interface that could not
+be removed), and the reason on stderr. See docs/tap-networking.md."""
 
 
 def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:

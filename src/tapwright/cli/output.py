@@ -1,5 +1,5 @@
-"""What commands have in common: JSON for programs, tables for people, progress on stderr, and
-who may run them."""
+"""What commands have in common: JSON for programs, tables for people, progress on stderr, and the
+check for root."""
 
 import json
 import os

@@ -288,7 +288,7 @@ def _exec(arguments: argparse.Namespace) -> int:
         ) as started:
             status = attend(started, 0, sink("stdout", 1), sink("stderr", 2))
     except BrokenPipeError:
-        return 128 + 13  # SIGPIPE: who read our output has gone
+        return 128 + 13  # SIGPIPE: the reader of our output has gone
     if not arguments.json:
         return status
     texts = {name: data.decode(errors="replace") for name, data in captured.items()}

@@ -19,7 +19,7 @@ _SECONDS = 2.0
 def add_command(commands: Any) -> None:
     command = commands.add_parser(
         "show",
-        help="draw the way of a sandbox's packets, and complain of faults",
+        help="draw the way of a sandbox's packets, and name faults",
         description="Draw the way of a sandbox's packets. For each NIC the drawing has the guest's "
         "end, QEMU's NIC, the TAP, the tc filters, the interface of the namespace, its peer, the "
         "bridge, the gateway and the host's NIC, with their addresses, states and counters, and "

@@ -99,7 +99,7 @@ class _Reading:
             qemu.setdefault("pcie_root_port", 0)
         if self._is_for_kata():
             # Kata boots each guest unless it is asked not to: guests of a template have more in
-            # common, and who wrote the file has not chosen that.
+            # common, and the file's author has not chosen that.
             self._values["factory"].setdefault("enable_template", False)
         parts: dict[str, Any] = {
             attribute: kind(**self._values[section])

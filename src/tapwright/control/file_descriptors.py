@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 
 
 async def spare(share: Share, agent: AgentClient) -> None:
-    """Have the guest forget files that nobody has open whenever half of the descriptors are in use;
-    return at once where there are enough of them."""
+    """Make the guest forget files that no process has open whenever half of the descriptors are in
+    use; return at once where there are enough of them."""
     process = share.process.pid
     try:
         most = _limit_of(process)

@@ -102,7 +102,7 @@ class HostChanges:
             asyncio.get_running_loop().add_reader(self._marks.fileno(), self._read)
 
     def _mark(self, path: str) -> None:
-        """Have a file told of, or a directory and those below it."""
+        """Watch a file, or a directory and the directories below it."""
         for each in itertools.islice(_tree(f"{self._root}/{path}"), _MOST_DIRECTORIES):
             try:
                 if self._marks:

@@ -70,7 +70,7 @@ class OomReports:
                     async with asyncio.timeout(_SECONDS):
                         await _forward(**self._containerd)
                 except (OSError, ValueError, asyncio.IncompleteReadError) as error:
-                    _log.warning("containerd can't be told of a kill for memory: %r", error)
+                    _log.warning("containerd can't get the report of a kill for memory: %r", error)
 
 
 async def _forward(address: str, namespace: str, container: str) -> None:

@@ -112,7 +112,8 @@ class Operations:
         return [kata.written_route(route) for route in await guest_routes.listing(self._agent)]
 
     async def sync(self, at_once: Any = False) -> Any:
-        """Bring the guest to what the namespace is; seconds until that is to be asked for again."""
+        """Make the guest's network equal to the namespace's; return the seconds until the caller
+        must ask again."""
         try:
             again = await self._following.sync(bool(at_once))
             await self._resolvers.look()
@@ -135,8 +136,8 @@ class Operations:
     def _in_turn(self, operation: Operation) -> Operation:
         """The operation when the ones before it are done, and nobody waiting for it in vain.
 
-        What QEMU does not answer is not given up, for QEMU may do it yet: it goes on in its turn,
-        and only its caller is told not to wait any longer.
+        A request that QEMU does not answer goes on in its turn, because QEMU may carry it out yet;
+        only its caller stops waiting.
         """
 
         @functools.wraps(operation)

@@ -49,16 +49,16 @@ class Processes:
         admit: Callable[[str, Any], Awaitable[None]] | None = None,
         leave: Callable[[str], None] | None = None,
     ) -> None:
-        """`admit` is told of a container, and its configuration, before it is made, and may refuse
-        it; `leave` when it has ended."""
+        """`admit` gets a container's id and configuration before the container is made, and may
+        refuse it; `leave` gets the id when the container has ended."""
         self._agent = agent
         self._admit = admit
         self._leave = leave
         self._first: dict[str, _Conversation] = {}
 
     def expect_end(self, container: str) -> None:
-        """It was killed: when the guest has not told of its end a while later, it has ended for
-        everybody here. A guest may not want it to end, and a process may hang in its kernel."""
+        """Count a killed container as ended on the host when the guest has not reported its end
+        after a while: the guest may be hostile, or a process may hang in its kernel."""
         if conversation := self._first.get(container):
             loop = asyncio.get_running_loop()
             loop.call_later(_END_SECONDS, conversation.give_up)
@@ -158,8 +158,9 @@ class _Conversation:
         self._given_up.set()
 
     async def run(self) -> dict[str, Any] | None:
-        """Until the process has ended and its output is written; return what is to be said then,
-        nothing when the client has gone. Raises AgentError, ContainerError, ProtocolError."""
+        """Run until the process has ended and its output is written; return the last message for
+        the client, None when the client has gone. Raises AgentError, ContainerError,
+        ProtocolError."""
         tasks: list[asyncio.Task[Any]] = []
         try:
             opening = _task(tasks, self._open())
@@ -303,8 +304,9 @@ class _Conversation:
             output.channel = None
 
     async def _written(self, kind: int, channel: Channel, data: bytes) -> bool:
-        """Whether that went well. When nobody reads any more, the process is told; what can't be
-        written for another reason is lost."""
+        """Write data to an output; return whether that succeeded. When the output has no reader any
+        more, the process gets the end of its output; data that can't be written for another reason
+        is lost."""
         try:
             await channel.write(data)
         except BrokenPipeError:

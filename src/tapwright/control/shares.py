@@ -41,8 +41,8 @@ class Shares:
         followed: Any = (),
         fds: Sequence[int] = (),
     ) -> dict[str, str]:
-        """Show mounts, one descriptor a name; return where each is for the guest. Those `followed`
-        are told to it when the host changes them. Raises AgentError, too."""
+        """Show mounts, one descriptor a name; return the path of each in the guest. The guest hears
+        when the host changes those that are `followed`. Raises AgentError, too."""
         share, changes = self._there()
         wanted, alone = _read_names("names", names), _read_names("apart", apart)
         if len(wanted) != len(fds) or len(set(wanted)) != len(wanted):

@@ -1,5 +1,5 @@
-"""Which of a namespace's routes and rules the guest is to be given: all but those that its kernel
-makes by itself, and that it is to be without, where the namespace is."""
+"""Which of a namespace's routes and rules the guest gets: all but those that its kernel makes
+itself. Where the namespace lacks one of those, the guest must lack it, too."""
 
 import socket
 from collections.abc import Iterable
@@ -48,8 +48,8 @@ def makes_a_route(state: int, address: Address) -> bool:
 def routes(
     found: Iterable[Entry], connected: Iterable[Connected]
 ) -> tuple[list[Entry], list[Entry]]:
-    """Those of all routes of a namespace that the guest is to be given; and those that its kernel
-    will make and the namespace has not."""
+    """The routes of a namespace that the guest gets; and those that the guest's kernel will make
+    and the namespace lacks."""
     expected = {one.place() for one in connected}
     given = []
     for entry in found:

@@ -45,7 +45,7 @@ class WithCompanion:
         return name_of(self.index)
 
     def set_mtu(self, mtu: int) -> None:
-        """Have the device follow the interface. Raises OSError."""
+        """Give the device the interface's MTU. Raises OSError."""
         with self.inside() as nl:
             if beside := links.find(nl, self.name):
                 links.set_mtu(nl, beside.index, mtu)
@@ -88,8 +88,8 @@ class WithCompanion:
         return fd, tap.index
 
     def bring_tap(self, nl: Netlink, link: Link, waiting: Waiting) -> int:
-        """Have a TAP that waits for it come into the namespace of the socket `nl`, and be what
-        `add_tap` makes; return its index. Raises NetworkError, OSError."""
+        """Move a waiting TAP into the namespace of the socket `nl`, and set it up as `add_tap`
+        does; return its index. Raises NetworkError, OSError."""
         here = os.open(self.netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with netns.entered(waiting.netns), Netlink() as theirs:

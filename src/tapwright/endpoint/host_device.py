@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HostDevice:
-    """An interface as it was found on the host, and how it is to be called in the namespace at
-    `netns`, whose inode says that it is still that one. In `name`, `%d` is any free number."""
+    """An interface as found on the host, and its `name` in the namespace at `netns`; the inode
+    shows whether the path still leads to the same namespace. In `name`, `%d` is any free number."""
 
     device: str
     name: str

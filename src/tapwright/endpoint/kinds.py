@@ -1,7 +1,7 @@
 """Which endpoint an interface becomes, and under which name it is in the journal.
 
-The modules of the endpoints are loaded when they are needed: who deletes a sandbox needs those that
-are in its journal alone.
+Each endpoint's module is loaded when it is needed: a deletion needs only those of the endpoints in
+the journal.
 """
 
 import dataclasses

@@ -90,8 +90,8 @@ class TcFilter(WithCompanion):
 
 
 def _share(nl: Netlink, link: Link, tap: int) -> None:
-    """Have the host go on hearing what is its, too, and macvlans on the interface what is theirs,
-    which have NICs of their own. Raises NetlinkError."""
+    """Mirror to the host the frames that are for the host, and to macvlans on the interface, which
+    have NICs of their own, theirs. Raises NetlinkError."""
     try:
         tc.share_ingress(nl, link.index, tap, heard.PROGRAM)
         for one in links.listing(nl):

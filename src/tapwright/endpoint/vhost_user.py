@@ -9,8 +9,8 @@ QEMU 7.2 takes no connected or listening descriptor for vhost-user, and its user
 the backend's directory. So it is given, behind a descriptor that opens nothing, the right to one
 socket or to one directory of its own, for as long as it takes to open the socket.
 
-Directory and socket are somebody else's, a switch's or QEMU's, who can put a link to any file in
-their place at any moment. So all is done by descriptors, and to sockets only.
+Directory and socket belong to a switch or to QEMU, which can replace them by a link to any file at
+any moment. So this module works with descriptors, and only on sockets.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ def _made_workshop(directory: int, name: str, uid: int) -> int:
 
 
 def _publish(workshop: int, path: str) -> None:
-    """Put the socket that QEMU made in its place, for root and the group of the directory: who
+    """Put the socket that QEMU made in its place, for root and the group of the directory: whoever
     connects to it sees all of the guest's memory. Raises OSError."""
     with _place(path) as (directory, name):
         with _opened(workshop, name) as made:

@@ -1,6 +1,6 @@
 """The host's side of a NIC, as the endpoints make it and QEMU gets it.
 
-Without the rest of `nics`, and so without asyncio, which who takes endpoints down has no use for.
+Apart from `nics`, so that a deletion can take endpoints down without loading asyncio.
 """
 
 from collections.abc import Callable, Sequence

@@ -42,7 +42,7 @@ class Growth:
         self._leaving: dict[str, asyncio.Future[bool]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
         self.is_refused = asyncio.Event()
-        """Set when the guest says of something that was plugged in that it can't have it."""
+        """Set when the guest says that it can't use something that was plugged in."""
         qmp.on_event("DEVICE_DELETED", self._device_deleted)
         qmp.on_event("ACPI_DEVICE_OST", self._guest_answered)
 

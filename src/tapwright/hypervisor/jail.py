@@ -79,8 +79,8 @@ class Jail:
         os.setsid()
 
     def seal(self, *, without_processes: bool = False) -> None:
-        """Take out what the program was loaded from, when it has been, and where it sees itself, if
-        it is to be without. What it has open stays so. Raises OSError."""
+        """Take out the directories that the program was loaded from, when it has been loaded;
+        `without_processes`, /proc as well. What the program has open stays open. Raises OSError."""
         if without_processes:
             self._loaded_from.append(self.processes)
         mounts.within(self.namespace, self._detach)

@@ -1,6 +1,6 @@
 """What is left of the processes of a sandbox whose supervisor has ended.
 
-Apart from `process`, for who deletes a sandbox starts no QEMU, and has no use for what that takes.
+Apart from `process`, because a deletion starts no QEMU and need not load what a start takes.
 """
 
 import os

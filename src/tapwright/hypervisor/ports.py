@@ -54,7 +54,7 @@ class Ports:
             raise HypervisorError(f"{self.slots} NIC slots: {self.machine_type} has {most} at most")
 
     def devices(self) -> Sequence[str]:
-        """What QEMU's -device must be told, one by one."""
+        """The ports as values of QEMU's option -device, one by one."""
         if self.machine_type == "q35":
             of_share = [_SHARE_PORT] if self.share else []
             return [*map(_root_port, range(self.slots)), *of_share]

@@ -328,13 +328,13 @@ def _confinement(made: Jail, uid: int, parent: int, file_bytes: int) -> Callable
 
 
 def user() -> tuple[int, list[int]]:
-    """As whom this process would start QEMU: the number of the user, who has no account, and of
-    the groups beside it."""
+    """The user and the supplementary groups with which this process would start QEMU; the user has
+    no account."""
     return users.of(os.getpid()), _groups()
 
 
 def qemu_may_open_kvm() -> bool:
-    """Whether /dev/kvm is there, and open to everybody or to a group other than root's."""
+    """Whether /dev/kvm exists, and is open to all users or to a group other than root's."""
     try:
         return os.stat("/dev/kvm").st_mode & 0o006 == 0o006 or bool(_groups())
     except OSError:

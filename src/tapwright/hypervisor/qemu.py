@@ -147,8 +147,8 @@ class Qemu:
         return self._process.wait()
 
     def end(self) -> None:
-        """Have the machine end at once, as by a loss of its power: nothing of it outlives it that
-        it would have to put in order."""
+        """End the machine at once, as a loss of power does: it leaves nothing behind that it would
+        have to put in order."""
         if not self._exited.done():
             self._process.send_signal(signal.SIGKILL)
 

@@ -62,8 +62,8 @@ class Qmp:
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command and return its answer. Raises QmpError, HypervisorError.
 
-        Waits as long as QEMU lives: QEMU does what it was asked in its order, also when it is late,
-        and who gave up on it would not know what there is.
+        Waits as long as QEMU lives. QEMU carries out commands in their order, even when it is late,
+        and a caller that gave up would not know the state of the machine.
         """
         return await self._execute(Command(command, arguments))
 
@@ -72,7 +72,7 @@ class Qmp:
         return await self._execute(Command(command, arguments, fd))
 
     def on_event(self, name: str, listener: Callable[[dict[str, Any]], None]) -> None:
-        """Have the data of each event of that name passed to the listener."""
+        """Call the listener with the data of each event of that name."""
         self._listeners.setdefault(name, []).append(listener)
 
     async def close(self) -> None:

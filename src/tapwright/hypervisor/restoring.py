@@ -1,6 +1,7 @@
-"""A guest on its way back from a template: its memory, and a QEMU that is told all beforehand.
+"""A guest that is being restored from a template: its memory, and a QEMU that has all commands from
+the beginning.
 
-Nothing here needs asyncio, so that the guest can come back while the supervisor loads it.
+Nothing here needs asyncio, so that QEMU restores the guest while the supervisor loads asyncio.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ CAPABILITIES = [
 
 
 class Holders(Protocol):
-    """Those who hold the memory of a template in a memfd: the others, and oneself."""
+    """The processes that hold the memory of a template in a memfd: others, and this one."""
 
     def paths(self) -> Iterable[str]:
         """Where memory may be found, as /proc/PID/fd/N."""
@@ -71,7 +72,7 @@ def begin(machine: Machine, template: Template, holders: Holders) -> Restoring:
 
 
 def memory_of(machine: Machine, template: Template, holders: Holders) -> SavedMemory:
-    """The memory that a guest is to be restored with. Raises DamagedError, OSError."""
+    """The memory from which QEMU restores a guest. Raises DamagedError, OSError."""
     if machine.has_private_memory:
         return SavedMemory(_sealed(template, holders), is_complete=True)
     return SavedMemory(_copied(machine, template), is_complete=True, is_own=True)

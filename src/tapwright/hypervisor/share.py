@@ -37,8 +37,8 @@ _ATTRIBUTES = mounts.NO_SETUID | mounts.NO_DEVICES | mounts.NO_EXECUTION | mount
 
 @dataclass
 class _Shown:
-    """Something in the share: what it is known by, None where it is nobody else's, and the
-    directories that have it."""
+    """A place in the share: its key, None where no other directory may use it, and the directories
+    that use it."""
 
     key: tuple[int, int] | None
     users: list[str]
@@ -46,8 +46,8 @@ class _Shown:
 
 @dataclass
 class Share:
-    """What is shared with one guest. `connection` leads to the daemon: QEMU's end of it. `stderr`
-    is what the daemon says, to be read, and closed, by who starts it."""
+    """The share of one guest. `connection` is QEMU's end of the daemon's socket. `stderr` is the
+    daemon's; whoever starts the daemon reads and closes it."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
@@ -90,12 +90,12 @@ class Share:
     def attach(
         self, directory: str, sources: Mapping[str, int], apart: Collection[str] = ()
     ) -> dict[str, str]:
-        """Show detached mounts as `directory/NAME`, beside what is there; all of them, or none.
-        Return the place of each: a directory that was there before has another name, and a file or
-        directory that is shown already has its place, so that all who have it have the same one,
-        unless it is to be `apart`.
+        """Show detached mounts as `directory/NAME`, beside those already there; all of them, or
+        none. Return the place of each: a directory that existed before has another name, and a file
+        or directory that is already shown keeps its one place for all its users, unless it must be
+        `apart`.
 
-        The descriptors stay the caller's, and are of no more use. Raises HypervisorError.
+        The descriptors stay the caller's, but can't be used again. Raises HypervisorError.
         """
         for name in (directory, *sources):
             _check_name(name)

@@ -3,7 +3,7 @@
 A guest starts from it as it was: with the pages of its memory, which all guests share until they
 write to them, and the state of its devices. One whose memory a vhost-user backend is to share has a
 copy of the pages. It was saved without a NIC, so each gets its own. What guests must not share is
-renewed: random numbers when the agent is greeted, clock and name when it is told.
+renewed: random numbers with the first message to the agent, clock and name by a request.
 
 Nobody but root can write to a template: QEMU gets its memory as a sealed memfd, and its state by a
 descriptor for reading.
@@ -144,7 +144,7 @@ async def _only_maker(store: Store, progress: Progress) -> AsyncIterator[int]:
                 if not waits:
                     progress("wait for a template that is being made")
                 waits = True
-                # Not in a thread: who is told to end while he waits would have to wait on.
+                # Not in a thread, which could not stop waiting when this process must end.
                 await asyncio.sleep(_PAUSE)
         yield fd
     finally:

@@ -43,7 +43,8 @@ RETRY_SECONDS = 600.0
 _UNUSED_SECONDS = 7 * 24 * 3600.0
 _NO_LIMIT = 1 << 63
 _USUAL_MIB, _LEFT_MIB = 128, 128
-"""What a template takes at most, but for what grows with its memory; what else is to be free."""
+"""What a template takes at most, apart from what grows with its memory; and what must stay free
+besides."""
 _PAGE = mmap.PAGESIZE
 
 Content = dict[str, Any]
@@ -189,7 +190,7 @@ class Store:
         return found
 
     def drop(self, key: str) -> None:
-        """Remove a template; those who are using it have what they need."""
+        """Remove a template; guests that use it have what they need."""
         grave = self._path / f"{_DROPPED}{key}-{os.getpid()}"
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._of(key).rename(grave)
@@ -198,8 +199,8 @@ class Store:
         shutil.rmtree(grave, ignore_errors=True)
 
     def lock(self) -> int:
-        """Open the directory, made where there is none, for flock(2): who makes a template holds
-        it. Raises OSError, HypervisorError."""
+        """Open the directory, made where there is none, for flock(2): the maker of a template holds
+        the lock. Raises OSError, HypervisorError."""
         self._check_place()
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_place()  # somebody may have made it at the same time
@@ -219,8 +220,8 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> list[str]:
-        """Remove what one who was killed has left of a template, unless somebody makes one now,
-        who does that himself; return the names of what is gone. Raises OSError."""
+        """Remove what a killed maker has left of a template, unless a process is making one now,
+        which removes it itself; return the names of what is gone. Raises OSError."""
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):

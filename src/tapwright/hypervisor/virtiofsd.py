@@ -62,8 +62,8 @@ _CAPABILITIES = (
 _PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 4
 
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
-# null, zero, full, random, urandom, tty, ptmx, which everybody may use on a host too; and what
-# marks a file as removed in a layer of overlayfs.
+# null, zero, full, random, urandom, tty, ptmx, which all users of a host may use; and what marks a
+# file as removed in a layer of overlayfs.
 _HARMLESS = (0x103, 0x105, 0x107, 0x108, 0x109, 0x500, 0x502, 0)
 _REAL_USER_STAYS = ((Check(0, (0xFFFFFFFF,)),),)
 _CLONE_THREAD, _CLONE_NAMESPACES, _CLONE_FS = 0x10000, 0x7E020080, 0x200
@@ -135,8 +135,8 @@ def is_in_c(program: str) -> bool:
 
 
 def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
-    """The program's arguments; it serves its root directory to who connects. More of the daemon's
-    are left out where they are of ours. Raises OSError."""
+    """The program's arguments; it serves its root directory to the process that connects. More of
+    the daemon's are left out where they are of ours. Raises OSError."""
     if is_in_c(program):
         cache = _CACHES_IN_C.get(daemon.cache, daemon.cache)
         options = f"sandbox=chroot,source=/,cache={cache},xattr,posix_acl"

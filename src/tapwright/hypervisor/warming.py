@@ -127,7 +127,7 @@ async def _exercise(agent: AgentClient, mac: str) -> None:
     await _follow_listeners(agent)
     await _load_probe(agent)
     await _run(agent, "ping", "-c", "1", "-W", "5", _HOST)
-    if has_ipv6:  # it may be told by its command line to have none
+    if has_ipv6:  # the guest's command line may turn it off
         await _run(agent, "ping6", "-c", "1", "-W", "5", _HOST6)
 
 
@@ -195,7 +195,7 @@ def _tap(netns_path: str) -> int:
 
 
 async def _follow_listeners(agent: AgentClient) -> None:
-    """Have the agent prepare for it, which takes longer than all that it does afterwards."""
+    """Let the agent prepare for it, which takes longer than all that the agent does afterwards."""
     told: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
 
     def take(frame: Frame) -> None:

@@ -23,7 +23,7 @@ TABLE_MODULES = ("kernel/net/ipv?/netfilter/*_tables", "kernel/net/bridge/netfil
 
 # What is loaded when something asks for it, as on a host. All that has to do with networks, but for
 # drivers of hardware that the machine can't have, and what programs in privileged containers mount.
-# Device nodes of these are made when the guest boots, for who opens one loads its module.
+# Device nodes of these are made when the guest boots, because opening one loads its module.
 DISK_MODULES = (
     *("kernel/net/*", "kernel/crypto/*", "kernel/arch/x86/crypto/*", "kernel/lib/ts_*"),
     *(

@@ -55,8 +55,8 @@ class Sandbox:
     """One virtual machine on its networks.
 
     Made by `run`, found by `find` or `tapwright.sandboxes()`. As a context manager it is deleted at
-    the end of the block. What is told of it is looked up when it is asked for. All that its methods
-    raise is a `tapwright.Error` with the `sandbox`'s id.
+    the end of the block. Each property is looked up when it is read. Its methods raise only
+    `tapwright.Error`, with the `sandbox`'s id.
     """
 
     def __init__(self, sandbox_id: str, root: str | Path | None = None) -> None:

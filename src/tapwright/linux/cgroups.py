@@ -1,8 +1,8 @@
 """Control groups, of version 1, 2 or both beside each other (cgroups(7)).
 
 A group is a path below the root of every hierarchy that is mounted. What a host has not (a
-hierarchy that is read-only, a controller that is not there) is told of, and passed over: a
-container runs without it.
+hierarchy that is read-only, a controller that is not there) becomes a warning, and is passed over:
+a container runs without it.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
 """Directories that are there whole or not at all. One is filled beside its place, and renamed to
-it; who renames first has the name. At its end it is renamed away, and then removed.
+it; the first process to rename has the name. At its end it is renamed away, and then removed.
 
 What a process leaves that is killed in between has its pid in the name, and is removed by the next,
 or by `sweep`.

@@ -1,7 +1,7 @@
 """Changes of files, told by the kernel with the process that made them (fanotify(7)).
 
-inotify(7) names no process, so one's own changes can't be told from those of others. Linux 5.9;
-needs CAP_SYS_ADMIN, and filesystems whose files have handles (name_to_handle_at(2)).
+inotify(7) names no process, so it can't tell our own changes from others'. Linux 5.9; needs
+CAP_SYS_ADMIN, and filesystems whose files have handles (name_to_handle_at(2)).
 """
 
 import os
@@ -45,7 +45,7 @@ class Change(NamedTuple):
 
 
 class Marks:
-    """Files and directories whose changes are told. Raises OSError."""
+    """Files and directories whose changes are reported. Raises OSError."""
 
     def __init__(self) -> None:
         self._fd = libc.syscall(_INIT, _FLAGS, 0)

@@ -29,7 +29,7 @@ def is_held(path: "Path") -> bool:
 
 
 def locked_within(fd: int, seconds: float) -> bool:
-    """Lock it for oneself; False when others have it for longer than that."""
+    """Lock it; False when others hold it for longer than that."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -43,7 +43,7 @@ def locked_within(fd: int, seconds: float) -> bool:
 
 
 def is_still(fd: int, path: "Path") -> bool:
-    """Whether what was opened is what the path leads to: who waits for a lock may get that of
+    """Whether the open file is still the one at the path: after a wait, the lock may be that of
     something that is gone."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))

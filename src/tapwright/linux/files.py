@@ -42,7 +42,7 @@ def replace(
 
 
 def sync(directory: "Path") -> None:
-    """Have the names in a directory outlast a loss of power (fsync(2)). Raises OSError."""
+    """Make the names in a directory outlast a loss of power (fsync(2)). Raises OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

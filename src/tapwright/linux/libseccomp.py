@@ -69,7 +69,7 @@ class Rules:
         return bool(token)
 
     def by_tree(self) -> None:
-        """Have a call found among many by a tree, where the library can do that (2.5)."""
+        """Let the filter find a call by a tree, where the library can do that (2.5)."""
         self._library.seccomp_attr_set(self._context, _OPTIMIZE, ctypes.c_uint32(_BY_TREE))
 
     def add(

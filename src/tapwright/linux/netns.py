@@ -39,7 +39,7 @@ def create(path: str) -> None:
 
 
 def bind(path: str, target: str) -> None:
-    """Have the namespace at `path` at `target`, too; `ip netns` lists it.
+    """Bind the namespace at `path` to `target`, too; `ip netns` lists it.
 
     Raises FileExistsError when the target is taken.
     """

@@ -27,7 +27,7 @@ def other_end(nl: Netlink, index: int, netns_fd: int) -> int:
 
 def number_of(nl: Netlink, netns_fd: int) -> int:
     """The number that this namespace has for the one that the descriptor is of, by which the other
-    ends of its interfaces are told (IFLA_LINK_NETNSID); negative where it has none. Raises
+    ends of its interfaces are reported (IFLA_LINK_NETNSID); negative where it has none. Raises
     NetlinkError."""
     operation = "find the number of a namespace"
     body = nl.get(operation, _RTM_GETNSID, _GENERAL + attribute(_NETNSA_FD, netns_fd))

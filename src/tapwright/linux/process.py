@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def die_with(parent: int) -> None:
-    """Have the calling process killed when its parent, of that pid, ends; for between fork and
-    exec. Ends the process when the parent has ended already."""
+    """Let the kernel kill the calling process when its parent, of that pid, ends; for between fork
+    and exec. Ends the process when the parent has ended already."""
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -33,7 +33,7 @@ def die_with_other(parent: int) -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Have the next process that the calling thread starts, within the block, be the first of a pid
+    """Make the next process that the calling thread starts, within the block, the first of a pid
     namespace of its own (pid_namespaces(7)). Start one there, and no thread. Raises OSError."""
     own = os.open("/proc/thread-self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:

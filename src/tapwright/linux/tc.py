@@ -215,7 +215,7 @@ def _add_qdisc(
         payload += nested(TCA_OPTIONS, options)
     operation = f"add {kind} qdisc to interface {index}"
     try:
-        # Without EXCL the kernel would change or replace what is there.
+        # Without EXCL the kernel would change or replace an existing object.
         flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
         nl.request(operation, RTM_NEWQDISC, payload, flags)
     except NetlinkError as error:

@@ -82,7 +82,7 @@ def create(name: str, index: int = 0) -> int:
 
 
 def keep(fd: int) -> None:
-    """Have the TAP of a descriptor stay when that is closed. Raises OSError."""
+    """Make the TAP of a descriptor stay when that is closed. Raises OSError."""
     fcntl.ioctl(fd, TUNSETPERSIST, 1)
 
 

@@ -321,7 +321,7 @@ class Following:
 
     def _doubt(self, index: int, before: Interface | None) -> None:
         """The guest's kernel drops entries when their interface is renamed, goes down, or loses an
-        address; and with an address the routes of others too that have it as their source."""
+        address; with an address, also routes of other interfaces that have it as their source."""
         self._table.doubt(index)
         if before:
             self._table.doubt_source({pack_address(one.address) for one in before.addresses})

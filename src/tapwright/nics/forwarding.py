@@ -251,7 +251,8 @@ class _Connection:
         self._waiting = bytearray()
         self._has_ended = False
         self._news = asyncio.Event()
-        # Whether both sides have closed it, and all that came is to be written; else it is reset.
+        # True where both sides have closed it, so that all that came must still be written; False
+        # where it is reset.
         self._over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def run(self, resets: "_Resets") -> None:

@@ -54,8 +54,8 @@ class GuestSettings:
             del self._of_interfaces[place]
 
     def of_interface(self, interface: Interface, name: str) -> list[Setting]:
-        """Those that its NIC, called so in the guest, is to be given, and has not been; they count
-        as given then."""
+        """The settings that its NIC, called so in the guest, still lacks; from then on they count
+        as given."""
         index = interface.link.index
         special = interface.special_settings
         given = {

@@ -58,8 +58,8 @@ class WaitingNic:
 
 @dataclass(frozen=True)
 class Listed:
-    """A NIC that the guest lists, with those of its addresses that are told, as ADDRESS/PREFIX;
-    `nic` is what the record has of it."""
+    """A NIC that the guest lists, with the addresses to report, as ADDRESS/PREFIX; `nic` is its
+    entry in the record."""
 
     name: str
     mac: str

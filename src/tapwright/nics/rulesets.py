@@ -11,9 +11,9 @@ alone, and what its programs have put into tables of nf_tables that came from he
 nf_tables has a number that changes with each change, so that a look is one short request where
 nothing has. The others have none, and are looked at by `LOOK_AGAIN_SECONDS` where there are any.
 
-Rules that the guest refuses are no small matter: who set them counts on them. So a sandbox that
-can't have them does not start (`required`), unless it may start without (`best-effort`). Afterwards
-the guest keeps those that it had.
+Whoever sets rules counts on them. So a sandbox whose guest refuses rules does not start
+(`required`), unless it may start without them (`best-effort`). When a running guest refuses new
+rules, it keeps those that it had.
 
 What is carried is in `carried_rules`, which is loaded only where there is anything.
 

@@ -6,7 +6,8 @@ container lives, `size` is its VM's size. What becomes of the configuration in t
 with `mounts`, `seccomp`, `sysctls`, `devices`, `net_devices`, `limits`, `memory`. On the host:
 `state` on disk, `cgroup` what the container may use, `oom` the report of a kill for memory,
 `statistics`, `hooks`, `log`. The shim, for which platforms wait, is `shim` (with `shim.sh`); its
-descriptors are `stdio` and `console`, and `view` is the files that one sees who joins it.
+descriptors are `stdio` and `console`, and `view` is the files that a process sees that joins the
+shim's mount namespace.
 
 What short verbs (state, kill, start) import counts: each call is a new process.
 """

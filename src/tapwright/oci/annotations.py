@@ -33,7 +33,7 @@ _OF_HYPERVISOR = frozenset(
     )
 )
 _OF_RUNTIME = frozenset(("disable_guest_seccomp", "internetworking_model"))
-"""Not `disable_new_netns`: to pass over the platform's network is for who runs the host."""
+"""Not `disable_new_netns`: only the host's administrator may pass over the platform's network."""
 _MOST_SERVERS, _MOST_WORDS, _WORD_CHARACTERS = 16, 64, 256
 _LEAST_CPUS = 0.25
 _MIB = 1 << 20

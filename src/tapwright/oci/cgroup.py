@@ -30,8 +30,8 @@ _OF_PODS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerTy
 def make(
     container: "Container", bundle: "Bundle", config: "Config", held: "Held", log: "Log"
 ) -> None:
-    """Make the container's group, which its state has before. What the host can't do
-    is told, and costs no container. Raises BundleError for what can't be a path, OSError."""
+    """Make the container's group, which its state names already. What the host can't do becomes a
+    warning, and no failure. Raises BundleError for a path that can't be one, OSError."""
     runtime = config.runtime
     try:
         path = cgroups.expanded(bundle.linux.get("cgroupsPath", ""))
@@ -160,7 +160,8 @@ def enter(container: "Container", pid: int) -> None:
 
 
 def of_sandbox(root: str, sandbox: str) -> str:
-    """The group that a platform's sandbox was told to join, for who knows its container no more."""
+    """The group that a platform's sandbox joined, for a caller that no longer knows its
+    container."""
     from tapwright.state import record
     from tapwright.state.registry import directory_of
 

@@ -42,8 +42,8 @@ def opened_for(path: str, size: "dict[str, int] | None") -> int:
 
 
 def make_raw(fd: int) -> "list[Any]":
-    """Have a terminal pass everything on as it is, for the guest's does all the rest; return what
-    it was set to before."""
+    """Make a terminal pass everything on unchanged, because the guest's terminal does the rest;
+    return its settings of before."""
     before = termios.tcgetattr(fd)
     mode = termios.tcgetattr(fd)
     mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)

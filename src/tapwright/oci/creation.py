@@ -185,10 +185,12 @@ class _Making:
                 )
 
     def _check_caller(self) -> None:
-        """What is called on behalf of a dead caller (containerd's `delete`) finds the container
-        locked, and waits; but it may have come before there was one."""
+        """A later call for a dead caller (containerd's `delete`) finds the container locked, and
+        waits; but it may have come before the container existed."""
         if self._wish.caller and os.getppid() != self._wish.caller:
-            raise ContainerStateError("who asked for the container died before it was made")
+            raise ContainerStateError(
+                "the process that asked for the container died before the container was made"
+            )
 
     def undo(self) -> None:
         """Take all back; what can't be is left to `delete`, which platforms call."""
@@ -211,8 +213,8 @@ class _Making:
         return found
 
     def _plan(self, configuration: "Config") -> "tuple[list[mounts.Shared], dict[str, Any]]":
-        """(what is to be shared, the guest's configuration): what can be known to be wrong is said
-        before anything is made."""
+        """(what the guest shares with the host, the guest's configuration). Mistakes that can be
+        known are raised before anything is made."""
         if net_devices.wanted(self._bundle) and configuration.runtime.disable_new_netns:
             raise BundleError(
                 "linux.netDevices: with disable_new_netns the container has no network namespace "
@@ -292,10 +294,10 @@ class _Making:
         self._held.save(self._container)
 
     def _tell_progress(self, text: str) -> None:
-        """What is told takes seconds, and a platform may give this call up: a template is made to
-        its end all the same."""
+        """Such a step takes seconds, and the platform may give this call up meanwhile. A template
+        is made to its end all the same."""
         self._log.fails_unless(
-            f"the platform gave up while Tapwright was at this, which takes seconds once: {text}; "
+            f"the platform gave up during a step that takes seconds, but only once: {text}; "
             "try again"
         )
 

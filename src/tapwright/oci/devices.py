@@ -35,8 +35,9 @@ _KEPT = ("path", "type", "major", "minor", "fileMode", "uid", "gid")
 
 
 def of_guest(wanted: "Iterable[Json]", mounts: "Sequence[Json]") -> "tuple[list[Json], list[str]]":
-    """(those to be made in the guest, the paths of those that can't be). `mounts` are the guest's:
-    a node is made in a filesystem of its own, for the host's would not have it."""
+    """(devices to make in the guest, paths of devices that can't be made). `mounts` are the
+    guest's: the guest makes a node only in a file system of its own, because the host's would
+    refuse it."""
     made, lacking = [], []
     for device in wanted:
         path = os.path.normpath(device["path"])

@@ -49,8 +49,8 @@ def configuration(
     log: "Log",
 ) -> "Json":
     """`rootfs` and the sources of `mounts` are paths in the guest, and so are those of namespaces
-    in `joined`, by type; `seccomp` is what the runtime is told of it (`oci.seccomp`). Raises
-    BundleError."""
+    in `joined`, by type; `seccomp` is the part of the runtime's configuration on it
+    (`oci.seccomp`). Raises BundleError."""
     _refuse(bundle)
     _warn(bundle, log)
     linux: Json = {

@@ -36,7 +36,7 @@ _NOT_RUNNING = "container not running"
 
 
 def start(root: str, container_id: str, log: Log) -> None:
-    """Have it execute its program. Raises ContainerStateError, and what the guest refuses with."""
+    """Execute the container's program. Raises ContainerStateError, and the guest's refusals."""
     held = state.hold(root, container_id, _LOCK_SECONDS)
     try:
         container = state.load(root, container_id)
@@ -62,29 +62,30 @@ def start(root: str, container_id: str, log: Log) -> None:
         held.release()
 
 
-def kill(root: str, container_id: str, number: int, everybody: bool) -> None:
-    """Send a signal to its process, or to `everybody` in it; 0 is none, and only looks.
+def kill(root: str, container_id: str, number: int, all_processes: bool) -> None:
+    """Send a signal to the container's process, or to `all_processes` in it; 0 sends nothing, and
+    only checks.
 
     Raises ContainerNotFoundError, ContainerStateError when it does not run.
     """
     container = state.load(root, container_id)
-    # Others of it may live on when its first process has ended, in a pid namespace that it shares.
-    if not everybody and not state.is_running(container):
+    # In a shared pid namespace, other processes may live on when the first one has ended.
+    if not all_processes and not state.is_running(container):
         raise ContainerStateError(_NOT_RUNNING)
     if not number:
         return
     try:
         sandbox = client.named(root, container.sandbox, _GUEST_SECONDS)
-        sandbox.call("signal_container", id=container_id, signal=number, all=everybody)
+        sandbox.call("signal_container", id=container_id, signal=number, all=all_processes)
     except TapwrightError as error:
         if _ends(container, _SETTLE_SECONDS):
-            if not everybody:
+            if not all_processes:
                 raise ContainerStateError(_NOT_RUNNING) from None
         elif isinstance(error, ContainerStateError | ContainerNotFoundError):
             # Its process has ended, but not all that it printed is written.
             raise ContainerStateError(_NOT_RUNNING) from None
         elif number == signal.SIGKILL and isinstance(error, AgentError | SandboxStateError):
-            # The guest does not answer. Without its shim the container is over for everybody.
+            # The guest does not answer. For the platform, the container ends with its shim.
             _kill_shim(container)
         else:
             raise
@@ -179,14 +180,14 @@ def _leave(sandbox: Supervisor, container_id: str) -> list[str]:
 
 
 def sync(sandbox: Supervisor, container: Container) -> None:
-    """Bring the guest to what the sandbox's network namespace is by now. Raises NetworkError."""
+    """Make the guest's network equal to the sandbox's network namespace. Raises NetworkError."""
     if container.netns:
         sandbox.call("sync", at_once=True)
 
 
 def _see_to_its_end(root: str, container: Container, sandbox: Supervisor, log: Log) -> None:
-    """Have the container deleted when it ends and its monitor is dead: who called `create`, and got
-    the shim as a child."""
+    """Arrange the container's deletion at its end when its monitor is dead. The monitor called
+    `create`, and got the shim as a child."""
     if state.parent_of(container.pid) != container.caller:
         return
     # Podman's conmon ends as the command that deletes. CRI-O's is done before; CRI-O deletes.

@@ -31,8 +31,8 @@ class Log:
             self._warnings.append(text)
 
     def fails_unless(self, text: str) -> None:
-        """Have an error in the file until this call comes to its end, for a platform that kills it
-        before that: containerd, when its patience is over."""
+        """Keep an error in the file until this call ends, for a platform that kills the call before
+        that, as containerd does at its time limit."""
         if self._path:
             self._take_back()
             self._ahead = self._write("error", [shown(text)])

@@ -1,10 +1,10 @@
 """Memory of the host that is a tmpfs of the guest instead: what a platform binds to a container's
 /dev/shm, and Kubernetes' emptyDir volumes of `medium: Memory`.
 
-Processes share memory by them, and the files of the host that a guest is shown are not that. So an
-empty tmpfs of the host becomes one of the guest, equal in size, owner and mode; containers of a
-sandbox that bind the same one have it in common. One that has files is in use on the host, and is
-shared with it like any other directory.
+Processes share memory by them, which files that the guest sees of the host can't do. So an empty
+tmpfs of the host becomes one of the guest, equal in size, owner and mode; containers of a sandbox
+that bind the same one share it. One that contains files is in use on the host, and the guest sees
+it like any other directory.
 
 A volume is known by its path, as Kata Containers does it (pkg/katautils: IsEphemeralStorage): a
 tmpfs mounted in a directory of that name.

@@ -67,12 +67,13 @@ class Shared:
         self.following = not _FOLLOWING.isdisjoint(options)
         self.overlay: list[str] = []
         self.is_apart = self.all_read_only or not self.recursive or name == ROOTFS
-        """Whether the guest is to have it in a place of its own, and not in that of others who have
-        this source: it has less below it, or only parts of it can be written to."""
+        """Whether the guest needs it in a place of its own, apart from other mounts of this source:
+        it has less below it, or only parts of it are writable."""
 
 
 def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared], "list[Json]"]:
-    """(what is to be shared, the mounts of the guest's configuration). Raises BundleError."""
+    """(what the guest shares with the host, the mounts of the guest's configuration). Raises
+    BundleError."""
     shared = [Shared(ROOTFS, bundle.rootfs, "/")]
     wanted = bundle.config.get("mounts", ())
     mounts = []

@@ -1,6 +1,6 @@
-"""Where the platform of a container looks when its memory was used up: in the control group that
-the container has on the host, and there nothing is killed. So it is told otherwise
-(`sandbox.oom_reports`), by what its monitor would do."""
+"""Reports of a kill for memory. A platform looks for one in the container's control group on the
+host, where nothing is killed. So the supervisor (`control.oom_reports`) reports it the way that the
+platform's monitor would."""
 
 import os
 
@@ -15,8 +15,8 @@ _ADDRESS = "TTRPC_ADDRESS"
 
 
 def of_caller(container_id: str, root: str, bundle: str, caller: int) -> "dict[str, Any]":
-    """What is wanted by who called this process, `caller`: conmon, containerd's shim (whose
-    environment is ours, and whose namespace is the last part of the root), or nobody."""
+    """The reports that the calling process (`caller`) wants: those of conmon, those of containerd's
+    shim (whose environment is ours, and whose namespace is the last part of the root), or none."""
     found: dict[str, Any] = {}
     command = state.command_of(caller)
     if os.path.basename(command[0] if command else "") == _MONITOR:

@@ -53,8 +53,8 @@ class Profile:
         """Raises BundleError for one that can't be had."""
         if given.get("listenerPath"):
             raise BundleError(
-                f"{_PLACE}.listenerPath: who listens there is a process of the host, and can't be "
-                "asked for calls that the kernel of a VM has stopped; use a profile without it"
+                f"{_PLACE}.listenerPath: its listener is a process of the host, which can't answer "
+                "for calls that the kernel of a VM has stopped; use a profile without it"
             )
         self.default = _action(given, "defaultAction", "defaultErrnoRet")
         self.architectures = _texts(given, "architectures")

@@ -45,10 +45,10 @@ def start(
 ) -> int:
     """Start it over the connection that `begin` returned; return its pid.
 
-    It has nothing open but the connection and the `terminal`, which becomes its `own` where it is
-    nobody else's: then it hears of changes of the size. It lives in the network namespace at
-    `netns`, and in the mount namespace `view` (`oci.view`), if they are given. `name` is for who
-    looks at the process. Raises ContainerStateError.
+    It has nothing open but the connection and the `terminal`. Where no other process has that
+    terminal as its own, it becomes the shim's `own`: then the shim hears of changes of the size. It
+    lives in the network namespace at `netns`, and in the mount namespace `view` (`oci.view`), if
+    they are given. `name` is what ps(1) shows. Raises ContainerStateError.
     """
     actions: list[Any] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),

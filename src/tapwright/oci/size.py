@@ -1,4 +1,4 @@
-"""How large a sandbox's VM is to be, from what its container, or its pod, may use.
+"""How large a sandbox's VM must be, from what its container, or its pod, may use.
 
 The guest's cgroups hold each container to its limit, so the VM need only be large enough. It is
 the configured size wherever the limit fits in; above that there are few sizes, powers of two, for

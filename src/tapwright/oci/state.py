@@ -41,10 +41,10 @@ class Container:
 
     `sandbox` is the id of its sandbox, which it `owns` or is a member of. `pid` is the shim's, 0
     until there is one, `pid_started` that process's start (clock ticks since the host's, `boot`);
-    `guest_pid` that of its process in the guest, `caller` the pid of who called `create`. `created`
-    as RFC 3339. `hooks` are those that are due: `poststart`, `poststop`. `cgroup` is the path of
-    its control group on the host, and `cgroup_kind` whose that is (`oci.cgroup`); `overhead` what
-    its VM may use beside it there: hundredths of a CPU, MiB, tasks.
+    `guest_pid` that of its process in the guest, `caller` the pid of the process that called
+    `create`. `created` as RFC 3339. `hooks` are those that are due: `poststart`, `poststop`.
+    `cgroup` is the path of its control group on the host, and `cgroup_kind` whose that is
+    (`oci.cgroup`); `overhead` what its VM may use beside it there: hundredths of a CPU, MiB, tasks.
     """
 
     def __init__(self, **saved: "Any") -> None:
@@ -172,7 +172,7 @@ def listing(root: str) -> list[Container]:
         try:
             found.append(load(root, name))
         except (ContainerNotFoundError, ContainerStateError):
-            continue  # just deleted; a damaged one is told of where it is asked for
+            continue  # just deleted; a damaged one is reported when it is asked for
     return found
 
 

@@ -51,8 +51,8 @@ def of_process(process: "dict[str, Any]", console_socket: str, detached: bool) -
 
 
 def _usable(fd: int, access: int) -> int:
-    """A copy of a descriptor of ours; of the null device where it is closed, or can't be used that
-    way, as platforms have it."""
+    """A copy of one of our descriptors; of the null device where it is closed, or can't be used
+    that way, as with runc."""
     try:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if flags & os.O_ACCMODE in (access, os.O_RDWR):

@@ -1,4 +1,4 @@
-"""A container's files, for who joins the mount namespace of the process that platforms know.
+"""A container's files, for a process that joins the mount namespace of the shim.
 
 `podman cp` does, to find a running container's files as they are mounted, and works on `/`, which
 must not be the host's. What the guest alone has mounted (tmpfs, proc) is not there, nor is an

@@ -56,8 +56,8 @@ os._exit(0)
 
 
 def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = ()) -> None:
-    """Have a process do some `work` of `background`, which goes on whatever becomes of this one.
-    It gets copies of the descriptors, as 3, 4, … Raises OSError."""
+    """Start a process for some `work` of `background`, which goes on whatever becomes of this
+    process. It gets copies of the descriptors, as 3, 4, … Raises OSError."""
     # The process that forks has loaded what the forked one needs.
     import signal
 
@@ -80,8 +80,8 @@ def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = (
         if not pid:
             try:
                 signal.set_wakeup_fd(-1)  # by which the caller would take our signals for its own
-                # Before anything else, even before it is another program: who removes the group
-                # would find it there, or half out; what the group may use is the sandbox's.
+                # Before anything else, even before exec: else the remover of the group would find
+                # the process in it, or half out; and the group's limits are for the sandbox.
                 cgroups.enter(top)
                 _go_on_alone(command, places)
             finally:

@@ -50,12 +50,12 @@ def run(
     """Make a sandbox; return when its guest is on its networks.
 
     A namespace that is given as /proc/PID/ns/net is bound in /run/netns under the sandbox's name,
-    and so is there until the sandbox goes.
+    so it exists until the sandbox goes.
 
-    `warn` is told, a line each, what went another way than was wanted. `started` (monotonic clock)
-    is where its phases are counted from; `launch` a supervisor that was started before. `waiting`
-    is told of each supervisor that is waited for: when its socket is shut down, it takes everything
-    back. When it fails, all that was made has been taken back. Raises UsageError,
+    `warn` gets a line for each thing that went otherwise than asked for. Phases count from
+    `started` (monotonic clock); `launch` is a supervisor that was started before. `waiting` gets
+    each supervisor for which this call waits; the supervisor takes everything back when that socket
+    is shut down. After a failure all that was made has been taken back. Raises UsageError,
     SandboxExistsError, and what `Bringup.run` does.
     """
     ids.check(sandbox_id)

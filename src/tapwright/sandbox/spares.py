@@ -71,7 +71,7 @@ def take(root: str | Path, spec: Spec) -> Waiting | None:
 
 
 def refill(journal: Journal) -> None:
-    """Have a spare made in the background, unless there are as many as there are to be."""
+    """Start to make a spare in the background, unless there are enough."""
     spec, root = journal.record.spec, journal.directory.parent.parent
     if (
         not _is_possible(spec)
@@ -83,8 +83,8 @@ def refill(journal: Journal) -> None:
 
 
 def begin(root: str | Path, spec: Spec, at_once: bool = False) -> None:
-    """Have a process begin with a spare for such sandboxes, unless there are enough; `at_once`, or
-    when the host has nothing better to do. Raises OSError."""
+    """Start a process that makes a spare for such sandboxes, unless there are enough: `at_once`, or
+    when the host is idle. Raises OSError."""
     order = {"root": str(root), "spec": written_spec(_plain(spec)), "at_once": at_once}
     in_background("spare", order)
 
@@ -153,9 +153,8 @@ def drop(root: str | Path) -> list[str]:
 
 
 def key_of(spec: Spec) -> str:
-    """What is the same for all sandboxes that a spare could serve: all of the guest, the program
-    that is its supervisor, and what that has inherited from who made it, and another would from
-    this process."""
+    """A name for all sandboxes that a spare can serve: the same guest, the same program as
+    supervisor, and the same inheritance from the process that started the supervisor."""
     guest = [written_machine(spec.machine), spec.template]
     program = [tapwright.__version__, tapwright.__file__]
     content = json.dumps([program, _inherited(), guest], sort_keys=True).encode()

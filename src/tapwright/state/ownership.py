@@ -204,8 +204,8 @@ def is_still_there(entry: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _claiming(sandboxes: Path) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
-    """Be the only one who enters something that others may have; gives the journals' entries of all
-    sandboxes, each with the id of its sandbox. Raises SandboxStateError."""
+    """Be the only process that enters something that other sandboxes may hold; yields the journal
+    entries of all sandboxes, each with the id of its sandbox. Raises SandboxStateError."""
     journals = _Journals(sandboxes)
     # Before anybody has to wait for us: it takes long where there are many.
     for _ in journals.entries():

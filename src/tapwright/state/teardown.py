@@ -58,7 +58,7 @@ def _take_back(journal: Journal, trace: plugin_runs.Trace) -> list[str]:
 
 
 def undo(entry: dict[str, Any], trace: plugin_runs.Trace | None = None) -> None:
-    """Undo one entry, which stays in the journal; `trace` is told of CNI plugins that ran. Raises
+    """Undo one entry, which stays in the journal; `trace` gets each run of a CNI plugin. Raises
     OSError, CniError, ExceptionGroup, SandboxStateError for one that another version made, KeyError
     where something is missing."""
     if kinds.is_endpoint(entry):

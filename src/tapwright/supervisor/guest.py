@@ -78,8 +78,8 @@ class Guest:
             await asyncio.gather(answered, ended, return_exceptions=True)
 
     async def begin_anew(self) -> None:
-        """Have a guest that was restored ahead draw its random numbers from a new seed; nobody in
-        it has begun anything. Raises AgentError."""
+        """Give a guest that was restored ahead a new seed for its random numbers, before any
+        program runs in it. Raises AgentError."""
         await self.agent.renew(_RESTORE_SECONDS)
         if self.agent.facts.get("reseeded") is not True:
             raise AgentError("its random numbers would be those of another guest")
@@ -111,7 +111,7 @@ class Starter:
         return restored or await self.boot(machine)
 
     def take(self, prepared: Prepared) -> Guest:
-        """Have a guest that was there before."""
+        """Take the guest of a spare."""
         guest = self._guest_of(prepared.qemu, prepared.agent)
         guest.interfaces.expect(prepared.nic)
         return guest

@@ -62,7 +62,7 @@ class HostKernel:
             await asyncio.gather(task, return_exceptions=True)
 
     async def look(self) -> None:
-        """Have the guest follow what has changed. Raises AgentError, AgentRefusedError."""
+        """Carry what has changed into the guest. Raises AgentError, AgentRefusedError."""
         await self._change_settings()
         await self._set_clock()
 

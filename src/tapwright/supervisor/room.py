@@ -164,7 +164,7 @@ class Room:
         return warnings
 
     async def _use(self, memory: int, cpus: int) -> None:
-        """Have the guest use so many CPUs, and wait until it has so much memory."""
+        """Make the guest use so many CPUs, and wait until it has so much memory."""
         seconds = min(_TAKE_SECONDS + memory / MIB / _MIB_A_SECOND, _MOST_SECONDS)
         await self._agent.call(requests.take_room(memory, cpus, seconds), seconds + 5)
 
@@ -184,7 +184,7 @@ class Room:
             await asyncio.gather(using, refused, return_exceptions=True)
 
     async def _shrink(self) -> list[str]:
-        """Have the guest give back what nobody needs; return what it has kept, in words."""
+        """Make the guest give back what no container needs; return what it has kept, in words."""
         size, _ = self._wanted()
         growth, refused = self._growth, set[str]()
         found = []

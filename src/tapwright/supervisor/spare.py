@@ -1,5 +1,5 @@
-"""A spare: a supervisor whose guest was restored ahead, has a NIC, and has answered, and that waits
-to be told of a sandbox. Then it is that one's supervisor, and nothing else any more.
+"""A spare: a supervisor that waits for a sandbox. Its guest was restored ahead, has a NIC, and has
+answered. When a sandbox takes the spare, it becomes that sandbox's supervisor.
 
 It waits at low priority, in no control group, and is the first that the host's kernel kills for
 want of memory. It ends when nobody wants it for a while, and when the template or the configuration
@@ -85,7 +85,7 @@ def main(order: dict[str, Any]) -> None:
 
 
 def _stand_back(nice: int, oom_score: str, others: Sequence[int] = ()) -> None:
-    """Have so low a priority, this process and others, with all their threads."""
+    """Set the priority of this process and others, with all their threads."""
     pids = [os.getpid(), *others]
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ def _available_mib() -> int:
 
 
 class _Holders:
-    """Like those of a sandbox; and what is held is remembered, for the sandbox to come."""
+    """Like those of a sandbox; remembers what is held, for the sandbox that takes the spare."""
 
     def __init__(self, directory: Path) -> None:
         from tapwright.supervisor.prelude import Holders
@@ -138,7 +138,7 @@ class _Holders:
 
 
 async def _prepared_in_time(spec: Spec, directory: Path) -> "Prepared | None":
-    """Raises TimeoutError; what is there of it ends with this process."""
+    """Raises TimeoutError; what has been made by then ends with this process."""
     async with asyncio.timeout(_PREPARE_SECONDS):
         return await _prepared(spec, directory)
 
@@ -197,7 +197,8 @@ class _Waiting:
         self._configuration = _configuration(spec.configuration)
 
     async def told(self) -> Told | None:
-        """Wait for who takes it, and what he says. None when it is to end."""
+        """Wait for the process that takes the spare, and for its message. None when the spare must
+        end."""
         loop = asyncio.get_running_loop()
         taken = asyncio.create_task(self._taken())
         ended = asyncio.create_task(self._prepared.qemu.wait())
@@ -216,7 +217,7 @@ class _Waiting:
         return await _told(connection) if connection else None
 
     async def _taken(self) -> socket.socket | None:
-        """The first who comes; None when the guest is of no use any more."""
+        """The first caller; None when the guest is of no use any more."""
         loop = asyncio.get_running_loop()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with listener:
@@ -232,7 +233,7 @@ class _Waiting:
                         connection, _ = await loop.sock_accept(listener)
                 except TimeoutError:
                     continue
-                # With the listener all others who have come are turned away.
+                # Closing the listener refuses all other callers.
                 if self._is_sound() and _told_yours(connection):
                     return connection
                 connection.close()
@@ -261,7 +262,7 @@ class _Waiting:
 
 
 def _told_yours(connection: socket.socket) -> bool:
-    """Whether who came is still there."""
+    """Whether the caller is still there."""
     try:
         return connection.send(spares.YOURS) == len(spares.YOURS)
     except OSError:
@@ -269,7 +270,7 @@ def _told_yours(connection: socket.socket) -> bool:
 
 
 async def _told(connection: socket.socket) -> Told | None:
-    """What who takes it says; None when he has thought better of it."""
+    """The message of the caller that takes the spare; None when the caller has hung up."""
     from tapwright.control.stdio import ready
 
     try:
