@@ -8,10 +8,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from tapwright.diagnosis import live
 from tapwright.diagnosis.live import Live
 from tapwright.diagnosis.way import Picture
 from tapwright.errors import SandboxNotFoundError
+from tapwright.metrics import serving
 from tests.diagnosis import pictures
 
 pytestmark = pytest.mark.unit
@@ -107,7 +107,7 @@ def test_connections_are_bounded(served: Live) -> None:
     with ExitStack() as stack:
         held = [
             stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
-            for _ in range(live.MOST_CONNECTIONS)
+            for _ in range(serving.MOST_CONNECTIONS)
         ]
         # One that sends half a request keeps its place for a while, the next one is hung up on.
         for one in held:

@@ -1,28 +1,26 @@
-"""A page that refreshes itself: a server on the loopback interface, under a path that nobody can
-guess, for as long as somebody waits.
+"""A page that refreshes itself: a server on the loopback interface, as long as the command runs.
 
-What it shows is root's to know. So nobody else on the machine is to find it, who has not the
-address; and no page of another site that a browser has open (which can connect to the loopback
-interface, under a name of its own): the header Host must be the server's.
+Only root may see the page. So its path can't be guessed: other users of the machine can't find it
+without the address. And the header Host must be the server's: a page of another site that a browser
+has open can connect to the loopback interface, but under a name of its own.
 """
 
 import functools
 import hmac
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from tapwright.diagnosis import page
 from tapwright.diagnosis.way import Picture
 from tapwright.errors import TapwrightError
+from tapwright.metrics.serving import BoundedServer
 
 ADDRESS = "127.0.0.1"
-MOST_CONNECTIONS = 16
 SECONDS = 10.0
 """That a client has for a request."""
 _AT_LEAST = 1.0  # seconds from one look to the next, however many look
@@ -40,7 +38,7 @@ class Live:
         self._lock = threading.Lock()
         self._seen: Sequence[Picture] = ()
         self._when = -_AT_LEAST
-        self._server = _Server((ADDRESS, 0), functools.partial(_Handler, self))
+        self._server = BoundedServer((ADDRESS, 0), functools.partial(_Handler, self))
         self.host = f"{ADDRESS}:{self._server.server_address[1]}"
 
     @property
@@ -70,33 +68,6 @@ class Live:
                 self._seen = self._look()
                 self._when = time.monotonic()
             return self._seen
-
-
-class _Server(ThreadingHTTPServer):
-    """Of bounded size: who connects beyond that is hung up on."""
-
-    daemon_threads = True
-    request_queue_size = MOST_CONNECTIONS
-
-    def __init__(self, *arguments: Any) -> None:
-        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        super().__init__(*arguments)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a client that went away, or was too slow
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

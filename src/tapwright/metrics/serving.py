@@ -2,6 +2,7 @@
 
 import http.server
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,24 +10,20 @@ from typing import Any
 from tapwright.metrics import exposition
 from tapwright.metrics.exposition import Family
 
-_MOST_CONNECTIONS = 16
+MOST_CONNECTIONS = 16
 _IDLE_SECONDS = 5.0
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Listens at an address; each scrape calls `collect`, one at a time. At most so many clients
-    are heard at once, each for a request."""
+class BoundedServer(http.server.ThreadingHTTPServer):
+    """Serves `MOST_CONNECTIONS` clients at once, and hangs up on others."""
 
     daemon_threads = True
-    block_on_close = False
+    request_queue_size = MOST_CONNECTIONS
 
-    def __init__(self, address: str, port: int, collect: Callable[[], list[Family]]) -> None:
+    def __init__(self, *arguments: Any) -> None:
         """Raises OSError."""
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.collect = collect
-        self.collecting = threading.Lock()
-        self._room = threading.BoundedSemaphore(_MOST_CONNECTIONS)
-        super().__init__((address, port), _Handler)
+        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__(*arguments)
 
     def server_bind(self) -> None:
         # Without what HTTPServer does: it looks the host's name up.
@@ -47,7 +44,19 @@ class Server(http.server.ThreadingHTTPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
+        if not isinstance(sys.exception(), OSError):  # a client that went away, or was too slow
+            super().handle_error(request, client_address)
+
+
+class Server(BoundedServer):
+    """Listens at an address; each scrape calls `collect`, one at a time."""
+
+    def __init__(self, address: str, port: int, collect: Callable[[], list[Family]]) -> None:
+        """Raises OSError."""
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.collect = collect
+        self.collecting = threading.Lock()
+        super().__init__((address, port), _Handler)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
