@@ -16,7 +16,7 @@ def shown(text: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Without anything that a terminal would obey; what it could not print is escaped as in
+    """The text without control characters for a terminal; unprintable characters are escaped as in
     Python."""
     if text.isprintable():
         return text

@@ -208,7 +208,7 @@ def test_a_kernel_that_qemu_can_not_read(open_place: Path, closed: str, linked: 
         assert found.state == OK
         return
     assert found.state == PROBLEM
-    assert f"{named} can't be read by QEMU's user, who is not root: it is closed" in found.found
+    assert f"{named} can't be read by QEMU's user, which is not root: it is closed" in found.found
     carry_out(found)
     assert findings(config)["guest image"].state == OK
 

@@ -74,7 +74,7 @@ def capture(
     begun: Callable[[], object] = lambda: None,
 ) -> Summary:
     """Capture until `seconds` have passed, the file would have more than `most_bytes`, a signal
-    comes (INT, TERM, HUP), or nobody is left to listen; the file is whole then.
+    comes (INT, TERM, HUP), or no point is left to listen at; the file is whole then.
 
     `write` takes all bytes that it is given; `begun` is called when every point listens. To be
     called from the main thread. Raises NetworkError; AgentError and SandboxStateError where the

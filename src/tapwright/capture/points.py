@@ -42,7 +42,7 @@ class Point:
 
 
 def of_sandbox(record: Record, wanted: Collection[str] = (), nic: str = "") -> list[Point]:
-    """Those of all NICs, or of one; everywhere, or at the places that are `wanted`.
+    """The points of all NICs, or of one; all, or those at the `wanted` places.
 
     Raises UsageError for a NIC that is not there, and a place where there is nothing to see;
     NetworkError.

@@ -28,7 +28,7 @@ def network(arguments: argparse.Namespace, any_version: bool = False) -> "Networ
 
 
 def attachment(arguments: argparse.Namespace) -> "Attachment":
-    """As cnitool has it, down to the container id (cnitool/cmd/root.go)."""
+    """The attachment that cnitool would make, down to the container id (cnitool/cmd/root.go)."""
     from tapwright.cni import Attachment
 
     netns = os.path.abspath(arguments.netns)
@@ -74,7 +74,7 @@ def _capability_args(text: str) -> dict[str, Any]:
 
 
 def runtime(arguments: argparse.Namespace, trace: "Trace | None" = None) -> "Runtime":
-    """With the plugin path and cache that options, environment and configuration say."""
+    """A runtime with the plugin path and cache of options, environment and configuration."""
     from tapwright.cni import Runtime
 
     configured = _configured(arguments)

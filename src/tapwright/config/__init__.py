@@ -71,7 +71,7 @@ def load(path: str | None = None) -> "Config":
 
 
 def read(path: str | None = None) -> "Config":
-    """The same, whatever conflicts in it. Raises ConfigError."""
+    """Read the configuration without the check for conflicts. Raises ConfigError."""
     from tapwright.config import reading
     from tapwright.config.sections import Config
 

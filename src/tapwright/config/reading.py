@@ -1,5 +1,5 @@
-"""From the text of a file to a Config: types and values checked, unknown keys told with the key
-that may have been meant."""
+"""From the text of a file to a Config: checks types and values, and reports unknown keys with the
+key that may have been meant."""
 
 import math
 import os
@@ -38,8 +38,8 @@ def parse(files: Sequence[tuple[str, bytes]]) -> Config:
 
 
 def overridden(config: Config, section: str, values: Mapping[str, tuple[str, Any]]) -> Config:
-    """The configuration with other values of a section: for each key who says so, and the value as
-    it would be in a file. Raises ConfigError."""
+    """The configuration with other values of a section: for each key their source, and the value as
+    in a file. Raises ConfigError."""
     if not values:
         return config
     attribute, _ = SECTIONS[section]

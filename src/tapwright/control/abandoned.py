@@ -1,9 +1,9 @@
-"""Containers that nobody will delete.
+"""Containers that no monitor will delete.
 
-A platform leaves a monitor beside each container (conmon, containerd's shim), which hears of its
-end and has it deleted. When that was killed, podman 4.3 takes the container off its list, and never
-calls `delete`. So the supervisor has it called, as soon as the container has ended, or its bundle
-is gone.
+A platform leaves a monitor beside each container (conmon, containerd's shim), which learns of the
+container's end and has the platform delete it. When the monitor was killed, podman 4.3 takes the
+container off its list, and never calls `delete`. So the supervisor starts `delete` as soon as the
+container has ended, or its bundle is gone.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 
 
 class Abandoned:
-    """Those of a sandbox. What is watched stays so until its process has ended, and its monitor
-    where that deletes."""
+    """The abandoned containers of a sandbox. Each is watched until its process has ended, and its
+    monitor where the monitor deletes."""
 
     def __init__(self) -> None:
         self._watching: set[asyncio.Task[None]] = set()

@@ -1,6 +1,5 @@
-"""Containers in a sandbox's guest: what the control socket can be asked of them.
-
-Runs in the supervisor. What comes from the guest is checked here: whoever asks can rely on it.
+"""Containers in a sandbox's guest: the requests of the control socket about them. Runs in the
+supervisor. This module checks what comes from the guest, so callers can rely on it.
 """
 
 import re

@@ -15,7 +15,7 @@ Route = dict[str, Any]
 
 
 async def listing(agent: AgentClient) -> list[Route]:
-    """As the agent lists them. Raises AgentError."""
+    """The guest's routes, as the agent lists them. Raises AgentError."""
     return [
         route
         for route in await agent.listing("routes")
@@ -39,7 +39,7 @@ async def remove(agent: AgentClient, patterns: Iterable[RouteRequest]) -> None:
 
 
 async def update(agent: AgentClient, wanted: Iterable[RouteRequest]) -> list[Route]:
-    """Make the routes those wanted, but for the kernel's; return what there is then.
+    """Make the wanted routes the guest's, but for the kernel's; return the routes afterwards.
 
     After a failure the routes are as before. Raises AgentError.
     """

@@ -1,7 +1,7 @@
-"""What the host changes in the files that containers have: noticed here, and told to the guest.
+"""Notices what the host changes in containers' files, and reports it to the guest.
 
-The guest's kernel hears of none of it: see `agent.guest.shared_files`. What the share's daemon
-changes, it changes for the guest, which knows. Runs in the supervisor.
+The guest's kernel does not see such changes: see `agent.guest.shared_files`. The share's daemon
+changes files for the guest, which knows of those. Runs in the supervisor.
 """
 
 import asyncio
@@ -47,8 +47,8 @@ class HostChanges:
         self._mirrored: set[str] = set()
 
     async def follow(self, places: Sequence[str]) -> list[str]:
-        """Follow what changes in these places, too. Return those of them that the guest has copies
-        of, from which containers are to have them. Raises AgentError."""
+        """Follow changes in these places, too. Return those of which the guest has copies, which
+        its containers must use. Raises AgentError."""
         new = [place for place in places if place not in self._places]
         self._places.update(new)
         if new and self._marks is None:
@@ -77,7 +77,7 @@ class HostChanges:
 
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
-        """With changes being told, for the length of the block."""
+        """Report changes to the guest for the length of the block."""
         telling = asyncio.create_task(self._tell())
         try:
             yield

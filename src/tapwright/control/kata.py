@@ -103,7 +103,7 @@ def written_listing(listed: Listed, machine_type: str) -> dict[str, Any]:
 
 
 def written_short(listed: Listed) -> dict[str, Any]:
-    """The same in openEuler's short form."""
+    """A listed NIC in openEuler's short form."""
     return {"name": listed.name, "mac": listed.mac, "ip": listed.addresses, "mtu": listed.mtu}
 
 

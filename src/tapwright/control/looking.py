@@ -57,8 +57,8 @@ class Looking:
     async def queues(self) -> dict[str, Any]:
         """What QEMU says of its NICs' filters (`filters`: query-rx-filter), and of each virtio-net
         device (`devices`, by its path): `status` and `queues`, as x-query-virtio-status and
-        x-query-virtio-queue-status tell of them (QEMU 7.2 or newer; of others there are none).
-        Raises HypervisorError, also when QEMU does not answer."""
+        x-query-virtio-queue-status return them (QEMU 7.2 or newer; empty for older ones). Raises
+        HypervisorError, also when QEMU does not answer."""
         try:
             return await self._patiently("queues", self._queues)
         except TimeoutError:

@@ -31,8 +31,8 @@ _STREAM = 1
 
 
 class OomReports:
-    """Those of one container. `wanted` may have `files` (paths that are to be made) and
-    `containerd` (`address`, `namespace`, `container`). Raises UsageError."""
+    """The reports of one container. `wanted` may have `files` (paths to make) and `containerd`
+    (`address`, `namespace`, `container`). Raises UsageError."""
 
     def __init__(self, wanted: Any) -> None:
         if not _is_proper(wanted):
@@ -53,7 +53,7 @@ class OomReports:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def settle(self) -> None:
-        """When all has been told that there is to tell."""
+        """Wait until all reports have been made."""
         await self._tell()
 
     async def _tell(self) -> None:

@@ -134,7 +134,7 @@ class Operations:
         return kata.written_interface(nic, self._spec.machine.machine_type)
 
     def _in_turn(self, operation: Operation) -> Operation:
-        """The operation when the ones before it are done, and nobody waiting for it in vain.
+        """The operation after those before it, with a bound on the time that its caller waits.
 
         A request that QEMU does not answer goes on in its turn, because QEMU may carry it out yet;
         only its caller stops waiting.

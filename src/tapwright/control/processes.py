@@ -3,14 +3,14 @@
 `create_container` (`id`, `config`: a whole config.json, `terminal`, `oom`: `OomReports`) makes a
 container, of which the connection has the first process; `exec_container` (`id`, `process`: an OCI
 process object, `terminal`) runs another one. With the request come descriptors: stdin, stdout and
-stderr, or one for all of them with a `terminal`. The supervisor passes on what comes and goes, so
-nothing of it is in the hands of the process that asked.
+stderr, or one for all of them with a `terminal`. The supervisor passes the data on, so the process
+that asked need not.
 
-What is said on the connection is JSON, one object a line. To the client:
+Messages on the connection are JSON, one object a line. To the client:
 
-    {"created": {"pid": N}}     or for exec_container `started`; the pid is the guest's
-    {"exited": {"status": N}}   or {"signal": N}: when all output has been written
-    {"failed": "why", "kind": "ContainerError"}   it did not start, or nobody knows how it ended
+    {"created": {"pid": N}}     or for exec_container `started`; the pid is the guest's {"exited":
+    {"status": N}}   or {"signal": N}: when all output has been written {"failed": "why", "kind":
+    "ContainerError"}   it did not start, or its end is unknown
 
 From the client: {"signal": N} and {"resize": [rows, columns]}. When the client hangs up the process
 is killed, and with the first one its container is deleted.

@@ -1,15 +1,14 @@
-"""The control socket: what a running sandbox can be asked.
+"""The control socket: it takes requests to a running sandbox.
 
 A connection begins with one JSON object on a line, the request: `op`, and its arguments. With the
 line may come descriptors (unix(7), SCM_RIGHTS). The line has at most `wire.MAX_REQUEST` bytes, and
 has to come within a minute. The answer is a REPLY or ERROR in frames of `agent.protocol`, session 0
-and stream 0; so are requests answered that break a rule. What has begun is done to its end, also
-when the client hangs up; what the guest has got of a request is not kept here.
+and stream 0, also to a request that breaks a rule. A request that has begun is carried out to its
+end, even when the client hangs up. The supervisor does not keep what it has sent to the guest.
 
 For `exec` and `probe` (fields as in the agent's request) frames go both ways until then; credit
 flows from end to end, so the supervisor never holds more than a window. A client that hangs up ends
-its command.
-What is said on the connections of containers: `control.containers`.
+its command. `control.processes` describes the messages on the connections of containers.
 """
 
 import asyncio
@@ -48,8 +47,8 @@ _ANOTHER_VERSION = (
 
 
 class ControlRequest(NamedTuple):
-    """A request, and the connection on which it goes on. Descriptors that nobody takes out of the
-    list are closed."""
+    """A request, and the connection on which it goes on. Descriptors that no operation takes out of
+    the list are closed."""
 
     op: str
     arguments: dict[str, Any]
@@ -240,8 +239,8 @@ async def _receive(
 
 
 async def _refuse(connection: socket.socket, error: protocol.ProtocolError) -> None:
-    """Answer a client that may still be sending. When a socket is closed with something unread in
-    it, its other end is reset: so what comes is read and thrown away, for a while."""
+    """Answer a client that may still be sending. A socket that closes with unread data resets its
+    other end, so this reads and discards what comes, for a while."""
     _log.warning("a request was refused: %s", error)
     loop = asyncio.get_running_loop()
     with contextlib.suppress(TimeoutError, ConnectionError):

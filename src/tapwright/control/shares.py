@@ -63,7 +63,7 @@ class Shares:
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """With what the host does to what is shared followed, for the length of the block."""
+        """Follow the host's changes in shared files for the length of the block."""
         if self._share is None or self._changes is None:
             yield
             return

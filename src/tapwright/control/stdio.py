@@ -23,9 +23,8 @@ _PTMX = os.makedev(5, 2)  # Documentation/admin-guide/devices.txt
 
 
 class Channel:
-    """One descriptor, which it takes over. For use by one reader or one writer, in one event loop.
-
-    A descriptor that can't be read is at its end; to write where it can't be raises OSError.
+    """One descriptor, which it takes over; for one reader or one writer, in one event loop. Reading
+    an unreadable descriptor finds its end; writing to an unwritable one raises OSError.
     """
 
     def __init__(self, fd: int, writing: bool) -> None:
@@ -51,17 +50,16 @@ class Channel:
             return b""
 
     async def write(self, data: bytes) -> None:
-        """All of the data. Raises OSError: BrokenPipeError when nobody reads it, or a terminal has
-        hung up."""
+        """Write all of the data. Raises OSError: BrokenPipeError when the reader is gone, or a
+        terminal has hung up."""
         view = memoryview(data)
         while view:
             view = view[await self._when_ready(partial(self._write, view)) :]
 
     @property
     def has_hung_up(self) -> bool:
-        """Whether it was a terminal's, and nobody has the other side of that any more.
-
-        Who reads hears of it before the terminal ceases to be one (pty_close in drivers/tty/pty.c).
+        """Whether it was a terminal whose other side is closed. A reader learns of that before the
+        terminal ceases to be one (pty_close in drivers/tty/pty.c).
         """
         if not self._is_terminal:
             return False

@@ -86,7 +86,7 @@ def _is_somebodys(entry: Entry, facts: entries.RouteFacts, metric: int) -> bool:
 
 
 def rules(found: Iterable[Entry]) -> list[Entry]:
-    """Those that no namespace begins with; and those that all begin with and this one has not."""
+    """The rules that no new namespace has; and those that every new one has and this one lacks."""
     given = list(found)
     missing = []
     for family in entries.FAMILIES:

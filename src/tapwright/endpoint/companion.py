@@ -41,7 +41,7 @@ class WithCompanion:
 
     @property
     def name(self) -> str:
-        """Of the device beside it."""
+        """The name of the device beside the interface."""
         return name_of(self.index)
 
     def set_mtu(self, mtu: int) -> None:
@@ -72,8 +72,8 @@ class WithCompanion:
         return link
 
     def add_tap(self, nl: Netlink, link: Link) -> tuple[int, int]:
-        """Make a TAP, which lives as long as somebody holds its descriptor, in the calling
-        thread's namespace; return descriptor and index. Raises NetworkError; nothing is left then.
+        """Make a TAP in the calling thread's namespace, which lives as long as its descriptor is
+        open; return descriptor and index. Raises NetworkError, and leaves nothing then.
         """
         try:
             fd = tuntap.create(self.name)
@@ -108,7 +108,7 @@ class WithCompanion:
 
 
 def name_of(index: int) -> str:
-    """That of the device beside the interface with that index; at most 15 bytes long."""
+    """The name of the device beside the interface with that index; at most 15 bytes long."""
     return f"tap{index}_kata" if index < 10**7 else f"t{index:x}_kata"
 
 

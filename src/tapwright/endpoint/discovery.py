@@ -40,23 +40,23 @@ class Interface(NamedTuple):
     @property
     def is_ready(self) -> bool:
         """Whether it can become a NIC now: up, no port of a bridge (or the like), and no TAP that
-        somebody else holds."""
+        another process holds."""
         return self.link.is_up and not self.link.is_port and not why_not(self.link)
 
     @property
     def is_running(self) -> bool:
-        """Whether it has a carrier. A TAP gets that from whoever holds it."""
+        """Whether it has a carrier. A TAP gets its carrier from the process that holds it."""
         return self.link.is_running or self.link.kind == tuntap.KIND
 
     @property
     def special_settings(self) -> dict[str, str]:
-        """Those of `conf` that a new interface does not begin with, by PROTOCOL/NAME."""
+        """The settings in `conf` that differ from a new interface's, by PROTOCOL/NAME."""
         special = self.settings.special(self.link.is_loopback)
         # The guest's kernel would make one of the MAC address when its NIC comes up.
         return special | ({settings.ADDRESS_GENERATION: "1"} if self.own_link_local else {})
 
     def with_carrier(self) -> "Interface":
-        """The same, as if it had a carrier."""
+        """The same interface, as if it had a carrier."""
         return self._replace(link=self.link._replace(flags=self.link.flags | links.IFF_RUNNING))
 
 
@@ -81,7 +81,7 @@ class Scan(NamedTuple):
     entries: list[Entry]
 
     def routes(self) -> list[Route]:
-        """Those that are made by somebody, through the interfaces."""
+        """The routes through the interfaces, without those that the kernel makes."""
         own = {interface.link.index for interface in self.interfaces}
         return [
             route

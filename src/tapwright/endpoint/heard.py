@@ -1,20 +1,19 @@
-"""What arrives at an interface and is not the VM's alone: the frames that programs in the namespace
-on the host still wait for, beside the guest, which gets them too.
+"""The frames that the host's stack gets besides the guest: programs in the namespace wait for them.
 
-A plugin may leave a program behind that keeps its promise for as long as the container lives. The
-reference plugin `dhcp` renews leases; its socket is bound to a protocol (IPv4), so it comes after
-traffic control, and would never hear of the answer. So they go on to the host's own stack:
+A plugin may leave a program behind for the life of the container. The reference plugin `dhcp`
+renews leases; its socket is bound to a protocol (IPv4), so it comes after traffic control, and
+would never get the answer. So these frames go on to the host's own stack:
 
 - DHCP, to a client (UDP port 68; DHCPv6's 546);
-- answers about neighbours (ARP replies, neighbour advertisements), without which a program could
-  send to nobody, and announcements by ARP, from which it learns that somebody else has the address;
+- answers about neighbours (ARP replies, neighbour advertisements), which a program needs to send
+  anything, and announcements by ARP, from which it learns that another host has the address;
 - LLDP and EAPOL, of which the host's kernel makes nothing.
 
-Not what a kernel would answer, or act upon, a second time beside the guest's: ARP requests,
-neighbour solicitations, router advertisements. Sockets of all protocols (tcpdump) see everything,
-for they come before. Not looked at are fragments and IPv6 extension headers, which no client of
-these protocols gets. A VLAN tag makes no difference: the kernel has taken it off by then, and an
-interface of that VLAN in the namespace may have a lease.
+The host's stack does not get what its kernel would answer, or act upon, a second time beside the
+guest's: ARP requests, neighbour solicitations, router advertisements. Sockets of all protocols
+(tcpdump) see everything, because they come before. The filter does not look at fragments and IPv6
+extension headers, which no client of these protocols gets. A VLAN tag makes no difference: the
+kernel has taken it off by then, and an interface of that VLAN in the namespace may have a lease.
 """
 
 from tapwright.linux import netlink
@@ -68,7 +67,7 @@ def of_one_on_it(mac: str) -> Program:
 
 
 def _program(kinds: list[list[_Check]]) -> list[_Instruction]:
-    """It answers with 0 for a frame that is of none of these kinds."""
+    """The filter, which returns 0 for a frame of none of these kinds."""
     code: list[_Instruction] = []
     for checks in kinds:
         block: list[_Instruction] = []

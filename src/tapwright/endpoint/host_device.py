@@ -1,10 +1,9 @@
-"""An interface of the host's own namespace that a sandbox is given: moved into its namespace, and
-back again (OCI runtime-spec 1.3, config-linux.md, "Network Devices").
+"""An interface of the host's own namespace that moves into a sandbox's namespace, and back again
+(OCI runtime-spec 1.3, config-linux.md, "Network Devices").
 
-Moving takes its addresses and routes, and whatever it was a port of. Inside it has those addresses
-again that were permanent and of global scope, and is up, as by runc; back on the host its name, all
-permanent addresses, its place in a bridge, and the state it was in. Routes through it that somebody
-made are not known here.
+A move takes its addresses and routes, and its place as a port. Inside, it gets back its permanent
+addresses of global scope, and is up, as by runc. Back on the host, it gets its name, all permanent
+addresses, its place in a bridge, and its state. Routes through it are lost.
 """
 
 import dataclasses
@@ -182,7 +181,7 @@ def _check(link: Link) -> None:
 
 
 def entry_of(device: HostDevice) -> dict[str, Any]:
-    """Its fields, for the journal."""
+    """The device's fields, for the journal."""
     return dataclasses.asdict(device)
 
 
@@ -191,6 +190,6 @@ SHAPE = {field.name: field.type for field in dataclasses.fields(HostDevice)}
 
 
 def of_entry(entry: dict[str, Any]) -> HostDevice:
-    """That of an entry of the journal, which may hold more."""
+    """The device of a journal's entry, which may hold more."""
     names = [field.name for field in dataclasses.fields(HostDevice)]
     return HostDevice(**{name: entry[name] for name in names})

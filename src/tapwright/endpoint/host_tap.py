@@ -39,15 +39,15 @@ def exists(name: str) -> bool:
 
 
 def mtu(name: str, bridge: str) -> int:
-    """That of the TAP; one that is still to be made had best have its bridge's, for a bridge
-    follows the least of its ports. Raises OSError."""
+    """The TAP's MTU; for a TAP that does not exist yet its bridge's, because a bridge takes the
+    least MTU of its ports. Raises OSError."""
     with Netlink() as nl:
         link = links.find(nl, name) or (links.find(nl, bridge) if bridge else None)
     return link.mtu if link else DEFAULT_MTU
 
 
 def make(name: str, mtu: int, mark: str) -> None:
-    """Make the TAP, for a virtual machine; the mark, its alias, tells that it is ours.
+    """Make the TAP, for a virtual machine; the mark, its alias, shows that it is ours.
 
     Raises NetworkError.
     """

@@ -37,7 +37,7 @@ class Endpoint(Protocol):
     def device(self) -> str: ...
 
     def check(self) -> None:
-        """Before it is in the journal: whether `detach` would take what is somebody else's.
+        """Check, before the entry in the journal, that `detach` would not take what is not ours.
         Raises NetworkError."""
 
     def attach(self, queues: int, uid: int) -> "Backend":

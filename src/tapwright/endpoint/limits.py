@@ -20,7 +20,7 @@ class Limits(NamedTuple):
 
 
 def check_name(nl: Netlink, number: int) -> None:
-    """What has the name of an ifb that is to be made is somebody else's. Raises NetworkError."""
+    """Raise NetworkError where a device that is not ours has the ifb's name."""
     if links.find(nl, _ifb(number)):
         raise NetworkError(
             f"device: there is an {_ifb(number)} already, which is not ours; remove it first"
@@ -28,8 +28,8 @@ def check_name(nl: Netlink, number: int) -> None:
 
 
 def check_ingress(nl: Netlink, index: int, device: str) -> None:
-    """What filters a device has already are somebody else's, and neither making nor removing ours
-    may touch them. Raises NetworkError."""
+    """Raise NetworkError where the device has filters already: they are not ours, and to make or
+    remove ours would touch them."""
     check_name(nl, index)
     if tc.has_ingress(nl, index):
         raise NetworkError(
@@ -40,7 +40,7 @@ def check_ingress(nl: Netlink, index: int, device: str) -> None:
 
 def limit_egress(nl: Netlink, index: int, rate: int) -> None:
     """Hold what leaves the device to a rate. Raises NetlinkError (EEXIST: it has traffic control
-    of somebody else's)."""
+    that is not ours)."""
     if rate:
         tc.limit_egress(nl, index, rate)
 

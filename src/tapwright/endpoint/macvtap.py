@@ -103,7 +103,7 @@ class Macvtap(WithCompanion):
 
 @dataclass(frozen=True)
 class ExistingMacvtap(WithCompanion):
-    """A macvtap that somebody made. Its mode, MAC and parent are their affair."""
+    """A macvtap that exists already. Its mode, MAC and parent stay as they are."""
 
     was_up: bool = True
     took_all_multicast: bool = False
@@ -153,7 +153,8 @@ class ExistingMacvtap(WithCompanion):
 
 
 def _change_mac(nl: Netlink, index: int, mac: str) -> None:
-    """Without loss of the static neighbours, which the kernel drops with the old one."""
+    """Change the MAC address, and keep the static neighbours, which the kernel drops with the old
+    one."""
     static = [entry for entry in neighbours.listing(nl) if entry.device == index]
     links.set_mac(nl, index, mac)
     for entry in static:

@@ -1,6 +1,6 @@
-"""An existing TAP as endpoint: made, and connected to whatever, by somebody else.
+"""An existing TAP as endpoint: another program has made and connected it.
 
-Its frames go to the VM as they are. It is given back as it was found.
+Its frames go to the VM unchanged. `detach` gives it back as it was.
 """
 
 import errno
@@ -71,8 +71,8 @@ class ExistingTap:
         """Its MTU is where the VM's comes from."""
 
     def detach(self) -> None:
-        """Make the TAP what it was, after its descriptors have been closed, but for its limits
-        nothing happens where it is gone, or in somebody else's hands. Raises OSError."""
+        """Restore the TAP, after its descriptors have been closed; only its limits where it is
+        gone, or another process holds it. Raises OSError."""
         with netns.entered(self.netns), Netlink() as nl:
             limits.lift_egress(nl, self.index, self.rx_limit)
             limits.lift_ingress(nl, self.index, self.tx_limit, self.index)

@@ -49,7 +49,8 @@ def known(machine: Machine) -> tuple[str, str] | None:
 
 
 async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
-    """The same, and a guest is booted where it must be. Raises ConfigError."""
+    """The verdict for a machine; boots a guest where the verdict is not known. Raises
+    ConfigError."""
     if verdict := known(machine):
         return verdict
     import asyncio

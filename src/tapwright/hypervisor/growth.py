@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 
 
 class Growth:
-    """What one QEMU has beside what it started with. Nothing here waits for the guest to take it
-    into use; use it for one thing at a time. Each method raises HypervisorError."""
+    """The memory and CPUs of one QEMU beyond those that it started with. Methods do not wait until
+    the guest uses them; call one at a time. Each method raises HypervisorError."""
 
     def __init__(self, qmp: Qmp, machine: Machine, pid: int) -> None:
         self._qmp = qmp

@@ -1,10 +1,10 @@
-"""Where a program lives that a guest may take over: QEMU, and the daemon of a share.
+"""The place of a program that a guest may take over: QEMU, or the daemon of a share.
 
-A jail is a mount namespace whose root is an empty filesystem in memory, which nobody in there can
-write to. What the program is loaded from is mounted in it, read-only, until the program has been
-loaded, and is taken out then (`seal`), before a guest can speak to it. The program is the first
-process of a pid namespace, and has namespaces of its own for the network, System V IPC, the host's
-name and control groups. Nothing of all that is seen, or has an effect, outside.
+A jail is a mount namespace whose root is an empty, read-only filesystem in memory. The directories
+that the program is loaded from are mounted in it, read-only, until the program has been loaded, and
+go then (`seal`), before a guest can speak to it. The program is the first process of a pid
+namespace, and has namespaces of its own for the network, System V IPC, the host's name and control
+groups. None of this is visible, or has an effect, outside.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ class Jail:
             remove_place(self.tree, self._loaded_from.pop())
 
     def close(self) -> None:
-        """It ends with its processes."""
+        """Let the jail end with its processes."""
         os.close(self.namespace)
         os.close(self.tree)
 
@@ -141,5 +141,5 @@ def remove_place(tree: int, place: str) -> None:
 
 
 def system() -> Iterator[str]:
-    """Those of SYSTEM that this host has."""
+    """The directories of SYSTEM that this host has."""
     return (name for name in SYSTEM if os.path.isdir(f"/{name}"))

@@ -1,4 +1,4 @@
-"""A virtual machine as it is to be started, and QEMU's command line for it."""
+"""A virtual machine to start, and QEMU's command line for it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from tapwright.hypervisor.ports import Ports
 
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-# Its NICs come later, and the agent announces their addresses: QEMU need not, as after a migration,
-# with broadcasts that every guest of a bridge has to look at.
+# Its NICs come later, and the agent announces their addresses. So QEMU need not, as it does after a
+# migration with broadcasts that every guest of a bridge must look at.
 _RESTORED = ("-incoming", "defer", "-global", "migration.announce-rounds=0")
 _TRANSLATED_MIB = 128
 """For the guest's code as QEMU has translated it. Left to itself QEMU takes up to 1 GiB
 (accel/tcg/region.c), which no limit of a container reckons with."""
 
 _GROWING = "swiotlb=noforce"
-"""Who could get memory above 4 GiB keeps 64 MiB for devices that don't reach so far
-(arch/x86/kernel/pci-dma.c). There is no such device."""
+"""A guest that could get memory above 4 GiB keeps 64 MiB for devices that don't reach so far
+(arch/x86/kernel/pci-dma.c). It has no such device."""
 
 _KERNEL_PARAMETERS = (
     "console=ttyS0 panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
@@ -43,14 +43,14 @@ class Daemon:
 class Machine:
     """What to start.
 
-    `slots` is how many NICs there is room for. With a `memory_directory` the guest's memory is a
-    file there that other processes can share; with `hugepages` it is of the host's huge pages, and
-    can be shared too. Such memory QEMU is given (`SavedMemory`). Without `vhost` QEMU itself moves
-    the frames of TAPs. With `debug` the guest's kernel tells its console what it does, also before
-    there is one. `share` is the daemon by which it can be shown files of the host, None where it
-    can't. `disk` is a file system that the guest can read what it needs at times from, None where
-    it has none. It can grow (`growth`) to `most_memory_mib`, by as many DIMMs as there are
-    `memory_slots`, and to `most_vcpus`; 0 is what it starts with.
+    `slots` is the number of NICs that fit. With a `memory_directory` the guest's memory is a file
+    there, which other processes can share; with `hugepages` it is of the host's huge pages, and can
+    be shared, too. QEMU gets such memory from the supervisor (`SavedMemory`). Without `vhost` QEMU
+    itself moves the frames of TAPs. With `debug` the guest's kernel logs everything to its console,
+    from the beginning. `share` is the daemon that shows the guest files of the host, None for no
+    files. `disk` is the file system with modules and programs, None for none. The machine can grow
+    (`growth`) to `most_memory_mib`, by `memory_slots` DIMMs at most, and to `most_vcpus`; 0 means
+    no more than at the start.
     """
 
     kernel: Path
@@ -91,7 +91,7 @@ class Machine:
 
     @property
     def room_mib(self) -> int:
-        """How much memory it may get beside what it starts with."""
+        """How much more memory it may get than it starts with."""
         return max(0, self.most_memory_mib - self.memory_mib) if self.memory_slots else 0
 
     @property
@@ -186,12 +186,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class SavedMemory:
-    """A descriptor that is a guest's memory, and stays the caller's.
+    """A descriptor of a guest's memory, which stays the caller's.
 
-    Either it is written by a guest that is booted, such as one that is to be saved; or it
-    `is_complete`, and QEMU waits for the state of the devices. Then nobody can write to it, and
-    what the guest writes is in pages beside it; unless it `is_own`: this guest writes to it, and
-    other processes can share it.
+    Either a guest that boots writes it, such as one to be saved; or it `is_complete`, and QEMU
+    waits for the state of the devices. Then it is sealed, and the guest writes to copies of its
+    pages; unless it `is_own`: then this guest writes to it, and other processes can share it.
     """
 
     fd: int
@@ -206,7 +205,7 @@ class SavedMemory:
 
 
 def check_hugepages(mib: int) -> None:
-    """Raises HypervisorError when so much memory can't be had of them."""
+    """Raises HypervisorError when the host has too few huge pages for so much memory."""
     with open("/proc/meminfo") as file:
         fields = {line.split(":")[0]: int(line.split()[1]) for line in file}
     size = fields["Hugepagesize"]  # KiB

@@ -26,8 +26,8 @@ class Nics:
     """All NICs of one QEMU, in its ports. With `vhost` the kernel moves a TAP's frames, where it
     can.
 
-    `on_gone(slot)` is called when a NIC is gone for good, whoever asked for it: also one that
-    the guest let go of only after `unplug` had given up on it.
+    `on_gone(slot)` is called when a NIC is gone for good, even when the guest released it only
+    after `unplug` had given up.
     """
 
     def __init__(self, qmp: Qmp, ports: Ports, kvm: bool, vhost: bool = True) -> None:

@@ -1,10 +1,10 @@
-"""QEMU's process: confined, started, and ended when nobody else does.
+"""QEMU's process: its confinement, start and end.
 
 QEMU gets nothing that it could misuse: a jail (`jail`), a user id of its own (`users`), no
 privileges and no way to new ones, filters of system calls, and TAPs, monitor, agent port, console
 and memory as file descriptors. It dies with the supervisor (PR_SET_PDEATHSIG).
 
-Nothing here needs asyncio, so that QEMU can start while the supervisor loads it.
+Nothing here needs asyncio, so that QEMU starts while the supervisor loads asyncio.
 """
 
 import contextlib
@@ -77,9 +77,9 @@ _REFUSED = (
 
 @dataclass
 class Spawned:
-    """A QEMU process, and our ends of what it was given; console and stderr are to be read.
-    `commands` are the names of those that are written to it already, with the ids 1, 2, …; `share`
-    is what the guest can be shown of the host's files, where the machine has that."""
+    """A QEMU process, and our ends of its sockets; the owner reads console and stderr. `commands`
+    are the names of the commands that are already written to it, with the ids 1, 2, …; `share` is
+    the share of the host's files, where the machine has one."""
 
     process: subprocess.Popen[bytes]
     uid: int
@@ -92,7 +92,7 @@ class Spawned:
     stderr: int
 
     def kill(self) -> None:
-        """End it, unless somebody has, and wait for its end."""
+        """End it, if it still runs, and wait for its end."""
         if self.process.returncode is not None:
             return
         self.process.kill()
@@ -157,7 +157,7 @@ def _own_memory(machine: Machine) -> SavedMemory | None:
 
 
 def _resolved(machine: Machine) -> Machine:
-    """With paths that lead through no links."""
+    """The machine with paths that lead through no links."""
     return replace(
         machine,
         kernel=machine.kernel.resolve(),
@@ -233,8 +233,8 @@ def _started(
     passed: Collection[int] = (),
     file_bytes: int = 0,
 ) -> subprocess.Popen[bytes]:
-    """It can make no file, and no memory file, that is larger than `file_bytes`: what it gets at
-    first has its size, and what it may grow by is such a file. Raises HypervisorError."""
+    """Start QEMU; it can make no file, and no memory file, larger than `file_bytes`. Its first
+    memory has its size already; memory by which it grows is such a file. Raises HypervisorError."""
     uid = users.of(os.getpid())
     parent = os.pidfd_open(os.getpid())
     try:
@@ -264,7 +264,8 @@ def _started(
 
 
 def _jail(program: str, files: Collection[Path], devices: Collection[str]) -> Jail:
-    """With what a QEMU is loaded from, and opens when it starts. Raises HypervisorError."""
+    """A jail with the directories that QEMU is loaded from, and the files that it opens when it
+    starts. Raises HypervisorError."""
     places = [*jail.system(), *(place for place in _OF_ETC if os.path.exists(f"/{place}"))]
     devices = [place for place in devices if os.path.exists(f"/{place}")]
     for path in (*_homes(program), *map(str, files)):

@@ -1,4 +1,4 @@
-"""One virtual machine that runs: QEMU, driven over QMP, and waited for through a pidfd."""
+"""One running virtual machine: QEMU, driven over QMP; a pidfd shows its end."""
 
 import asyncio
 import os

@@ -68,7 +68,8 @@ class Qmp:
         return await self._execute(Command(command, arguments))
 
     async def execute_with_fd(self, fd: int, command: str, **arguments: Any) -> Any:
-        """The same with a file descriptor on the way (for getfd, add-fd). It stays ours too."""
+        """Execute a command that carries a file descriptor (getfd, add-fd), which stays open
+        here."""
         return await self._execute(Command(command, arguments, fd))
 
     def on_event(self, name: str, listener: Callable[[dict[str, Any]], None]) -> None:

@@ -27,7 +27,8 @@ def line(command: Command, ident: int) -> bytes:
 
 
 def send_fd(connection: socket.socket, fd: int) -> None:
-    """One byte carries the descriptor; QEMU skips white space between commands. Raises OSError."""
+    """Send a descriptor with one byte of white space, which QEMU skips between commands. Raises
+    OSError."""
     socket.send_fds(connection, [b" "], [fd])
 
 

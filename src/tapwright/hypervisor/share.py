@@ -1,10 +1,10 @@
-"""The files of the host that a guest sees: a mount namespace that has nothing else in it, and the
+"""The files of the host that a guest sees: a mount namespace with nothing else in it, and the
 process that opens them for the guest (`virtiofsd`).
 
-The namespace's root is an empty filesystem in memory that nobody in there can write to, and what is
-shared is mounted in it as `DIRECTORY/NAME`. Nothing of that is seen, or has an effect, outside. The
-guest has it as a device, of virtio-fs, that QEMU passes on to the daemon: what the guest asks for
-never comes by QEMU, which has no right to any file.
+The namespace's root is an empty, read-only filesystem in memory; shared files are mounted in it as
+`DIRECTORY/NAME`. None of this is visible, or has an effect, outside. The guest has a device of
+virtio-fs, which QEMU connects to the daemon: the guest's requests never pass through QEMU, which
+has no right to any file.
 
 The daemon ends when QEMU has ended.
 """
@@ -201,7 +201,8 @@ class Share:
 
 
 def _jail(program: str) -> Jail:
-    """With what the daemon is loaded from, and what it looks for in /proc. Raises OSError."""
+    """A jail with the directories that the daemon is loaded from, and its part of /proc. Raises
+    OSError."""
     sources = {name: f"/{name}" for name in _HOST if os.path.isdir(f"/{name}")}
     jail = Jail.make({**sources, _PROGRAM: program}, _PROCESSES)
     try:
@@ -213,8 +214,8 @@ def _jail(program: str) -> Jail:
 
 
 def _make_proc(tree: int) -> None:
-    """What the daemon looks for in /proc: a whole one would give it all of the host's, for it keeps
-    a directory in there open."""
+    """Make the daemon's part of /proc. A whole /proc would show it all of the host's processes,
+    because it keeps a directory in there open."""
     for directory in (_PROC, f"{_PROC}/sys", f"{_PROC}/sys/fs"):
         os.mkdir(directory, 0o755, dir_fd=tree)
     os.symlink(f"/{_PROCESSES}/self", f"{_PROC}/self", dir_fd=tree)
@@ -226,7 +227,7 @@ def _make_proc(tree: int) -> None:
 
 
 def _key(source: int) -> tuple[int, int]:
-    """What a file or directory is known by, as long as somebody has it open."""
+    """What identifies a file or directory, as long as it is open."""
     status = os.fstat(source)
     return status.st_dev, status.st_ino
 

@@ -132,7 +132,7 @@ def give_up(directory: Path, template: Template, reason: Exception) -> None:
 
 @contextlib.asynccontextmanager
 async def _only_maker(store: Store, progress: Progress) -> AsyncIterator[int]:
-    """With the lock, a descriptor."""
+    """Hold the templates' lock; yields its descriptor."""
     fd = store.lock()
     waits = False
     try:
@@ -166,9 +166,8 @@ async def _make(
 
 
 async def _save(qemu: Qemu, path: Path) -> None:
-    """Write the state of the devices. The guest stands still from then on.
-
-    QEMU is not told to stop it before: it would be as still when it is restored.
+    """Write the state of the devices. The guest stands still from then on. It must not be stopped
+    before: a restored guest would be stopped, too.
     """
     saved: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -208,7 +207,7 @@ async def _save(qemu: Qemu, path: Path) -> None:
 
 
 async def _content(fd: int) -> bytes:
-    """All that comes out of a pipe, until nobody has its other end any more."""
+    """All that comes out of a pipe, until its other end is closed."""
     loop = asyncio.get_running_loop()
     os.set_blocking(fd, False)
     content = bytearray()

@@ -241,9 +241,9 @@ class Store:
         return [path.name for path in wrecks if not path.exists()]
 
     def publish(self, draft: Path, description: Content, memory: int) -> None:
-        """Complete a draft, which has the state, with the memory, and give it its name. Templates
-        of a guest that is no more, or that nobody wants any more, are removed. Raises
-        HypervisorError for one that would take more than all may."""
+        """Complete a draft, which has the state, with the memory, and give it its name. Removes
+        templates of a guest that no longer exists, and unused ones. Raises HypervisorError for a
+        template that would be larger than the limit of all."""
         size = os.fstat(memory).st_size
         manifest: Content = {"description": description, "memory_size": size}
         manifest[EXTENTS], manifest[MEMORY] = template_pages.gather(memory, draft, self._limit)
@@ -258,7 +258,7 @@ class Store:
         self._keep_within_limit(key)
 
     def note_failure(self, key: str, reason: str) -> None:
-        """Have `failure` tell from now on why this template can't be made."""
+        """Note why this template can't be made, for `failure`."""
         with contextlib.suppress(OSError):
             (self._path / f"{_FAILED}{key}").write_text(reason)
 

@@ -1,15 +1,15 @@
 """The users that QEMU runs as: numbers that no account has, one for each sandbox.
 
-That of a sandbox is the first number of a range, and the pid of its supervisor beside it, which is
-below 2^22 (proc(5), pid_max): no two living sandboxes share one, so one QEMU can't reach for
-another's. No tool gives numbers of these ranges to accounts by default: they are above what SSSD
-takes for those of directories (200000 to 2000200000: sssd.conf(5), ldap_idmap_range_max) and
-FreeIPA from the same, above those of systemd's containers (524288 to 1879048191), below its foreign
-ones (2147352576 on: systemd's docs/UIDS-GIDS.md), and below those that podman has for containers by
-its manual (2147483647 on: podman-run(1), --userns=auto).
+A sandbox's number is the first of a range plus the pid of its supervisor, which is below 2^22
+(proc(5), pid_max). So no two living sandboxes share one, and no QEMU can reach another's processes.
+No tool gives numbers of these ranges to accounts by default: they are above what SSSD takes for
+those of directories (200000 to 2000200000: sssd.conf(5), ldap_idmap_range_max) and FreeIPA from the
+same, above those of systemd's containers (524288 to 1879048191), below its foreign ones (2147352576
+on: systemd's docs/UIDS-GIDS.md), and below those that podman has for containers by its manual
+(2147483647 on: podman-run(1), --userns=auto).
 
-Where a file of this host says that an account, or somebody's subordinate ids, are in a range
-nevertheless, the next one is used.
+If a file of this host has an account, or subordinate ids, in a range nevertheless, the next range
+is used.
 """
 
 import functools

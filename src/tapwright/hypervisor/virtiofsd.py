@@ -1,11 +1,11 @@
-"""The process that opens the host's files for a guest: `virtiofsd`, a vhost-user backend of
+"""`virtiofsd`, the process that opens the host's files for a guest: a vhost-user backend of
 virtio-fs.
 
 Two programs have this name: QEMU's own, in C, which went with QEMU 8.0, and its successor in Rust.
 Both act as root, and both confine themselves before the guest can speak to them: to the root
-directory that they are started in (`sandbox=chroot`), to a few capabilities, to a list of system
-calls. What they need not be able to do is taken from them beforehand, so that one that a guest has
-taken over can do no more than what `_confinement` leaves it.
+directory where they start (`sandbox=chroot`), to a few capabilities, to a list of system calls.
+`_confinement` takes from them beforehand what they do not need, so that a daemon that a guest has
+taken over can do no more than the rest.
 """
 
 import contextlib
@@ -154,8 +154,8 @@ def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
-    """(a socket that listens, one that is connected to it): nobody else can have come first, for
-    its place was nobody else's, and is gone. Raises OSError."""
+    """(a socket that listens, one that is connected to it). No other process can have connected,
+    because only this one could reach the path, which is gone. Raises OSError."""
     with (
         tempfile.TemporaryDirectory(prefix="tapwright-") as directory,
         unixsocket.address(f"{directory}/socket") as address,
@@ -237,7 +237,7 @@ def _confinement(enter: Callable[[], None], uid: int) -> Callable[[], None]:
 
 
 def _allow_files(wanted: int) -> None:
-    """As many descriptors as that, or as may be (without CAP_SYS_RESOURCE)."""
+    """Allow so many descriptors, or the most that this process may (without CAP_SYS_RESOURCE)."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, wanted),) * 2)

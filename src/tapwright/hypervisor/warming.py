@@ -1,7 +1,7 @@
-"""What is done with a guest before it is saved as a template.
+"""Prepares a guest before it is saved as a template.
 
-It goes once through what every sandbox will do, so that the first time is as quick as the second;
-and what it does not need any more goes, so that little is to be read and kept.
+The guest goes once through what every sandbox will do, so that the first time is as quick as the
+second; and it drops what it no longer needs, so that there is little to read and keep.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ bytearray(1) * min(max(0, free * 1024 - (12 << 20)), 256 << 20)
 
 @contextlib.asynccontextmanager
 async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> AsyncIterator[Qemu]:
-    """A guest as it is to be saved, its memory in `memory`. With the block it ends.
+    """A guest ready to be saved, its memory in `memory`. It ends with the block.
 
     Nothing in here may draw what a guest draws once and keeps: its boot id, the secret of its TCP
     sequence numbers. Raises HypervisorError, AgentError, OSError.
@@ -74,9 +74,9 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
 
 
 async def nic_ahead(qemu: Qemu, agent: AgentClient, netns_path: str, mac: str) -> int:
-    """Plug a NIC into a restored guest, and use it once, so that it is quick for the network that
-    it is to have. It is down then, without addresses, and its TAP too, which is called `TAP` and is
-    in the namespace at that path. Return its slot. Raises HypervisorError, AgentError, OSError."""
+    """Plug a NIC into a restored guest, and use it once, so that it is quick for its later network.
+    Then the NIC and its TAP are down, without addresses; the TAP is called `TAP`, in the namespace
+    at that path. Return its slot. Raises HypervisorError, AgentError, OSError."""
     slot = await _plugged(qemu, netns_path, mac)
     await _exercise(agent, mac)
     quiet = requests.set_interface(mac, "eth0", [], mtu=1500, up=False)

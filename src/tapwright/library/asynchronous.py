@@ -1,5 +1,5 @@
-"""The same with `await`: each call is the blocking one in a thread of its own, so that a program
-may wait for as many at once as it likes."""
+"""The library with `await`: each call runs the blocking one in a thread of its own, so that a
+program may wait for any number at once."""
 
 import asyncio
 import contextvars
@@ -25,10 +25,8 @@ T = TypeVar("T")
 async def in_thread(
     call: Callable[..., T], *args: Any, giving_up: Callable[[], object] | None = None, **kwargs: Any
 ) -> T:
-    """What a blocking call returns or raises.
-
-    It can't be left half done: when the task is cancelled, `giving_up` is called, which makes the
-    call end soon, and that is waited for."""
+    """Return or raise what a blocking call does. The call is never left half done: when the task is
+    cancelled, this calls `giving_up`, which makes the call end soon, and waits for that end."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
@@ -137,8 +135,8 @@ class AsyncProcess:
 
 
 class AsyncNics:
-    """`Nics` with `await`. What it gives are plain `Nic`s; `remove` and `set_addresses` are here,
-    by name."""
+    """`Nics` with `await`. It returns plain `Nic`s; `remove` and `set_addresses` take a NIC's
+    name."""
 
     def __init__(self, nics: Nics) -> None:
         self._nics = nics
@@ -225,9 +223,9 @@ class _WaitedFor:
 
 
 class AsyncSandbox:
-    """`Sandbox` with `await`; the arguments, what comes back and what is raised are the same. A
-    task that is cancelled while it makes a sandbox has all taken back, and while it runs a command
-    has that ended."""
+    """`Sandbox` with `await`: the same arguments, results and errors. When a task is cancelled
+    while it makes a sandbox, everything is taken back; while it runs a command, the command
+    ends."""
 
     def __init__(self, sandbox_id: str, root: str | Path | None = None) -> None:
         self._sandbox = Sandbox(sandbox_id, root)

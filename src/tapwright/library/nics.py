@@ -41,7 +41,7 @@ class Nic:
 
 
 class Nics:
-    """The NICs of a guest: iterable, and to be had by name."""
+    """The NICs of a guest: iterable, and a mapping by name."""
 
     def __init__(self, find: Find) -> None:
         self.find = find
@@ -165,7 +165,7 @@ def _route(destination: str | Network, via: str | IP, device: str) -> dict[str, 
 
 
 def _addresses(entry: dict[str, Any]) -> Iterator[Address]:
-    """Of either form that `list-ifaces` has."""
+    """The addresses of a NIC, in either form of `list-ifaces`."""
     for text in entry.get("ip") or ():
         yield ipaddress.ip_interface(text)
     for one in entry.get("IPAddresses") or ():

@@ -158,7 +158,7 @@ class Sandbox:
 
     @property
     def status(self) -> str:
-        """`creating`, `running`, `dead` when nobody supervises it any more, or `deleted`."""
+        """`creating`, `running`, `dead` when its supervisor has ended, or `deleted`."""
         found = self._look()
         return found.status if found else "deleted"
 
@@ -179,7 +179,7 @@ class Sandbox:
 
     @property
     def addresses(self) -> "list[Address]":
-        """Those of the guest's NICs, in their order. Raises as `record` does."""
+        """The addresses of the guest's NICs, in their order. Raises as `record` does."""
         import ipaddress
 
         return [
@@ -195,7 +195,7 @@ class Sandbox:
 
     @property
     def warnings(self) -> list[str]:
-        """What the guest has otherwise than it was asked for. Raises as `record` does."""
+        """What the guest has otherwise than asked for. Raises as `record` does."""
         return self.record.warnings
 
     @overload

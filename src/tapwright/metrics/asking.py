@@ -1,6 +1,6 @@
 """Asks many sandboxes at once, and waits for all of them together until a deadline.
 
-One that does not answer costs nobody else anything.
+A sandbox that does not answer does not delay the others.
 """
 
 import selectors
@@ -37,8 +37,8 @@ class Asking:
             self._selector.register(connection, selectors.EVENT_READ, _Answer(sandbox.id))
 
     def answers(self, deadline: float) -> dict[str, Json]:
-        """Those that came before the deadline, on the monotonic clock, by the sandbox's id; a
-        refusal is none."""
+        """The answers that came before the deadline (monotonic clock), by the sandbox's id; a
+        refusal is no answer."""
         found: dict[str, Json] = {}
         try:
             while self._selector.get_map():

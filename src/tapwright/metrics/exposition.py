@@ -60,7 +60,7 @@ def openmetrics(families: Iterable[Family]) -> str:
 
 
 def plain(families: Iterable[Family]) -> str:
-    """The same in the older format."""
+    """The metrics in the older text format."""
     lines = []
     for family in families:
         if family.samples:

@@ -36,8 +36,8 @@ def of_container(container: Container) -> dict[str, str]:
 
 
 def of_sandboxes(containers: Iterable[Container]) -> dict[str, dict[str, str]]:
-    """Of each sandbox, by its id: those of the container that started it. One that stands for a pod
-    is no container of anybody's, and has an empty name."""
+    """The labels of each sandbox, by its id: those of the container that started it. A container
+    that stands for a pod has an empty name."""
     found = {}
     for container in containers:
         if container.owns:

@@ -38,7 +38,7 @@ class Host:
         os.close(self._fd)
 
     def counted(self, record: Record) -> list[Counted]:
-        """Those of a sandbox's NICs. Raises OSError."""
+        """The counters of a sandbox's NICs. Raises OSError."""
         found: list[Counted] = []
         looked: dict[str, tuple[dict[int, Seen], int]] = {}
         for nic in record.interfaces:

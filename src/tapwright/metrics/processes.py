@@ -21,7 +21,7 @@ class Usage:
 
 
 def of_supervisor(pid: int) -> list[Usage]:
-    """Those of a supervisor and of what it has started; several of a kind are added up."""
+    """The processes of a supervisor and its children; several of a kind are added up."""
     found: dict[str, Usage] = {}
     for process, kind in [(pid, "supervisor"), *_below(pid)]:
         try:
@@ -47,7 +47,7 @@ def _below(pid: int) -> Iterator[tuple[int, str]]:
 
 
 def _children(pid: int) -> list[int]:
-    """Of all its threads."""
+    """The children of all its threads."""
     found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):

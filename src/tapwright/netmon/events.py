@@ -71,8 +71,8 @@ class Events:
     def wait(self, seconds: float | None) -> bool:
         """Wait for a change, at most that long; return whether there was one.
 
-        The first one after a time of quiet is told of at once. The end of a burst is waited for:
-        10 ms without a change, or 0.1 s.
+        Returns at once after the first change. In a burst, waits for its end: 10 ms without a
+        change, or 0.1 s.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._changed(deadline):
@@ -89,7 +89,7 @@ class Events:
         return True
 
     def _changed(self, deadline: float | None) -> bool:
-        """Wait for messages; return whether one of them tells of a change that matters."""
+        """Wait for messages; return whether one of them reports a change that matters."""
         pause = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
         if not self._poll.poll(pause):
             return False
@@ -109,7 +109,7 @@ class Events:
         return sum(map(self._matters, messages)) > 0
 
     def _watch(self, directories: list[str]) -> None:
-        """The kernel tells of few settings by netlink, and of all as of files."""
+        """Watch settings as files: the kernel reports only few of them by netlink."""
         for directory in directories[:_MOST_WATCHED]:
             with contextlib.suppress(OSError):  # it has gone, or there are too many
                 self._writes.add(directory)

@@ -39,7 +39,7 @@ class Kata:
         self._routes = _routes(ready, routes)
 
     def sync(self) -> float | None:
-        """Have the runtime follow the namespace; return None. Raises NetworkError when some of it
+        """Make the runtime follow the namespace; return None. Raises NetworkError when some of it
         failed, after all has been tried; OSError."""
         found, in_order = _scan()
         failures = self._remove_gone(found) + self._add_new(found)
@@ -134,7 +134,7 @@ def _interface(interface: Interface) -> Json:
 
 
 def _routes(found: list[Interface], routes: list[Route]) -> list[Json]:
-    """Those of the main table: the contract knows no other."""
+    """The routes of the main table: the contract knows no other."""
     names = {interface.link.index: interface.link.name for interface in found}
     return [
         _route(route, names)

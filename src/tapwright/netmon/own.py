@@ -1,4 +1,4 @@
-"""The sandbox's own supervisor, over its control socket: told that something has changed, it looks
+"""The sandbox's own supervisor, over its control socket: after a notification, the supervisor looks
 at the namespace itself."""
 
 from pathlib import Path
@@ -21,8 +21,8 @@ class Own:
         """Nothing to be known beforehand."""
 
     def sync(self) -> float | None:
-        """Have the guest follow; return the seconds after which to do it again, None for not
-        before the next change. Raises TapwrightError."""
+        """Make the guest follow; return the seconds after which to do it again, None to wait for
+        the next change. Raises TapwrightError."""
         # Found anew each time: in the beginning it is only being made.
         pause: float | None = client.of(registry.find(self._root, self._id)).call("sync")
         return pause

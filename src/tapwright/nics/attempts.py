@@ -32,8 +32,8 @@ class Attempts:
     async def make(
         self, what: Hashable, wanted: object, do: Callable[[], Awaitable[None]], told: str
     ) -> bool:
-        """Make `what` as it is `wanted`; return whether that was done. A failure is logged, after
-        the words `told`.
+        """Make `what` as `wanted`; return whether that was done. Logs a failure, after the words
+        `told`.
 
         Raises AgentError when the agent does not answer: then nothing else will be done either.
         """

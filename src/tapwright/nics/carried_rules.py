@@ -42,8 +42,8 @@ class _Ipset(NamedTuple):
 
 
 class CarriedRules:
-    """Those of the namespace at `path` that the guest has. `reading_seconds` is what the last
-    reading took."""
+    """The rules of the namespace at `path` that the guest has. `reading_seconds` is how long the
+    last reading took."""
 
     def __init__(self, path: str, agent: AgentClient) -> None:
         self._path = path
@@ -112,7 +112,8 @@ class CarriedRules:
                 return nftables.read(nl, place)[1], legacy
 
     async def _put_ipsets(self, sets: Sequence[ipset.Set], nics: "Followers") -> list[str]:
-        """Also ask for the indices of the guest's interfaces, where it has others by now."""
+        """Send the sets; also ask for the indices of the guest's interfaces, which may have
+        changed."""
         new = [one for one in sets if not self._has(one)]
         if not new and nics == self._nics:
             return []
@@ -198,7 +199,7 @@ class CarriedRules:
         return []
 
     async def _change_legacy(self, tables: Sequence[xtables.Table]) -> list[str]:
-        """Those that nobody has touched are what the guest has anyway, or would have."""
+        """Change the legacy tables; those that no program has touched are as in the guest."""
         found = {(table.family, table.name): table for table in tables}
         new = [
             table
@@ -235,7 +236,8 @@ class CarriedRules:
                 }
 
     async def _change_services(self, found: Mapping[Service, Mapping[Server, Server]]) -> None:
-        """They guard nothing, so a guest that can't have them goes without."""
+        """Change the IPVS services. They guard nothing, so a guest that can't have them goes
+        without."""
         changes = list(service_changes(self._services, found))
         if len(changes) > _MOST_SERVICES:
             raise NetworkError(
@@ -276,7 +278,7 @@ def _reading() -> Iterator[None]:
 
 
 def _settled(server: Server) -> Server:
-    """Without what the kernel counts."""
+    """The server without what the kernel counts."""
     return server._replace(active=0, inactive=0, persistent=0, counters=())
 
 
@@ -332,7 +334,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _indices(reply: Mapping[str, Any], what: str, end: int) -> dict[str, int]:
-    """Those below `end`: a guest may say anything."""
+    """The indices below `end`: a guest may say anything."""
     found = reply.get(what)
     if not isinstance(found, dict):
         return {}

@@ -1,10 +1,10 @@
-"""Keeps the guest's NICs what the interfaces of the namespace are.
+"""Keeps the guest's NICs equal to the interfaces of the namespace.
 
-The namespace is looked at as a whole each time, so it does not matter which changes were told of,
-in which order, or how often. What fails is said, and tried again later; the rest goes on. NICs that
-were plugged by request, and routes added so, are left alone.
+Each look reads the whole namespace, so it does not matter which changes were reported, in which
+order, or how often. A failure is logged, and tried again later; the rest goes on. NICs that were
+plugged by request, and routes added so, stay as they are.
 
-Runs in the supervisor; the caller sees to it that one thing is done at a time.
+Runs in the supervisor; the caller makes one call at a time.
 """
 
 import asyncio
@@ -150,9 +150,9 @@ class Following:
         self._doubt(index, self._carried.get(index))
 
     async def sync(self, at_once: bool = False) -> float | None:
-        """Bring the guest to what the namespace is; return the seconds after which to try again
-        what failed, None where nothing did. With `at_once` interfaces that are up get their NICs
-        also where they have no carrier so far: the kernel may tell of it only later; and packet
+        """Make the guest's network equal to the namespace's; return the seconds after which to try
+        again what failed, None where nothing did. With `at_once` interfaces that are up get their
+        NICs also where they have no carrier so far: the kernel may report it only later; and packet
         rules that are required, and refused, are an error.
 
         Raises OSError when the namespace is gone, AgentError when the guest does not answer.
@@ -198,8 +198,8 @@ class Following:
         return Look(scan, self._read_settings([one.link.name for one in scan.interfaces]))
 
     async def _unplug_gone(self, found: dict[int, Interface]) -> None:
-        """Also of what has been out of the namespace in the meantime, or has another MAC: that
-        comes as new."""
+        """Unplug NICs whose interface has gone, has been out of the namespace in the meantime, or
+        has another MAC: the last two come as new."""
         leaving = []
         for index, nic in self._interfaces.followers().items():
             if index not in found:

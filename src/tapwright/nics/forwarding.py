@@ -1,11 +1,11 @@
 """Connections to the loopback interface of the sandbox's network namespace, made in the guest.
 
-`kubectl port-forward`, health checks and whatever else enters the namespace of a container and
-connects to 127.0.0.1 or ::1 is to find the program there; but the program is in the guest. So the
-supervisor listens in the namespace on each port on which something can be reached by the guest's
-loopback interface, as long as that is so; nothing listens there, and a connection is refused, where
-nothing does in the guest. What somebody in the namespace has a port for is his. Only loopback
-addresses are listened on: all else goes by the NICs.
+`kubectl port-forward`, health checks and others enter the namespace of a container, connect to
+127.0.0.1 or ::1, and expect the program there; but the program is in the guest. So the supervisor
+listens in the namespace on each port that the guest's loopback interface can reach, as long as a
+program in the guest listens; otherwise a connection is refused. A port that a program in the
+namespace has stays that program's. The supervisor listens only on loopback addresses: all else goes
+through the NICs.
 
 Runs in the supervisor. The guest is hostile: it has as many ports and connections as the bounds
 say, and no more of a connection is kept than a window in each direction.
@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def forwarded(path: str, agent: AgentClient) -> AsyncIterator[None]:
-    """With the guest's ports in the namespace at `path`, for the length of the block; without any
-    where a sandbox has no namespace, or that of the host: the host's loopback is its own."""
+    """Forward the guest's ports in the namespace at `path` for the length of the block; none where
+    a sandbox has no namespace, or the host's, whose loopback is the host's own."""
     if not path or netns.is_own(path) or netns.is_hosts(path):
         yield
         return
@@ -199,7 +199,7 @@ class Forwarding:
 
 
 class _News:
-    """What the agent tells of listeners: only the latest is kept."""
+    """The agent's lists of listeners: only the latest is kept."""
 
     def __init__(self) -> None:
         self.there = asyncio.Event()
@@ -237,7 +237,7 @@ class _News:
 
 
 class _Connection:
-    """One that was accepted at a place, and its counterpart in the guest."""
+    """A connection that was accepted in the namespace, and its counterpart in the guest."""
 
     def __init__(self, accepted: socket.socket, place: Listener, agent: AgentClient) -> None:
         accepted.setblocking(False)
@@ -354,7 +354,7 @@ class _Connection:
 
 
 class _Resets:
-    """Tells of connections that are reset while nobody reads or writes them."""
+    """Reports connections that are reset while no task reads or writes them."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -363,7 +363,8 @@ class _Resets:
 
     @contextlib.contextmanager
     def told(self, connection: socket.socket, call: Callable[[], None]) -> Iterator[None]:
-        """Have `call` called, at most once, for the length of the block. Raises OSError."""
+        """Call `call`, at most once, when the connection is reset during the block. Raises
+        OSError."""
         fd = connection.fileno()
         # Errors are always told (epoll_ctl(2)); a hang-up is, too, which here is no news.
         self._epoll.register(fd, select.EPOLLET)
@@ -385,7 +386,8 @@ class _Resets:
 
 
 def _bound(place: Listener) -> socket.socket:
-    """Raises OSError: somebody in the namespace has the port, or lo has no such address."""
+    """A listening socket. Raises OSError: a program in the namespace has the port, or lo has no
+    such address."""
     version, port = place
     family, address = _ADDRESSES[version]
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

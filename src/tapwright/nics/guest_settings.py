@@ -24,8 +24,8 @@ Setting = list[str]
 
 
 class Found(NamedTuple):
-    """Those of a namespace that are special: its own, in the order in which they are to be set, and
-    those of neighbours by interface; and what all begin with."""
+    """The special settings of a namespace: its own, in the order in which to set them, those of
+    neighbours by interface, and the defaults."""
 
     own: dict[str, str]
     neigh: dict[str, dict[str, str]]
@@ -33,7 +33,7 @@ class Found(NamedTuple):
 
 
 def read(names: Iterable[str], defaults: Defaults) -> Found:
-    """Of the namespace that this thread is in, with interfaces of those names."""
+    """The settings of this thread's namespace, with interfaces of those names."""
     return Found(settings.wide(defaults), settings.of_neighbours(defaults, names), defaults)
 
 

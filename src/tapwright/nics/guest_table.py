@@ -41,8 +41,8 @@ class GuestTable:
         self._doubtful.add(index)
 
     def doubt_source(self, addresses: Set[bytes]) -> None:
-        """The same for the interfaces of routes that have one of the (packed) addresses, which an
-        interface has lost, as their source."""
+        """Doubt the routes whose source is one of the (packed) addresses, which an interface has
+        lost."""
         for entry in self.present:
             if entry.kind == entries.ROUTE and entries.route_facts(entry).source in addresses:
                 self._doubtful.update(entry.devices)
@@ -108,8 +108,7 @@ class GuestTable:
             self.present.pop(entry, None)
 
     async def _ask(self, steps: list[tuple[Entry, bool]], indexes: Indexes) -> list[str]:
-        """Have entries removed (with True) or added, whatever becomes of each; return what was
-        refused, in words."""
+        """Remove (with True) or add each of the entries; return what was refused, in words."""
         known = {entries.LOOPBACK: entries.LOOPBACK, **indexes}
         refused: list[str] = []
         for start in range(0, len(steps), _AT_ONCE):

@@ -48,8 +48,7 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class WaitingNic:
-    """A NIC that was plugged in, and used, before its network was known; its MAC address is nobody
-    else's business."""
+    """A NIC that was plugged in, and used, before its network was known."""
 
     slot: int
     mac: str
@@ -90,7 +89,7 @@ class Interfaces:
         self._given: list[Request] = []
 
     def expect(self, nic: WaitingNic) -> None:
-        """A NIC is there already, for the first interface whose endpoint can take it."""
+        """Keep a NIC that is plugged already for the first interface whose endpoint can take it."""
         self._waiting = nic
 
     async def settle(self) -> list[Request]:
@@ -105,7 +104,7 @@ class Interfaces:
 
     async def carry(self, found: discovery.Interface, network: str = "") -> None:
         """Give an interface of the namespace a NIC of the same name, MAC and MTU, which follows it;
-        the guest is not told. Raises NetworkError, HypervisorError."""
+        send nothing to the guest. Raises NetworkError, HypervisorError."""
         link = found.link
         self._check_unique(link.name, link.mac)
         interface = Nic(
@@ -125,7 +124,7 @@ class Interfaces:
         return {nic.index: nic for nic in self._record.interfaces if nic.index}
 
     async def follow(self, nic: Nic, found: discovery.Interface) -> None:
-        """Have carrier, endpoint and record of a NIC follow its interface.
+        """Bring carrier, endpoint and record of a NIC up to date with its interface.
 
         Raises HypervisorError, OSError.
         """
@@ -312,8 +311,8 @@ class Interfaces:
         await self._join(interface, self._endpoint(link, place))
 
     def _queues(self, link: Link) -> int:
-        """Of the NIC that an interface gets: a TAP that can have several has one for each
-        processor, as many as the guest's driver makes use of."""
+        """The queues of an interface's NIC: one for each processor where a TAP can have several, as
+        many as the guest's driver uses."""
         tap = tuntap.settings(link)
         vcpus = self._record.spec.machine.vcpus
         return min(vcpus, tuntap.MOST_QUEUES) if tap and tap.multi_queue and vcpus > 1 else 0

@@ -1,8 +1,8 @@
-"""Interfaces of the host that a running sandbox is given: moved into its namespace, and carried.
+"""Interfaces of the host that move into the namespace of a running sandbox, and get NICs.
 
-Where the namespace is the sandbox's own they are given back at its end, by `teardown`. A namespace
-of somebody else's keeps them, for it is to its owner that they were given (runtime-spec,
-config-linux.md, "Namespace Lifecycle and Container Termination"); but not when it came to nothing.
+At the end of a sandbox that made its namespace, `teardown` gives them back. A caller's namespace
+keeps them, because its owner got them (runtime-spec, config-linux.md, "Namespace Lifecycle and
+Container Termination"); but not after a failure.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _Entry = dict[str, Any]
 
 
 class NetDevices:
-    """Those of the sandbox of a journal."""
+    """The network devices of a journal's sandbox."""
 
     def __init__(self, journal: Journal, interfaces: Interfaces, following: Following) -> None:
         self._journal = journal

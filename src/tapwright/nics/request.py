@@ -44,7 +44,7 @@ class RouteRequest:
     metric: int | None = None
 
     def guest_route(self) -> dict[str, Any]:
-        """The same as the agent takes it."""
+        """The route as the agent takes it."""
         scope = self.scope
         if scope is None:
             on_link = not self.gateway and ":" not in self.dest
@@ -69,5 +69,5 @@ class RouteRequest:
 
 
 def any_mac() -> str:
-    """Random: the second bit of a MAC that nobody has assigned is set, the first one is not."""
+    """A random MAC: the second bit marks it as locally assigned, the first as unicast."""
     return f"02:{secrets.token_bytes(5).hex(':')}"

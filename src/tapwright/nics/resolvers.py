@@ -1,11 +1,11 @@
-"""Name servers in the sandbox's network namespace, for the guest: what a program there asks them is
-asked here, in the namespace.
+"""Name servers in the sandbox's network namespace, for the guest: the supervisor asks them, in the
+namespace, what a program in the guest asks.
 
 That is for those at an address of the loopback interface, such as docker's own (127.0.0.11): a
 socket that docker holds in the namespace, where it also has rules that lead from port 53 to that of
 the socket; no NIC leads there. As the guest has these rules too, it is served at all of the ports.
 The containers' resolv.conf say which are asked; docker writes them anew when a network is
-connected. A name server that nobody has in the namespace is a container's own, and left alone.
+connected. A name server that does not exist in the namespace is a container's own, and left alone.
 
 Runs in the supervisor. The guest is hostile: it can ask these addresses, and nothing else. So are
 the files, which a container may write to.
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Resolvers:
-    """Those of the sandbox whose namespace is at `path`."""
+    """The name servers of the sandbox whose namespace is at `path`."""
 
     def __init__(self, path: str, agent: AgentClient) -> None:
         self._path = path
@@ -53,7 +53,7 @@ class Resolvers:
         return {"follow_resolvers": self.follow}
 
     async def follow(self, resolv_conf: Any) -> None:
-        """Have `look` look at a file (resolv.conf(5)), too. Raises UsageError."""
+        """Let `look` read a file (resolv.conf(5)), too. Raises UsageError."""
         if not isinstance(resolv_conf, str):
             raise UsageError("resolv_conf must be a path")
         # A link that is there before the container runs is the platform's.

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 class Rulesets:
-    """Those of the namespace at `path`, of which the guest gets as much as `mode` says."""
+    """The packet rules of the namespace at `path`; `mode` says which of them the guest gets."""
 
     def __init__(self, path: str, agent: AgentClient, mode: str = REQUIRED) -> None:
         self._path = path
@@ -72,9 +72,9 @@ class Rulesets:
             await self._carry(nics, glance, strictly)
 
     async def follow(self, nics: "Followers", attempts: Attempts, strictly: bool) -> float | None:
-        """Give the guest what has changed; return the seconds after which to look again, None for
-        when somebody tells of a change. What fails is an attempt; with `strictly` it is an error
-        where rules are required, as it is for `load`.
+        """Give the guest what has changed; return the seconds after which to look again, None to
+        wait for a notification. What fails is an attempt; with `strictly` it is an error where
+        rules are required, as it is for `load`.
 
         Raises NetworkError, AgentError, AgentRefusedError.
         """

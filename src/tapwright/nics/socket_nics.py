@@ -1,5 +1,5 @@
-"""NICs on vhost-user sockets that CNI plugins tell of in their results: no interface of the
-namespace stands for them (CNI 1.1.0, section 5, "ADD Success": `socketPath`)."""
+"""NICs on vhost-user sockets in the results of CNI plugins: no interface of the namespace stands
+for them (CNI 1.1.0, section 5, "ADD Success": `socketPath`)."""
 
 import ipaddress
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
-"""What this host's kernel and processor can do for sandboxes. What is tried is tried in a network
-namespace of its own; a guest is booted, at most once for each boot of the host, to tell of KVM."""
+"""What this host's kernel and processor can do for sandboxes. This module tries abilities in a
+network namespace of its own. To try KVM, it boots a guest, at most once for each boot of the
+host."""
 
 import asyncio
 import errno

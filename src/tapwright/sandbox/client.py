@@ -76,7 +76,8 @@ class Supervisor:
         raise _refusal(content)
 
     def call_if_known(self, op: str, warn: "Callable[[str], object]", **arguments: "Any") -> None:
-        """The same for what a sandbox that an older version started can do without."""
+        """Call an operation that may be missing in a sandbox of an older version: then only
+        warn."""
         try:
             self.call(op, **arguments)
         except errors.UnknownRequestError as error:
@@ -169,8 +170,8 @@ class Supervisor:
         return found
 
     def look(self, seconds: float | None = None) -> "Json":
-        """What guest and QEMU say of the network at this moment (`control.looking`): an answer
-        within a few seconds, also when neither answers; the guest has so many."""
+        """The state of the network in guest and QEMU at this moment (`control.looking`): an answer
+        within a few seconds, also when neither answers; the guest has so many `seconds`."""
         more: Json = {} if seconds is None else {"seconds": seconds}
         seen: Json = self.call("look", **more)
         return seen
@@ -188,10 +189,10 @@ class Supervisor:
         `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none.
 
         Return the path of each in the guest: a container gets no place a second time, and a file or
-        directory that the guest sees already has its own, unless it is to be `apart`. The guest
-        hears when the host changes those `followed`; one that the kubelet fills is a copy there,
-        which follows it. The descriptors stay the caller's, and are of no more use. Raises
-        HypervisorError, AgentError and UsageError, too.
+        directory that the guest already sees keeps its place, unless it must be `apart`. The guest
+        learns when the host changes those that are `followed`; a directory that the kubelet fills
+        is a copy there, which follows it. The descriptors stay the caller's, but can't be used
+        again. Raises HypervisorError, AgentError and UsageError, too.
         """
         paths: dict[str, str] = self.call(
             "share",

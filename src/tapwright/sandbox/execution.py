@@ -186,9 +186,9 @@ class Process:
         return max(self._window, 0)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the command's end; return its exit status. What it writes meanwhile must be
-        read by somebody. Raises CommandTimeoutError when it goes on for longer than `timeout`
-        seconds (it is not ended), AgentError, SandboxStateError."""
+        """Wait for the command's end; return its exit status. Another thread must read its output
+        meanwhile. Raises CommandTimeoutError when it runs for longer than `timeout` seconds (it
+        goes on), AgentError, SandboxStateError."""
         self.wait_until(lambda: self._status is not None, timeout)
         if self._status is None:
             raise CommandTimeoutError(self.argv, timeout or 0.0)

@@ -1,5 +1,5 @@
-"""What of the programs and files that sandboxes need is installed here, and within reach of QEMU's
-user, who is not root. Nothing is changed."""
+"""Checks whether the programs and files that sandboxes need are installed, and within reach of
+QEMU's user, which is not root. Changes nothing."""
 
 import grp
 import os
@@ -47,7 +47,7 @@ _PLUGIN_PLACES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
 
 def qemu(config: Config, system: Distribution) -> Finding:
-    """It runs as its user runs it, with the libraries that it needs."""
+    """Whether QEMU runs as its user, with the libraries that it needs."""
     wanted = config.qemu.path
     advice = "set path in [hypervisor.qemu], or " + system.installing("qemu", "QEMU")
     path = shutil.which(wanted)
@@ -57,7 +57,7 @@ def qemu(config: Config, system: Distribution) -> Finding:
         done = _run(path, "--version")
     except (HypervisorError, OSError, subprocess.SubprocessError) as error:
         if closed := _closed_to_qemu(Path(path), os.X_OK):
-            found = f"{path} can't be run by QEMU's user, who is not root: {closed} is closed"
+            found = f"{path} can't be run by QEMU's user, which is not root: {closed} is closed"
             return Finding("QEMU", PROBLEM, found, f"run: {_opened(closed, 'a+rx')}")
         return Finding("QEMU", PROBLEM, f"{path} does not run: {error}", advice)
     first = done.stdout.partition("\n")[0]
@@ -79,7 +79,7 @@ def guest(config: Config, system: Distribution) -> Finding:
     for path in files:
         # It is shown to QEMU without the directories that it is in.
         if os.geteuid() == 0 and not access.may_read(path, *process.user()):
-            found = f"{path} can't be read by QEMU's user, who is not root: it is closed"
+            found = f"{path} can't be read by QEMU's user, which is not root: it is closed"
             advice = f"run: {_opened(path)}"
             return Finding("guest image", PROBLEM, found, advice)
     return Finding("guest image", OK, " and ".join(map(str, files)))
@@ -138,7 +138,7 @@ def firmware(config: Config, system: Distribution) -> Iterator[Finding]:
 
 
 def users_of_qemu() -> Finding:
-    """Whether the numbers that QEMU's users have are nobody's."""
+    """Whether no account has the numbers of QEMU's users."""
     name, first, last = "user ids", users.first(), users.last()
     range_ = f"{first} to {last}"
     others = [kind for kind, known in _SERVICES.items() if known(process.user()[0])]
@@ -152,7 +152,8 @@ def users_of_qemu() -> Finding:
 
 
 def memory(config: Config) -> Iterator[Finding]:
-    """Where the guest's memory is to be, if a file says so."""
+    """Whether the directory or the huge pages for the guest's memory are there, if the
+    configuration names them."""
     directory = config.qemu.file_mem_backend
     if directory and not os.path.isdir(directory):
         advice = "make it, or name another in [hypervisor.qemu]"
@@ -251,7 +252,7 @@ def _executables(directory: str) -> list[str]:
 
 
 def _run(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """As QEMU is run, where we may."""
+    """Run the program as QEMU runs, where this process may."""
     if os.geteuid() == 0:
         return process.output_of(os.path.abspath(path), *arguments, seconds=_SECONDS)
     return subprocess.run(

@@ -78,7 +78,7 @@ Command = Changes | Clear | SetTimeouts | Listing
 
 
 class Cleanup(NamedTuple):
-    """Which connections are to be forgotten: by their first destination and protocol."""
+    """Which connections to forget: by their first destination and protocol."""
 
     destination: str
     protocol: int

@@ -95,7 +95,8 @@ def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = (
 
 
 def _go_on_alone(command: "list[str]", places: "Sequence[tuple[int, int]]") -> None:
-    """Be another program, as nobody's child; `places` are descriptors and what they are there."""
+    """Become another program, as no process's child; `places` maps descriptors to their numbers
+    there."""
     os.setsid()
     if os.fork():
         os._exit(0)
@@ -154,7 +155,7 @@ class Waiting:
 
 
 class Launch(Waiting):
-    """One that is started now. Raises OSError."""
+    """A supervisor that is started now. Raises OSError."""
 
     def __init__(self) -> None:
         self._pid = 0

@@ -110,13 +110,13 @@ def _run_by(
 
 
 def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
-    """End the sandbox and take back all it holds, in whatever state it is; nothing happens when
-    there is none.
+    """End the sandbox and take back all it holds, in whatever state it is; do nothing when it does
+    not exist.
 
     Raises NetworkError when something could not be taken back: the sandbox stays then, dead, and
-    can be deleted again. With `force` it goes all the same, and what was left behind is returned,
-    in words. What can be read of a damaged record is taken back, too. Raises SandboxStateError when
-    somebody else is deleting it, NewerRecordError unless by force.
+    can be deleted again. With `force` it goes all the same; returns what was left behind, in words.
+    Of a damaged record, takes back what can be read. Raises SandboxStateError when another process
+    is deleting it, NewerRecordError unless by force.
     """
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
@@ -127,8 +127,8 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
 
 
 def delete_dead(root: str | Path, sandbox_id: str, force: bool = False) -> list[str] | None:
-    """Delete a sandbox that nobody makes or supervises any more; None, and nothing done, where
-    there is none, or where it lives. Raises and returns what `delete` does."""
+    """Delete a sandbox that no process makes or supervises any more; return None, and do nothing,
+    where none exists, or where it lives. Raises and returns what `delete` does."""
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         # The dead stay dead: nobody else gets the directory's name as long as it is locked.
@@ -138,7 +138,7 @@ def delete_dead(root: str | Path, sandbox_id: str, force: bool = False) -> list[
 
 
 def _take_down(directory: Path, force: bool) -> list[str]:
-    """Of a sandbox whose directory is locked."""
+    """Take down a sandbox whose directory is locked."""
     _end_supervisor(directory)
     record = _load_or_guess(directory, force)
     from tapwright.state import teardown
@@ -184,8 +184,8 @@ def _load_or_guess(directory: Path, force: bool) -> Record:
 
 
 def _bind_again(directory: Path) -> None:
-    """Where somebody removed the name of the sandbox's own namespace: its supervisor still has it,
-    so that plugins can find there all that they made, if they get to it before that ends."""
+    """Bind the sandbox's own namespace again if its name was removed. Its supervisor still has it,
+    so that plugins find there all that they made, if they come before the supervisor ends."""
     from tapwright.state import entries
 
     with suppress(OSError, SandboxStateError):
@@ -203,8 +203,8 @@ def _bind_again(directory: Path) -> None:
 
 
 def _namespaces_of(supervisor: int) -> Iterator[str]:
-    """Those that it has open, and, as versions before had QEMU in the sandbox's, those that its
-    children are in."""
+    """The namespaces that the supervisor has open, and those of its children, because older
+    versions ran QEMU in the sandbox's."""
     kind = os.stat(netns.OWN).st_dev
     descriptors = f"/proc/{supervisor}/fd"
     for path in (f"{descriptors}/{name}" for name in os.listdir(descriptors)):

@@ -26,8 +26,8 @@ class Claim:
         self.cpus = cpus
 
     def changed(self, resources: object) -> "Claim":
-        """With limits of an OCI `resources` object; those that it does not have stay. What is none
-        is refused by whoever sets it."""
+        """This claim with the limits of an OCI `resources` object; limits that it lacks stay. An
+        invalid limit is refused where it is set."""
         limit = _number(resources, "memory", "limit")
         quota = _number(resources, "cpu", "quota")
         memory, cpus = self.memory, self.cpus
@@ -40,7 +40,7 @@ class Claim:
 
 
 class Size:
-    """Of a VM."""
+    """The size of a VM."""
 
     def __init__(self, memory_mib: int, vcpus: int) -> None:
         self.memory_mib = memory_mib

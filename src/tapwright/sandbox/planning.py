@@ -175,7 +175,7 @@ def _group_above(config: Config) -> str:
 
 
 def _limits(runtime: Runtime) -> dict[str, int]:
-    """Of `cgroups.Limits`, those that the configuration has."""
+    """The `cgroups.Limits` of the configuration."""
     found: dict[str, int] = {}
     if runtime.cpu_max:
         found |= {
@@ -214,7 +214,7 @@ def _check_netns(config: Config, wish: Wish) -> None:
 
 
 def monitor(config: Config) -> list[str]:
-    """The network monitor's command, empty where there is to be none."""
+    """The network monitor's command, empty for no monitor."""
     netmon = config.netmon
     if not netmon.enable_netmon:
         return []

@@ -1,8 +1,9 @@
-"""Spares, as others see them: guests that were restored ahead and wait for a sandbox (`spare`).
+"""Spares, as callers see them: guests that were restored ahead and wait for a sandbox
+(`supervisor.spare`).
 
-Each has a directory beside those of the sandboxes, with its lock `alive`, a file that says what it
-is, and a socket when it can be had: the first that connects has it. A directory whose lock is free
-is what a spare has left that was killed, and the next caller removes it.
+Each has a directory beside those of the sandboxes, with its lock `alive`, a file that describes it,
+and a socket when it is ready: the first caller that connects has it. A directory whose lock is free
+is left of a killed spare, and the next caller removes it.
 """
 
 import contextlib
@@ -39,8 +40,8 @@ _END_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Spare:
-    """One that is there. `is_ready` says whether it can be had already; `since` in seconds since
-    the epoch."""
+    """A spare on this host. `is_ready` says whether a sandbox can take it already; `since` is in
+    seconds since the epoch."""
 
     name: str
     directory: Path
@@ -201,7 +202,8 @@ def leave(directory: Path, alive: int) -> None:
 
 
 def _is_possible(spec: Spec) -> bool:
-    """Of the host's huge pages a spare would keep others from having them."""
+    """Whether such a sandbox may have spares. Spares with huge pages would take them from other
+    sandboxes."""
     return bool(
         spec.spares
         and spec.template

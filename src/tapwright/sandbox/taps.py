@@ -54,7 +54,7 @@ def parse(text: str) -> TapWish:
 
 
 def requested(tap: TapWish, name: str) -> TapRequest:
-    """The same for a specification, the NIC called `name`."""
+    """The TAP as a specification has it, with the NIC's `name`."""
     return TapRequest(
         tap.device, name, tap.mac or any_mac(), tap.bridge, tap.ovs, tap.mtu, tap.addresses
     )

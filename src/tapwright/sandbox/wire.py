@@ -1,6 +1,5 @@
-"""Requests to a supervisor as they travel: what there is of `control.server` on the client's side.
-
-Imports little, for each call of the OCI runtime is a new process.
+"""Requests to a supervisor on the wire: the client's side of `control.server`. Imports little,
+because each call of the OCI runtime is a new process.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""Who may do what to a sandbox's directory.
+"""The rights to a sandbox's directory, by locks.
 
-*Its name* belongs to whoever first renamed a complete directory to it. *`alive`* is a lock held
-by the caller that makes the sandbox and handed on to the supervisor with the descriptor: it is
-free exactly when both are gone. The file holds the supervisor's pid. *The directory itself* is
-locked by whoever takes the sandbox down. *A device of the host* belongs to the sandbox in whose
-journal it is; the directory of all sandboxes is locked by whoever enters one.
+*Its name* belongs to the process that first renames a complete directory to it. *`alive`* is a lock
+that the caller takes when it makes the sandbox, and hands on to the supervisor with the descriptor:
+it is free exactly when both are gone. The file holds the supervisor's pid. *The directory itself*
+is locked by the process that takes the sandbox down. *A device of the host* belongs to the sandbox
+in whose journal it is; a process that enters one locks the directory of all sandboxes.
 
 All locks are flock(2): the kernel frees them with their last holder, however it ended.
 """
@@ -178,7 +178,7 @@ def claim_netns(journal: Journal, path: str, bound: str = "") -> None:
 
 
 def namespace_of(path: str) -> dict[str, Any] | None:
-    """What tells a namespace from all others, for a journal; None where there is none."""
+    """What identifies a namespace in a journal; None where there is no namespace."""
     found = namespaces.at(path) if path else None
     return found._asdict() if found else None
 
@@ -235,7 +235,7 @@ def _place(entry: dict[str, Any]) -> str:
 
 
 class _Journals:
-    """Those of all sandboxes. Each is read once, and again when it is another one."""
+    """The journals of all sandboxes. Each is read once, and again when its file has changed."""
 
     def __init__(self, sandboxes: Path) -> None:
         self._sandboxes = sandboxes

@@ -1,8 +1,8 @@
 """How long the CNI plugins of sandboxes took, added up: ROOT/plugin-runs.json.
 
 Supervisors and `delete` are many processes, most of them short-lived, so the sums are in a file,
-under a lock (flock(2)). They are for metrics: what can't be written down is lost, and nobody waits
-for it to be on disk. The file has at most so many entries, one for each plugin, command and result.
+under a lock (flock(2)). They are for metrics: a sum that can't be written is lost, and no process
+waits for the disk. The file has at most so many entries, one for each plugin, command and result.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ Trace = Callable[[cni.Run], None]
 
 @dataclass
 class Runs:
-    """Those of one kind. `counts` are by `BOUNDS`: how many took no longer, and longer than the
-    bound before; `seconds` all of them together."""
+    """The runs of one kind. `counts` has, for each of `BOUNDS`, how many took no longer than it,
+    and longer than the bound before; `seconds` is the sum of all."""
 
     plugin: str
     command: str
@@ -51,8 +51,8 @@ class Runs:
 
 @contextlib.contextmanager
 def noted(root: str | Path) -> Iterator[Trace]:
-    """A trace for `cni.Runtime`: what it was told is written down at the end of the block, also
-    when that fails."""
+    """A trace for `cni.Runtime`: adds its runs to the file at the end of the block, also when the
+    block fails."""
     seen: list[cni.Run] = []
     try:
         yield seen.append

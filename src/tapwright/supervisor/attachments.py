@@ -24,7 +24,7 @@ class Attaching:
         self._thread.start()
 
     def results(self) -> list[Result]:
-        """Those of all networks, in their order. Waits for them; raises NetworkError."""
+        """The results of all networks, in their order. Waits for them; raises NetworkError."""
         self.wait()
         if self._failure:
             raise self._failure

@@ -78,7 +78,7 @@ class Bringup:
         return guest
 
     async def _run_with(self, prepared: Prepared) -> Guest:
-        """The same with a guest that was there before. Raises OSError, too."""
+        """Run with the guest of a spare. Raises OSError, too."""
         guest = self._starter.take(prepared)
 
         async def begun_anew() -> None:
@@ -162,7 +162,7 @@ class Bringup:
 
 
 def _replies(answer: Result, at_least: int) -> list[Result]:
-    """Those to the requests of a batch. Raises AgentError."""
+    """The replies to the requests of a batch. Raises AgentError."""
     replies = answer.get("replies")
     if (
         not isinstance(replies, list)

@@ -1,7 +1,7 @@
 """The guest of a sandbox, and how it comes to life: from a template, or by booting.
 
-Whatever is wrong with a template, the guest is booted instead, and nobody sees more of it than the
-time, and a line that says why.
+When anything is wrong with a template, the guest boots instead; the caller only loses time, and
+gets a line that says why.
 """
 
 import asyncio
@@ -90,8 +90,8 @@ class Guest:
 
 
 class Starter:
-    """Starts the guest of a journal's sandbox. `guest` is there as soon as QEMU runs; `warn` is
-    told why it is booted where it was to start from a template."""
+    """Starts the guest of a journal's sandbox. `guest` is set as soon as QEMU runs; `warn` gets the
+    reason when the guest boots although a template is wanted."""
 
     def __init__(self, journal: Journal, progress: Progress, warn: Progress) -> None:
         self._journal = journal

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Life:
-    """One sandbox's life. `failure` is set when it came to its end before it ran; `deleted` when it
+    """One sandbox's life. `failure` is set when the sandbox ended before it ran; `deleted` when
     SIGTERM came."""
 
     def __init__(self, journal: Journal, early: Early, caller: Caller) -> None:
@@ -149,12 +149,12 @@ class Life:
                 await self._early.prepared.stop()
 
     def _restarts(self) -> int:
-        """Of the network monitor."""
+        """How often the network monitor was restarted."""
         return self._monitor.restarts if self._monitor else 0
 
     @contextlib.asynccontextmanager
     async def _monitored(self) -> AsyncIterator[None]:
-        """With the network monitor, where there is one, for the length of the block."""
+        """Run the network monitor, if the sandbox has one, for the length of the block."""
         record, directory = self._journal.record, self._journal.directory
         if not record.spec.netmon:
             yield
@@ -198,7 +198,7 @@ async def _end_of(guest: Guest) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Of a log that root reads on a terminal, and that has words of a guest."""
+    """For a log that root reads on a terminal, and that contains text of a guest."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         record.message = shown(record.message)

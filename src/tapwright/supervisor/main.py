@@ -2,10 +2,10 @@
 
 `sandbox.launching` starts it, and `lifecycle.run` gives it a sandbox, whose progress it reports
 (`sandbox.report`). It takes back a sandbox that fails before it runs, or whose caller goes away
-before that. On SIGTERM it only stops QEMU: whoever deletes the sandbox takes back the rest.
+before that. On SIGTERM it only stops QEMU: the deletion takes back the rest.
 
-Most of the modules are loaded when there is nothing better to do: while the caller makes its plan,
-or while QEMU starts.
+It loads most of its modules while it would only wait: while the caller makes its plan, or while
+QEMU starts.
 """
 
 import gc

@@ -1,8 +1,8 @@
-"""A template that is made beside the sandbox that wants it first, by a process of its own.
+"""Makes a template in a process of its own, beside the sandbox that wants it first.
 
-A platform gives a start up after seconds, where a template takes longer: so it is made to its end
-whoever has gone, once, and the next try finds it. The maker has the lock of the templates from the
-sandbox's supervisor, so that no other maker begins in between.
+A platform gives a start up after seconds, and a template takes longer. So this process finishes it,
+even when the platform has gone, and the next try finds it. The maker has the lock of the templates
+from the sandbox's supervisor, so that no other maker begins in between.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ def main(order: dict[str, Any]) -> None:
 
 
 async def _read(fd: int) -> bytes:
-    """All that comes out of a pipe, until nobody has its other end any more."""
+    """All that comes out of a pipe, until its other end is closed."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(fd), "rb", buffering=0)

@@ -32,10 +32,10 @@ _HOLDERS = "sandboxes", "spares"  # directories beside each other
 
 @dataclass
 class Early:
-    """What has been begun. Without a `machine` it is not known yet which accelerator serves;
-    without a `restoring` the guest has not been begun. `netns` is a descriptor by which the
-    sandbox's namespace lives as long as this process, whoever removes its path; `prepared` is a
-    guest that was there before."""
+    """What has been begun. Without a `machine` the accelerator is not known yet; without a
+    `restoring` the guest has not been begun. `netns` is a descriptor that keeps the sandbox's
+    namespace as long as this process lives, even when its path is removed; `prepared` is what a
+    spare has."""
 
     machine: Machine | None
     restoring: Restoring | None
@@ -44,7 +44,7 @@ class Early:
     prepared: "Prepared | None" = None
 
     def end(self) -> None:
-        """When all is over: wait for the chains, and end QEMU if nobody has."""
+        """Wait for the chains, and end QEMU if it still runs."""
         self.attaching.wait()
         if self.restoring:
             self.restoring.spawned.kill()
@@ -119,7 +119,8 @@ def _restoring(journal: Journal, machine: Machine) -> Restoring | None:
 
 
 def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
-    """With `prepared_fd` an own one is that, made before."""
+    """Make or claim the sandbox's namespace; with `prepared_fd` that namespace is the one that is
+    bound."""
     record = journal.record
     path, given = record.netns, record.spec.netns
     if record.place is not Place.MADE and not netns.exists(given):

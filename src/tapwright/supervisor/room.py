@@ -169,8 +169,8 @@ class Room:
         await self._agent.call(requests.take_room(memory, cpus, seconds), seconds + 5)
 
     async def _take(self, memory: int, cpus: int) -> None:
-        """The same after something was plugged in. Raises HypervisorError when the guest says that
-        it does not take it."""
+        """Make the guest use what was plugged in. Raises HypervisorError when the guest refuses
+        it."""
         using = asyncio.create_task(self._use(memory, cpus))
         refused = asyncio.create_task(self._growth.is_refused.wait())
         try:

@@ -2,8 +2,8 @@
 answered. When a sandbox takes the spare, it becomes that sandbox's supervisor.
 
 It waits at low priority, in no control group, and is the first that the host's kernel kills for
-want of memory. It ends when nobody wants it for a while, and when the template or the configuration
-is another one; all that it has ends with it, but for its directory.
+want of memory. It ends when no sandbox takes it for a while, and when the template or the
+configuration has changed. All that it has ends with it, but for its directory.
 """
 
 import asyncio
@@ -111,7 +111,7 @@ def _has_room(spec: Spec) -> bool:
 
 
 def _idle_seconds() -> float:
-    """Of all processors together (proc(5), /proc/stat)."""
+    """The idle time of all processors together (proc(5), /proc/stat)."""
     with open("/proc/stat") as file:
         fields = file.readline().split()
     return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
@@ -187,7 +187,7 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
 
 
 class _Waiting:
-    """A prepared guest, until somebody wants it."""
+    """A prepared guest, until a sandbox takes it."""
 
     def __init__(self, spec: Spec, directory: Path, prepared: "Prepared") -> None:
         self._spec = spec
