@@ -117,13 +117,18 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 
 
 @pytest.fixture(scope="session")
-def tapwright(tmp_path_factory: pytest.TempPathFactory, networks: Networks) -> Iterator[Tapwright]:
-    """The command, with a root and a configuration of its own. The workers share their templates,
-    as users of a host do: each is made once."""
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    directory = tmp_path_factory.mktemp("tapwright")
-    command = Tapwright(directory, networks, templates=shared / "template")
+def session_templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the templates are that all tests start guests from. Each worker has its own: tests kill
+    guests that start, and their template goes with them."""
+    return tmp_path_factory.mktemp("template")
+
+
+@pytest.fixture(scope="session")
+def tapwright(
+    tmp_path_factory: pytest.TempPathFactory, networks: Networks, session_templates: Path
+) -> Iterator[Tapwright]:
+    """The command, with a root and a configuration of its own."""
+    command = Tapwright(tmp_path_factory.mktemp("tapwright"), networks, session_templates)
     yield command
     command.delete_all()
 
@@ -146,3 +151,4 @@ def nothing_left(host: Host, tapwright: Tapwright) -> Iterator[None]:
         # So that the fault of one test is not that of all which follow.
         for name in tapwright.names() - sandboxes:
             tapwright.delete(name)
+        tapwright.forget_failures()

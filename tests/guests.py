@@ -1,14 +1,16 @@
-"""A real guest: booted, spoken to, given NICs."""
+"""A real guest: booted or restored, spoken to, given NICs."""
 
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
+from tapwright.hypervisor import restoring, template
 from tapwright.hypervisor.backends import Tap
 from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.qemu import Qemu
@@ -32,11 +34,44 @@ async def running(machine: Machine) -> AsyncIterator[tuple[Qemu, AgentClient]]:
         await qemu.kill()
 
 
-def tell(machine: Machine, *stories: Story) -> None:
-    """Boot one guest and let the stories have it, one after the other."""
+class Alone:
+    """Holders of which there is only this process."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def paths(self) -> list[str]:
+        return [f"/proc/self/fd/{fd}" for fd in self.fds]
+
+    def enter(self, fd: int) -> None:
+        self.fds.append(fd)
+
+
+@asynccontextmanager
+async def restored(
+    machine: Machine, templates: Path, holders: Alone
+) -> AsyncIterator[tuple[Qemu, AgentClient]]:
+    """One from a template, which is made where there is none in the directory."""
+    found = await template.find_or_make(machine, templates, 0, BOOT_SECONDS, print)
+    with closing(found):
+        begun = restoring.begin(machine, found, holders)
+        qemu = await template.restored(machine, begun)
+    agent = AgentClient(qemu.agent, session=begun.session)
+    try:
+        await agent.connect(BOOT_SECONDS)
+        yield qemu, agent
+    finally:
+        await agent.close()
+        await qemu.kill()
+
+
+def tell(machine: Machine, *stories: Story, templates: Path | None = None) -> None:
+    """Boot one guest, or start it from a template, and let the stories have it, one after the
+    other."""
 
     async def all_of_them() -> None:
-        async with running(machine) as (qemu, agent):
+        one = restored(machine, templates, Alone()) if templates else running(machine)
+        async with one as (qemu, agent):
             for story in stories:
                 await story(qemu, agent)
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from tapwright.agent import protocol
@@ -33,7 +34,7 @@ class Stream:
         return protocol.read_json(frame.payload) if frame.payload[:1] == b"{" else frame.payload
 
 
-def test_containers(machine: Machine) -> None:
+def test_containers(machine: Machine, session_templates: Path) -> None:
     async def made(agent: AgentClient, name: str, *argv: str) -> Stream:
         config = configuration(process(*argv))
         return await Stream(agent).open(op="create_container", id=name, config=config)
@@ -77,4 +78,4 @@ def test_containers(machine: Machine) -> None:
         await again.close()
         copy.close()
 
-    tell(machine, prepare, life_of_one, other_end_restarts)
+    tell(machine, prepare, life_of_one, other_end_restarts, templates=session_templates)

@@ -31,7 +31,7 @@ from tests.hostile import Hostile
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
-def test_network(machine: Machine) -> None:
+def test_network(machine: Machine, session_templates: Path) -> None:
     async def interface_is_what_was_asked(qemu: Qemu, agent: AgentClient) -> None:
         await plugged(qemu, "twt0", MAC)
         request: dict[str, Any] = {
@@ -134,10 +134,11 @@ def test_network(machine: Machine) -> None:
         a_nic_may_come_later,
         a_name_in_use,
         unplugged,
+        templates=session_templates,
     )
 
 
-def test_what_kernels_tell(machine: Machine) -> None:
+def test_what_kernels_tell(machine: Machine, session_templates: Path) -> None:
     async def entries_are_replayed(qemu: Qemu, agent: AgentClient) -> None:
         await plugged(qemu, "twt0", MAC)
         addresses = [{"address": "10.1.0.2", "prefix_length": 24}]
@@ -183,10 +184,10 @@ def test_what_kernels_tell(machine: Machine) -> None:
         _, content = await run(agent, "cat", "/proc/sys/net/core/somaxconn")
         assert content == b"77\n"
 
-    tell(machine, entries_are_replayed, settings_are_changed)
+    tell(machine, entries_are_replayed, settings_are_changed, templates=session_templates)
 
 
-def test_conversation(machine: Machine) -> None:
+def test_conversation(machine: Machine, session_templates: Path) -> None:
     async def garbage(qemu: Qemu, agent: AgentClient) -> None:
         loop = asyncio.get_running_loop()
         for data in (os.urandom(100_000), b"TWRT\x01\x02\0\0" * 1000, protocol.PREAMBLE):
@@ -249,7 +250,8 @@ def test_conversation(machine: Machine) -> None:
         assert said.startswith(b"JSONDecodeError: ")
         assert protocol.read_json(frame.payload) == {"status": 1}
 
-    tell(machine, garbage, probe_is_apart, other_end_restarts, agent_restarts)
+    stories = garbage, probe_is_apart, other_end_restarts, agent_restarts
+    tell(machine, *stories, templates=session_templates)
 
 
 @pytest.mark.unit
@@ -376,7 +378,9 @@ def test_qemu_is_confined(machine: Machine) -> None:
     asyncio.run(story())
 
 
-def test_guest_that_does_not_let_go(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guest_that_does_not_let_go(
+    machine: Machine, session_templates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The NIC stays, and so does what is known of it, until the guest runs again."""
     monkeypatch.setattr(nics, "UNPLUG_SECONDS", 0.3)
 
@@ -396,7 +400,7 @@ def test_guest_that_does_not_let_go(machine: Machine, monkeypatch: pytest.Monkey
         assert gone == [slot]
         assert await plugged(qemu, "twt2", "02:00:00:00:00:5c") == slot
 
-    tell(machine, story)
+    tell(machine, story, templates=session_templates)
 
 
 def test_slots_run_out(machine: Machine) -> None:

@@ -20,8 +20,8 @@ from tapwright.hypervisor.machine import Machine
 from tapwright.linux import addresses, links, netns, tuntap
 from tapwright.linux.addresses import Address
 from tapwright.linux.netlink import Netlink
-from tests.guests import MAC, run
-from tests.hypervisor.test_template import Alone, made, restored
+from tests.guests import MAC, Alone, restored, run
+from tests.hypervisor.test_template import made
 
 TICK = 64e-9  # seconds a sequence number of TCP (net/core/secure_seq.c)
 
@@ -138,14 +138,13 @@ def distance(earlier: int, later: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def twins(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Twin, Twin, float]:
+def twins(machine: Machine, session_templates: Path) -> tuple[Twin, Twin, float]:
     """Two of them, and how many ticks have passed at most between what they did."""
-    templates = tmp_path_factory.mktemp("template")
-    asyncio.run(made(machine, templates))
+    asyncio.run(made(machine, session_templates))
     holders = Alone()
 
     async def of_two() -> list[Twin]:
-        return [await look_at(machine, templates, holders) for _ in range(2)]
+        return [await look_at(machine, session_templates, holders) for _ in range(2)]
 
     start = time.monotonic()
     one, other = asyncio.run(of_two())

@@ -9,7 +9,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from tapwright.agent import protocol
-from tapwright.agent.client import AgentClient
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import restoring, template, template_store, warming
 from tapwright.hypervisor.machine import Daemon, Machine
@@ -32,7 +31,7 @@ from tapwright.hypervisor.template_store import (
     key_of,
 )
 from tapwright.linux import memfd
-from tests.guests import BOOT_SECONDS, run
+from tests.guests import BOOT_SECONDS, Alone, restored, run
 from tests.hypervisor.test_machines import available_hugepages, hugepages
 
 __all__ = ["hugepages"]
@@ -41,19 +40,6 @@ FILES = (MANIFEST, STATE, MEMORY, EXTENTS)
 SIZE = 64 << 20
 RANDOM = random.SystemRandom()
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-
-
-class Alone:
-    """Holders of which there is only this process."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-
-    def paths(self) -> list[str]:
-        return [f"/proc/self/fd/{fd}" for fd in self.fds]
-
-    def enter(self, fd: int) -> None:
-        self.fds.append(fd)
 
 
 @pytest.fixture
@@ -512,23 +498,6 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("template")
 
 
-@contextlib.asynccontextmanager
-async def restored(
-    machine: Machine, templates: Path, holders: Alone
-) -> AsyncIterator[tuple[Any, AgentClient]]:
-    found = await template.find_or_make(machine, templates, 0, BOOT_SECONDS, print)
-    with contextlib.closing(found):
-        begun = restoring.begin(machine, found, holders)
-        qemu = await template.restored(machine, begun)
-    agent = AgentClient(qemu.agent, session=begun.session)
-    try:
-        await agent.connect(BOOT_SECONDS)
-        yield qemu, agent
-    finally:
-        await agent.close()
-        await qemu.kill()
-
-
 def pages_of(machine: Machine, qemu: Qemu) -> mmap.mmap:
     """A guest's memory, as others can share it with QEMU."""
     size = machine.memory_mib << 20
@@ -627,11 +596,11 @@ async def unused(*_: object) -> None:
     """In place of `warming._use`."""
 
 
-def test_generation_device(machine: Machine, templates: Path) -> None:
+def test_generation_device(machine: Machine, session_templates: Path) -> None:
     """The kernel sees that it is another guest, also if the agent should not."""
 
     async def story() -> None:
-        async with restored(machine, templates, Alone()) as (_, agent):
+        async with restored(machine, session_templates, Alone()) as (_, agent):
             async with asyncio.timeout(10):
                 while b"virtual machine fork" not in (await run(agent, "dmesg"))[1]:
                     await asyncio.sleep(0.05)

@@ -15,8 +15,8 @@ DENIED = "ot supported"  # EOPNOTSUPP
 
 
 def said(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
-    # A test before may have killed the maker of a template: guests are booted for a while then.
-    told = [one for one in done.stderr.splitlines(True) if "warning: booted, for there" not in one]
+    # A test before may have killed a guest as it started: its template is made again.
+    told = [one for one in done.stderr.splitlines(True) if "make the template" not in one]
     return done.returncode, f"{done.stdout}{''.join(told)}"
 
 
