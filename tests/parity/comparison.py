@@ -53,7 +53,9 @@ _LINK = (
     *("address", "mtu", "txqlen", "link_type", "group"),
     *("inet6_addr_gen_mode", "ifalias", "altnames"),
 )
-_LINK_FLAGS = frozenset(("UP", "BROADCAST", "MULTICAST", "NOARP", "LOOPBACK", "LOWER_UP"))
+_LINK_FLAGS = frozenset(
+    ("UP", "BROADCAST", "MULTICAST", "NOARP", "LOOPBACK", "LOWER_UP", "PROMISC")
+)
 _ADDRESS = (
     *("family", "local", "address", "prefixlen", "broadcast", "scope", "label", "metric"),
     *("noprefixroute", "nodad", "home", "mngtmpaddr", "deprecated", "dynamic", "secondary"),
@@ -242,9 +244,10 @@ compared, with the addresses, hop limits and segment sizes that both ends see.
 _TAIL = """
 ## In every network
 
-- Kind, queues and offloads of an interface are those of a virtio NIC. Its index is that of the
-  namespace, as long as nothing else of the guest's has it, and the guest's kernel is 5.13 or later;
-  but not of a NIC that is there at the start of a sandbox without containers of a platform.
+- Kind, queues and offloads of an interface are those of a virtio NIC; its speed is that of a veth.
+  Its index is that of the namespace, as long as nothing else of the guest's has it, and the guest's
+  kernel is 5.13 or later; but not of a NIC that is there at the start of a sandbox without
+  containers of a platform.
 - The guest's NIC has a queueing discipline of its own (`pfifo_fast` or `fq_codel` in place of
   `noqueue`). Those of the namespace shape what leaves the interface there, on the host, where the
   plugin put them; in the guest they would do it twice.
@@ -262,6 +265,9 @@ _TAIL = """
 - Loopback is up. In a namespace that nobody has set it up in it is down.
 - Interfaces that are no Ethernet devices (tunnels that each kernel puts into each namespace), and
   bridges, are not carried; nor are routes through them, or through VRFs.
+- Not carried are address labels (`ip addrlabel`), tokens (`ip token`), MPTCP's endpoints, IPsec's
+  policies and states, and neighbours that are static by `nud noarp`. That an interface takes all
+  multicast is carried as it was when its NIC came: from then on it does on the host.
 - Routes that router advertisements and redirects make are the guest's own, from the same messages.
 - Memberships in groups that a program has joined in the namespace are that program's.
 - `ipv4/tcp_fastopen_key`, `netfilter/nf_log` and settings that only one of the kernels has are not

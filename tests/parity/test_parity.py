@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tapwright.linux import links
 from tapwright.sandbox import client
 from tapwright.state import registry
 from tests.namespaces import give_ip, namespace
@@ -106,6 +107,46 @@ def test_indexes_are_those_of_the_namespace(networked: Networked) -> None:
         }, networked.guest.log()
     finally:
         networked.clear()
+
+
+def test_what_an_interface_receives(networked: Networked, tapwright: Tapwright) -> None:
+    """What the plugin `tuning` sets (promisc, allmulti) is set in the guest; what the guest's own
+    programs set stays. And it tells the speed of a veth, which bonds and exporters ask for."""
+
+    def there() -> list[str]:
+        networked.guest.sync()
+        probe = "cd /sys/class/net/eth0; cat speed duplex flags"
+        *speed, flags = tapwright.exec(VM, "sh", "-c", probe).split()
+        wanted = int(flags, 16)
+        named = {"promisc": links.IFF_PROMISC, "allmulti": links.IFF_ALLMULTI}
+        return speed + [name for name, flag in named.items() if wanted & flag]
+
+    veth = ["10000", "full"]
+    try:
+        networked.make(Row("receives", ip=("link set eth0 promisc on",)))
+        assert there() == [*veth, "promisc"]
+        networked.run("link set eth0 promisc off")
+        assert there() == veth
+        tapwright.exec(VM, "ip", "link", "set", "eth0", "promisc", "on")
+        networked.run("address add 10.70.0.9/24 dev eth0")
+        assert there() == [*veth, "promisc"]
+        networked.clear()
+        networked.make(Row("receives", ip=("link set eth0 allmulticast on",)))
+        assert there() == [*veth, "allmulti"]
+    finally:
+        networked.clear()
+
+
+def test_sizes_of_loopback(networked: Networked, tapwright: Tapwright) -> None:
+    probe = "cd /sys/class/net/lo; cat mtu tx_queue_len"
+    try:
+        networked.run("link set lo mtu 1500 txqueuelen 7")
+        networked.guest.sync()
+        assert tapwright.exec(VM, "sh", "-c", probe).split() == ["1500", "7"]
+    finally:
+        networked.run("link set lo mtu 65536 txqueuelen 1000")
+        networked.clear()
+    assert tapwright.exec(VM, "sh", "-c", probe).split() == ["65536", "1000"]
 
 
 def test_by_runc_the_same_is_seen(networked: Networked, tmp_path: Path) -> None:

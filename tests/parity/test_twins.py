@@ -51,6 +51,9 @@ class Nics:
     def followers(self) -> dict[int, record.Nic]:
         return dict(self._nics)
 
+    def without_our_flags(self, found: list[Interface]) -> list[Interface]:
+        return found
+
     def joined_by_request(self) -> set[int]:
         return set()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.linux import netns
+from tapwright.linux import links, netns
 from tests.namespaces import Namespace, namespace
 from tests.sandboxes import Tapwright
 
@@ -50,6 +50,7 @@ def test_all_of_it_at_the_start(place: Namespace, tapwright: Tapwright) -> None:
     write(place, "ipv4/neigh/eth0/gc_stale_time", "7")
     addressed(place)
     place.ip("address add 10.88.0.1/32 dev lo")
+    place.ip("link set eth0 promisc on allmulticast on")
     place.ip("route delete 10.79.0.0/24 dev eth0")
     place.ip("route add 10.79.0.1 dev eth0 scope link")
     place.ip("route add prohibit 10.80.0.0/16 table 7")
@@ -60,7 +61,8 @@ def test_all_of_it_at_the_start(place: Namespace, tapwright: Tapwright) -> None:
         script = (
             "cat /proc/sys/net/ipv6/conf/eth0/accept_ra /proc/sys/net/ipv4/conf/eth0/forwarding"
             " /proc/sys/net/core/somaxconn /proc/sys/net/ipv4/neigh/eth0/gc_stale_time;"
-            "ip route; ip route show table 7; ip rule; ip address show lo"
+            "ip route; ip route show table 7; ip rule; ip address show lo;"
+            "echo flags $(cat /sys/class/net/eth0/flags)"
         )
         told = tapwright.exec(VM, "sh", "-c", script)
         assert told.split()[:4] == ["0", "1", "77", "7"]
@@ -69,7 +71,23 @@ def test_all_of_it_at_the_start(place: Namespace, tapwright: Tapwright) -> None:
         assert "prohibit 10.80.0.0/16" in told
         assert "from 10.79.0.2 lookup 7" in told
         assert "10.88.0.1/32" in told
+        flags = int(told.split("flags ")[1], 16)
+        assert flags & links.FLAGS_OF_RECEPTION == links.FLAGS_OF_RECEPTION
         tapwright.exec(VM, "ping", "-c", "1", "-W", "5", "10.79.0.1")
+    finally:
+        tapwright.delete(VM)
+
+
+def test_sizes_of_loopback_alone(place: Namespace, tapwright: Tapwright) -> None:
+    """Nothing else of it is special."""
+    place.ip("link set lo mtu 1500 txqueuelen 7")
+    done = tapwright.run("sandbox", "run", VM, "--netns", place.path)
+    assert done.returncode == 0, done.stderr
+    try:
+        told = tapwright.exec(
+            VM, "sh", "-c", "cat /sys/class/net/lo/mtu /sys/class/net/lo/tx_queue_len"
+        )
+        assert told.split() == ["1500", "7"]
     finally:
         tapwright.delete(VM)
 

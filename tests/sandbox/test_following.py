@@ -91,6 +91,9 @@ class Interfaces:
     def followers(self) -> dict[int, record.Nic]:
         return dict(self.nics)
 
+    def without_our_flags(self, found: list[Interface]) -> list[Interface]:
+        return found
+
     def joined_by_request(self) -> set[int]:
         return set()
 

@@ -25,8 +25,11 @@ MACVTAP_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 
 IFLA_OPERSTATE, IF_OPER_UP = 16, 6
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_ALLMULTI = 0x1, 0x8, 0x40, 0x200
-IFF_NOARP, IFF_MULTICAST = 0x80, 0x1000
-FLAGS_OF_USERS = IFF_NOARP | IFF_MULTICAST
+IFF_NOARP, IFF_PROMISC, IFF_MULTICAST = 0x80, 0x100, 0x1000
+FLAGS_OF_RECEPTION = IFF_PROMISC | IFF_ALLMULTI
+"""Those that say what is received, as the kernel tells of them: wanted by somebody who set them,
+not by a program that listens, nor by what is on the interface (dev_get_flags in net/core/dev.c)."""
+FLAGS_OF_USERS = IFF_NOARP | IFF_MULTICAST | FLAGS_OF_RECEPTION
 """Those that somebody sets, and that say what a program can do with an interface."""
 ARPHRD_ETHER = 1
 
@@ -82,6 +85,11 @@ class Link(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         return bool(self.flags & IFF_LOOPBACK)
+
+    @property
+    def is_usual_loopback(self) -> bool:
+        """Whether its sizes are those that it begins with (drivers/net/loopback.c)."""
+        return self.is_loopback and (self.mtu, self.txqlen) == (65536, 1000)
 
 
 def decode(body: bytes) -> Link:

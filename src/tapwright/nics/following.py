@@ -20,7 +20,7 @@ from tapwright.cni import namespaces
 from tapwright.endpoint import discovery
 from tapwright.endpoint.discovery import Interface, Scan
 from tapwright.errors import AgentError
-from tapwright.linux import entries, netns, settings
+from tapwright.linux import entries, links, netns, settings
 from tapwright.linux.entries import Entry
 from tapwright.linux.netlink import Netlink, pack_address
 from tapwright.nics import guest_settings, rulesets
@@ -97,7 +97,7 @@ class Following:
         # A new NIC has its carrier, also where the interface has none.
         self._carried = {interface.link.index: interface.with_carrier() for interface in found}
         loopback = self._first.loopback
-        if loopback.addresses or loopback.special_settings:
+        if loopback.addresses or loopback.special_settings or not loopback.link.is_usual_loopback:
             found.append(loopback)
         self._carried[loopback.link.index] = loopback
         self._begun = [interface.link.index for interface in found]
@@ -159,7 +159,7 @@ class Following:
         """
         self.refused.clear()
         scan, own = await asyncio.to_thread(self._look)
-        scanned = scan.interfaces
+        scanned = self._interfaces.without_our_flags(scan.interfaces)
         if at_once:
             scanned = [interface.with_carrier() for interface in scanned]
         found = {interface.link.index: interface for interface in scanned}
@@ -298,14 +298,15 @@ class Following:
         # Until it is done nobody knows what the guest has: it may fail half way.
         before = self._carried.pop(nic.index, None)
         self._doubt(nic.index, before)
+        ended = before.link.flags & ~interface.link.flags if before else 0
         # The host's side of a NIC may have had to take another MAC.
-        await self._set_interface(interface, mac=nic.mac)
+        await self._set_interface(interface, mac=nic.mac, ended=ended & links.FLAGS_OF_RECEPTION)
         await self._interfaces.follow(nic, interface)
         self._carried[nic.index] = interface
         if before is None or before.own_mtu != interface.own_mtu:
             _tell_cut(interface)
 
-    async def _set_interface(self, interface: Interface, **other: str) -> None:
+    async def _set_interface(self, interface: Interface, **other: object) -> None:
         own = interface.link.index
         of_it = self._settings.of_interface(interface, interface.link.name)
         request = {**discovery.interface_request(interface, of_it), **other}

@@ -31,7 +31,7 @@ from tapwright.errors import (
 )
 from tapwright.hypervisor.backends import Backend, VhostUser
 from tapwright.hypervisor.qemu import Qemu
-from tapwright.linux import netns, tuntap
+from tapwright.linux import links, netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.nics.request import Address, InterfaceRequest
 from tapwright.state import ownership, teardown
@@ -143,6 +143,21 @@ class Interfaces:
         """Whether the endpoint of a NIC is as it was made, with the interface as it is now.
         Raises OSError."""
         return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in self._held_for(nic))
+
+    def without_our_flags(self, found: Iterable[discovery.Interface]) -> list[discovery.Interface]:
+        """The interfaces of the namespace as they would be if none had been joined: an endpoint may
+        have had to have it receive all multicast, which nobody else asked for."""
+        given = {
+            entry["index"]
+            for entry in self._record.held
+            if entry.get("took_all_multicast") is False and entry.get("netns") == self._record.netns
+        }
+        return [
+            one._replace(link=one.link._replace(flags=one.link.flags & ~links.IFF_ALLMULTI))
+            if one.link.index in given
+            else one
+            for one in found
+        ]
 
     def joined_by_request(self) -> set[int]:
         """The indices of the namespace's interfaces that NICs were plugged for by request."""

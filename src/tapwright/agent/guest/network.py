@@ -43,7 +43,8 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     `settings`, each [path below /proc/sys/net, value]. It gets the `index` that is asked for when
     it is new and that is free. When it is to be done `as_far_as_possible`
     also alias, altnames, group and flags (IFF_NOARP, IFF_MULTICAST), those of a new one where the
-    request says nothing of them.
+    request says nothing of them. IFF_PROMISC and IFF_ALLMULTI come with `flags`, and go where they
+    are among `ended`: else they are the affair of the guest's programs.
 
     Addresses not named go, but for those that the kernel makes. Where the request is to be done
     `as_far_as_possible`, what the kernel refuses of addresses is left out, and told in `refused`;
@@ -191,8 +192,10 @@ def _set_looks(nl: Netlink, link: links.Link, request: dict[str, Any]) -> list[s
         steps.append(partial(links.set_alias, nl, link.index, alias))
     if group != link.group:
         steps.append(partial(links.set_group, nl, link.index, group))
-    if flags != link.flags & links.FLAGS_OF_USERS:
-        steps.append(partial(links.set_flags, nl, link.index, flags, links.FLAGS_OF_USERS))
+    mask = links.FLAGS_OF_USERS & ~links.FLAGS_OF_RECEPTION
+    mask |= (flags | int(request.get("ended", 0))) & links.FLAGS_OF_RECEPTION
+    if (flags ^ link.flags) & mask:
+        steps.append(partial(links.set_flags, nl, link.index, flags, mask))
     steps += [
         partial(links.set_altname, nl, link.index, name, on=True)
         for name in wanted
