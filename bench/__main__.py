@@ -33,13 +33,13 @@ Part = Callable[[Place], Any]
 
 _REPOSITORY = Path(__file__).parents[1]
 
-# The quiet ones first, while the machine has been idle; all together in less than ten minutes.
+# The quiet ones first, while the machine has been idle.
 FULL: dict[str, Part] = {
     "command_start": lambda place: command_start.measure(rounds=40),
     "starts": lambda place: starts.measure(place, rounds=20),
     "memory": lambda place: memory.measure(place, beside=10),
     "crowd": lambda place: crowd.measure(
-        place, levels=(0, 1, 10, 50), rounds=4, batch=8, at_once=(1, 2, 4)
+        place, levels=(0, 1, 10, 50), rounds=4, batch=8, at_once=(1, 2, 4), many=20
     ),
     "platforms": lambda place: platforms.measure(place, rounds=10, mib=256),
     "hotplug": lambda place: hotplug.measure(place, rounds=30),
@@ -52,7 +52,9 @@ QUICK: dict[str, Part] = {
     "command_start": lambda place: command_start.measure(rounds=3),
     "starts": lambda place: starts.measure(place, rounds=1),
     "memory": lambda place: memory.measure(place, beside=1),
-    "crowd": lambda place: crowd.measure(place, levels=(0, 1), rounds=1, batch=2, at_once=(2,)),
+    "crowd": lambda place: crowd.measure(
+        place, levels=(0, 1), rounds=1, batch=2, at_once=(2,), many=2
+    ),
     "platforms": lambda place: platforms.measure(place, rounds=1, mib=8),
     "hotplug": lambda place: hotplug.measure(place, rounds=1),
     "netmon": lambda place: netmon.measure(place, rounds=1, changes=100, idle_seconds=0.5),

@@ -4,9 +4,10 @@
     scripts/bench --only crowd
 
 With 0, 1, 10 and MOST sandboxes present, and on the way back again: the start of one more, to the
-first ping, by the command and by the library. With MOST of them all are pinged; at the end nothing
-may be left. Then starts per second: BATCH sandboxes by the command, some of them at once, until
-all have answered a ping.
+first ping, by the command, by the command with a spare, and by the library. With MOST of them all
+are pinged; at the end nothing may be left. Then starts per second: BATCH sandboxes by the command,
+some of them at once, until all have answered a ping; and more of them, two at once, with and
+without a spare, of which each start makes the next.
 """
 
 import os
@@ -15,14 +16,24 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TypedDict
 
 from bench.ping import first_ping
 from bench.place import Place, new_host
 from bench.remains import interfaces
 from bench.samples import Samples, rounded
-from bench.start import by_command, by_library, delete_by_command, delete_by_library, neighbour
+from bench.start import (
+    by_command,
+    by_command_with_spare,
+    by_library,
+    delete_by_command,
+    delete_by_library,
+    have_spares,
+    neighbour,
+)
 from tapwright.linux import netns
+from tapwright.sandbox import spares
 from tapwright.state import registry
 
 _AT_ONCE = 2
@@ -36,6 +47,7 @@ class Level(TypedDict):
 
     present: int
     command: Samples
+    spare: Samples
     library: Samples
 
 
@@ -44,6 +56,15 @@ class Together(TypedDict):
 
     at_once: int
     per_second: Samples
+
+
+class Sustained(TypedDict):
+    """Starts per second of many, two at once, without spares and with one at a time; a sample for
+    each batch."""
+
+    count: int
+    without: Samples
+    spare: Samples
 
 
 class Crowd(TypedDict):
@@ -57,10 +78,16 @@ class Crowd(TypedDict):
     delete: float
     batch: int
     together: list[Together]
+    sustained: Sustained
 
 
 def measure(
-    place: Place, levels: Sequence[int], rounds: int, batch: int, at_once: Sequence[int]
+    place: Place,
+    levels: Sequence[int],
+    rounds: int,
+    batch: int,
+    at_once: Sequence[int],
+    many: int,
 ) -> Crowd:
     new_host()
     root = place.root("crowd")
@@ -68,7 +95,8 @@ def measure(
         pass  # makes template and bridge
     before = interfaces()
     found: dict[int, Level] = {
-        present: {"present": present, "command": [], "library": []} for present in levels
+        present: {"present": present, "command": [], "spare": [], "library": []}
+        for present in levels
     }
     for present in levels:
         _grow(place, root, present)
@@ -89,6 +117,7 @@ def measure(
         "delete": round(took / (most - levels[0]), 1),
         "batch": batch,
         "together": _together(place, root, batch, at_once, max(rounds // 2, 1)),
+        "sustained": _sustained(place, root, many, max(rounds // 2, 1)),
     }
 
 
@@ -97,6 +126,10 @@ def _measure(place: Place, root: str, level: Level, rounds: int) -> None:
         before = interfaces()
         level["command"].append(round(by_command(place, root, "bench-one").pinged, 2))
         delete_by_command(place, root, "bench-one", before)
+        # Its spares are not beside it in the other two.
+        level["spare"].append(round(by_command_with_spare(place, root, "bench-spare").pinged, 2))
+        spares.drop(root)
+        delete_by_command(place, root, "bench-spare", before)
         name = f"bench-lib-{number}"
         level["library"].append(round(by_library(place.config(), root, name).pinged, 2))
         delete_by_library(place, root, name, before)
@@ -158,12 +191,34 @@ def _together(
     with neighbour(place, root):
         for number in range(rounds):
             for entry in found:
-                names = [f"bench-t{number}-{entry['at_once']}-{one}" for one in range(batch)]
-                begun = time.monotonic()
-                with ThreadPoolExecutor(entry["at_once"]) as pool:
-                    list(pool.map(partial(by_command, place, root), names))
-                entry["per_second"].append(batch / (time.monotonic() - begun))
-                _delete(place, root, names)
+                label = f"{number}-{entry['at_once']}"
+                rate = _rate(place, root, label, batch, entry["at_once"], place.usual)
+                entry["per_second"].append(rate)
     return [
         {"at_once": entry["at_once"], "per_second": rounded(entry["per_second"])} for entry in found
     ]
+
+
+def _sustained(place: Place, root: str, count: int, rounds: int) -> Sustained:
+    without, spare = [], []
+    with neighbour(place, root):
+        for number in range(rounds):
+            without.append(_rate(place, root, f"{number}-u", count, _AT_ONCE, place.usual))
+            have_spares(root, place.spec(configuration=place.spared), count=1)
+            spare.append(_rate(place, root, f"{number}-s", count, _AT_ONCE, place.spared))
+            spares.drop(root)
+    return {"count": count, "without": rounded(without), "spare": rounded(spare)}
+
+
+def _rate(
+    place: Place, root: str, label: str, count: int, at_once: int, configuration: Path
+) -> float:
+    """Starts per second."""
+    names = [f"bench-t{label}-{one}" for one in range(count)]
+    start = partial(by_command, place, root, configuration=configuration)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(start, names))
+    rate = count / (time.monotonic() - begun)
+    _delete(place, root, names)
+    return rate

@@ -49,6 +49,11 @@ class Place:
         self.monitored = self._configuration(
             "monitored", factory=template, netmon={"enable_netmon": True}
         )
+        self.spared_monitored = self._configuration(
+            "spared-monitored",
+            factory={**template, "vm_cache_number": 1},
+            netmon={"enable_netmon": True},
+        )
         self.cold = self._configuration("cold", factory={"enable_template": False})
 
     def root(self, name: str) -> str:

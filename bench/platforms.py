@@ -3,17 +3,18 @@
 
     scripts/bench --only platforms
 
-By turns with both runtimes: `podman run --rm` of `true`; `podman run` of a web server, up to its
-first answer; `podman exec` of `true`; then, in a container, a large file written (with fsync) and
-read, and many small files made, and the same on the host. Last, the memory that a container takes
-on the host, and one more in its pod: of every process the proportional share (proc(5),
-smaps_rollup).
+By turns with runc, without a spare, and with one (and a second that stays): `podman run --rm` of
+`true`; `podman run` of a web server, up to its first answer; `podman exec` of `true`. Then, in a
+container, a large file written (with fsync) and read, and many small files made, and the same on
+the host. Last, the memory that a container takes on the host, and one more in its pod: of every
+process the proportional share (proc(5), smaps_rollup).
 """
 
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 from urllib.error import URLError
@@ -22,13 +23,17 @@ from urllib.request import ProxyHandler, build_opener
 from bench.memory import MiB, kinds, smaps
 from bench.place import Place, new_host
 from bench.samples import Milliseconds, Samples, rounded
+from bench.start import have_spares
+from tapwright.sandbox import spares
 from tapwright.state import registry
+from tapwright.state.record import Spec
 from tests.platforms import images
 from tests.platforms.podman import Podman
 from tests.platforms.remains import cgroups, sweep
 from tests.platforms.runtime import executable
 
 RUNTIMES = "runc", "tapwright"
+SPARED = "spare"
 HOST = "host"
 _NAME = "bench"
 _SETTLE_SECONDS = 2.0
@@ -56,8 +61,8 @@ class Files(TypedDict):
 
 
 class Platforms(TypedDict):
-    """By runtime; files also on the `host`. `container` is the memory of one, by kind of process,
-    `more` what one more container in its pod takes."""
+    """By runtime; calls also with a `spare`, files also on the `host`. `container` is the memory of
+    one, by kind of process, `more` what one more container in its pod takes."""
 
     calls: dict[str, Calls]
     mib: int
@@ -70,7 +75,7 @@ def measure(place: Place, rounds: int, mib: int) -> Platforms:
     new_host()
     with podman_in(place) as podman:
         return {
-            "calls": _calls(podman, rounds),
+            "calls": _calls(podman, place, rounds),
             "mib": mib,
             "files": _files(podman, place, rounds, mib),
             "container": {kind: _container(podman, place, kind) for kind in RUNTIMES},
@@ -97,13 +102,18 @@ def _root(place: Place) -> str:
     return place.root("podman")
 
 
-def _calls(podman: Podman, rounds: int) -> dict[str, Calls]:
-    taken: dict[str, list[tuple[Milliseconds, ...]]] = {kind: [] for kind in RUNTIMES}
+def _calls(podman: Podman, place: Place, rounds: int) -> dict[str, Calls]:
+    root = place.root("podman-spares")
+    spared = executable(place.directory / "spared", place.spared_monitored, Path(root))
+    ways = {kind: kind for kind in RUNTIMES} | {SPARED: str(spared)}
+    taken: dict[str, list[tuple[Milliseconds, ...]]] = {kind: [] for kind in ways}
+    have = partial(have_spares, root, _spec(podman, place))
     for number in range(rounds + 1):
-        for kind in RUNTIMES:
-            times = _call(podman, kind)
+        for kind, runtime in ways.items():
+            times = _call(podman, runtime, have)
             if number >= 1:
                 taken[kind].append(times)
+    spares.drop(root)
     columns = {
         kind: [rounded(column) for column in zip(*taken[kind], strict=True)] for kind in taken
     }
@@ -113,12 +123,26 @@ def _calls(podman: Podman, rounds: int) -> dict[str, Calls]:
     }
 
 
-def _call(podman: Podman, kind: str) -> tuple[Milliseconds, Milliseconds, Milliseconds]:
-    """`run --rm` of true, `run` of a server up to its answer, `exec` of true."""
+def _spec(podman: Podman, place: Place) -> Spec:
+    """That of the sandbox of a container, as the runtime makes it."""
+    podman.output("run", "--detach", "--name", _NAME, "busybox", "sleep", "100")
+    (sandbox,) = registry.listing(_root(place))
+    _remove(podman, "tapwright")
+    assert sandbox.record is not None  # noqa: S101 - it ran
+    return sandbox.record.spec
+
+
+def _call(
+    podman: Podman, kind: str, have_spares: Callable[[], None]
+) -> tuple[Milliseconds, Milliseconds, Milliseconds]:
+    """`run --rm` of true, `run` of a server up to its answer, `exec` of true; all kinds beside the
+    same spares."""
+    have_spares()
     begun = time.monotonic()
     podman.output("run", "--rm", "--network", "web", "busybox", "true", runtime=kind)
     true = time.monotonic() - begun
     words = "run", "--detach", "--name", _NAME, "--network", "web", "busybox", *images.SERVE
+    have_spares()
     begun = time.monotonic()
     podman.output(*words, runtime=kind)
     answer = _first_answer(podman.inspect(_NAME)) - begun

@@ -91,8 +91,9 @@ def crowd(data: Crowd) -> str:
     top, bottom, left = 34.0, 222.0, 50.0
     most_present = max(level["present"] for level in data["levels"])
     most = max(
-        max(summary(level["command"]).high, summary(level["library"]).high)
+        summary(level[kind]).high
         for level in data["levels"]
+        for kind in ("command", "spare", "library")
     )
     across, up = (WIDTH - left - 40) / max(most_present, 1), (bottom - top) / (most * 1.05)
     for value in ticks(most * 1.05):
@@ -106,6 +107,7 @@ def crowd(data: Crowd) -> str:
         (
             ("sandbox run", [(level["present"], level["command"]) for level in data["levels"]]),
             ("library", [(level["present"], level["library"]) for level in data["levels"]]),
+            ("with a spare", [(level["present"], level["spare"]) for level in data["levels"]]),
         )
     ):
         _series(drawing, series, (left, bottom, across, up), colour)

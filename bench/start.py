@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,13 @@ from bench.place import NETWORK, Place
 from bench.remains import remains
 from bench.samples import Milliseconds
 from tapwright.config import Config
-from tapwright.sandbox import lifecycle
+from tapwright.sandbox import lifecycle, spares
 from tapwright.sandbox.launching import Launch
 from tapwright.sandbox.planning import Wish, plan
 from tapwright.state import registry
-from tapwright.state.record import Record
+from tapwright.state.record import Record, Spec
 
+_SPARE_SECONDS, _SPARE_PAUSE = 60.0, 0.5
 _WISH = Wish(networks=[(NETWORK, "")])
 
 
@@ -59,6 +61,11 @@ def by_command(place: Place, root: str, name: str, configuration: Path | None = 
     return start._replace(steps=[Step("command", 0, (record.started - begun) * 1e3), *start.steps])
 
 
+def by_command_with_spare(place: Place, root: str, name: str) -> Start:
+    have_spares(root, place.spec(configuration=place.spared))
+    return by_command(place, root, name, place.spared)
+
+
 def by_library(config: Config, root: str, name: str, launch: Launch | None = None) -> Start:
     """In this process, which has imported everything, and may have started a supervisor ahead."""
     begun = time.monotonic()
@@ -84,6 +91,19 @@ def delete_by_library(place: Place, root: str, name: str, before: frozenset[int]
     begun = time.monotonic()
     lifecycle.delete(root, name)
     return _end(begun, time.monotonic(), left.gone())
+
+
+def have_spares(root: str, spec: Spec, count: int = 2) -> None:
+    """By default one to take, and one that stays, so that none is made while another is taken.
+    Raises TimeoutError."""
+    spec = replace(spec, spares=count)
+    deadline = time.monotonic() + _SPARE_SECONDS
+    while sum(spare.is_ready for spare in spares.listing(root)) < count:
+        if len(spares.listing(root)) < count:
+            spares.begin(root, spec, at_once=True)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no spare: {spares.last_failure(root)}")
+        time.sleep(_SPARE_PAUSE)
 
 
 @contextmanager

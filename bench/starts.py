@@ -30,20 +30,20 @@ from bench.start import (
     Start,
     Step,
     by_command,
+    by_command_with_spare,
     by_library,
     delete_by_command,
     delete_by_library,
+    have_spares,
     neighbour,
 )
 from tapwright.hypervisor import accelerator, template
 from tapwright.hypervisor.machine import Machine, SavedMemory
 from tapwright.hypervisor.template_store import Template
-from tapwright.sandbox import spares
 from tapwright.sandbox.launching import Launch
 
 _FLOOR_ADDRESS = "10.86.255.{}"  # far from those that are given out
 _ROUNDS_PER_COLD = 5
-_SPARE_SECONDS = 60.0
 _AHEAD_SECONDS = 0.5  # more than a supervisor takes to load what it can
 
 
@@ -97,7 +97,7 @@ def measure(place: Place, rounds: int) -> Starts:
                 delete_by_library,
                 beside,
             ),
-            "spare": (partial(_by_command_with_spare, place, beside), delete_by_command, beside),
+            "spare": (partial(by_command_with_spare, place, beside), delete_by_command, beside),
             "alone": (partial(by_command, place, alone), delete_by_command, alone),
             "cold": (
                 partial(by_command, place, alone, configuration=place.cold),
@@ -155,25 +155,8 @@ def _by_ready_library(place: Place, root: str, name: str) -> Start:
 
 
 def _by_library_with_spare(place: Place, root: str, name: str) -> Start:
-    _have_spares(place, root)
+    have_spares(root, place.spec(configuration=place.spared))
     return by_library(place.config(place.spared), root, name)
-
-
-def _by_command_with_spare(place: Place, root: str, name: str) -> Start:
-    _have_spares(place, root)
-    return by_command(place, root, name, place.spared)
-
-
-def _have_spares(place: Place, root: str) -> None:
-    """One to take, and one that stays, so that none is made while another is taken."""
-    spec = replace(place.spec(configuration=place.spared), spares=2)
-    deadline = time.monotonic() + _SPARE_SECONDS
-    while sum(spare.is_ready for spare in spares.listing(root)) < 2:
-        if len(spares.listing(root)) < 2:
-            spares.begin(root, spec, at_once=True)
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no spare: {spares.last_failure(root)}")
-        time.sleep(_AHEAD_SECONDS)
 
 
 def _start_bare(bare: Bare, address: str) -> Start:

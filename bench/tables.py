@@ -12,7 +12,7 @@ from bench.endpoints import Model
 from bench.hotplug import Hotplug
 from bench.memory import Memory
 from bench.netmon import Netmon
-from bench.platforms import HOST, Platforms
+from bench.platforms import HOST, SPARED, Platforms
 from bench.samples import Samples, median, summary
 from bench.starts import Starts
 
@@ -131,12 +131,17 @@ def crowd(data: Crowd) -> str:
             str(level["present"]),
             ratio(level["command"], base["command"]),
             ms(level["command"]),
+            ratio(level["spare"], base["spare"]),
+            ms(level["spare"]),
             ratio(level["library"], base["library"]),
             ms(level["library"]),
         ]
         for level in data["levels"]
     ]
-    head = ("present", "to 1", "`sandbox run`, ms", "to 1", "library, ms")
+    head = (
+        "present",
+        *("to 1", "`sandbox run`, ms", "to 1", "with a spare, ms", "to 1", "library, ms"),
+    )
     return table(head, rows)
 
 
@@ -151,6 +156,16 @@ def together(data: Crowd) -> str:
         for found in data["together"]
     ]
     return table(("at once", "to one", "starts a second"), rows)
+
+
+def sustained(data: Crowd) -> str:
+    found = data["sustained"]
+    without, spare = found["without"], found["spare"]
+    rows = [
+        ["without spares", "1.00", f"{median(without):.2f}"],
+        ["with one", ratio(spare, without), f"{median(spare):.2f}"],
+    ]
+    return table(("", "to without", "starts a second"), rows)
 
 
 def memory(data: Memory) -> str:
@@ -276,10 +291,12 @@ def platform_calls(data: Platforms) -> str:
             ms(calls["runc"][key]),  # type: ignore[literal-required]
             ms(calls["tapwright"][key]),  # type: ignore[literal-required]
             ratio(calls["tapwright"][key], calls["runc"][key]),  # type: ignore[literal-required]
+            ms(calls[SPARED][key]),  # type: ignore[literal-required]
+            ratio(calls[SPARED][key], calls["runc"][key]),  # type: ignore[literal-required]
         ]
         for key, label in labels.items()
     ]
-    return table(("", "runc", "Tapwright", "to runc"), rows)
+    return table(("", "runc", "without a spare", "to runc", "with a spare", "to runc"), rows)
 
 
 def platform_files(data: Platforms) -> str:
