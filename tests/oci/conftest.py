@@ -25,7 +25,7 @@ def by_runc(runtime: Runtime, tmp_path: Path) -> Run:
     def run(*argv: str, prepare: Callable[[Path], object] = lambda _: None, **changes: Any) -> str:
         bundle = runtime.bundle(configuration(*argv, **changes))
         prepare(bundle / "rootfs")
-        name = f"twtest-{os.getpid()}"
+        name = f"twtest-{os.urandom(4).hex()}"
         words = ["runc", "--root", str(tmp_path / "runc"), "run", "--bundle", str(bundle), name]
         done = subprocess.run(words, capture_output=True, text=True, input="", check=False)
         return f"{done.returncode} {done.stdout}{done.stderr}"

@@ -234,7 +234,7 @@ class Nobody:
 def by_runc(netns: str, directory: Path, *argv: str) -> list[str]:
     """What runs a program of this host in a container of runc's, on the network of a namespace."""
     bundle = directory / "bundle"
-    name = f"twtest-parity-{os.getpid()}"
+    name = f"twtest-parity-{os.urandom(4).hex()}"
     if not bundle.exists():
         for link in ("bin", "lib", "lib64", "sbin"):
             (bundle / "rootfs").mkdir(parents=True, exist_ok=True)

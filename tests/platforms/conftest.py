@@ -4,6 +4,7 @@ A platform's fixture runs a container with an ordinary runtime first: that shows
 sound on this machine, and makes the bridges and chains that plugins keep for good.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 import pytest
 
+from tapwright.linux import netns
 from tests.platforms import images
 from tests.platforms.containerd import IMAGE, Containerd
 from tests.platforms.cri import Cri
@@ -23,18 +25,33 @@ from tests.sandboxes import Tapwright
 STATE = Path("/run/tapwright"), Path("/var/lib/cni/results")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def own_host(tapwright: Tapwright) -> Iterator[None]:
+    """A namespace of the platforms' own: what their engines do to firewall and settings of the one
+    where they run outlasts them, and other tests run in this process afterwards."""
+    path = netns.path_of(f"twtest-platforms-{os.getpid()}")
+    netns.create(path)
+    try:
+        with netns.entered(path):
+            yield
+    finally:
+        netns.remove(path)
+
+
+@pytest.fixture(scope="package")
 def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image's root filesystem, a tar archive."""
     return images.rootfs(tmp_path_factory.mktemp("image"))
 
 
-@pytest.fixture(scope="session")
-def runtime(tapwright: Tapwright, tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+@pytest.fixture(scope="package")
+def runtime(
+    own_host: None, tapwright: Tapwright, tmp_path_factory: pytest.TempPathFactory
+) -> Runtime:
     return Runtime(tapwright, tmp_path_factory.mktemp("runtime"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def podman(
     runtime: Runtime, rootfs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Podman]:
@@ -106,7 +123,7 @@ def ended(daemon: Daemon) -> Iterator[Daemon]:
         daemon.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def containerd(
     runtime: Runtime, rootfs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Containerd]:
@@ -121,7 +138,7 @@ def containerd(
         sweep(home, before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cri(containerd: Containerd) -> Iterator[Cri]:
     logs = containerd.home / "logs"
     logs.mkdir()
@@ -136,7 +153,7 @@ def cri(containerd: Containerd) -> Iterator[Cri]:
             cri.remove_all()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def docker(
     runtime: Runtime, rootfs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Docker]:

@@ -42,7 +42,7 @@ class Runtime:
         followed.write_text(f"{text}[netmon]\nenable_netmon = true\n")
         self.path = executable(directory / "tapwright", followed, self.root)
         settings = {"disable_new_netns": True, "internetworking_model": "none"}
-        in_host = tapwright.configuration(settings)
+        in_host = tapwright.configuration(settings, template=tapwright.templates)
         self.in_host = executable(directory / "tapwright-host", in_host, self.root)
         """With sandboxes that have no network namespace."""
 

@@ -100,7 +100,7 @@ def running(runtime: Sequence[str], root: Path, directory: Path) -> Iterator[Box
         ["mount", "-t", "overlay", "overlay", "-o", options, bundle / "rootfs"], check=True
     )
     # Network namespaces and cgroups have names that all processes of the machine share.
-    name = f"twtest-box-{os.getpid()}"
+    name = f"twtest-box-{os.urandom(4).hex()}"
     box = Box(runtime, name)
     try:
         subprocess.run(

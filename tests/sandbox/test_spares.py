@@ -191,7 +191,7 @@ def test_a_container_of_a_spare(
     waiting = {one.pid for one in ready(2, spec)}
     runtime = Runtime(tapwright, tmp_path)
     runtime.config = config
-    group = f"/twspare-{os.getpid()}"
+    group = f"/twtest-spare-{os.urandom(4).hex()}"
     content = configuration("sleep", "1000", linux={"cgroupsPath": group})
     with runtime.created(content) as container:
         container.start()
