@@ -18,6 +18,7 @@ import pytest
 from tapwright.endpoint import discovery
 from tapwright.linux import addresses, neighbours, netns, routes
 from tapwright.linux.netlink import Netlink
+from tests.amounts import amount
 from tests.host import Host, eventually
 from tests.sandboxes import Tapwright, ended, pids_of
 
@@ -288,13 +289,14 @@ def test_rules_next_hops_and_settings(namespace: Namespace, tapwright: Tapwright
     goes("ip route", "10.20")
 
 
+@pytest.mark.large
 def test_ten_thousand_routes_and_then_too_many(namespace: Namespace, tapwright: Tapwright) -> None:
     """What is too much is said, and all else goes on as it was."""
     namespace.add_veth("eth1", "10.77.0.9/24")
     namespace.settles()
     several = [
         f"route add 10.{n // 65536 + 100}.{n // 256 % 256}.{n % 256} via 10.77.0.2"
-        for n in range(100_000)
+        for n in range(amount(35_000, 100_000))
     ]
 
     def count() -> int:
