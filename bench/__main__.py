@@ -23,6 +23,7 @@ from bench import (
     netmon,
     platforms,
     report,
+    scrape,
     starts,
 )
 from bench.endpoints import Traffic
@@ -38,6 +39,7 @@ FULL: dict[str, Part] = {
     "command_start": lambda place: command_start.measure(rounds=40),
     "starts": lambda place: starts.measure(place, rounds=20),
     "memory": lambda place: memory.measure(place, beside=10),
+    "scrape": lambda place: scrape.measure(place, many=50, rounds=20),
     "crowd": lambda place: crowd.measure(
         place, levels=(0, 1, 10, 50), rounds=4, batch=8, at_once=(1, 2, 4), many=20
     ),
@@ -52,6 +54,7 @@ QUICK: dict[str, Part] = {
     "command_start": lambda place: command_start.measure(rounds=3),
     "starts": lambda place: starts.measure(place, rounds=1),
     "memory": lambda place: memory.measure(place, beside=1),
+    "scrape": lambda place: scrape.measure(place, many=2, rounds=1),
     "crowd": lambda place: crowd.measure(
         place, levels=(0, 1), rounds=1, batch=2, at_once=(2,), many=2
     ),

@@ -262,6 +262,8 @@ def aims(data: Data) -> list[Aim]:
                 f"most of it is {largest}; [by process](#memory-of-a-sandbox).",
             )
         )
+    if "scrape" in data:
+        found.append(_scrape_aim(data["scrape"]))
     if "carrying" in data:
         found += _carrying_aims(data["carrying"])
     if "command_start" in data:
@@ -278,6 +280,17 @@ def aims(data: Data) -> list[Aim]:
             )
         )
     return found
+
+
+def _scrape_aim(scrape: Data) -> Aim:
+    one, many = median(scrape["one"]), median(scrape["processor"])
+    return Aim(
+        f"a scrape of {scrape['sandboxes']} sandboxes, {scrape['series']} series, processor time",
+        100,
+        "ms",
+        many,
+        f"it is {many / one:.0f} times that of one sandbox ({one:.1f} ms).",
+    )
 
 
 def _carrying_aims(data: Carrying) -> list[Aim]:

@@ -190,3 +190,32 @@ def test_requests_of_version_0_are_served() -> None:
         *("update_container", "delete_container", "set_sysctls", "container_processes"),
         *("container_statistics", "container_state"),
     } <= set(Containers(nothing, nothing).by_name())
+
+
+def test_a_record_is_read_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = written(tmp_path, before())
+    read: list[Path] = []
+
+    def noted(place: Path) -> record.Record:
+        read.append(place)
+        return record.load(place)
+
+    monkeypatch.setattr(registry, "load", noted)
+    records = registry.Remembered()
+    (first,), (second,) = records.listing(tmp_path), records.listing(tmp_path)
+    assert first == second
+    assert read == [directory]
+    changed = record.load(directory)
+    changed.memory_mib = 999
+    record.save(changed, directory)
+    (third,) = records.listing(tmp_path)
+    assert third.record
+    assert third.record.memory_mib == 999
+    assert read == [directory, directory]
+    (directory / FILE).unlink()
+    assert records.listing(tmp_path) == []
+    written(tmp_path, "{")
+    (broken,) = records.listing(tmp_path)
+    assert broken.record is None

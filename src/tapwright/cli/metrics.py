@@ -42,12 +42,15 @@ def add_commands(command: argparse.ArgumentParser, words: Container[str]) -> Non
 def _metrics(arguments: argparse.Namespace) -> int:
     from tapwright import config
     from tapwright.metrics import collecting, exposition
+    from tapwright.state import registry
 
     output.need_root()
     templates = config.load(arguments.config).factory.template_path
 
+    records = registry.Remembered()
+
     def collect() -> "list[Family]":
-        return collecting.collect(arguments.root, templates)
+        return collecting.collect(arguments.root, templates, records=records)
 
     if arguments.listen:
         return _listen(*_address(arguments.listen), collect)

@@ -22,7 +22,7 @@ from tapwright.oci import state as containers
 from tapwright.sandbox import spares
 from tapwright.state import ownership, plugin_runs, registry
 from tapwright.state.record import CREATING, RUNNING, Record
-from tapwright.state.registry import DEAD, Sandbox
+from tapwright.state.registry import DEAD, Remembered, Sandbox
 
 GUEST_SECONDS = 1.0
 """How long a guest has to answer, and all of them together."""
@@ -40,14 +40,18 @@ Json = dict[str, Any]
 
 
 def collect(
-    root: str | Path, templates: str | Path = "", guest_seconds: float = GUEST_SECONDS
+    root: str | Path,
+    templates: str | Path = "",
+    guest_seconds: float = GUEST_SECONDS,
+    records: Remembered | None = None,
 ) -> list[Family]:
     """All families, of the sandboxes in `root` and the `templates` in a directory, empty for none.
+    Who collects again and again has `records` remembered.
 
     Raises OSError when the kernel's tables can't be read.
     """
     began = time.monotonic()
-    sandboxes = registry.listing(root)
+    sandboxes = records.listing(root) if records else registry.listing(root)
     running = [sandbox for sandbox in sandboxes if sandbox.status == RUNNING]
     asking = Asking(running, {"op": "totals", "seconds": guest_seconds})
     deadline = time.monotonic() + guest_seconds

@@ -8,6 +8,8 @@ collector and promtool know. They differ in the names of counters and of informa
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import starmap
 
 GAUGE, COUNTER, HISTOGRAM, INFO = "gauge", "counter", "histogram", "info"
 
@@ -20,7 +22,7 @@ _SUFFIX = {COUNTER: "_total", INFO: "_info"}
 Labels = Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Sample:
     """A value of a family; `suffix` is for histograms: _bucket, _sum, _count."""
 
@@ -72,21 +74,21 @@ def plain(families: Iterable[Family]) -> str:
 
 
 def _samples(family: Family) -> Iterator[str]:
+    usual = family.name + _SUFFIX.get(family.kind, "")
     for sample in family.samples:
-        name = family.name + (sample.suffix or _SUFFIX.get(family.kind, ""))
-        labels = ",".join(f'{key}="{_escaped(value)}"' for key, value in sample.labels.items())
-        yield (
-            f"{name}{{{labels}}} {_number(sample.value)}"
-            if labels
-            else (f"{name} {_number(sample.value)}")
-        )
+        name = family.name + sample.suffix if sample.suffix else usual
+        labels = ",".join(starmap(_label, sample.labels.items()))
+        value = _number(sample.value)
+        yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
 
 
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+@lru_cache(maxsize=4096)  # a sandbox has the same ones in each of its series
+def _label(key: str, value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'{key}="{escaped}"'
 
 
 def _number(value: float) -> str:
     if value == math.inf:
         return "+Inf"
-    return str(value) if isinstance(value, int) else repr(float(value))
+    return str(value) if type(value) is int else repr(float(value))

@@ -3,14 +3,18 @@
 Loaded by every command, so it imports little.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tapwright.errors import SandboxNotFoundError, SandboxStateError, UsageError
 from tapwright.state import ownership
-from tapwright.state.record import CREATING, RUNNING, Record, load
+from tapwright.state.record import CREATING, FILE, RUNNING, Record, load
 
 DEAD = "dead"
+
+Load = Callable[[Path], Record]
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,39 @@ def find(root: str | Path, prefix: str) -> Sandbox:
     return sandbox
 
 
-def listing(root: str | Path) -> list[Sandbox]:
+def listing(root: str | Path, load: Load = load) -> list[Sandbox]:
     """All sandboxes, from files alone, in the order of their ids."""
     directories = [directory_of(root) / name for name in ownership.names(directory_of(root))]
-    return [sandbox for sandbox in map(look_at, directories) if sandbox]
+    return [sandbox for one in directories if (sandbox := look_at(one, load))]
 
 
-def look_at(directory: Path) -> Sandbox | None:
+class Remembered:
+    """Reads records as `record.load` does, and again only those whose file has changed: for who
+    lists sandboxes often, and changes no record."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, int, int], Record]] = {}
+
+    def listing(self, root: str | Path) -> list[Sandbox]:
+        """All sandboxes in a root, which is the same each time."""
+        found = listing(root, self._load)
+        here = {sandbox.directory for sandbox in found}
+        self._known = {place: known for place, known in self._known.items() if place in here}
+        return found
+
+    def _load(self, directory: Path) -> Record:
+        status = os.stat(directory / FILE)
+        # A changed record is another file (`record.save`).
+        file = status.st_ino, status.st_mtime_ns, status.st_size
+        known = self._known.get(directory)
+        if known and known[0] == file:
+            return known[1]
+        record = load(directory)
+        self._known[directory] = file, record
+        return record
+
+
+def look_at(directory: Path, load: Load = load) -> Sandbox | None:
     # First whether somebody lives, then the record: so a sandbox that ends in between is not
     # taken for one that never ran.
     alive = ownership.is_alive(directory)
