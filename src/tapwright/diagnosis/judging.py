@@ -105,16 +105,21 @@ def _at(place: str, command: str) -> str:
 
 def _set_up(case: Case, point: Point) -> list[str]:
     if point.place == ways.IN_GUEST:
+        # Addresses and routes of IPv6 go with the link, whichever version was asked for.
         commands = [_in_guest(case, f"ip link set {point.name} up")]
-        return commands + _missing_routes(case, everything=True)
+        commands += _missing_addresses(case, _guest_link(case), (4, 6))
+        return commands + _missing_routes(case, everything=True, versions=(4, 6))
     return [_at(point.place, f"ip link set {point.name} up")]
 
 
-def _missing_routes(case: Case, everything: bool = False) -> list[str]:
-    """The commands that give the guest the routes of its namespace which it lacks."""
+def _missing_routes(
+    case: Case, everything: bool = False, versions: tuple[int, ...] = ()
+) -> list[str]:
+    """The commands that give the guest the routes of its namespace which it lacks, of the version
+    that was asked for, or of several."""
     has = {(r["destination"], r["gateway"]) for r in _guest_routes(case)}
     commands = []
-    for route in _wanted(case):
+    for route in _wanted(case, versions):
         if route.destination.startswith("fe80") or (
             not everything and (route.destination, route.gateway) in has
         ):
@@ -130,11 +135,15 @@ def _replaced(route: ways.Route, nic: str) -> str:
     return f"ip {family}route replace {destination}{via} dev {nic}"
 
 
-def _wanted(case: Case) -> list[ways.Route]:
+def _wanted(case: Case, versions: tuple[int, ...] = ()) -> list[ways.Route]:
     """The routes of the namespace, those without a gateway first: the others need them."""
-    found = case.way.wanted_routes or []
-    version = f"{':' if case.version == 6 else '.'}"
-    return sorted((r for r in found if version in r.destination), key=lambda r: bool(r.gateway))
+    of = versions or (case.version,)
+    found = [r for r in case.way.wanted_routes or [] if _version(r.destination) in of]
+    return sorted(found, key=lambda route: bool(route.gateway))
+
+
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
 def _guest_routes(case: Case) -> list[Json]:
@@ -405,13 +414,15 @@ def _of_guest_nic(case: Case) -> Iterator[Verdict]:
         )
 
 
-def _missing_addresses(case: Case, link: Json) -> list[str]:
+def _missing_addresses(case: Case, link: Json, versions: tuple[int, ...] = ()) -> list[str]:
+    """Without those that the kernel makes itself."""
     has = {a.partition("/")[0] for a in link["addresses"]}
-    mark = ":" if case.version == 6 else "."
     return [
         _in_guest(case, f"ip address add {address} dev {link['name']}")
         for address in case.way.wanted
-        if mark in address and address.partition("/")[0] not in has
+        if _version(address) in (versions or (case.version,))
+        and not address.startswith("fe80")
+        and address.partition("/")[0] not in has
     ]
 
 
