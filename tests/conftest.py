@@ -123,6 +123,16 @@ def session_templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("template")
 
 
+@pytest.fixture(autouse=True)
+def failures_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A template that went with a guest which a test killed is made again at once. It would not be
+    for ten minutes, and all guests be booted."""
+    yield
+    if "session_templates" in request.fixturenames:
+        for note in request.getfixturevalue("session_templates").glob(".template-failed-*"):
+            note.unlink()
+
+
 @pytest.fixture(scope="session")
 def tapwright(
     tmp_path_factory: pytest.TempPathFactory, networks: Networks, session_templates: Path
@@ -151,4 +161,3 @@ def nothing_left(host: Host, tapwright: Tapwright) -> Iterator[None]:
         # So that the fault of one test is not that of all which follow.
         for name in tapwright.names() - sandboxes:
             tapwright.delete(name)
-        tapwright.forget_failures()

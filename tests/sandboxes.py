@@ -188,12 +188,6 @@ class Tapwright:
     def names(self) -> set[str]:
         return {sandbox["id"] for sandbox in self.json("sandbox", "list")}
 
-    def forget_failures(self) -> None:
-        """Have a template made again at once that went because a test killed its guest: it would
-        not be for ten minutes, and all guests be booted."""
-        for note in self.templates.glob(".template-failed-*"):
-            note.unlink()
-
     def delete_all(self) -> None:
         for name in self.names():
             self.delete(name)

@@ -71,4 +71,3 @@ class Runtime:
     def delete_all(self) -> None:
         """The sandboxes of podman's containers, whose root is that of the command itself."""
         self._tapwright.delete_all()
-        self._tapwright.forget_failures()
