@@ -9,7 +9,7 @@ import pytest
 from tapwright.diagnosis import checking, drawing, page, way
 from tapwright.diagnosis.way import Picture
 from tests.diagnosis import golden, pictures
-from tests.diagnosis.test_told import broken
+from tests.diagnosis.test_terminal import broken
 
 pytestmark = pytest.mark.unit
 

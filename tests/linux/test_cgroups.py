@@ -137,4 +137,4 @@ def test_what_can_not_be_is_told(v2: Path) -> None:
     assert failure == "cpuset.cpus: there is no controller 'cpuset' in /a"
     (failure,) = cgroups.join("/nowhere")
     assert failure == f"{v2}/nowhere: No such file or directory"
-    assert cgroups.told(["one", "two", "three"]) == "one (and 2 more)"
+    assert cgroups.summed(["one", "two", "three"]) == "one (and 2 more)"

@@ -522,7 +522,7 @@ async def _wait_all(root: str, spec: Spec, asked: Any) -> list[str]:
             qemu=SimpleNamespace(has_ended=False, wait=asyncio.Event().wait),
             agent=SimpleNamespace(has_broken_rules=asyncio.Event()),
         )
-        told = await _Stub(spec, directory, prepared).told()
+        told = await _Stub(spec, directory, prepared).taker()
         assert told
         spares.leave(directory, alive)
         caller, message, fd = told

@@ -57,8 +57,8 @@ OnFrame = Callable[[Frame], None]
 
 
 class AgentClient:
-    """Speaks to the agent over a connected socket, to which nobody has written if it `is_new`, or
-    on which a `session` was opened. Use it from one event loop."""
+    """Speaks to the agent over a connected socket, which is unused if it `is_new`, or on which a
+    `session` was opened. Use it from one event loop."""
 
     def __init__(self, connection: socket.socket, is_new: bool = False, session: int = 0) -> None:
         connection.setblocking(False)
@@ -257,7 +257,7 @@ class AgentClient:
             self._ready.set()
 
     def _take(self, frame: Frame) -> bool:
-        """Whether somebody waits for it."""
+        """Take a frame; return whether a request waits for it."""
         if frame.kind == protocol.HELLO:
             self._greeted(frame)
             return False
@@ -312,7 +312,8 @@ class AgentClient:
 
 
 def _cost(frame: Frame) -> int:
-    """What a frame that nobody waits for counts, in bytes: a small one takes as long as that."""
+    """The cost in bytes of a frame for which no request waits: a small one takes as long as
+    that."""
     return len(frame.payload) + _FRAME_COST
 
 

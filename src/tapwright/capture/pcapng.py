@@ -26,7 +26,6 @@ _OPTION = struct.Struct("<HH")
 _OF_SECTION = struct.Struct("<IHHq")
 _OF_INTERFACE = struct.Struct("<HHI")
 _OF_PACKET = struct.Struct("<IIIII")
-_OF_STATISTICS = struct.Struct("<III")
 
 _INBOUND, _OUTBOUND = 1, 2
 _UNICAST, _MULTICAST, _BROADCAST, _PROMISCUOUS = 1 << 2, 2 << 2, 3 << 2, 4 << 2

@@ -128,8 +128,8 @@ def _write(path: str, text: str) -> None:
 
 
 def _drawn(picture: "Picture") -> str:
-    from tapwright.diagnosis import told
+    from tapwright.diagnosis import terminal
 
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
-    return told.drawing(picture, output.columns(), colours, unicode=encoding == "utf8")
+    return terminal.drawing(picture, output.columns(), colours, unicode=encoding == "utf8")

@@ -28,7 +28,7 @@ _MOST_BYTES = 255  # of a name (NAME_MAX, limits.h)
 
 
 class TornError(CniError):
-    """A file that holds nothing whole: whoever wrote it did not come to the end."""
+    """An incomplete file: its writer did not come to the end."""
 
 
 class Entry(NamedTuple):
@@ -115,7 +115,7 @@ def _draft(path: str) -> str:
 def read(path: str) -> Entry | None:
     """The remembered attachment, None where there is none.
 
-    Raises TornError when the file is torn, CniError when it is somebody else's.
+    Raises TornError when the file is torn, CniError when it is not ours.
     """
     try:
         with open(path, "rb") as file:

@@ -20,8 +20,7 @@ def load_networks(
     """All networks of a directory in the order of its files, and what is wrong with the rest.
 
     Of several networks of one name the first wins, but a .conflist before all others (libcni,
-    libcni/conf.go, LoadNetworkConf); the others are told as problems. A missing directory has no
-    networks.
+    libcni/conf.go, LoadNetworkConf); the others are problems. A missing directory has no networks.
     """
     networks: dict[str, Network] = {}
     problems: list[ConfigurationError] = []
@@ -46,7 +45,7 @@ def find_network(
     directory: str | os.PathLike[str], name: str, any_version: bool = False
 ) -> Network:
     """The network of that name; with `any_version` one of a version that we do not know will do,
-    which can be taken down only. Raises ConfigurationError, which tells what there is instead."""
+    which can be taken down only. Raises ConfigurationError, which names the networks that exist."""
     networks, problems = load_networks(directory, any_version)
     for network in networks:
         if network.name == name:

@@ -193,7 +193,7 @@ def _relay(stderr: bytes) -> None:
 
 
 def _printable(text: str) -> str:
-    """Without anything that a terminal would obey."""
+    """The text without control characters for a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 

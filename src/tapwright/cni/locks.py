@@ -2,15 +2,16 @@
 Ordering"): one on a container, any number on different ones, and GC only on its own.
 
 Each lock is a flock(2) that plugins inherit with its descriptor. So it is held as long as any of
-them runs, even when the process that took it was killed in between: a DEL that follows waits for
-the ADD that nobody watches any more, and then finds all that it made. One that takes longer than a
-plugin may is killed by who waits, for nobody else is there to do it.
+them runs, even when the process that took it was killed in between: a later DEL waits for the
+orphaned ADD, and then finds all that it made. When a plugin takes longer than it may, the process
+that waits kills it, because no other process would.
 
 Three locks in the cache directory, taken in this order only, so that nothing can wait in a circle:
 the directory "locks", which a GC that waits keeps for itself and others pass through, so that they
 can't keep it waiting for ever; the directory "results", shared by all operations on containers and
-exclusive to GC; and a file a container, which is gone when nobody uses it. On a disk without room
-for that file "results" alone will do, exclusively: so a DEL is possible that makes room.
+exclusive to GC; and a file for each container, which goes when no process uses it. On a disk
+without room for that file "results" alone will do, exclusively: so a DEL is possible that makes
+room.
 """
 
 import contextlib
@@ -39,8 +40,8 @@ class _NoRoomError(CniError):
 
 @contextlib.contextmanager
 def container(directory: str, container_id: str, timeout: float) -> Iterator[tuple[int, ...]]:
-    """Be the only one to work on this container, with no GC going on; gives the descriptors that
-    plugins are to inherit. Raises CniError when that can't be had within `timeout` seconds."""
+    """Be the only process to work on this container, without a GC; yields the descriptors that
+    plugins must inherit. Raises CniError when that is impossible within `timeout` seconds."""
     gate, results = _directories(directory)
     deadline = _Deadline(timeout)
     with _held(gate, fcntl.LOCK_SH, deadline, "GC"):
@@ -118,8 +119,8 @@ def _end_overdue(path: str) -> None:
 
 
 def _takers(pid: int, lock: os.stat_result) -> set[int]:
-    """Who took the lock of which a process has the descriptor (proc(5), /proc/PID/fdinfo); nobody
-    where it has it not."""
+    """The processes that took the lock of which a process has the descriptor (proc(5),
+    /proc/PID/fdinfo); empty where it does not have it."""
     found: set[int] = set()
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:

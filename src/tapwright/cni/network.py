@@ -40,7 +40,7 @@ class Network(NamedTuple):
 
     @property
     def capabilities(self) -> set[str]:
-        """What the plugins can be told at run time, such as portMappings."""
+        """The runtime arguments that the plugins take, such as portMappings."""
         return {
             name
             for plugin in self.plugins
@@ -50,7 +50,7 @@ class Network(NamedTuple):
 
 
 def capabilities_of(plugin: Plugin) -> dict[str, Any]:
-    """What a plugin says it can be told, by name; null says no."""
+    """The capabilities of a plugin, by name; null means no."""
     return member(plugin, "capabilities") or {}
 
 
@@ -104,7 +104,8 @@ class Document:
         self.content: dict[str, Any] = content
 
     def error(self, key: str, reason: str) -> ConfigurationError:
-        """`key` may be a path such as 'plugins[1].type'; its line is told when it's certain."""
+        """`key` may be a path such as 'plugins[1].type'; the error names its line when that is
+        certain."""
         pattern = rb'"%s"\s*:' % re.escape(re.split(r"[.\[]", key)[0].encode())
         found = list(re.finditer(pattern, self.raw))
         line = self.raw.count(b"\n", 0, found[0].start()) + 1 if len(found) == 1 else 0
@@ -211,7 +212,7 @@ def _check_type(document: Document, holder: dict[str, Any], key: str) -> None:
 
 
 def _versions(document: Document, any_version: bool) -> tuple[str, ...]:
-    """Those the configuration names and we know (section 1, "Version considerations"); where we
+    """The versions of the configuration that we know (section 1, "Version considerations"); if we
     know none and any will do, the highest."""
     named = document.content.get("cniVersions", [])
     if not isinstance(named, list):
@@ -232,7 +233,7 @@ def _versions(document: Document, any_version: bool) -> tuple[str, ...]:
 
 
 def _conflist(document: Document, plugins: list[Plugin]) -> bytes:
-    """A conflist that stands for itself, for who knows nothing of folders."""
+    """A conflist that is complete in itself, for a program that does not know folders."""
     kept = document.content
     if document.is_single:
         keys = ("cniVersion", "cniVersions", "name", "disableCheck", "disableGC")

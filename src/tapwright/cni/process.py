@@ -65,7 +65,7 @@ def run(
 
 
 def _above_standard(fd: int, opened: list[int]) -> int:
-    """The same file under a number of 3 or more: a caller may have closed 0, 1 or 2."""
+    """The file under a number of 3 or more: a caller may have closed 0, 1 or 2."""
     if fd < 3:
         import fcntl
 
@@ -129,7 +129,7 @@ def _watch(pid: int, stdout: int, stderr: int, timeout: float) -> Finished:
 
 
 def _read(fd: int, data: bytearray) -> bool:
-    """Take what is there; False at the end of the file."""
+    """Read what has come; return False at the end of the file."""
     chunk = os.read(fd, _CHUNK)
     data += chunk
     return bool(chunk)

@@ -1,4 +1,4 @@
-"""What one attachment, and one run of a plugin for it, is told (sections 2 and 3)."""
+"""The input of one attachment, and of one run of a plugin for it (sections 2 and 3)."""
 
 import re
 from collections.abc import Mapping

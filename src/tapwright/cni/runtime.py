@@ -82,10 +82,10 @@ class Runtime:
         """Run the chain's DEL in reverse, with the remembered result where there is one.
 
         `args` and `capability_args` that the attachment does not give are those of its ADD. When
-        its path leads to another namespace than at ADD, or to none, plugins are told of none, and
-        leave that one alone. A plugin that fails does not keep the others from running. The network
-        may be of a version that we do not know. Raises an ExceptionGroup of PluginErrors; the
-        attachment stays remembered then, so that it can be tried again.
+        its path leads to another namespace than at ADD, or to none, plugins get no namespace, and
+        leave that one alone. When a plugin fails, the others still run. The network may be of a
+        version that we do not know. Raises an ExceptionGroup of PluginErrors; the attachment stays
+        remembered then, so that it can be tried again.
         """
         check_attachment(attachment)
         path = self._path(network, attachment)
@@ -323,7 +323,7 @@ def _expect_namespace(attachment: Attachment, entry: cache.Entry) -> None:
 
 
 def _completed(attachment: Attachment, entry: cache.Entry) -> Attachment:
-    """With what its ADD was told, where it says nothing itself."""
+    """The attachment, with the arguments of its ADD where it has none itself."""
     kept = entry.attachment
     return attachment._replace(
         args=attachment.args or kept.args,

@@ -69,7 +69,7 @@ class NetworkWatcher:
         return True
 
     def _load(self) -> None:
-        """First watch, then read: so a change in between is told by the next `wait`."""
+        """First watch, then read: so the next `wait` reports a change in between."""
         for watch in self._watches:
             _libc.inotify_rm_watch(self._fd, watch)  # fails where what it watched is gone
         with contextlib.suppress(BlockingIOError):

@@ -93,7 +93,7 @@ class HostChanges:
         try:
             self._marks = fanotify.Marks()
         except OSError as error:
-            _log.warning("the guest is not told what the host changes in its files: %s", error)
+            _log.warning("the guest does not learn what the host changes in its files: %s", error)
             return
         self._listen()
 
@@ -142,7 +142,7 @@ class HostChanges:
                 try:
                     await self._agent.call(requests.change_files(paths), _TELL_SECONDS)
                 except AgentError as error:
-                    _log.warning("the guest was not told of changed files: %s", error)
+                    _log.warning("the guest did not learn of changed files: %s", error)
             await asyncio.sleep(_TELL_PAUSE)
 
     def _mark_new(self, paths: Sequence[str]) -> None:

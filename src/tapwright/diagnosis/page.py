@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
 
-from tapwright.diagnosis import drawing, told, words
+from tapwright.diagnosis import drawing, terminal, words
 from tapwright.diagnosis.way import Picture
 from tapwright.errors import shown
 
@@ -65,7 +65,7 @@ def fragment(pictures: Sequence[Picture]) -> str:
     listed = f"<ul>{''.join(complaints)}</ul>" if complaints else ""
     verdict = words.verdict([one for picture in pictures for one in picture.complaints])
     kind = "bad" if complaints else "good"
-    text = "\n\n".join(told.drawing(picture, _COLUMNS) for picture in pictures)
+    text = "\n\n".join(terminal.drawing(picture, _COLUMNS) for picture in pictures)
     return (
         f'<header><h1>{html.escape(_title(pictures))}</h1><p><span class="{kind}">'
         f"{html.escape(verdict)}</span> · <time>{stamp}</time></p>{listed}</header>\n"

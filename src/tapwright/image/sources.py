@@ -1,6 +1,6 @@
-"""What of an image is ours, and the digest by which it is known whether an image has it.
+"""Our own files of an image, and the digest that shows whether an image has them.
 
-Without the rest of `build`, which who only looks for an image has no use for.
+Apart from `build`, because a search for an image does not need the rest.
 """
 
 import hashlib

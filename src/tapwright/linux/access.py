@@ -13,11 +13,11 @@ _MOST_LINKS = 40  # include/linux/namei.h: MAXSYMLINKS
 
 
 def obstacle(path: Path, uid: int, groups: Sequence[int], wanted: int = os.R_OK) -> Path | None:
-    """What keeps a user from reading a file, or what else is `wanted` of it (access(2)): the
-    directory on the way that can't be passed, or the path itself; None when nothing does. Only
+    """What keeps a user from reading a file, or from what else is `wanted` (access(2)): the
+    directory on the way that the user can't pass, or the path itself; None for no obstacle. Only
     root can ask.
 
-    A path that is not there is in nobody's way. Raises OSError when it can't be tried.
+    A missing path is no obstacle. Raises OSError when the check is impossible.
     """
     path = path.absolute()
     steps = [*reversed(path.parents)]

@@ -65,7 +65,7 @@ class Hierarchy:
 
 
 def hierarchies() -> "list[Hierarchy]":
-    """Those that are mounted, each where it was first (proc(5), /proc/PID/mountinfo)."""
+    """The mounted hierarchies, each where it was mounted first (proc(5), /proc/PID/mountinfo)."""
     found: dict[object, Hierarchy] = {}
     with open("/proc/self/mountinfo") as file:
         for line in file:
@@ -114,8 +114,8 @@ def _of_slice(name: str) -> str:
 
 
 def fresh(above: str, name: str) -> str:
-    """A path for a new group, which nobody else chooses: names are those of one state directory,
-    and there may be others."""
+    """A unique path for a new group: names are unique in one state directory only, and others may
+    exist."""
     return f"{above}/{name}-{os.urandom(4).hex()}"
 
 
@@ -150,7 +150,7 @@ def _make(hierarchy: Hierarchy, path: str) -> None:
 
 
 def _enable(directory: str) -> None:
-    """Have groups below this one of version 2 have the controllers that it has."""
+    """Give the groups below this one of version 2 its controllers."""
     there = _read(f"{directory}/cgroup.controllers").split()
     enabled = _read(f"{directory}/cgroup.subtree_control").split()
     for name in _CONTROLLERS:
@@ -243,7 +243,7 @@ def _of_v2(name: str, value: str, limits: Limits) -> "tuple[str, str]":
     return name, value
 
 
-def told(failures: "list[str]") -> str:
+def summed(failures: "list[str]") -> str:
     """What could not be done, in one clause: most often one reason is that of all."""
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     return f"{failures[0]}{more}"

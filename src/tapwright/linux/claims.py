@@ -17,8 +17,7 @@ _NEW, _DELETED = ".new-", ".deleted-"
 
 
 def draft(parent: "Path", name: str) -> str:
-    """Make the directory that is to be filled, and `parent` where it is not there. Raises
-    OSError."""
+    """Make the directory to fill, and `parent` where it is missing. Raises OSError."""
     os.makedirs(parent, 0o700, exist_ok=True)
     sweep(parent)
     path = os.path.join(parent, f"{_NEW}{name}-{os.getpid()}")

@@ -1,9 +1,9 @@
-"""Routes, policy rules, next hops and static neighbours as data: what one kernel tells of them is
-what another is asked for.
+"""Routes, policy rules, next hops and static neighbours as data: one kernel's message about them
+becomes the request to another.
 
 An entry is the body of a message (rtnetlink(7)) without what is its kernel's own: counters, ages,
-states. Attributes that nobody here knows go along, where that can't change what the entry means.
-Only indexes of interfaces are another kernel's, so it is known where they are.
+states. Attributes that this module does not know go along, where they can't change the entry's
+meaning. Only indexes of interfaces differ between kernels, so an entry says where they are.
 """
 
 import errno
@@ -68,9 +68,10 @@ _INDEX = struct.Struct("=i")
 
 
 class Entry(NamedTuple):
-    """One of them. `kind` is ROUTE, NEIGHBOUR, RULE or NEXTHOP; `devices` are the indexes of the
-    interfaces it goes with, `places` where in the body indexes stand. One that is `absent` is not
-    to be, where a kernel makes it by itself. A route that `has_gateway` needs another to that."""
+    """One entry. `kind` is ROUTE, NEIGHBOUR, RULE or NEXTHOP; `devices` are the indexes of the
+    interfaces with which it goes away, `places` the positions of indexes in the body. An `absent`
+    one must not exist, although a kernel makes it by itself. A route that `has_gateway` needs
+    another route to the gateway."""
 
     kind: int
     body: bytes
@@ -88,7 +89,7 @@ class Entry(NamedTuple):
 
 
 class TooManyError(Exception):
-    """There are more than somebody wants to carry; the argument says of what."""
+    """There are more entries than the caller carries; the argument says of what."""
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -203,8 +204,8 @@ def _own_hops(part: bytes, length: int) -> tuple[bytes, list[int]]:
 
 
 def rule(body: bytes) -> Entry:
-    """Read an RTM_NEWRULE body. What is as it is anyway is left out, so that equal ones are equal
-    whichever kernel tells of them."""
+    """Read an RTM_NEWRULE body. Defaults are left out, so that equal rules are equal whichever
+    kernel reports them."""
     header = list(_RULE.unpack_from(body))
     header[-1] &= _RULE_INVERT
     parts = {
@@ -225,7 +226,7 @@ def _is_default(number: int, part: bytes) -> bool:
 
 
 def default_rules(family: int) -> list[Entry]:
-    """Those that each namespace begins with (net/ipv4/fib_rules.c, net/ipv6/fib6_rules.c)."""
+    """The rules of a new namespace (net/ipv4/fib_rules.c, net/ipv6/fib6_rules.c)."""
     tables = [(0, TABLE_LOCAL), (32766, TABLE_MAIN)]
     if family == socket.AF_INET:
         tables.append((32767, 253))
@@ -324,7 +325,7 @@ def route_key(entry: Entry) -> RouteKey:
 
 
 class RouteFacts(NamedTuple):
-    """Of which origin and type a route is, and the address that it gives to packets (packed)."""
+    """The origin and type of a route, and the source address that it gives to packets (packed)."""
 
     family: int
     protocol: int
@@ -455,6 +456,6 @@ def _text(packed: bytes) -> str:
 
 
 def of_devices(found: Iterable[Entry], devices: Iterable[int]) -> list[Entry]:
-    """Those all of whose interfaces are among some, or loopback."""
+    """The entries whose interfaces are all among `devices`, or loopback."""
     known = {*devices, LOOPBACK}
     return [entry for entry in found if known.issuperset(entry.devices)]

@@ -1,4 +1,4 @@
-"""Changes of files, told by the kernel with the process that made them (fanotify(7)).
+"""Changes of files, which the kernel reports with the process that made them (fanotify(7)).
 
 inotify(7) names no process, so it can't tell our own changes from others'. Linux 5.9; needs
 CAP_SYS_ADMIN, and filesystems whose files have handles (name_to_handle_at(2)).
@@ -63,7 +63,7 @@ class Marks:
         return _handle_of(path)
 
     def changes(self) -> Iterator[Change]:
-        """What has happened and was not told yet, some hundred changes at most."""
+        """The changes since the last call, some hundred at most."""
         if data := self._read():
             offset = 0
             while offset < len(data):

@@ -14,7 +14,7 @@ _PAUSE = 0.01
 
 
 def is_held(path: "Path") -> bool:
-    """Whether somebody has it locked for himself; never waits. False where nothing is there."""
+    """Whether a process has it locked exclusively; never waits. False where it does not exist."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -18,10 +18,10 @@ _REMEDIES = {
 def replace(
     path: "Path", text: str, synced: bool = True, kept: bool = False, mode: int = 0o600
 ) -> None:
-    """Write a file, of root's alone unless its `mode` says else. The caller sees to it that nobody
-    else does at that time. One that is not `synced` may be empty after a loss of power; one that is
-    not `kept` may be as it was before. Raises OSError; the file is as it was then, unless its
-    directory could not be synced."""
+    """Write a file, which only root can read unless its `mode` says otherwise. The caller keeps
+    other processes from writing it at that time. Unless `synced`, the file may be empty after a
+    loss of power; unless `kept`, it may be as it was before. Raises OSError; then the file is as it
+    was, unless its directory could not be synced."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}")
     try:

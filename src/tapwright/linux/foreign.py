@@ -1,9 +1,9 @@
-"""Files where somebody writes whom the host does not trust: a container, or QEMU's user.
+"""Files in a place where an untrusted process writes: a container's, or QEMU's.
 
-There may be anything at a path in such a place, and something else a moment later: a link to a
-file of the host, a FIFO that nobody writes to, a device, a file of a tebibyte with nothing in it.
-So what is opened is looked at first, by a descriptor that reads nothing (O_PATH), and no link is
-followed on the whole way (openat2(2), RESOLVE_NO_SYMLINKS; Linux 5.6).
+There may be anything at a path in such a place, and something else a moment later: a link to a file
+of the host, a FIFO that nobody writes to, a device, a file of a tebibyte with nothing in it. So
+this module first looks at a file by a descriptor that can't read (O_PATH), and follows no link on
+the whole way (openat2(2), RESOLVE_NO_SYMLINKS; Linux 5.6).
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""Writes to files, told by the kernel (inotify(7)), also to those of /proc/sys."""
+"""Writes to files, which the kernel reports (inotify(7)), also to those of /proc/sys."""
 
 import os
 
@@ -24,7 +24,7 @@ class Writes:
         libc.inotify_add_watch(self._fd, directory, _MODIFY | _ONLY_DIRECTORIES)
 
     def drain(self) -> bool:
-        """Forget what has been told; return whether there was a write."""
+        """Discard the reports so far; return whether there was a write."""
         found = False
         try:
             while os.read(self._fd, _READ_BYTES):

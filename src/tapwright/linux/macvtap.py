@@ -39,7 +39,7 @@ def open_queues(name: str, count: int) -> list[int]:
 
 
 def _device_number(name: str) -> int:
-    """As sysfs has it: class/net/NAME/macvtap/tapN/dev."""
+    """The device number, from sysfs: class/net/NAME/macvtap/tapN/dev."""
     root = libc.detached_mount("sysfs")
     try:
         directory = os.open(f"class/net/{name}/macvtap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)

@@ -1,4 +1,5 @@
-"""Memory behind a descriptor (memfd_create(2)), sealed so that nobody can change it any more."""
+"""Memory behind a descriptor (memfd_create(2)), sealed so that no process can change it any
+more."""
 
 import contextlib
 import fcntl
@@ -32,9 +33,9 @@ def create_in(directory: str, size: int) -> int:
 
 
 def seal(fd: int) -> None:
-    """Let nobody write to it, or change its size, ever again; private mappings stay possible.
+    """Forbid writing to it, and changing its size, for good; private mappings stay possible.
 
-    Raises OSError while somebody has it mapped for writing.
+    Raises OSError while a process has it mapped for writing.
     """
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
 

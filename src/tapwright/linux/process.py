@@ -24,8 +24,8 @@ def die_with(parent: int) -> None:
 
 
 def die_with_other(parent: int) -> None:
-    """The same, where `parent` is a pidfd: for a process that does not see its parent, being in
-    another pid namespace."""
+    """Die with a parent that is given as a pidfd, for a process that does not see its parent
+    because it is in another pid namespace."""
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if select.select([parent], [], [], 0)[0]:
         os._exit(1)
@@ -67,9 +67,9 @@ _NO_MORE: Mapping[int, int] = {}
 
 
 def set_limits(files: int, most_files: int, more: Mapping[int, int] = _NO_MORE) -> None:
-    """Give the calling process the same limits (getrlimit(2)) whoever started it: no core dumps, so
-    many open files, which it may raise to `most_files`, and no bound where a control group is one,
-    but those of `more`. A limit that it may not raise (without CAP_SYS_RESOURCE) stays."""
+    """Give the calling process the same limits (getrlimit(2)) whatever it inherited: no core dumps,
+    so many open files, which it may raise to `most_files`, and no bound where a control group has
+    one, but those of `more`. A limit that it may not raise (without CAP_SYS_RESOURCE) stays."""
     wanted = {kind: (limit, limit) for kind, limit in {**_LIMITS, **more}.items()}
     for kind, (soft, hard) in {**wanted, resource.RLIMIT_NOFILE: (files, most_files)}.items():
         try:

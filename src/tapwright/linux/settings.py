@@ -153,8 +153,8 @@ class OfInterface(NamedTuple):
         return {key: value for key, value, _ in self._all()}
 
     def special(self, is_loopback: bool = False) -> dict[str, str]:
-        """Those that are not what an interface begins with. Where the kernel has no IPv6, the
-        interface has none."""
+        """The settings that differ from a new interface's. Where the kernel has no IPv6, the
+        interface has no settings of it."""
         own = _OF_LOOPBACK if is_loopback else {}
         found = {
             key: value for key, value, default in self._all() if value != own.get(key, default)
@@ -223,8 +223,8 @@ def defaults() -> Defaults:
 
 
 def wide(known: Defaults) -> dict[str, str]:
-    """The settings of the namespace that this thread is in, without interfaces, that are special:
-    by path below /proc/sys/net, in the order in which they are to be set."""
+    """The special settings of this thread's namespace, without interfaces': by path below
+    /proc/sys/net, in the order in which to set them."""
     own = dict(_different(known.values))
     for conf in _CONFS:
         for scope in ("all", "default"):
@@ -327,12 +327,12 @@ def _read_fresh() -> Defaults:
 
 
 def directories() -> list[str]:
-    """Those that hold settings of the namespace that this thread is in, but for interfaces."""
+    """The directories with settings of this thread's namespace, but for interfaces'."""
     return [directory for directory, _, files in os.walk(ROOT) if files]
 
 
 def directories_of_interfaces() -> list[str]:
-    """Those of its interfaces, and of their neighbours."""
+    """The directories of its interfaces, and of their neighbours."""
     found = []
     for conf in _CONFS:
         for place in ("conf", "neigh"):

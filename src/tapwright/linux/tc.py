@@ -143,8 +143,8 @@ def limit_egress(nl: Netlink, index: int, bits_per_second: int) -> None:
     """Hold what an interface sends to a rate; more than that waits in a queue of as many frames as
     the interface's txqlen, and is dropped beyond.
 
-    Raises NetlinkError (EEXIST: it has a root qdisc that somebody gave it), ValueError (less than
-    LEAST_RATE); nothing has changed then. `remove_root` takes it back.
+    Raises NetlinkError (EEXIST: it has a root qdisc already), ValueError (less than LEAST_RATE);
+    nothing has changed then. `remove_root` takes it back.
     """
     if bits_per_second < LEAST_RATE:
         raise ValueError(f"{bits_per_second} bits a second is less than {LEAST_RATE}, the least")

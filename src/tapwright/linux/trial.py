@@ -1,5 +1,5 @@
-"""What this kernel can do, tried in a network namespace that nobody else sees and that ends with
-the trial: nothing is left of it but the kernel modules that it made the kernel load."""
+"""Tries what this kernel can do, in a private network namespace that ends with the trial: only the
+kernel modules that the kernel loaded stay."""
 
 import os
 import threading

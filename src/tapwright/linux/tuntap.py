@@ -33,7 +33,7 @@ _DEVICE = "/dev/net/tun"
 
 
 class Tap(NamedTuple):
-    """With which flags a TAP was made, and how many of its queues are taken at present."""
+    """The flags of a TAP, and how many of its queues are taken at present."""
 
     packet_info: bool
     vnet_hdr: bool
@@ -43,7 +43,7 @@ class Tap(NamedTuple):
 
     @property
     def flags(self) -> int:
-        """The same for TUNSETIFF."""
+        """The flags for TUNSETIFF."""
         return (
             IFF_TAP
             | (0 if self.packet_info else IFF_NO_PI)
@@ -87,9 +87,9 @@ def keep(fd: int) -> None:
 
 
 def attach(name: str, tap: Tap, queues: int) -> list[int]:
-    """Take queues of a TAP that is there, in the calling thread's namespace; return a descriptor
-    for each. Its settings stay what they are, but for packet information, which virtual machines
-    can't do with. Raises OSError (EBUSY: a queue is somebody else's, E2BIG: it has no more).
+    """Take queues of an existing TAP, in the calling thread's namespace; return a descriptor for
+    each. Its settings stay as they are, but for packet information, which virtual machines can't
+    use. Raises OSError (EBUSY: another process has a queue, E2BIG: it has no more).
     """
     return several(queues, lambda: _open(name, tap.flags | IFF_NO_PI))
 

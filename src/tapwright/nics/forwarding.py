@@ -265,7 +265,7 @@ class _Connection:
 
         is_whole = False
         try:
-            with resets.told(self._socket, lambda: self._end(False)):
+            with resets.watched(self._socket, lambda: self._end(False)):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 begin(self._open_and_feed())
                 writing = begin(self._write())
@@ -362,7 +362,7 @@ class _Resets:
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
 
     @contextlib.contextmanager
-    def told(self, connection: socket.socket, call: Callable[[], None]) -> Iterator[None]:
+    def watched(self, connection: socket.socket, call: Callable[[], None]) -> Iterator[None]:
         """Call `call`, at most once, when the connection is reset during the block. Raises
         OSError."""
         fd = connection.fileno()

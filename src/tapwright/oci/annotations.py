@@ -67,7 +67,8 @@ def configured(config: "Config", annotations: "Mapping[str, str]", log: "Log") -
 
 
 def disable_guest_seccomp(config: "Config", annotations: "Mapping[str, str]") -> bool:
-    """Of a container in a sandbox with these annotations, which is all that members ask of them."""
+    """Whether a sandbox's annotations turn seccomp off; members of a pod read nothing else of
+    them."""
     name = f"{_RUNTIME}disable_guest_seccomp"
     if name not in annotations:
         return config.runtime.disable_guest_seccomp
@@ -145,8 +146,8 @@ def _of_kata(
 
 
 def _is_enabled(patterns: "tuple[str, ...]", key: str) -> bool:
-    """As Kata has it, each is a regular expression that fits any part; one that is none fits
-    nothing."""
+    """Whether one of the patterns allows the key. As in Kata, each is a regular expression that
+    fits any part; an invalid one fits nothing."""
     for pattern in patterns:
         try:
             if re.search(pattern, key):

@@ -50,7 +50,7 @@ def make(
     if container.cgroup_kind == SHARED:
         log.warn(f"control group {path}: it has processes already, so it is left as it is")
     if failures:
-        log.warn(f"control group {path}: {cgroups.told(failures)}; the container is not in it")
+        log.warn(f"control group {path}: {cgroups.summed(failures)}; the container is not in it")
 
 
 def allow_for(container: "Container", bundle: "Bundle", memory_mib: int) -> None:
@@ -71,13 +71,13 @@ def bound(container: "Container", bundle: "Bundle", log: "Log") -> None:
         log.warn("linux.resources.cpu.cpus, mems: the VM's CPUs are those of the pod")
     if failures := cgroups.limit(container.cgroup, limits(container, resources)):
         log.warn(
-            f"control group {container.cgroup}: {cgroups.told(failures)}; the host does not hold "
-            "to it"
+            f"control group {container.cgroup}: {cgroups.summed(failures)}; the host does not "
+            "enforce it"
         )
 
 
 def _resources(bundle: "Bundle") -> "Json":
-    """Of the container that starts a sandbox, or of its pod."""
+    """The resources of the container that starts a sandbox, or of its pod."""
     found: Json = dict(bundle.linux.get("resources", {}))
     if memory := size.of_pod(bundle, "memory"):
         found["memory"] = {**found.get("memory", {}), "limit": memory}
@@ -137,9 +137,9 @@ def check_update(container: "Container", resources: "Json") -> None:
 
 def update(container: "Container", resources: "Json", by_supervisor: bool, log: "Log") -> None:
     """Change its limits on the host: those of memory and CPUs, which all in a VM have together, its
-    supervisor has set, unless that is of an older version. Raises
-    ContainerStateError where it can't be bound to the CPUs or memory nodes; the other limits are
-    told of: the guest holds them."""
+    supervisor has set, unless that is of an older version. Raises ContainerStateError where it
+    can't be bound to the CPUs or memory nodes; the other limits become warnings: the guest enforces
+    them."""
     if container.cgroup_kind not in (OWN, PLATFORMS):
         return
     wanted = limits(container, resources)
@@ -148,13 +148,14 @@ def update(container: "Container", resources: "Json", by_supervisor: bool, log: 
     if container.owns and by_supervisor:
         wanted.memory = wanted.cpu_quota = wanted.cpu_period = None
     if failures := cgroups.limit(container.cgroup, cpuset):
-        raise ContainerStateError(f"control group: {cgroups.told(failures)}")
+        raise ContainerStateError(f"control group: {cgroups.summed(failures)}")
     if failures := cgroups.limit(container.cgroup, wanted):
-        log.warn(f"control group: {cgroups.told(failures)}")
+        log.warn(f"control group: {cgroups.summed(failures)}")
 
 
 def enter(container: "Container", pid: int) -> None:
-    """Move a shim there. What can't be was told of when the container was made."""
+    """Move a shim into the container's group. A missing group was reported when the container was
+    made."""
     if container.cgroup:
         cgroups.join(container.cgroup, pid)
 

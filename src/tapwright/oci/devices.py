@@ -1,9 +1,9 @@
 """Device nodes of a container: those that the guest's kernel has itself, by their numbers.
 
-A container asks for a device of the host by number. Where that is a number that the kernel's
-documentation gives to one kind of device for all machines (admin-guide/devices.txt), and this kind
-is a matter of the kernel alone, the guest has one of its own, or loads a module for it when it is
-opened. It has nothing that belongs to hardware, or is numbered as drivers happen to be loaded.
+A container asks for a device of the host by number. If the kernel's documentation gives that number
+to one kind of device on all machines (admin-guide/devices.txt), and the kernel alone provides this
+kind, the guest has such a device itself, or loads a module when it is opened. The guest has no
+device of hardware, and none whose number depends on the order of drivers.
 """
 
 import os

@@ -144,7 +144,7 @@ def process_of(
 
 
 def _completed(process: "Json", container: state.Container) -> "Json":
-    """With the limits of the container's own process where it has none (libcontainer:
+    """The process with the limits of the container's own process where it has none (libcontainer:
     newInitConfig), and a HOME."""
     if process.get("rlimits") and not home.lacks(process):
         return process

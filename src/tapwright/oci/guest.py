@@ -1,6 +1,6 @@
-"""The configuration of a container in the guest, made from the bundle's: what the runtime there
-(crun) is given. What only the host has is left out; what can't be is refused, or told in a
-warning. docs/oci.md lists all of it.
+"""The configuration of a container in the guest, made from the bundle's: the input of the runtime
+there (crun). It leaves out what only the host has; it refuses what is impossible, or warns of it.
+docs/oci.md lists all of this.
 """
 
 import resource

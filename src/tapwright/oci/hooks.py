@@ -35,7 +35,7 @@ def run(kind: str, hooks: "Sequence[Json]", state: "Json", netns: str = "") -> N
 
 
 def run_late(kind: str, hooks: "Sequence[Json]", state: "Json", log: Log) -> None:
-    """The same for `poststart` and `poststop`, whose failures are no more than warnings."""
+    """Run hooks of `poststart` and `poststop`, whose failures are only warnings."""
     for hook in hooks:
         try:
             run(kind, [hook], state)

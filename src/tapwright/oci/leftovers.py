@@ -1,8 +1,8 @@
-"""What sandboxes, their spares and containers have left on the host when nobody is there any more
-to take it back: after a reboot, or when processes were killed.
+"""Takes back what sandboxes, their spares and containers have left on the host after a reboot, or
+when their processes were killed.
 
-What lives is left alone: each thing has a lock that its processes hold, and is locked while it is
-taken back. What a platform still knows, and so deletes itself, is left to it: containers of this
+It leaves alone what lives: the processes of each thing hold its lock, which this module takes
+meanwhile. It leaves to a platform what that still knows, and so deletes itself: containers of this
 boot, with their sandboxes.
 """
 
@@ -63,7 +63,7 @@ def _is_of_another_boot(sandbox: registry.Sandbox) -> bool:
 
 @contextlib.contextmanager
 def _noted(problems: list[str], name: str) -> Iterator[None]:
-    """One that fails keeps no other from being taken back."""
+    """Note a failure, so that the other leftovers are still taken back."""
     try:
         yield
     except (TapwrightError, OSError) as error:

@@ -230,7 +230,7 @@ def _living(root: str, container_id: str) -> Container:
 
 
 def run_hooks(kind: str, container: Container, status: str, log: Log) -> None:
-    """Those of its hooks that are of that kind, `poststart` or `poststop`."""
+    """Run the container's hooks of that kind, `poststart` or `poststop`."""
     if kind in container.hooks:
         from tapwright.oci import hooks
 
@@ -271,7 +271,7 @@ def _kill_shim(container: Container) -> None:
 
 
 def _kill_shims(container: Container) -> None:
-    """Those of its other processes, too: their callers wait for them."""
+    """Kill the shims of the container's other processes, too: their callers wait for them."""
     from tapwright.oci import shim
 
     _kill_shim(container)

@@ -48,7 +48,7 @@ def read(path: str) -> "Json":
 
 
 def of_options(given: "dict[str, str]") -> "Json":
-    """The same from options by name. Raises UsageError."""
+    """The limits of options, by name. Raises UsageError."""
     found: Json = {}
     for name, text in given.items():
         if name in _PASSED_OVER:
@@ -62,7 +62,7 @@ def of_options(given: "dict[str, str]") -> "Json":
 
 
 def seconds(text: str) -> float:
-    """Of Go's `5s`, `100ms`. Raises UsageError."""
+    """The seconds of a duration in Go's form, `5s`, `100ms`. Raises UsageError."""
     match = _DURATION.fullmatch(text)
     if not match or not float(match[1]):
         raise UsageError(f"{text!r} is not a duration: 5s, 100ms, 1m")

@@ -50,7 +50,8 @@ class Log:
                 file.truncate(start)
 
     def succeeded(self) -> None:
-        """Tell the warnings: on stderr only without a file, for it may be the container's."""
+        """Print the warnings; on stderr only without a log file, because it may be the
+        container's."""
         self._take_back()
         if self._path:
             self._write("warning", self._warnings)

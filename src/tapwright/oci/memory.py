@@ -34,14 +34,14 @@ _ATTRIBUTES = """
 
 
 def serves(mount: "Json", source: str) -> bool:
-    """Whether memory of the guest is the source of a bind mount of its configuration, whose source
-    on the host is this; if so, or if it may be, the mount gets to say what `memory`:
+    """Whether memory of the guest replaces this source of a bind mount. If so, or if it may, the
+    mount gets a field `memory`:
 
-    `name` tells it from others, `bytes` is its size (0: what the guest has), `directories` are
-    those from its root to what is bound: `name`, `mode`, `uid`, `gid` of each, the root having no
-    name. One that is `lasting` is there until the sandbox ends, another until nobody has it any
-    more. Without `make` the host's has files: then it is taken only where the guest has it already,
-    and else the source that the mount has. Raises BundleError.
+    `name` identifies it, `bytes` is its size (0: the guest's default), `directories` are those from
+    its root to the bound one: `name`, `mode`, `uid`, `gid` of each; the root has no name. A
+    `lasting` one stays until the sandbox ends, another until no container uses it. Without `make`
+    the host's directory has files: then the guest uses the memory only if it exists already, and
+    else the mount's source. Raises BundleError.
     """
     destination = mount["destination"]
     try:
@@ -130,8 +130,8 @@ def _device(path: str) -> int:
 
 
 def _size(root: str) -> int:
-    """0 where there is no bound, or one that is not meant as such: tmpfs takes half of the memory
-    that there is when it is not told, and the kubelet all that it has for pods."""
+    """The size in bytes; 0 where it has no bound, or only a default one: tmpfs takes half of the
+    memory by default, and the kubelet all of its memory for pods."""
     facts = os.statvfs(root)
     return _bounded(facts.f_blocks * facts.f_frsize)
 
@@ -151,8 +151,8 @@ def _directories(root: str, below: str) -> "Iterator[Json]":
 
 
 def _has_content(directory: str, directories_too: bool) -> bool:
-    """Whether there is a file in it. The kubelet makes the directories of subPaths on the host,
-    whoever has the files; so many of them are content, too."""
+    """Whether it contains a file. The kubelet makes the directories of subPaths on the host in any
+    case; so many directories count as content, too."""
     waiting, seen = [directory], 0
     while waiting:
         with os.scandir(waiting.pop()) as entries:

@@ -162,8 +162,8 @@ def _cloned(one: Shared) -> int:
 
 
 def moved(of_guest: "Json", container_id: str, paths: "Mapping[str, str]") -> None:
-    """Have root and mounts of the guest's configuration at the paths, by name, of what they were to
-    have as `CONTAINER/NAME` in the share."""
+    """Set root and mounts of the guest's configuration to the guest's `paths`, by their names in
+    the share."""
     sources = {f"{SHARE}/{container_id}/{name}": path for name, path in paths.items()}
     of_guest["root"]["path"] = paths[ROOTFS]
     for mount in of_guest["mounts"]:

@@ -1,4 +1,4 @@
-"""What containers are and do, told: `state`, `list`, `ps`, `events`, `features`."""
+"""Reports on containers: `state`, `list`, `ps`, `events`, `features`."""
 
 import time
 
@@ -64,8 +64,9 @@ def statistics(root: str, container_id: str) -> "Json":
 
 
 def events(root: str, container_id: str, interval: float) -> "Iterator[Json]":
-    """One such event every so many seconds, until the container ends; before it one of type `oom`
-    when the guest's kernel has killed a process of the container for want of memory since."""
+    """Yield an event of statistics every so many seconds, until the container ends; before it one
+    of type `oom` when the guest's kernel has since killed a process of the container for want of
+    memory."""
     numbers = _numbers(root, container_id)
     yield _stats(container_id, numbers)
     while True:

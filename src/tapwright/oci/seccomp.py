@@ -50,7 +50,7 @@ class Profile:
     are to hold together) in `rules`. `of_runtime` is what crun is to know beside the program."""
 
     def __init__(self, given: "Json") -> None:
-        """Raises BundleError for one that can't be had."""
+        """Raises BundleError for a profile that the guest can't have."""
         if given.get("listenerPath"):
             raise BundleError(
                 f"{_PLACE}.listenerPath: its listener is a process of the host, which can't answer "
@@ -155,7 +155,7 @@ def _action(where: "Json", key: str, number_key: str) -> int:
 
 
 def _conditions(entry: "Json") -> "Iterator[list[tuple[int, int, int, int]]]":
-    """Those of one rule each: all of them together, or, where one argument has several, any of
+    """The conditions of a rule: all of them must hold, or, where one argument has several, any of
     them (libcontainer/seccomp: matchCall)."""
     found = []
     for each in _list(entry, "args"):
@@ -175,7 +175,7 @@ def _conditions(entry: "Json") -> "Iterator[list[tuple[int, int, int, int]]]":
 
 
 def _short(text: object, prefix: str) -> str:
-    """Without the prefix; "" for what has another one."""
+    """The name without the prefix; "" for a name with another prefix."""
     return text.removeprefix(prefix) if isinstance(text, str) and text.startswith(prefix) else ""
 
 

@@ -18,7 +18,7 @@ _MOST = 64
 
 
 def number(text: str) -> int:
-    """Of `15`, `TERM`, `sigterm`, `RTMIN+3` (signal(7)); 0 is none, and only looks
+    """The number of `15`, `TERM`, `sigterm`, `RTMIN+3` (signal(7)); 0 is no signal, and only checks
     (kill(2)). Raises UsageError."""
     if text.isdecimal() and int(text) <= _MOST:
         return int(text)

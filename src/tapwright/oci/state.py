@@ -272,7 +272,7 @@ def command_of(pid: int) -> list[str]:
 
 
 def _facts(pid: int) -> list[str]:
-    """Of a process that lives, from its state on (proc(5), /proc/PID/stat)."""
+    """The fields of a living process, from its state on (proc(5), /proc/PID/stat)."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             # The name before may have spaces and brackets.

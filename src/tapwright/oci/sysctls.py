@@ -14,7 +14,7 @@ _SWAPPED = str.maketrans("./", "/.")
 
 
 def of_runtime(bundle: "Bundle") -> dict[str, str]:
-    """Those that are not the network's, by name, with dots between its parts. Raises
+    """The sysctls that are not the network's, by name, with dots between its parts. Raises
     BundleError."""
     return {
         name if "." in path else path.replace("/", "."): value

@@ -1,8 +1,8 @@
 """A container's files, for a process that joins the mount namespace of the shim.
 
-`podman cp` does, to find a running container's files as they are mounted, and works on `/`, which
-must not be the host's. What the guest alone has mounted (tmpfs, proc) is not there, nor is an
-overlay.
+`podman cp` joins it to find a running container's files as they are mounted, and works on `/`,
+which must not be the host's. The view lacks what only the guest has mounted (tmpfs, proc), and
+overlays.
 """
 
 import os

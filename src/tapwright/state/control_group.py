@@ -34,7 +34,7 @@ def enter(journal: Journal, warn: Callable[[str], None], others: Iterable[int] =
     for pid in pids:
         failures += cgroups.join(record.cgroup, pid)
     if failures:
-        warn(f"control group {record.cgroup}: {cgroups.told(failures)}; the sandbox is not in it")
+        warn(f"control group {record.cgroup}: {cgroups.summed(failures)}; the sandbox is not in it")
 
 
 def bound(record: Record, warn: Callable[[str], None]) -> None:
@@ -44,7 +44,8 @@ def bound(record: Record, warn: Callable[[str], None]) -> None:
         return
     if failures := cgroups.limit(record.cgroup, _limits(record.spec.cgroup_limits)):
         warn(
-            f"control group {record.cgroup}: {cgroups.told(failures)}; the host does not hold to it"
+            f"control group {record.cgroup}: {cgroups.summed(failures)}; "
+            "the host does not enforce it"
         )
 
 

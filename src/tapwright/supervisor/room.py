@@ -198,7 +198,7 @@ class Room:
         except (AgentError, HypervisorError) as error:
             found.append(f"the VM is larger than it need be: {error}")
         if failures := self._bound_host(growth.memory_mib):
-            found.append(f"control group: {cgroups.told(failures)}")
+            found.append(f"control group: {cgroups.summed(failures)}")
         self._note()
         if growth.memory_mib > size.memory_mib:
             found.append(
@@ -267,7 +267,7 @@ class Room:
         self._host = memory, quota
         failures = cgroups.limit(record.cgroup, limits)
         if failures:
-            _log.warning("control group: %s", cgroups.told(failures))
+            _log.warning("control group: %s", cgroups.summed(failures))
         return failures
 
 

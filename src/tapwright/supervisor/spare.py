@@ -33,12 +33,12 @@ _NICE = 19
 _FIRST_TO_GO = "1000"  # proc(5), oom_score_adj
 _ANSWER_SECONDS = 30.0  # of an agent, at low priority
 _PREPARE_SECONDS = 180.0
-_TOLD_SECONDS = 30.0
+_MESSAGE_SECONDS = 30.0
 _LOOK_SECONDS = 5.0
 _IDLE_SECONDS, _IDLE_PAUSE = 60.0, 0.2
 _LEFT_MIB = 256
 
-Told = tuple[Caller, dict[str, Any], int]
+Taker = tuple[Caller, dict[str, Any], int]
 
 
 def main(order: dict[str, Any]) -> None:
@@ -73,10 +73,10 @@ def main(order: dict[str, Any]) -> None:
             return
         held.callback(lambda: prepared.qemu.has_ended or runner.run(prepared.stop()))
         _stand_back(_NICE, _FIRST_TO_GO, prepared.qemu.pids())
-        told = runner.run(_Waiting(spec, directory, prepared).told())
+        taker = runner.run(_Waiting(spec, directory, prepared).taker())
         leaving.close()
-        if told:
-            caller, message, alive_fd = told
+        if taker:
+            caller, message, alive_fd = taker
             _stand_back(int(message.get("nice", 0)), "", prepared.qemu.pids())
             ownership.note_supervisor(alive_fd)
             supervisor.supervise(
@@ -196,7 +196,7 @@ class _Waiting:
         self._template = self._key()
         self._configuration = _configuration(spec.configuration)
 
-    async def told(self) -> Told | None:
+    async def taker(self) -> Taker | None:
         """Wait for the process that takes the spare, and for its message. None when the spare must
         end."""
         loop = asyncio.get_running_loop()
@@ -214,7 +214,7 @@ class _Waiting:
             for task in (taken, ended):
                 task.cancel()
             await asyncio.gather(taken, ended, return_exceptions=True)
-        return await _told(connection) if connection else None
+        return await _read_taker(connection) if connection else None
 
     async def _taken(self) -> socket.socket | None:
         """The first caller; None when the guest is of no use any more."""
@@ -269,20 +269,20 @@ def _told_yours(connection: socket.socket) -> bool:
         return False
 
 
-async def _told(connection: socket.socket) -> Told | None:
+async def _read_taker(connection: socket.socket) -> Taker | None:
     """The message of the caller that takes the spare; None when the caller has hung up."""
     from tapwright.control.stdio import ready
 
     try:
-        async with asyncio.timeout(_TOLD_SECONDS):
+        async with asyncio.timeout(_MESSAGE_SECONDS):
             await ready(connection.fileno())
     except TimeoutError:
         connection.close()
         return None
     connection.setblocking(True)
     caller = Caller(connection)
-    told = caller.sandbox()
-    return (caller, *told) if told else None
+    message = caller.sandbox()
+    return (caller, *message) if message else None
 
 
 def _configuration(path: str) -> list[list[int]]:

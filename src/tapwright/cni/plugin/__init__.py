@@ -53,7 +53,7 @@ def main(
     """Be the plugin: read environment and stdin, call the handler, print, exit with 0 or 1.
 
     Where there is no handler for CHECK, GC or STATUS, the IPAM plugin is asked, if there is one,
-    and nothing else. `about` is told to a person who runs the plugin by hand.
+    and nothing else. It prints `about` for a person who runs the plugin by hand.
     """
     handlers = {"ADD": add, "DEL": delete, "CHECK": check, "GC": gc, "STATUS": status}
     version = CURRENT

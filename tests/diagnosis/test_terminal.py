@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tapwright.diagnosis import checking, told, way
+from tapwright.diagnosis import checking, terminal, way
 from tapwright.diagnosis.way import Picture
 from tests.diagnosis import golden, pictures
 
@@ -23,30 +23,32 @@ def broken() -> Picture:
 
 @pytest.mark.parametrize("columns", [50, 80, 200])
 def test_as_before(columns: int) -> None:
-    golden.assert_as_before(f"good-{columns}.txt", told.drawing(pictures.picture(), columns) + "\n")
-    golden.assert_as_before(f"broken-{columns}.txt", told.drawing(broken(), columns) + "\n")
+    golden.assert_as_before(
+        f"good-{columns}.txt", terminal.drawing(pictures.picture(), columns) + "\n"
+    )
+    golden.assert_as_before(f"broken-{columns}.txt", terminal.drawing(broken(), columns) + "\n")
 
 
 @pytest.mark.parametrize("columns", [40, 47, 63, 80, 110])
 def test_it_is_no_wider_than_the_terminal(columns: int) -> None:
-    assert max(map(len, told.drawing(broken(), columns).splitlines())) <= columns
+    assert max(map(len, terminal.drawing(broken(), columns).splitlines())) <= columns
 
 
 def test_colours_say_what_is_wrong() -> None:
-    text = told.drawing(broken(), 80, colours=True)
+    text = terminal.drawing(broken(), 80, colours=True)
     assert "\x1b[31m✗ \x1b[0m" in text
-    assert re.sub(r"\x1b\[\d+m", "", text) == told.drawing(broken(), 80)
+    assert re.sub(r"\x1b\[\d+m", "", text) == terminal.drawing(broken(), 80)
 
 
 def test_in_ascii() -> None:
-    assert told.drawing(broken(), 80, unicode=False).isascii()
+    assert terminal.drawing(broken(), 80, unicode=False).isascii()
 
 
 def test_words_of_a_guest_command_nothing() -> None:
     picture = pictures.picture()
     picture.ways[0].points[0].addresses.append("\x1b[2J\r\nall is well")
     picture.ways[0].points[0].facts += ["x" * 5000] * 100
-    text = told.drawing(checking.check(picture), 80)
+    text = terminal.drawing(checking.check(picture), 80)
     assert "\x1b" not in text
     assert "\r" not in text
     assert "and 94 more" in text
