@@ -44,7 +44,7 @@ EVERYWHERE = (
     Known(
         r"directories\.watching: append",
         '.*"1 modify old", "1 open old".*',
-        "order of *modify* and *open* that inotify tells for `O_TRUNC`",
+        "order of inotify's *modify* and *open* for `O_TRUNC`",
     ),
     Known(
         r"directories\.watching_by_fanotify: mark with names",
