@@ -46,7 +46,7 @@ def test_ports_and_taps(ns: Namespace) -> None:
         "down0": (False, ""),
         "tap0": (True, ""),
         "tap1": (False, ""),
-        "tap2": (False, "it is a TAP that somebody else holds"),
+        "tap2": (False, "it is a TAP that another process holds"),
     }
 
 

@@ -93,7 +93,7 @@ def test_one_that_is_killed(machine: Machine, daemon: Daemon) -> None:
         os.kill(qemu.share.process.pid, signal.SIGKILL)
         assert await qemu.wait() == -signal.SIGKILL
         assert qemu.last_words() == (
-            "it was ended, for the daemon that opens the host's files had ended"
+            "it was ended, because the daemon that opens the host's files had ended"
         )
 
     with_qemu(machine, daemon, story)

@@ -216,7 +216,7 @@ def test_what_is_told(tmp_path: Path, changes: Json, warning: str) -> None:
         ({"linux": {"uidMappings": [{}]}}, "user namespaces are not supported"),
         ({"linux": {"namespaces": [{"type": "user"}]}}, "user namespaces are not supported"),
         ({"mounts": [{"destination": "/d", "type": "ext4"}]}, "type 'ext4' can't be made"),
-        ({"mounts": [{"destination": "/d", "type": "hugetlbfs"}]}, "huge pages can't be had"),
+        ({"mounts": [{"destination": "/d", "type": "hugetlbfs"}]}, "the VM has no huge pages"),
         (
             {"mounts": [{"destination": "/d", "type": "bind", "source": "/nowhere"}]},
             "no such file or directory",

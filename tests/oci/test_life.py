@@ -321,7 +321,7 @@ def test_without_its_template(runtime: Runtime, tmp_path: Path) -> None:
         runtime.config = None
     (warning,) = map(json.loads, log.read_text().splitlines())
     assert warning["level"] == "warning"
-    assert "booted, for there is no template" in warning["msg"]
+    assert "booted, because there is no template" in warning["msg"]
 
 
 def test_one_that_does_nothing_costs_its_supervisor_nothing(runtime: Runtime) -> None:

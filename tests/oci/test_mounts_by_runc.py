@@ -152,4 +152,4 @@ def test_a_volume_of_huge_pages_is_refused(by_us: Run, tmp_path: Path) -> None:
         said = by_us("true", mounts=[bound(tmp_path / "huge", "/huge", "rbind")])
     finally:
         subprocess.run(["umount", tmp_path / "huge"], check=True)
-    assert said.startswith("1 tapwright: /huge: huge pages can't be had in the VM")
+    assert said.startswith("1 tapwright: /huge: the VM has no huge pages")

@@ -252,7 +252,7 @@ def test_the_hosts_network_is_refused(runtime: Runtime, network: list[dict[str, 
     spaces = {"namespaces": [{"type": "pid"}, {"type": "mount"}, *network]}
     bundle = runtime.bundle(configuration("true", linux=spaces))
     refused = runtime.refused("create", "--bundle", str(bundle), "hosts")
-    assert "the host's network (--network host) is not to be had in a VM" in refused
+    assert "a VM can't have the host's network (--network host)" in refused
 
 
 def test_without_a_namespace(runtime: Runtime, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_options(podman: Podman, directory: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--network host", "the host's network (--network host) is not to be had in a VM"),
+        ("--network host", "a VM can't have the host's network (--network host)"),
         ("--network none --mount type=bind,source=/etc,destination=/", "mounted over"),
     ],
 )

@@ -121,7 +121,7 @@ def test_a_guest_without_ipv6(place: Namespace, tapwright: Tapwright, template: 
         log = (tapwright.root / "sandboxes" / VM / "log").read_text()
         assert "add address fd79::2/64" in log
         assert "route ::/0 via fd79::1" in log
-        assert "booted, for" not in log
+        assert "booted, because" not in log
         warnings = "\n".join(tapwright.json("sandbox", "inspect", VM)["warnings"])
         assert "add address fd79::2/64" in warnings
         assert "route ::/0 via fd79::1" in warnings

@@ -379,7 +379,7 @@ def test_one_that_can_not_be_made(tapwright: Tapwright, tmp_path: Path) -> None:
     assert not is_restored(sandbox)
     assert "there is no template" in log(tapwright, sandbox)
     (warning,) = done.stderr.splitlines()
-    assert warning.startswith("tapwright: booted, for there is no template: ")
+    assert warning.startswith("tapwright: booted, because there is no template: ")
     assert f"Not a directory: '{tmp_path}/file/template'" in warning
     tapwright.delete("placeless")
 

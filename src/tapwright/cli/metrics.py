@@ -84,7 +84,7 @@ def _listen(address: str, port: int, collect: "Callable[[], list[Family]]") -> i
         server = Server(address, port, collect)
     except OSError as error:
         raise TapwrightError(
-            f"--listen {address}:{port}: nobody can listen there: {error.strerror}"
+            f"--listen {address}:{port}: can't listen there: {error.strerror}"
         ) from None
     except OverflowError:
         raise UsageError(f"--listen: {port} is no port") from None

@@ -116,7 +116,7 @@ def _wish(call: Call, detached: bool, caller: int = 0) -> "Any":
 
 def _warn_of_descriptors(call: Call) -> None:
     if call.options.text("preserve-fds", "0") != "0" or os.environ.get("LISTEN_FDS"):
-        call.log.warn("the container has no further descriptors: they can't be had in a VM")
+        call.log.warn("the container has no further descriptors: a VM can't inherit them")
 
 
 def _start(call: Call) -> int:

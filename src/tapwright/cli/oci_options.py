@@ -74,7 +74,7 @@ GLOBAL = (
     Option(
         "systemd-cgroup",
         "",
-        "accepted without effect: the form of cgroupsPath tells whether systemd is meant",
+        "accepted without effect: the form of cgroupsPath shows whether it is systemd's",
     ),
     Option("rootless", "WORD", "accepted without effect: only root can run sandboxes"),
     Option("criu", "FILE", "accepted without effect: containers in a VM have no checkpoints"),

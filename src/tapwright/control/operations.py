@@ -156,8 +156,8 @@ class Operations:
                     return await asyncio.shield(going_on)
             except TimeoutError:
                 raise SandboxStateError(
-                    f"QEMU has not answered for {_OPERATION_SECONDS:g} s. What was asked is still "
-                    "going on; list-ifaces will tell"
+                    f"QEMU has not answered for {_OPERATION_SECONDS:g} s. The request is still "
+                    "going on; list-ifaces will show its result"
                 ) from None
 
         return in_turn

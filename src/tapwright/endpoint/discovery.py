@@ -65,7 +65,7 @@ def why_not(link: Link) -> str:
     empty when it can. A TAP can as a port of a bridge, too: the NIC is beyond it."""
     tap = tuntap.settings(link)
     if tap and tap.taken:
-        return "it is a TAP that somebody else holds"
+        return "it is a TAP that another process holds"
     if link.is_port and not tap:
         return f"it is a port of a {link.master_kind}, whose frames its are"
     return ""

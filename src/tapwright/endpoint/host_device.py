@@ -176,7 +176,7 @@ def _check(link: Link) -> None:
         raise NetworkError(f"{link.name} is a {what}, and no NIC of a VM can stand for that")
     tap = tuntap.settings(link)
     if tap and tap.taken:
-        raise NetworkError(f"{link.name} is a TAP that somebody else holds; end that first")
+        raise NetworkError(f"{link.name} is a TAP that another process holds; end that first")
     physical.refuse(link)
 
 

@@ -110,7 +110,7 @@ def _made_workshop(directory: int, name: str, uid: int) -> int:
     made = os.open(_workshop(name), flags, dir_fd=directory)
     try:
         if os.fstat(made).st_uid != os.geteuid():
-            raise OSError(errno.EPERM, f"somebody put another {_workshop(name)} beside it")
+            raise OSError(errno.EPERM, f"another process put another {_workshop(name)} beside it")
         os.fchown(made, uid, uid)
         return os.open(".", os.O_PATH | os.O_CLOEXEC, dir_fd=made)
     finally:

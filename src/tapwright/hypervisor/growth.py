@@ -89,7 +89,7 @@ class Growth:
         places = await self._qmp.execute("query-hotpluggable-cpus")
         free = [place for place in places if "qom-path" not in place]
         if not free:
-            raise HypervisorError(f"all {self.vcpus} CPUs that it can have are there")
+            raise HypervisorError(f"all {self.vcpus} CPUs that it can have are plugged in")
         # QEMU lists the last one first.
         place = min(free, key=lambda place: sorted(place["props"].items()))
         name = f"cpu{self.vcpus}"
@@ -175,7 +175,7 @@ class Growth:
                 while mapped & self._memories():
                     await asyncio.sleep(_PAUSE)
         except TimeoutError:
-            _log.error("QEMU has not let go of %s within %g s", name, _UNPLUG_SECONDS)
+            _log.error("QEMU has not released %s within %g s", name, _UNPLUG_SECONDS)
         except HypervisorError:
             pass  # it has ended
 

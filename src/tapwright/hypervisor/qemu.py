@@ -190,7 +190,7 @@ class Qemu:
     def last_words(self) -> str:
         """What QEMU, or else the guest's console, said last: for error messages."""
         if self._share_is_lost:
-            return "it was ended, for the daemon that opens the host's files had ended"
+            return "it was ended, because the daemon that opens the host's files had ended"
         for tail in (self._stderr, self._console):
             tail.read()
             if lines := tail.lines():

@@ -225,7 +225,7 @@ def _add_qdisc(
         raise NetlinkError(
             errno.EEXIST,
             operation,
-            f"{link.name} has traffic control of somebody else's (tc qdisc show dev {link.name}); "
+            f"{link.name} has traffic control that is not ours (tc qdisc show dev {link.name}); "
             "remove it first",
         ) from None
 

@@ -331,7 +331,7 @@ class Following:
 def _tell_cut(interface: Interface) -> None:
     if interface.own_mtu:
         _log.warning(
-            "%s has an MTU of %d; the guest's is %d, for a TAP takes no larger one",
+            "%s has an MTU of %d; the guest's is %d, because a TAP takes no larger one",
             *(interface.link.name, interface.own_mtu, interface.link.mtu),
         )
 

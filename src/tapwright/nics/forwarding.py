@@ -213,7 +213,7 @@ class _News:
             self._payload = frame.payload
             self._length += len(frame.payload)
         elif frame.kind in (protocol.REPLY, protocol.ERROR):
-            self._error = AgentError(f"the agent tells no more: {frame.payload[:200]!r}")
+            self._error = AgentError(f"the agent lists no more ports: {frame.payload[:200]!r}")
         self.there.set()
 
     def fetch(self) -> tuple[set[Listener], int]:

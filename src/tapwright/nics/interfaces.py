@@ -407,7 +407,7 @@ class Interfaces:
         try:
             endpoint.adopt(nic.tap)
         except (NetworkError, OSError) as error:
-            raise HypervisorError(f"the NIC that waited can't be had: {error}") from None
+            raise HypervisorError(f"the spare's NIC is of no use: {error}") from None
         self._waiting = None
         interface.slot = nic.slot
         self._record.interfaces.append(interface)

@@ -253,7 +253,7 @@ class _Making:
         # Docker names the host's by a path.
         if (network is None or netns.is_own(network)) and not in_host:
             raise BundleError(
-                "the host's network (--network host) is not to be had in a VM; choose another "
+                "a VM can't have the host's network (--network host); choose another "
                 "network, or none"
             )
         if network and in_host:

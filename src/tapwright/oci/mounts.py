@@ -263,6 +263,6 @@ def _refuse(mount: "Json") -> None:
 
 def _no_huge_pages(mount: "Json") -> BundleError:
     return BundleError(
-        f"{mount['destination']}: huge pages can't be had in the VM, where a program would "
-        "end when it writes to them; leave the volume out, and have the program use ordinary memory"
+        f"{mount['destination']}: the VM has no huge pages: a program would end when it writes "
+        "to them; leave the volume out, and let the program use ordinary memory"
     )

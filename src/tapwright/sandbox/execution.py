@@ -291,7 +291,7 @@ class Process:
             self._connection.shutdown(socket.SHUT_RDWR)
         with self.changing:
             if self._status is None and self._failure is None:
-                self._failure = SandboxStateError(f"{self.argv[0]}: nobody waits for it any more")
+                self._failure = SandboxStateError(f"{self.argv[0]}: its Process has been closed")
             while self._is_pumping:
                 self.changing.wait()
             self._connection.close()

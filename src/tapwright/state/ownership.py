@@ -117,7 +117,7 @@ def taking_down(directory: Path, timeout: float) -> Iterator[bool]:
     try:
         if not filelock.locked_within(fd, timeout):
             raise SandboxStateError(
-                f"somebody else is deleting the sandbox {directory.name!r}; try again later"
+                f"another process is deleting the sandbox {directory.name!r}; try again later"
             )
         yield filelock.is_still(fd, directory)
     finally:

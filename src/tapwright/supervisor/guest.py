@@ -205,7 +205,7 @@ class Starter:
             with contextlib.suppress(OSError):
                 Store(Path(spec.template)).clear()  # of a maker that was killed
             self._journal.release(draft)
-            self._warn(f"booted, for there is no template: {error}")
+            self._warn(f"booted, because there is no template: {error}")
             return None
         try:
             with self._journal.phase("memory"):
@@ -218,7 +218,7 @@ class Starter:
     def _give_up(self, found: Template, error: Exception) -> None:
         from tapwright.hypervisor import template
 
-        self._warn(f"booted, for the template is of no use: {error}")
+        self._warn(f"booted, because the template is of no use: {error}")
         template.give_up(Path(self._spec.template), found, error)
 
     def _warn(self, text: str) -> None:

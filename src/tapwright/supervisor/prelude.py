@@ -130,8 +130,8 @@ def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
         return
     if os.path.exists(path):
         raise NetworkError(
-            f"{path} exists, and is not this sandbox's; choose another id, or remove it if nobody "
-            f"uses it: ip netns delete {os.path.basename(path)}"
+            f"{path} exists, and is not this sandbox's; choose another id, or remove it if it is "
+            f"unused: ip netns delete {os.path.basename(path)}"
         )
     if record.place is Place.BOUND:
         ownership.claim_netns(journal, given, bound=path)

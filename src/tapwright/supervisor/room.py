@@ -202,8 +202,8 @@ class Room:
         self._note()
         if growth.memory_mib > size.memory_mib:
             found.append(
-                f"the VM keeps {growth.memory_mib - size.memory_mib} MiB more than it needs, for "
-                "the guest's kernel uses them"
+                f"the VM keeps {growth.memory_mib - size.memory_mib} MiB more than it needs, "
+                "because the guest's kernel uses them"
             )
         return found
 
