@@ -326,6 +326,14 @@ def test_a_fault_has_its_verdict(change: Change, hop: str, why: str, remedy: str
     assert verdict.remedy or verdict.advice or not remedy
 
 
+def test_what_the_kernel_says_of_drops_is_told() -> None:
+    found = case()
+    found.reasons = {"NETFILTER_DROP": 2, "IP_RPFILTER": 1}
+    verdict = judging.judge(found)
+    assert verdict
+    assert verdict.evidence[-1].endswith("of whomever: IP_RPFILTER (1), NETFILTER_DROP (2)")
+
+
 def test_what_arrives_has_none() -> None:
     found = case()
     found.probes = {"echo": probe("answered"), "large": probe("answered")}

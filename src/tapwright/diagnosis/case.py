@@ -64,7 +64,8 @@ class Case:
     other ports of the bridge, `astray` those at other interfaces of the host where rp_filter is
     strict. `learned_before` has (MAC, port) of the bridge's forwarding table before the probes.
     `by_host` is whether the host itself has an answer from the target, None where that was not
-    tried."""
+    tried. `reasons` are those for which the host's kernel dropped packets meanwhile, of
+    whomever."""
 
     sandbox: str
     wish: Wish
@@ -95,6 +96,7 @@ class Case:
     guest_steps: list[Step] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     by_host: bool | None = None
+    reasons: dict[str, int] = field(default_factory=dict)
     host_neighbours: list[tuple[str, str, str, str]] = field(default_factory=list)
     """(interface, address, MAC, state) of the host."""
     queues: list[tuple[str, str, str, int]] = field(default_factory=list)

@@ -8,7 +8,6 @@ import contextlib
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tapwright.diagnosis import made, way
@@ -69,6 +68,7 @@ def picture(
 def pictures(sandboxes: Sequence[Sandbox]) -> list[Picture]:
     """Those of several sandboxes, in their order. They are asked side by side, so that one which
     does not answer costs no other one's time. Raises as `picture` does."""
+    from concurrent.futures import ThreadPoolExecutor
 
     def of(sandbox: Sandbox) -> Picture:
         # Each thread has its own view: a socket of netlink is no two threads' at once.

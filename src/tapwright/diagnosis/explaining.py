@@ -31,6 +31,7 @@ from tapwright.diagnosis.way import Way
 from tapwright.errors import AgentError, TapwrightError, UsageError
 from tapwright.linux import netns, nftrace, sightings
 from tapwright.linux import probes as sending
+from tapwright.linux.drop_reasons import DropReasons
 from tapwright.state import ownership
 from tapwright.state.record import RUNNING
 from tapwright.state.registry import Sandbox
@@ -142,6 +143,7 @@ def _from_guest(sandbox: Sandbox, case: Case, host: View, token: bytes) -> None:
             _choose_way(case, found)
             _read_for_target(case, host)
             watches, trace = _watched(stack, case, host, token), _traced(stack, case)
+            reasons = _reasons(stack, case)
             aside = _HostProbe(case)
             results = guest.end()
             case.probes = probes.probes_of(results)
@@ -152,7 +154,7 @@ def _from_guest(sandbox: Sandbox, case: Case, host: View, token: bytes) -> None:
             return
         aside.wait()
         time.sleep(_SETTLE_SECONDS)
-        _take(case, watches, trace)
+        _take(case, watches, trace, reasons)
     _read_after(sandbox, case)
 
 
@@ -182,6 +184,7 @@ def _towards(sandbox: Sandbox, case: Case, host: View, token: bytes) -> None:
             guest = stack.enter_context(probes.Guest(sandbox, request))
             case.guest, _ = guest.begin()
             watches, trace = _watched(stack, case, host, token), _traced(stack, case)
+            reasons = _reasons(stack, case)
             case.probes = _sent(case, token)
             time.sleep(_SETTLE_SECONDS)
             results = guest.end()
@@ -194,7 +197,7 @@ def _towards(sandbox: Sandbox, case: Case, host: View, token: bytes) -> None:
         except TapwrightError as error:
             case.guest_failure = str(error)
             return
-        _take(case, watches, trace)
+        _take(case, watches, trace, reasons)
     _read_after(sandbox, case)
 
 
@@ -302,12 +305,12 @@ def _read_for_target(case: Case, host: View) -> None:
 
 def _watched(stack: contextlib.ExitStack, case: Case, host: View, token: bytes) -> list[_Watched]:
     """Each interface's watch, by where its sightings belong and under which name."""
-    found = []
+    found: list[_Watched] = []
+    stack.callback(_close, found)
     watched = set()
     for station in case.stations:
         with contextlib.suppress(OSError), netns.entered(station.place or netns.OWN):
-            watch = stack.enter_context(sightings.Watch(station.index, token))
-            found.append((case.seen, station.key, watch))
+            found.append((case.seen, station.key, sightings.Watch(station.index, token)))
             watched.add((station.place, station.index))
     bridge = case.station(BRIDGE)
     ports = [i for i, s in host.interfaces.items() if bridge and s.link.master == bridge.index]
@@ -316,9 +319,18 @@ def _watched(stack: contextlib.ExitStack, case: Case, host: View, token: bytes) 
         for index in indexes[:_MOST_PORTS]:
             if ("", index) not in watched:
                 with contextlib.suppress(OSError):
-                    watch = stack.enter_context(sightings.Watch(index, token))
+                    watch = sightings.Watch(index, token)
                     found.append((of, host.interfaces[index].link.name, watch))
     return found
+
+
+def _close(watches: list[_Watched]) -> None:
+    """Side by side: the kernel lets each wait until nobody is about to use it."""
+    threads = [threading.Thread(target=watch.close) for _, _, watch in watches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _drops_what_strays(case: Case, host: View, index: int) -> bool:
@@ -341,6 +353,13 @@ def _traced(stack: contextlib.ExitStack, case: Case) -> nftrace.Trace | None:
         pairs += [(case.target, ""), ("", case.target)]
     try:
         return stack.enter_context(nftrace.Trace(case.version, pairs))
+    except OSError:
+        return None
+
+
+def _reasons(stack: contextlib.ExitStack, case: Case) -> DropReasons | None:
+    try:
+        return stack.enter_context(DropReasons(case.version))
     except OSError:
         return None
 
@@ -382,11 +401,14 @@ def _take(
     case: Case,
     watches: list[_Watched],
     trace: nftrace.Trace | None,
+    reasons: DropReasons | None,
 ) -> None:
     for of, name, watch in watches:
         of[name] = watch.sightings()
     if trace:
         case.steps = trace.steps()
+    if reasons:
+        case.reasons = reasons.counted()
 
 
 def _read_after(sandbox: Sandbox, case: Case) -> None:

@@ -50,10 +50,11 @@ def judge(case: Case) -> Verdict | None:
             return verdict
     if arrives(case):
         return None
-    for rule in _RULES:
-        for verdict in rule(case):
-            return verdict
-    return _unknown(case)
+    found = next((verdict for rule in _RULES for verdict in rule(case)), None) or _unknown(case)
+    if case.reasons:
+        told = ", ".join(f"{name} ({count})" for name, count in sorted(case.reasons.items()))
+        found.evidence.append(f"the host's kernel dropped packets meanwhile, of whomever: {told}")
+    return found
 
 
 def arrives(case: Case) -> bool:

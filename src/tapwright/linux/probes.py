@@ -209,7 +209,7 @@ class _Question(_Probe):
     def __init__(self, device: str, mac: str, address: str) -> None:
         super().__init__(f"duplicate {address}")
         self._mac, self._address = mac, address
-        self.opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
+        self.opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setblocking(False)
         self.socket.bind((device, _ALL))
         self._macs: set[str] = set()

@@ -47,9 +47,9 @@ class Watch:
 
     def __init__(self, index: int, token: bytes) -> None:
         self._token = token
-        self._socket = socket.socket(
-            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.htons(_ALL)
-        )
+        # Of no protocol at first: else it hears all interfaces until it is bound, and waits then
+        # until the kernel has nobody left who sees that (net/packet/af_packet.c: packet_do_bind).
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
             self._socket.bind((socket.if_indextoname(index), _ALL))

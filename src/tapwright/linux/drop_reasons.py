@@ -1,0 +1,119 @@
+"""Why the host's kernel drops packets, by its own word: the tracepoint skb:kfree_skb, read as perf
+reads it (perf_event_open(2), include/trace/events/skb.h).
+
+Nothing is left of it when its process ends, however that happens: that is why no instance of
+tracefs is made. The kernel tells of all packets of the host, and not whose they are.
+"""
+
+import fcntl
+import mmap
+import os
+import re
+import struct
+from collections import Counter
+from contextlib import ExitStack
+from typing import Self
+
+from tapwright.linux import libc
+
+# Packets end so all the time, those that a packet socket has looked at among them.
+_ROUTINE = frozenset(
+    (
+        *("NOT_DROPPED_YET", "CONSUMED", "NOT_SPECIFIED", "NO_SOCKET", "OTHERHOST", "TCP_OLD_DATA"),
+        *("SOCKET_CLOSE", "SOCKET_FILTER", "UNHANDLED_PROTO", "QUEUE_PURGE", "PACKET_SOCK_ERROR"),
+    )
+)
+_PERF_EVENT_OPEN = 298  # x86-64
+_TRACEPOINT, _SAMPLE_RAW, _CLOEXEC = 2, 1 << 10, 8
+_SET_FILTER, _RECORD_SAMPLE = 0x40082406, 9
+_ATTRIBUTE_BYTES, _PAGES, _HEAD = 112, 16, 1024  # struct perf_event_attr, perf_event_mmap_page
+_MOST, _LONGEST = 4000, 256
+_PROTOCOLS = {4: "protocol == 0x800 || protocol == 0x806", 6: "protocol == 0x86dd"}
+_REASON = re.compile(r"\{ (\d+), \"(\w+)\" \}")
+_FIELD = re.compile(r"enum skb_drop_reason reason;\s+offset:(\d+);")
+
+
+class DropReasons:
+    """What is dropped of a version of IP from now on. Raises OSError where the kernel can't tell,
+    which it can since 5.17, on an x86-64."""
+
+    def __init__(self, version: int) -> None:
+        self._rings: list[mmap.mmap] = []
+        self._open = ExitStack()
+        try:
+            if os.uname().machine != "x86_64":
+                raise OSError("the number of perf_event_open(2) is not known")
+            number, self._offset, self._names = _tracepoint()
+            words = _TRACEPOINT, _ATTRIBUTE_BYTES, number, 1, _SAMPLE_RAW, 0, 0
+            attributes = struct.pack("=IIQQQQQ", *words).ljust(_ATTRIBUTE_BYTES, b"\0")
+            for cpu in sorted(_online()):
+                fd = libc.syscall(_PERF_EVENT_OPEN, attributes, -1, cpu, -1, _CLOEXEC)
+                self._open.callback(os.close, fd)
+                fcntl.ioctl(fd, _SET_FILTER, _PROTOCOLS[version].encode() + b"\0")
+                ring = mmap.mmap(fd, (1 + _PAGES) * mmap.PAGESIZE)
+                self._rings.append(self._open.enter_context(ring))
+        except BaseException:
+            self._open.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def counted(self) -> dict[str, int]:
+        """How many packets were dropped so far for each reason that is not routine, as the kernel
+        calls it."""
+        found: Counter[str] = Counter()
+        for ring in self._rings:
+            found.update(self._of_ring(ring))
+        return {name: count for name, count in found.items() if name not in _ROUTINE}
+
+    def _of_ring(self, ring: mmap.mmap) -> list[str]:
+        head, tail = struct.unpack_from("=QQ", ring, _HEAD)
+        data = ring[mmap.PAGESIZE :]
+        twice = data + data[:_LONGEST]  # a record may go on at the beginning
+        found: list[str] = []
+        while tail < head and len(found) < _MOST:
+            at = tail % len(data)
+            record = twice[at : at + _LONGEST]
+            kind, _, size = struct.unpack_from("=IHH", record)
+            if not size:
+                break
+            if kind == _RECORD_SAMPLE:
+                # After the header the size of what the tracepoint has written.
+                (reason,) = struct.unpack_from("=i", record, 12 + self._offset)
+                found.append(self._names.get(reason, str(reason)))
+            tail += size
+        return found
+
+
+def _online() -> set[int]:
+    with open("/sys/devices/system/cpu/online") as file:
+        found = set[int]()
+        for part in file.read().strip().split(","):
+            first, _, last = part.partition("-")
+            found |= set(range(int(first), int(last or first) + 1))
+        return found
+
+
+def _tracepoint() -> tuple[int, int, dict[int, str]]:
+    """(its number, where the reason stands in what it writes, the reasons' names). Raises
+    OSError."""
+    root = libc.detached_mount("tracefs")
+    try:
+        place = f"/proc/self/fd/{root}/events/skb/kfree_skb"
+        with open(f"{place}/id") as file:
+            number = int(file.read())
+        with open(f"{place}/format") as file:
+            text = file.read()
+    finally:
+        os.close(root)
+    field = _FIELD.search(text)
+    if not field:
+        raise OSError("this kernel tells no reason")
+    return number, int(field[1]), {int(n): name for n, name in _REASON.findall(text)}
