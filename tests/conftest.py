@@ -24,7 +24,24 @@ from tapwright.linux.netlink import Netlink
 from tests.host import Host
 from tests.sandboxes import Networks, Tapwright
 
-PLATFORMS, BESIDE_PLATFORMS = "platforms", ("parity", "programs", "torture")
+PLATFORMS = "tests/platforms/", "tests/bench/", "tests/cni/test_example.py"
+LONGEST = (
+    *PLATFORMS,
+    "tests/sandbox/test_template.py",
+    "tests/parity/test_parity.py",
+    "tests/sandbox/test_kata_network.py",
+    "tests/sandbox/test_netmon.py",
+    "tests/oci/",
+    "tests/sandbox/test_kata_ipvs.py",
+    "tests/sandbox/test_spares.py",
+    "tests/image/",
+    "tests/hypervisor/test_template.py",
+    "tests/programs/",
+    "tests/sandbox/",
+    "tests/diagnosis/",
+    "tests/agent/",
+)
+"""What takes its time, the longest first, so that all workers come to their end together."""
 
 
 def pytest_configure() -> None:
@@ -35,23 +52,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker has a file; all platforms have one worker, for control groups are the machine's,
-    and each looks for what it leaves of them. What their engines do to firewall and settings of the
-    namespace, which is the host of all other tests, outlasts them: so that worker has no other
-    tests afterwards."""
+    """A worker has a file; all platforms have one worker, with the benchmarks, which use a platform
+    themselves: control groups are the machine's, and each looks for what it leaves of them."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return PLATFORMS if path.startswith(f"tests/{PLATFORMS}/") else path
-
-        def _reschedule(self, node: Any) -> None:
-            if PLATFORMS in self.assigned_work[node] and len(self.nodes) > 1:
-                if not node.shutting_down:
-                    node.shutdown()
-            else:
-                super()._reschedule(node)
+            return PLATFORMS[0] if path.startswith(PLATFORMS) else path
 
     return ByFile(config, log)
 
@@ -60,15 +68,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if isinstance(item, pytest.Function) and not item.get_closest_marker("unit"):
             item.fixturenames.insert(0, "private_host")
-    # The other worker has about as much to do as that of the platforms, which take the longest; not
-    # the benchmarks, which use a platform themselves.
-    beside = BESIDE_PLATFORMS if hasattr(config, "workerinput") else ()
+    if hasattr(config, "workerinput"):
+        items.sort(key=_rank)
 
-    def order(item: pytest.Item) -> int:
-        room = item.path.relative_to(Path(__file__).parent).parts[0]
-        return 2 if room in beside else 1 if room == PLATFORMS else 0
 
-    items.sort(key=order)
+def _rank(item: pytest.Item) -> int:
+    """The place of its file in LONGEST."""
+    ranks = (rank for rank, start in enumerate(LONGEST) if item.nodeid.startswith(start))
+    return next(ranks, len(LONGEST))
 
 
 @pytest.fixture(scope="session")
