@@ -52,7 +52,7 @@ FULL: dict[str, Part] = {
 }
 QUICK: dict[str, Part] = {
     "command_start": lambda place: command_start.measure(rounds=3),
-    "starts": lambda place: starts.measure(place, rounds=1),
+    "starts": lambda place: starts.measure(place, rounds=1, is_warm=True),
     "memory": lambda place: memory.measure(place, beside=1),
     "scrape": lambda place: scrape.measure(place, many=2, rounds=1),
     "crowd": lambda place: crowd.measure(

@@ -82,7 +82,8 @@ class Bare(NamedTuple):
         pass  # nobody else is to find it
 
 
-def measure(place: Place, rounds: int) -> Starts:
+def measure(place: Place, rounds: int, is_warm: bool = False) -> Starts:
+    """Before the rounds there is one for warming up, unless it `is_warm` enough."""
     new_host()
     beside, alone = place.root("beside"), place.root("alone")
     started: dict[str, list[Start]] = {}
@@ -105,9 +106,9 @@ def measure(place: Place, rounds: int) -> Starts:
                 alone,
             ),
         }
-        for number in range(rounds + 1):
+        for number in range(1 if is_warm else 0, rounds + 1):
             if number == 1:
-                started, ended = {}, {}  # the first round is for warming up
+                started, ended = {}, {}
             address = _FLOOR_ADDRESS.format(number + 1)
             started.setdefault("floor", []).append(_start_bare(bare, address))
             for kind, (start, delete, root) in ways.items():
