@@ -34,8 +34,8 @@ REASONS = (
     (
         r"settings: ipv6/conf/\w+/addr_gen_mode is 0, in the guest 1|"
         r"links: \w+ inet6_addr_gen_mode \w+: ",
-        "the namespace's link-local address is of a MAC address that the interface had before, so "
-        "the guest's kernel is not to make one of the MAC address that it has",
+        "the interface has no link-local address of the MAC address that it has (that was another "
+        "one, or somebody took it away), so the guest's kernel is not to make one",
     ),
     (
         r"settings: ipv[46]/neigh/\w+/retrans_time\b",
@@ -262,11 +262,13 @@ _TAIL = """
   (`unres_qlen`) may differ as kernels do.
 - busybox's `ip link add d …` and `ip link add n …` fail in the guest as on a host: it takes `d` for
   `dev`, `n` for `name`.
-- Loopback is up. In a namespace that nobody has set it up in it is down.
+- Loopback is up, and has 127.0.0.1 and ::1. In a namespace where no program has set it up, it is
+  down.
 - Interfaces that are no Ethernet devices (tunnels that each kernel puts into each namespace), and
   bridges, are not carried; nor are routes through them, or through VRFs.
 - Not carried are address labels (`ip addrlabel`), tokens (`ip token`), MPTCP's endpoints, IPsec's
-  policies and states, and neighbours that are static by `nud noarp`. That an interface takes all
+  policies and states, neighbours by `nud noarp` (which a kernel forgets when nobody uses them), an
+  alias of loopback, and `ipv6/conf/*/mtu`, which is that of the link. That an interface takes all
   multicast is carried as it was when its NIC came: from then on it does on the host.
 - Routes that router advertisements and redirects make are the guest's own, from the same messages.
 - Memberships in groups that a program has joined in the namespace are that program's.

@@ -350,6 +350,14 @@ ROWS = (
         ),
     ),
     Row(
+        "the link-local address was taken away",
+        ip=("-6 address flush dev eth0 scope link", *BOTH),
+    ),
+    Row(
+        "another link-local address in its place",
+        ip=("-6 address flush dev eth0 scope link", "address add fe80::5/64 dev eth0 nodad"),
+    ),
+    Row(
         "addresses of loopback",
         ip=(
             ADDRESS,
@@ -478,6 +486,30 @@ ROWS = (
             "route add 10.118.0.0/16 nhid 10",
             "route add 10.119.0.0/16 nhid 3",
             "-6 route add fd00:117::/32 nhid 4",
+        ),
+    ),
+    Row(
+        "a resilient group of next hops",
+        ip=(
+            ADDRESS,
+            "nexthop add id 1 via 10.70.0.1 dev eth0",
+            "nexthop add id 2 via 10.70.0.2 dev eth0",
+            "nexthop add id 10 group 1/2 type resilient buckets 8 idle_timer 60 "
+            "unbalanced_timer 300",
+            "route add 10.117.0.0/16 nhid 10",
+        ),
+    ),
+    Row(
+        "gateways to which no route leads any more",
+        ip=(
+            *BOTH,
+            DEFAULT,
+            f"route add default via {GATEWAY6}",
+            "route add 10.122.0.0/16 nexthop via 10.70.0.2 nexthop via 10.70.0.3",
+            "nexthop add id 5 via 10.70.0.4 dev eth0",
+            "route add 10.123.0.0/16 nhid 5",
+            "route delete 10.70.0.0/24 dev eth0",
+            "-6 route delete fd70::/64 dev eth0",
         ),
     ),
     Row(

@@ -22,7 +22,7 @@ from tapwright.nics.following import Following
 from tapwright.state import record
 from tests.namespaces import Namespace, namespace
 from tests.parity.networked import Json, Networked, host_side, probed, unexplained, why_not
-from tests.parity.networks import ROWS, Row
+from tests.parity.networks import BOTH, DEFAULT, ROWS, Row
 
 
 class Agent:
@@ -123,6 +123,35 @@ def test_row(row: Row, networked: Networked) -> None:
         pytest.skip(why)
     found = networked.tried(row)
     assert not unexplained(found), "\n".join(unexplained(found))
+
+
+def test_what_a_kernel_made_and_somebody_took_away(networked: Networked) -> None:
+    """While the guest follows: it has what its own kernel made until then."""
+    row = Row("taken away", ip=(*BOTH, DEFAULT))
+    steps = (
+        "route delete 10.70.0.0/24 dev eth0",
+        "route add 10.124.0.0/16 via 10.70.0.1 onlink dev eth0",
+        "-6 address flush dev eth0 scope link",
+        "address add fe80::5/64 dev eth0 nodad",
+        "address delete fe80::5/64 dev eth0",
+        "link set eth0 addrgenmode none",
+        "link set eth0 down",
+        "link set eth0 up",
+        "link set eth0 addrgenmode eui64",
+        "link set eth0 down",
+        "link set eth0 up",
+    )
+    try:
+        networked.make(row)
+        networked.guest.sync()
+        assert not unexplained(networked.compared())
+        for step in steps:
+            networked.run(step)
+            networked.guest.sync()
+            found = unexplained(networked.compared())
+            assert not found, "\n".join([step, *found])
+    finally:
+        networked.clear()
 
 
 def test_a_thousand_mixed_changes(networked: Networked) -> None:

@@ -34,8 +34,8 @@ class Interface(NamedTuple):
     own_mtu: int = 0
     """Where that is larger."""
     own_link_local: bool = False
-    """Whether it has link-local addresses, and none of them is the one that a kernel makes of its
-    MAC address: that came later."""
+    """Whether it has not the link-local address that a kernel makes of its MAC address, where it
+    should have made one: that came later, or somebody has taken the address away."""
 
     @property
     def is_ready(self) -> bool:
@@ -102,18 +102,24 @@ def scan(nl: Netlink) -> Scan:
     of_all = addresses.listing_with_state(nl, _MOST_OTHERS)
     if len(of_all) > _MOST_OTHERS:
         raise _too_many(f"more than {_MOST_OTHERS} addresses")
+    listed = links.listing_with_settings(nl)
+    if _lacking(listed, of_all):
+        # A kernel may have been about to make them.
+        of_all = addresses.listing_with_state(nl, _MOST_OTHERS)
+    lacking = _lacking(listed, of_all)
     for index, state, address in of_all:
         own_addresses[index].append((state, address))
     found, loopback = [], None
-    for link, specific in links.listing_with_settings(nl):
+    for link, specific in listed:
         own = own_addresses[link.index]
+        of_link = settings.of_interface(specific)
         is_cut = link.mtu > tuntap.LARGEST_MTU and not link.is_loopback
         interface = Interface(
             link=link._replace(mtu=tuntap.LARGEST_MTU) if is_cut else link,
-            addresses=tuple(a for _, a in own if not _is_kernels(a, link)),
-            settings=settings.of_interface(specific),
+            addresses=tuple(a for _, a in own if not _is_kernels(a, link, of_link)),
+            settings=of_link,
             own_mtu=link.mtu if is_cut else 0,
-            own_link_local=_has_own_link_local(link, [address for _, address in own]),
+            own_link_local=link.index in lacking,
         )
         if link.is_loopback:
             loopback = interface
@@ -134,16 +140,31 @@ def _too_many(what: str) -> NetworkError:
     )
 
 
-def _has_own_link_local(link: Link, found: Iterable[Address]) -> bool:
-    local = [address for address in found if address.address.startswith("fe80:")]
-    return bool(local) and not any(address.is_made_from(link.mac) for address in local)
+def _lacking(
+    listed: Iterable[tuple[Link, bytes]], found: Iterable[tuple[int, int, Address]]
+) -> set[int]:
+    """The indexes of interfaces without the link-local address that a kernel makes of their MAC
+    address, though they have another one, or are running and may have one."""
+    local: dict[int, list[Address]] = defaultdict(list)
+    for index, _, address in found:
+        if address.address.startswith("fe80:"):
+            local[index].append(address)
+    return {
+        link.index
+        for link, specific in listed
+        if link.is_ethernet
+        and not link.is_loopback
+        and (local[link.index] or (link.is_running and not link.master))
+        and not any(address.is_made_from(link.mac) for address in local[link.index])
+        and settings.of_interface(specific).makes_link_local
+    }
 
 
-def _is_kernels(address: Address, link: Link) -> bool:
+def _is_kernels(address: Address, link: Link, of_link: OfInterface) -> bool:
     """Whether the guest's kernel makes it by itself."""
     if link.is_loopback:
         return str(address) in ("127.0.0.1/8", "::1/128")
-    return address.is_made_from(link.mac)
+    return address.is_made_from(link.mac) and of_link.makes_link_local
 
 
 def _entries(

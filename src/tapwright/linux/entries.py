@@ -35,6 +35,7 @@ RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE = 1, 2, 6
 RTPROT_REDIRECT, RTPROT_KERNEL, RTPROT_RA = 1, 2, 9
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 SCOPE_LINK = 253
+_NOBODYS_METRIC = 0xFFFFFFF7
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _USERS_FLAGS = 0x02 | 0x04  # RTNH_F_PERVASIVE, RTNH_F_ONLINK
@@ -54,7 +55,8 @@ _RULE = struct.Struct("=BBBBBBBBI")
 _RULE_INVERT = 0x2
 _NO_SUPPRESSION = b"\xff\xff\xff\xff"
 
-NHA_ID, NHA_GROUP, NHA_OIF, NHA_OP_FLAGS = 1, 2, 5, 14
+NHA_ID, NHA_GROUP, NHA_OIF, NHA_GATEWAY, NHA_RES_GROUP, NHA_OP_FLAGS = 1, 2, 5, 6, 12, 14
+_NHA_RES_GROUP_UNBALANCED_TIME = 4
 _NHMSG = struct.Struct("=BBBBI")
 
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
@@ -260,10 +262,25 @@ def next_hop(body: bytes) -> Entry:
             places.append(offset + 4)
             devices.append(_INDEX.unpack_from(body, start + 4)[0])
         part = body[start : (end + 3) & ~3]
+        if number == NHA_RES_GROUP:
+            part = _own_resilience(body[start + 4 : end])
         kept.append(part)
         offset += len(part)
     header = _NHMSG.pack(family, 0, protocol, 0, flags & _USERS_FLAGS)
     return Entry(NEXTHOP, header + b"".join(kept), tuple(devices), tuple(places))
+
+
+def _own_resilience(data: bytes) -> bytes:
+    """An NHA_RES_GROUP without what is told, and must not be asked for (rtm_nh_res_policy_new in
+    net/ipv4/nexthop.c)."""
+    return netlink.nested(
+        NHA_RES_GROUP,
+        [
+            data[start : (end + 3) & ~3]
+            for number, start, end in _attributes(data, 0)
+            if number != _NHA_RES_GROUP_UNBALANCED_TIME
+        ],
+    )
 
 
 def neighbour(body: bytes) -> Entry | None:
@@ -339,6 +356,45 @@ def route_facts(entry: Entry) -> RouteFacts:
     return RouteFacts(family, protocol, kind, found.get(RTA_PREFSRC, b""))
 
 
+def gateways(entry: Entry) -> list[tuple[int, bytes]]:
+    """(index of the interface, packed address) of each gateway of a route or next hop that names
+    both."""
+    if entry.kind not in (ROUTE, NEXTHOP) or entry.absent:
+        return []
+    found = entry.attributes
+    if entry.kind == NEXTHOP:
+        return _one_gateway(found.get(NHA_OIF, b""), found.get(NHA_GATEWAY, b""))
+    if (hops := found.get(RTA_MULTIPATH)) is not None:
+        several: list[tuple[int, bytes]] = []
+        for offset, device in _hops(hops, 0, len(hops)):
+            (length,) = struct.unpack_from("=H", hops, offset)
+            of_hop = netlink.attributes(hops[offset + _RTNEXTHOP.size : offset + length])
+            several += _one_gateway(_INDEX.pack(device), _gateway_in(of_hop))
+        return several
+    return _one_gateway(found.get(RTA_OIF, b""), _gateway_in(found))
+
+
+def _gateway_in(found: netlink.Attributes) -> bytes:
+    return found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:]
+
+
+def _one_gateway(device: bytes, address: bytes) -> list[tuple[int, bytes]]:
+    return [(_INDEX.unpack(device)[0], address)] if device and len(address) in (4, 16) else []
+
+
+def way_to(device: int, address: bytes) -> Entry:
+    """A route to that address alone, on the link of an interface."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    header = _RTMSG.pack(
+        *(family, len(address) * 8, 0, 0, TABLE_MAIN, 0),
+        *(SCOPE_LINK if family == socket.AF_INET else 0, RTN_UNICAST, 0),
+    )
+    parts = [header, attribute(RTA_OIF, device), attribute(RTA_DST, address)]
+    # By a metric that nobody has, so that it is not taken for another's.
+    parts.append(attribute(RTA_PRIORITY, _NOBODYS_METRIC))
+    return Entry(ROUTE, b"".join(parts), (device,), (len(header) + 4,))
+
+
 def connected_route(
     family: int, destination: bytes, length: int, device: int, source: bytes, metric: int
 ) -> Entry:
@@ -361,6 +417,9 @@ def connected_route(
 
 
 # --- asking for them ---------------------------------------------------------------------------
+
+UNREACHABLE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL))
+"""What a kernel says of a gateway to which no route leads (fib_check_nh, ip6_route_check_nh)."""
 
 _IS_THERE, _IS_GONE = (
     frozenset((errno.EEXIST,)),

@@ -152,6 +152,12 @@ class OfInterface(NamedTuple):
         """All of them, by PROTOCOL/NAME."""
         return {key: value for key, value, _ in self._all()}
 
+    @property
+    def makes_link_local(self) -> bool:
+        """Whether the kernel gives the interface a link-local address made of its MAC address."""
+        found = self.values()
+        return found.get(IPV6_OFF) == "0" and found.get(ADDRESS_GENERATION) == "0"
+
     def special(self, is_loopback: bool = False) -> dict[str, str]:
         """The settings that differ from a new interface's. Where the kernel has no IPv6, the
         interface has no settings of it."""

@@ -353,4 +353,5 @@ def _taken_over(interface: Interface) -> object:
     link = interface.link
     state = link.is_up, interface.is_running
     timeless = [one._replace(valid=None, preferred=None) for one in interface.addresses]
-    return link.name, link.mtu, link.txqlen, state, timeless, discovery.looks(link)
+    own = interface.own_link_local, interface.settings.makes_link_local
+    return link.name, link.mtu, link.txqlen, state, timeless, own, discovery.looks(link)

@@ -21,6 +21,9 @@ _SECONDS = 60.0
 Indexes = Mapping[int, int]
 """Of interfaces in the guest, by those in the namespace."""
 
+Steps = Sequence[tuple[Entry, bool]]
+"""Entries to be removed (with True) or added."""
+
 
 class GuestTable:
     """All of them, in whichever table they are."""
@@ -107,21 +110,24 @@ class GuestTable:
         for entry in some:
             self.present.pop(entry, None)
 
-    async def _ask(self, steps: list[tuple[Entry, bool]], indexes: Indexes) -> list[str]:
+    async def _ask(self, steps: Steps, indexes: Indexes) -> list[str]:
         """Remove (with True) or add each of the entries; return what was refused, in words."""
         known = {entries.LOOPBACK: entries.LOOPBACK, **indexes}
         refused: list[str] = []
         for start in range(0, len(steps), _AT_ONCE):
             part = steps[start : start + _AT_ONCE]
-            failed, part = {}, list(part)
-            messages = []
-            for number, (entry, remove) in enumerate(part):
-                if not remove and (unknown := entries.unknown_selector(entry)):
-                    failed[number] = f"{entry}: its attribute {unknown} is not known"
-                elif known.keys() >= set(entry.devices):
-                    messages.append(entries.message(entry, number, known, remove))
-                # What was on another interface has gone with it.
-            failed |= await self._replay(b"".join(messages), part)
+            failed = {
+                number: f"{entry}: its attribute {unknown} is not known"
+                for number, (entry, remove) in enumerate(part)
+                if not remove and (unknown := entries.unknown_selector(entry))
+            }
+            codes = await self._replay(part, known, failed)
+            unreachable = [
+                number
+                for number, code in codes.items()
+                if code in entries.UNREACHABLE and not part[number][1]
+            ]
+            await self._reach(part, unreachable, known, failed)
             for number, (entry, remove) in enumerate(part):
                 if remove or number in failed:
                     self.present.pop(entry, None)
@@ -131,18 +137,45 @@ class GuestTable:
             refused += failed.values()
         return refused
 
-    async def _replay(self, messages: bytes, part: Sequence[tuple[Entry, bool]]) -> dict[int, str]:
-        """What was refused, in words, by the number of the request."""
+    async def _reach(
+        self, part: Steps, numbers: Sequence[int], known: Indexes, failed: dict[int, str]
+    ) -> None:
+        """Add entries that were refused because nothing leads to their gateways any more, as the
+        namespace came by them: while there was a way. Those that are there then have not `failed`,
+        nor have those that go by way of them.
+        """
+        lost = [n for n in numbers if part[n][0].kind in (entries.ROUTE, entries.NEXTHOP)]
+        places = dict.fromkeys(place for n in lost for place in entries.gateways(part[n][0]))
+        if not places:
+            return
+        ways = [entries.way_to(*place) for place in places]
+        steps = [(way, False) for way in ways] + [(part[n][0], False) for n in lost]
+        still: dict[int, str] = {}
+        await self._replay([*steps, *((way, True) for way in ways)], known, still)
+        for place, number in enumerate(lost, start=len(ways)):
+            if place not in still:
+                del failed[number]
+
+    async def _replay(self, part: Steps, known: Indexes, failed: dict[int, str]) -> dict[int, int]:
+        """Do those that have not `failed` yet; add those that are refused, in words, and return the
+        errors, by the number of the step."""
+        messages = b"".join(
+            entries.message(entry, number, known, remove)
+            for number, (entry, remove) in enumerate(part)
+            # What was on another interface has gone with it.
+            if number not in failed and known.keys() >= set(entry.devices)
+        )
         if not messages:
             return {}
         text = binascii.b2a_base64(messages, newline=False).decode()
         answer = await self._agent.call(requests.replay(text), _SECONDS)
-        found = {}
+        codes = {}
         for number, code, words in _refusals(answer.get("refused", []), len(part)):
             entry, remove = part[number]
             if entries.is_failure(entry, code, remove):
-                found[number] = entries.refusal(entry, code, words)
-        return found
+                failed[number] = entries.refusal(entry, code, words)
+                codes[number] = code
+        return codes
 
 
 def _refusals(answer: object, count: int) -> Iterator[tuple[int, int, str]]:

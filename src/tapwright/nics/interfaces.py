@@ -106,6 +106,12 @@ class Interfaces:
         """Give an interface of the namespace a NIC of the same name, MAC and MTU, which follows it;
         send nothing to the guest. Raises NetworkError, HypervisorError."""
         link = found.link
+        for nic in self._record.interfaces:
+            if nic.mac.lower() == link.mac:
+                raise NetworkError(
+                    f"{link.name} has the MAC address of {nic.name}, {link.mac}: only one of them "
+                    "can be a NIC; give it another one, or move one elsewhere"
+                )
         self._check_unique(link.name, link.mac)
         interface = Nic(
             name=link.name,

@@ -268,10 +268,16 @@ def _read(path: str) -> str:
 
 
 def _is_kernels(address: Address, link: links.Link) -> bool:
-    """Whether the kernel made it, and is to keep it."""
+    """Whether the kernel made it, and is to keep it: not where it is told to make none."""
     if link.is_loopback:
         return address.address in ("127.0.0.1", "::1")
-    return address.is_made_from(link.mac)
+    return address.is_made_from(link.mac) and _makes_link_local(link.name)
+
+
+def _makes_link_local(name: str) -> bool:
+    with contextlib.suppress(OSError):  # it has no IPv6
+        return _read(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode") == "0"
+    return False
 
 
 def _rightly_placed(ours: list[Address], wanted: list[Address]) -> int:
