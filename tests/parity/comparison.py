@@ -244,10 +244,10 @@ compared, with the addresses, hop limits and segment sizes that both ends see.
 _TAIL = """
 ## In every network
 
-- Kind, queues and offloads of an interface are those of a virtio NIC; its speed is that of a veth.
-  Its index is that of the namespace, as long as nothing else of the guest's has it, and the guest's
-  kernel is 5.13 or later; but not of a NIC that is there at the start of a sandbox without
-  containers of a platform.
+- Kind, queues and offloads of an interface are those of a virtio NIC; its speed is that of a veth,
+  its `iflink` is its own index, not that of an end on the host. Its index is that of the namespace,
+  as long as nothing else of the guest's has it, and the guest's kernel is 5.13 or later; but not of
+  a NIC that is there at the start of a sandbox without containers of a platform.
 - The guest's NIC has a queueing discipline of its own (`pfifo_fast` or `fq_codel` in place of
   `noqueue`). Those of the namespace shape what leaves the interface there, on the host, where the
   plugin put them; in the guest they would do it twice.

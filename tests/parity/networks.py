@@ -302,6 +302,17 @@ ROWS = (
             "link set eth0 group 77",
         ),
     ),
+    Row(
+        "interfaces with odd names",
+        ("eth0.100", "@'$;{}+\\", "é-1"),
+        ip=(
+            "address add 10.70.0.9/24 dev eth0.100",
+            "address add 10.71.0.9/24 dev @'$;{}+\\",
+            "address add 10.72.0.9/24 dev é-1",
+            "route add default via 10.71.0.1",
+        ),
+        settings={"ipv4/conf/eth0.100/rp_filter": "2", "ipv6/conf/é-1/accept_ra": "0"},
+    ),
     Row("an interface without multicast", ip=("link set eth0 multicast off", *BOTH)),
     Row(
         "an interface without ARP",
