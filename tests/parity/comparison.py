@@ -257,7 +257,7 @@ _TAIL = """
   the namespace's own (policies, elements of its sets, rules that it deleted) is as in the namespace
   again. A table of iptables-legacy is replaced as a whole.
 - The guest does not look for duplicates of its addresses, which are held on the host:
-  `ipv6/conf/*/accept_dad` is 0. (Here it is in the namespace, too, so that nobody has to wait.)
+  `ipv6/conf/*/accept_dad` is 0. (Here it is in the namespace, too, so that no program has to wait.)
 - Settings in ticks of a kernel's clock (`neigh/*/retrans_time`) and sizes that a kernel reckons
   (`unres_qlen`) may differ as kernels do.
 - busybox's `ip link add d …` and `ip link add n …` fail in the guest as on a host: it takes `d` for
