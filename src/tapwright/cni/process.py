@@ -143,4 +143,4 @@ def _drain(output: dict[int, bytearray]) -> None:
             while len(data) <= OUTPUT_LIMIT and _read(fd, data):
                 pass
         except BlockingIOError:
-            pass  # somebody else still holds the other end
+            pass  # another process still holds the other end

@@ -111,7 +111,7 @@ class Looking:
         task = self._asking.get(question)
         if task is None or task.done():
             task = self._asking[question] = asyncio.create_task(ask())
-            # It may be that nobody waits for it any more.
+            # Perhaps no task waits for it any more.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
         async with asyncio.timeout(SECONDS):
             return await asyncio.shield(task)

@@ -91,7 +91,7 @@ class Channel:
         try:
             fd = os.open(f"/proc/self/fd/{self._fd}", flags)
         except OSError as error:
-            # fifo(7): a pipe that nobody reads.
+            # fifo(7): a pipe without a reader.
             raise BrokenPipeError(error.errno, error.strerror) from None
         os.close(self._fd)
         self._fd = fd

@@ -175,7 +175,7 @@ def _entries(
     others = [*entries.neighbours(nl, _MOST_OTHERS), *entries.next_hops(nl, _MOST_OTHERS)]
     rules = carried.rules(entries.rules(nl, _MOST_OTHERS))
     if missing:
-        # A kernel may have been about to make them, for an address is to be seen before its route.
+        # The kernel may still be making them: an address is visible before its route.
         found, missing = carried.routes(entries.routes(nl, MOST_ROUTES), connected)
     return [*missing, *others, *found, *rules]
 

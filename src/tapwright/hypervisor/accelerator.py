@@ -61,7 +61,7 @@ async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
     except OSError:  # a disk that is full costs the time of a guest's boot, and no sandbox
         return await _probed(machine, progress)
     with opened as lock:
-        # In a thread, for the one that holds it may be booting a guest.
+        # In a thread, because the holder of the lock may be booting a guest.
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
         return known(machine) or await _probed(machine, progress)
 

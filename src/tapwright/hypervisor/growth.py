@@ -129,7 +129,8 @@ class Growth:
                 "in [hypervisor.qemu])"
             )
         name = next(n for n in map("dimm{}".format, range(1000)) if n not in self._dimms)
-        # Shared, for whoever serves the guest's devices (virtiofsd, a vhost-user backend) maps it.
+        # Shared, because the server of the guest's devices (virtiofsd, a vhost-user backend) maps
+        # it.
         huge = {"hugetlb": True} if self._machine.hugepages else {}
         before = self._memories()
         await self._qmp.execute(

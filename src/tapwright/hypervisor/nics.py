@@ -214,7 +214,7 @@ class Nics:
             leaving.set_exception(
                 HypervisorError(f"the guest let go of the NIC, but it can't be taken back: {error}")
             )
-            leaving.exception()  # it may be that nobody waits for it
+            leaving.exception()  # perhaps no task waits for it
         else:
             leaving.set_result(None)
         del self._leaving[slot]

@@ -120,7 +120,7 @@ class Qmp:
             for future in (self._greeting, *self._pending.values()):
                 if not future.done():
                     future.set_exception(gone)
-                    future.exception()  # it may be that nobody waits for it
+                    future.exception()  # perhaps no task waits for it
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:

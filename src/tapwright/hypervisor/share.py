@@ -30,7 +30,7 @@ _HOST = ("usr", "lib", "lib64")
 _PROGRAM, _PROCESSES, _PROC = "virtiofsd", "processes", "proc"
 _LIMITS = ("file-max", "nr_open")  # of /proc/sys/fs
 
-# A device's node would be the host's device, to whoever opens it by the daemon. Symbolic links are
+# A device's node, opened through the daemon, would be the host's device. Symbolic links are
 # followed by the guest, which knows what it means by them.
 _ATTRIBUTES = mounts.NO_SETUID | mounts.NO_DEVICES | mounts.NO_EXECUTION | mounts.NO_SYMLINKS
 

@@ -203,7 +203,7 @@ class Store:
         the lock. Raises OSError, HypervisorError."""
         self._check_place()
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._check_place()  # somebody may have made it at the same time
+        self._check_place()  # another process may have made it at the same time
         return os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @contextlib.contextmanager

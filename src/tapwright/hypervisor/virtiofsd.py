@@ -30,7 +30,7 @@ PATHS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/bin/virtiofs
 _ONLY_IN_C = b"posix_lock|no_posix_lock"
 _UNANNOUNCED = "--no-announce-submounts"
 
-# Its own `auto` throws away what the guest has of a file whenever somebody opens it, so that each
+# With its own `auto` the guest drops its copy of a file whenever a program opens it, so that each
 # start of a program reads all of it again. With `always` the guest keeps what it has as long as
 # size and time of the file are the same, which it looks at when a second has passed.
 _CACHES_IN_C = {

@@ -214,7 +214,7 @@ async def _follow_listeners(agent: AgentClient) -> None:
 
 
 async def _load_probe(agent: AgentClient) -> None:
-    """Have the agent load what it needs to send packets for who asks where they go."""
+    """Let the agent load what it needs to send packets for `explain`."""
     stream = await agent.open(requests.probe(), lambda frame: None)
     agent.close_stream(stream, cancel=True)
 

@@ -126,7 +126,7 @@ def make(path: str) -> "list[str]":
         try:
             try:
                 _make(hierarchy, path)
-            except FileNotFoundError:  # somebody removed a parent that was empty
+            except FileNotFoundError:  # another process removed an empty parent
                 _make(hierarchy, path)
         except OSError as error:
             failures.append(f"{hierarchy.directory(path)}: {error.strerror}")

@@ -295,7 +295,7 @@ class Following:
 
     async def _carry_over(self, nic: Nic, interface: Interface) -> None:
         """Make the guest's NIC, its record and its endpoint what the interface is."""
-        # Until it is done nobody knows what the guest has: it may fail half way.
+        # Until it is done the guest's state is unknown: it may fail half way.
         before = self._carried.pop(nic.index, None)
         self._doubt(nic.index, before)
         ended = before.link.flags & ~interface.link.flags if before else 0

@@ -93,7 +93,7 @@ class Forwarding:
                     pause = _AGAIN_SECONDS
                 _log.warning("no ports are forwarded for %g s: %s", pause, error)
             finally:
-                # Of an agent that has gone nobody knows what listens.
+                # What listens is unknown when the agent has gone.
                 self._listen_on(set())
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_SECONDS)
@@ -366,7 +366,7 @@ class _Resets:
         """Call `call`, at most once, when the connection is reset during the block. Raises
         OSError."""
         fd = connection.fileno()
-        # Errors are always told (epoll_ctl(2)); a hang-up is, too, which here is no news.
+        # Errors are always reported (epoll_ctl(2)); a hang-up is, too, which is no news here.
         self._epoll.register(fd, select.EPOLLET)
         self._calls[fd] = call
         try:
@@ -392,7 +392,7 @@ def _bound(place: Listener) -> socket.socket:
     family, address = _ADDRESSES[version]
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # Connections that have ended keep nobody from listening again.
+        # Connections that have ended do not prevent listening again.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))
         listener.listen(_BACKLOG)

@@ -418,7 +418,8 @@ class Interfaces:
         interface.slot = nic.slot
         self._record.interfaces.append(interface)
         self._given.append(requests.set_mac(nic.mac, interface.mac))
-        # Written with the next change: the guest is not told before, and the endpoint is.
+        # Written with the next change: the guest hears of it only then; the journal has the
+        # endpoint already.
 
     def _check_unique(self, name: str, mac: str) -> None:
         for nic in self._record.interfaces:

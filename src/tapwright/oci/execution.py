@@ -57,7 +57,7 @@ def execute(
             try:
                 shim.write_pid_file(pid_file, pid)
             except ContainerStateError:
-                os.kill(pid, signal.SIGKILL)  # nobody would know of it
+                os.kill(pid, signal.SIGKILL)  # no caller would know of it
                 raise
         return 0 if detached else wait(pid)
     finally:

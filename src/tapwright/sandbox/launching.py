@@ -39,7 +39,7 @@ os.set_inheritable(caller, False)
 sys.path.insert(0, sys.argv[2])
 from tapwright.supervisor.main import main
 main(caller)
-os._exit(0)  # whoever deletes the sandbox waits: the interpreter would tidy up
+os._exit(0)  # a deletion waits: the interpreter would tidy up
 """
 
 # For work without a caller; its order is on stdin, and the descriptors that it got start at 3.

@@ -131,7 +131,7 @@ def delete_dead(root: str | Path, sandbox_id: str, force: bool = False) -> list[
     where none exists, or where it lives. Raises and returns what `delete` does."""
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
-        # The dead stay dead: nobody else gets the directory's name as long as it is locked.
+        # The dead stay dead: no other sandbox gets the directory's name as long as it is locked.
         if not there or ownership.is_alive(directory):
             return None
         return _take_down(directory, force)

@@ -84,7 +84,7 @@ class Bringup:
         async def begun_anew() -> None:
             with self._journal.phase("spare"):
                 await guest.begin_anew()
-                # While the chains are run, for it needs nothing of theirs.
+                # While the chains run: it needs nothing of theirs.
                 await guest.agent.call(agent.batch(*self._of_the_system()))
 
         results, _ = await _all(asyncio.to_thread(self._early.attaching.results), begun_anew())

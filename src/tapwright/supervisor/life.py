@@ -171,8 +171,8 @@ class Life:
 
 
 def _log_to(path: Path, level: str) -> None:
-    # Bounded, for a guest can make its supervisor warn as often as it likes.
-    # Opened with the first line: a disk that is full costs the log, and no sandbox.
+    # Bounded, because a guest can make its supervisor warn as often as it likes. Opened with the
+    # first line: a disk that is full costs the log, and no sandbox.
     handler = logging.handlers.RotatingFileHandler(
         path, maxBytes=_LOG_BYTES, backupCount=1, delay=True
     )

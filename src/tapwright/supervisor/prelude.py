@@ -90,7 +90,7 @@ class Holders:
         self._directory = directory
 
     def paths(self) -> Iterator[str]:
-        # One by one, for the first will do, however many there are.
+        # One by one, because the first is enough, however many exist.
         for folder in _HOLDERS:
             for link in self._directory.parent.parent.glob(f"{folder}/*/{_MEMORY}"):
                 with contextlib.suppress(OSError):

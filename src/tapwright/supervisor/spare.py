@@ -66,7 +66,7 @@ def main(order: dict[str, Any]) -> None:
         runner = held.enter_context(asyncio.Runner())
         try:
             prepared = runner.run(_prepared_in_time(spec, directory))
-        except Exception as error:  # nobody waits for it, and somebody may ask
+        except Exception as error:  # no process waits for it; a later command may show it
             spares.note_failure(root, f"{type(error).__name__}: {error}")
             return
         if prepared is None:
