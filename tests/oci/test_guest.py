@@ -1,6 +1,7 @@
 """What becomes of a bundle's configuration in the guest."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def test_namespaces_are_the_guests(tmp_path: Path) -> None:
 
 def test_a_joined_host_name_is_left_alone(tmp_path: Path) -> None:
     assert "hostname" not in Made(tmp_path, configuration(), uts="/proc/7/ns/uts").config
+
+
+def test_without_a_namespace_of_its_own_the_host_name_is_the_hosts(tmp_path: Path) -> None:
+    namespaces = [{"type": "pid"}, {"type": "ipc"}]
+    content = configuration(linux={"namespaces": namespaces}, hostname="")
+    assert Made(tmp_path, content).config["hostname"] == os.uname().nodename
 
 
 def test_host_only_things_are_left_out(tmp_path: Path) -> None:

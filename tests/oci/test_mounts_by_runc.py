@@ -127,11 +127,15 @@ def test_destinations_that_lead_through_links(by_runc: Run, by_us: Run, tmp_path
     assert by_us("sh", "-c", script, mounts=mounts, prepare=_with_links) == expected
 
 
-def test_an_overlay(by_runc: Run, by_us: Run, tmp_path: Path) -> None:
-    """As podman writes `--volume SOURCE:DESTINATION:O`."""
+@pytest.mark.parametrize("length", [1, 200])
+def test_an_overlay(by_runc: Run, by_us: Run, tmp_path: Path, length: int) -> None:
+    """As podman writes `--volume SOURCE:DESTINATION:O`; also with longer paths than fsconfig(2)
+    takes, as of `--mount type=image`."""
     said = []
     for name, run in (("runc", by_runc), ("us", by_us)):
-        lower, upper, work = (tmp_path / name / part for part in ("lower", "upper", "work"))
+        lower, upper, work = (
+            tmp_path / name / ("d" * length) / part for part in ("lower", "upper", "work")
+        )
         for each in (lower, upper, work):
             each.mkdir(parents=True)
         (lower / "file").write_text("text\n")

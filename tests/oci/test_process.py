@@ -78,7 +78,10 @@ def test_exec(container: Container) -> None:
     assert 'exec: "frobnicate": executable file not found in $PATH' in missing.stderr
     assert 'exec: "/etc/passwd": permission denied' in container.exec("/etc/passwd").stderr
     assert 'exec: "/etc": permission denied' in container.exec("/etc").stderr
-    assert 'exec: "/nowhere": no such file or directory' in container.exec("/nowhere").stderr
+    assert (
+        'exec: "/nowhere": stat /nowhere: no such file or directory'
+        in container.exec("/nowhere").stderr
+    )
 
 
 def test_exec_with_options(runtime: Runtime, container: Container) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import struct
 from collections.abc import Iterator
 
 CLONE_FS, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x200, 0x20000, 0x20000000, 0x40000000
@@ -142,6 +143,12 @@ def address_of(room: bytearray) -> Iterator[int]:
 def prctl(option: int, argument: int, second: int = 0) -> None:
     words = [ctypes.c_ulong(word) for word in (argument, second, 0, 0)]
     _check(_libc.prctl(option, *words), "prctl")
+
+
+def set_limit(pid: int, kind: int, soft: int, hard: int) -> None:
+    """Set a limit of a process; 2**64 - 1 is none (prlimit(2)). Raises OSError."""
+    limits = struct.pack("QQ", soft, hard)
+    _check(_libc.prlimit(pid, kind, limits, None), f"limit {kind}")
 
 
 def syscall(number: int, *arguments: bytes | int | None) -> int:

@@ -21,6 +21,7 @@ _STRING_BYTES = 128 << 10  # MAX_ARG_STRLEN
 _LEAST_BYTES, _MOST_BYTES = 128 << 10, 6 << 20
 _STACK_BYTES = 8 << 20  # _STK_LIM
 _POINTER_BYTES = 8
+_MOST_ID = 2**31 - 1
 
 HOOKS = (
     *("prestart", "createRuntime", "createContainer", "startContainer"),
@@ -154,7 +155,32 @@ def check_process(process: "Json | None", where: str) -> None:
         raise BundleError(f"{where}: process.args is missing: there is nothing to run")
     if not process.get("cwd", "").startswith("/"):
         raise BundleError(f"{where}: process.cwd must be an absolute path")
+    _check_user(process)
+    _check_environment(process)
     _check_size(process, where)
+
+
+def _check_user(process: "Json") -> None:
+    """Raises BundleError, in runc's words (libcontainer, init_linux.go: setupUser)."""
+    user = process.get("user", {})
+    if not all(0 <= user.get(kind, 0) <= _MOST_ID for kind in ("uid", "gid")):
+        raise BundleError(f"unable to setup user: uids and gids must be in range 0-{_MOST_ID}")
+
+
+def _check_environment(process: "Json") -> None:
+    """Raises BundleError, in runc's words (libcontainer, init_linux.go:
+    populateProcessEnvironment), for what a program would find changed, or not at all."""
+    for text in process.get("env", ()):
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise BundleError(f"invalid environment variable: {json.dumps(text)}")
+        if not name:
+            raise BundleError(f"environment variable name can't be empty: {json.dumps(text)}")
+        for what, part in (("name", name), ("value", value)):
+            if "\0" in part:
+                raise BundleError(
+                    f"environment variable {what} can't contain null(\\x00): {json.dumps(text)}"
+                )
 
 
 def _check_size(process: "Json", where: str) -> None:

@@ -3,6 +3,7 @@ there (crun). It leaves out what only the host has; it refuses what is impossibl
 docs/oci.md lists all of this.
 """
 
+import os
 import resource
 
 from tapwright.errors import BundleError
@@ -85,10 +86,18 @@ def configuration(
     }
     if "uts" not in joined:
         names = ("hostname", "domainname")
+        if bundle.namespace("uts") is None:
+            # `--uts host`: the names are not the container's own, but the host's.
+            config.update(zip(names, (os.uname().nodename, _host_domain()), strict=True))
         config.update({key: bundle.config[key] for key in names if bundle.config.get(key)})
     if started := bundle.config.get("hooks", {}).get("startContainer"):
         config["hooks"] = {"startContainer": started}
     return config
+
+
+def _host_domain() -> str:
+    with open("/proc/sys/kernel/domainname") as file:
+        return file.read().strip()
 
 
 def process(given: "Json") -> "Json":

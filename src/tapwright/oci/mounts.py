@@ -2,7 +2,8 @@
 bound there, those of a kernel's own filesystems are the guest's."""
 
 import os
-from contextlib import contextmanager
+import re
+from contextlib import ExitStack, contextmanager
 
 from tapwright.agent.protocol import SHARE
 from tapwright.errors import BundleError
@@ -46,6 +47,8 @@ _OF_OVERLAY = """
     lowerdir upperdir workdir redirect_dir index uuid nfs_export xino metacopy userxattr volatile
     default_permissions
 """
+_OVERLAY_DIRECTORIES = frozenset(("lowerdir", "upperdir", "workdir"))
+_MOST_BYTES = 255
 _MOST_LINKS = 255  # as runc follows (cyphar/filepath-securejoin)
 
 
@@ -144,7 +147,11 @@ def _cloned(one: Shared) -> int:
     """Raises OSError."""
     if one.overlay:
         options = (each.partition("=") for each in one.overlay)
-        fd = libc.detached_mount("overlay", **{name: value for name, _, value in options})
+        with ExitStack() as stack:
+            fd = libc.detached_mount(
+                "overlay",
+                **{name: _as_short(name, value, stack) for name, _, value in options},
+            )
     else:
         fd = trees.clone(
             one.source,
@@ -159,6 +166,22 @@ def _cloned(one: Shared) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _as_short(name: str, value: str, stack: ExitStack) -> str:
+    """An option of an overlay, for the kernel takes 255 bytes in one (fs/fsopen.c); podman's
+    `--mount type=image` has more. Directories are named by descriptors then, which `stack` closes.
+    Raises OSError."""
+    if len(os.fsencode(value)) <= _MOST_BYTES or name not in _OVERLAY_DIRECTORIES:
+        return value
+    short = []
+    for path in re.split(r"(?<!\\):", value):
+        if path:  # "::" is before layers of data only
+            fd = os.open(re.sub(r"\\(.)", r"\1", path), os.O_PATH | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            path = f"/proc/self/fd/{fd}"
+        short.append(path)
+    return ":".join(short)
 
 
 def moved(of_guest: "Json", container_id: str, paths: "Mapping[str, str]") -> None:

@@ -20,6 +20,11 @@ _SCRIPT = os.path.join(os.path.dirname(__file__), "shim.sh")
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"  # platforms may give none
 _CONNECTION, _TERMINAL = 3, 4
 _SIGNALS = range(1, 32)
+_UNREACHABLE = (
+    "No such file or directory",
+    "Not a directory",
+    "Too many levels of symbolic links",
+)
 
 
 def begin(
@@ -93,11 +98,13 @@ def _as_runc(message: str, program: str) -> str:
     if "/" not in program and message.endswith("not found in $PATH: No such file or directory"):
         return f'exec: "{program}": executable file not found in $PATH'
     if message.endswith("open executable: Operation not permitted"):  # a directory
-        reason = "permission denied" if program else "executable file not found in $PATH"
+        reason = "permission denied" if "/" in program else "executable file not found in $PATH"
         return f'exec: "{program}": {reason}'
-    for reason in ("No such file or directory", "Permission denied"):
+    if message.endswith("Permission denied") and "executable" in message:
+        return f'exec: "{program}": permission denied'
+    for reason in _UNREACHABLE:
         if message.endswith(reason) and "executable" in message:
-            return f'exec: "{program}": {reason.lower()}'
+            return f'exec: "{program}": stat {program}: {reason.lower()}'
     return message
 
 

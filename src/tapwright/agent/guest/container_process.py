@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tapwright.agent import protocol
-from tapwright.agent.guest import files
+from tapwright.agent.guest import executable, files
 from tapwright.agent.guest.console import Console
 from tapwright.agent.guest.crun import Crun, Done, Stdio
 from tapwright.agent.guest.events import Children, Watcher
@@ -37,6 +37,7 @@ class ContainerProcess(Process):
         self._not_executed = -1  # a pipe that ends when the program is executed
         self._when_executed: list[Callable[[], None]] = []
         self._is_cancelled = False
+        self._is_silent = True
         self.pid = 0
         self.on_exit = _nothing
         self.on_cancel = _nothing
@@ -48,9 +49,11 @@ class ContainerProcess(Process):
         terminal: bool,
         done: Done,
         sheet: dict[str, Any] | None = None,
+        check: Callable[[int], str] = lambda _: "",
     ) -> None:
         """Have crun make the process by these words and the container's id; `done` hears why that
-        failed, "" if it did not. Raises OSError."""
+        failed, "" if it did not. When it is made, `check` is called with its pid, and says what is
+        wrong with it, if anything is. Raises OSError."""
         os.makedirs(LAUNCHES, exist_ok=True)
         launch = f"{LAUNCHES}/{next(_numbers)}"
         pid_file = f"{launch}.pid"
@@ -63,7 +66,7 @@ class ContainerProcess(Process):
                 words.append(f"--console-socket={launch}.sock")
             else:
                 theirs = self._make_pipes()
-            ended = self._when_launched(pid_file, done)
+            ended = self._when_launched(pid_file, done, check)
             self._crun.run([*words, container], ended, sheet, Stdio(*theirs), [held])
         except BaseException:
             self._drop()
@@ -102,13 +105,19 @@ class ContainerProcess(Process):
         self.on_exit()
         super().exited(status)
 
-    def _when_launched(self, pid_file: str, done: Done) -> Done:
+    def _passed_on(self, output: bytes) -> bytes:
+        # What the program itself wrote, or crun in its place.
+        is_first, self._is_silent = self._is_silent, False
+        return executable.in_runcs_words(output) if is_first else output
+
+    def _when_launched(self, pid_file: str, done: Done, check: Callable[[int], str]) -> Done:
         def launched(reason: str) -> None:
             terminal = -1
             try:
                 if not reason:
                     self.pid = int(files.read(pid_file))
                     terminal = self._console.terminal() if self._console else -1
+                    reason = check(self.pid)
             except (OSError, ValueError) as error:
                 reason = f"crun's process can't be taken over: {error}"
                 self.signal(signal.SIGKILL)
@@ -116,6 +125,8 @@ class ContainerProcess(Process):
                 os.unlink(pid_file)
             done(reason)
             if reason:
+                if terminal >= 0:
+                    os.close(terminal)
                 self._drop()
                 self.fail(error_reply(RefusedError(reason, FAILED)))
                 return

@@ -13,7 +13,16 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from tapwright.agent.guest import cgroups, counters, crun, disk, files, network
+from tapwright.agent.guest import (
+    cgroups,
+    counters,
+    crun,
+    disk,
+    executable,
+    files,
+    limits,
+    network,
+)
 from tapwright.agent.guest.container_process import ContainerProcess
 from tapwright.agent.guest.crun import Crun
 from tapwright.agent.guest.events import Children, Watcher
@@ -120,9 +129,15 @@ class Containers:
         container.init.on_exit = lambda: self._exited(container)
         container.init.on_cancel = lambda: self._delete(container)
         over = container.at_work()
+        wanted = limits.taken(config["process"])
+
+        def check(pid: int) -> str:
+            return executable.refusal(pid, config["process"]) or limits.give(pid, wanted)
 
         def created(reason: str) -> None:
-            if reason:
+            if reason and container.init.pid:
+                self._delete(container)
+            elif reason:
                 # A crun that fails late leaves the control group behind.
                 with contextlib.suppress(OSError):
                     cgroups.remove(container.cgroup)
@@ -137,7 +152,7 @@ class Containers:
             self._memory.give(name, config)
             disk.give_modules(config)
             files.write(f"{container.directory}/config.json", json.dumps(config))
-            container.init.launch(words, name, bool(request.get("terminal")), created)
+            container.init.launch(words, name, bool(request.get("terminal")), created, check=check)
         except BaseException:
             self._forget(container)
             raise
@@ -147,6 +162,8 @@ class Containers:
         """Run another process, an OCI `process` object, in a container."""
         container = self._named(request)
         container.must_be(CREATED, RUNNING)
+        if reason := executable.refusal(container.init.pid, request["process"]):
+            raise RefusedError(reason, FAILED)
         process = self._process(answer)
         words, sheet = ["exec", "--detach", "--process={}"], request["process"]
         over = container.at_work()

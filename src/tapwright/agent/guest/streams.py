@@ -125,6 +125,10 @@ class Process:
         self._close()
         self._answer.fail(refusal)
 
+    def _passed_on(self, output: bytes) -> bytes:
+        """What is passed on of output that was read: no more, and something."""
+        return output
+
     def _listen(self, kind: int) -> None:
         # Edge-triggered, for a terminal that nobody has open is ready all the time.
         events = select.EPOLLIN | select.EPOLLET
@@ -146,6 +150,8 @@ class Process:
                 ):
                     return
                 data = b""
+            if data:
+                data = self._passed_on(data)
             self._answer.send(kind, data)
             self._window[kind] -= len(data)
             if not data:

@@ -1,0 +1,24 @@
+"""What crun says of a program that it can't execute, in runc's words."""
+
+import pytest
+
+from tapwright.agent.guest.executable import in_runcs_words
+
+pytestmark = pytest.mark.unit
+
+_SAID = b'{"msg":"exec container process `/s`: Exec format error","level":"error","time":"now"}'
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+def test_crun_s_own_words(ending: bytes) -> None:
+    """On a pipe, and on a terminal."""
+    assert in_runcs_words(_SAID + ending) == b"exec /s: exec format error" + ending
+    guess = _SAID.replace(b"process `", b"process (missing dynamic library?) `")
+    assert in_runcs_words(guess + ending) == b"exec /s: exec format error" + ending
+
+
+@pytest.mark.parametrize(
+    "output", [b"", b"text\n", _SAID + b"\nmore\n", _SAID[:40], _SAID.replace(b"`", b"")]
+)
+def test_all_else_stays(output: bytes) -> None:
+    assert in_runcs_words(output) == output
