@@ -24,8 +24,8 @@ _numbers = itertools.count()
 class ContainerProcess(Process):
     """The first process of a container, or another that is run in it.
 
-    `pid` is 0 until crun has made it. `on_exit` and `on_cancel` are called when it has ended, and
-    when nobody waits for it any more.
+    `pid` is 0 until crun has made it, `program` what it is to execute, where that is known.
+    `on_exit` and `on_cancel` are called when it has ended, and when nobody waits for it any more.
     """
 
     def __init__(self, watch: Watcher, children: Children, crun: Crun, answer: Answer) -> None:
@@ -39,6 +39,7 @@ class ContainerProcess(Process):
         self._is_cancelled = False
         self._is_silent = True
         self.pid = 0
+        self.program = ""
         self.on_exit = _nothing
         self.on_cancel = _nothing
 
@@ -108,7 +109,7 @@ class ContainerProcess(Process):
     def _passed_on(self, output: bytes) -> bytes:
         # What the program itself wrote, or crun in its place.
         is_first, self._is_silent = self._is_silent, False
-        return executable.in_runcs_words(output) if is_first else output
+        return executable.in_runcs_words(output, self.program) if is_first else output
 
     def _when_launched(self, pid_file: str, done: Done, check: Callable[[int], str]) -> Done:
         def launched(reason: str) -> None:

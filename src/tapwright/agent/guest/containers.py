@@ -165,6 +165,7 @@ class Containers:
         if reason := executable.refusal(container.init.pid, request["process"]):
             raise RefusedError(reason, FAILED)
         process = self._process(answer)
+        process.program = str(request["process"]["args"][0])
         words, sheet = ["exec", "--detach", "--process={}"], request["process"]
         over = container.at_work()
         try:

@@ -1,12 +1,17 @@
 """Whether a container's process can execute its program, and what it says when it can't: by runc,
 which platforms' exit statuses and people's searches know, and not by crun."""
 
+import errno
 import json
 import os
 import re
 from typing import Any
 
 _SAID = re.compile(r"exec container process(?: \(missing dynamic library\?\))? `(.*)`: (.+)")
+_REFUSALS = (errno.ENOEXEC, errno.ENOENT, errno.EACCES, errno.E2BIG, errno.ELOOP, errno.ETXTBSY)
+_OF_EXEC = re.compile(
+    f"exec: ({'|'.join(os.strerror(number) for number in _REFUSALS)})(\r?\n)".encode()
+)
 _ANSWER_BYTES = 4096
 
 
@@ -41,8 +46,11 @@ def refusal(pid: int, process: dict[str, Any]) -> str:
             os.close(write)
 
 
-def in_runcs_words(output: bytes) -> bytes:
-    """The first output of a process, which may be what crun says of it; all else stays."""
+def in_runcs_words(output: bytes, program: str) -> bytes:
+    """The first output of a process, which may be what crun says of it; all else stays. Of one that
+    `crun exec` made, whose name it leaves out, `program` is the name."""
+    if of_exec := _OF_EXEC.fullmatch(output):
+        return f"exec {program}: {_lowered(of_exec[1].decode())}".encode() + of_exec[2]
     if not output.startswith(b'{"msg":"exec container process'):
         return output
     line, ending, rest = output.partition(b"\r\n" if b"\r\n" in output else b"\n")
@@ -52,7 +60,7 @@ def in_runcs_words(output: bytes) -> bytes:
         return output
     if not said or rest:
         return output
-    return f"exec {said[1]}: {said[2][0].lower()}{said[2][1:]}".encode() + ending
+    return f"exec {said[1]}: {_lowered(said[2])}".encode() + ending
 
 
 def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str]) -> str:
@@ -87,6 +95,10 @@ def _fault(path: str) -> str:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        return f"stat {path}: {reason[0].lower()}{reason[1:]}"
+        return f"stat {path}: {_lowered(os.strerror(error.errno or 0))}"
     return "permission denied" if mode & 0o170000 == 0o040000 or not mode & 0o111 else ""
+
+
+def _lowered(reason: str) -> str:
+    """As Go has the texts of the system's errors."""
+    return reason[0].lower() + reason[1:]
