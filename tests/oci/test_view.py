@@ -19,6 +19,8 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
     (root / "etc").mkdir(parents=True)
     (root / "etc" / "hosts").touch()
+    (root / "memory").mkdir()
+    (root / "memory" / "below").touch()
     (root / "out").symlink_to(tmp_path)
     (tmp_path / "bound").write_text("bound\n")
     (tmp_path / "etc").mkdir()
@@ -38,7 +40,7 @@ def pid(root: Path, tmp_path: Path) -> Iterator[int]:
     ]
     ours, theirs = socket.socketpair()
     with closing(ours), closing(theirs):
-        with view.of_container(shared) as namespace:
+        with view.of_container(shared, ["/memory", "/not/there"]) as namespace:
             pid = shim.start(theirs, "c1", view=namespace)
         yield pid
         ours.sendall(b'{"exited": {"status": 0}}\n')
@@ -59,7 +61,7 @@ def joined(pid: int, path: str) -> list[str]:
 
 
 def test_the_container_and_nothing_else(pid: int, tmp_path: Path) -> None:
-    assert sorted(joined(pid, "/")) == ["etc", "out"]
+    assert sorted(joined(pid, "/")) == ["etc", "memory", "out"]
     assert joined(pid, "/etc/hosts") == ["bound"]
     assert (tmp_path / "etc" / "hosts").read_text() == "the host's\n"
 
@@ -69,6 +71,17 @@ def test_what_may_not_be_written(pid: int) -> None:
     try:
         with pytest.raises(OSError, match="Read-only"):
             mounts.within(fd, lambda: Path("/etc/hosts").write_text("changed"))
+    finally:
+        os.close(fd)
+
+
+def test_what_is_in_the_guests_memory_can_not_be_written(pid: int) -> None:
+    """It would be in the root filesystem, where the container does not see it."""
+    assert joined(pid, "/memory") == []
+    fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            mounts.within(fd, lambda: Path("/memory/new").touch())
     finally:
         os.close(fd)
 

@@ -337,7 +337,10 @@ class _Making:
         )
         with connection:
             container.guest_pid = first["created"]["pid"]
-            with self._netns() as netns, view.of_container(shared) as files:
+            with (
+                self._netns() as netns,
+                view.of_container(shared, mounts.in_memory(of_guest["mounts"])) as files,
+            ):
                 container.pid = shim.start(
                     connection, container.id, made.terminal, made.own, netns, files
                 )

@@ -125,6 +125,17 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
     return shared, mounts
 
 
+def in_memory(of_guest: "Sequence[Json]") -> list[str]:
+    """The places, but for those of devices, where the guest's mounts have a filesystem in memory on
+    top."""
+    kinds = {mount["destination"]: mount.get("type") for mount in of_guest}
+    return [
+        place
+        for place, kind in kinds.items()
+        if kind in ("tmpfs", "ramfs") and not f"{place}/".startswith(("/dev/", "/sys/"))
+    ]
+
+
 @contextmanager
 def cloned(shared: "Sequence[Shared]") -> "Iterator[list[int]]":
     """Detached mounts of what is shared, in its order, which last for the block. Raises

@@ -2,14 +2,15 @@
 
 `podman cp` joins it to find a running container's files as they are mounted, and works on `/`,
 which must not be the host's. The view lacks what only the guest has mounted (tmpfs, proc), and
-overlays.
+overlays. In the place of a tmpfs it has one that is read-only: a copy there would go into the
+root filesystem, where the container does not see it.
 """
 
 import os
 from contextlib import contextmanager, suppress
 
 from tapwright.errors import ContainerStateError
-from tapwright.linux import mounts
+from tapwright.linux import libc, mounts
 from tapwright.oci.mounts import cloned
 
 TYPE_CHECKING = False
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def of_container(shared: "Sequence[Shared]") -> "Iterator[int]":
-    """A mount namespace of what is shared, each at its destination, the first being the root. It
-    lasts for the block, and as long as a process is in it.
+def of_container(shared: "Sequence[Shared]", memory: "Sequence[str]" = ()) -> "Iterator[int]":
+    """A mount namespace of what is shared, each at its destination, the first being the root, and
+    of nothing at the places of the guest's `memory`. It lasts for the block, and as long as a
+    process is in it.
 
     Raises ContainerStateError, BundleError.
     """
@@ -31,7 +33,8 @@ def of_container(shared: "Sequence[Shared]") -> "Iterator[int]":
     with cloned(shown) as (root, *below):
         places = list(zip(below, [one.destination for one in shown[1:]], strict=True))
         try:
-            namespace = _namespace(root, places)
+            hidden = [path for path in memory if path not in {path for _, path in places}]
+            namespace = _namespace(root, places, hidden)
         except OSError as error:
             raise ContainerStateError(f"the container's files can't be shown: {error}") from None
         try:
@@ -40,18 +43,26 @@ def of_container(shared: "Sequence[Shared]") -> "Iterator[int]":
             os.close(namespace)
 
 
-def _namespace(root: int, places: "list[tuple[int, str]]") -> int:
+def _namespace(root: int, places: "list[tuple[int, str]]", hidden: "list[str]") -> int:
     namespace = mounts.new_namespace(root)
     try:
-        mounts.within(namespace, lambda: _attach_all(places))
+        mounts.within(namespace, lambda: _attach_all(places, hidden))
     except BaseException:
         os.close(namespace)
         raise
     return namespace
 
 
-def _attach_all(places: "Iterable[tuple[int, str]]") -> None:
+def _attach_all(places: "Iterable[tuple[int, str]]", hidden: "Iterable[str]") -> None:
     for fd, path in places:
         # In a filesystem of the guest's own, which is not here.
         with suppress(FileNotFoundError, NotADirectoryError):
             mounts.attach(fd, path)
+    for path in hidden:
+        fd = libc.detached_mount("tmpfs")
+        try:
+            mounts.restrict(fd, mounts.READ_ONLY)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                mounts.attach(fd, path)
+        finally:
+            os.close(fd)
