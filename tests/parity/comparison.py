@@ -270,6 +270,8 @@ _TAIL = """
   policies and states, neighbours by `nud noarp` (which a kernel forgets when nobody uses them), an
   alias of loopback, and `ipv6/conf/*/mtu`, which is that of the link. That an interface takes all
   multicast is carried as it was when its NIC came: from then on it does on the host.
+- A kernel's own routes of the table `local` are there in the guest, also when somebody has removed
+  them from the namespace (of an address, of a broadcast, of `ff00::/8`).
 - Routes that router advertisements and redirects make are the guest's own, from the same messages.
 - Memberships in groups that a program has joined in the namespace are that program's.
 - `ipv4/tcp_fastopen_key`, `netfilter/nf_log` and settings that only one of the kernels has are not

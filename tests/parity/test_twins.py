@@ -140,13 +140,19 @@ def test_what_a_kernel_made_and_somebody_took_away(networked: Networked) -> None
         "link set eth0 addrgenmode eui64",
         "link set eth0 down",
         "link set eth0 up",
+        "route delete 10.70.0.0/24 dev eth0; -6 address flush dev eth0 scope link",
+        # Both are there again then, and nobody looks in between.
+        "link set eth0 down; link set eth0 up",
+        "route delete 10.70.0.0/24 dev eth0",
+        "address delete 10.70.0.9/24 dev eth0",
     )
     try:
         networked.make(row)
         networked.guest.sync()
         assert not unexplained(networked.compared())
         for step in steps:
-            networked.run(step)
+            for command in step.split("; "):
+                networked.run(command)
             networked.guest.sync()
             found = unexplained(networked.compared())
             assert not found, "\n".join([step, *found])

@@ -238,9 +238,18 @@ class Following:
     async def _fill_table(self, wanted: list[Entry]) -> None:
         indexes = {own: index for own, index in self._indexes.items() if own in self._carried}
         own = entries.of_devices(wanted, indexes)
-        change = partial(self._table.change, own, indexes)
+        change = partial(self._table.change, own, indexes, self._has_source)
         told = "routes, rules or neighbours have changed"
         await self._attempts.make("table", self._table.wish(own), change, told)
+
+    def _has_source(self, route: Entry) -> bool:
+        source = entries.route_facts(route).source
+        return any(
+            source == pack_address(address.address)
+            for index in route.devices
+            if index in self._carried
+            for address in self._carried[index].addresses
+        )
 
     async def _change_settings(
         self, found: guest_settings.Found, interfaces: Mapping[int, Interface], loopback: Interface

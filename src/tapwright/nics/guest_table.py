@@ -54,8 +54,14 @@ class GuestTable:
         """What `change` would do it for: equal when it is no use to try the same again."""
         return tuple(wanted), frozenset(self._doubtful)
 
-    async def change(self, wanted: Iterable[Entry], indexes: Indexes) -> None:
-        """Make the entries of some interfaces those wanted, in their order.
+    async def change(
+        self,
+        wanted: Iterable[Entry],
+        indexes: Indexes,
+        has_source: Callable[[Entry], bool] = lambda _: False,
+    ) -> None:
+        """Make the entries of some interfaces those wanted, in their order. `has_source` says of a
+        route whether its interface has the address that is its source.
 
         Raises AgentRefusedError when the guest refused some, the others are done then; AgentError
         when it does not answer.
@@ -64,9 +70,14 @@ class GuestTable:
         shall = dict.fromkeys(sorted(shall, key=entries.rank))
         # What takes the place of another needs no removal of that.
         taken = {entries.identity(entry) for entry in shall}
-        # With an address that has gone went the route that was not to be.
+        # With an address that has gone went the route that was not to be. Where the address is
+        # still there, the namespace has the route again, and the guest may lack it.
         self._removed(
-            [e for e in self.present if e.absent and e not in shall and self._is_doubtful(e)]
+            [
+                e
+                for e in self.present
+                if e.absent and e not in shall and self._is_doubtful(e) and not has_source(e)
+            ]
         )
         remove = [e for e in self.present if e not in shall and entries.identity(e) not in taken]
         replaced = [e for e in self.present if e not in shall and entries.identity(e) in taken]
