@@ -5,6 +5,7 @@ import datetime
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 BEGIN, END = "<!-- the catalogue -->", "<!-- the end of the catalogue -->"
@@ -34,11 +35,12 @@ def written(document: str, rows: list[str], day: str, load: str) -> str:
 def _summary(rows: list[str], day: str, load: str) -> str:
     mended = sum(" | yes | " in row for row in rows)
     times = sorted(float(row.rpartition("| ")[2].split()[0]) for row in rows)
-    return (
+    said = (
         f"{mended} of {len(rows)} faults were named and mended, last on {day}. Half of the answers "
         f"took {times[len(times) // 2]:.1f} s or less, the longest {times[-1]:.1f} s, on a machine "
         f"of {os.cpu_count()} processors with a load of {load}."
     )
+    return textwrap.fill(said, 100)
 
 
 def _general(row: str) -> str:
