@@ -92,6 +92,18 @@ def test_sizes_of_loopback_alone(place: Namespace, tapwright: Tapwright) -> None
         tapwright.delete(VM)
 
 
+def test_one_mac_address_twice_is_refused(place: Namespace, tapwright: Tapwright) -> None:
+    """In words that name both interfaces."""
+    addressed(place)
+    place.ip("link set eth0 address 02:00:00:00:79:01")
+    place.ip("link add eth1 address 02:00:00:00:79:01 type veth peer name other")
+    place.ip("link set eth1 up")
+    place.ip("link set other up")
+    done = tapwright.run("sandbox", "run", VM, "--netns", place.path)
+    assert done.returncode != 0
+    assert "eth1 has the MAC address of eth0, 02:00:00:00:79:01" in done.stderr
+
+
 def test_too_many_routes_are_refused(place: Namespace, tapwright: Tapwright) -> None:
     addressed(place)
     batch = "".join(
