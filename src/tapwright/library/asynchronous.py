@@ -6,19 +6,20 @@ import contextvars
 import functools
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from tapwright.library.files import Files
-from tapwright.library.nics import Address, Network, Nic, Nics, Route, Routes
-from tapwright.library.sandbox import Sandbox, sandboxes
+from tapwright.library.nics import Address, Nic, Nics, Route, Routes
+from tapwright.library.sandbox import Described, Sandbox, sandboxes
 from tapwright.sandbox import report
 from tapwright.sandbox.execution import Completed, Output, Process
 from tapwright.sandbox.launching import Waiting
-from tapwright.state.record import Record
 
+P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -59,141 +60,117 @@ async def in_thread(
         raise
 
 
-class AsyncOutput:
+class _Wrapper(Generic[S]):
+    """An object whose blocking methods become methods to await."""
+
+    def __init__(self, plain: S, giving_up: Callable[[], object] | None = None) -> None:
+        self._plain = plain
+        self._giving_up = giving_up
+
+
+def _awaited(
+    method: Callable[Concatenate[S, P], T],
+) -> Callable[Concatenate[_Wrapper[S], P], Coroutine[Any, Any, T]]:
+    """A method of the wrapped object, with `await`."""
+
+    @functools.wraps(method)
+    async def call(self: _Wrapper[S], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await in_thread(method, self._plain, *args, giving_up=self._giving_up, **kwargs)
+
+    return call
+
+
+def _unchanged(
+    method: Callable[Concatenate[S, P], T],
+) -> Callable[Concatenate[_Wrapper[S], P], T]:
+    """A method of the wrapped object that does not wait."""
+
+    @functools.wraps(method)
+    def call(self: _Wrapper[S], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return method(self._plain, *args, **kwargs)
+
+    return call
+
+
+class AsyncOutput(_Wrapper[Output]):
     """`Output` with `await`; iterating gives lines."""
 
-    def __init__(self, output: Output, process: Process) -> None:
-        self._output, self._process = output, process
-
-    async def read(self, size: int = -1) -> bytes:
-        return await in_thread(self._output.read, size, giving_up=self._process.close)
-
-    async def read1(self, size: int = -1, timeout: float | None = None) -> bytes:
-        return await in_thread(self._output.read1, size, timeout, giving_up=self._process.close)
-
-    async def readline(self) -> bytes:
-        return await in_thread(self._output.readline, giving_up=self._process.close)
+    read = _awaited(Output.read)
+    read1 = _awaited(Output.read1)
+    readline = _awaited(Output.readline)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while line := await self.readline():
             yield line
 
 
-class AsyncProcess:
-    """`Process` with `await`. A task that is cancelled while it waits for the command ends it."""
+class AsyncProcess(_Wrapper[Process]):
+    """`Process` with `await`. When a task is cancelled while it waits for the command, the command
+    ends."""
 
     def __init__(self, process: Process) -> None:
-        self._process = process
+        super().__init__(process, process.close)
         self.argv = process.argv
-        self.stdout = AsyncOutput(process.stdout, process)
-        self.stderr = AsyncOutput(process.stderr, process)
+        self.stdout = AsyncOutput(process.stdout, process.close)
+        self.stderr = AsyncOutput(process.stderr, process.close)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._process.close()
+        self.close()
 
     @property
     def status(self) -> int | None:
-        return self._process.status
+        return self._plain.status
 
-    async def wait(self, timeout: float | None = None) -> int:
-        return await in_thread(self._process.wait, timeout, giving_up=self._process.close)
-
-    async def write(self, data: bytes) -> None:
-        await in_thread(self._process.write, data, giving_up=self._process.close)
-
-    async def communicate(
-        self, stdin: bytes = b"", timeout: float | None = None
-    ) -> Completed[bytes]:
-        close = self._process.close
-        return await in_thread(self._process.communicate, stdin, timeout, giving_up=close)
-
-    async def finish(
-        self, stdin: str | bytes, timeout: float | None, check: bool, encoding: str | None
-    ) -> Completed[Any]:
-        close = self._process.close
-        return await in_thread(
-            self._process.finish, stdin, timeout, check, encoding, giving_up=close
-        )
-
-    def close_stdin(self) -> None:
-        self._process.close_stdin()
-
-    def signal(self, number: int) -> None:
-        self._process.signal(number)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def resize(self, rows: int, columns: int) -> None:
-        self._process.resize(rows, columns)
-
-    def close(self) -> None:
-        self._process.close()
+    wait = _awaited(Process.wait)
+    write = _awaited(Process.write)
+    communicate = _awaited(Process.communicate)
+    finish = _awaited(Process.finish)
+    close_stdin = _unchanged(Process.close_stdin)
+    signal = _unchanged(Process.signal)
+    kill = _unchanged(Process.kill)
+    resize = _unchanged(Process.resize)
+    close = _unchanged(Process.close)
 
 
-class AsyncNics:
+class AsyncNics(_Wrapper[Nics]):
     """`Nics` with `await`. It returns plain `Nic`s; `remove` and `set_addresses` take a NIC's
     name."""
 
-    def __init__(self, nics: Nics) -> None:
-        self._nics = nics
-
-    async def add(self, device: str, name: str, **wanted: Any) -> Nic:
-        return await in_thread(self._nics.add, device, name, **wanted)
+    add = _awaited(Nics.add)
+    get = _awaited(Nics.__getitem__)
 
     async def remove(self, name: str) -> None:
-        await in_thread(lambda: self._nics[name].remove())
+        await in_thread(lambda: self._plain[name].remove())
 
     async def set_addresses(self, name: str, addresses: Iterable[str | Address]) -> Nic:
-        return await in_thread(lambda: self._nics[name].set_addresses(addresses))
-
-    async def get(self, name: str) -> Nic:
-        return await in_thread(self._nics.__getitem__, name)
+        return await in_thread(lambda: self._plain[name].set_addresses(addresses))
 
     async def __aiter__(self) -> AsyncIterator[Nic]:
-        for nic in await in_thread(lambda: list(self._nics)):
+        for nic in await in_thread(lambda: list(self._plain)):
             yield nic
 
 
-class AsyncRoutes:
+class AsyncRoutes(_Wrapper[Routes]):
     """`Routes` with `await`."""
 
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
-
-    async def add(self, destination: str | Network, **wanted: Any) -> None:
-        await in_thread(self._routes.add, destination, **wanted)
-
-    async def remove(self, destination: str | Network, **wanted: Any) -> None:
-        await in_thread(self._routes.remove, destination, **wanted)
+    add = _awaited(Routes.add)
+    remove = _awaited(Routes.remove)
 
     async def __aiter__(self) -> AsyncIterator[Route]:
-        for route in await in_thread(lambda: list(self._routes)):
+        for route in await in_thread(lambda: list(self._plain)):
             yield route
 
 
-class AsyncFiles:
+class AsyncFiles(_Wrapper[Files]):
     """`Files` with `await`."""
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
-
-    async def read(self, path: str) -> bytes:
-        return await in_thread(self._files.read, path)
-
-    async def write(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
-        await in_thread(self._files.write, path, content, mode=mode)
-
-    async def get(self, path: str, to: str | Path | IO[bytes]) -> None:
-        await in_thread(self._files.get, path, to)
-
-    async def put(
-        self, source: str | Path | IO[bytes], path: str, *, mode: int | None = None
-    ) -> None:
-        await in_thread(self._files.put, source, path, mode=mode)
+    read = _awaited(Files.read)
+    write = _awaited(Files.write)
+    get = _awaited(Files.get)
+    put = _awaited(Files.put)
 
 
 class _WaitedFor:
@@ -222,20 +199,18 @@ class _WaitedFor:
                 report.give_up(self._socket)
 
 
-class AsyncSandbox:
+class AsyncSandbox(Described, _Wrapper[Sandbox]):
     """`Sandbox` with `await`: the same arguments, results and errors. When a task is cancelled
     while it makes a sandbox, everything is taken back; while it runs a command, the command
     ends."""
 
     def __init__(self, sandbox_id: str, root: str | Path | None = None) -> None:
-        self._sandbox = Sandbox(sandbox_id, root)
-        self.id, self.root = self._sandbox.id, self._sandbox.root
-        self.nics = AsyncNics(self._sandbox.nics)
-        self.routes = AsyncRoutes(self._sandbox.routes)
-        self.files = AsyncFiles(self._sandbox.files)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id!r}>"
+        Described.__init__(self, sandbox_id, root)
+        sandbox = Sandbox(sandbox_id, root)
+        _Wrapper.__init__(self, sandbox)
+        self.nics = AsyncNics(sandbox.nics)
+        self.routes = AsyncRoutes(sandbox.routes)
+        self.files = AsyncFiles(sandbox.files)
 
     async def __aenter__(self) -> Self:
         return self
@@ -271,30 +246,6 @@ class AsyncSandbox:
         """As `tapwright.sandboxes()`."""
         return [cls(one.id, one.root) for one in await in_thread(sandboxes, root=root)]
 
-    @property
-    def status(self) -> str:
-        return self._sandbox.status
-
-    @property
-    def problem(self) -> str:
-        return self._sandbox.problem
-
-    @property
-    def record(self) -> Record:
-        return self._sandbox.record
-
-    @property
-    def addresses(self) -> list[Address]:
-        return self._sandbox.addresses
-
-    @property
-    def netns(self) -> str:
-        return self._sandbox.netns
-
-    @property
-    def warnings(self) -> list[str]:
-        return self._sandbox.warnings
-
     async def exec(
         self,
         argv: Sequence[str],
@@ -321,10 +272,8 @@ class AsyncSandbox:
     ) -> AsyncProcess:
         """As `Sandbox.popen`."""
         started = await in_thread(
-            self._sandbox.popen, argv, stdin=stdin, terminal=terminal, env=env, cwd=cwd
+            self._plain.popen, argv, stdin=stdin, terminal=terminal, env=env, cwd=cwd
         )
         return AsyncProcess(started)
 
-    async def delete(self, *, force: bool = False) -> list[str]:
-        """As `Sandbox.delete`."""
-        return await in_thread(self._sandbox.delete, force=force)
+    delete = _awaited(Sandbox.delete)

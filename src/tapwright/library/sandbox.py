@@ -51,13 +51,8 @@ def _named(method: Callable[P, T]) -> Callable[P, T]:
     return calling
 
 
-class Sandbox:
-    """One virtual machine on its networks.
-
-    Made by `run`, found by `find` or `tapwright.sandboxes()`. As a context manager it is deleted at
-    the end of the block. Each property is looked up when it is read. Its methods raise only
-    `tapwright.Error`, with the `sandbox`'s id.
-    """
+class Described:
+    """What the files of a sandbox say of it; each property reads them anew."""
 
     def __init__(self, sandbox_id: str, root: str | Path | None = None) -> None:
         """The sandbox of that id, whether there is one or not; `root` is where state is kept, by
@@ -67,6 +62,68 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id!r}>"
+
+    @property
+    def status(self) -> str:
+        """`creating`, `running`, `dead` when its supervisor has ended, or `deleted`."""
+        found = self._look()
+        return found.status if found else "deleted"
+
+    @property
+    def problem(self) -> str:
+        """Why it is dead, or why its record can't be read; empty for none."""
+        found = self._look()
+        return found.problem if found else ""
+
+    @property
+    def record(self) -> Record:
+        """All that is on disk of it. Raises SandboxNotFoundError, SandboxStateError for one that
+        can't be read."""
+        found = self._find()
+        if found.record is None:
+            raise SandboxStateError(found.problem)
+        return found.record
+
+    @property
+    def addresses(self) -> "list[Address]":
+        """The addresses of the guest's NICs, in their order. Raises as `record` does."""
+        import ipaddress
+
+        return [
+            ipaddress.ip_interface(address)
+            for nic in self.record.interfaces
+            for address in nic.addresses
+        ]
+
+    @property
+    def netns(self) -> str:
+        """The path of its network namespace; empty where it has none. Raises as `record` does."""
+        return self.record.netns
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the guest has otherwise than asked for. Raises as `record` does."""
+        return self.record.warnings
+
+    def _look(self) -> registry.Sandbox | None:
+        return registry.look_at(registry.directory_of(self.root) / self.id)
+
+    def _find(self) -> registry.Sandbox:
+        found = self._look()
+        if found is None:
+            error = SandboxNotFoundError(f"there is no sandbox {self.id!r} in {self.root}")
+            error.sandbox = self.id
+            raise error
+        return found
+
+
+class Sandbox(Described):
+    """One virtual machine on its networks.
+
+    Made by `run`, found by `find` or `tapwright.sandboxes()`. As a context manager it is deleted at
+    the end of the block. Each property is looked up when it is read. Its methods raise only
+    `tapwright.Error`, with the `sandbox`'s id.
+    """
 
     def __enter__(self) -> Self:
         return self
@@ -156,48 +213,6 @@ class Sandbox:
         SandboxNotFoundError, UsageError where there are several."""
         return cls(registry.find(root or command.root(), sandbox_id).id, root)
 
-    @property
-    def status(self) -> str:
-        """`creating`, `running`, `dead` when its supervisor has ended, or `deleted`."""
-        found = self._look()
-        return found.status if found else "deleted"
-
-    @property
-    def problem(self) -> str:
-        """Why it is dead, or why its record can't be read; empty for none."""
-        found = self._look()
-        return found.problem if found else ""
-
-    @property
-    def record(self) -> Record:
-        """All that is on disk of it. Raises SandboxNotFoundError, SandboxStateError for one that
-        can't be read."""
-        found = self._find()
-        if found.record is None:
-            raise SandboxStateError(found.problem)
-        return found.record
-
-    @property
-    def addresses(self) -> "list[Address]":
-        """The addresses of the guest's NICs, in their order. Raises as `record` does."""
-        import ipaddress
-
-        return [
-            ipaddress.ip_interface(address)
-            for nic in self.record.interfaces
-            for address in nic.addresses
-        ]
-
-    @property
-    def netns(self) -> str:
-        """The path of its network namespace; empty where it has none. Raises as `record` does."""
-        return self.record.netns
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the guest has otherwise than asked for. Raises as `record` does."""
-        return self.record.warnings
-
     @overload
     def exec(
         self,
@@ -277,17 +292,6 @@ class Sandbox:
         `force` it goes all the same, and what was left behind is returned, in words.
         """
         return lifecycle.delete(self.root, self.id, force)
-
-    def _look(self) -> registry.Sandbox | None:
-        return registry.look_at(registry.directory_of(self.root) / self.id)
-
-    def _find(self) -> registry.Sandbox:
-        found = self._look()
-        if found is None:
-            error = SandboxNotFoundError(f"there is no sandbox {self.id!r} in {self.root}")
-            error.sandbox = self.id
-            raise error
-        return found
 
 
 def sandboxes(*, root: str | Path | None = None) -> list[Sandbox]:
