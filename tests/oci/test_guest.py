@@ -222,6 +222,7 @@ def test_what_is_told(tmp_path: Path, changes: Json, warning: str) -> None:
     [
         ({"linux": {"uidMappings": [{}]}}, "user namespaces are not supported"),
         ({"linux": {"namespaces": [{"type": "user"}]}}, "user namespaces are not supported"),
+        ({"linux": {"resources": {"memory": {"limit": 1 << 20}}}}, "memory limit to 1048576: noth"),
         ({"mounts": [{"destination": "/d", "type": "ext4"}]}, "type 'ext4' can't be made"),
         ({"mounts": [{"destination": "/d", "type": "hugetlbfs"}]}, "the VM has no huge pages"),
         (

@@ -37,6 +37,7 @@ def test_life(runtime: Runtime) -> None:
         assert container.wait() == 137
         assert container.state["status"] == "stopped"
         assert container.state["pid"] == 0
+        assert runtime.succeed("ps", container.id).split() == ["UID", "PID", "PPID", "CMD"]
         assert runtime.refused("kill", container.id, "TERM") == "container not running"
         runtime.succeed("kill", "--all", container.id, "9")
         assert "cannot start a container that has stopped" in runtime.refused("start", container.id)

@@ -37,6 +37,7 @@ _RLIMITS = tuple(
     )
 )
 _UNLIMITED = 2**64 - 1  # RLIM_INFINITY
+_LEAST_MEMORY = 4 << 20
 _MAY_BE_ZERO = ("burst", "idle")
 
 
@@ -143,6 +144,13 @@ def _refuse(bundle: "Bundle") -> None:
         raise BundleError(
             "user namespaces are not supported: the container's users are kept from the host by "
             "its VM; run it without (podman --userns=host, docker without userns-remap)"
+        )
+    limit = bundle.linux.get("resources", {}).get("memory", {}).get("limit") or 0
+    if 0 < limit < _LEAST_MEMORY:
+        # Its kernel would read the program anew for each page that it executes, without an end.
+        raise BundleError(
+            f"unable to set memory limit to {limit}: nothing can be started with less than "
+            f"{_LEAST_MEMORY} bytes; give it more, in the right unit (Kubernetes: 64Mi, not 64m)"
         )
 
 

@@ -43,7 +43,10 @@ def listing(root: str) -> "list[Json]":
 
 
 def processes(root: str, container_id: str) -> "list[Json]":
-    """The container's processes, with their pids in the guest. Raises ContainerStateError."""
+    """The container's processes, with their pids in the guest; one that has stopped has none.
+    Raises ContainerStateError."""
+    if state.status(root, state.load(root, container_id)) == state.STOPPED:
+        return []
     found: list[Json] = _living(root, container_id).call("container_processes", id=container_id)
     return found
 

@@ -23,13 +23,13 @@ Limits = list[tuple[int, int, int]]
 
 def taken(process: dict[str, Any]) -> Limits:
     """Take those that the kernel knows out of an OCI `process`, in their order; of others crun has
-    the error."""
+    the error. A value that is missing is 0, as for runc."""
     known, unknown = list[Any](), list[Any]()
     for limit in process.pop("rlimits", ()):
-        (known if limit["type"] in _KINDS else unknown).append(limit)
+        (known if limit.get("type") in _KINDS else unknown).append(limit)
     if unknown:
         process["rlimits"] = unknown
-    return [(_KINDS[each["type"]], each["soft"], each["hard"]) for each in known]
+    return [(_KINDS[each["type"]], each.get("soft", 0), each.get("hard", 0)) for each in known]
 
 
 def give(pid: int, limits: Limits) -> str:
