@@ -115,11 +115,14 @@ class Held:
         os.close(self._fd)
 
 
-def directory_of(root: str, container_id: str = "") -> str:
-    """Raises UsageError for what can't be an id."""
+def directory_of(root: str, container_id: str | None = None) -> str:
+    """That of a container, or of all. Raises UsageError for what can't be an id."""
+    if container_id == "":
+        # It would be the directory of all of them, also to `delete --force`.
+        raise UsageError("container id cannot be empty")
     if container_id and (not _ID.fullmatch(container_id) or container_id in (".", "..")):
         raise UsageError(f"invalid container ID format: {container_id!r}")
-    return os.path.join(root, "containers", container_id).rstrip("/")
+    return os.path.join(root, "containers", container_id or "").rstrip("/")
 
 
 def claim(root: str, container: Container) -> Held:
