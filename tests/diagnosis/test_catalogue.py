@@ -2,6 +2,7 @@
 of it where TAPWRIGHT_CATALOGUE is `all`. docs/diagnosis.md has what came of that."""
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -121,3 +122,24 @@ def test_nothing_is_changed(scene: Scene, host: Host) -> None:
     os.waitpid(child, 0)
     sh("nft list tables > /dev/null")
     host.assert_same(before)
+
+
+def test_one_that_is_killed_leaves_nothing(scene: Scene) -> None:
+    """Neither on the host nor in the guest, where a process waited for it."""
+    stage = scene.stage
+    words = "sandbox", "explain", stage.words["id"], "--to", "198.51.100.99"
+    process = subprocess.Popen(stage.tapwright.command(*words), stdout=subprocess.DEVNULL)
+    try:
+        assert eventually(lambda: "tapwright-trace" in _tables(), 20)
+    finally:
+        process.kill()
+        process.wait()
+    assert eventually(lambda: "tapwright-trace" not in _tables(), 20)
+    alone = "test $(cat /proc/$PPID/task/$PPID/children | wc -w) = 1"
+    command = "sandbox", "exec", stage.words["id"], "--", "sh", "-c", alone
+    assert eventually(lambda: stage.tapwright.run(*command).returncode == 0, 20)
+
+
+def _tables() -> str:
+    command = ["nft", "list", "tables"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
