@@ -63,6 +63,8 @@ ROWS = {
     "a volume with an overlay": Row(
         "--volume {dir}/volume:/v:O", "cat /v/in; echo new >/v/new; rm /v/in; ls /v"
     ),
+    "the host's name": Row("--uts host", "hostname"),
+    "an image as a volume": Row("--mount type=image,source=busybox,destination=/i", "ls /i"),
     "a script without an interpreter": Row("--entrypoint /etc/script"),
     "a directory as the program": Row("--entrypoint /etc"),
     "ended by a signal": Row("", "sh -c 'kill -SEGV $$'; echo $?; kill -9 $$"),
