@@ -139,7 +139,9 @@ def test_a_large_configuration(runtime: Runtime) -> None:
 def test_one_byte_more_is_refused_before_anything_is_made(runtime: Runtime) -> None:
     env = [*_BASE, *(f"A{number}=".ljust(100_000, "x") for number in range(20))]
     left = 2 * MIB - sum(len(text) + _EACH for text in ["true", *env]) - _EACH
-    bundle = runtime.bundle(configuration("true", process={"env": [*env, "Z" * (left + 1)]}))
+    bundle = runtime.bundle(
+        configuration("true", process={"env": [*env, "Z=".ljust(left + 1, "Z")]})
+    )
     name = runtime.fresh_id()
     refused = runtime.refused("create", "--bundle", str(bundle), name)
     assert "process.args and process.env have 2097153 bytes" in refused
