@@ -37,7 +37,7 @@ ROWS = {
     "identity": Row(
         "--user worker:extra --group-add 5000 --umask 027 --workdir /www --env HOME= "
         "--env A=b=c --hostname me --add-host some:10.1.2.3 --tz UTC",
-        "id; umask; pwd; env | sort; hostname; grep some /etc/hosts; cat /etc/hostname; "
+        "id; umask; pwd; env | sort; hostname; grep 10.1.2.3 /etc/hosts; cat /etc/hostname; "
         "date +%Z; touch /tmp/x; ls -ln /tmp/x | cut -d' ' -f1",
     ),
     "limits": Row(
