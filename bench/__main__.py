@@ -58,7 +58,7 @@ QUICK: dict[str, Part] = {
     "crowd": lambda place: crowd.measure(
         place, levels=(0, 1), rounds=1, batch=2, at_once=(2,), many=2
     ),
-    "platforms": lambda place: platforms.measure(place, rounds=1, mib=8),
+    "platforms": lambda place: platforms.measure(place, rounds=1, mib=8, is_warm=True),
     "hotplug": lambda place: hotplug.measure(place, rounds=1),
     "netmon": lambda place: netmon.measure(place, rounds=1, changes=100, idle_seconds=0.5),
     "carrying": lambda place: carrying.measure(place, changes=100, many=100, too_many=33_000),

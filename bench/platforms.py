@@ -71,11 +71,12 @@ class Platforms(TypedDict):
     more: Kinds
 
 
-def measure(place: Place, rounds: int, mib: int) -> Platforms:
+def measure(place: Place, rounds: int, mib: int, is_warm: bool = False) -> Platforms:
+    """Before the rounds there is one for warming up, unless it `is_warm` enough."""
     new_host()
     with podman_in(place) as podman:
         return {
-            "calls": _calls(podman, place, rounds),
+            "calls": _calls(podman, place, rounds, is_warm),
             "mib": mib,
             "files": _files(podman, place, rounds, mib),
             "container": {kind: _container(podman, place, kind) for kind in RUNTIMES},
@@ -102,13 +103,13 @@ def _root(place: Place) -> str:
     return place.root("podman")
 
 
-def _calls(podman: Podman, place: Place, rounds: int) -> dict[str, Calls]:
+def _calls(podman: Podman, place: Place, rounds: int, is_warm: bool) -> dict[str, Calls]:
     root = place.root("podman-spares")
     spared = executable(place.directory / "spared", place.spared_monitored, Path(root))
     ways = {kind: kind for kind in RUNTIMES} | {SPARED: str(spared)}
     taken: dict[str, list[tuple[Milliseconds, ...]]] = {kind: [] for kind in ways}
     have = partial(have_spares, root, _spec(podman, place))
-    for number in range(rounds + 1):
+    for number in range(1 if is_warm else 0, rounds + 1):
         for kind, runtime in ways.items():
             times = _call(podman, runtime, have)
             if number >= 1:
