@@ -48,6 +48,7 @@ class Podman:
         }
         (home / "net.d").mkdir()
         backend = "netavark" if _NETAVARK.exists() else "cni"
+        self.has_name_server = backend == "netavark"
         (home / "containers.conf").write_text(
             _CONFIG.format(home=home, backend=backend, plugins=PLUGINS, runtime=runtime)
         )

@@ -73,6 +73,17 @@ def test_address_is_that_of_the_network(podman: Podman, web: str) -> None:
     assert podman.output("exec", web, "cat", "/etc/resolv.conf")
 
 
+def test_names_of_a_network(podman: Podman, web: str) -> None:
+    """By podman's own name server on the bridge, as by runc."""
+    if not podman.has_name_server:
+        pytest.skip("podman has no name server here: its networks are CNI's")
+    words = "run", "--rm", "--network", "web", "busybox"
+    for runtime in RUNTIMES:
+        done = podman.run(*words, "nslookup", web, runtime=runtime)
+        assert done.returncode == 0, (runtime, done.stdout, done.stderr)
+        assert podman.inspect(web)["NetworkSettings"]["Networks"]["web"]["IPAddress"] in done.stdout
+
+
 def test_exec(podman: Podman, web: str) -> None:
     words = "exec", "--env", "COLOUR=red", "--workdir", "/tmp", "--user", "worker"
     told = podman.output(*words, web, "sh", "-c", "id; pwd; echo $COLOUR")
