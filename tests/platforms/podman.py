@@ -26,7 +26,6 @@ lock_type = "file"
 tapwright = ["{runtime}"]
 runc = ["/usr/bin/runc"]
 """
-_NETAVARK = Path("/usr/lib/podman/netavark")
 _NETWORKS = {"podman": "10.88.0", "web": "10.98.0", "second": "10.99.0"}
 _STORAGE = """\
 [storage]
@@ -47,7 +46,11 @@ class Podman:
             "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
         }
         (home / "net.d").mkdir()
-        backend = "netavark" if _NETAVARK.exists() else "cni"
+        # podman 4 may have both.
+        version = subprocess.run(
+            ["podman", "--version"], capture_output=True, text=True, check=True
+        )
+        backend = "cni" if " version 4." in version.stdout else "netavark"
         self.has_name_server = backend == "netavark"
         (home / "containers.conf").write_text(
             _CONFIG.format(home=home, backend=backend, plugins=PLUGINS, runtime=runtime)
