@@ -181,8 +181,8 @@ a TAP. `vhost-user` is not in the table: Open vSwitch's own polling takes a whol
 
 _PLATFORMS = """## Containers
 
-On podman, by turns with runc on the same podman, a network of its own with a bridge, and an image of
-busybox; without spares, and with one (and a second, so that none is made meanwhile):
+On podman, by turns with runc on the same podman, a network with a bridge of its own, and an image
+of busybox; without spares, and with one (and a second, so that none is made meanwhile):
 
 {calls}
 
