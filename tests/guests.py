@@ -25,13 +25,8 @@ Story = Callable[[Qemu, AgentClient], Awaitable[None]]
 @asynccontextmanager
 async def running(machine: Machine) -> AsyncIterator[tuple[Qemu, AgentClient]]:
     qemu = await Qemu.start(machine)
-    agent = AgentClient(qemu.agent)
-    try:
-        await agent.connect(BOOT_SECONDS)
-        yield qemu, agent
-    finally:
-        await agent.close()
-        await qemu.kill()
+    async with _spoken_to(qemu, AgentClient(qemu.agent)) as guest:
+        yield guest
 
 
 class Alone:
@@ -56,7 +51,12 @@ async def restored(
     with closing(found):
         begun = restoring.begin(machine, found, holders)
         qemu = await template.restored(machine, begun)
-    agent = AgentClient(qemu.agent, session=begun.session)
+    async with _spoken_to(qemu, AgentClient(qemu.agent, session=begun.session)) as guest:
+        yield guest
+
+
+@asynccontextmanager
+async def _spoken_to(qemu: Qemu, agent: AgentClient) -> AsyncIterator[tuple[Qemu, AgentClient]]:
     try:
         await agent.connect(BOOT_SECONDS)
         yield qemu, agent

@@ -102,7 +102,7 @@ def scan(nl: Netlink) -> Scan:
     of_all = addresses.listing_with_state(nl, _MOST_OTHERS)
     if len(of_all) > _MOST_OTHERS:
         raise _too_many(f"more than {_MOST_OTHERS} addresses")
-    listed = links.listing_with_settings(nl)
+    listed = [(link, settings.of_interface(of)) for link, of in links.listing_with_settings(nl)]
     if _lacking(listed, of_all):
         # A kernel may have been about to make them.
         of_all = addresses.listing_with_state(nl, _MOST_OTHERS)
@@ -110,9 +110,8 @@ def scan(nl: Netlink) -> Scan:
     for index, state, address in of_all:
         own_addresses[index].append((state, address))
     found, loopback = [], None
-    for link, specific in listed:
+    for link, of_link in listed:
         own = own_addresses[link.index]
-        of_link = settings.of_interface(specific)
         is_cut = link.mtu > tuntap.LARGEST_MTU and not link.is_loopback
         interface = Interface(
             link=link._replace(mtu=tuntap.LARGEST_MTU) if is_cut else link,
@@ -141,7 +140,7 @@ def _too_many(what: str) -> NetworkError:
 
 
 def _lacking(
-    listed: Iterable[tuple[Link, bytes]], found: Iterable[tuple[int, int, Address]]
+    listed: Iterable[tuple[Link, OfInterface]], found: Iterable[tuple[int, int, Address]]
 ) -> set[int]:
     """The indexes of interfaces without the link-local address that a kernel makes of their MAC
     address, though they have another one, or are running and may have one."""
@@ -151,12 +150,12 @@ def _lacking(
             local[index].append(address)
     return {
         link.index
-        for link, specific in listed
+        for link, of_link in listed
         if link.is_ethernet
         and not link.is_loopback
         and (local[link.index] or (link.is_running and not link.master))
         and not any(address.is_made_from(link.mac) for address in local[link.index])
-        and settings.of_interface(specific).makes_link_local
+        and of_link.makes_link_local
     }
 
 

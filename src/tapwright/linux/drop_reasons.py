@@ -12,7 +12,6 @@ import re
 import struct
 from collections import Counter
 from contextlib import ExitStack
-from typing import Self
 
 from tapwright.linux import libc
 
@@ -33,14 +32,14 @@ _REASON = re.compile(r"\{ (\d+), \"(\w+)\" \}")
 _FIELD = re.compile(r"enum skb_drop_reason reason;\s+offset:(\d+);")
 
 
-class DropReasons:
-    """What is dropped of a version of IP from now on. Raises OSError where the kernel can't tell,
-    which it can since 5.17, on an x86-64."""
+class DropReasons(ExitStack):
+    """What is dropped of a version of IP from now on, until it is closed. Raises OSError where the
+    kernel can't tell, which it can since 5.17, on an x86-64."""
 
     def __init__(self, version: int) -> None:
+        super().__init__()
         self._rings: list[mmap.mmap] = []
-        self._open = ExitStack()
-        try:
+        with ExitStack() as opened:
             if os.uname().machine != "x86_64":
                 raise OSError("the number of perf_event_open(2) is not known")
             number, self._offset, self._names = _tracepoint()
@@ -48,22 +47,11 @@ class DropReasons:
             attributes = struct.pack("=IIQQQQQ", *words).ljust(_ATTRIBUTE_BYTES, b"\0")
             for cpu in sorted(_online()):
                 fd = libc.syscall(_PERF_EVENT_OPEN, attributes, -1, cpu, -1, _CLOEXEC)
-                self._open.callback(os.close, fd)
+                opened.callback(os.close, fd)
                 fcntl.ioctl(fd, _SET_FILTER, _PROTOCOLS[version].encode() + b"\0")
                 ring = mmap.mmap(fd, (1 + _PAGES) * mmap.PAGESIZE)
-                self._rings.append(self._open.enter_context(ring))
-        except BaseException:
-            self._open.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._open.close()
+                self._rings.append(opened.enter_context(ring))
+            self.push(opened.pop_all())
 
     def counted(self) -> dict[str, int]:
         """How many packets were dropped so far for each reason that is not routine, as the kernel

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import stat
 from typing import Any
 
 _SAID = re.compile(r"exec container process(?: \(missing dynamic library\?\))? `(.*)`: (.+)")
@@ -96,7 +97,7 @@ def _fault(path: str) -> str:
         mode = os.stat(path).st_mode
     except OSError as error:
         return f"stat {path}: {_lowered(os.strerror(error.errno or 0))}"
-    return "permission denied" if mode & 0o170000 == 0o040000 or not mode & 0o111 else ""
+    return "permission denied" if stat.S_ISDIR(mode) or not mode & 0o111 else ""
 
 
 def _lowered(reason: str) -> str:
