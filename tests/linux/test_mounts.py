@@ -55,6 +55,29 @@ def test_a_namespace_has_nothing_of_the_host(namespace: int) -> None:
     assert os.path.exists("/proc/self"), "the thread that entered it has ended"
 
 
+@pytest.mark.parametrize("root", [".", "of/no/mount"])
+def test_a_namespace_made_in_a_chroot_has_nothing_of_the_host(tree: Path, root: str) -> None:
+    """As in a pod that works on its node by `chroot /host`."""
+    (tree / root / "proc").mkdir(parents=True)
+    subprocess.run(["mount", "--rbind", "/proc", tree / root / "proc"], check=True)
+
+    def make() -> int:
+        libc.unshare(libc.CLONE_FS)
+        os.chroot(tree / root)
+        empty = libc.detached_mount("tmpfs", size="64k")
+        try:
+            return mounts.new_namespace(empty)
+        finally:
+            os.close(empty)
+
+    made = mounts.in_thread(make)
+    try:
+        assert mounts.within(made, lambda: os.listdir("/")) == []
+        assert mounts.within(made, lambda: os.listdir("/../..")) == []
+    finally:
+        os.close(made)
+
+
 def test_a_clone_has_what_is_mounted_below(namespace: int, tree: Path) -> None:
     attached(namespace, mounts.clone(str(tree)), "/directory")
     assert read(namespace, "/directory/file") == "of the tree"

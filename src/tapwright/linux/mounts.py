@@ -118,11 +118,13 @@ def new_namespace(root: int, below: Iterable[tuple[int, str]] = ()) -> int:
 
     def make() -> int:
         libc.unshare(libc.CLONE_NEWNS)
-        libc.mount("", "/", libc.MS_REC | libc.MS_PRIVATE)
         namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # Anywhere: the old root goes, with all that is in it.
-            attach(root, "/proc")
+            # Out of a chroot(2) of the caller: who joins the namespace gets the root of that.
+            libc.setns(namespace, libc.CLONE_NEWNS)
+            libc.mount("", "/", libc.MS_REC | libc.MS_PRIVATE)
+            # On the old root, which goes, with all that is in it.
+            attach(root, "/")
             os.fchdir(root)
             libc.syscall(_PIVOT_ROOT, b".", b".")
             libc.unmount(".")
