@@ -416,8 +416,13 @@ def _aims_section(found: list[Aim]) -> str:
         text += "\nOf those that are not met:\n\n"
     for aim in missed:
         remark = f"- {aim.what}: {aim.remark}"
-        text += textwrap.fill(remark, _COLUMNS, subsequent_indent="  ") + "\n"
+        text += _filled(remark, "  ") + "\n"
     return text
+
+
+def _filled(text: str, indent: str = "") -> str:
+    # A link that is broken at a hyphen leads nowhere.
+    return textwrap.fill(text, _COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _machine(facts: MachineFacts, run: Data) -> str:
@@ -431,7 +436,7 @@ def _machine(facts: MachineFacts, run: Data) -> str:
     )
     if run["quick"]:
         text += " *This was a quick run, to see that it works: its figures are of few samples.*"
-    return textwrap.fill(text, _COLUMNS)
+    return _filled(text)
 
 
 def _starts(data: Any) -> str:

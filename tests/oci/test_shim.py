@@ -43,6 +43,15 @@ class Shim:
 
         assert eventually(catches)
 
+    def waits(self) -> None:
+        """It reads by now: a signal in the instant before that waits for the next event."""
+
+        def sleeps() -> bool:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+            return stat.rpartition(") ")[2].startswith("S")
+
+        assert eventually(sleeps)
+
 
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -85,6 +94,7 @@ def test_signals_are_passed_on() -> None:
     running = Shim()
     running.is_ready()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+        running.waits()
         os.kill(running.pid, number)
         assert json.loads(running.told.readline()) == {"signal": number}
     running.connection.sendall(b'{"exited": {"signal": 15}}\n')

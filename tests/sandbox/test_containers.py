@@ -535,6 +535,16 @@ def leftovers(pod: Pod) -> list[str]:
     return [line for line in found if not line.startswith(known) and line != OF_THE_AGENT]
 
 
+def test_the_id_of_a_container_that_failed_is_free_at_once(pod: Pod) -> None:
+    limit = {"type": "RLIMIT_NOFILE", "soft": 1 << 31, "hard": 1 << 31}
+    for _ in range(2):
+        with Files() as files:
+            config = configuration(process("true", rlimits=[limit]))
+            container = pod.create(config, files.descriptors, "unlucky")
+            assert "setting rlimit type 7" in container.connection.hear()["failed"]
+            container.connection.close()
+
+
 def test_nothing_is_left_in_the_guest(pod: Pod) -> None:
     pod.run("true")
     limit = {"type": "RLIMIT_NOFILE", "soft": 1 << 31, "hard": 1 << 31}

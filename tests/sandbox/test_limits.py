@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -139,13 +139,25 @@ def remove_from_host() -> None:
         subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True)
 
 
-def is_held(measured: float, limit: int) -> bool:
-    return 0.5 * limit < measured < 1.2 * limit
+def is_held(measure: Callable[[str], float], address: str, limit: int) -> bool:
+    """Never more, and not much less on a machine that has the time for it."""
+    for _ in range(10):
+        measured = measure(address)
+        if measured >= 1.2 * limit:
+            return False
+        if measured > 0.5 * limit:
+            return True
+    return False
+
+
+def is_free(measure: Callable[[str], float], address: str, limit: int) -> bool:
+    """More than a limit would let through, in one of a few tries."""
+    return any(measure(address) > 1.5 * limit for _ in range(10))
 
 
 def test_rates_are_held(limited: Limited) -> None:
-    assert is_held(limited.received("10.83.0.1"), RX)
-    assert is_held(limited.sent("10.83.0.1"), TX)
+    assert is_held(limited.received, "10.83.0.1", RX)
+    assert is_held(limited.sent, "10.83.0.1", TX)
 
 
 def queues(ns: Namespace, *names: str) -> dict[str, set[str]]:
@@ -220,12 +232,12 @@ def test_what_a_macvtap_receives(limited: Limited) -> None:
 
 def test_tap_of_the_host(limited: Limited) -> None:
     """And that nothing but the limits is slow."""
-    assert is_held(limited.received("10.84.0.1"), RX)
-    assert is_held(limited.sent("10.84.0.1"), TX)
+    assert is_held(limited.received, "10.84.0.1", RX)
+    assert is_held(limited.sent, "10.84.0.1", TX)
     for which in ("root", "ingress"):
         host.tc(f"qdisc delete dev {TAP} {which}")
-    assert limited.received("10.84.0.1") > 2 * RX
-    assert limited.sent("10.84.0.1") > 2 * TX
+    assert is_free(limited.received, "10.84.0.1", RX)
+    assert is_free(limited.sent, "10.84.0.1", TX)
 
 
 def test_nothing_is_left(limited: Limited) -> None:

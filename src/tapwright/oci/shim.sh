@@ -5,7 +5,9 @@
 # signals and sizes go there. When the supervisor dies, so has the process: 137, as if killed.
 # 4 is the terminal, if $1 is "terminal".
 # Signals are forwarded, but for those that can't be caught (9, 19), that the shell needs or raises
-# itself (4, 7, 8, 11, 13, 17), and those of the C library (32, 33).
+# itself (4, 7, 8, 11, 13, 17), and those of the C library (32, 33). One that comes in the
+# microseconds between the shell's last look for signals and its read(2) is forwarded with the next
+# signal or line: a shell can't do both at once, as ppoll(2) does.
 
 cd /
 interrupted=

@@ -51,10 +51,14 @@ class ContainerProcess(Process):
         done: Done,
         sheet: dict[str, Any] | None = None,
         check: Callable[[int], str] = lambda _: "",
+        undo: Callable[[Callable[[], None]], None] = lambda then: then(),
     ) -> None:
-        """Have crun make the process by these words and the container's id; `done` hears why that
-        failed, "" if it did not. When it is made, `check` is called with its pid, and says what is
-        wrong with it, if anything is. Raises OSError."""
+        """Make the process with crun, by these words and the container's id. `done` is called with
+        the reason if that fails, with "" if not. `check` is called with the pid of the process that
+        was made, and returns what is wrong with it, or "".
+
+        A failure is answered only when `undo` has taken back what was made and calls its argument,
+        for the caller may use the id again at once. Raises OSError."""
         os.makedirs(LAUNCHES, exist_ok=True)
         launch = f"{LAUNCHES}/{next(_numbers)}"
         pid_file = f"{launch}.pid"
@@ -67,7 +71,7 @@ class ContainerProcess(Process):
                 words.append(f"--console-socket={launch}.sock")
             else:
                 theirs = self._make_pipes()
-            ended = self._when_launched(pid_file, done, check)
+            ended = self._when_launched(pid_file, done, check, undo)
             self._crun.run([*words, container], ended, sheet, Stdio(*theirs), [held])
         except BaseException:
             self._drop()
@@ -111,7 +115,13 @@ class ContainerProcess(Process):
         is_first, self._is_silent = self._is_silent, False
         return executable.in_runcs_words(output, self.program) if is_first else output
 
-    def _when_launched(self, pid_file: str, done: Done, check: Callable[[int], str]) -> Done:
+    def _when_launched(
+        self,
+        pid_file: str,
+        done: Done,
+        check: Callable[[int], str],
+        undo: Callable[[Callable[[], None]], None],
+    ) -> Done:
         def launched(reason: str) -> None:
             terminal = -1
             try:
@@ -129,7 +139,8 @@ class ContainerProcess(Process):
                 if terminal >= 0:
                     os.close(terminal)
                 self._drop()
-                self.fail(error_reply(RefusedError(reason, FAILED)))
+                refusal = error_reply(RefusedError(reason, FAILED))
+                undo(lambda: self.fail(refusal))
                 return
             # Its output comes after this: what crun itself says is in its log too.
             self._answer.send(protocol.STARTED, b'{"pid": %d}' % self.pid)

@@ -24,7 +24,7 @@ from tapwright.agent.guest import (
     network,
 )
 from tapwright.agent.guest.container_process import ContainerProcess
-from tapwright.agent.guest.crun import Crun
+from tapwright.agent.guest.crun import Crun, Done
 from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.leftovers import DIRECTORY
 from tapwright.agent.guest.memory import Memory
@@ -59,7 +59,8 @@ class Container:
         self.directory = f"{DIRECTORY}/{name}"
         self._at_work = 0
         self._when_idle: list[Callable[[], None]] = []
-        self.deletions: list[Answer] | None = None  # who waits for its end, once that was asked for
+        # Called with why its deletion failed, or "", once that was asked for.
+        self.deletions: list[Done] | None = None
 
     def must_be(self, *statuses: str) -> None:
         """Raises RefusedError when it is in none of these."""
@@ -135,24 +136,28 @@ class Containers:
             return executable.refusal(pid, config["process"]) or limits.give(pid, wanted)
 
         def created(reason: str) -> None:
-            if reason and container.init.pid:
-                self._delete(container)
-            elif reason:
-                # A crun that fails late leaves the control group behind.
-                with contextlib.suppress(OSError):
-                    cgroups.remove(container.cgroup)
-                self._forget(container)
-            else:
+            if not reason:
                 self._oom_kills.follow(container.cgroup, container.init.tell_oom_kills)
                 self._become(container, CREATING, CREATED)
             over()
+
+        def undo(then: Callable[[], None]) -> None:
+            if container.init.pid:
+                self._delete(container, lambda _: then())
+                return
+            # A crun that fails late leaves the control group behind.
+            with contextlib.suppress(OSError):
+                cgroups.remove(container.cgroup)
+            self._forget(container)
+            then()
 
         words = ["create", "--bundle", container.directory]
         try:
             self._memory.give(name, config)
             disk.give_modules(config)
             files.write(f"{container.directory}/config.json", json.dumps(config))
-            container.init.launch(words, name, bool(request.get("terminal")), created, check=check)
+            terminal = bool(request.get("terminal"))
+            container.init.launch(words, name, terminal, created, check=check, undo=undo)
         except BaseException:
             self._forget(container)
             raise
@@ -243,17 +248,29 @@ class Containers:
             return
         if not request.get("force") and container.deletions is None:
             container.must_be(CREATED, STOPPED)
-        self._delete(container, answer)
+
+        def deleted(reason: str) -> None:
+            if reason:
+                answer.fail(error_reply(RefusedError(reason, FAILED)))
+            else:
+                answer.finish({})
+
+        self._delete(container, deleted)
 
     def discard_all(self) -> None:
         """Those who had them made have gone."""
         for container in list(self._known.values()):
             self._delete(container)
 
-    def _delete(self, container: Container, answer: Answer | None = None) -> None:
+    def _delete(self, container: Container, then: Done | None = None) -> None:
+        """Delete it, if that has not begun; call `then` with why that failed, or ""."""
+        if self._known.get(container.id) is not container:
+            if then:
+                then("")
+            return
         is_begun = container.deletions is not None
-        container.deletions = (container.deletions or []) + ([answer] if answer else [])
-        if is_begun or self._known.get(container.id) is not container:
+        container.deletions = (container.deletions or []) + ([then] if then else [])
+        if is_begun:
             return
         # So that what crun is doing with it comes to its end.
         container.init.signal(signal.SIGKILL)
@@ -263,10 +280,7 @@ class Containers:
             if not reason:
                 self._forget(container)
             for each in waiting:
-                if reason:
-                    each.fail(error_reply(RefusedError(reason, FAILED)))
-                else:
-                    each.finish({})
+                each(reason)
 
         def delete() -> None:
             if self._known.get(container.id) is not container:
