@@ -102,7 +102,7 @@ _OF_GUEST = [
         "the guest's address is gone",
         "{guest} ip address del {own}/24 dev eth0",
         "guest",
-        "has not its address",
+        "lacks its address",
     ),
     Fault(
         "IPv6 is off in the guest",

@@ -331,7 +331,7 @@ def test_what_the_kernel_says_of_drops_is_told() -> None:
     found.reasons = {"NETFILTER_DROP": 2, "IP_RPFILTER": 1}
     verdict = judging.judge(found)
     assert verdict
-    assert verdict.evidence[-1].endswith("of whomever: IP_RPFILTER (1), NETFILTER_DROP (2)")
+    assert verdict.evidence[-1].endswith("of any sender: IP_RPFILTER (1), NETFILTER_DROP (2)")
 
 
 def test_what_arrives_has_none() -> None:

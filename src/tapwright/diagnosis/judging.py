@@ -1,7 +1,8 @@
-"""From what was read and seen to what is wrong: pure, rule by rule, the first that knows wins.
+"""Says what is wrong, from the facts and sightings of a case. Pure.
 
-What can be told from the guest outwards comes first: a packet that never left the guest is no
-concern of the host's rules. Within a hop what was seen to drop a packet comes before what might.
+The rules are tried in their order; the first one with a verdict wins. The order follows the packet
+from the guest outwards: the host's rules do not matter for a packet that never left the guest.
+Within a hop, a rule for what was seen to drop the packet comes before a rule for what may drop it.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ Rule = Callable[[Case], Iterator[Verdict]]
 
 
 def judge(case: Case) -> Verdict | None:
-    """What keeps the packet from arriving; None when it arrives."""
+    """Return what keeps the packet from arriving; None when the packet arrives."""
     for rule in _BEFORE:
         for verdict in rule(case):
             return verdict
@@ -52,13 +53,15 @@ def judge(case: Case) -> Verdict | None:
         return None
     found = next((verdict for rule in _RULES for verdict in rule(case)), None) or _unknown(case)
     if case.reasons:
-        told = ", ".join(f"{name} ({count})" for name, count in sorted(case.reasons.items()))
-        found.evidence.append(f"the host's kernel dropped packets meanwhile, of whomever: {told}")
+        counts = ", ".join(f"{name} ({count})" for name, count in sorted(case.reasons.items()))
+        found.evidence.append(
+            f"the host's kernel dropped packets meanwhile, of any sender: {counts}"
+        )
     return found
 
 
 def arrives(case: Case) -> bool:
-    """Whether what was asked for was answered, small and as large as the guest's NIC sends it."""
+    """Whether the target answered: to a small packet, and to one of the guest's MTU."""
     if _outcome(case, "echo") == _ANSWERED and not _large_arrives(case):
         return False
     if not case.wish.port:
@@ -67,7 +70,7 @@ def arrives(case: Case) -> bool:
         return _outcome(case, "tcp") == _ANSWERED
     if _outcome(case, "udp") != _SILENT:
         return _outcome(case, "udp") == _ANSWERED
-    # Nobody has to answer a datagram; who refuses it does.
+    # A datagram needs no answer; a target that refuses one does answer.
     return _outcome(case, "echo") == _ANSWERED and not case.drops
 
 
@@ -75,7 +78,7 @@ def _large_arrives(case: Case) -> bool:
     large = case.probes.get("large")
     if large is None or large["outcome"] == _ANSWERED:
         return True
-    # Who is told that the path takes less can send less.
+    # A sender that learns the path's MTU by ICMP can send smaller packets.
     return bool(large["error"] == errno.EMSGSIZE and large["origin"] == "icmp")
 
 
@@ -90,7 +93,7 @@ def _error(case: Case) -> int:
     return 0
 
 
-# What commands a person is given.
+# The commands of a remedy.
 
 
 def _in_guest(case: Case, command: str) -> str:
@@ -98,7 +101,8 @@ def _in_guest(case: Case, command: str) -> str:
 
 
 def _at(place: str, command: str) -> str:
-    """A command where an interface is: in the host's namespace, or another by its path."""
+    """Return a command that runs where an interface is: in the host's namespace, or in the one at
+    a path."""
     if place in ("", ways.ON_HOST):
         return command
     return f"nsenter --net={shlex.quote(place)} {command}"
@@ -106,7 +110,7 @@ def _at(place: str, command: str) -> str:
 
 def _set_up(case: Case, point: Point) -> list[str]:
     if point.place == ways.IN_GUEST:
-        # Addresses and routes of IPv6 go with the link, whichever version was asked for.
+        # A link that goes down loses its IPv6 addresses and routes, so both versions are set.
         commands = [_in_guest(case, f"ip link set {point.name} up")]
         commands += _missing_addresses(case, _guest_link(case), (4, 6))
         return commands + _missing_routes(case, everything=True, versions=(4, 6))
@@ -116,8 +120,8 @@ def _set_up(case: Case, point: Point) -> list[str]:
 def _missing_routes(
     case: Case, everything: bool = False, versions: tuple[int, ...] = ()
 ) -> list[str]:
-    """The commands that give the guest the routes of its namespace which it lacks, of the version
-    that was asked for, or of several."""
+    """Return the commands that add the namespace's routes which the guest lacks. `versions` are
+    4, 6 or both; empty means the target's version."""
     has = {(r["destination"], r["gateway"]) for r in _guest_routes(case)}
     commands = []
     for route in _wanted(case, versions):
@@ -137,7 +141,8 @@ def _replaced(route: ways.Route, nic: str) -> str:
 
 
 def _wanted(case: Case, versions: tuple[int, ...] = ()) -> list[ways.Route]:
-    """The routes of the namespace, those without a gateway first: the others need them."""
+    """Return the routes of the namespace. Those without a gateway come first: routes with a
+    gateway need them."""
     of = versions or (case.version,)
     found = [r for r in case.way.wanted_routes or [] if _version(r.destination) in of]
     return sorted(found, key=lambda route: bool(route.gateway))
@@ -152,14 +157,14 @@ def _guest_routes(case: Case) -> list[Json]:
 
 
 def _guest_link(case: Case) -> Json:
-    """The guest's NIC of the way."""
+    """Return the guest's NIC on this way; empty if the guest has none."""
     for link in case.guest.get("links", []):
         if link["name"] == case.way.nic:
             return dict(link)
     return {}
 
 
-# Before all: is there anybody at all?
+# Before all other rules: do the processes run, and is there a NIC and a target?
 
 
 def _of_processes(case: Case) -> Iterator[Verdict]:
@@ -176,7 +181,7 @@ def _of_processes(case: Case) -> Iterator[Verdict]:
             yield Verdict(
                 process.name.removeprefix("the "),
                 f"{process.name} is stopped (process {process.pid}, state {process.state}): "
-                "nothing in the guest goes on, or nobody tells it anything",
+                "the guest stands still, or nothing can reach it",
                 [f"kill -CONT {process.pid}"],
             )
         elif process.state in ("Z", ""):
@@ -205,7 +210,7 @@ def _of_record(case: Case) -> Iterator[Verdict]:
 
 
 def _of_names(case: Case) -> Iterator[Verdict]:
-    """DNS: whether the name was found at all."""
+    """Judge DNS: whether a name server knows the target's name."""
     if case.target or not case.asked:
         if not case.target and _is_name(case.wish.target):
             yield from _no_server(case)
@@ -239,7 +244,7 @@ def _of_names(case: Case) -> Iterator[Verdict]:
         yield Verdict(
             "DNS",
             f"the name server {text} answers {_RCODES[code]} (code {code})",
-            advice="have the name server answer questions of this network",
+            advice="configure the name server to answer questions from this network",
         )
     search = list(case.guest.get("resolv", {}).get("search", []))
     if promised.get("search") and search != promised["search"]:
@@ -260,7 +265,7 @@ def _of_names(case: Case) -> Iterator[Verdict]:
 
 
 def _with_port(address: str, port: int) -> str:
-    """As --to has it; port 0 for none."""
+    """Return an address as `--to` takes it. Port 0 means no port."""
     if not port:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -278,10 +283,10 @@ def _no_server(case: Case) -> Iterator[Verdict]:
 
 
 def _resolv_conf(case: Case) -> list[str]:
-    """The command that writes what the networks promised."""
+    """Return the command that writes the name servers and search domains of the networks."""
     promised = case.promised
     servers, search = promised.get("nameservers", []), promised.get("search", [])
-    try:  # A plugin may have them from the network's DHCP server.
+    try:  # A plugin may take these values from the network's DHCP server, so they are checked.
         lines = [f"nameserver {vetting.address(server)}" for server in servers]
         if search:
             lines.append(f"search {' '.join(map(vetting.name, search))}")
@@ -302,10 +307,11 @@ def _is_name(text: str) -> bool:
 
 
 def _of_duplicates(case: Case) -> Iterator[Verdict]:
-    """Also where packets arrive: they do so by chance."""
+    """Judge duplicate addresses, even where packets arrive: with a duplicate, packets arrive by
+    chance."""
     own = {point.mac for point in case.way.points}
     for name, probe in case.probes.items():
-        # Without its filters the TAP answers, in the name of the namespace.
+        # Without its tc filters the TAP answers for the namespace; that is no duplicate.
         macs = [mac for mac in probe["macs"] if mac not in own]
         if name.startswith("duplicate ") and macs:
             address = name.removeprefix("duplicate ")
@@ -410,13 +416,14 @@ def _of_guest_nic(case: Case) -> Iterator[Verdict]:
         lacking = [command.split()[-3] for command in commands]
         yield Verdict(
             GUEST,
-            f"the guest's NIC {link['name']} has not its address {', '.join(lacking)}",
+            f"the guest's NIC {link['name']} lacks its address {', '.join(lacking)}",
             commands + _missing_routes(case, everything=True),
         )
 
 
 def _missing_addresses(case: Case, link: Json, versions: tuple[int, ...] = ()) -> list[str]:
-    """Without those that the kernel makes itself."""
+    """Return the commands that add the addresses which the NIC lacks. Link-local addresses are
+    left out, because the kernel makes them."""
     has = {a.partition("/")[0] for a in link["addresses"]}
     return [
         _in_guest(case, f"ip address add {address} dev {link['name']}")
@@ -428,7 +435,7 @@ def _missing_addresses(case: Case, link: Json, versions: tuple[int, ...] = ()) -
 
 
 def _of_guest_route(case: Case) -> Iterator[Verdict]:
-    """Where the guest's kernel would send it."""
+    """Judge the guest's route to the target."""
     if case.wish.towards and not case.path:
         return
     mark = ":" if case.version == 6 else "."
@@ -477,7 +484,7 @@ def _of_guest_route(case: Case) -> Iterator[Verdict]:
             and case.path.gateway == route["gateway"]
         ):
             commands = [_in_guest(case, _replaced(right, case.way.nic))]
-            if case.version == 6:  # where it would be added beside the other one
+            if case.version == 6:  # `ip -6 route replace` adds a second route beside the wrong one
                 via = f" via {route['gateway']}" if route["gateway"] else ""
                 delete = f"ip -6 route del {route['destination']}{via}"
                 commands.insert(0, _in_guest(case, delete))
@@ -490,14 +497,14 @@ def _of_guest_route(case: Case) -> Iterator[Verdict]:
 
 
 def _of_advertisements(case: Case) -> Iterator[Verdict]:
-    """A router offers to be the default one, and the guest does not take that."""
+    """Judge router advertisements: a router offers a default route, and the guest refuses it."""
     router = case.probes.get("router", {}).get("reporter")
     link = next(filter(probes.refuses_routers, case.guest.get("links", [])), None)
     if router and link:
         name, value = link["name"], link["settings"].get("accept_ra", "")
         key = f"net.ipv6.conf.{name}.accept_ra"
         commands = [_in_guest(case, f"sysctl -w {key}=2")]
-        if case.netns:  # which the guest follows
+        if case.netns:  # the guest follows the settings of its namespace
             commands.append(_at(case.netns, f"sysctl -w net.ipv6.conf.{name}.accept_ra=2"))
         yield Verdict(
             GUEST,
@@ -511,7 +518,7 @@ def _of_advertisements(case: Case) -> Iterator[Verdict]:
 
 
 def _best(target: str, routes: list[Entry]) -> Entry | None:
-    """The most specific route that a packet takes, of one version of IP."""
+    """Return the most specific route to the target. All routes are of one version of IP."""
     address = ipaddress.ip_address(target)
     found = [
         route
@@ -526,7 +533,7 @@ def _best(target: str, routes: list[Entry]) -> Entry | None:
 
 
 def _of_guest_neighbour(case: Case) -> Iterator[Verdict]:
-    """A neighbour that somebody entered, and entered wrong."""
+    """Judge the guest's permanent neighbours: a person or program entered a wrong MAC address."""
     hop = _next_hop(case)
     for known in case.neighbours:
         if known["address"] != hop or known["state"] != "permanent":
@@ -545,7 +552,7 @@ def _of_guest_neighbour(case: Case) -> Iterator[Verdict]:
 
 
 def _mac_on_link(case: Case, address: str) -> str:
-    """The MAC address of one of the host's own addresses."""
+    """Return the MAC address of the host's interface that has this address; empty if none has."""
     name = case.host.addresses.get(address, "")
     station = next((one for one in case.stations if one.name == name and not one.place), None)
     return station.mac if station else ""
@@ -644,7 +651,7 @@ def _bridges(case: Case) -> list[Bridge]:
 
 
 def _port(case: Case) -> tuple[Bridge, Port] | None:
-    """The guest's port of a bridge of the host."""
+    """Return the guest's port, and its bridge on the host."""
     for bridge in _bridges(case):
         for port in bridge.ports:
             if any(one.index == port.index and not one.place for one in case.stations):
@@ -708,7 +715,7 @@ def _not_forwarding(bridge: Bridge, port: Port) -> Verdict:
     if state == "blocking":
         advice = f"see which other way there is: {bridge.name} has a loop, or two ways to one place"
         return Verdict(BRIDGE, f"{why}: STP keeps it out of a loop", advice=advice)
-    # The kernel takes no state for a port as long as STP decides (net/bridge/br_stp_if.c).
+    # The kernel refuses to set a port's state while STP is on (net/bridge/br_stp_if.c).
     commands.insert(0, f"ip link set {bridge.name} type bridge stp_state 0")
     return Verdict(
         BRIDGE,
@@ -719,7 +726,7 @@ def _not_forwarding(bridge: Bridge, port: Port) -> Verdict:
 
 
 def _far_port(case: Case, bridge: Bridge, own: Port) -> Port | None:
-    """The port that leads to the target, where that is in the same bridge."""
+    """Return the port that leads to the target, if the target is in the same bridge."""
     if case.is_local or (case.path and case.path.gateway):
         return None
     mac = next((k["mac"] for k in case.neighbours if k["address"] == case.target), "")
@@ -728,7 +735,8 @@ def _far_port(case: Case, bridge: Bridge, own: Port) -> Port | None:
     for port in others:
         if port.name == place:
             return port
-    # Of one that never answered it is not known: where all others are alike, it is as they are.
+    # The port of a target that never answered is unknown. If all other ports are alike, any of them
+    # has the settings of the target's port.
     isolated = [p for p in others if p.isolated]
     if isolated:
         return isolated[0]
@@ -775,7 +783,7 @@ def _of_open_vswitch(case: Case) -> Iterator[Verdict]:
         )
 
 
-# Packet rules that were seen to drop it.
+# Packet rules that dropped the packet.
 
 
 def _of_drops(case: Case) -> Iterator[Verdict]:
@@ -852,7 +860,7 @@ def _of_host_route(case: Case) -> Iterator[Verdict]:
 
 
 def _of_lost_in_routing(case: Case) -> Iterator[Verdict]:
-    """What passed the chains of prerouting, and came to no other hook (nftrace)."""
+    """Judge packets that passed the prerouting chains and reached no other hook (nftrace)."""
     hooks: dict[int, set[str]] = {}
     came: dict[int, tuple[str, int]] = {}
     for step in case.steps:
@@ -864,16 +872,16 @@ def _of_lost_in_routing(case: Case) -> Iterator[Verdict]:
         name = case.host.names.get(index, "")
         if hooks[packet] == {"prerouting"} and is_strict(case.host.settings, name):
             yield from _of_reverse_path(case, name, source)
-    # The kernel does not answer either when it is asked there for its own address
-    # (net/ipv4/arp.c: arp_process), so that the packet itself may never come.
+    # With a strict rp_filter the kernel does not answer ARP requests either (net/ipv4/arp.c:
+    # arp_process), so the packet itself may never come.
     for name, seen in case.astray.items():
         if any(one.source == case.target and not one.outgoing for one in seen):
             yield from _of_reverse_path(case, name, case.target)
 
 
 def is_strict(settings: dict[str, str], name: str) -> bool:
-    """Whether rp_filter of an interface is strict: the larger of the two counts
-    (Documentation/networking/ip-sysctl.rst)."""
+    """Whether rp_filter of an interface is strict. The larger of the values of `all` and of the
+    interface applies (Documentation/networking/ip-sysctl.rst)."""
     several = (settings.get(f"ipv4/conf/{one}/rp_filter", "0") for one in ("all", name))
     return max(several) == "1"
 
@@ -904,7 +912,8 @@ def _of_forwarding(case: Case, inside: str) -> Iterator[Verdict]:
 
 
 def _of_ipv6_off(case: Case) -> Iterator[Verdict]:
-    """Which takes the host's addresses with it."""
+    """Judge disable_ipv6 of the host's interfaces. It also removes their IPv6 addresses, so the
+    remedy adds the gateway's address again."""
     hop = _next_hop(case)
     for name in (_ingress(case), _out(case)) if case.version == 6 else ():
         if name and case.host.settings.get(f"ipv6/conf/{name}/disable_ipv6") == "1":
@@ -929,7 +938,7 @@ def _of_reverse_path(case: Case, name: str, source: str) -> Iterator[Verdict]:
 
 
 def _of_other_way(case: Case) -> Iterator[Verdict]:
-    """The host's route to the guest leads somewhere else than to the guest."""
+    """Judge the host's route to the guest: it leads to another interface."""
     inside = _ingress(case)
     if not inside or not case.own or not case.back or not case.back.device:
         return
@@ -952,20 +961,20 @@ def _of_other_way(case: Case) -> Iterator[Verdict]:
 
 
 def _of_back_route(case: Case) -> Iterator[Verdict]:
-    """The same where the target is the host itself."""
+    """Judge the host's route to the guest where the target is the host itself."""
     if _crosses_host(case) and (case.is_local or case.wish.towards):
         yield from _of_other_way(case)
 
 
 def _crosses_host(case: Case) -> bool:
-    """Whether the host's IP is on the way: its address is the next hop, or the target."""
+    """Whether the host's IP stack is on the way: the next hop or the target is its address."""
     return bool(_ingress(case)) and (
         case.wish.towards or case.is_local or _next_hop(case) in case.host.addresses
     )
 
 
 def _ingress(case: Case) -> str:
-    """The host's interface at which its IP gets what the guest sends."""
+    """Return the interface at which the host's IP stack receives the guest's packets."""
     for key in (BRIDGE, PEER):
         if station := case.station(key):
             return station.name
@@ -988,7 +997,7 @@ def _of_connections(case: Case) -> Iterator[Verdict]:
         )
 
 
-# MTUs: small packets arrive, and large ones do not.
+# MTUs: small packets arrive, and large packets do not.
 
 
 def _of_sizes(case: Case) -> Iterator[Verdict]:
@@ -1026,7 +1035,7 @@ def _of_sizes(case: Case) -> Iterator[Verdict]:
 
 
 def _usual_mtu(points: list[Point], size: int) -> int:
-    """That of most points."""
+    """Return the MTU that most points have."""
     sizes = [point.mtu for point in points]
     return max(set(sizes), key=lambda mtu: (sizes.count(mtu), mtu)) if sizes else size
 
@@ -1110,12 +1119,13 @@ def _of_guest_service(case: Case, name: str, outcome: str) -> Iterator[Verdict]:
             GUEST,
             f"what listens on port {port} in the guest does so on "
             f"{', '.join(dict.fromkeys(a for _, a in waiting))} only, and not on {case.own}",
-            advice=f"have it listen on 0.0.0.0:{port}, or on {case.own}",
+            advice=f"configure it to listen on 0.0.0.0:{port}, or on {case.own}",
         )
 
 
 def _guest_listening(case: Case) -> list[tuple[str, str, int]]:
-    """(protocol, address, port) of each; the guest may tell of addresses that are none."""
+    """Return (protocol, address, port) of each socket that listens in the guest. Addresses that
+    are not valid are left out, because the guest may report anything."""
     found = []
     for protocol, address, number in case.guest.get("listening", []):
         with contextlib.suppress(ValueError):
@@ -1124,7 +1134,7 @@ def _guest_listening(case: Case) -> list[tuple[str, str, int]]:
 
 
 def _guest_port(case: Case) -> int | None:
-    """The port at which the guest got it; None when it is not known."""
+    """Return the guest's port to which the packet went; None when it is not known."""
     for key in (TAP, INTERFACE, PEER):
         for one in case.seen.get(key, []):
             if one.what in ("syn", "udp") and one.destination == case.own:
@@ -1133,7 +1143,7 @@ def _guest_port(case: Case) -> int | None:
 
 
 def _published(case: Case) -> list[tuple[int, int]]:
-    """(port of the host, port of the guest) of what the CNI networks were asked to publish."""
+    """Return (port of the host, port of the guest) of each port that CNI networks publish."""
     return [(int(one), int(other)) for one, other in case.promised.get("published", [])]
 
 
@@ -1145,12 +1155,12 @@ def _dnat(case: Case, port: int, inside: int) -> str:
     return f"{tool} -t nat -A OUTPUT {rule} && {tool} -t nat -A PREROUTING {rule}"
 
 
-# Where it was last seen.
+# Where the packet was last seen.
 
 
 def _request(case: Case) -> Callable[[Sighting], bool]:
-    """Whether a frame is the question: of the echo with our token, or of the port with the number
-    of our own end, which a masquerade keeps where it can."""
+    """Return a test for frames: is this frame the probe? An echo request is recognised by its
+    token. TCP and UDP are recognised by the source port, which a masquerade keeps if it can."""
     if _outcome(case, "echo") != _ANSWERED:
         return lambda s: s.what == "echo-request" and s.marked
     kind, number = ("udp", "udp") if case.wish.udp else ("syn", "tcp")
@@ -1166,7 +1176,7 @@ def _reply(case: Case) -> Callable[[Sighting], bool]:
 
 
 def _path_of(case: Case) -> list[Station]:
-    """The stations in the order in which the question passes them."""
+    """Return the stations in the order in which the probe passes them."""
     order = [GUEST, TAP, INTERFACE, PEER, BRIDGE]
     if _is_switched(case):
         order.remove(BRIDGE)
@@ -1178,12 +1188,12 @@ def _path_of(case: Case) -> list[Station]:
 
 
 def _is_switched(case: Case) -> bool:
-    """Whether the bridge hands it on to another port, and the host's own end does not get it."""
+    """Whether the bridge forwards the packet to another port, past the host's IP stack."""
     return bool(case.station(BRIDGE)) and not case.wish.towards and not _crosses_host(case)
 
 
 def _last(case: Case, is_it: Callable[[Sighting], bool], path: list[Station]) -> int:
-    """How many stations of a path it passed."""
+    """Return how many stations of a path the packet passed."""
     passed = 0
     for number, station in enumerate(path, 1):
         if any(map(is_it, case.seen.get(station.key, []))):
@@ -1192,7 +1202,7 @@ def _last(case: Case, is_it: Callable[[Sighting], bool], path: list[Station]) ->
 
 
 def _of_link(case: Case) -> Iterator[Verdict]:
-    """The question who has the next hop's address was not answered."""
+    """Judge the next hop: no answer came to the guest's question for its MAC address."""
     hop = _next_hop(case)
     if case.wish.towards or not hop:
         return
@@ -1243,7 +1253,8 @@ def _prefix_length(case: Case) -> str:
 
 
 def _of_host_neighbour(case: Case) -> Iterator[Verdict]:
-    """The host does not know where the guest is, or where the next router is."""
+    """Judge the host's neighbours: it does not know the MAC address of the guest, or that of the
+    next router."""
     for name, address, mac, state in case.host_neighbours:
         if address == case.own and state == "permanent" and mac != case.way.mac:
             yield Verdict(
@@ -1271,7 +1282,7 @@ def _of_host_neighbour(case: Case) -> Iterator[Verdict]:
 
 
 def _of_nat(case: Case) -> Iterator[Verdict]:
-    """It leaves the host with an address that nobody out there knows."""
+    """Judge NAT: packets leave the host with an address that no machine outside can answer to."""
     out = case.station(OUT)
     if case.wish.towards or case.is_local or not out:
         return
@@ -1321,7 +1332,7 @@ def _of_target(case: Case) -> Iterator[Verdict]:
 
 
 def _of_switched(case: Case) -> Iterator[Verdict]:
-    """The bridge has it for another port, and no answer comes from there."""
+    """Judge a packet that the bridge forwards to another port: no answer comes from there."""
     bridge, is_it = case.station(BRIDGE), _request(case)
     path = _path_of(case)
     if not bridge or not _is_switched(case) or not path or _last(case, is_it, path) < len(path):
@@ -1360,7 +1371,7 @@ def _of_echo_settings(case: Case) -> Iterator[Verdict]:
 
 
 def _of_gaps(case: Case) -> Iterator[Verdict]:
-    """Between which two stations it was lost, where nothing else is known."""
+    """Say between which two stations the packet was lost, if no other rule knows the cause."""
     path = _path_of(case)
     passed = _last(case, _request(case), path)
     if passed < len(path):
