@@ -120,7 +120,7 @@ def test_routes() -> None:
 
     ((severity, at, what),) = complaints(forget)
     assert (severity, at) == (ERROR, way.GUEST_NIC)
-    assert "has not the route to 0.0.0.0/0 via 10.91.0.1" in what
+    assert "lacks the route to 0.0.0.0/0 via 10.91.0.1" in what
 
 
 def test_filters() -> None:

@@ -1,4 +1,4 @@
-"""What is judged: all that was read and seen while a packet was on its way, as plain data."""
+"""The plain data that `judging` judges: all that `explaining` read and saw of a packet's way."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,16 +10,16 @@ from tapwright.linux.nftrace import Step
 from tapwright.linux.sightings import Sighting
 
 GUEST, TAP, INTERFACE, PEER, BRIDGE, OUT = "guest", "tap", "interface", "peer", "bridge", "out"
-"""Stations, where packets are seen, from the guest to where the host sends them on."""
+"""Keys of stations, which are the places where packets are seen, from the guest outwards."""
 
 Json = dict[str, Any]
 
 
 @dataclass
 class Wish:
-    """What was asked: to `target` (an address or a name, empty for the default gateway), at a
-    `port` (0 for none), by TCP or UDP. With `towards` from the host, or its address `source`, to
-    the guest, or to a port that the host publishes."""
+    """The question: does a packet arrive at `target` (an address or a name, empty for the default
+    gateway), at `port` (0 for none), by TCP or UDP? With `towards` the packet goes from the host,
+    or from its address `source`, to the guest or to a port that the host publishes."""
 
     target: str = ""
     port: int = 0
@@ -30,7 +30,7 @@ class Wish:
 
 @dataclass
 class Station:
-    """An interface on the way: `place` empty for the host's namespace, else the path of one."""
+    """An interface on the way. `place` is the path of its namespace, empty for the host's."""
 
     key: str
     name: str
@@ -41,8 +41,8 @@ class Station:
 
 @dataclass
 class Drop:
-    """A packet that a rule dropped, or the policy of a chain (`handle` 0): `text` is the rule,
-    `where` the hook, `is_legacy` of iptables-legacy; `guest` for rules of the guest."""
+    """A rule that dropped a packet, or the policy of a chain (`handle` 0). `text` is the rule,
+    `where` the hook. `is_legacy` is true for iptables-legacy, `guest` for rules of the guest."""
 
     family: str
     table: str
@@ -63,9 +63,8 @@ class Case:
     sends, `back` that for the answer. `seen` are the sightings at each station, `of_ports` those at
     other ports of the bridge, `astray` those at other interfaces of the host where rp_filter is
     strict. `learned_before` has (MAC, port) of the bridge's forwarding table before the probes.
-    `by_host` is whether the host itself has an answer from the target, None where that was not
-    tried. `reasons` are those for which the host's kernel dropped packets meanwhile, of
-    whomever."""
+    `by_host` says whether the host itself has an answer from the target, None if it did not try.
+    `reasons` counts why the host's kernel dropped packets meanwhile, of any sender."""
 
     sandbox: str
     wish: Wish
@@ -115,8 +114,8 @@ class Case:
 
 @dataclass
 class Verdict:
-    """Where it ends (`hop`), why, and what to do: `remedy` are commands of a shell on the host,
-    `advice` what no command can do; `evidence` what was seen."""
+    """Where the packet ends (`hop`), why, and what to do. `remedy` has shell commands for the host,
+    `advice` says what no command can do, `evidence` what was seen."""
 
     hop: str
     why: str
@@ -127,8 +126,8 @@ class Verdict:
 
 @dataclass
 class Explanation:
-    """The answer. `way` names the stations, `notes` are what a person may want to know though the
-    packet arrives; `seconds` how long it took."""
+    """The answer. `way` names the stations. `notes` says what is useful to know although the packet
+    arrives. `seconds` is how long the probes took."""
 
     sandbox: str
     question: str

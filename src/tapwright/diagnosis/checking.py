@@ -1,7 +1,7 @@
-"""What is wrong with a picture: pure, from the picture alone.
+"""Says what is wrong with a picture, from the picture alone. Pure.
 
-A complaint is about what keeps packets from arriving, or may: what a healthy sandbox has too
-(a few dropped packets, a guest with an address more) is none.
+A complaint names something that keeps packets from arriving, or that may do so. What a healthy
+sandbox may have too (a few dropped packets, an extra address in the guest) is no complaint.
 """
 
 import ipaddress
@@ -14,14 +14,14 @@ from tapwright.diagnosis.way import ERROR, WARNING, Complaint, Edge, Picture, Po
 from tapwright.state.record import RUNNING
 
 LEAST_DROPS, LEAST_SHARE = 20, 0.01
-"""As few dropped packets, or as small a share of all, are no complaint."""
+"""Fewer dropped packets than this, or a smaller share of all packets, are no complaint."""
 
 _LAYERS = (way.GUEST_NIC, way.TAP, way.INTERFACE, way.PEER, way.BRIDGE, way.OVS, way.PARENT)
 _SAME_MAC = ("tcfilter", "tap", "existing_macvtap")
 
 
 def check(picture: Picture) -> Picture:
-    """The same picture, with its complaints."""
+    """Add the complaints to a picture, and return it."""
     picture.complaints = [*_of_sandbox(picture)]
     for each in picture.ways:
         for severity, at, what, remedy in _of_way(each):
@@ -30,8 +30,8 @@ def check(picture: Picture) -> Picture:
 
 
 def check_all(pictures: list[Picture]) -> None:
-    """Complain of what several sandboxes of a host have that one alone may have: MAC addresses and
-    addresses in one bridge. Each is in the complaints of those that have it."""
+    """Add a complaint where several sandboxes of a host have the same MAC address or IP address in
+    one bridge. Each of these sandboxes gets the complaint."""
     seen: dict[tuple[str, str], list[tuple[Picture, Way]]] = {}
     for picture in pictures:
         for each in picture.ways:
@@ -73,7 +73,7 @@ def _of_sandbox(picture: Picture) -> Iterator[Complaint]:
         yield Complaint(f"the sandbox is {picture.status}{reason}")
         return
     if picture.guest_failure and picture.guest_failure == picture.qemu_failure:
-        # One of another version, for instance: packets go their way all the same.
+        # A supervisor of another version may not know the request; packets still arrive.
         yield Complaint(f"guest and QEMU can't be asked: {picture.guest_failure}", WARNING)
     elif picture.guest_failure:
         yield Complaint(
@@ -99,7 +99,8 @@ def _of_way(each: Way) -> Iterator[_Found]:
 
 
 def _states(each: Way) -> Iterator[_Found]:
-    """What is down, or missing. What has no carrier for that is none the worse for it."""
+    """Complain of points that are down or missing. A missing carrier that follows from one of
+    these gets no complaint of its own."""
     is_cut = any(point.state in (way.DOWN, way.MISSING) for point in each.points)
     for number, point in enumerate(each.points):
         name = _called(point)
@@ -133,7 +134,7 @@ def _called(point: Point) -> str:
 
 
 def _ip(point: Point) -> str:
-    """The command that changes it, as far as a person on the host can."""
+    """Return the `ip` command that works in the place of the point."""
     if point.place == way.ON_HOST:
         return "ip"
     if point.place == way.IN_GUEST:
@@ -162,12 +163,12 @@ def _drops(number: int, point: Point, each: Way) -> Iterator[_Found]:
 
 
 def matters(dropped: int, packets: int) -> bool:
-    """Whether so many packets that were dropped, beside those that were not, are worth a word."""
+    """Whether the number of dropped packets is worth a complaint, beside `packets` that arrived."""
     return dropped >= LEAST_DROPS and dropped >= LEAST_SHARE * (packets + dropped)
 
 
 def _mtus(each: Way) -> Iterator[_Found]:
-    """A frame that is larger than what a device takes is dropped there without a word."""
+    """Complain of MTUs that differ: a device silently drops a frame that is larger than its MTU."""
     chain = [
         (number, point)
         for number, point in enumerate(each.points)
@@ -187,12 +188,13 @@ def _mtus(each: Way) -> Iterator[_Found]:
 
 
 def _is_allowed(one: Point, other: Point) -> bool:
-    """What is on another interface may be smaller; a TAP takes no more than it can."""
+    """Whether two neighbouring MTUs may differ. An interface on a parent may have a smaller one. A
+    TAP's largest MTU is 65521, so its neighbour may have a larger one."""
     if other.kind == way.PARENT:
         return one.mtu <= other.mtu
     if way.TAP in (one.kind, other.kind):
         return max(one.mtu, other.mtu) > 65521 and min(one.mtu, other.mtu) == 65521
-    # What a bridge forwards is of its ports' sizes; its own MTU is for what the host sends.
+    # A bridge forwards frames of its ports' sizes; its own MTU limits what the host sends.
     return other.kind in (way.BRIDGE, way.OVS) and one.mtu < other.mtu
 
 
@@ -269,7 +271,7 @@ def _routes(each: Way) -> Iterator[_Found]:
         via = f" via {route.gateway}" if route.gateway else ""
         yield (
             *(ERROR, 0),
-            f"the guest has not the route to {route.destination}{via}, which the namespace has",
+            f"the guest lacks the route to {route.destination}{via}, which the namespace has",
             f"{_ip(guest)} route add {route.destination}{via} dev {guest.name}",
         )
 
@@ -293,7 +295,7 @@ def _filters(each: Way) -> Iterator[_Found]:
 
 
 def _bridge(each: Way) -> Iterator[_Found]:
-    """What the CNI result says that there is, and is not on the way."""
+    """Complain of interfaces that the CNI result names and that are not on the way."""
     on_the_way = {point.name for point in each.points}
     for name, kind in each.promised.items():
         number = next((n for n, p in enumerate(each.points) if p.kind == way.PEER), -1)

@@ -1,7 +1,7 @@
-"""Finds the way of each NIC of a sandbox: in its record and journal, in the kernel's tables of its
-namespace and of the host, in what CNI remembers, and by asking guest and QEMU.
+"""Finds the way of each NIC of a sandbox. The sources are the record and the journal, the kernel's
+tables in the sandbox's namespace and on the host, CNI's cache, and answers of guest and QEMU.
 
-Nothing is changed, and nothing is waited for but the supervisor's answer (a few seconds).
+This module changes nothing, and waits for the supervisor's answer alone (a few seconds).
 """
 
 import contextlib
@@ -32,11 +32,12 @@ _DEFAULT = ("0.0.0.0/0", "::/0")
 def picture(
     sandbox: Sandbox, host: View | None = None, guest_seconds: float | None = None
 ) -> Picture:
-    """The picture of a sandbox, without complaints (`checking.check`). What can't be looked at is
-    in it, in words. `host` is the host's namespace where it was looked at already; the guest has
-    `guest_seconds` for its answer, where these are fewer than the supervisor gives it.
+    """Return the picture of a sandbox, without complaints (`checking.check` adds them). The picture
+    says in words what could not be read. `host` is a view of the host's namespace, if the caller
+    has one already. The guest has `guest_seconds` for its answer, if these are fewer than the
+    supervisor's own limit.
 
-    Raises OSError when not even that can be looked at.
+    Raises OSError when the host's namespace can't be read.
     """
     found = Picture(sandbox.id, sandbox.status, time.time(), problem=sandbox.problem)
     record = sandbox.record
@@ -66,12 +67,12 @@ def picture(
 
 
 def pictures(sandboxes: Sequence[Sandbox]) -> list[Picture]:
-    """Those of several sandboxes, in their order. They are asked side by side, so that one which
-    does not answer costs no other one's time. Raises as `picture` does."""
+    """Return the pictures of several sandboxes, in their order. All are asked at the same time, so
+    a sandbox that does not answer delays no other. Raises as `picture` does."""
     from concurrent.futures import ThreadPoolExecutor
 
     def of(sandbox: Sandbox) -> Picture:
-        # Each thread has its own view: a socket of netlink is no two threads' at once.
+        # Each thread has its own view, because two threads can't share a netlink socket.
         with view("") as host:
             return picture(sandbox, host)
 
@@ -87,13 +88,14 @@ def _ask(sandbox: Sandbox, found: Picture, guest_seconds: float | None = None) -
         return
     found.guest, found.guest_failure = said["guest"], said["guest_failure"]
     if not _is_bounded(found.guest):
-        found.guest, found.guest_failure = {}, "the agent's answer is none: a number is too large"
+        found.guest = {}
+        found.guest_failure = "the agent's answer is invalid: a number is too large"
     found.qemu, found.qemu_failure = said["qemu"], said["qemu_failure"]
 
 
 def _is_bounded(said: dict[str, Any]) -> bool:
-    """Whether the guest's numbers are as large as the kernel's can be: what counts with them, and
-    divides, takes no others."""
+    """Whether the guest's numbers fit into the kernel's types; the code that calculates with them
+    needs that."""
     numbers = [one["mtu"] for one in said.get("interfaces", [])]
     numbers += [n for one in said.get("interfaces", []) for n in one["counters"].values()]
     numbers += [one[key] for one in said.get("routes", []) for key in ("metric", "table")]
@@ -151,7 +153,7 @@ class _Collecting:
 
     @property
     def _is_inside(self) -> bool:
-        """Whether it is joined in the sandbox's namespace, where most are."""
+        """Whether the NIC is joined in the sandbox's namespace, as most NICs are."""
         return bool(self._entry.get("netns", self._picture.netns) == self._picture.netns)
 
     def _guest(self) -> None:
@@ -168,7 +170,7 @@ class _Collecting:
             return
         self._counted = Counters(**{key: said["counters"][key] for key in Counters._fields})
         state = way.DOWN if not said["up"] else way.UP if said["carrier"] else way.NO_CARRIER
-        # A name may end in a command that a person is to type.
+        # A remedy may contain the name, and a person runs the remedy as root.
         name = said["name"] if _PLAIN_NAME.fullmatch(said["name"]) else self._nic.name
         point = Point(
             *(way.GUEST_NIC, name, way.IN_GUEST, state, said["mac"], said["mtu"]),
@@ -189,8 +191,8 @@ class _Collecting:
         self._way.points.append(point)
 
     def _gateways(self) -> list[str]:
-        """Those of the guest's default routes on this NIC, or of the namespace's where the guest
-        is not known."""
+        """Return the gateways of the guest's default routes on this NIC, or of the namespace's if
+        the guest did not answer."""
         routes = self._way.routes
         if routes is None:
             routes = self._way.wanted_routes or []
@@ -222,7 +224,7 @@ class _Collecting:
         self._add(Point(way.SOCKET, path, way.ON_HOST), Edge("vhost-user"))
 
     def _joined(self, place: View) -> None:
-        """The TAP, and how it goes on from there."""
+        """Add the TAP, and the points beyond it."""
         device = place.interfaces.get(int(self._entry.get("index", 0)))
         if device is None:
             device = place.named(self._nic.device)
@@ -266,7 +268,7 @@ class _Collecting:
         self._add(point, edge)
 
     def _filters(self, tap: Seen | None, device: Seen, place: View, label: str) -> None:
-        """What is redirected between TAP and interface, each way."""
+        """Add the tc filters that redirect packets between TAP and interface, each way."""
         found = [
             Filter(
                 one.what,
@@ -295,7 +297,7 @@ class _Collecting:
         self._add(point_of(way.INTERFACE, device, place, label, made_by), edge)
 
     def _wants(self, device: Seen, place: View) -> None:
-        """What the guest is to have of an interface that it follows."""
+        """Note the routes that the guest should have from the interface that it follows."""
         self._way.wanted_routes = [
             Route(route.destination, route.gateway or "", route.metric, route.table)
             for route in place.routes
@@ -308,7 +310,7 @@ class _Collecting:
 
 
 def _through(filters: list[Filter], source: str, target: str) -> Count | None:
-    """All that is redirected from one device to the other, None where nothing is."""
+    """Count what filters redirect from one device to the other; None if no filter does."""
     found = [
         one.count
         for one in filters

@@ -1,5 +1,6 @@
-"""Pictures as an SVG drawing: a column for each NIC, from the guest at the top to the wire at the
-bottom. What several NICs share (a bridge, the host's NIC) is one box below all of them. Pure."""
+"""Draws pictures as SVG: a column for each NIC, from the guest at the top to the wire at the
+bottom. A point that several NICs share (a bridge, the host's NIC) is one box below all of them.
+Pure."""
 
 import html
 import textwrap
@@ -44,7 +45,7 @@ _Key = tuple[str, ...]
 
 @dataclass
 class _Box:
-    """A point in the drawing: in which columns and row it is, and its lines."""
+    """A point in the drawing: its columns, its row and its lines."""
 
     row: int
     first: int
@@ -68,7 +69,7 @@ class _Column:
 
 
 def svg(pictures: Sequence[Picture], with_heads: bool = True) -> str:
-    """A whole SVG file; without heads where those are told beside it."""
+    """Return a whole SVG file; without headings if the page shows them beside the drawing."""
     return _Drawing(pictures, with_heads).text()
 
 
@@ -130,7 +131,7 @@ class _Drawing:
         self._text(self._x(number), top - 8, text, "head")
 
     def _find_boxes(self) -> None:
-        """Neighbouring columns that have the same point in the same row have one box of it."""
+        """Make the boxes. Neighbouring columns share a box of the same point in the same row."""
         for number, column in enumerate(self._columns):
             before = self._columns[number - 1].boxes if number else []
             for at, (row, point) in enumerate(zip(column.rows, column.way.points, strict=True)):
@@ -157,7 +158,7 @@ class _Drawing:
                 column.boxes.append(same)
 
     def _place_boxes(self, top: float) -> int:
-        """Give the boxes places; return the height of all."""
+        """Place the boxes; return the height of the drawing."""
         below = _edge_room(self._columns)
         y = top
         for row in sorted({box.row for box in self._boxes}):
@@ -210,17 +211,18 @@ class _Drawing:
 
 
 def _place_of(column: _Column) -> tuple[list[_Key], str]:
-    """Those that share something are beside each other: sorted from the wire inwards."""
+    """Return the key that puts columns beside each other which share points, compared from the
+    wire inwards."""
     keys = [_key(column.way, at) for at in range(len(column.way.points))]
     return [key for key in reversed(keys) if key], column.picture.id
 
 
 def _key(each: Way, at: int) -> _Key:
-    """What is the same point on two ways; empty for what no two share."""
+    """Return what identifies a point that two ways can share; empty for a point that none share."""
     point = each.points[at]
     if point.kind not in _SHARED:
         return ()
-    # A gateway's address may be another's in another network.
+    # Gateways of two networks may have the same address.
     of = each.points[at - 1].name if point.kind == way.GATEWAY else ""
     return point.kind, point.place, point.name, of
 
@@ -230,7 +232,7 @@ def _at(box: _Box) -> int:
 
 
 def _rows(points: Sequence[Point]) -> list[int]:
-    """The rows of a way's points, from the top."""
+    """Return the rows of a way's points, from the top."""
     found: list[int] = []
     for point in points:
         row = _ORDER.index(_SAME_ROW.get(point.kind, point.kind)) * _STEP

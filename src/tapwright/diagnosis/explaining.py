@@ -1,8 +1,9 @@
-"""`explain`: sends a packet, looks where it goes, and says where it ends and why.
+"""`explain`: sends a packet, watches where it goes, and says where it ends and why.
 
-The order: what the host has, while the guest's program starts; then the probes, with a look at each
-interface on the way and a trace of the host's rules; then the verdict (`judging`). Each part has
-its time. Nothing is changed: the trace's table belongs to this process, and goes with it.
+The host is read first, while the guest's program starts. Then the probes are sent, with a watch at
+each interface on the way and a trace of the host's rules. Then `judging` gives the verdict. Each
+part has a time limit. This module changes nothing: the trace's table belongs to this process, and
+the kernel removes the table when the process ends.
 """
 
 import contextlib
@@ -48,7 +49,7 @@ _Watched = tuple[dict[str, list[sightings.Sighting]], str, sightings.Watch]
 
 
 def explain(sandbox: Sandbox, wish: Wish) -> Explanation:
-    """Raises UsageError for what can't be asked, OSError where the host can't be looked at."""
+    """Raises UsageError for a question that makes no sense, OSError if the host can't be read."""
     begun = time.monotonic()
     _check(wish)
     case = Case(sandbox.id, wish, sandbox.status, sandbox.problem)
@@ -88,7 +89,7 @@ def _address(text: str) -> None:
 
 
 def _address_of(wish: Wish) -> str:
-    """The target as the kernel's tables are shown, where it is an address; else empty."""
+    """Return the target in the kernel's spelling, if it is an address; else an empty string."""
     try:
         return vetting.address(wish.target)
     except ValueError:
@@ -110,8 +111,8 @@ def _notes(case: Case) -> list[str]:
     large = case.probes.get("large")
     if large and large["mtu"]:
         return [
-            f"the path takes packets of {large['mtu']} bytes, the guest's NIC {large['size']}; who "
-            "sends learns that by ICMP"
+            f"the path takes packets of {large['mtu']} bytes, the guest's NIC {large['size']}; "
+            "senders learn that by ICMP"
         ]
     return []
 
@@ -202,12 +203,13 @@ def _towards(sandbox: Sandbox, case: Case, host: View, token: bytes) -> None:
 
 
 def _sent(case: Case, token: bytes) -> dict[str, Json]:
-    """The host's probes. Raises UsageError for an address that is not the host's."""
+    """Send the host's probes, and return the results by name. Raises UsageError for an address that
+    is not the host's."""
     wish = case.wish
     if wish.source and wish.source not in case.host.addresses:
         raise UsageError(
             f"nothing can be sent from {wish.source}, which is no address of this host; without "
-            "--from the host takes the one that it has there"
+            "--from, the host uses its own address on that network"
         )
     large = case.way.points[0].mtu if case.way.points else 0
     found = sending.run(
@@ -241,7 +243,8 @@ def _read(sandbox: Sandbox, case: Case, host: View) -> list[Way]:
 
 
 def _choose_way(case: Case, found: list[Way]) -> None:
-    """The way of the NIC by which the guest sends it; without a route that of the first one."""
+    """Choose the way of the NIC by which the guest sends the packet. Without a route, it is the way
+    of the first NIC."""
     if not found:
         return
     case.way = found[0]
@@ -304,7 +307,8 @@ def _read_for_target(case: Case, host: View) -> None:
 
 
 def _watched(stack: contextlib.ExitStack, case: Case, host: View, token: bytes) -> list[_Watched]:
-    """Each interface's watch, by where its sightings belong and under which name."""
+    """Start a watch at each interface. Each entry says which table of the case the sightings go to,
+    and under which key."""
     found: list[_Watched] = []
     stack.callback(_close, found)
     watched = set()
@@ -325,7 +329,7 @@ def _watched(stack: contextlib.ExitStack, case: Case, host: View, token: bytes) 
 
 
 def _close(watches: list[_Watched]) -> None:
-    """Side by side: the kernel lets each wait until nobody is about to use it."""
+    """Close all watches at the same time: the kernel lets each one wait for an RCU grace period."""
     threads = [threading.Thread(target=watch.close) for _, _, watch in watches]
     for thread in threads:
         thread.start()
@@ -334,7 +338,8 @@ def _close(watches: list[_Watched]) -> None:
 
 
 def _drops_what_strays(case: Case, host: View, index: int) -> bool:
-    """Whether an interface of the host drops what its own routes would not have sent there."""
+    """Whether an interface of the host drops packets from sources to which the host has another
+    route (a strict rp_filter)."""
     link = host.interfaces[index].link
     return (
         not (case.is_local or case.wish.towards or link.is_loopback)
@@ -344,8 +349,8 @@ def _drops_what_strays(case: Case, host: View, index: int) -> bool:
 
 
 def _traced(stack: contextlib.ExitStack, case: Case) -> nftrace.Trace | None:
-    """Of what the guest sends there and of what comes from there, and, towards the guest, of what
-    goes to it."""
+    """Start the trace of the host's rules, for packets from and to the guest's address and from and
+    to the target. Returns None if the kernel has no nf_tables."""
     if not case.target or not case.own or not os.path.exists("/proc/net/netfilter"):
         return None
     pairs = [(case.own, ""), ("", case.own)]
@@ -365,8 +370,8 @@ def _reasons(stack: contextlib.ExitStack, case: Case) -> DropReasons | None:
 
 
 def may_host_ask(case: Case) -> bool:
-    """Whether the target is the user's own word, or a gateway of the routes that the guest's
-    namespace has."""
+    """Whether the host itself may send to the target: the user named it, or the guest's namespace
+    has it as a gateway."""
     if case.wish.target:
         return bool(_address_of(case.wish)) and case.target == _address_of(case.wish)
     gateways = {route.gateway for route in case.way.wanted_routes or []}
@@ -375,10 +380,10 @@ def may_host_ask(case: Case) -> bool:
 
 
 class _HostProbe:
-    """Whether the host itself gets an answer from there, found out beside the guest's probes.
+    """Finds out, in a thread beside the guest's probes, whether the host itself gets an answer.
 
-    The host asks from an address of its own, and may be let in where the guest is not: so it asks
-    nobody whom the guest alone has named."""
+    The host asks from its own address, and a firewall may let the host in where it keeps the guest
+    out. So the host never asks a target that the guest alone has named."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -439,7 +444,7 @@ def _read_after(sandbox: Sandbox, case: Case) -> None:
 
 
 def _forwarding_tables(case: Case) -> None:
-    """Those of the bridges by now: they have learned where the target is."""
+    """Read the forwarding tables of the bridges again: by now they have learned the target."""
     if case.station(BRIDGE):
         with contextlib.suppress(OSError), view("") as host:
             case.host.bridges = facts.of_host(host, case.version, []).bridges

@@ -1,7 +1,7 @@
 """What `explain` reads of the host beyond a picture: routes, settings, packet rules, connections,
-ports of bridges and of Open vSwitch, and how the sandbox's processes are.
+ports of bridges and of Open vSwitch, and the state of the sandbox's processes.
 
-All of it is plain data, and nothing is changed. What can't be read is left empty.
+All of it is plain data. This module changes nothing. A fact that can't be read stays empty.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _IFINFO, _NDMSG = struct.Struct("=BxHiII"), struct.Struct("=BxxxiHBB")
 
 @dataclass
 class Port:
-    """A port of a bridge: `state` 3 for forwarding; `pvid` 0 for none."""
+    """A port of a bridge. `state` is 3 for forwarding; `pvid` is 0 if the port has none."""
 
     name: str
     index: int
@@ -47,8 +47,9 @@ class Port:
 
 @dataclass
 class Bridge:
-    """`learned` has (MAC, port, whether somebody entered it) of its forwarding table; `own_pvid`
-    and `own_vlans` are what the bridge's own interface is in; `forward_delay` in seconds."""
+    """`learned` has (MAC, port, is_static) of each entry of the forwarding table; a person or a
+    program entered the static ones. `own_pvid` and `own_vlans` are the VLANs of the bridge's own
+    interface. `forward_delay` is in seconds."""
 
     name: str
     index: int
@@ -63,9 +64,10 @@ class Bridge:
 
 @dataclass
 class Host:
-    """`settings` by their path below /proc/sys/net; `routes` of the target's version, `names` of
-    interfaces by index. `nft` is what `nft -j list ruleset` prints; `legacy` what the rules of
-    iptables-legacy (`iptables-legacy-save -c`) have counted, before and after the probes."""
+    """`settings` are by their path below /proc/sys/net, `names` of interfaces by their index;
+    `routes` are of the target's IP version. `nft` is the output of `nft -j list ruleset`.
+    `legacy_before` and `legacy_after` are the rules of iptables-legacy with their counters
+    (`iptables-legacy-save -c`), before and after the probes."""
 
     names: dict[int, str] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
@@ -93,7 +95,7 @@ class Process:
 
 
 def processes(supervisor: int | None) -> list[Process]:
-    """The supervisor and QEMU, as the kernel has them."""
+    """Return the supervisor and QEMU with their states in the kernel."""
     if not supervisor:
         return []
     found = [Process("the supervisor", supervisor, _state_of(supervisor))]
@@ -113,8 +115,8 @@ def _state_of(pid: int) -> str:
 
 
 def of_host(view: View, version: int, devices: list[str]) -> Host:
-    """Read the namespace of the caller, which `view` has. `devices` are those whose settings are
-    wanted."""
+    """Read the caller's namespace, which `view` shows. `devices` names the interfaces whose
+    settings are read."""
     found = Host({index: seen.link.name for index, seen in view.interfaces.items()})
     for index in view.interfaces:
         for address in view.addresses(index):
@@ -142,7 +144,7 @@ def of_host(view: View, version: int, devices: list[str]) -> Host:
 
 
 def listening() -> list[tuple[str, str, int]]:
-    """(protocol, address, port) of each socket of the caller's namespace that waits to be asked."""
+    """Return (protocol, address, port) of each socket that listens in the caller's namespace."""
     found = []
     for name, state in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
         with contextlib.suppress(OSError):
@@ -155,8 +157,8 @@ def listening() -> list[tuple[str, str, int]]:
 
 
 def readable(address: str) -> str:
-    """An address as /proc/net/tcp has it: 32 bits at a time, in the host's byte order. Raises
-    ValueError."""
+    """Convert an address of /proc/net/tcp, which is 32 bits at a time in the host's byte order.
+    Raises ValueError."""
     words = [bytes.fromhex(address[n : n + 8])[::-1] for n in range(0, len(address), 8)]
     packed = b"".join(words)
     if len(packed) not in (4, 16):
@@ -165,20 +167,20 @@ def readable(address: str) -> str:
 
 
 def path(target: str, source: str = "", inside: int = 0) -> lookup.Path:
-    """The route of the caller's namespace for a packet. Raises OSError."""
+    """Return the route that a packet takes in the caller's namespace. Raises OSError."""
     with Netlink() as nl:
         return lookup.path(nl, target, source, inside)
 
 
 def routes_at(place: str, version: int) -> list[Entry]:
-    """Those of the namespace at a path."""
+    """Return the routes of the namespace at a path; none if it can't be read."""
     with contextlib.suppress(OSError), netns.entered(place), Netlink() as nl:
         return lookup.routes(nl, version)
     return []
 
 
 def rules() -> list[dict[str, Any]]:
-    """All of nf_tables, as `nft -j` has it; none where there is no nft."""
+    """Return all of nf_tables in the JSON of `nft -j`; nothing if nft is not installed."""
     try:
         return list(json.loads(_output("nft", "-j", "-a", "list", "ruleset"))["nftables"])
     except (ValueError, KeyError, TypeError):
@@ -186,8 +188,8 @@ def rules() -> list[dict[str, Any]]:
 
 
 def legacy(version: int) -> str:
-    """The rules of iptables-legacy with what they have counted; empty where there are none, so that
-    the kernel does not load what nobody uses."""
+    """Return the rules of iptables-legacy with their counters. It is empty if no table is loaded:
+    asking would load the kernel's modules."""
     names = Path("/proc/net/ip_tables_names" if version == 4 else "/proc/net/ip6_tables_names")
     with contextlib.suppress(OSError):
         if names.read_text().split():
@@ -196,8 +198,9 @@ def legacy(version: int) -> str:
 
 
 def open_vswitch(port: str, flow: str) -> dict[str, Any]:
-    """What Open vSwitch says of a port: its `bridge`, `tag`, and what it would do with a packet
-    (`trace`, ovs-appctl(8) ofproto/trace) of that flow from there; the `tags` of other ports."""
+    """Return what Open vSwitch says of a port: its `bridge`, the VLAN `tags` of all ports of that
+    bridge, and what would happen to a packet of this flow from the port (`trace`, from
+    ovs-appctl(8) ofproto/trace)."""
     found: dict[str, Any] = {}
     if not shutil.which("ovs-vsctl"):
         return found
@@ -222,7 +225,8 @@ def open_vswitch(port: str, flow: str) -> dict[str, Any]:
 
 
 def ovs_control() -> str:
-    """The control socket of ovs-vswitchd where its directory is another than the usual one."""
+    """Return the control socket of ovs-vswitchd, if OVS_RUNDIR names another directory than the
+    default; else an empty string."""
     directory = os.environ.get("OVS_RUNDIR", "")
     for path in Path(directory).glob("*vswitchd*.ctl") if directory else ():
         return str(path)
@@ -266,7 +270,7 @@ def _bridges(nl: Netlink, view: View) -> Iterator[Bridge]:
 
 
 def _vlans(nl: Netlink) -> Iterator[tuple[int, tuple[int, tuple[int, ...]]]]:
-    """(index, (PVID, VLANs)) of each port and bridge."""
+    """Yield (index, (PVID, VLANs)) of each port and bridge."""
     request = _IFINFO.pack(_AF_BRIDGE, 0, 0, 0, 0) + attribute(_EXT_MASK, _WITH_VLANS)
     for body in nl.dump("list VLANs", _RTM_GETLINK, request):
         _, _, index, _, _ = _IFINFO.unpack_from(body)

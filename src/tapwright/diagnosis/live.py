@@ -1,8 +1,8 @@
-"""A page that refreshes itself: a server on the loopback interface, as long as the command runs.
+"""Serves a page that refreshes itself, on the loopback interface, as long as the command runs.
 
-Only root may see the page. So its path can't be guessed: other users of the machine can't find it
-without the address. And the header Host must be the server's: a page of another site that a browser
-has open can connect to the loopback interface, but under a name of its own.
+Only root may see the page. So its path can't be guessed: other users of the machine can't find the
+page without the address. The header Host must be the server's own: a page of another site in the
+user's browser can connect to the loopback interface, but only under that site's name.
 """
 
 import functools
@@ -22,8 +22,8 @@ from tapwright.metrics.serving import BoundedServer
 
 ADDRESS = "127.0.0.1"
 SECONDS = 10.0
-"""That a client has for a request."""
-_AT_LEAST = 1.0  # seconds from one look to the next, however many look
+"""The time that a client has for a request."""
+_AT_LEAST = 1.0  # seconds from one look to the next, for any number of clients
 
 Look = Callable[[], Sequence[Picture]]
 
@@ -46,7 +46,7 @@ class Live:
         return f"http://{self.host}/{self._token}/"
 
     def serve(self) -> None:
-        """Until `close`, or an interruption."""
+        """Serve until `close`, or an interruption."""
         self._server.serve_forever(poll_interval=0.2)
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class Live:
         self._server.server_close()
 
     def answer(self, path: str) -> str | None:
-        """What there is at a path, None for nothing."""
+        """Return the content of a path; None if there is none."""
         token, _, rest = path.lstrip("/").partition("/")
         if not hmac.compare_digest(token.encode(), self._token.encode()):
             return None
@@ -114,4 +114,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  # its name there
-        """Nobody reads it."""
+        """Log nothing: nobody would read it."""

@@ -1,4 +1,4 @@
-"""Which CNI plugins made what of a sandbox, by what CNI remembers (`cni.cache`)."""
+"""Says which CNI plugin made which interface of a sandbox, from CNI's cache (`cni.cache`)."""
 
 import json
 import os
@@ -12,9 +12,10 @@ from tapwright.state.record import Record
 
 @dataclass
 class Made:
-    """One attachment: the types of its network's plugins in their order, that of its IPAM plugin;
-    `interfaces` are the names of those of the host that the result has, `gateways` its; `dns` is
-    its name servers and search domains. `published` are (port of the host, port of the guest)."""
+    """One attachment. `plugins` are the types of the network's plugins in their order, `ipam` is
+    the type of the IPAM plugin. `interfaces` are the names of the host's interfaces in the result,
+    `gateways` the result's gateways, `dns` its name servers and search domains. `published` has
+    (port of the host, port of the guest)."""
 
     network: str
     ifname: str
@@ -28,13 +29,14 @@ class Made:
 
     @property
     def maker(self) -> str:
-        """The plugin that makes interfaces: the first of a chain; those after it change them."""
+        """The plugin that makes the interface. It is the first of the chain; later ones change the
+        interface."""
         return self.plugins[0] if self.plugins else ""
 
 
 def attachments(record: Record) -> tuple[list[Made], list[str]]:
-    """Those of a sandbox: its own, and those that a platform made for its namespace; and what of
-    CNI's cache can't be read, in words."""
+    """Return the attachments of a sandbox (its own, and those that a platform made for its
+    namespace), and the entries of CNI's cache that can't be read, in words."""
     found: list[Made] = []
     problems: list[str] = []
     directories = dict.fromkeys(
@@ -42,7 +44,7 @@ def attachments(record: Record) -> tuple[list[Made], list[str]]:
     )
     for directory in directories:
         try:
-            entries, _ = cache.entries(directory)  # those of others may be torn
+            entries, _ = cache.entries(directory)  # entries of other programs may be torn
         except cni.CniError as error:
             problems.append(str(error))
             continue

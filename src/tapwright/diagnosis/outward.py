@@ -1,4 +1,5 @@
-"""From an interface of a namespace on to the wire: peer, bridge, parent, gateway, host's NIC."""
+"""Follows a way from an interface of a namespace to the wire: peer, bridge, parent, gateway, and
+the host's NIC."""
 
 import shutil
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tapwright.linux import netlink
 from tapwright.linux.counted import Counters, Seen
 
 ON_ANOTHER = ("macvlan", "macvtap", "ipvlan", "ipvtap", "vlan")
-"""The kinds of interfaces that are on another one."""
+"""The kinds of interfaces that have a parent interface."""
 _BRIDGE_PORT_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
 # include/uapi/linux/if_link.h: IFLA_BRPORT_STATE, _MODE (hairpin), _ISOLATED.
 _PORT_STATE, _PORT_HAIRPIN, _PORT_ISOLATED = 1, 4, 33
@@ -23,7 +24,7 @@ _MOST_POINTS = 16
 
 
 def count(counters: Counters, sent: bool) -> Count:
-    """What an interface sent, or received."""
+    """Return what an interface sent, or what it received."""
     if sent:
         return Count(
             *(counters.tx_bytes, counters.tx_packets),
@@ -36,7 +37,7 @@ def count(counters: Counters, sent: bool) -> Count:
 
 
 def point_of(kind: str, seen: Seen, view: View, place: str, made_by: str = "") -> Point:
-    """An interface as a point."""
+    """Return an interface as a point."""
     link = seen.link
     state = way.DOWN if not link.is_up else way.UP if seen.has_carrier else way.NO_CARRIER
     return Point(
@@ -56,9 +57,8 @@ def point_of(kind: str, seen: Seen, view: View, place: str, made_by: str = "") -
 
 @dataclass
 class Outward:
-    """Continues the way of a NIC from an interface that is its last point. `inside` is the
-    namespace of the sandbox, `host` that of the host; `gateways` those of the guest's default
-    routes."""
+    """Continues the way of a NIC from the interface that is its last point. `inside` is the
+    sandbox's namespace, `host` the host's; `gateways` are those of the guest's default routes."""
 
     way: Way
     inside: View
@@ -107,14 +107,14 @@ class Outward:
         return made.maker if made and named else ""
 
     def _other(self, seen: Seen, view: View) -> tuple[Seen, View] | None:
-        """The interface that it is connected with or on, None where that is in a namespace which
-        is neither of ours."""
+        """Return the peer or the parent of an interface; None if it is in a namespace that is
+        neither the sandbox's nor the host's."""
         places = [view] if seen.peer_netns is None else [self.host, self.inside]
         for place in places:
             other = place.interfaces.get(seen.peer)
             if other is None or (seen.peer_netns is not None and place is view):
                 continue
-            # The numbers of namespaces are each one's own, so the other end has to agree.
+            # Each namespace has its own numbers for others, so the other end must agree.
             if seen.link.kind == "veth" and other.peer != seen.link.index:
                 continue
             return other, place
@@ -135,14 +135,14 @@ class Outward:
         self._beyond(bridge, view)
 
     def _is_in_ovs(self, seen: Seen, view: View) -> bool:
-        """Whether it is a port of Open vSwitch, which is added then."""
+        """Whether an interface is a port of Open vSwitch; if so, add the bridge."""
         if view is not self.host or not shutil.which("ovs-vsctl"):
             return False
         try:
             name = host_tap.ovs_bridge_of(seen.link.name, _OVS_SECONDS)
             tag = host_tap.ovs_tag_of(seen.link.name, _OVS_SECONDS) if name else ""
         except NetworkError:
-            return False  # there is none that answers, for which most hosts have no use
+            return False  # no Open vSwitch answers; most hosts run none
         if not name:
             return False
         if tag:
@@ -157,7 +157,7 @@ class Outward:
         return True
 
     def _beyond(self, last: Seen, view: View) -> None:
-        """The gateway, where the guest has one on this NIC, and the NIC of the host."""
+        """Add the gateway, if the guest has one on this NIC, and the host's NIC."""
         hardware = [
             seen
             for seen in view.interfaces.values()
@@ -195,7 +195,7 @@ class Outward:
         )
 
     def _uplink(self) -> None:
-        """The NICs by which the host's own default routes lead."""
+        """Add the NIC of the host's own default route."""
         devices = dict.fromkeys(route.device for route in self.host.default_routes())
         for index in list(devices)[:1]:
             if seen := self.host.interfaces.get(index):
@@ -205,12 +205,12 @@ class Outward:
 
 
 def is_hardware(seen: Seen) -> bool:
-    """Whether it is a NIC, as far as the kernel tells: it has no kind."""
+    """Whether an interface is a NIC: the kernel gives it no kind."""
     return not seen.link.kind and not seen.link.is_loopback
 
 
 def _both(counters: Counters, sends_outward: bool) -> tuple[Count, Count]:
-    """(outward, inward) of an interface that sends away from the guest, or towards it."""
+    """Return (outward, inward) of an interface that sends away from the guest, or towards it."""
     return count(counters, sends_outward), count(counters, not sends_outward)
 
 

@@ -1,8 +1,8 @@
-"""Pictures as one page for a browser: it fetches nothing, but from the server that it came from
-where it is `live`. Pure.
+"""Makes one page for a browser of pictures. The page fetches nothing; a `live` one fetches from its
+own server alone. Pure.
 
-What the page shows has words of guests in it. All of them are escaped; besides, the page's policy
-lets no script run but its own.
+The page shows strings of guests. All of them are escaped; in addition, the page's policy lets only
+the page's own script run.
 """
 
 import base64
@@ -20,8 +20,8 @@ _COLUMNS = 100
 
 
 def page(pictures: Sequence[Picture], live: str = "", link: str = "") -> str:
-    """The whole page; with `live` it fetches its `fragment` from that path every two seconds, with
-    `link` it leads to a page that does."""
+    """Return the whole page. With `live`, the page fetches its `fragment` from that path every two
+    seconds. With `link`, the page has a link to a live page."""
     script = _file("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     connect = "'self'" if live else "'none'"
@@ -53,7 +53,7 @@ def page(pictures: Sequence[Picture], live: str = "", link: str = "") -> str:
 
 
 def fragment(pictures: Sequence[Picture]) -> str:
-    """What of the page is another one the next time."""
+    """Return the part of the page that a live page fetches again."""
     when = max((picture.when for picture in pictures), default=0.0)
     stamp = datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     complaints = [

@@ -1,7 +1,7 @@
-"""Probes from the guest, by a program in it (`agent.guest.probing`), and what they brought back.
+"""Runs the probes in the guest, by a program there (`agent.guest.probing`), and checks the answers.
 
-The guest is hostile: what it says is bounded in size and time, and made anew part by part
-(`vetting`), or an AgentError; it may lie all the same.
+The guest is hostile. Its answer is bounded in size and time, and `vetting` builds it anew part by
+part; an invalid answer is an AgentError. A valid answer may still be a lie.
 """
 
 import json
@@ -20,7 +20,7 @@ from tapwright.state.registry import Sandbox
 
 _MOST_BYTES, _MOST, _MOST_SAID = 4 << 20, 4000, 300
 SECONDS = 20.0
-"""Until a line comes, of a guest whose agent answers: it may be slow."""
+"""The longest wait for a line of the answer; a guest may be slow."""
 
 Json = dict[str, Any]
 Shape = dict[str, vetting.Part]
@@ -62,7 +62,7 @@ _KNOWN: Shape = {
     "state": vetting.name,
 }
 _RESOLV: Shape = {
-    # What is no address there is a mistake of the guest's, and not one of the answer.
+    # An invalid address in resolv.conf is the guest's mistake; the answer is still valid.
     "nameservers": vetting.each_that_fits(vetting.address, _MOST),
     "search": vetting.each(vetting.text, _MOST),
     "ndots": _u32,
@@ -154,17 +154,17 @@ _SIGHTING: Shape = {
 
 
 class _Program(Process):
-    """The agent has the program already, and starts it by a request of its own."""
+    """The program is part of the agent; the request `probe` starts it."""
 
     def _opened(self, supervisor: client.Supervisor, **_: Any) -> socket.socket:
         return supervisor.opened("probe")
 
 
 class Guest:
-    """A conversation with the program; a context manager, which ends it."""
+    """A conversation with the program. It is a context manager, which ends the program."""
 
     def __init__(self, sandbox: Sandbox, request: Json) -> None:
-        """Begin. Raises SandboxStateError."""
+        """Start the program. Raises SandboxStateError."""
         self._kept = bytearray()
         self._process = _Program(sandbox, ("explain",))
         self._process.write(json.dumps(request).encode() + b"\n")
@@ -176,13 +176,14 @@ class Guest:
         self._process.close()
 
     def begin(self) -> tuple[Json, Json]:
-        """(facts, what was prepared), when it waits to go on. Raises AgentError,
+        """Return (facts, preparation) once the program waits for `end`. Raises AgentError,
         SandboxStateError."""
         answer = self._line()
         return checked_facts(_object(answer, "facts")), _object(answer, "prepared")
 
     def end(self) -> Json:
-        """Have it go on; the results. Raises AgentError, SandboxStateError."""
+        """Let the program send its probes, and return the results. Raises AgentError,
+        SandboxStateError."""
         self._process.write(b"\n")
         return _object(self._line(), "results")
 
@@ -192,7 +193,7 @@ class Guest:
             try:
                 part = self._process.stdout.read1(timeout=max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                raise AgentError(f"it has not answered within {SECONDS:g} s") from None
+                raise AgentError(f"the guest has not answered within {SECONDS:g} s") from None
             self._kept += part
             if not part:
                 raise AgentError(self._reason())
@@ -203,7 +204,7 @@ class Guest:
         return line
 
     def _reason(self) -> str:
-        """Why the program has ended."""
+        """Say why the program ended."""
         said = self._process.stderr.read_waiting()[-_MOST_SAID:].decode(errors="replace")
         *_, reason = ["no reason given", *filter(None, map(str.strip, said.splitlines()))]
         return f"the guest's part failed: {printable(reason)}"
@@ -220,22 +221,22 @@ def _object(line: bytes, key: str) -> Json:
 
 
 def checked_facts(facts: Json) -> Json:
-    """The same anew, of what is known alone. Raises AgentError."""
+    """Return valid facts, with the known keys alone. Raises AgentError."""
     return dict(_vetted(vetting.entry(_FACTS), facts))
 
 
 def target_of(prepared: Json) -> str:
-    """The address that the guest sends to; empty where it has none. Raises AgentError."""
+    """Return the address that the guest sends to; empty if it found none. Raises AgentError."""
     return str(_vetted(_address_or_none, prepared.get("target", "")))
 
 
 def probes_of(results: Json) -> dict[str, Json]:
-    """The results of probes by their names. Raises AgentError."""
+    """Return the results of the probes by their names. Raises AgentError."""
     return {one["name"]: one for one in _entries(results, "probes", _PROBE)}
 
 
 def asked_of(prepared: Json) -> list[Json]:
-    """The questions to servers that have an address. Raises AgentError."""
+    """Return the questions to name servers, of servers with a valid address. Raises AgentError."""
     found = prepared.get("asked", [])
     if isinstance(found, list):
         found = [one for one in found if isinstance(one, dict) and _is_address(one.get("server"))]
@@ -248,7 +249,7 @@ def neighbours_of(results: Json) -> list[Json]:
 
 
 def steps_of(results: Json) -> list[Step]:
-    """The trace of the guest's packet rules. Raises AgentError."""
+    """Return the trace of the guest's packet rules. Raises AgentError."""
     return [Step(**one) for one in _entries(results, "trace", _STEP)]
 
 
@@ -258,7 +259,7 @@ def seen_of(results: Json) -> list[Sighting]:
 
 
 def path_of(results: Json) -> Path | None:
-    """The guest's route to the target. Raises AgentError."""
+    """Return the guest's route to the target. Raises AgentError."""
     found = results.get("path")
     return Path(**_vetted(vetting.entry(_PATH), found)) if found else None
 

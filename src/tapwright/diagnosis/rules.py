@@ -1,5 +1,5 @@
-"""Which packet rule dropped a packet, by the trace of nf_tables or by what iptables-legacy counted:
-pure."""
+"""Finds the packet rule that dropped a packet, by the trace of nf_tables or by the counters of
+iptables-legacy. Pure."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def dropped(case: Case) -> Iterator[Drop]:
-    """By the guest, whose rules are known by what was traced alone, and by the host."""
+    """Yield the drops in the guest, whose rules are known from the trace alone, and on the host."""
     yield from _traced(case.guest_steps, [], guest=True)
     yield from _traced(case.steps, case.host.nft, guest=False)
     yield from _counted(case)
@@ -51,7 +51,7 @@ def _found(ruleset: list[Json], kind: str, **wanted: Any) -> Json:
 
 
 def _written(expressions: Any) -> str:
-    """A rule in words near to nft's own."""
+    """Write a rule nearly as nft does."""
     words = []
     for one in expressions if isinstance(expressions, list) else ():
         if not isinstance(one, dict):
@@ -83,7 +83,7 @@ def _side(value: Any) -> str:
 
 
 def _counted(case: Case) -> Iterator[Drop]:
-    """Rules of iptables-legacy that drop, and counted more packets after than before."""
+    """Yield the dropping rules of iptables-legacy whose counters grew during the probes."""
     before, after = case.host.legacy_before, case.host.legacy_after
     family = "ip" if case.version == 4 else "ip6"
     old = dict(_counters(before))
@@ -94,7 +94,8 @@ def _counted(case: Case) -> Iterator[Drop]:
 
 
 def _counters(saved: str) -> Iterator[tuple[tuple[str, str, int, str], int]]:
-    """((table, chain, number of the rule or 0 for the policy, rule), packets) of what drops."""
+    """Yield ((table, chain, number of the rule or 0 for the policy, rule), packets) of each rule or
+    policy that drops packets."""
     table, numbers = "", dict[str, int]()
     for line in saved.splitlines():
         if line.startswith("*"):

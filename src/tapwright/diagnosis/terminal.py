@@ -1,5 +1,5 @@
-"""A picture as a drawing for a terminal: boxes for places, one below the other, from the guest to
-the wire. Pure: columns and colours are given."""
+"""Draws a picture for a terminal: a box for each place, one below the other, from the guest to the
+wire. Pure: the caller gives columns and colours."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ _COLOURS = {ERROR: "31", WARNING: "33", "good": "32", "faint": "2", "bold": "1"}
 _PLAIN = str.maketrans("╭╮╰╯─│┬┴●○✗↓↑→", "++++-|++*ox<>>")
 _MARKS = {ERROR: "✗", WARNING: "!", "": "●"}
 _UNKNOWN = "○"
-_KEPT = "\xa0"  # a space at which no line ends
+_KEPT = "\xa0"  # a no-break space
 
 
 def drawing(picture: Picture, columns: int, colours: bool = False, unicode: bool = True) -> str:
-    """Lines of `columns` characters at most (40 or more). With `unicode` false it is in ASCII."""
+    """Return lines of at most `columns` characters (40 or more), in ASCII if `unicode` is false."""
     width = min(max(columns, LEAST_COLUMNS), MOST_COLUMNS)
     found = _Drawing(width, colours)
     found.head(picture)
@@ -81,13 +81,13 @@ class _Drawing:
             self.lines.append(f"{before}│ {text}{end}".rstrip())
 
     def _inside(self, mark: str, text: str, colour: str = "") -> None:
-        """Lines of a box; the first one has the mark."""
+        """Add lines of a box; the first one has the mark."""
         room = self._width - len("│ ") - len(mark) - len(" │")
         for number, line in enumerate(_wrapped(text, room)):
             before = self._coloured(mark, colour) if number == 0 else " " * len(mark)
             is_head = mark.strip() != ""
-            told = self._coloured(line, "bold" if is_head and number == 0 else colour)
-            self.lines.append(f"│ {before}{told}{' ' * (room - len(line))} │")
+            shown = self._coloured(line, "bold" if is_head and number == 0 else colour)
+            self.lines.append(f"│ {before}{shown}{' ' * (room - len(line))} │")
 
     def _border(
         self, left: str, right: str, text: str, above: bool, way_on: str, first: bool
@@ -113,7 +113,7 @@ class _Drawing:
 
 
 def _boxes(points: Sequence[Point]) -> list[tuple[int, list[Point]]]:
-    """Points that follow one another in one place, and the number of the first of them."""
+    """Group neighbouring points of one place, each group with the number of its first point."""
     found: list[tuple[int, list[Point]]] = []
     for number, point in enumerate(points):
         if found and found[-1][1][0].place == point.place:

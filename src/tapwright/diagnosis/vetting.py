@@ -1,9 +1,9 @@
-"""What a hostile guest answers, part by part: pure.
+"""Checks the answer of a hostile guest, part by part. Pure.
 
-Words of a guest come into commands that a person carries out as root. So an address is an address
-and nothing more, in the spelling of inet_ntop(3) (no zone, as in fe80::1%eth0), a name has letters,
-digits and a few marks that mean nothing to a shell or to nft(8), and a number has bounds. Each
-function gives the part back, and raises ValueError for another one.
+Strings of a guest become part of commands that a person runs as root. So an address must be in the
+spelling of inet_ntop(3), without a zone (as in fe80::1%eth0). A name has letters, digits and a few
+marks that mean nothing to a shell or to nft(8). A number has bounds. Each function returns a valid
+part, and raises ValueError for an invalid one.
 """
 
 import re
@@ -24,7 +24,7 @@ Part = Callable[[Any], Any]
 
 
 def number(most: int = 2**32 - 1, least: int = 0) -> Part:
-    """A whole number within bounds, both included."""
+    """Take an integer within bounds, both included."""
 
     def vet(value: Any) -> int:
         if type(value) is not int or not least <= value <= most:
@@ -41,22 +41,22 @@ def flag(value: Any) -> bool:
 
 
 def name(value: Any) -> str:
-    """Of an interface, a table, a chain, a kind, a state."""
+    """Check the name of an interface, a table, a chain, a kind or a state."""
     return _matching(_NAME, value, "name")
 
 
 def mac(value: Any) -> str:
-    """A link's address of any length, lower case."""
+    """Check a link-layer address: of any length, in lower case."""
     return _matching(_MAC, value, "MAC address")
 
 
 def socket_address(value: Any) -> str:
-    """As /proc/net/tcp has it."""
+    """Check the address of a socket in the format of /proc/net/tcp."""
     return _matching(_SOCKET, value, "address of a socket")
 
 
 def address(value: Any) -> str:
-    """An IP address as the kernel's tables are shown."""
+    """Check an IP address, and return it in the kernel's spelling."""
     if not isinstance(value, str) or len(value) > 45 or "%" in value:
         raise ValueError("what should be an IP address is none")
     try:
@@ -66,7 +66,7 @@ def address(value: Any) -> str:
 
 
 def network(value: Any) -> str:
-    """ADDRESS/PREFIX."""
+    """Check ADDRESS/PREFIX."""
     base, _, length = value.partition("/") if isinstance(value, str) else ("", "", "")
     found = address(base)
     most = 128 if ":" in found else 32
@@ -76,7 +76,7 @@ def network(value: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """Words for a person, never for a command: short and printable."""
+    """Check a text for people, which is never part of a command: it is short and printable."""
     if not isinstance(value, str) or len(value) > MOST_TEXT or not value.isprintable():
         raise ValueError("a text is too long, or not printable")
     return value
@@ -87,7 +87,7 @@ def or_empty(part: Part) -> Part:
 
 
 def each(part: Part, most: int) -> Part:
-    """A list, of which no more than so many are taken."""
+    """Take a list, and at most `most` of its items."""
 
     def vet(value: Any) -> list[Any]:
         if not isinstance(value, list):
@@ -98,7 +98,7 @@ def each(part: Part, most: int) -> Part:
 
 
 def each_that_fits(part: Part, most: int) -> Part:
-    """The same without what does not fit: for what may be odd in an honest guest, too."""
+    """Take a list as `each` does, without its invalid items: even an honest guest may have some."""
 
     def vet(value: Any) -> list[Any]:
         found = []
@@ -113,7 +113,7 @@ def each_that_fits(part: Part, most: int) -> Part:
 
 
 def entry(shape: Mapping[str, Part], *, lacking: bool = False) -> Part:
-    """An object anew, of these keys and no others; with `lacking` some may be missing."""
+    """Build an object anew, with these keys and no others. With `lacking`, keys may be missing."""
 
     def vet(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""What the kernel has in one network namespace, read once, and its filters when they are asked for.
+"""Reads the kernel's tables of one network namespace, once; filters and queues only on demand.
 
-Nothing is changed.
+This module changes nothing.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ MOST_ADDRESSES, MOST_NEIGHBOURS = 8192, 4096
 
 
 class View:
-    """The namespace at `path`, which is that of the caller where it is empty."""
+    """The namespace at `path`; an empty path is the caller's own namespace."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError."""
@@ -37,14 +37,14 @@ class View:
         self._nl.close()
 
     def addresses(self, index: int) -> list[Address]:
-        """Those of an interface, in the kernel's order."""
+        """Return the addresses of an interface, in the kernel's order."""
         return self._addresses.get(index, [])
 
     def named(self, name: str) -> Seen | None:
         return next((s for s in self.interfaces.values() if name and s.link.name == name), None)
 
     def with_address(self, address: str) -> Seen | None:
-        """The interface that has it."""
+        """Return the interface that has an address."""
         for index, some in self._addresses.items():
             if any(one.address == address for one in some):
                 return self.interfaces.get(index)
@@ -55,19 +55,20 @@ class View:
         return seen.link.name if seen else f"interface {index}"
 
     def filters(self, index: int) -> list[Filter]:
-        """Those on what arrives at an interface; none where it has gone meanwhile."""
+        """Return the ingress filters of an interface; none if the interface has gone meanwhile."""
         with contextlib.suppress(NetlinkError):
             return counted.ingress_filters(self._nl, index)
         return []
 
     def queues(self, index: int) -> list[Queue]:
-        """The qdiscs of an interface that have counted anything."""
+        """Return the qdiscs of an interface that have counted packets."""
         with contextlib.suppress(NetlinkError):
             return counted.queues(self._nl, index)
         return []
 
     def default_routes(self) -> list[Route]:
-        """Those of the main table, the one that is taken first of each family first."""
+        """Return the default routes of the main table, in the order in which the kernel prefers
+        them within each family."""
         found = [
             route
             for route in self.routes

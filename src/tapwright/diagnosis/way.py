@@ -16,15 +16,16 @@ IN_GUEST, IN_QEMU, ON_HOST = "guest", "qemu", "host"
 """Places of points that are no path of a network namespace."""
 
 UP, NO_CARRIER, DOWN, MISSING, UNKNOWN = "up", "no carrier", "down", "missing", ""
-"""States of points."""
+"""The states of a point. UNKNOWN is for a point that could not be read."""
 
 ERROR, WARNING = "error", "warning"
-"""Severities of complaints: packets do not arrive; or some may not."""
+"""Severities of complaints. ERROR: packets do not arrive. WARNING: some may not arrive."""
 
 
 @dataclass
 class Count:
-    """What went one way: bytes, packets, and those of them that had errors or were dropped."""
+    """The traffic of one direction: bytes, packets, and how many packets had errors or were
+    dropped."""
 
     bytes: int = 0
     packets: int = 0
@@ -34,8 +35,9 @@ class Count:
 
 @dataclass
 class Edge:
-    """From a point to the next one: `how` they are joined, in words, and what went away from the
-    guest (`outward`) and towards it (`inward`), None where nobody counts it."""
+    """The join of a point with the next one. `how` says in words how they are joined. `outward`
+    counts the traffic away from the guest, `inward` the traffic towards it; None if nothing counts
+    that direction."""
 
     how: str
     outward: Count | None = None
@@ -44,8 +46,8 @@ class Edge:
 
 @dataclass
 class Filter:
-    """A tc filter between two devices: `redirect` or `mirror`, from what arrives at one device to
-    the other, by name, and what went through it."""
+    """A tc filter from one device to another, both by name. `what` is `redirect` or `mirror`;
+    `count` is the traffic through the filter."""
 
     what: str
     source: str
@@ -55,11 +57,12 @@ class Filter:
 
 @dataclass
 class Point:
-    """A place that a packet passes. `place` is where it is: IN_GUEST, IN_QEMU, ON_HOST, or the path
-    of a network namespace. Addresses as ADDRESS/PREFIX; an MTU of 0 is not known. `made_by` is the
-    CNI plugin that made it, or `tapwright`. `driver` is the kernel's name of its kind, `index` that
-    of the interface, 0 for none; `filters` those of a point of FILTERS, `queue_dropped` packets
-    that its qdiscs dropped. `facts` are more, in words."""
+    """A point that a packet passes. `place` is IN_GUEST, IN_QEMU, ON_HOST, or the path of a network
+    namespace. `addresses` are ADDRESS/PREFIX; an `mtu` of 0 means unknown. `made_by` is the CNI
+    plugin that made the point, or `tapwright`. `driver` is the kernel's name of the interface's
+    kind, `index` the interface's index (0 if it is no interface). `filters` are those of a point
+    of kind FILTERS. `queue_dropped` counts packets that the qdiscs dropped. `facts` has further
+    facts, in words."""
 
     kind: str
     name: str
@@ -78,7 +81,7 @@ class Point:
 
 @dataclass
 class Route:
-    """`destination` as ADDRESS/PREFIX, `gateway` empty for a neighbour's network."""
+    """`destination` is ADDRESS/PREFIX; `gateway` is empty for a network on the link."""
 
     destination: str
     gateway: str = ""
@@ -88,12 +91,13 @@ class Route:
 
 @dataclass
 class Way:
-    """The way of a NIC, from the guest outwards: `edges[n]` is between `points[n]` and the next.
+    """The way of a NIC, from the guest outwards. `edges[n]` joins `points[n]` and the next point.
 
-    `network` is its CNI network, `plugins` that network's chain; `joined_by` the kind of its
-    endpoint (`endpoint.kinds`). `wanted` are the addresses that the guest is to have, and
-    `wanted_routes` its routes, None where it follows no interface; `routes` those that the guest
-    has. `promised` are the interfaces of the host that the CNI result names, with their kinds.
+    `network` is the NIC's CNI network, `plugins` that network's chain, `joined_by` the kind of the
+    endpoint (`endpoint.kinds`). `wanted` are the addresses that the guest should have.
+    `wanted_routes` are the routes that it should have, None if it follows no interface; `routes`
+    are the routes that it has. `promised` maps the host's interfaces in the CNI result to their
+    kinds.
     """
 
     nic: str
@@ -109,14 +113,14 @@ class Way:
     promised: dict[str, str] = field(default_factory=dict)
 
     def point(self, *kinds: str) -> Point | None:
-        """The first point of one of these kinds."""
+        """Return the first point of one of these kinds."""
         return next((point for point in self.points if point.kind in kinds), None)
 
 
 @dataclass
 class Complaint:
-    """What is wrong: `nic` and `at`, the number of the point on its way (-1 for the sandbox as a
-    whole); `remedy` is what to do, where that is known."""
+    """Something wrong with the NIC `nic`. `at` is the number of the point on its way, -1 for the
+    sandbox as a whole. `remedy` says what to do, if that is known."""
 
     what: str
     severity: str = ERROR
@@ -127,9 +131,9 @@ class Complaint:
 
 @dataclass
 class Picture:
-    """A sandbox's network at one moment, in seconds since the epoch. `guest` is what the agent said
-    (`agent.guest.looking`), `qemu` what QEMU did (`control.looking`), empty where `guest_failure`
-    or `qemu_failure` says why they did not; `failures` say what else could not be looked at."""
+    """A sandbox's network at one moment, `when`, in seconds since the epoch. `guest` is the agent's
+    answer (`agent.guest.looking`), `qemu` that of QEMU (`control.looking`). Where one is empty,
+    `guest_failure` or `qemu_failure` says why. `failures` says what else could not be read."""
 
     id: str
     status: str

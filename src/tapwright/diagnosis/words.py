@@ -1,4 +1,4 @@
-"""What the drawings say, on a terminal and in a browser alike."""
+"""The words of the drawings, the same on a terminal and in a browser."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from tapwright.diagnosis.way import Complaint, Count, Edge, Picture, Point, Way
 from tapwright.errors import shown
 
 MOST_LINES = 6
-"""Of addresses, routes and filters of one point, each."""
+"""The most addresses, routes and filters that are shown of one point, of each kind."""
 
 _KINDS = {
     way.GUEST_NIC: "NIC",
@@ -27,7 +27,7 @@ _KINDS = {
 
 
 def place(name: str) -> str:
-    """The title of a box around points of one place."""
+    """Return the title of the box around the points of one place."""
     if name in (way.IN_GUEST, way.ON_HOST):
         return name
     if name == way.IN_QEMU:
@@ -38,7 +38,7 @@ def place(name: str) -> str:
 
 
 def name(point: Point) -> str:
-    """What a point is, and how it is called."""
+    """Return the kind and the name of a point."""
     kind = _KINDS.get(point.kind, point.kind)
     if point.kind == way.TAP and point.driver == "macvtap":
         kind = "macvtap"
@@ -47,7 +47,7 @@ def name(point: Point) -> str:
 
 
 def about(point: Point) -> str:
-    """MTU, MAC address and maker of a point, as far as it has them."""
+    """Return MTU, MAC address and maker of a point, as far as these are known."""
     parts = [f"mtu {point.mtu}"] if point.mtu else []
     parts += [point.mac] if point.mac else []
     parts += [f"by {point.made_by}"] if point.made_by else []
@@ -55,12 +55,12 @@ def about(point: Point) -> str:
 
 
 def head(point: Point) -> str:
-    """A point in a few words."""
+    """Return a point in one line."""
     return "  ".join(filter(None, (name(point), about(point))))
 
 
 def lines(point: Point, of: Way) -> list[str]:
-    """The rest of what there is to say of it."""
+    """Return the further lines of a point: addresses, routes, filters, drops and facts."""
     found = []
     if point.addresses:
         found.append(_some(point.addresses, "  "))
@@ -100,7 +100,7 @@ def _each(found: Sequence[str]) -> list[str]:
 
 
 def edge(one: Edge) -> list[str]:
-    """How points are joined, and what went each way: ↓ is away from the guest."""
+    """Return how two points are joined, and what went each way: ↓ is away from the guest."""
     parts = [shown(one.how)] if one.how else []
     if one.outward:
         parts.append(f"↓ {count(one.outward)}")
@@ -110,7 +110,7 @@ def edge(one: Edge) -> list[str]:
 
 
 def is_lossy(one: Edge) -> bool:
-    """Whether so much was lost on an edge that it matters (`checking`)."""
+    """Whether an edge lost enough packets for a complaint (`checking.matters`)."""
     return any(
         count and checking.matters(max(count.dropped, count.errors), count.packets)
         for count in (one.outward, one.inward)
@@ -118,7 +118,7 @@ def is_lossy(one: Edge) -> bool:
 
 
 def count(one: Count) -> str:
-    """Packets and bytes, and what was wrong with some of them."""
+    """Return packets and bytes, with drops and errors if there are any."""
     text = f"{_packets(one.packets)}, {size(one.bytes)}"
     if one.dropped:
         text += f", {one.dropped} dropped"
@@ -132,7 +132,7 @@ def _packets(number: int) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes, in the unit in which they have one to three digits before the point."""
+    """Return a number of bytes in the unit that leaves one to three digits before the point."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if number < 1000 or unit == "TB":
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
@@ -141,21 +141,21 @@ def size(number: int) -> str:
 
 
 def title(picture: Picture) -> str:
-    """A picture in a line, without its complaints."""
+    """Return a picture in one line, without its complaints."""
     how = f"{picture.status} ({picture.accelerator})" if picture.accelerator else picture.status
     nics = "1 NIC" if len(picture.ways) == 1 else f"{len(picture.ways)} NICs"
     return shown(f"{picture.id}  {how}  {nics}")
 
 
 def verdict(complaints: Sequence[Complaint]) -> str:
-    """How many complaints there are, in words."""
+    """Return the number of complaints, in words."""
     if not complaints:
         return "no complaint"
     return "1 complaint" if len(complaints) == 1 else f"{len(complaints)} complaints"
 
 
 def of_way(one: Way) -> str:
-    """The head of a NIC's way."""
+    """Return the heading of a NIC's way."""
     parts = [one.nic]
     if one.network:
         parts.append(f"network {one.network}")
@@ -167,6 +167,6 @@ def of_way(one: Way) -> str:
 
 
 def complaint(one: Complaint) -> str:
-    """A complaint with its remedy."""
+    """Return a complaint with its remedy."""
     remedy = f" ({one.remedy})" if one.remedy else ""
     return shown(f"{one.what}{remedy}")
