@@ -98,7 +98,7 @@ async def run(agent: AgentClient, *argv: str) -> tuple[Any, bytes]:
             over.set_result(protocol.read_json(frame.payload))
 
     await agent.open({"op": "exec", "argv": list(argv)}, take)
-    return await asyncio.wait_for(over, 20), bytes(output)
+    return await asyncio.wait_for(over, BOOT_SECONDS), bytes(output)
 
 
 def interface(listed: dict[str, Any], mac: str) -> Any:

@@ -186,7 +186,7 @@ class Tapwright:
         assert done.returncode == 0, done.stderr
 
     def names(self) -> set[str]:
-        return {sandbox["id"] for sandbox in self.json("sandbox", "list")}
+        return {sandbox.id for sandbox in registry.listing(self.root)}
 
     def delete_all(self) -> None:
         for name in self.names():

@@ -596,17 +596,17 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
 
 
 def test_huge_files_take_no_time(tmp_path: Path) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigError, match="more than 1048576 bytes"):
         load(tmp_path, "# ten MiB\n" * (1 << 20))
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_hundred_thousand_unknown_keys(tmp_path: Path) -> None:
     keys = "".join(f"k{n}=1\n" for n in range(100_000))
     assert len(keys) < 1 << 20
-    started = time.monotonic()
+    started = time.process_time()
     loaded = load(tmp_path, f"[runtime]\n{keys}")
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert len(loaded.warnings) == 21
     assert loaded.warnings[-1] == "99980 more are not known, and passed over"

@@ -82,7 +82,7 @@ def test_a_fault_is_named_and_mended(scene: Scene, fault: Fault) -> None:
         else:
             for command in verdict["remedy"]:
                 stage.run(command)
-        arrives = eventually(lambda: stage.explain(question).arrives, 8)
+        arrives = eventually(lambda: stage.explain(question).arrives)
         assert arrives, (verdict, stage.explain(question))
         stage.run(fault.back)
         is_mended = True

@@ -230,7 +230,7 @@ def test_a_page_that_refreshes_itself(shown: Shown, tmp_path: Path) -> None:
             assert f'href="{address}"' in file.read_text()
         finally:
             watching.send_signal(signal.SIGINT)
-        assert watching.wait(20) == 0
+        assert watching.wait(60) == 0
 
 
 def test_a_tap_of_the_host(tapwright: Tapwright) -> None:

@@ -22,7 +22,7 @@ ALL, IPV4, ARP, IPV6, LLDP, EAPOL = 3, 0x0800, 0x0806, 0x86DD, 0x88CC, 0x888E
 OURS, THEIRS, OTHER = ("10.89.0.2", "10.89.0.1", "10.89.0.7")
 NOBODY = socket.inet_ntoa(bytes(4))
 BROADCAST = "ff:ff:ff:ff:ff:ff"
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 @dataclass

@@ -357,7 +357,7 @@ def test_what_a_version_before_has_left(victim: int) -> None:
             orphans.end(supervisor)
             os._exit(0)
         os.waitpid(told, 0)
-        assert left.wait(10) == -signal.SIGKILL
+        assert left.wait(60) == -signal.SIGKILL
     finally:
         left.kill()
         left.wait()

@@ -73,7 +73,7 @@ class Attacked:
         """Its user goes: then it ends, by itself."""
         self.guest.close()
         try:
-            self.share.process.wait(10)
+            self.share.process.wait(60)
         finally:
             self.share.kill()
             os.close(self.share.stderr)
@@ -260,7 +260,7 @@ def test_another_version(daemon: Daemon, tree: Path, version: tuple[int, int]) -
             guest.mount()
             guest.mount()
         guest.frontend.close()
-        share.process.wait(10)
+        share.process.wait(60)
     finally:
         guest.close()
         share.kill()
@@ -435,7 +435,7 @@ def test_messages_that_are_cut(daemon: Daemon, size: int) -> None:
         guest.frontend.features()
         guest.frontend.send((struct.pack("=III", wire.SET_FEATURES, 1, 8) + bytes(8))[:size])
         guest.frontend.close()
-        share.process.wait(10)
+        share.process.wait(60)
     finally:
         guest.close()
         share.kill()

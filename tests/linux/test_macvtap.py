@@ -29,13 +29,13 @@ def raw_socket(netns_path: str, name: str) -> socket.socket:
     with netns.entered(netns_path):
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(FRAME_TYPE))
     raw.bind((name, FRAME_TYPE))
-    raw.settimeout(5)
+    raw.settimeout(60)
     return raw
 
 
 def received(fd: int) -> bytes:
     """The next of our frames, and its header; others (IPv6 makes some) are passed over."""
-    while select.select([fd], [], [], 5)[0]:
+    while select.select([fd], [], [], 60)[0]:
         data = os.read(fd, 65536)
         if data[22:24] == struct.pack("!H", FRAME_TYPE):
             return data

@@ -90,7 +90,7 @@ def test_the_guest_of_a_member_hangs(runtime: Runtime, monkeypatch: pytest.Monke
                 )
                 os.kill(qemu, signal.SIGSTOP)
                 life.delete(root, member.id, force=True, log=Log("", "text"))
-                assert executing.wait(30) == 137
+                assert executing.wait(60) == 137
             assert member.wait() == -signal.SIGKILL
             os.kill(qemu, signal.SIGCONT)
             assert eventually(lambda: member.id not in shared.read_text())

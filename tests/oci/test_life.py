@@ -212,7 +212,7 @@ def test_events_end_with_the_container(runtime: Runtime) -> None:
                 assert json.loads(watching.stdout.readline())["type"] == "stats"
             runtime.succeed("kill", container.id, "9")
             watching.stdout.read()
-            assert watching.wait(10) == 0
+            assert watching.wait(60) == 0
 
 
 def test_processes(runtime: Runtime) -> None:

@@ -125,12 +125,12 @@ class NameServer:
 _ASK = """
 import socket
 udp = socket.socket(type=socket.SOCK_DGRAM)
-udp.settimeout(10)
+udp.settimeout(60)
 udp.connect(("127.0.0.11", 53))
 for number in range(40):
     udp.send(b"question %d" % number)
     print(udp.recv(1000)[::-1].decode())
-tcp = socket.create_connection(("127.0.0.11", 53), 10)
+tcp = socket.create_connection(("127.0.0.11", 53), 60)
 asked = b"long" * 5000
 tcp.sendall(len(asked).to_bytes(2) + asked)
 stream = tcp.makefile("rb")

@@ -123,7 +123,7 @@ def test_exec_ends_when_its_shim_is_killed(runtime: Runtime, container: Containe
         pids = json.loads(runtime.succeed("ps", "--format=json", container.id))
         (shim,) = set(pids) - {container.pid}
         os.kill(shim, 9)
-        assert running.wait(10) == 137
+        assert running.wait(60) == 137
     assert eventually(lambda: "sleep 1234" not in runtime.succeed("ps", container.id))
 
 
@@ -183,7 +183,7 @@ def test_terminal_of_the_caller(runtime: Runtime, container: Container) -> None:
         while b"33 99\r\n" not in said:
             said += os.read(master, 1000)
         os.write(master, b"x\n")
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
     assert termios.tcgetattr(slave) == before
     os.close(slave)
     os.close(master)
@@ -202,5 +202,5 @@ def test_writes_that_nobody_reads(runtime: Runtime, container: Container) -> Non
         assert running.stdout
         assert running.stdout.read(2) == b"y\n"
         running.stdout.close()
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
     assert eventually(lambda: " yes" not in runtime.succeed("ps", container.id))

@@ -151,7 +151,7 @@ class Containerd:
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(20)
+        self._process.wait(60)
         self._log.close()
 
     def _write_network(self) -> None:

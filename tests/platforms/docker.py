@@ -77,5 +77,5 @@ class Docker:
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(30)
+        self._process.wait(60)
         self._log.close()

@@ -84,14 +84,14 @@ def test_signal_that_is_caught(containerd: Containerd) -> None:
         assert client.stdout
         assert client.stdout.readline() == "ready\n"
         containerd.output("tasks", "kill", "--signal", "SIGUSR1", "two")
-        assert client.wait(20) == 4
+        assert client.wait(60) == 4
 
 
 def test_all_signalled(containerd: Containerd) -> None:
     """Also those that the first process does not speak for."""
     with containerd.foreground("two", "sh", "-c", "sleep 1000 & wait; wait") as client:
         containerd.output("tasks", "kill", "--all", "--signal", "SIGKILL", "two")
-        assert client.wait(20) == 137
+        assert client.wait(60) == 137
 
 
 def test_what_is_no_program(containerd: Containerd) -> None:

@@ -64,7 +64,7 @@ def executing(podman: Podman) -> Iterator[None]:
         assert client.stdout
         assert client.stdout.readline() == "ready\n"
         yield
-        client.wait(30)
+        client.wait(60)
 
 
 @pytest.mark.parametrize("phase", ["created", "running"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.amounts import amount
 from tests.programs import known
 from tests.programs.box import checks
 from tests.programs.comparison import ENDED, Known, differences, unexpected
@@ -18,8 +19,14 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.mark.parametrize(
     ("where", "entries", "differs"),
-    [("/volume/checks", 10_000, known.IN_A_VOLUME), ("/root/checks", 1_000, known.IN_THE_ROOT)],
-    ids=["volume", "root"],
+    [
+        pytest.param(
+            *("/volume/checks", amount(1_000, 10_000), known.IN_A_VOLUME),
+            id="volume",
+            marks=pytest.mark.large,
+        ),
+        pytest.param("/root/checks", 1_000, known.IN_THE_ROOT, id="root"),
+    ],
 )
 def test_files_are_as_by_runc(
     pair: Pair, where: str, entries: int, differs: Sequence[Known]

@@ -64,7 +64,7 @@ def test_a_reader_that_goes_away_ends_the_command(tapwright: Tapwright, guest: s
     assert running.stdout is not None
     assert running.stdout.readline() == "reader-gone\n"
     running.stdout.close()
-    assert running.wait(30) == 128 + signal.SIGPIPE
+    assert running.wait(60) == 128 + signal.SIGPIPE
     assert eventually(lambda: "yes reader-gone" not in processes(tapwright, guest))
 
 

@@ -452,7 +452,7 @@ def kind(request: pytest.FixtureRequest, world: World) -> Kind:
 def download(address: str) -> str:
     target = f"[{address}]" if ":" in address else address
     url = f"http://{target}:{GUEST_PORT}/payload"
-    with urllib.request.urlopen(url, timeout=20) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return hashlib.sha256(answer.read()).hexdigest()
 
 

@@ -97,7 +97,7 @@ def guest_sends(tapwright: Tapwright, name: str = VM) -> bytes:
             connection.settimeout(30)
             while data := connection.recv(1 << 16):
                 received.update(data)
-        assert sending.wait(30) == 0
+        assert sending.wait(60) == 0
     return received.digest()
 
 

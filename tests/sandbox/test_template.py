@@ -206,10 +206,11 @@ def test_clones_are_not_the_same(tapwright: Tapwright, run: Run, template: Path)
 
 
 def test_clocks(tapwright: Tapwright, run: Run, template: Path) -> None:
+    started = time.time()
     run("clock")
-    before = time.time()
     shown = float(tapwright.exec("clock", "python3", "-c", "import time; print(time.time())"))
-    assert before - 1 < shown < time.time() + 1
+    # It is told the host's on its start, and a busy machine takes its time for that.
+    assert started < shown < time.time() + 1
     look = "import time\nfor _ in range(50): print(time.monotonic(), time.time())"
     lines = tapwright.exec("clock", "python3", "-I", "-S", "-c", look).splitlines()
     for clock in zip(*(map(float, line.split()) for line in lines), strict=True):

@@ -10,7 +10,7 @@ ln tree/sub/file-4 tree/hard
 ln -s sub/file-5 tree/soft
 ln -s nowhere tree/dangling
 mkfifo tree/fifo
-truncate -s 100M tree/sparse
+truncate -s 8M tree/sparse
 setfattr -n user.kind -v value tree/sub/file-6
 setfacl -m u:1000:rw tree/sub/file-7
 setcap cap_net_raw+p tree/sub/file-8
