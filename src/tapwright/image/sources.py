@@ -19,6 +19,7 @@ _SOURCES = (
     "agent/guest/*.py",
     "linux/__init__.py",
     "linux/libc.py",
+    "linux/rlimits.py",
     "linux/mounts.py",
     "linux/netlink.py",
     "linux/links.py",

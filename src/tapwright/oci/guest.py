@@ -7,6 +7,7 @@ import os
 import resource
 
 from tapwright.errors import BundleError
+from tapwright.linux import rlimits
 from tapwright.oci import devices, home, sysctls
 
 TYPE_CHECKING = False
@@ -29,13 +30,6 @@ _RESOURCES = {
     "cpu": ("shares", "quota", "period", "burst", "idle"),
     "pids": ("limit",),
 }
-_RLIMITS = tuple(
-    f"RLIMIT_{name}"
-    for name in (
-        *("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE"),
-        *("NPROC", "RSS", "RTPRIO", "RTTIME", "SIGPENDING", "STACK"),
-    )
-)
 _UNLIMITED = 2**64 - 1  # RLIM_INFINITY
 _LEAST_MEMORY = 4 << 20
 _MAY_BE_ZERO = ("burst", "idle")
@@ -111,11 +105,11 @@ def process(given: "Json") -> "Json":
     }
     limits = list(kept.get("rlimits", ()))
     named = {limit.get("type") for limit in limits}
-    for name in _RLIMITS:
+    for name, kind in rlimits.KINDS.items():
         if name not in named:
             soft, hard = (
                 _UNLIMITED if number == resource.RLIM_INFINITY else number
-                for number in resource.getrlimit(getattr(resource, name))
+                for number in resource.getrlimit(kind)
             )
             limits.append({"type": name, "soft": soft, "hard": hard})
     return kept | {"rlimits": limits}

@@ -1,40 +1,31 @@
-"""Limits of a container's first process, which it gets when it is made: crun, which makes it, sets
-them first of all, and then has not what it needs itself (ten open files are too few)."""
+"""Resource limits of a container's first process. The agent sets them when the process exists: crun
+would set them at its start, and then lack what it needs itself (with ten open files it fails)."""
 
 import os
 from typing import Any
 
-from tapwright.linux import libc
-
-# include/uapi/asm-generic/resource.h, in its order.
-_KINDS = {
-    f"RLIMIT_{name}": number
-    for number, name in enumerate(
-        (
-            *("CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS"),
-            *("LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME"),
-        )
-    )
-}
+from tapwright.linux import libc, rlimits
 
 Limits = list[tuple[int, int, int]]
-"""(kind, soft, hard), as prlimit(2) has them."""
+"""(kind, soft, hard), as prlimit(2) takes them."""
 
 
 def taken(process: dict[str, Any]) -> Limits:
-    """Take those that the kernel knows out of an OCI `process`, in their order; of others crun has
-    the error. A value that is missing is 0, as for runc."""
+    """Take the limits of known kinds out of an OCI `process`, in their order; for an unknown kind,
+    crun reports the error. A missing value is 0, as for runc."""
     known, unknown = list[Any](), list[Any]()
     for limit in process.pop("rlimits", ()):
-        (known if limit.get("type") in _KINDS else unknown).append(limit)
+        (known if limit.get("type") in rlimits.KINDS else unknown).append(limit)
     if unknown:
         process["rlimits"] = unknown
-    return [(_KINDS[each["type"]], each.get("soft", 0), each.get("hard", 0)) for each in known]
+    return [
+        (rlimits.KINDS[each["type"]], each.get("soft", 0), each.get("hard", 0)) for each in known
+    ]
 
 
 def give(pid: int, limits: Limits) -> str:
-    """Set them for a process; the last of a kind counts. Return why one can't be, in runc's words,
-    "" when all are."""
+    """Set the limits of a process; the last one of a kind counts. Return "", or in runc's words why
+    one can't be set."""
     for kind, soft, hard in limits:
         try:
             libc.set_limit(pid, kind, soft, hard)
