@@ -1,13 +1,15 @@
-"""The agent: what runs inside the VM. Single-threaded; waits for events only.
+"""The agent, which runs inside the VM. It is single-threaded, and waits for events only.
 
-`__main__` is its event loop, `requests` what comes from the supervisor, `refusal` what an error
-becomes. The network: `network` interfaces (with `renumbering`), `routing`, `rulesets` packet rules,
-`resolver` a name server that asks the host, `forwarding` listeners and connections to them,
-`counters`, `looking` and `probing` (in a process of its own, `probe`) for who wants to know where
-packets go, `balancing` a program for IPVS and connections, beside the agent. Processes: `streams`
-is one with a client, either a command (`commands`) or a container's (`container_process`, with
-`console`); `containers` drives `crun`, with `cgroups`, `memory` and `sysctls`; `oom`, `oom_kills`
-concern the kernel's choice of victims. The rest: `share` and `shared_files` the host's files,
-`growth` memory and CPUs that come, `system` clock and hostname, `disk` the modules,
-`leftovers` of an agent that died.
+`__main__` is its event loop; `requests` says what a request must have, and `refusal` is the error
+that answers one. The network: `network` sets interfaces (with `renumbering`) and `routing` the
+routes; `rulesets` sets packet rules; `resolver` is a name server that asks the host; `forwarding`
+has listeners and connections to them; `counters` counts. `looking` and `probing` (in a process of
+its own, `probe`) show where packets go. `balancing` is a program beside the agent, for IPVS and
+connections. Processes: `streams` is a process with a client, which is either a command (`commands`)
+or a container's (`container_process`, with `console`); `containers` drives `crun`, with
+`executable`, `limits`, `cgroups`, `memory` and `sysctls`; `oom` and `oom_kills` concern the
+processes that the kernel kills when memory is used up. The rest: `share` and `shared_files` for the
+host's files, `growth` for memory and CPUs that are plugged in, `system` for clock and hostname,
+`disk` for kernel modules, `totals` for metrics, `events` for descriptors and children, `leftovers`
+of an agent that died.
 """

@@ -1,4 +1,5 @@
-"""The agent's event loop: frames in from the virtio-serial port, requests done, frames out."""
+"""The agent's event loop: it reads frames from the virtio-serial port, does the requests, and
+writes the answers."""
 
 import contextlib
 import errno
@@ -50,11 +51,11 @@ _NETLINK_KOBJECT_UEVENT, _OF_THE_KERNEL = 15, 1  # include/uapi/linux/netlink.h
 
 Operation = Callable[[Netlink, Request], dict[str, Any]]
 FAILURES = (Exception,)
-"""A mistake of ours ends a request, and not the agent, with which all containers would end."""
+"""A bug of the agent ends the request, but not the agent: all containers would end with it."""
 
 
 def batch(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Do several requests in their order, as one; the first that fails ends it."""
+    """Do several requests in their order. The first one that fails ends the batch."""
     for item in request["requests"]:
         if item.get("op") not in OPERATIONS:
             raise RefusedError(f"unknown request {item.get('op')!r}")
@@ -68,7 +69,7 @@ def totals(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_rulesets(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    # Few guests have use for it.
+    # Few guests need this module.
     from tapwright.agent.guest import rulesets
 
     return rulesets.set_rulesets(nl, request)
@@ -174,7 +175,7 @@ class Agent:
         except BlockingIOError:
             return
         if not data:
-            # Nobody holds the host's end; the port tells of it at once and always.
+            # No process has the host's end open; epoll would report that at once, again and again.
             time.sleep(0.05)
             return
         for frame in self._decoder.feed(data):
@@ -187,7 +188,7 @@ class Agent:
                     self._error(frame.stream, str(error))
 
     def _open_session(self, hello: protocol.Frame) -> None:
-        # First of all: nothing that is asked for later is to be made of an old seed.
+        # This comes first: nothing that a later request makes may come from an old seed.
         facts = {"agent": __version__, "reseeded": _is_reseeded(hello)}
         for process in self._processes.values():
             process.cancel()
@@ -214,7 +215,7 @@ class Agent:
                 del self._processes[frame.stream]
                 process.cancel()
         elif not process:
-            return  # it has ended in the meantime
+            return  # the process has ended in the meantime
         elif frame.kind in (protocol.STDOUT, protocol.STDERR) and not frame.payload:
             process.unread(frame.kind)
         elif handle := _OF_PROCESSES.get(frame.kind):
@@ -245,7 +246,8 @@ class Agent:
             self._error(stream, f"unknown request {op!r}")
 
     def _try(self, stream: int, operation: Operation, request: Request, deadline: float) -> None:
-        """Do a request, or put it by until the kernel has found something."""
+        """Do a request. If the kernel has not found its device yet, put the request off until the
+        kernel finds a device."""
         self._waiting.pop(stream, None)
         try:
             self._message(protocol.REPLY, stream, operation(self._netlink, request))
@@ -292,7 +294,7 @@ class Agent:
             self._message(protocol.ERROR, stream, start_error_reply(error))
 
     def _probe(self, stream: int) -> None:
-        # Few guests have use for it.
+        # Few guests need this module.
         from tapwright.agent.guest.probe import Probe
 
         try:
@@ -301,7 +303,7 @@ class Agent:
             self._message(protocol.ERROR, stream, error_reply(error))
 
     def _resolve(self, stream: int, request: Request) -> None:
-        # Few guests have use for it.
+        # Few guests need this module.
         from tapwright.agent.guest.resolver import Resolver
 
         try:
@@ -310,10 +312,11 @@ class Agent:
             self._message(protocol.ERROR, stream, error_reply(error))
 
     def _ask_containers(self, stream: int, op: str, request: Request) -> None:
-        """Have done what is answered when it is done; a process lives as long as its stream."""
+        """Start a request to the containers, which is answered when it is done. A process lives as
+        long as its stream."""
         try:
             if self._containers is None:
-                # Not before: a guest without containers does not wait for it when it boots.
+                # Loaded late, so a guest without containers boots faster.
                 from tapwright.agent.guest.containers import Containers
 
                 self._containers = Containers(self._watch, self._children)
@@ -345,7 +348,8 @@ class Agent:
             self._message(protocol.ERROR, stream, error_reply(error))
 
     def _answer(self, stream: int) -> Answer:
-        """The way back to who opened a stream, as long as its session lasts."""
+        """Return the answer to the opener of a stream. It is valid as long as the stream's
+        session."""
         session = self._session
 
         def send(kind: int, payload: bytes) -> None:
@@ -393,7 +397,8 @@ class Agent:
 
 
 def _device_events() -> socket.socket:
-    """The kernel's news of devices and drivers (lib/kobject_uevent.c), as udev hears them."""
+    """Open the kernel's events of devices and drivers (lib/kobject_uevent.c), which udev reads
+    too."""
     events = socket.socket(
         socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, _NETLINK_KOBJECT_UEVENT
     )
@@ -402,7 +407,7 @@ def _device_events() -> socket.socket:
 
 
 def _is_reseeded(hello: protocol.Frame) -> bool:
-    """Whether the entropy that comes with a HELLO, if any, is in use."""
+    """Whether the kernel has taken the entropy of a HELLO. False if there is none in it."""
     try:
         system.reseed(bytes.fromhex(protocol.read_json(hello.payload)["entropy"]))
     except (protocol.ProtocolError, KeyError, TypeError, ValueError, OSError):
@@ -420,19 +425,20 @@ def _find_port() -> str:
 
 def main() -> None:
     fd = os.open(_find_port(), os.O_RDWR | os.O_NONBLOCK)
-    # Not before the port is found: there is none but in a guest.
+    # Only after the port was found: a machine that is no guest has no such port, and keeps its
+    # processes.
     leftovers.clear()
     oom.spare()
     try:
         Agent(fd).run()
     except BaseException:
-        _say_why()
+        _log_failure()
         raise
 
 
-def _say_why() -> None:
-    """To the kernel's log: what the agent would say to its console is lost with a guest whose
-    console nobody reads, and its end costs all containers."""
+def _log_failure() -> None:
+    """Write the agent's last error to the kernel's log. The guest's console may have no reader, and
+    the end of the agent costs all containers."""
     with contextlib.suppress(OSError), open("/dev/kmsg", "w") as log:
         for line in traceback.format_exc().splitlines():
             log.write(f"tapwright: {line}\n")

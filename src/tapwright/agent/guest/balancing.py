@@ -1,8 +1,8 @@
-"""A program for the guest: changes and tells its tables of IPVS and of connections.
+"""A program for the guest: it changes and lists the tables of IPVS and of connections.
 
-It is run for one request, which is a JSON object on standard input, and answers in lines of JSON on
-standard output; the last one is an object. It is no part of the agent, which would serve nobody
-else while it goes through tens of thousands of entries.
+The program serves one request, a JSON object on standard input. It answers in lines of JSON on
+standard output; the last line is an object. It is no part of the agent, because the agent could
+serve no other request while it goes through tens of thousands of entries.
 """
 
 import contextlib
@@ -29,12 +29,13 @@ Answer = dict[str, Any]
 
 
 class RefusedError(Exception):
-    """The reason why nothing was done."""
+    """The reason why the request was refused; nothing was changed."""
 
 
 def change(request: IpvsRequest) -> Iterator[Any]:
-    """Make `changes`, [verb, service, server or null] each, in their order; with `into_empty` only
-    into a table that is, and all of them or none. The table never has more than `most` rules."""
+    """Make `changes`, [verb, service, server or null] each, in their order. With `into_empty`, make
+    all changes or none, and only if the table is empty. The table never has more than `most`
+    rules."""
     changes = [
         Change(verb, Service(*service), Server(*server) if server else None)
         for verb, service, server in request["changes"]
@@ -70,8 +71,8 @@ def list_timeouts(request: IpvsRequest) -> Iterator[Any]:
 
 
 def list_table(request: IpvsRequest) -> Iterator[Any]:
-    """A line [service, servers] for each, or for the one `service` that is asked for; with their
-    counters where these are wanted, `counted`."""
+    """Yield a line [service, servers] for each service, or for the one `service` of the request.
+    With `counted`, the lines have counters."""
     counted = bool(request["counted"])
     with _opened() as table:
         if request["service"]:
@@ -89,7 +90,7 @@ def list_table(request: IpvsRequest) -> Iterator[Any]:
 
 
 def forget(request: IpvsRequest) -> Iterator[Any]:
-    """Remove connections to a `destination` by a `protocol`; a line for each."""
+    """Remove the connections to a `destination` by a `protocol`, and yield a line for each."""
     try:
         gone = conntrack.remove(str(request["destination"]), int(request["protocol"]))
     except OSError as error:
@@ -122,7 +123,8 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    """One change at a time: what is asked for together looks at the table before."""
+    """Make one change at a time: requests at the same time would all look at the table before any
+    change."""
     os.makedirs(os.path.dirname(_LOCK), exist_ok=True)
     with open(_LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -130,7 +132,7 @@ def _locked() -> Iterator[None]:
 
 
 def _opened() -> Ipvs:
-    """Load the module where it is one that nobody has needed so far. Raises RefusedError."""
+    """Open IPVS, and load its module if it is not loaded yet. Raises RefusedError."""
     try:
         return Ipvs()
     except OSError as error:
@@ -151,7 +153,7 @@ def _opened() -> Ipvs:
 
 
 def _check_room(changes: list[Change], most: int, into_empty: bool) -> None:
-    """Raises RefusedError."""
+    """Raises RefusedError if the changes would not fit."""
     if not into_empty and all(change.verb != "add" for change in changes):
         return
     with open(_TABLE, "rb") as file:

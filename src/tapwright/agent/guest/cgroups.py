@@ -1,6 +1,6 @@
-"""The control group of a container: which processes are in it, and what they have used.
+"""The control group of a container: its processes, and what they have used.
 
-Documentation/admin-guide/cgroup-v2.rst in the kernel's sources.
+The files are those of Documentation/admin-guide/cgroup-v2.rst in the kernel's sources.
 """
 
 import contextlib
@@ -12,7 +12,8 @@ from typing import Any
 from tapwright.agent.guest.files import read, write
 
 _ROOT = "/sys/fs/cgroup"
-# So much of a command, of all together, and so many processes, as go into a message.
+# The bounds that keep an answer within a message: bytes of one command, bytes of all commands, and
+# processes.
 _COMMAND_BYTES, _COMMANDS_BYTES = 4096, 64 * 1024
 _MOST_PROCESSES = 4096
 
@@ -20,13 +21,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def of_container(name: str) -> str:
-    """The group of a container, as its OCI configuration names it."""
+    """Return the group of a container, as the container's OCI configuration names it."""
     return f"/{name}"
 
 
 def signal_all(cgroup: str, number: int) -> None:
-    """Send a signal to all processes of a group and those below it. Raises OSError for a number
-    that is no signal's."""
+    """Send a signal to all processes of a group and of the groups below it. Raises OSError for a
+    number that is no signal."""
     if number == signal.SIGKILL:
         with contextlib.suppress(FileNotFoundError):
             write(f"{_path(cgroup)}/cgroup.kill", "1")
@@ -37,12 +38,12 @@ def signal_all(cgroup: str, number: int) -> None:
 
 
 def processes(cgroup: str) -> list[dict[str, Any]]:
-    """pid, ppid, uid, gid, state, started (seconds after the guest's boot), cpu (seconds) and
-    command (its words) of each process of a group and those below it."""
+    """Return pid, ppid, uid, gid, state, started (seconds after the guest's boot), cpu (seconds)
+    and command (a list of words) of each process of a group and of the groups below it."""
     found = []
     room = _COMMANDS_BYTES
     for pid in _pids(cgroup):
-        with contextlib.suppress(OSError):  # it ended in the meantime
+        with contextlib.suppress(OSError):  # the process has ended in the meantime
             process = _process(pid, min(room, _COMMAND_BYTES))
             room -= min(room, sum(map(len, process["command"])))
             found.append(process)
@@ -52,9 +53,9 @@ def processes(cgroup: str) -> list[dict[str, Any]]:
 
 
 def statistics(cgroup: str) -> dict[str, Any]:
-    """The group's numbers, named as the kernel's files: `cpu` (cpu.stat), `memory` (current, max,
-    peak, swap, `stat`, `events`), `pids` (current, max), `io` (io.stat by device). None for "max";
-    what the kernel does not have is left out."""
+    """Return the group's numbers, named as the kernel's files: `cpu` (cpu.stat), `memory` (current,
+    max, peak, swap, `stat`, `events`), `pids` (current, max), `io` (io.stat by device). None stands
+    for "max". A file that the kernel lacks is left out."""
     path = _path(cgroup)
     memory: dict[str, Any] = {
         name: _number(f"{path}/memory.{file}")
@@ -76,18 +77,18 @@ def statistics(cgroup: str) -> dict[str, Any]:
 
 
 def memory_events(cgroup: str) -> str:
-    """The file of which the kernel says when it changes."""
+    """Return the path of memory.events; the kernel reports each change of the file by inotify."""
     return f"{_path(cgroup)}/memory.events"
 
 
 def oom_kills(cgroup: str) -> int:
-    """How many processes of a group, and those below it, were killed for want of memory; 0 where
-    the kernel does not count them."""
+    """Return how many processes of a group, and of the groups below it, the kernel killed because
+    memory was used up. The number is 0 if the kernel does not count them."""
     return _table(memory_events(cgroup)).get("oom_kill", 0)
 
 
 def remove(cgroup: str) -> None:
-    """Remove a group without processes, and those below it. Raises OSError."""
+    """Remove a group without processes, and the groups below it. Raises OSError."""
     for directory in sorted(_groups(cgroup), reverse=True):
         os.rmdir(directory)
 
@@ -103,14 +104,14 @@ def _groups(cgroup: str) -> Iterator[str]:
 
 def _pids(cgroup: str) -> Iterator[int]:
     for directory in _groups(cgroup):
-        with contextlib.suppress(OSError):  # removed in the meantime
+        with contextlib.suppress(OSError):  # the group was removed in the meantime
             yield from map(int, read(f"{directory}/cgroup.procs").split())
 
 
 def _process(pid: int, most: int) -> dict[str, Any]:
     directory = f"/proc/{pid}"
     status = os.stat(directory)
-    # After the name, which may have spaces and parentheses in it (proc(5)).
+    # The fields follow the name, which may contain spaces and parentheses (proc(5)).
     name, _, rest = read(f"{directory}/stat").rpartition(") ")
     fields = rest.split()
     with open(f"{directory}/cmdline", "rb") as file:
@@ -142,7 +143,8 @@ def _table(path: str) -> dict[str, int]:
 
 
 def _whole(pairs: Iterable[list[str]]) -> dict[str, int]:
-    """Those whose value is a whole number: `cost.vrate` of io.stat, for one, is none."""
+    """Return the pairs whose value is an integer; `cost.vrate` of io.stat, for example, has
+    none."""
     return {key: int(value) for key, value in pairs if value.isdecimal()}
 
 

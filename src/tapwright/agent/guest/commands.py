@@ -1,4 +1,4 @@
-"""Commands that the agent runs in the guest itself, beside all containers."""
+"""Commands that the agent runs in the guest itself, outside of all containers."""
 
 import contextlib
 import fcntl
@@ -23,9 +23,10 @@ _TIOCSCTTY = 0x540E  # include/uapi/asm-generic/ioctls.h
 
 
 class Command(Process):
-    """One running command, with a terminal of its own where the request has `terminal`.
+    """A running command. It has a terminal of its own if the request has `terminal`.
 
-    Raises OSError when it can't be started, RefusedError for words that no program can be given.
+    Raises OSError when the command can't be started, RefusedError for arguments that no program can
+    take.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Command(Process):
             pipes = {kind: _taken(pipe) for kind, pipe in outputs.items()}
             self.attach(_taken(process.stdin), pipes)
         self._pid = process.pid
-        process.returncode = 0  # `children` waits for it, not subprocess
+        process.returncode = 0  # `children` waits for the process, not subprocess
         children.expect(process.pid, self.exited)
 
     def _start_on_terminal(self, request: dict[str, Any]) -> "subprocess.Popen[bytes]":
@@ -60,8 +61,8 @@ class Command(Process):
         return process
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command and what it started in its session."""
-        with contextlib.suppress(OSError):  # it has ended, or there is no such signal
+        """Send a signal to the command, and to what it started in its session."""
+        with contextlib.suppress(OSError):  # the command has ended, or there is no such signal
             os.killpg(self._pid, number)
 
     def cancel(self) -> None:
@@ -92,12 +93,12 @@ def _started(
 
 
 def _take_terminal() -> None:
-    """Make stdin the terminal of the session, which has none (tty_ioctl(4))."""
+    """Make stdin the controlling terminal of the session, which has none (tty_ioctl(4))."""
     fcntl.ioctl(0, _TIOCSCTTY, 0)
 
 
 def _taken(pipe: Any) -> int:
-    """A pipe of a Popen as a plain descriptor; -1 where there is none."""
+    """Detach a pipe of a Popen, and return its descriptor; -1 if there is no pipe."""
     if pipe is None:
         return -1
     fd = os.dup(pipe.fileno())

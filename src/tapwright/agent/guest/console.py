@@ -1,4 +1,5 @@
-"""Where crun sends the terminal that it makes for a process (its --console-socket)."""
+"""The socket to which crun sends the terminal that it makes for a process (crun's
+--console-socket)."""
 
 import contextlib
 import os
@@ -6,7 +7,7 @@ import socket
 
 
 class Console:
-    """Listens at `path`, which ends with it."""
+    """Listens at `path`. `close` removes the socket."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -16,8 +17,8 @@ class Console:
         self._socket.setblocking(False)
 
     def terminal(self) -> int:
-        """The master of the terminal, which has come when crun has ended. Raises OSError,
-        ValueError when it has not."""
+        """Return the master of the terminal. crun has sent it by the time that crun ends. Raises
+        OSError, and ValueError when crun has sent none."""
         connection, _ = self._socket.accept()
         with connection:
             connection.setblocking(False)

@@ -1,4 +1,4 @@
-"""A process in a container, from having crun make it to the end of its output."""
+"""A process in a container, from its creation by crun to the end of its output."""
 
 import contextlib
 import itertools
@@ -17,15 +17,15 @@ from tapwright.agent.guest.leftovers import LAUNCHES
 from tapwright.agent.guest.refusal import FAILED, RefusedError, error_reply
 from tapwright.agent.guest.streams import Answer, Process
 
-# Names of files: an id may be longer than the name of a socket (unix(7)).
+# Files have a number as their name: an id may be longer than the name of a socket may be (unix(7)).
 _numbers = itertools.count()
 
 
 class ContainerProcess(Process):
-    """The first process of a container, or another that is run in it.
+    """The first process of a container, or another process in it.
 
-    `pid` is 0 until crun has made it, `program` what it is to execute, where that is known.
-    `on_exit` and `on_cancel` are called when it has ended, and when nobody waits for it any more.
+    `pid` is 0 until crun has made the process. `program` is the program to execute, if it is known.
+    `on_exit` is called when the process has ended, `on_cancel` when its client has gone.
     """
 
     def __init__(self, watch: Watcher, children: Children, crun: Crun, answer: Answer) -> None:
@@ -34,7 +34,7 @@ class ContainerProcess(Process):
         self._crun = crun
         self._console: Console | None = None
         self._pipes: list[int] = []
-        self._not_executed = -1  # a pipe that ends when the program is executed
+        self._not_executed = -1  # a pipe that ends when the process executes its program
         self._when_executed: list[Callable[[], None]] = []
         self._is_cancelled = False
         self._is_silent = True
@@ -54,11 +54,13 @@ class ContainerProcess(Process):
         undo: Callable[[Callable[[], None]], None] = lambda then: then(),
     ) -> None:
         """Make the process with crun, by these words and the container's id. `done` is called with
-        the reason if that fails, with "" if not. `check` is called with the pid of the process that
-        was made, and returns what is wrong with it, or "".
+        "" on success, else with the reason of the failure. `check` is called with the pid of the
+        new process; it returns what is wrong with the process, or "".
 
-        A failure is answered only when `undo` has taken back what was made and calls its argument,
-        for the caller may use the id again at once. Raises OSError."""
+        On a failure, `undo` is called first; it takes back what was made, and then calls its
+        argument. Only then is the failure answered, because the caller may use the id again at
+        once. Raises OSError.
+        """
         os.makedirs(LAUNCHES, exist_ok=True)
         launch = f"{LAUNCHES}/{next(_numbers)}"
         pid_file = f"{launch}.pid"
@@ -84,7 +86,7 @@ class ContainerProcess(Process):
         self._watch.add(self._not_executed, select.EPOLLIN, self._executed)
 
     def when_executed(self, call: Callable[[], None]) -> None:
-        """Have `call` called when the program is executed, or can't be any more."""
+        """Call `call` when the process has executed its program, or can't do so any more."""
         if self._not_executed < 0:
             call()
         else:
@@ -96,7 +98,8 @@ class ContainerProcess(Process):
                 os.kill(self.pid, number)
 
     def tell_oom_kills(self, count: int) -> None:
-        """Say how many processes of its container were killed for want of memory by now."""
+        """Report how many processes of the container the kernel has killed by now because memory
+        was used up."""
         if not self._is_over:
             self._answer.send(protocol.OOM, b'{"kills": %d}' % count)
 
@@ -111,7 +114,7 @@ class ContainerProcess(Process):
         super().exited(status)
 
     def _passed_on(self, output: bytes) -> bytes:
-        # What the program itself wrote, or crun in its place.
+        # The program wrote this output, or crun did in its place.
         is_first, self._is_silent = self._is_silent, False
         return executable.in_runcs_words(output, self.program) if is_first else output
 
@@ -142,7 +145,7 @@ class ContainerProcess(Process):
                 refusal = error_reply(RefusedError(reason, FAILED))
                 undo(lambda: self.fail(refusal))
                 return
-            # Its output comes after this: what crun itself says is in its log too.
+            # The output comes after STARTED: what crun itself wrote is in crun's log, too.
             self._answer.send(protocol.STARTED, b'{"pid": %d}' % self.pid)
             self._attach(terminal)
             self._children.expect(self.pid, self.exited)
@@ -162,7 +165,8 @@ class ContainerProcess(Process):
             self._close()
 
     def _make_pipes(self) -> list[int]:
-        """Keep one end of three pipes; return the others, for stdin, stdout and stderr."""
+        """Keep one end of each of three pipes; return the other ends, for stdin, stdout and
+        stderr."""
         stdin, ours = os.pipe2(os.O_CLOEXEC)
         stdout_read, stdout = os.pipe2(os.O_CLOEXEC)
         stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
@@ -182,7 +186,7 @@ class ContainerProcess(Process):
             self._when_executed.pop(0)()
 
     def _drop(self) -> None:
-        """Close what was meant for a process that has not come to be."""
+        """Close the descriptors of a process that was never made."""
         for fd in self._pipes:
             os.close(fd)
         self._pipes = []
@@ -191,4 +195,4 @@ class ContainerProcess(Process):
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """The default of the callbacks: do nothing."""

@@ -1,8 +1,9 @@
-"""Containers in the guest: what can be asked of them.
+"""Containers in the guest, and the requests about them.
 
-crun does the work, and the agent does not wait for it: what takes time is answered when it is done.
-A container is known from the request to create it until it is deleted; the one whose creator goes
-away is deleted at once. Its files are in a directory of its own below DIRECTORY.
+crun does the work, and the agent does not wait for crun: a request that takes time is answered when
+it is done. A container is known from the request that creates it until its deletion. A container
+whose creator goes away is deleted at once. The files of a container are in a directory of its own
+below DIRECTORY.
 """
 
 import contextlib
@@ -42,9 +43,9 @@ from tapwright.agent.guest.streams import Answer, Process
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 
-# As in runc and crun, and the name of a directory.
+# The pattern of runc and crun; an id is also the name of a directory.
 _ID = re.compile(r"(?!\.{1,2}$)[\w+.-]{1,128}", re.ASCII)
-# What systemd sets on a host: a container may want as many open files as it had there.
+# systemd's limit on a host: a container may want as many open files as it can have there.
 _MOST_FILES = "1073741816"
 
 
@@ -59,11 +60,12 @@ class Container:
         self.directory = f"{DIRECTORY}/{name}"
         self._at_work = 0
         self._when_idle: list[Callable[[], None]] = []
-        # Called with why its deletion failed, or "", once that was asked for.
+        # Callbacks for the end of a deletion, with "" or the reason of its failure; None before the
+        # first request to delete.
         self.deletions: list[Done] | None = None
 
     def must_be(self, *statuses: str) -> None:
-        """Raises RefusedError when it is in none of these."""
+        """Raises RefusedError when the container is in none of these states."""
         if self.deletions is not None:
             raise RefusedError(f"container {self.id!r} is being deleted", STATE)
         if self.status not in statuses:
@@ -74,7 +76,8 @@ class Container:
         self.status = STOPPED
 
     def at_work(self) -> Callable[[], None]:
-        """To be called before crun begins with it; the result when crun has ended."""
+        """Note that crun begins to work on the container. The caller calls the result when crun has
+        ended."""
         self._at_work += 1
 
         def over() -> None:
@@ -115,9 +118,9 @@ class Containers:
         }
 
     def create(self, request: Request, answer: Answer) -> Process:
-        """Make a container of the OCI configuration `config`, on a terminal if `terminal`: all but
-        running its program. Its control group is our choice, and a mount of it may say what
-        `memory` is its source, or that it is of the kernel's `modules`."""
+        """Make a container of the OCI configuration `config`, with a terminal if `terminal`, but do
+        not run its program. The agent chooses the control group. A mount may name `memory` as its
+        source, or say that it is of the kernel's `modules`."""
         name, config = request["id"], request["config"]
         if not _ID.fullmatch(name):
             raise RefusedError(f"{name!r} can't be the id of a container", FAILED)
@@ -183,7 +186,7 @@ class Containers:
         return process
 
     def start(self, request: Request, answer: Answer) -> None:
-        """Run the program of a container that was created; answered when it runs."""
+        """Run the program of a created container. The request is answered when the program runs."""
         container = self._named(request)
         container.must_be(CREATED)
         network.await_running()
@@ -195,8 +198,8 @@ class Containers:
         try:
             crun.start(container.id)
         except OSError:
-            # crun knows why, or another way.
-            self._have(container, ["start"], answer, started)
+            # crun starts it, or knows the reason of the failure.
+            self._run_crun(container, ["start"], answer, started)
         else:
             started()
 
@@ -212,10 +215,10 @@ class Containers:
         container = self._named(request)
         container.must_be(CREATED, RUNNING, PAUSED)
         words, sheet = ["update", "--resources={}"], request["resources"]
-        self._have(container, words, answer, lambda: answer.finish({}), sheet)
+        self._run_crun(container, words, answer, lambda: answer.finish({}), sheet)
 
     def signal(self, request: Request, answer: Answer) -> None:
-        """Send a signal to a container's first process, or to all that are in it."""
+        """Send a signal to the first process of a container, or to all its processes."""
         container, number = self._named(request), int(request["signal"])
         if number not in signal.valid_signals():
             raise RefusedError(f"there is no signal {number}", FAILED)
@@ -232,7 +235,7 @@ class Containers:
 
     def statistics(self, request: Request, answer: Answer) -> None:
         numbers = cgroups.statistics(self._named(request).cgroup)
-        # All containers have the guest's network.
+        # All containers share the guest's network.
         answer.finish(numbers | counters.of_network())
 
     def state(self, request: Request, answer: Answer) -> None:
@@ -241,7 +244,8 @@ class Containers:
         answer.finish(state)
 
     def delete(self, request: Request, answer: Answer) -> None:
-        """Remove a container, with `force` a running one too; one that is not there has gone."""
+        """Remove a container; with `force`, also one that runs. A container that does not exist
+        counts as removed."""
         container = self._known.get(str(request["id"]))
         if container is None:
             answer.finish({})
@@ -258,12 +262,13 @@ class Containers:
         self._delete(container, deleted)
 
     def discard_all(self) -> None:
-        """Those who had them made have gone."""
+        """Delete all containers, because their creators have gone."""
         for container in list(self._known.values()):
             self._delete(container)
 
     def _delete(self, container: Container, then: Done | None = None) -> None:
-        """Delete it, if that has not begun; call `then` with why that failed, or ""."""
+        """Delete a container, unless its deletion has begun. Call `then` with "", or with the
+        reason of the failure."""
         if self._known.get(container.id) is not container:
             if then:
                 then("")
@@ -272,7 +277,7 @@ class Containers:
         container.deletions = (container.deletions or []) + ([then] if then else [])
         if is_begun:
             return
-        # So that what crun is doing with it comes to its end.
+        # Without this, crun's work on the container might never end.
         container.init.signal(signal.SIGKILL)
 
         def deleted(reason: str) -> None:
@@ -301,19 +306,20 @@ class Containers:
             self._become(container, before, after)
             answer.finish({})
 
-        self._have(container, [verb], answer, switched)
+        self._run_crun(container, [verb], answer, switched)
 
     def _exited(self, container: Container) -> None:
-        """Its first process has ended, which is told after what it may have ended of."""
+        """Report the end of the first process, after reporting the kernel's kill that may have
+        caused it."""
         self._oom_kills.look(container.cgroup)
         container.stopped()
 
     def _become(self, container: Container, before: str, after: str) -> None:
-        """Note what crun has done, unless the container has ended meanwhile."""
+        """Note the state after crun's work, unless the container has ended meanwhile."""
         if container.status == before:
             container.status = after
 
-    def _have(
+    def _run_crun(
         self,
         container: Container,
         words: list[str],
@@ -321,7 +327,7 @@ class Containers:
         succeeded: Callable[[], None],
         sheet: dict[str, Any] | None = None,
     ) -> None:
-        """Have crun do something with a container; a failure is answered here."""
+        """Run crun on a container. A failure is answered here."""
         over = container.at_work()
 
         def done(reason: str) -> None:

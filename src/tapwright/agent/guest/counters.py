@@ -1,5 +1,5 @@
-"""What the guest's network has done: counters of interfaces, and sockets by their states, from
-/proc/net (proc(5), net/ipv4/tcp_ipv4.c: tcp4_seq_show, net/ipv4/udp.c: udp4_format_sock)."""
+"""Counters of the guest's interfaces, and its sockets by their states, from /proc/net (proc(5),
+net/ipv4/tcp_ipv4.c: tcp4_seq_show, net/ipv4/udp.c: udp4_format_sock)."""
 
 import contextlib
 from collections import Counter
@@ -10,18 +10,19 @@ _STATES = (
     *("close_wait", "last_ack", "listen", "closing"),
 )
 _NEW_SYN_RECV = 12
-"""A connection that has only been asked for; the kernel tells it as SYN_RECV."""
+"""The state of a connection request (TCP_NEW_SYN_RECV); the kernel shows it as SYN_RECV."""
 _DIRECTIONS = (("rx", 0), ("tx", 8))
 _COUNTERS = ("bytes", "packets", "errors", "dropped")
 
 
 def of_network() -> dict[str, Any]:
-    """`interfaces`, by name, each with bytes, packets, errors and dropped ones both ways; `tcp` and
-    `tcp6`, how many sockets are in which state; `udp` and `udp6`, how many there are (`listen`),
-    what they dropped, and bytes in their queues. What the kernel does not have is left out."""
+    """Return `interfaces`, by name, each with bytes, packets, errors and dropped packets in both
+    directions; `tcp` and `tcp6`, the number of sockets in each state; `udp` and `udp6`, the number
+    of sockets (`listen`), the datagrams that they dropped, and the bytes in their queues. What the
+    kernel lacks is left out."""
     found: dict[str, Any] = {"interfaces": _interfaces()}
     for name, of_sockets in (("tcp", _tcp), ("tcp6", _tcp), ("udp", _udp), ("udp6", _udp)):
-        with contextlib.suppress(OSError):  # no IPv6
+        with contextlib.suppress(OSError):  # the guest has no IPv6
             found[name] = of_sockets(f"/proc/net/{name}")
     return found
 

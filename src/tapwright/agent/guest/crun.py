@@ -1,7 +1,7 @@
 """Runs crun, the low-level runtime, without waiting for it (crun(1)).
 
-Whatever crun makes becomes a child of the agent when crun ends, as with conmon: the agent is a
-child subreaper (prctl(2)), and so hears of the end of every process of a container.
+A process that crun makes becomes a child of the agent when crun ends, as with conmon: the agent is
+a child subreaper (prctl(2)). So the agent sees the end of every process of a container.
 """
 
 import contextlib
@@ -32,7 +32,8 @@ class Stdio(NamedTuple):
 
 
 class Crun:
-    """Makes this process the parent of what crun leaves behind. Raises OSError."""
+    """Runs crun, and makes this process the parent of the processes that crun leaves behind. Raises
+    OSError."""
 
     def __init__(self, children: Children) -> None:
         libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
@@ -47,12 +48,12 @@ class Crun:
         stdio: Stdio = Stdio(),  # noqa: B008 - it is immutable
         until_executed: Sequence[int] = (),
     ) -> None:
-        """Start crun. When it has ended, `done` hears why it failed, "" if it did not.
+        """Start crun. When crun has ended, call `done` with "", or with the reason of its failure.
 
-        In the words `{}` stands for the path of a file that holds `sheet` as JSON. The process
-        that crun makes has the descriptors `until_executed` until it executes its program, for
-        crun sets FD_CLOEXEC on what is not the program's. Raises OSError when crun can't be
-        started.
+        In `words`, `{}` stands for the path of a file that contains `sheet` as JSON. The process
+        that crun makes has the descriptors `until_executed` until it executes its program, because
+        crun sets FD_CLOEXEC on all descriptors that are not the program's. Raises OSError when crun
+        can't be started.
         """
         log = os.memfd_create("log")
         given = [log, self._program]
@@ -77,7 +78,7 @@ class Crun:
         finally:
             for fd in given[2:]:
                 os.close(fd)
-        process.returncode = 0  # `children` waits for it, not subprocess
+        process.returncode = 0  # `children` waits for the process, not subprocess
         over = self._children.adopt()
 
         def ended(status: int) -> None:
@@ -92,9 +93,9 @@ class Crun:
 
 
 def start(container: str) -> None:
-    """What `crun start` does, without the time that another process takes: its first process waits
-    for a byte in a FIFO (src/libcrun/status.c: libcrun_status_write_exec_fifo). Raises OSError
-    when nobody waits there."""
+    """Do the work of `crun start`, without the time of another process. The container's first
+    process waits for a byte in a FIFO (src/libcrun/status.c: libcrun_status_write_exec_fifo).
+    Raises OSError when no process waits there."""
     path = f"{STATE}/{container}/exec.fifo"
     fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -105,8 +106,8 @@ def start(container: str) -> None:
 
 
 def _sealed(program: str) -> int:
-    """A program in memory that nobody can write to: crun makes such a copy of itself each time
-    when it is none, and starts anew from that (CVE-2019-5736)."""
+    """Copy a program to memory that no process can write to. Otherwise crun makes such a copy of
+    itself each time, and executes the copy (CVE-2019-5736)."""
     fd = os.memfd_create("crun", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(program, "rb") as file, open(fd, "wb", closefd=False) as copy:
         copy.write(file.read())
@@ -122,7 +123,7 @@ def _memory_file(content: dict[str, Any]) -> int:
 
 
 def _reason(log: int, code: int) -> str:
-    """The last error in crun's log."""
+    """Return the last error in crun's log."""
     size = os.fstat(log).st_size
     lines = os.pread(log, _REASON_BYTES, max(0, size - _REASON_BYTES)).splitlines()
     for line in reversed(lines):

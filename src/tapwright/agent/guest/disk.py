@@ -1,7 +1,8 @@
-"""The disk: modules of the kernel and programs, mounted when something asks for them.
+"""The guest's disk, with kernel modules and programs. The disk is mounted when a program asks for
+one of these.
 
-The script DISK does it. The kernel has it run by /sbin/modprobe when it lacks a module, in the
-guest's own namespaces, so what a container has in its files can't come into that.
+The script DISK mounts it. The kernel runs the script as /sbin/modprobe when it lacks a module, in
+the guest's own namespaces, so a container's files can't take part in it.
 """
 
 import contextlib
@@ -18,8 +19,9 @@ _KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
 
 def make_devices() -> None:
-    """Make the nodes whose opening has a module loaded, as a host does when it boots
-    (modules.devname of depmod(8)): lines of module, name, and kind with numbers, as "c10:200"."""
+    """Make the device nodes that load a module when they are opened, as a host does when it boots
+    (modules.devname of depmod(8)). The source has lines of module, name, and kind with numbers, as
+    "c10:200"."""
     with contextlib.suppress(FileNotFoundError), open(_DEVICES) as file:
         for line in file:
             if line.startswith("#"):
@@ -36,8 +38,8 @@ def make_devices() -> None:
 
 def give_modules(config: dict[str, Any]) -> None:
     """Make the modules of this kernel the source of those mounts of a container's configuration
-    which say that they are of `modules`, which is taken out. A guest without a disk leaves them as
-    they are, with the host's. Raises OSError."""
+    that have the key `modules`, and remove the key. Without a disk, these mounts keep the host's
+    modules as their source. Raises OSError."""
     for mount in config.get("mounts", ()):
         if mount.pop("modules", False) and _is_mounted():
             mount["source"] = MODULES

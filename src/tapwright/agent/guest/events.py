@@ -1,4 +1,4 @@
-"""What the agent waits for: descriptors that are ready, and children that end."""
+"""The events for which the agent waits: descriptors that are ready, and children that end."""
 
 import os
 import select
@@ -11,7 +11,7 @@ OnExit = Callable[[int], None]
 
 
 class Watcher:
-    """An epoll set whose members are (descriptor, what to call), and what is to be called later."""
+    """An epoll set whose members are (descriptor, callback), and callbacks for later."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -27,7 +27,7 @@ class Watcher:
             self._epoll.unregister(fd)
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Have something called once, when so many seconds have passed."""
+        """Call `call` once, after `seconds`."""
         self._later.append((time.monotonic() + seconds, call))
 
     def run_once(self, timeout: float | None) -> None:
@@ -44,10 +44,10 @@ class Watcher:
 
 
 class Children:
-    """Fetches the exit status of every child, of those too that were left to this process by
-    another (PR_SET_CHILD_SUBREAPER), and has it told to whoever expects it.
+    """Collects the exit status of every child, and of every process that another process left to
+    this one (PR_SET_CHILD_SUBREAPER), and passes it to the callback that expects it.
 
-    Nobody else may wait for a child. A pid that is expected stays its child's until then.
+    No other code may wait for a child. An expected pid is not used again before its callback.
     """
 
     def __init__(self, watch: Watcher) -> None:
@@ -60,15 +60,16 @@ class Children:
         watch.add(self._wakeup, select.EPOLLIN, self._reap)
 
     def expect(self, pid: int, call: OnExit) -> None:
-        """Have `call` told the wait status of a child, at once when it was fetched already."""
+        """Call `call` with the wait status of a child, at once if it was already collected."""
         if pid in self._unclaimed:
             call(self._unclaimed.pop(pid))
         else:
             self._calls[pid] = call
 
     def adopt(self) -> Callable[[], None]:
-        """Keep the statuses of children that nobody expects yet, until the result is called: for
-        the time in which another process makes a child whose pid it will tell."""
+        """Keep the statuses of children that no callback expects yet, until the caller calls the
+        result. The caller needs that while another process makes a child and only then reports its
+        pid."""
         self._adopting += 1
 
         def over() -> None:

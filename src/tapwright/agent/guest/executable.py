@@ -1,5 +1,5 @@
-"""Whether a container's process can execute its program, and what it says when it can't: by runc,
-which platforms' exit statuses and people's searches know, and not by crun."""
+"""Finds out whether a container's process can execute its program, and words the error as runc
+does: platforms' exit statuses and people's searches know runc's words, and not crun's."""
 
 import errno
 import json
@@ -17,11 +17,10 @@ _ANSWER_BYTES = 4096
 
 
 def refusal(pid: int, process: dict[str, Any]) -> str:
-    """Why an OCI `process` can't execute its program among the files of the process `pid`, "" when
-    it can: looked for by its user, along its own PATH, as runc does (libcontainer,
-    standard_init_linux.go; Go's exec.LookPath). Those whom the lookup of crun's root is right for
-    are not looked at. Raises OSError.
-    """
+    """Return why an OCI `process` can't execute its program among the files of the process `pid`,
+    or "". The program is looked up as the process's user, along the process's own PATH, as runc
+    does (libcontainer, standard_init_linux.go; Go's exec.LookPath). Processes for which the lookup
+    of crun's root is right are not checked. Raises OSError."""
     program = str(process["args"][0])
     variables = dict(text.partition("=")[::2] for text in process.get("env", ()))
     places = variables.get("PATH", "").split(":") if "/" not in program else []
@@ -32,7 +31,7 @@ def refusal(pid: int, process: dict[str, Any]) -> str:
         return ""
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
-        # Only a child can give up its root, and its rights.
+        # The check changes its root and drops its rights, which only a child can do.
         if not os.fork():
             try:
                 os.write(write, _looked_up(pid, process, program, places).encode()[:_ANSWER_BYTES])
@@ -48,8 +47,8 @@ def refusal(pid: int, process: dict[str, Any]) -> str:
 
 
 def in_runcs_words(output: bytes, program: str) -> bytes:
-    """The first output of a process, which may be what crun says of it; all else stays. Of one that
-    `crun exec` made, whose name it leaves out, `program` is the name."""
+    """Reword the first output of a process if it is crun's error; other output stays. `program` is
+    the program of a process that `crun exec` made, because crun leaves that name out."""
     if of_exec := _OF_EXEC.fullmatch(output):
         return f"exec {program}: {_lowered(of_exec[1].decode())}".encode() + of_exec[2]
     if not output.startswith(b'{"msg":"exec container process'):
@@ -73,7 +72,7 @@ def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str
         os.setgid(user.get("gid", 0))
         os.setuid(user.get("uid", 0))
     except OSError:
-        return ""  # crun says what is wrong
+        return ""  # crun reports what is wrong
     if "/" in program:
         reason = _fault(program)
         if reason:
@@ -92,7 +91,7 @@ def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str
 
 
 def _fault(path: str) -> str:
-    """What keeps a file from being a program at all."""
+    """Return what keeps a file from being a program, or ""."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -101,5 +100,5 @@ def _fault(path: str) -> str:
 
 
 def _lowered(reason: str) -> str:
-    """As Go has the texts of the system's errors."""
+    """Return the text of a system error as Go writes it."""
     return reason[0].lower() + reason[1:]

@@ -1,4 +1,4 @@
-"""Small files, of the kernel and of ours."""
+"""Small files, of the kernel and of the agent."""
 
 import contextlib
 import os

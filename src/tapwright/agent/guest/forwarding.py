@@ -1,8 +1,8 @@
-"""What listens on the guest's loopback interface, told to the host, and connections from there.
+"""Reports to the host what listens on the guest's loopback interface, and connects to it.
 
 A program of the host that is in the sandbox's network namespace connects to 127.0.0.1 or ::1 there,
-as it does for a container of runc: the supervisor listens on the ports that are told here, and each
-connection that it takes is made here a second time.
+as it does for a container of runc. The supervisor listens on the ports that this module reports.
+For each connection that the supervisor accepts, this module makes a connection in the guest.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ from tapwright.agent.guest.streams import Answer, Process
 from tapwright.linux import libc
 
 _LOOPBACK = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}
-_LISTEN = "0A"  # TCP_LISTEN, as /proc/net/tcp has it (include/net/tcp_states.h)
-# Where programs listen that are reached by way of the loopback interface, by the version of IP.
+_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp (include/net/tcp_states.h)
+# The addresses of listeners that the loopback interface can reach, with the IP versions that reach
+# them.
 _REACHED = {
     bytes(4): (4,),  # 0.0.0.0
     socket.inet_pton(socket.AF_INET, "127.0.0.1"): (4,),
@@ -32,15 +33,15 @@ _REACHED = {
     socket.inet_pton(socket.AF_INET6, "::ffff:127.0.0.1"): (4,),
 }
 
-# A socket is said to listen shortly before it does (net/ipv4/inet_connection_sock.c:
-# inet_csk_listen_start), so there is a second look.
+# The kernel reports a socket as listening shortly before it listens
+# (net/ipv4/inet_connection_sock.c: inet_csk_listen_start), so there is a second look.
 _SECOND_LOOK_SECONDS, _POLL_SECONDS = 0.02, 1.0
 _TRACE_BYTES, _MOST_READS = 64 * 1024, 16
-_RESET = struct.pack("ii", 1, 0)  # struct linger: close(2) resets the connection (socket(7))
+_RESET = struct.pack("ii", 1, 0)  # struct linger: close(2) then resets the connection (socket(7))
 
 
 class Forwarding:
-    """Starts the processes, so to speak, of requests: a follower, a connection."""
+    """Starts what the requests ask for: a follower, or a connection."""
 
     def __init__(self, watch: Watcher) -> None:
         self._watch = watch
@@ -51,7 +52,7 @@ class Forwarding:
         }
         try:
             self._trace = _trace()
-        except OSError:  # a kernel that can't tell
+        except OSError:  # the kernel has no tracing
             self._trace = -1
             watch.later(_POLL_SECONDS, self._poll)
         else:
@@ -67,7 +68,7 @@ class Forwarding:
         return _Connection(request, self._watch, answer)
 
     def _changed(self) -> None:
-        # Not to be heard of again before the second look: a program may do nothing but listen.
+        # No further events before the second look: a program may do nothing but listen.
         self._watch.remove(self._trace)
         self._look()
         self._watch.later(_SECOND_LOOK_SECONDS, self._look_again)
@@ -91,24 +92,24 @@ class Forwarding:
 
 
 class _Follower(Process):
-    """Tells what listens, whenever that has changed: a JSON object in one STDOUT frame."""
+    """Reports what listens, after each change: a JSON object in one STDOUT frame."""
 
     def __init__(self, watch: Watcher, answer: Answer, over: Callable[["_Follower"], None]) -> None:
         super().__init__(watch, answer)
         self._over = over
-        self._told: list[tuple[int, int]] | None = None
+        self._reported: list[tuple[int, int]] | None = None
         self._found: list[tuple[int, int]] = []
 
     def tell(self, found: list[tuple[int, int]]) -> None:
         self._found = found
-        if found == self._told:
+        if found == self._reported:
             return
         listeners = found[: protocol.MAX_LISTENERS]
         content = {"listeners": listeners, "left_out": len(found) - len(listeners)}
         payload = json.dumps(content).encode()
         if len(payload) <= self._window[protocol.STDOUT]:
             self._window[protocol.STDOUT] -= len(payload)
-            self._told = found
+            self._reported = found
             self._answer.send(protocol.STDOUT, payload)
 
     def credit(self, channel: int, count: int) -> None:
@@ -116,7 +117,7 @@ class _Follower(Process):
         self.tell(self._found)
 
     def signal(self, number: int) -> None:
-        """It is no process."""
+        """Ignore it: a follower is no process."""
 
     def cancel(self) -> None:
         super().cancel()
@@ -124,9 +125,9 @@ class _Follower(Process):
 
 
 class _Connection(Process):
-    """A connection to a program that listens on loopback: what is written to it is STDIN, what
-    comes STDOUT; an empty frame is the end of one direction. Its stream ends when both have ended,
-    or by an error when it is refused or reset.
+    """A connection to a program that listens on loopback. STDIN frames are written to the program,
+    and its output is STDOUT frames. An empty frame is the end of one direction. The stream ends
+    when both directions have ended; a refused or reset connection ends the stream with an error.
 
     Raises RefusedError.
     """
@@ -169,17 +170,17 @@ class _Connection(Process):
             self._receive()
 
     def unread(self, channel: int) -> None:
-        """A connection that is not read any more is reset, by `cancel`."""
+        """Reset, by `cancel`, a connection whose output the client no longer reads."""
 
     def signal(self, number: int) -> None:
-        """It is no process."""
+        """Ignore it: a connection is no process."""
 
     def cancel(self) -> None:
         super().cancel()
         self._reset()
 
     def _ready(self) -> None:
-        # Or refused: that is found by reading.
+        # Or refused; a read shows which.
         self._is_connected = True
         self._receive()
         self._send()
@@ -187,7 +188,8 @@ class _Connection(Process):
             self._reset()
 
     def _failed(self) -> bool:
-        """Whether it was reset: that is not seen by reading as long as the window is shut."""
+        """Whether the connection was reset. A read does not show that while the window is
+        closed."""
         return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def _receive(self) -> None:
@@ -249,11 +251,11 @@ class _Connection(Process):
 
 
 def _listeners() -> list[tuple[int, int]]:
-    """(version of IP, port) of all that can be connected to by the loopback interface, in their
-    order, without what the agent itself listens on."""
+    """Return (IP version, port) of all listeners that the loopback interface can reach, in order,
+    without those of the agent itself."""
     own = set()
     for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one of the listing
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             own.add(os.fstat(int(fd)).st_ino)
     return sorted(
         {
@@ -266,14 +268,14 @@ def _listeners() -> list[tuple[int, int]]:
 
 
 def _listening() -> Iterator[tuple[bytes, int, int]]:
-    """(address, port, inode) of sockets that listen: net/ipv4/tcp_ipv4.c, get_tcp4_sock."""
+    """Yield (address, port, inode) of sockets that listen (net/ipv4/tcp_ipv4.c: get_tcp4_sock)."""
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{table}") as file:
             next(file)
             for line in file:
                 words = line.split()
                 if words[3] != _LISTEN:
-                    break  # those that listen come first
+                    break  # listening sockets come first
                 address, _, port = words[1].partition(":")
                 words_of_it = struct.unpack(f"!{len(address) // 8}I", bytes.fromhex(address))
                 yield (
@@ -284,12 +286,12 @@ def _listening() -> Iterator[tuple[bytes, int, int]]:
 
 
 def _trace() -> int:
-    """A descriptor that can be read when a socket begins or ceases to listen, anywhere in the
+    """Return a descriptor that is readable when a socket starts or stops listening, anywhere in the
     guest (Documentation/trace/events.rst). Raises OSError."""
     tracing = libc.detached_mount("tracefs")
     try:
         instance = f"/proc/self/fd/{tracing}/instances/tapwright"
-        with contextlib.suppress(FileExistsError):  # of an agent that died
+        with contextlib.suppress(FileExistsError):  # an agent that died has left it
             os.mkdir(instance)
         event = f"{instance}/events/sock/inet_sock_set_state"
         for path, text in (

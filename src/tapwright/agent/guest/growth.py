@@ -1,4 +1,4 @@
-"""Memory and CPUs that come while the guest runs."""
+"""Memory and CPUs that are plugged in while the guest runs."""
 
 import os
 from collections.abc import Iterator
@@ -14,17 +14,18 @@ _KIB = 1024
 
 
 def expect_memory(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Prepare for memory that is about to come: to use it, `for_kernel` in every way, or else only
-    in such that it can be given back. Tell how many bytes of memory are in use."""
+    """Prepare for memory that is about to be plugged in. With `for_kernel`, the kernel can use it
+    in every way; else only in ways that allow its removal. Returns how many bytes of memory are in
+    use."""
     write(_AUTO_ONLINE, "online_kernel" if request["for_kernel"] else "online_movable")
     return {"memory": _memory()}
 
 
 def take_room(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Have the kernel use so many `cpus`, the first ones; wait until these are there, and so many
-    bytes of `memory`."""
+    """Make the kernel use so many `cpus`, the first ones. Wait until these, and so many bytes of
+    `memory`, are there."""
     wanted = int(request["cpus"])
-    # The first one is always in use, and has no such file.
+    # The first CPU is always in use, and has no such file.
     for number, path in sorted(_switches()):
         value = "1" if number < wanted else "0"
         if read(path).strip() != value:

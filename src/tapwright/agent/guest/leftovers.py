@@ -1,20 +1,21 @@
-"""What containers keep in files, and what an agent that died has left of them."""
+"""The directory of containers' files, and the cleaning up after an agent that died."""
 
 import contextlib
 import os
 import signal
 
-# A directory of each container; pid files and sockets of processes that are being started.
+# It has a directory for each container, and the pid files and sockets of processes that are being
+# started.
 DIRECTORY = "/run/tapwright/containers"
 LAUNCHES = "/run/tapwright/launches"
 
 
 def clear() -> None:
-    """End all that an agent that died has left: nobody will hear of the end of its containers, or
-    of its commands, for they are no children of this one.
+    """End all processes that an agent which died has left. They are no children of this agent, so
+    it could never report their end.
 
-    To be called in a guest only: it kills every process but init and this one. A guest that never
-    had a container has nothing to clear.
+    Call this in a guest only: it kills every process but init and the agent. A guest that never had
+    a container has nothing to clear.
     """
     if not os.path.exists(DIRECTORY):
         return

@@ -1,5 +1,5 @@
-"""The guest's network as it is seen from within, in one answer of bounded size: for a person who
-wants to know where packets go."""
+"""The guest's network as seen from within, in one answer of bounded size, for people who want to
+know where packets go."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ MOST_LINKS, MOST_ADDRESSES, MOST_ROUTES, MOST_NEIGHBOURS = 64, 512, 512, 256
 
 
 def look(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Interfaces with their addresses and counters, unicast routes of all tables but the local
-    one, and neighbours, devices by name: as many of each as are told at most. `cut` names those
-    of which there are more."""
+    """Return interfaces with their addresses and counters, unicast routes of all tables but the
+    local one, and neighbours, with devices by name. Each list has a bound; `cut` names the lists
+    that were cut."""
     seen = counted.interfaces(nl, MOST_LINKS)
     of_all = addresses.listing_with_state(nl, MOST_ADDRESSES)
     neighbours = counted.neighbours(nl, MOST_NEIGHBOURS)

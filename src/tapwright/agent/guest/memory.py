@@ -1,8 +1,8 @@
-"""Memory that containers have in common: a tmpfs for each that the host has (`oci.memory`).
+"""Memory that containers share: a tmpfs for each one that the host has (`oci.memory`).
 
-Each has the size that is wanted if the guest has so much memory, and else what tmpfs takes. It is
-there from the first container that has it to the deletion of the last, or, if it is
-`lasting`, as long as the guest.
+A tmpfs has the wanted size if the guest has that much memory, else the default size of tmpfs. It
+exists from its first container to the deletion of its last one, or, if it is `lasting`, until the
+guest ends.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 from tapwright.agent.guest.refusal import FAILED, RefusedError
 
 DIRECTORY = "/run/tapwright/memory"
-# What those containers are given that are to see a directory in one, and not the whole.
+# The mounts for containers that should see a directory of a tmpfs, and not all of it.
 _PLACES = "/run/tapwright/memory-below"
 
 _KEPT_BYTES = 32 << 20
@@ -28,16 +28,16 @@ class Memory:
         self._places: dict[str, list[str]] = {}
 
     def give(self, container: str, config: Json) -> None:
-        """Make memory the source of those mounts of a container's configuration whose `memory`
-        says so, which is taken out of it. Raises RefusedError, OSError; what was given until then
-        is to be released."""
+        """Make shared memory the source of those mounts of a container's configuration that have
+        the key `memory`, and remove the key. Raises RefusedError, OSError; the caller then releases
+        what the container got before the error."""
         for mount in config.get("mounts", ()):
             wanted = mount.pop("memory", None)
             if wanted and (wanted["make"] or os.path.ismount(f"{DIRECTORY}/{wanted['name']}")):
                 mount["source"] = self._given(container, wanted)
 
     def release(self, container: str) -> None:
-        """A container is no more."""
+        """Release the memory of a container that was deleted."""
         for place in self._places.pop(container, ()):
             _unmount(place)
         for name, users in list(self._users.items()):
@@ -64,7 +64,7 @@ class Memory:
 
 
 def clear() -> None:
-    """Take away what an agent that died has left."""
+    """Unmount what an agent that died has left."""
     for directory in (_PLACES, DIRECTORY):
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(directory):
@@ -74,7 +74,8 @@ def clear() -> None:
 def _mount(path: str, size: int, root: Json) -> None:
     from tapwright.linux import libc, mounts
 
-    # With more it would be the end of the guest to fill it; tmpfs itself takes half.
+    # A larger tmpfs would end the guest when it is full; the default size of tmpfs is half of the
+    # memory.
     if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - _KEPT_BYTES:
         size = 0
     options = {"mode": f"{root['mode']:o}", "uid": str(root["uid"]), "gid": str(root["gid"])}
@@ -109,8 +110,8 @@ def _show(root: str, below: list[Json], place: str) -> None:
 
 
 def _entered(parent: int, directory: Json) -> int:
-    """A descriptor of a directory in another one, made if it is not there. No link is followed:
-    containers write there, and theirs may lead anywhere in the guest."""
+    """Open a directory in another one, and make it if it does not exist. No link is followed:
+    containers can make links there that lead anywhere in the guest."""
     name = directory["name"]
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
@@ -133,7 +134,7 @@ def _entered(parent: int, directory: Json) -> int:
 
 
 def _unmount(path: str) -> None:
-    """What has gone already is no failure."""
+    """Unmount a path. A path that is not mounted is no failure."""
     from tapwright.linux import libc
 
     with contextlib.suppress(OSError):

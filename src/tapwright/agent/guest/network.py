@@ -1,7 +1,7 @@
-"""The guest's network: what the agent does to interfaces and resolv.conf; `routing` has the rest.
+"""The guest's network: the agent's changes of interfaces and resolv.conf. `routing` has the rest.
 
-Each request states what shall be, so doing one twice is doing it once. One that needs a NIC
-which the kernel has not found yet raises NotThereYetError.
+Each request states the wanted result, so doing it twice is doing it once. A request for a NIC that
+the kernel has not found yet raises NotThereYetError.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ _RUNNING_LOOKS, _RUNNING_PAUSE = 110, 0.01
 
 
 def prepare(nl: Netlink) -> None:
-    """Once at start: loopback up; no wait for duplicate address detection anywhere, for the
-    guest's addresses were given out, and checked, by the host's plugins; and what NICs pass through
-    to get another index."""
-    with contextlib.suppress(FileNotFoundError):  # its kernel may be told to have no IPv6
+    """Prepare the network once, at start: set loopback up; switch the wait for duplicate address
+    detection off, because the host's plugins gave the guest's addresses out and checked them; and
+    make the namespace through which NICs pass to get another index."""
+    with contextlib.suppress(FileNotFoundError):  # the kernel may run without IPv6 (ipv6.disable=1)
         for scope in ("all", "default"):
             write(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad", "0")
     links.set_up(nl, LOOPBACK)
@@ -38,18 +38,17 @@ def prepare(nl: Netlink) -> None:
 
 
 def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Make the NIC with a MAC address (`lo`: loopback) what the request says: name, MTU, txqlen,
-    queues, addresses (IPv4 in their order), and up, unless `up` is false; before it comes up its
-    `settings`, each [path below /proc/sys/net, value]. It gets the `index` that is asked for when
-    it is new and that is free. When it is to be done `as_far_as_possible`
-    also alias, altnames, group and flags (IFF_NOARP, IFF_MULTICAST), those of a new one where the
-    request says nothing of them. IFF_PROMISC and IFF_ALLMULTI come with `flags`, and go where they
-    are among `ended`: else they are the affair of the guest's programs.
+    """Set the NIC with a MAC address (`lo`: loopback): name, MTU, txqlen, queues, addresses (IPv4
+    in their order), and up, unless `up` is false. Its `settings`, each [path below /proc/sys/net,
+    value], are set before it comes up. A new NIC gets the requested `index` if the index is free.
+    `as_far_as_possible` also sets alias, altnames, group and flags (IFF_NOARP, IFF_MULTICAST); a
+    value that the request lacks becomes that of a new NIC. IFF_PROMISC and IFF_ALLMULTI are set
+    with `flags`, and cleared if `ended` names them; otherwise they belong to the guest's programs.
 
-    Addresses not named go, but for those that the kernel makes. Where the request is to be done
-    `as_far_as_possible`, what the kernel refuses of addresses is left out, and told in `refused`;
-    of settings it always is. A NIC that gets another name, or goes
-    down, loses its routes: the caller adds them again.
+    Addresses that the request does not name are removed, but for those that the kernel makes. With
+    `as_far_as_possible`, an address that the kernel refuses is left out and reported in `refused`;
+    a refused setting always is. A NIC that gets another name, or goes down, loses its routes, so
+    the caller adds them again.
     """
     mac = str(request["mac"]).lower()
     wanted = [_from_now(record(Address, item)) for item in request.get("addresses", [])]
@@ -79,7 +78,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     if failed and not request.get("as_far_as_possible"):
         raise next(iter(failed.values()))
     if up and not link.is_loopback:
-        # When it has just come up, nobody has heard of the others either.
+        # A NIC that has just come up has announced none of its addresses.
         for address in new if was_up else wanted:
             if address not in failed:
                 announce(name, link.mac, address.address)
@@ -91,16 +90,17 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 def _set_up(nl: Netlink, link: links.Link) -> None:
     links.set_up(nl, link.index)
     if not link.is_loopback:
-        # It is not known yet whether it has a carrier; the host's interface is called up.
+        # The kernel does not know yet whether the NIC has a carrier; on the host, the interface is
+        # running.
         links.set_running(nl, link.index)
 
 
 def await_running() -> None:
     """Wait until all interfaces that are up and have a carrier are running, for a second at most.
 
-    The kernel looks once a second who has got a carrier (net/core/link_watch.c), and calls a NIC
-    that was plugged in a moment ago down till then; so do programs (Java's `isUp`, psutil), where
-    the host's interface has been running before they were started.
+    The kernel checks for new carriers once a second (net/core/link_watch.c). Until then it reports
+    a NIC that was just plugged in as down, and so do programs (Java's `isUp`, psutil). On the host,
+    the interface runs before any program starts.
     """
     for _ in range(_RUNNING_LOOKS):
         if not any(map(_will_run, os.listdir(_INTERFACES))):
@@ -110,14 +110,14 @@ def await_running() -> None:
 
 def _will_run(name: str) -> bool:
     directory = f"{_INTERFACES}/{name}"
-    with contextlib.suppress(OSError):  # it has gone; one that is down tells nothing of its carrier
+    with contextlib.suppress(OSError):  # the NIC has gone; a NIC that is down reports no carrier
         return _read(f"{directory}/operstate") == "down" and _read(f"{directory}/carrier") == "1"
     return False
 
 
 def set_mac(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Give the NIC with a MAC address another `address`. One that is down begins anew with it: its
-    link-local address is made of that."""
+    """Give the NIC with a MAC address another `address`. A NIC that is down gets a new link-local
+    address, which is made of the MAC address."""
     mac, address = str(request["mac"]).lower(), str(request["address"])
     link = _find_by_mac(nl, mac)
     if link is None:
@@ -139,7 +139,8 @@ def set_dns(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_network(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Interfaces with their addresses, routes and static neighbours, devices by name."""
+    """Return interfaces with their addresses, routes and static neighbours, with devices by
+    name."""
     found = links.listing(nl)
     names = {link.index: link.name for link in found}
     by_index: dict[int, list[dict[str, Any]]] = {}
@@ -213,12 +214,12 @@ def _set_looks(nl: Netlink, link: links.Link, request: dict[str, Any]) -> list[s
 def _set_addresses(
     nl: Netlink, link: links.Link, wanted: list[Address]
 ) -> tuple[list[Address], dict[Address, NetlinkError]]:
-    """Make an interface's addresses those; return the ones that are new, and those that the kernel
-    refused.
+    """Make the wanted addresses the addresses of an interface. Return the new ones, and those that
+    the kernel refused.
 
-    When the new ones would not come to be where they belong, an IPv4 address stays only as far as
-    the order is right. Of IPv6 addresses whichever came last is the first: so they come from the
-    last to the first, and those that are there stay where they are.
+    An IPv4 address stays only as long as the order before it is right, because a new one is added
+    at the end. The kernel lists the newest IPv6 address first, so IPv6 addresses are added from the
+    last to the first, and present ones stay in place.
     """
     index = link.index
     present = list(map(_comparable, addresses.of(nl, index)))
@@ -233,7 +234,7 @@ def _set_addresses(
         _remove(nl, link, ours[right:])
     kept = set(present).difference(ours[right:])
     new = [address for key, address in keys.items() if key not in kept]
-    # Those that end some day are set anew, for it may be another one.
+    # Addresses with a lifetime are set anew, because the lifetime may differ.
     again = [address for key, address in keys.items() if key in kept and key.valid is not None]
     in_order = [a for a in new if a.is_ipv4] + [a for a in reversed(new) if not a.is_ipv4]
     failed = dict(addresses.add_many(nl, index, in_order + again)) if new or again else {}
@@ -241,8 +242,9 @@ def _set_addresses(
 
 
 def _remove(nl: Netlink, link: links.Link, some: list[Address]) -> None:
-    """Remove addresses, those last that others would be put in the place of; with the first of a
-    subnet the others stay, whatever is set."""
+    """Remove addresses from the last to the first, so that the first address of a subnet, which the
+    kernel would replace by another one, goes last. The other addresses of the subnet stay, whatever
+    the setting `promote_secondaries` is."""
     with _secondaries_kept(link.name, any(address.is_ipv4 for address in some)):
         for address in reversed(some):
             addresses.remove(nl, link.index, address)
@@ -268,20 +270,21 @@ def _read(path: str) -> str:
 
 
 def _is_kernels(address: Address, link: links.Link) -> bool:
-    """Whether the kernel made it, and is to keep it: not where it is told to make none."""
+    """Whether the kernel made an address, and should keep it. False if the interface's settings say
+    that the kernel makes none."""
     if link.is_loopback:
         return address.address in ("127.0.0.1", "::1")
     return address.is_made_from(link.mac) and _makes_link_local(link.name)
 
 
 def _makes_link_local(name: str) -> bool:
-    with contextlib.suppress(OSError):  # it has no IPv6
+    with contextlib.suppress(OSError):  # the interface has no IPv6
         return _read(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode") == "0"
     return False
 
 
 def _rightly_placed(ours: list[Address], wanted: list[Address]) -> int:
-    """How many of our IPv4 addresses, all of them wanted, can stay."""
+    """Return how many of the NIC's wanted IPv4 addresses can stay."""
     present = set(ours)
     order = _kernels_order(wanted)
     if _kernels_order(ours + [a for a in wanted if a not in present]) == order:
@@ -291,8 +294,9 @@ def _rightly_placed(ours: list[Address], wanted: list[Address]) -> int:
 
 
 def _kernels_order(wanted: list[Address]) -> list[Address]:
-    """IPv4 addresses in the order in which the kernel lists them when they are added in this one:
-    first the first ones of each subnet, by scope (__inet_insert_ifa in net/ipv4/devinet.c)."""
+    """Return IPv4 addresses in the order in which the kernel lists them if they are added in this
+    order: the first address of each subnet comes first, by scope (__inet_insert_ifa in
+    net/ipv4/devinet.c)."""
     subnets: set[tuple[int, int]] = set()
     first: list[Address] = []
     further: list[Address] = []
@@ -312,7 +316,7 @@ def _find_by_mac(nl: Netlink, mac: str) -> links.Link | None:
 
 
 def _make_way(nl: Netlink, name: str) -> None:
-    """Free a name that another NIC bears by chance (the kernel called it eth0 on its own)."""
+    """Free a name that another NIC has by chance: the kernel itself called it eth0."""
     holder = links.find(nl, name)
     if holder is None:
         return
@@ -322,7 +326,8 @@ def _make_way(nl: Netlink, name: str) -> None:
 
 
 def _rename(nl: Netlink, index: int, name: str) -> None:
-    """The kernel may give the name to a NIC that it finds meanwhile: that makes way, too."""
+    """Rename a NIC. The kernel may give the name to a NIC that it finds meanwhile; that NIC is
+    renamed, too."""
     while True:
         try:
             links.rename(nl, index, name)
@@ -335,8 +340,8 @@ def _rename(nl: Netlink, index: int, name: str) -> None:
 
 
 def _comparable(address: Address) -> Address:
-    """An address without what the kernel knows by itself, so that one that is wanted and one that
-    is there are equal when they mean the same. It is only known whether it ends."""
+    """Return an address without the fields that the kernel adds, so that a wanted address and an
+    equal present one compare as equal. Of its lifetime, only the fact that it has one is kept."""
     return address._replace(
         scope=address.scope if address.is_ipv4 else 0,
         flags=address.flags & ~(addresses.IFA_F_NODAD if address.is_ipv4 else 0),
@@ -346,7 +351,7 @@ def _comparable(address: Address) -> Address:
 
 
 def _from_now(address: Address) -> Address:
-    """One of a request, which has its times in seconds from now."""
+    """Return an address of a request, which has its times in seconds from now."""
     now = time.monotonic()
     valid, preferred = (
         None if left is None else round(now + left) for left in (address.valid, address.preferred)

@@ -1,5 +1,5 @@
-"""Whom the guest's kernel may kill when its memory is used up, which containers can use up: not the
-agent. When that starts anew, all containers have ended."""
+"""Protects the agent from the kernel's OOM killer. Containers can use up the memory, and the end of
+the agent would end all containers."""
 
 import contextlib
 import os
@@ -10,12 +10,12 @@ _SCORE = "/proc/self/oom_score_adj"
 _NEVER, _AS_OTHERS = "-1000", "0"
 _ROOT = "/sys/fs/cgroup"
 _GROUP = f"{_ROOT}/tapwright-agent"
-# Of its memory so much is not taken from it for others: the agent's own takes half of that.
+# The kernel leaves the agent's group so much memory; the agent itself needs half of it.
 _KEPT_BYTES = 32 << 20
 
 
 def spare() -> None:
-    """Have this process never killed for want of memory, and its memory kept for it."""
+    """Keep the kernel from killing this process for memory, and keep some memory for it."""
     with contextlib.suppress(OSError):
         write(_SCORE, _NEVER)
     with contextlib.suppress(OSError):
@@ -26,10 +26,10 @@ def spare() -> None:
 
 
 def may_be_killed(pid: int) -> None:
-    """Of a process that was just started, and has our score: from here on it can be killed, and so
-    can what it starts. Our own score stays as it is: while it were another one, for a child to
-    begin with, we could be killed. (A child stays in the group, where what is kept is shared with
-    it, unless it goes to one of its own, as containers do: to move it takes the kernel longer than
-    to start it.)"""
+    """Let the kernel kill a child that was just started, and what the child starts. A child starts
+    with the agent's score, so the agent sets the child's score. The agent's own score never
+    changes: while it had another one, the kernel could kill the agent. (A child stays in the
+    agent's group and shares its kept memory, unless the child goes to a group of its own, as
+    containers do: moving it takes the kernel longer than starting it.)"""
     with contextlib.suppress(OSError):
         write(f"/proc/{pid}/oom_score_adj", _AS_OTHERS)

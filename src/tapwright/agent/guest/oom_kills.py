@@ -1,8 +1,9 @@
-"""Processes of containers that the guest's kernel has killed for want of memory: who stands for the
-container on the host is told, as its platform would see it there in a control group of the host.
+"""Reports processes of containers that the guest's kernel killed because memory was used up. The
+host's end of the container gets the report, so the platform can see the kill in a control group of
+the host.
 
-The kernel counts them, in a group and those below it, and says when the count changes
-(Documentation/admin-guide/cgroup-v2.rst: memory.events).
+The kernel counts the kills in a group and in the groups below it, and reports each change of the
+count (Documentation/admin-guide/cgroup-v2.rst: memory.events).
 """
 
 import contextlib
@@ -27,8 +28,8 @@ class OomKills:
         watch.add(self._fd, select.EPOLLIN, self._changed)
 
     def follow(self, cgroup: str, tell: Callable[[int], None]) -> None:
-        """Have `tell` called with how many there were by then, whenever that is more than before;
-        a guest without the controller has none."""
+        """Call `tell` with the number of kills so far, whenever it has grown. A guest without the
+        memory controller counts none."""
         with contextlib.suppress(OSError):
             libc.inotify_add_watch(self._fd, cgroups.memory_events(cgroup), _MODIFY)
         self._followed[cgroup] = 0, tell
@@ -37,7 +38,7 @@ class OomKills:
         self._followed.pop(cgroup, None)  # the watch ends with the file
 
     def look(self, cgroup: str) -> None:
-        """At once, for what the kernel says comes some time later."""
+        """Read the count at once: the kernel reports a change some time later."""
         if cgroup not in self._followed:
             return
         known, tell = self._followed[cgroup]

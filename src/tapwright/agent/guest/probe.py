@@ -1,5 +1,5 @@
-"""The program `probing` in a process that is a copy of the agent: what it needs is loaded already,
-while an interpreter of its own takes a second to begin, where processors are emulated."""
+"""Runs the program `probing` in a process that is a copy of the agent. The copy has its modules
+loaded already; a new interpreter would take a second to start on emulated processors."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ _MOST_DESCRIPTORS = 1 << 16
 
 
 class Probe(Process):
-    """It talks over its stdin and stdout, as `probing` says; why it failed is on its stderr. Raises
-    OSError when it can't be started."""
+    """The process talks over its stdin and stdout, as `probing` says, and writes the reason of a
+    failure to stderr. Raises OSError when it can't be started."""
 
     def __init__(self, watch: Watcher, children: Children, answer: Answer) -> None:
         super().__init__(watch, answer)
@@ -47,7 +47,8 @@ class Probe(Process):
 
 
 def _go_on_as_program(pipes: list[int]) -> NoReturn:
-    """Of the agent nothing is kept: not its port either, of which a copy would be in the way."""
+    """Become the program. The copy closes all of the agent's descriptors: a second user of the port
+    would disturb the agent."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)

@@ -1,13 +1,14 @@
-"""A program for the guest: what its network is, and where its packets come to.
+"""A program for the guest: it reports the guest's network, and where packets go.
 
-It serves one request, a JSON object on a line, and answers in two lines of JSON. It does so in a
-process of its own (`probe`): the agent would serve nobody else meanwhile. It changes nothing: the
-trace of packets goes with it.
+The program serves one request, a JSON object on a line, and answers in two lines of JSON. It is a
+process of its own (`probe`), because the agent could serve no other request meanwhile. It changes
+nothing: the kernel removes the trace of packets when the program ends.
 
 Request: `target` (an address or a name, empty for the default gateway), `port`, `udp`, `token`
-(hexadecimal). First line: {"facts": …, "prepared": the target's address, the route there, what name
-servers said}. Then it waits for a line, sends the probes, and tells {"results": …}. With `towards`
-it sends none: it tells what came between the two lines from the address `peer` at the NIC `nic`.
+(hexadecimal). First line: {"facts": …, "prepared": the target's address, the route to it, the
+answers of name servers}. Then the program waits for a line, sends the probes, and writes
+{"results": …}. With `towards` it sends none: it reports what came between the two lines from the
+address `peer` at the NIC `nic`.
 """
 
 import json
@@ -33,7 +34,7 @@ Json = dict[str, Any]
 
 
 class _Line:
-    """Who asks: requests come by one descriptor, answers go by the other."""
+    """The connection with the caller: requests come by one descriptor, answers go by the other."""
 
     def __init__(self, source: int, sink: int) -> None:
         self._source, self._sink = source, sink
@@ -55,7 +56,7 @@ class _Line:
             rest = rest[os.write(self._sink, rest) :]
 
     def wait(self) -> None:
-        """For a line, or the end of what comes."""
+        """Wait for a line, or for the end of input."""
         select.select([self._source], [], [], _WAIT_SECONDS)
 
 
@@ -76,7 +77,7 @@ def serve(source: int, sink: int) -> None:
 
 
 def of_network(nl: Netlink) -> Json:
-    """Interfaces, addresses, routes, settings, name servers and what listens."""
+    """Return interfaces, addresses, routes, settings, name servers and listening sockets."""
     by_index: dict[int, list[str]] = {}
     for index, address in addresses.listing(nl):
         by_index.setdefault(index, []).append(str(address))
@@ -125,7 +126,7 @@ def _setting(path: str) -> str:
 
 
 def _listening() -> list[list[Any]]:
-    """[protocol, address in hexadecimal as /proc has it, port] of each."""
+    """Return [protocol, address in hexadecimal as in /proc, port] of each."""
     found: list[list[Any]] = []
     for name, state in _LISTENING.items():
         with suppress(OSError):
@@ -162,9 +163,10 @@ def _prepared(nl: Netlink, facts: Json, request: Json) -> Json:
         resolv = facts["resolv"]
         asked = probes.resolve(target, resolv["nameservers"], resolv["search"], resolv["ndots"])
         found["asked"] = probes.written(asked)
-        told = [address for answer in asked for address in answer.addresses]
-        # With IPv4 first, as it is where both lead there (RFC 6724 has a table for the rest).
-        target = next(iter(sorted(told, key=lambda address: ":" in address)), "")
+        answers = [address for answer in asked for address in answer.addresses]
+        # IPv4 comes first, as RFC 6724 does where both addresses can be reached; its table matters
+        # for other cases.
+        target = next(iter(sorted(answers, key=lambda address: ":" in address)), "")
     found["target"] = target
     found["path"] = lookup.path(nl, target)._asdict() if target else {}
     return found
@@ -207,7 +209,8 @@ def _listen(nl: Netlink, facts: Json, request: Json, line: _Line) -> Json:
 
 
 def _router_unheard(facts: Json, target: str, request: Json) -> probes.Result | None:
-    """What a router says of itself to a guest that refuses it, and has no other to go by."""
+    """Ask a router to advertise itself, if the guest refuses advertisements and has no default
+    route."""
     if (request["target"] and ":" not in target) or any(
         ":" in r["destination"] and _is_default(r) for r in facts["routes"]
     ):
@@ -221,12 +224,12 @@ class _Nothing:
         return None
 
     def __exit__(self, *_: object) -> None:
-        """Nothing was begun."""
+        """Do nothing: no trace was started."""
 
 
 def _traced(peer: str) -> Any:
-    """The trace of what goes to an address and comes from there, where there are rules at all: the
-    guest's kernel is not to load nf_tables for us."""
+    """Trace the packets to and from an address, if there are rules at all: the probe must not load
+    nf_tables into the guest's kernel."""
     if peer and os.path.exists("/sys/module/nf_tables"):
         with suppress(OSError):
             return nftrace.Trace(6 if ":" in peer else 4, [("", peer), (peer, "")])

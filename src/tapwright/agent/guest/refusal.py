@@ -1,4 +1,4 @@
-"""How the agent says no."""
+"""The errors with which the agent answers."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from typing import Any
 
 from tapwright.linux.netlink import NetlinkError
 
-# Codes of refusals that have to do with containers, each an exception of its own for the host.
+# Codes of errors about containers; the host has an exception for each.
 FAILED, NOT_FOUND, EXISTS, STATE = "failed", "not_found", "exists", "state"
 
 
@@ -19,19 +19,19 @@ class RefusedError(Exception):
 
 
 class NotThereYetError(Exception):
-    """The kernel has not found a device so far, which the argument names in words: the request is
-    to be done again when something has been found."""
+    """The kernel has not found a device yet, which the argument names in words. The agent does the
+    request again when the kernel has found a device."""
 
 
 def error_reply(error: Exception) -> dict[str, Any]:
-    """The content of the ERROR that a failed request is answered with."""
+    """Return the content of the ERROR frame that answers a failed request."""
     if isinstance(error, RefusedError):
         return {"message": str(error), "code": error.code}
     if isinstance(error, NetlinkError):
         return {"message": str(error.args[-1])}
     if isinstance(error, OSError):
         return {"message": f"{type(error).__name__}: {error}"}
-    # A mistake of ours: the console has where.
+    # This is a bug of the agent: the console shows where.
     import traceback
 
     traceback.print_exception(error, file=sys.stderr)
@@ -39,7 +39,8 @@ def error_reply(error: Exception) -> dict[str, Any]:
 
 
 def start_error_reply(error: Exception) -> dict[str, Any]:
-    """The same for a command that can't be started: with the number of the system's error."""
+    """Return the content of the ERROR frame for a command that can't be started, with the system's
+    error number."""
     if not isinstance(error, OSError):
         return {**error_reply(error), "errno": None}
     return {

@@ -1,5 +1,5 @@
-"""What each request must have, and of which types: looked at before anything is done, so that who
-does it can rely on it, and any other error is a mistake of ours."""
+"""The fields of each request, with their types. A request is checked before anything is done, so
+the code that does it can rely on the fields, and any other error is a bug of the agent."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     ),
 }
 _TEXTS = list[str] | None
-# What may be left out; flags are not among it, which anything can be.
+# Fields that may be missing. Flags are not listed: a flag may be anything.
 _OPTIONAL: dict[str, dict[str, Any]] = {
     "change_routes": {"remove": list[dict[str, object]], "add": list[dict[str, object]]},
     "exec": {"env": dict[str, str], "cwd": str | None},
@@ -61,7 +61,7 @@ _OPTIONAL: dict[str, dict[str, Any]] = {
 
 
 def mistake(request: dict[str, Any]) -> str:
-    """What is wrong with a request, in words; empty for nothing."""
+    """Return what is wrong with a request, in words; empty for a valid request."""
     op = str(request.get("op"))
     optional = {**_OPTIONAL.get(op, {}), "link_timeout": float}
     shape = {key: kind for key, kind in optional.items() if key in request}

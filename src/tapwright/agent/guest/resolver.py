@@ -1,7 +1,7 @@
-"""A name server in the guest that passes what it is asked on to the host, and the answers back.
+"""A name server in the guest, which passes questions to the host and the answers back.
 
 A platform's own resolver may be a socket in the sandbox's network namespace on the host, at an
-address of the loopback interface (docker's is at 127.0.0.11), which no NIC leads to.
+address of the loopback interface (docker's is at 127.0.0.11). No NIC leads to that address.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from tapwright.agent.guest.streams import Answer, Process
 
 _PORT = 53
 _MOST_WAITING, _MOST_CONNECTIONS = 256, 16
-_LENGTH = struct.Struct("!H")  # before a message over TCP (RFC 1035, 4.2.2)
+_LENGTH = struct.Struct("!H")  # precedes a message over TCP (RFC 1035, 4.2.2)
 
 
 class Resolver(Process):
-    """Listens at an `address` as long as its stream is open, at port 53, and those of `ports` that
-    nobody has: packet rules may lead there. On that, a question is STDOUT, an answer STDIN:
-    `protocol.query`. What nobody answers is forgotten; who asked asks again.
+    """Listens at an `address` while its stream is open: at port 53, and at those of `ports` that
+    are free, because packet rules may lead there. On the stream, a question is STDOUT, an answer
+    STDIN: `protocol.query`. A question without an answer is forgotten; the client asks again.
 
     Raises OSError, KeyError.
     """
@@ -50,11 +50,11 @@ class Resolver(Process):
     def stdin(self, data: bytes) -> None:
         number, _, message = protocol.read_query(data)
         if reply := self._waiting.pop(number, None):
-            with contextlib.suppress(OSError):  # who asked has gone
+            with contextlib.suppress(OSError):  # the client has gone
                 reply(message)
 
     def signal(self, number: int) -> None:
-        """It is no process."""
+        """Ignore it: a resolver is no process."""
 
     def cancel(self) -> None:
         for listener in (*self._listeners, *self._connections.values()):
@@ -71,7 +71,7 @@ class Resolver(Process):
     def _bound(self, kind: socket.SocketKind, address: str, port: int) -> socket.socket:
         listener = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
         try:
-            # A name server in a container may have the port, too, at all addresses.
+            # A name server in a container may use the same port at all addresses.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, port))
         except BaseException:

@@ -1,8 +1,8 @@
 """The guest's routes, rules, next hops and static neighbours.
 
-`change_routes` states what shall be, so doing one twice is doing it once; after a failure all is as
-before. A thousand routes are one request, and the guest may be emulated: nothing is asked of the
-kernel that need not be, and what is asked goes in batches.
+`change_routes` states the wanted result, so doing it twice is doing it once; after a failure all is
+as before. One request may have a thousand routes, and the guest's processors may be emulated. So
+the agent asks the kernel no more than it must, and in batches.
 """
 
 import binascii
@@ -15,17 +15,17 @@ from tapwright.linux import links, routes
 from tapwright.linux.netlink import Netlink, NetlinkError, record
 from tapwright.linux.routes import Route
 
-_TOLD = 20
+_EXPLAINED = 20
 _IPV6_METRIC = 1024  # IP6_RT_PRIO_USER, include/net/ip6_route.h
 
 
 def change_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Remove some routes, then add some; with `append` after others of the same destination and
-    metric. Removing what is not there, and adding what is, is no failure."""
+    """Remove some routes, then add some. With `append`, add them after others of the same
+    destination and metric. Removing a missing route, or adding a present one, is no failure."""
     remove = _routes(nl, _there(nl, request.get("remove", [])))
     add = _routes(nl, request.get("add", []))
     keys = set(map(_route_key, remove))
-    # The kernel would remove by a pattern, and take another route for one that is gone.
+    # The kernel would remove a route by a pattern, and so take another route for a missing one.
     present = routes.listing(nl, {route.family for route in remove})
     gone = [route for route in present if _route_key(route) in keys]
     _change(nl, gone, add, bool(request.get("append")))
@@ -33,16 +33,16 @@ def change_routes(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def replay(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Do `messages`: requests of rtnetlink that are encoded already, in base64, with a sequence
-    number each. Returns `refused`, [number, errno, the kernel's words] of each that was."""
+    """Do `messages`: encoded rtnetlink requests in base64, with a sequence number each. Returns
+    `refused`: [number, errno, the kernel's words] of each message that the kernel refused."""
     refused = nl.replay(binascii.a2b_base64(request["messages"]))
-    # Enough to be told of.
-    told = [[number, code, words[:200]] for number, code, words in refused[:_TOLD]]
-    return {"refused": told + [[number, code, ""] for number, code, _ in refused[_TOLD:]]}
+    # The first refusals have their reasons; the caller shows no more.
+    explained = [[number, code, words[:200]] for number, code, words in refused[:_EXPLAINED]]
+    return {"refused": explained + [[number, code, ""] for number, code, _ in refused[_EXPLAINED:]]}
 
 
 class _Devices(dict[str, int]):
-    """Indexes of interfaces by their names, each asked for once."""
+    """Indexes of interfaces by their names. Each one is looked up once."""
 
     def __init__(self, nl: Netlink) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _Devices(dict[str, int]):
 
 
 def _there(nl: Netlink, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those whose interface there is: what was on others has gone with them."""
+    """Return the items whose interface exists; routes on a missing interface went with it."""
     names = {link.name for link in links.listing(nl)} if items else set()
     return [item for item in items if item["device"] in names]
 
@@ -68,7 +68,7 @@ def _routes(nl: Netlink, items: Iterable[dict[str, Any]]) -> list[Route]:
 
 
 def _change(nl: Netlink, remove: list[Route], add: list[Route], append: bool = False) -> None:
-    """Do both; after a failure the routes are as before."""
+    """Remove and add routes. After a failure the routes are as before."""
     removed: list[Route] = []
     added: list[Route] = []
     try:
@@ -84,9 +84,10 @@ def _change(nl: Netlink, remove: list[Route], add: list[Route], append: bool = F
 
 
 def _add(nl: Netlink, some: list[Route], added: list[Route], append: bool) -> None:
-    """Add routes, those that were not there before to `added` too.
+    """Add routes, and append the new ones to `added`.
 
-    A gateway must be reachable on a link when its route is added, so routes without one go first.
+    A gateway must be reachable on a link when its route is added, so routes without a gateway go
+    first.
     """
     some = sorted(some, key=lambda route: route.gateway is not None)
     present: _Present | None = None
@@ -105,13 +106,13 @@ def _add(nl: Netlink, some: list[Route], added: list[Route], append: bool) -> No
 
 
 class _Present(NamedTuple):
-    """The guest's routes by their keys, and those of the kernel as (destination, device)."""
+    """The guest's routes by their keys, and the kernel's own routes as (destination, device)."""
 
     keys: set[tuple[Any, ...]]
     kernels: set[tuple[str, int]]
 
     def has(self, route: Route) -> bool:
-        """Whether the very route is there, or an address has brought it with it."""
+        """Whether exactly this route is present, or came with an address."""
         place = route.destination, route.device
         return _route_key(route) in self.keys or (not route.gateway and place in self.kernels)
 
@@ -123,8 +124,8 @@ def _present(nl: Netlink) -> _Present:
 
 
 def _route_key(route: Route) -> tuple[Any, ...]:
-    """A route as the kernel would report it, to compare with those that are there: whoever made
-    it."""
+    """Return a route as the kernel would report it, for comparison with present routes of any
+    origin."""
     destination, device, gateway, source, scope, metric, table, onlink, _, mtu, advmss = route
     if ":" in destination:
         scope, metric = 0, metric or _IPV6_METRIC

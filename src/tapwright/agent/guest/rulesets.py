@@ -1,8 +1,8 @@
 """Packet rules in the guest: tables of nf_tables and of iptables-legacy, ipsets.
 
-They come from the host as its kernel told them (`tapwright.linux.nftables`, `xtables`, `ipset`),
-and go to this one. Of each kind only what is named is touched: what a container made stays, also
-what it has put into tables of nf_tables that are made anew.
+The rules come from the host in its kernel's messages (`tapwright.linux.nftables`, `xtables`,
+`ipset`), and go to the guest's kernel. A request changes only what it names. What a container made
+stays, even what a container added to a table of nf_tables that is made anew.
 """
 
 import binascii
@@ -31,13 +31,12 @@ Before = dict[tuple[int, str], int]
 def set_rulesets(nl: Netlink, request: Request) -> dict[str, Any]:
     """Put `ipsets`, replace `tables` of iptables-legacy, do all changes of `nftables` or none,
     remove the ipsets of `unset`, and make the changes of `services` in IPVS, [verb, service, server
-    or null] each, in this order; what is missing is not touched. `before` are the tables that
-    `nftables` make anew or remove, [family, name, the last handle of what came from the host] each:
-    what has come to them since stays.
+    or null] each, in this order. A missing key changes nothing. `before` names the tables that
+    `nftables` makes anew or removes, [family, name, the last handle of what came from the host]
+    each: what was added to them since then stays.
 
-    The reply has the indices of interfaces, and those of the ipsets that were put, by name; and
-    what the kernel `refused`: of which kind, its number among these (from 1, 0 for all of them),
-    and why.
+    The reply has the indices of interfaces, those of the ipsets by name, and what the kernel
+    `refused`: the kind, the number among its kind (from 1; 0 for all of them), and the reason.
     """
     refused: Refusals = []
     indices: dict[str, int] = {}
@@ -60,7 +59,7 @@ def set_rulesets(nl: Netlink, request: Request) -> dict[str, Any]:
 
 
 def _tried(kind: str, number: int, do: Callable[[], None]) -> Refusals:
-    """Do something; return why that was refused, nothing where it was done."""
+    """Do something; return the reason of a refusal, nothing on success."""
     try:
         do()
     except NetlinkError as error:
@@ -73,7 +72,7 @@ def _tried(kind: str, number: int, do: Callable[[], None]) -> Refusals:
 
 
 _REASONS = {
-    errno.ENOENT: "the kernel has not got a match or target that it names",
+    errno.ENOENT: "the kernel lacks a match or target that it names",
     errno.ENOPROTOOPT: "the kernel has no such tables",
     errno.EPROTONOSUPPORT: "the kernel has no netfilter",
 }
@@ -111,13 +110,13 @@ def _replace(item: Request) -> None:
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
-        # The kernel loads what has a table by itself, but not what has all of them.
+        # The kernel loads the module of a table by itself, but not the module that has all tables.
         _load(xtables.MODULES[table.family])
         xtables.replace(table)
 
 
 def _load(module: str) -> None:
-    """Have a module loaded by who loads those that the kernel asks for (kernel.modprobe)."""
+    """Load a module by the program that loads modules for the kernel (kernel.modprobe)."""
     with open(_MODPROBE) as file:
         program = file.read().strip()
     if os.access(program, os.X_OK):
@@ -130,7 +129,7 @@ def _commit(text: str, before: Before, refused: Refusals) -> None:
         number, added = _additions(changes, before, refused)
         found = nfnetlink.commit(changes + added, number)
         if added and found and found[0].code != errno.ERESTART:
-            # What is the namespace's is to be there in any case.
+            # The namespace's own rules are set even without the containers' additions.
             reason = found[0].reason
             if not (found := nfnetlink.commit(changes)):
                 refused.append({"kind": "own", "number": 0, "reason": reason})
@@ -143,26 +142,26 @@ def _commit(text: str, before: Before, refused: Refusals) -> None:
 
 
 def _additions(changes: bytes, before: Before, refused: Refusals) -> tuple[int, bytes]:
-    """The generation of the ruleset, and the changes (packed) by which what containers have put
-    into tables is there again; 0 and nothing where there are no tables."""
+    """Return the generation of the ruleset, and the packed changes that add again what containers
+    have put into tables; 0 and nothing if there are no such tables."""
     try:
         with nfnetlink.opened() as nl:
             if not packet_rules.has_tables(nl):
                 return 0, b""
-            # Only here, for it is not small.
+            # Loaded late: the module is not small.
             from tapwright.linux import nftables
 
             number, added = nftables.additions(nl, before, changes)
     except OSError as error:
         if not nfnetlink.is_absent(error):
-            told = nfnetlink.reason(error) if isinstance(error, NetlinkError) else str(error)
-            refused.append({"kind": "own", "number": 0, "reason": told})
+            reason = nfnetlink.reason(error) if isinstance(error, NetlinkError) else str(error)
+            refused.append({"kind": "own", "number": 0, "reason": reason})
         return 0, b""
     return number, nfnetlink.packed(added, _ADDED)
 
 
 def _balance(services: list[Any], refused: Refusals) -> None:
-    # Only here, for it is not small.
+    # Loaded late: the module is not small.
     from tapwright.linux import ipvs
 
     changes = [
@@ -178,7 +177,8 @@ def _balance(services: list[Any], refused: Refusals) -> None:
 
 
 def _bytes(text: str) -> bytes:
-    """What travels compressed, in base64. Raises ValueError for more than what the host sends."""
+    """Decompress what travels in base64. Raises ValueError if it is larger than what the host
+    sends."""
     inflate = zlib.decompressobj()
     data = inflate.decompress(binascii.a2b_base64(text), _MOST_BYTES)
     if inflate.unconsumed_tail:

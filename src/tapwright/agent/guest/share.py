@@ -1,4 +1,4 @@
-"""The files of the host, by virtio-fs (Documentation/filesystems/virtiofs.rst)."""
+"""The host's files, by virtio-fs (Documentation/filesystems/virtiofs.rst)."""
 
 import errno
 import os
@@ -15,9 +15,9 @@ _READ_AHEAD_KIB = "1024"  # include/linux/fuse_i.h: FUSE_MAX_MAX_PAGES
 
 
 def mount(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Mount the share, unless it is. Raises OSError, and NotThereYetError while its device has not
-    been found."""
-    # Not before: a guest without a share does not wait for it when it boots.
+    """Mount the share, unless it is mounted. Raises OSError, and NotThereYetError while the kernel
+    has not found its device."""
+    # Loaded late, so a guest without a share boots faster.
     from tapwright.linux import libc, mounts
 
     if os.path.ismount(protocol.SHARE):
@@ -40,7 +40,8 @@ def mount(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_ahead(device: int) -> None:
-    """As far as a request can carry: each costs as much as reading many pages. Raises OSError."""
+    """Read ahead as much as one request can carry: a request costs as much as reading many pages.
+    Raises OSError."""
     name = f"{os.major(device)}:{os.minor(device)}"
     write(f"/sys/class/bdi/{name}/read_ahead_kb", _READ_AHEAD_KIB)
 

@@ -1,15 +1,16 @@
-"""What the host changes in the files that it shares, for those who watch them in the guest.
+"""Passes changes that the host makes in its shared files to the programs that watch these files in
+the guest.
 
-The guest's kernel hears of no change that the host makes, and looks at a file anew only after a
-while. So the supervisor tells which files have changed, and here they are looked up anew, and what
-a program hears by inotify(7) is brought about.
+The guest's kernel gets no report of a change on the host, and looks at a file anew only after a
+while. So the supervisor names the files that have changed. This module makes the kernel look at
+them anew, and causes the inotify(7) events that programs wait for.
 
 A volume that the kubelet fills (ConfigMaps, Secrets, …) is *mirrored*: containers have a copy in
-memory, to which is done what the kubelet has done, so it looks the same to who watches it. Of other
-files that can be written to the time of the last change is set to what it is, which is told as a
-modification. Of what can't be written to nothing is told.
+memory. The copy is changed as the kubelet changes the original, so programs see the same events.
+For other writable files, the time of the last change is set to its present value, which inotify
+reports as a modification. For files that can't be written to, inotify reports nothing.
 
-All of it is done by processes of its own: the agent does not wait for files of the host.
+Processes of their own do all this, because the agent must not wait for files of the host.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ Operation = Callable[[Request, Answer], None]
 
 
 class SharedFiles:
-    """The operations on shared files, each answered when it is done."""
+    """The operations on shared files. Each request is answered when it is done."""
 
     def __init__(self, children: Children) -> None:
         self._children = children
@@ -54,7 +55,8 @@ class SharedFiles:
         self._do(lambda: _copy_tree(place), answer)
 
     def forget(self, request: Request, answer: Answer) -> None:
-        """Remove the copies of `places`; who has them mounted keeps them until then."""
+        """Remove the copies of `places`. A container that has one mounted keeps it until it
+        ends."""
         places = [_checked(place) for place in request["places"]]
 
         def forget() -> None:
@@ -64,13 +66,14 @@ class SharedFiles:
         self._do(forget, answer)
 
     def change(self, request: Request, answer: Answer) -> None:
-        """Look at `paths` in the share, which the host has changed; tell those who watch them."""
+        """Look at `paths` in the share, which the host has changed, and notify the programs that
+        watch them."""
         paths = [_checked(path) for path in request["paths"]]
         self._do(lambda: _bring(paths), answer)
 
     def forget_unused(self, request: Request, answer: Answer) -> None:
-        """Have the kernel forget files that nobody has open: the daemon on the host keeps a
-        descriptor for each that is known here."""
+        """Make the kernel forget files that no program has open: the daemon on the host keeps a
+        descriptor for each file that the guest's kernel knows."""
         self._do(lambda: files.write(_DROP_CACHES, _FILES_AND_DIRECTORIES), answer)
 
     def _do(self, work: Callable[[], None], answer: Answer) -> None:
@@ -97,7 +100,8 @@ class SharedFiles:
 
 
 def _bring(paths: list[str]) -> None:
-    """What a link leads to comes before the link, and what nothing leads to any more goes last."""
+    """Update paths in an order: the target of a link before the link, and paths that no link leads
+    to any more last."""
     wanted = set(paths)
     mirrored = {place for place in map(protocol.place_of, paths) if _is_mirrored(place)}
     to_copy = []
@@ -106,7 +110,7 @@ def _bring(paths: list[str]) -> None:
         if place not in mirrored:
             _look_up(place, path)
             _tell(path)
-        elif not _is_below_one_of(wanted, path):  # or its directory is brought whole
+        elif not _is_below_one_of(wanted, path):  # its directory is brought as a whole
             _look_up(place, path)
             to_copy.append(path)
     for path in sorted(to_copy, key=_rank):
@@ -132,11 +136,11 @@ def _rank(path: str) -> int:
 
 
 def _look_up(place: str, path: str) -> None:
-    """Have the kernel ask what is at a path now, whatever it knows.
+    """Make the kernel look a path up now, whatever it knows.
 
-    To move a directory into itself fails, but not before the kernel has looked the new name up, and
-    of the target of a rename it takes nothing for granted (fs/namei.c, do_renameat2; fs/fuse/dir.c,
-    LOOKUP_RENAME_TARGET).
+    The trick is to rename a directory into itself. That fails, but first the kernel looks the new
+    name up, and it trusts no cache for the target of a rename (fs/namei.c, do_renameat2;
+    fs/fuse/dir.c, LOOKUP_RENAME_TARGET).
     """
     if path != place:
         with contextlib.suppress(OSError):
@@ -149,8 +153,9 @@ def _look_up(place: str, path: str) -> None:
 
 
 def _tell(path: str) -> None:
-    """Have inotify tell that a file was modified; of one that is gone, that its directory was."""
-    with contextlib.suppress(OSError):  # it, or all of it, can't be written to
+    """Make inotify report that a file was modified; for a file that has gone, that its directory
+    was."""
+    with contextlib.suppress(OSError):  # the file, or the whole share, is read-only
         try:
             changed = os.lstat(_shared(path)).st_mtime_ns
         except FileNotFoundError:
@@ -168,7 +173,7 @@ def _copy_tree(path: str) -> None:
 
 
 def _copy(path: str) -> None:
-    """Bring a file, link or directory in a mirror to what it is in the share. Raises OSError."""
+    """Bring a file, link or directory of a mirror up to date with the share. Raises OSError."""
     source, target = _shared(path), _mirror_of(path)
     try:
         status = os.lstat(source)
@@ -191,13 +196,13 @@ def _copy(path: str) -> None:
 
 
 def _copy_new(source: str, target: str) -> None:
-    """A whole directory, by a program that is faster at it."""
+    """Copy a whole directory, by a program that is faster than Python."""
     if os.spawnv(os.P_WAIT, "/bin/busybox", ["cp", "-a", source, target]):  # noqa: S606
         raise OSError(errno.EIO, "cp failed", source)
 
 
 def _replace(source: str, target: str, status: os.stat_result) -> None:
-    """By a rename, as the kubelet does, so that nobody sees half of it."""
+    """Replace a file by a rename, as the kubelet does, so no program sees half of it."""
     beside = f"{os.path.dirname(target)}/..{os.path.basename(target)}.tapwright"
     _remove(beside)
     if stat.S_ISLNK(status.st_mode):

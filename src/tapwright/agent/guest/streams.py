@@ -1,4 +1,4 @@
-"""Processes whose stdin, stdout and stderr travel over a stream, and the flow of these."""
+"""Processes whose stdin, stdout and stderr travel over a stream, and their flow control."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ _TIOCSWINSZ = 0x5414  # include/uapi/asm-generic/ioctls.h
 
 
 class Answer(NamedTuple):
-    """The way back to whoever opened a stream; `finish` and `fail` end it."""
+    """The way back to the client that opened a stream. `finish` and `fail` end the stream."""
 
     send: Callable[[int, bytes], None]
     finish: Callable[[dict[str, Any]], None]
@@ -24,10 +24,10 @@ class Answer(NamedTuple):
 
 
 class Process:
-    """A process that somebody talks to over a stream.
+    """A process with a client on a stream.
 
-    It is there before its descriptors: what is written to its stdin until `attach` waits, as far
-    as the window goes. Whoever knows of its end calls `exited`.
+    The object exists before its descriptors do: data for stdin waits until `attach`, as far as the
+    window allows. The code that learns of the process's end calls `exited`.
     """
 
     def __init__(self, watch: Watcher, answer: Answer) -> None:
@@ -57,7 +57,7 @@ class Process:
         self._write()
 
     def attach_terminal(self, master: int) -> None:
-        """Take over the master of a terminal: stdin, and STDOUT."""
+        """Take over the master of a terminal, for stdin and STDOUT."""
         self._is_terminal = True
         self.attach(os.dup(master), {protocol.STDOUT: master})
 
@@ -66,7 +66,7 @@ class Process:
         return self._status is not None
 
     def stdin(self, data: bytes) -> None:
-        """Take in data for the process, or with no data its end of file."""
+        """Take in data for the process. Empty data is the end of its input."""
         if self._is_attached and self._stdin < 0:
             return
         if data:
@@ -80,11 +80,11 @@ class Process:
             self._write()
 
     def signal(self, number: int) -> None:
-        """Send the process a signal; one that has ended, or a number that is none, does nothing."""
+        """Send the process a signal. An ended process, or an invalid number, changes nothing."""
         raise NotImplementedError
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell the terminal, if there is one, how large its window is."""
+        """Set the window size of the terminal, if there is one."""
         if self._is_terminal and (master := self._outputs[protocol.STDOUT]) >= 0:
             fcntl.ioctl(master, _TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
@@ -98,8 +98,8 @@ class Process:
             self._drain(channel)
 
     def unread(self, channel: int) -> None:
-        """Nobody reads this output any more: the process is to notice, as with a pipe or a
-        terminal of its own."""
+        """Close an output that the client no longer reads, so that the process notices, as with a
+        pipe or a terminal of its own."""
         if self._outputs.get(channel, -1) >= 0:
             self._close_output(channel)
             if self._is_terminal:
@@ -107,12 +107,12 @@ class Process:
             self._end_if_done()
 
     def cancel(self) -> None:
-        """The other end has gone: end the process and say nothing."""
+        """End the process without a report, because the client has gone."""
         self._answer = Answer(_say_nothing, _say_nothing, _say_nothing)
         self._close()
 
     def exited(self, status: int) -> None:
-        """The process has ended with this wait status."""
+        """Note that the process has ended with this wait status."""
         self._status = status
         self._close_stdin()
         for kind in self._outputs:
@@ -120,31 +120,31 @@ class Process:
         self._end_if_done()
 
     def fail(self, refusal: dict[str, Any]) -> None:
-        """The process could not be started."""
+        """Report that the process could not be started."""
         self._is_over = True
         self._close()
         self._answer.fail(refusal)
 
     def _passed_on(self, output: bytes) -> bytes:
-        """What is passed on of output that was read: no more, and something."""
+        """Return the part of an output that is passed on; it is never empty."""
         return output
 
     def _listen(self, kind: int) -> None:
-        # Edge-triggered, for a terminal that nobody has open is ready all the time.
+        # Edge-triggered: a terminal that no process has open would be ready all the time.
         events = select.EPOLLIN | select.EPOLLET
         self._watch.add(self._outputs[kind], events, lambda: self._drain(kind))
 
     def _drain(self, kind: int) -> None:
-        """Pass on what the process has written, as far as the window goes.
+        """Pass on what the process has written, as far as the window allows.
 
-        A process is over when it has exited: what it left in the background may hold its
-        output open, but is not waited for.
+        A process is over when it has exited. Its background processes may hold its output open, but
+        the agent does not wait for them.
         """
         while (fd := self._outputs[kind]) >= 0 and self._window[kind] > 0:
             try:
                 data = os.read(fd, min(_CHUNK, self._window[kind]))
             except OSError as error:
-                # A terminal that is closed may be opened again as long as its process lives.
+                # A closed terminal may be opened again as long as its process lives.
                 if not self.has_exited and (
                     isinstance(error, BlockingIOError) or self._is_terminal
                 ):
@@ -175,7 +175,7 @@ class Process:
                     self._queue[0] = self._queue[0][count:]
         except BlockingIOError:
             pass
-        except OSError:  # nobody reads
+        except OSError:  # no process reads
             written = self._queued
             self._queue.clear()
             self._stdin_ends = True
@@ -219,4 +219,4 @@ class Process:
 
 
 def _say_nothing(*words: Any) -> None:
-    """The other end has gone."""
+    """Do nothing, because the client has gone."""

@@ -1,5 +1,5 @@
-"""Settings of the guest's kernel: of its network, those that a container asks for (`linux.sysctl`)
-and those of the namespace; of the rest, the host's."""
+"""Settings of the guest's kernel. The network's are those that a container asks for
+(`linux.sysctl`) and those of the namespace; the others are the host's."""
 
 import os
 from typing import Any
@@ -12,7 +12,7 @@ _NETWORK, _ALL = "/proc/sys/net", "/proc/sys"
 
 def set_sysctls(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Set `sysctls`, each [path below /proc/sys/net, value], in their order. Raises RefusedError at
-    the first that the kernel does not take."""
+    the first one that the kernel refuses."""
     for path, value in request["sysctls"]:
         try:
             _write(path, value)
@@ -27,18 +27,18 @@ def set_sysctls(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def change_settings(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Set `settings`, each [path below /proc/sys/net, value], in their order; what the kernel does
-    not take is told in `refused`."""
+    """Set `settings`, each [path below /proc/sys/net, value], in their order. The reply names in
+    `refused` those that the kernel refused."""
     return {"refused": try_all(request["settings"])}
 
 
 def change_kernel_settings(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """The same, each [path below /proc/sys, value]."""
+    """Set `settings`, each [path below /proc/sys, value], as `change_settings` does."""
     return {"refused": try_all(request["settings"], _ALL)}
 
 
 def try_all(settings: list[Any], directory: str = _NETWORK) -> list[str]:
-    """The same; return what was refused, in words."""
+    """Set all settings; return those that the kernel refused, in words."""
     refused = []
     for path, value in settings:
         try:
@@ -50,7 +50,7 @@ def try_all(settings: list[Any], directory: str = _NETWORK) -> list[str]:
 
 
 def _write(path: str, value: str, directory: str = _NETWORK) -> None:
-    # Nothing is to be created or truncated, which would be another error than that of runc.
+    # Without O_CREAT and O_TRUNC: with them the error would differ from runc's.
     fd = os.open(f"{directory}/{path}", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode() or b"\n")

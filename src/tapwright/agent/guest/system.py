@@ -17,11 +17,11 @@ _AHEAD_BYTES = 64  # what virtio-rng may have fetched ahead (drivers/char/hw_ran
 
 
 def reseed(entropy: bytes) -> None:
-    """Have the kernel draw all random numbers from here on from a new seed, of this entropy among
-    others. Raises OSError.
+    """Make the kernel draw all further random numbers from a new seed, which includes this entropy.
+    Raises OSError.
 
-    A guest that was started from a template has the seed of all others. What the device had
-    fetched ahead is used up too, for whoever reads it directly.
+    A guest that was started from a template has the same seed as all others. This function also
+    uses up what the device had fetched ahead, for programs that read the device directly.
     """
     with contextlib.suppress(OSError), open("/dev/hwrng", "rb", buffering=0) as device:
         entropy += device.read(_AHEAD_BYTES)
@@ -41,7 +41,7 @@ def set_clock(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def tell_time(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """The wall clock: `seconds` since the epoch."""
+    """Return the wall clock: `seconds` since the epoch."""
     return {"seconds": time.time()}
 
 

@@ -1,4 +1,4 @@
-"""What the guest as a whole has used: processors, memory and network, from /proc (proc(5))."""
+"""The guest's use of processors, memory and network as a whole, from /proc (proc(5))."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ _MEMORY = {"MemTotal": "size", "MemFree": "free", "MemAvailable": "available"}
 
 
 def of_guest() -> dict[str, Any]:
-    """`cpu` in milliseconds by mode, `memory` in bytes, `segments` of TCP that were `sent`,
-    `received` and `retransmitted`, and what `counters.of_network` has."""
+    """Return `cpu` in milliseconds by mode, `memory` in bytes, the `segments` of TCP that were
+    `sent`, `received` and `retransmitted`, and what `counters.of_network` has."""
     return {"cpu": _cpu(), "memory": _memory(), "segments": _segments(), **counters.of_network()}
 
 
@@ -31,7 +31,7 @@ def _memory() -> dict[str, int]:
 
 
 def _segments() -> dict[str, int]:
-    """net/ipv4/proc.c: snmp_seq_show: a line of names, then one of numbers."""
+    """Parse a line of names, and one of numbers (net/ipv4/proc.c: snmp_seq_show)."""
     lines = [line.split() for line in read("/proc/net/snmp").splitlines() if line[:4] == "Tcp:"]
     if len(lines) < 2:
         return {}
