@@ -244,8 +244,8 @@ def test_hooks_of_devices_that_are_not_there_are_left_out(here: Namespace) -> No
     load(here, "kinds.nft")
     (table,) = [t for t in read(here, Place({"lo", "eth0"})) if str(t) == "table netdev guard"]
     assert set(table.left_out) == {
-        "chain ingress for eth1, which the guest has not got",
-        "chain one for eth1, which the guest has not got",
+        "chain ingress for eth1, which the guest lacks",
+        "chain one for eth1, which the guest lacks",
     }
     with namespace("tw-one") as one:
         one.ip("link add eth0 type veth peer name other")

@@ -1,16 +1,17 @@
-"""Verbs on kernel objects, over our own rtnetlink and system calls. Nothing here knows a sandbox.
+"""Verbs on kernel objects, by the package's own rtnetlink client and system calls. No module knows
+a sandbox.
 
-Networks: `netlink` with `links`, `addresses`, `routes`, `neighbours`, `entries` (messages as the
-kernel writes them), `settings` (/proc/sys/net), `tc`, `tuntap`, `macvtap`, `ethtool`,
-`announcement`; `netns`; packet rules: `packet_rules`, `nftables` and `xtables` with `nfnetlink`,
-`ipset`, `ipvs`, `conntrack`. To look at packets: `counted`, `peers`, `lookup` of routes, `probes`,
-`sightings`, `nftrace`, `drop_reasons`. Processes: `process`, `ending` by pid, `signals`, `cgroups`,
-`capabilities`, `seccomp` a filter of its own, `libseccomp` one made of names, `trial`,
-`unixsocket`, `memfd`, `libc`. Files: `files` written whole, `claims` directories that are whole or
-absent, `foreign` those of others, `filelock`, `access` what another user can open or replace,
-`mounts`, `mount_table`, `inotify`, `fanotify`. The system: `boot`, `modules` of the kernel,
-`distribution` and its packages.
+Networks: `netlink` with `links`, `addresses`, `routes`, `neighbours`, `entries` (the kernel's
+messages as data), `settings` (/proc/sys/net), `tc`, `tuntap`, `macvtap`, `ethtool`, `announcement`;
+`netns`. Packet rules: `packet_rules`, `nftables` and `xtables` with `nfnetlink`, `ipset`, `ipvs`,
+`conntrack`. Looking at packets: `counted`, `peers`, `lookup` of routes, `probes`, `sightings`,
+`nftrace`, `drop_reasons`. Processes: `process`, `ending` by pid, `signals`, `rlimits`, `cgroups`,
+`capabilities`, `seccomp` with its own filters, `libseccomp` for filters of named calls, `trial`,
+`unixsocket`, `memfd`, `libc`. Files: `files` written as a whole, `claims` for directories that are
+complete or absent, `foreign` for files of untrusted processes, `filelock`, `access` for what
+another user can open or replace, `mounts`, `mount_table`, `inotify`, `fanotify`. The system:
+`boot`, `modules` of the kernel, `distribution` and its packages.
 
-What is also packed into the guest (`image/sources.py`) imports the standard library only, and
-little of it.
+Modules that are packed into the guest, too (`image/sources.py`), import little, and only the
+standard library.
 """

@@ -1,5 +1,6 @@
-"""What another user can open, tried as that user: modes, access control lists and security modules
-all have their say, in each directory on the way. And what others could put in a file's place."""
+"""Finds out what another user can open, by trying it as that user: modes, access control lists and
+security modules all decide, in each directory on the way. Also finds out where others could replace
+a file."""
 
 import contextlib
 import errno
@@ -13,16 +14,16 @@ _MOST_LINKS = 40  # include/linux/namei.h: MAXSYMLINKS
 
 
 def obstacle(path: Path, uid: int, groups: Sequence[int], wanted: int = os.R_OK) -> Path | None:
-    """What keeps a user from reading a file, or from what else is `wanted` (access(2)): the
-    directory on the way that the user can't pass, or the path itself; None for no obstacle. Only
-    root can ask.
+    """Return what keeps a user from reading a file, or from what else is `wanted` (access(2)): a
+    directory on the way that the user can't pass, or the path itself; None if nothing does. Only
+    root can call this.
 
     A missing path is no obstacle. Raises OSError when the check is impossible.
     """
     path = path.absolute()
     steps = [*reversed(path.parents)]
     with contextlib.suppress(OSError, RuntimeError):
-        # Also those on the way to what a link leads to.
+        # These include the directories on the way to a link's target.
         steps += [step for step in reversed(path.resolve().parents) if step not in steps]
     steps.append(path)
     modes = [os.X_OK] * (len(steps) - 1) + [wanted]
@@ -31,7 +32,8 @@ def obstacle(path: Path, uid: int, groups: Sequence[int], wanted: int = os.R_OK)
 
 
 def may_read(path: Path, uid: int, groups: Sequence[int]) -> bool:
-    """Whether a user may read a file, once it has come to it. Only root can ask. Raises OSError."""
+    """Whether a user may read a file once the user can reach it. Only root can call this. Raises
+    OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         return not _first_refused([Path(f"/proc/self/fd/{fd}")], [os.R_OK], uid, groups)
@@ -42,7 +44,7 @@ def may_read(path: Path, uid: int, groups: Sequence[int]) -> bool:
 def _first_refused(
     steps: Sequence[Path], modes: Sequence[int], uid: int, groups: Sequence[int]
 ) -> int:
-    """The number of the first of the steps that a user may not take, counted from 1; 0 for none.
+    """Return the number of the first step that a user may not take, from 1; 0 if there is none.
     Raises OSError."""
     pid = os.fork()
     if pid == 0:
@@ -61,18 +63,18 @@ def _first_refused(
 
 def _refused(steps: Sequence[Path], modes: Sequence[int]) -> int:
     for number, (step, mode) in enumerate(zip(steps, modes, strict=True), 1):
-        # One behind a closed directory is not seen either; but then that one was told.
+        # A step behind a closed directory does not exist for the user; the closed directory was
+        # reported before.
         if os.path.lexists(step) and not os.access(step, mode):
             return number
     return 0
 
 
 def foothold(path: Path) -> Path | None:
-    """Where others than root and this user could put something else in the place of what a path
-    leads to: a directory on the way, or a link, that is theirs, or that they can write to; None for
-    a path that is ours alone, as far as it is there. In a sticky directory (chmod(2)) others can't
-    take away what is not theirs. Raises OSError.
-    """
+    """Return where users other than root and this one could replace what a path leads to: a
+    directory on the way, or a link, which is theirs or which they can write to. None if there is no
+    such place, as far as the path exists. In a sticky directory (chmod(2)), others can't remove
+    what is not theirs. Raises OSError."""
     own = (0, os.geteuid())
     here, left, links = Path("/"), [*reversed(path.absolute().parts[1:])], 0
     while left:

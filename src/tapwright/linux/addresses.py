@@ -28,16 +28,16 @@ _CACHEINFO = struct.Struct("=IIII")
 _FOREVER = 0xFFFFFFFF
 _TOLERANCE = 2  # seconds
 
-# What the kernel sets by itself, and would refuse or ignore from us: DADFAILED, DEPRECATED,
-# TENTATIVE, PERMANENT, STABLE_PRIVACY, SECONDARY/TEMPORARY, OPTIMISTIC.
+# Flags that the kernel sets itself, and that it would refuse or ignore in a request: DADFAILED,
+# DEPRECATED, TENTATIVE, PERMANENT, STABLE_PRIVACY, SECONDARY/TEMPORARY, OPTIMISTIC.
 _KERNEL_FLAGS = 0x01 | 0x04 | 0x08 | 0x20 | 0x40 | 0x80 | 0x800
 
 
 class Address(NamedTuple):
-    """An address of an interface. `peer` is set where it differs from the address itself, `label`
-    where it is not the interface's name; `metric` is that of its subnet's route, 0 for the kernel's
-    choice. `valid` and `preferred` say when it ends to be that, in seconds of this host's monotonic
-    clock, None for never."""
+    """An address of an interface. `peer` is set if it differs from the address, `label` if it is
+    not the interface's name. `metric` is that of the route to the subnet, 0 for the kernel's
+    choice. `valid` and `preferred` are the ends of these states, in seconds of this host's
+    monotonic clock; None for never."""
 
     address: str
     prefix_length: int
@@ -59,8 +59,8 @@ class Address(NamedTuple):
         return ":" not in self.address
 
     def is_made_from(self, mac: str) -> bool:
-        """Whether it is the link-local address that the kernel makes from a MAC address (RFC 4291,
-        appendix A)."""
+        """Whether the address is the link-local one that the kernel makes from a MAC address (RFC
+        4291, appendix A)."""
         if self.is_ipv4 or self.prefix_length != 64:
             return False
         mac_bytes = netlink.pack_mac(mac)
@@ -68,7 +68,7 @@ class Address(NamedTuple):
         return netlink.pack_address(self.address) == b"\xfe\x80" + bytes(6) + identifier
 
     def ends_with(self, other: "Address") -> bool:
-        """Whether it ends when another does, as far as can be told."""
+        """Whether both addresses end at the same time, within two seconds."""
         return all(
             one == another
             or (one is not None and another is not None and abs(one - another) <= _TOLERANCE)
@@ -76,8 +76,8 @@ class Address(NamedTuple):
         )
 
     def relative(self) -> dict[str, Any]:
-        """As another kernel's agent takes it, without what is as usual: the times in seconds from
-        now."""
+        """Return the address as another kernel's agent takes it, without default values. Times are
+        in seconds from now."""
         fields = {
             key: value
             for key, value in self._asdict().items()
@@ -91,13 +91,14 @@ class Address(NamedTuple):
 
 
 def decode(body: bytes) -> tuple[int, Address]:
-    """Read an RTM_NEWADDR or RTM_DELADDR body: (interface index, address)."""
+    """Read the body of an RTM_NEWADDR or RTM_DELADDR message: (interface index, address)."""
     index, _, address = decode_with_state(body)
     return index, address
 
 
 def decode_with_state(body: bytes) -> tuple[int, int, Address]:
-    """The same with all flags, the kernel's own among them: (interface index, flags, address)."""
+    """Read such a body with all flags, including the kernel's own: (interface index, flags,
+    address)."""
     _, prefix_length, flags, scope, index = _IFADDR.unpack_from(body)
     found = netlink.attributes(body, _IFADDR.size)
     remote = found.get(IFA_ADDRESS, b"")
@@ -125,13 +126,14 @@ def decode_with_state(body: bytes) -> tuple[int, int, Address]:
 
 
 def _own_label(label: str) -> str:
-    """Empty for the name of the interface, which has no colon (dev_valid_name)."""
+    """Return a label; empty for an interface's name, which never contains a colon
+    (dev_valid_name)."""
     return label if ":" in label else ""
 
 
 def _ends(info: bytes) -> tuple[int | None, int | None]:
-    """When an address ends to be preferred, and to be valid (struct ifa_cacheinfo). The same each
-    time it is asked, but for a second: the kernel counts whole ones from when it was set."""
+    """Return when an address stops being preferred, and being valid (struct ifa_cacheinfo). Two
+    readings of one address may differ by a second, because the kernel counts whole seconds."""
     if len(info) < _CACHEINFO.size:
         return None, None
     preferred, valid, _, updated = _CACHEINFO.unpack_from(info)
@@ -144,26 +146,26 @@ def _ends(info: bytes) -> tuple[int | None, int | None]:
 
 
 def listing(nl: Netlink) -> list[tuple[int, Address]]:
-    """All (interface index, address) pairs of the namespace, IPv4 and IPv6."""
+    """Return all (interface index, address) pairs of the namespace, IPv4 and IPv6."""
     return _list(nl, 0)
 
 
 def listing_with_state(nl: Netlink, at_most: int) -> list[tuple[int, int, Address]]:
-    """The same, each with all of its flags: (interface index, flags, address); where there are
-    more than `at_most`, that many and one."""
+    """Return all (interface index, flags, address) of the namespace, with all flags. If there are
+    more than `at_most`, return one more than that."""
     payload = _IFADDR.pack(0, 0, 0, 0, 0)
     bodies = nl.dump("list addresses", RTM_GETADDR, payload, at_most=at_most)
     return [decode_with_state(body) for body in bodies]
 
 
 def of(nl: Netlink, index: int) -> list[Address]:
-    """The addresses of one interface, in the kernel's order."""
+    """Return the addresses of one interface, in the kernel's order."""
     return [address for _, address in _list(nl, index)]
 
 
 def permanent(nl: Netlink, index: int) -> list[Address]:
-    """The addresses of one interface that somebody gave it for good, in the kernel's order: none
-    of a lease or a router advertisement."""
+    """Return the permanent addresses of one interface, in the kernel's order, without those of a
+    lease or a router advertisement."""
     payload = _IFADDR.pack(0, 0, 0, 0, index)
     return [
         decode(body)[1]
@@ -173,8 +175,8 @@ def permanent(nl: Netlink, index: int) -> list[Address]:
 
 
 def add(nl: Netlink, index: int, address: Address) -> None:
-    """Add an address, or replace the same one. IPv6 skips duplicate address detection:
-    whoever gave the address out answers for its being the only one."""
+    """Add an address, or replace the same one. IPv6 skips duplicate address detection: the plugin
+    that gave the address out made sure that it is unique."""
     request = _adding(index, address, address.flags | IFA_F_NODAD)
     (refusal,) = nl.request_many([request])
     if refusal:
@@ -184,12 +186,13 @@ def add(nl: Netlink, index: int, address: Address) -> None:
 def add_many(
     nl: Netlink, index: int, some: Sequence[Address]
 ) -> list[tuple[Address, NetlinkError]]:
-    """Add them, or replace the same ones; return those that the kernel refused. They are there at
-    once, without the detection of duplicates, also where their flags do not say so."""
+    """Add addresses, or replace the same ones; return those that the kernel refused. The addresses
+    are usable at once, without duplicate address detection, even if their flags do not say so."""
     requests = [_adding(index, address, address.flags | IFA_F_NODAD) for address in some]
     refusals = nl.request_many(requests)
     refused = [pair for pair in zip(some, refusals, strict=True) if pair[1]]
-    # The flag is to be seen only where it is wanted: nobody has doubts of an address that is there.
+    # The flag IFA_F_NODAD should show only on addresses that want it; a present address is no
+    # longer in doubt.
     unflagged = [
         _adding(index, address, address.flags)
         for address, refusal in zip(some, refusals, strict=True)
@@ -209,7 +212,7 @@ def _list(nl: Netlink, index: int) -> list[tuple[int, Address]]:
 
 
 def _adding(index: int, address: Address, flags: int) -> NetlinkRequest:
-    """With the times of `valid` and `preferred` from now on."""
+    """Return the request to add an address. The times of `valid` and `preferred` start now."""
     body = _encode(index, address, flags)
     if address.valid is not None or address.preferred is not None:
         now = time.monotonic()

@@ -1,5 +1,5 @@
-"""Telling a network at which MAC address an IP address is, so that nobody goes on sending to where
-it was: gratuitous ARP (RFC 5227, section 3), unsolicited neighbour advertisement (RFC 4861,
+"""Announces to a network at which MAC address an IP address is, so that no neighbour keeps sending
+to the old one: gratuitous ARP (RFC 5227, section 3), unsolicited neighbour advertisement (RFC 4861,
 section 7.2.6)."""
 
 import socket
@@ -16,7 +16,7 @@ _ALL_NODES = "ff02::1"
 _ADVERTISEMENT = struct.Struct("!BBHI16sBB6s")
 _ND_NEIGHBOR_ADVERT, _OVERRIDE = 136, 0x20000000
 _TARGET_LINK_LAYER_ADDRESS, _OPTION_LENGTH = 2, 1
-_HOPS = 255  # what receivers insist on
+_HOPS = 255  # receivers require it
 
 
 def announce(ifname: str, mac: str, address: str) -> None:

@@ -1,9 +1,9 @@
-"""What tells this run of the host from others."""
+"""Identifies the present boot of the host."""
 
 _ID = "/proc/sys/kernel/random/boot_id"
 
 
 def current() -> str:
-    """A UUID (random(4)). Raises OSError."""
+    """Return the boot's UUID (random(4)). Raises OSError."""
     with open(_ID) as file:
         return file.read().strip()

@@ -14,14 +14,14 @@ _VERSION_3 = 0x20080522
 
 
 def last() -> int:
-    """The highest that this kernel knows."""
+    """Return the number of the highest capability that this kernel knows."""
     with open("/proc/sys/kernel/cap_last_cap") as file:
         return int(file.read())
 
 
 def bound(kept: Iterable[int], highest: int) -> None:
-    """Let no program that is executed from here on have any but these; `highest` is `last()`. For
-    between fork and exec. Raises OSError."""
+    """Keep every program that is executed from now on from having capabilities other than these;
+    `highest` is `last()`. For use between fork and exec. Raises OSError."""
     kept = set(kept)
     for capability in range(highest + 1):
         if capability not in kept:
@@ -29,15 +29,15 @@ def bound(kept: Iterable[int], highest: int) -> None:
 
 
 def keep(kept: Iterable[int], highest: int) -> None:
-    """Give all up but these, for good; `highest` is `last()`. For between fork and exec. Raises
-    OSError."""
+    """Give up all capabilities but these, for good; `highest` is `last()`. For use between fork and
+    exec. Raises OSError."""
     kept = set(kept)
     bound(kept, highest)
     _set(sum(1 << capability for capability in kept))
 
 
 def keep_none() -> None:
-    """Give up all of the calling thread's, also those that a program could inherit. Raises
+    """Give up all capabilities of the calling thread, including inheritable ones. Raises
     OSError."""
     _set(0)
 

@@ -1,8 +1,7 @@
-"""Control groups, of version 1, 2 or both beside each other (cgroups(7)).
+"""Control groups of version 1, version 2, or both beside each other (cgroups(7)).
 
-A group is a path below the root of every hierarchy that is mounted. What a host has not (a
-hierarchy that is read-only, a controller that is not there) becomes a warning, and is passed over:
-a container runs without it.
+A group is a path below the root of every mounted hierarchy. What the host lacks (a writable
+hierarchy, a controller) becomes a warning: a container runs without it.
 """
 
 import contextlib
@@ -15,18 +14,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids")  # of version 2, where they are there
+_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids")  # of version 2, if the host has them
 _SLICE = re.compile(r"[\w:.\\@]+(-[\w:.\\@]+)*\.slice", re.ASCII)
-PERIOD = 100_000  # microseconds, of both versions
+PERIOD = 100_000  # microseconds, in both versions
 _REMOVE_SECONDS, _REMOVE_PAUSE = 2.0, 0.02
 
 
 class Limits:
-    """What a group may use; None is what stays as it is, -1 no limit.
+    """Limits of a group. None leaves a limit as it is; -1 removes it.
 
-    `memory` in bytes, `cpu_quota` in microseconds of each `cpu_period`, `cpu_shares` as version 1
-    counts them (2 to 262144), `pids` in tasks, `cpus` and `mems` as the kernel lists them
-    ("0-3,7").
+    `memory` is in bytes, `cpu_quota` in microseconds of each `cpu_period`, `pids` in tasks.
+    `cpu_shares` are those of version 1 (2 to 262144); `cpus` and `mems` are lists in the kernel's
+    format ("0-3,7").
     """
 
     def __init__(
@@ -49,8 +48,8 @@ class Limits:
 
 
 class Hierarchy:
-    """`place` is where it is mounted; `controllers` those of version 1 (`name=systemd` too), empty
-    for version 2."""
+    """`place` is the mount point. `controllers` are those of version 1 (`name=systemd` too), and
+    empty for version 2."""
 
     def __init__(self, place: str, controllers: "frozenset[str]") -> None:
         self.place = place
@@ -65,7 +64,8 @@ class Hierarchy:
 
 
 def hierarchies() -> "list[Hierarchy]":
-    """The mounted hierarchies, each where it was mounted first (proc(5), /proc/PID/mountinfo)."""
+    """Return the mounted hierarchies, each with its first mount point (proc(5),
+    /proc/PID/mountinfo)."""
     found: dict[object, Hierarchy] = {}
     with open("/proc/self/mountinfo") as file:
         for line in file:
@@ -83,11 +83,11 @@ def hierarchies() -> "list[Hierarchy]":
 
 
 def expanded(written: str) -> str:
-    """The path of a group as the OCI's `linux.cgroupsPath` names it: "/a/b", "a/b", or
-    "slice:prefix:name" as it is written where systemd makes the groups; "" for "".
+    """Return the path of a group that the OCI's `linux.cgroupsPath` names: "/a/b", "a/b", or
+    "slice:prefix:name", the format for groups that systemd makes; "" for "".
 
-    systemd's slice "a-b.slice" lies in "a.slice" (systemd.slice(5)); an empty one is
-    "system.slice". Raises ValueError for what can't be one.
+    systemd's slice "a-b.slice" lies in "a.slice" (systemd.slice(5)); an empty slice means
+    "system.slice". Raises ValueError for an invalid path.
     """
     if not written:
         return ""
@@ -114,19 +114,20 @@ def _of_slice(name: str) -> str:
 
 
 def fresh(above: str, name: str) -> str:
-    """A unique path for a new group: names are unique in one state directory only, and others may
-    exist."""
+    """Return a unique path for a new group. Names are unique in one state directory only, and other
+    groups may exist."""
     return f"{above}/{name}-{os.urandom(4).hex()}"
 
 
 def make(path: str) -> "list[str]":
-    """Make a group in every hierarchy, its parents too; return what could not be made, in words."""
+    """Make a group, and its parents, in every hierarchy; return what could not be made, in
+    words."""
     failures = []
     for hierarchy in hierarchies():
         try:
             try:
                 _make(hierarchy, path)
-            except FileNotFoundError:  # another process removed an empty parent
+            except FileNotFoundError:  # another process has removed an empty parent
                 _make(hierarchy, path)
         except OSError as error:
             failures.append(f"{hierarchy.directory(path)}: {error.strerror}")
@@ -142,7 +143,8 @@ def _make(hierarchy: Hierarchy, path: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(directory, 0o755)
         if "cpuset" in hierarchy.controllers:
-            # A new one has none, and can't be joined (Documentation/admin-guide/cgroup-v1).
+            # A new cpuset has neither, and no process can join it
+            # (Documentation/admin-guide/cgroup-v1).
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if not _read(f"{directory}/{file}").strip():
                     _write(f"{directory}/{file}", _read(f"{above}/{file}").strip())
@@ -150,18 +152,19 @@ def _make(hierarchy: Hierarchy, path: str) -> None:
 
 
 def _enable(directory: str) -> None:
-    """Give the groups below this one of version 2 its controllers."""
+    """Enable the controllers of version 2 for the groups below this one."""
     there = _read(f"{directory}/cgroup.controllers").split()
     enabled = _read(f"{directory}/cgroup.subtree_control").split()
     for name in _CONTROLLERS:
         if name in there and name not in enabled:
-            with contextlib.suppress(OSError):  # one with processes of its own (cgroup-v2.rst)
+            # a group with processes of its own can't (cgroup-v2.rst)
+            with contextlib.suppress(OSError):
                 _write(f"{directory}/cgroup.subtree_control", f"+{name}")
 
 
 def join(path: str, pid: int = 0) -> "list[str]":
-    """Move a process, by default the calling one, with all its threads into a group; what it starts
-    from there on is in it. Return what could not be joined, in words."""
+    """Move a process, by default the calling one, with all its threads into a group. Processes that
+    it starts later are in the group, too. Return what could not be joined, in words."""
     failures = []
     for hierarchy in hierarchies():
         try:
@@ -172,7 +175,7 @@ def join(path: str, pid: int = 0) -> "list[str]":
 
 
 def entrances(path: str) -> "list[int]":
-    """Descriptors for `enter`, of every hierarchy where the group can be joined."""
+    """Return descriptors for `enter`, one for every hierarchy in which the group can be joined."""
     found = []
     for hierarchy in hierarchies():
         with contextlib.suppress(OSError):
@@ -182,15 +185,15 @@ def entrances(path: str) -> "list[int]":
 
 
 def enter(entrances: "Sequence[int]") -> None:
-    """Move the calling process through `entrances`, without looking for anything: it may have been
-    forked a moment ago. Where it can't be, it stays."""
+    """Move the calling process through `entrances`, without looking anything up: a process may call
+    this right after fork. A group that can't be joined is left out."""
     for fd in entrances:
         with contextlib.suppress(OSError):
             os.write(fd, b"0")
 
 
 def limit(path: str, limits: Limits) -> "list[str]":
-    """Set limits of a group; return what could not be set, in words."""
+    """Set limits of a group; return those that could not be set, in words."""
     failures = []
     found = hierarchies()
     for controller, name, value in _settings(limits):
@@ -211,8 +214,8 @@ def limit(path: str, limits: Limits) -> "list[str]":
 
 
 def _settings(limits: Limits) -> "Iterator[tuple[str, str, str]]":
-    """(controller, file of version 1, value) of each limit that is set, in the order in which they
-    can be."""
+    """Yield (controller, file of version 1, value) of each limit that is set, in an order that the
+    kernel accepts."""
     if limits.cpus:
         yield "cpuset", "cpuset.cpus", limits.cpus
     if limits.mems:
@@ -230,11 +233,11 @@ def _settings(limits: Limits) -> "Iterator[tuple[str, str, str]]":
 
 
 def _of_v2(name: str, value: str, limits: Limits) -> "tuple[str, str]":
-    """The file of version 2 and its value (Documentation/admin-guide/cgroup-v2.rst)."""
+    """Return the file of version 2 and its value (Documentation/admin-guide/cgroup-v2.rst)."""
     if name == "memory.limit_in_bytes":
         return "memory.max", "max" if value == "-1" else value
     if name == "cpu.shares":
-        # As runc and crun: 2 to 262144 become 1 to 10000.
+        # As in runc and crun, 2 to 262144 become 1 to 10000.
         return "cpu.weight", str(1 + (min(max(int(value), 2), 262144) - 2) * 9999 // 262142)
     if name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"):
         quota = limits.cpu_quota
@@ -244,7 +247,7 @@ def _of_v2(name: str, value: str, limits: Limits) -> "tuple[str, str]":
 
 
 def summed(failures: "list[str]") -> str:
-    """What could not be done, in one clause: most often one reason is that of all."""
+    """Return the failures in one clause; most often all have the same reason."""
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     return f"{failures[0]}{more}"
 
@@ -262,7 +265,7 @@ def has(controller: str, path: str) -> bool:
 
 
 def members(path: str) -> "set[int]":
-    """The processes in a group, of any hierarchy."""
+    """Return the processes in a group, of all hierarchies."""
     return {
         int(line)
         for hierarchy in hierarchies()
@@ -271,9 +274,9 @@ def members(path: str) -> "set[int]":
 
 
 def remove(path: str, evict: bool = False) -> None:
-    """Remove a group, and what is below it, where it is there; in every hierarchy, whatever there
-    is in another. What is left in it after two seconds goes, to `evict` it, to the hierarchy's
-    root. Raises OSError for one that is in use, with the processes that use it."""
+    """Remove a group with the groups below it, in every hierarchy that has it. With `evict`,
+    processes that are left after two seconds move to the hierarchy's root. Raises OSError for a
+    group in use, with the processes that use it."""
     start = time.monotonic()
     left = hierarchies()
     while left := [each for each in left if not _is_removed(each.directory(path))]:
@@ -281,10 +284,11 @@ def remove(path: str, evict: bool = False) -> None:
         if (passed > _REMOVE_SECONDS and not evict) or passed > 2 * _REMOVE_SECONDS:
             raise OSError(errno.EBUSY, _in_use(left[0].directory(path)))
         if passed > _REMOVE_SECONDS:
-            # More than once: what is about to end can't be moved, and what is moved may fork.
+            # More than once: an ending process can't be moved, and a moved process may fork.
             for hierarchy in left:
                 _evict(hierarchy, path)
-        time.sleep(_REMOVE_PAUSE)  # what was killed leaves in its own time; nothing tells when
+        # a killed process leaves the group some time later; no event says when
+        time.sleep(_REMOVE_PAUSE)
 
 
 def _evict(hierarchy: Hierarchy, path: str) -> None:
@@ -310,7 +314,7 @@ def _in_use(directory: str) -> str:
 
 
 def remove_if_empty(path: str) -> None:
-    """Remove a group that others make and remove, too."""
+    """Remove a group that other processes make and remove, too."""
     for hierarchy in hierarchies():
         with contextlib.suppress(OSError):
             os.rmdir(hierarchy.directory(path))
@@ -342,7 +346,7 @@ def _read(path: str, default: "str | None" = None) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    # Not by `open`, which would make a file on a filesystem that is none of control groups.
+    # Without O_CREAT: on any other filesystem, `open` would make a file.
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())

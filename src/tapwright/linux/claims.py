@@ -1,8 +1,9 @@
-"""Directories that are there whole or not at all. One is filled beside its place, and renamed to
-it; the first process to rename has the name. At its end it is renamed away, and then removed.
+"""Directories that are complete or absent. A process fills a directory beside its place, and then
+renames it to its name; the first process to rename gets the name. To remove a directory, a process
+first renames it.
 
-What a process leaves that is killed in between has its pid in the name, and is removed by the next,
-or by `sweep`.
+The remains of a process that was killed in between have its pid in their name. The next process
+removes them, or `sweep` does.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ _NEW, _DELETED = ".new-", ".deleted-"
 
 
 def draft(parent: "Path", name: str) -> str:
-    """Make the directory to fill, and `parent` where it is missing. Raises OSError."""
+    """Make the directory to fill, and `parent` if it is missing. Raises OSError."""
     os.makedirs(parent, 0o700, exist_ok=True)
     sweep(parent)
     path = os.path.join(parent, f"{_NEW}{name}-{os.getpid()}")
@@ -26,7 +27,8 @@ def draft(parent: "Path", name: str) -> str:
 
 
 def take(filled: "Path", target: "Path") -> None:
-    """Give it its name. Raises FileExistsError where that is taken, OSError."""
+    """Give a filled directory its name. Raises FileExistsError if the name is taken, and
+    OSError."""
     try:
         os.rename(filled, target)
     except OSError as error:
@@ -36,7 +38,8 @@ def take(filled: "Path", target: "Path") -> None:
 
 
 def discard(directory: "Path") -> None:
-    """Remove it, its name at once. Raises OSError for one that is not there, or stays."""
+    """Remove a directory; its name is free at once. Raises OSError if it does not exist, or can't
+    be removed."""
     parent, name = os.path.split(directory)
     grave = os.path.join(parent, f"{_DELETED}{name}-{os.getpid()}")
     try:
@@ -44,7 +47,7 @@ def discard(directory: "Path") -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        # No room for the longer name.
+        # The filesystem has no room for the longer name.
         for entry in os.listdir(directory):
             os.unlink(os.path.join(directory, entry))
         os.rmdir(directory)
@@ -53,8 +56,8 @@ def discard(directory: "Path") -> None:
 
 
 def remove(path: "Path") -> None:
-    """Remove a draft, or what was renamed away. It has no directories in it; what can't be removed
-    is left to the next."""
+    """Remove a draft, or a directory that was renamed to be removed. It contains no directories.
+    The next sweep removes what can't be removed now."""
     with contextlib.suppress(OSError):
         for name in os.listdir(path):
             with contextlib.suppress(FileNotFoundError):
@@ -63,7 +66,7 @@ def remove(path: "Path") -> None:
 
 
 def names(parent: "Path") -> list[str]:
-    """The names that are taken, in order."""
+    """Return the names that are taken, in order."""
     try:
         entries = list(os.scandir(parent))
     except FileNotFoundError:
@@ -74,8 +77,8 @@ def names(parent: "Path") -> list[str]:
 
 
 def sweep(parent: "Path") -> None:
-    """Remove what killed processes have left there. Raises OSError; nothing for a directory that is
-    not there."""
+    """Remove what killed processes have left in a directory. A missing directory is no error.
+    Raises OSError."""
     try:
         names_there = os.listdir(parent)
     except FileNotFoundError:

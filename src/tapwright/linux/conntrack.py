@@ -1,6 +1,7 @@
-"""The kernel's table of connections: found by where they first went to, and removed.
+"""The kernel's table of connections: finds connections by their first destination, and removes
+them.
 
-Message layouts are those of include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+The message layouts are those of include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 """
 
 import errno
@@ -33,7 +34,7 @@ _NESTED = 0x8000
 
 
 class Way(NamedTuple):
-    """From where to where the packets of one direction go."""
+    """The ends of the packets of one direction."""
 
     source: str
     destination: str
@@ -42,8 +43,8 @@ class Way(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """An entry. `seconds` is how long it stays without a packet; `state` is that of TCP
-    (include/uapi/linux/netfilter/nf_conntrack_tcp.h); `status` has SEEN_REPLY and ASSURED."""
+    """An entry of the table. `seconds` is how long it stays without a packet; `state` is that of
+    TCP (include/uapi/linux/netfilter/nf_conntrack_tcp.h); `status` has SEEN_REPLY and ASSURED."""
 
     protocol: int
     seconds: int
@@ -56,8 +57,8 @@ class Connection(NamedTuple):
 
 
 def remove(destination: str, protocol: int) -> list[Connection]:
-    """Remove the connections that were begun to an address, by a protocol (IPPROTO_*); return
-    those that went. Raises NetlinkError."""
+    """Remove the connections that were begun to an address, by a protocol (IPPROTO_*); return the
+    removed ones. Raises NetlinkError."""
     family, destination = family_of(destination), unpack_address(pack_address(destination))
     with Netlink(protocol=NETLINK_NETFILTER) as netlink:
         found = []
@@ -74,13 +75,13 @@ def remove(destination: str, protocol: int) -> list[Connection]:
     for (connection, _), refusal in zip(found, refusals, strict=True):
         if refusal is None:
             gone.append(connection)
-        elif refusal.errno != errno.ENOENT:  # it ended in the meantime
+        elif refusal.errno != errno.ENOENT:  # the connection ended in the meantime
             raise refusal
     return gone
 
 
 def _key(entry: Attributes) -> bytes:
-    """That very entry, and not a later one of the same ends."""
+    """Return what identifies exactly this entry, and not a later one of the same ends."""
     parts = [attribute(_ORIGINAL | _NESTED, entry[_ORIGINAL])]
     parts += [attribute(kind, entry[kind]) for kind in (_ID, _ZONE) if kind in entry]
     return b"".join(parts)
@@ -112,5 +113,5 @@ def _way(data: bytes) -> tuple[int, Way]:
 
 
 def _number(found: Attributes, kind: int) -> int:
-    """In network byte order, as netfilter has all of its numbers."""
+    """Return a number, which netfilter writes in network byte order."""
     return int.from_bytes(found.get(kind, b""), "big")

@@ -1,7 +1,7 @@
-"""What interfaces and tc filters have counted, and what the kernel knows of neighbours: all that is
-to be read and not changed (rtnetlink(7), include/uapi/linux/if_link.h, gen_stats.h, neighbour.h).
+"""Counters of interfaces, tc filters and qdiscs, and the kernel's neighbours: what can be read and
+not changed (rtnetlink(7), include/uapi/linux/if_link.h, gen_stats.h, neighbour.h).
 
-Used on the host and by the guest's agent.
+Both the host and the guest's agent use it.
 """
 
 import struct
@@ -32,8 +32,8 @@ _STATS = struct.Struct("=8Q")
 
 
 class Counters(NamedTuple):
-    """What an interface has received and sent, as it counts itself: bytes, packets, and packets
-    with errors or dropped."""
+    """The counters of an interface, as it counts itself: bytes, packets, and packets with errors or
+    dropped."""
 
     rx_bytes: int = 0
     rx_packets: int = 0
@@ -46,10 +46,9 @@ class Counters(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """An interface with what it has counted. `peer` is the index of the interface that it is
-    connected with or is on (IFLA_LINK), 0 for none; `peer_netns` the number that its namespace has
-    for the namespace of that one, None where it is the same one. `port` are the attributes of a
-    port of a bridge (IFLA_INFO_SLAVE_DATA)."""
+    """An interface with its counters. `peer` is the index of the interface's peer or parent
+    (IFLA_LINK), 0 for none. `peer_netns` is its namespace's number for the peer's namespace, None
+    if that is the same one. `port` has the attributes of a bridge port (IFLA_INFO_SLAVE_DATA)."""
 
     link: Link
     counters: Counters
@@ -60,7 +59,7 @@ class Seen(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A neighbour; `mac` is empty where it is not known, `state` as `ip neighbour` names it."""
+    """A neighbour. `mac` is empty if it is not known; `state` is the word of `ip neighbour`."""
 
     address: str
     mac: str
@@ -69,8 +68,8 @@ class Known(NamedTuple):
 
 
 def interfaces(nl: Netlink, at_most: int | None = None) -> list[Seen]:
-    """All interfaces of the namespace, in the order of their index; where there are more than
-    `at_most`, that many and one."""
+    """Return all interfaces of the namespace, in the order of their index. If there are more than
+    `at_most`, return one more than that."""
     request = _IFINFO.pack(0, 0, 0, 0, 0)
     bodies = nl.dump("list interfaces", links.RTM_GETLINK, request, at_most=at_most)
     return sorted(map(decode, bodies), key=lambda seen: seen.link.index)
@@ -104,8 +103,8 @@ def _counters(stats: bytes) -> Counters:
 
 
 def neighbours(nl: Netlink, at_most: int | None = None) -> list[Known]:
-    """What the kernel knows of the neighbours in the namespace, groups left out; where it knows
-    more than `at_most`, that many and one."""
+    """Return the neighbours that the kernel knows in the namespace, without multicast groups. If
+    there are more than `at_most`, return one more than that."""
     bodies = nl.dump("list neighbours", _RTM_GETNEIGH, bytes(_NDMSG.size), at_most=at_most)
     found = []
     for body in bodies:
@@ -127,7 +126,7 @@ def neighbours(nl: Netlink, at_most: int | None = None) -> list[Known]:
 
 TCA_KIND, TCA_OPTIONS, TCA_STATS2 = 1, 2, 7
 _ACTIONS = {"u32": 7, "bpf": 1, "flower": 3, "matchall": 2, "basic": 3, "fw": 4}
-"""The attribute that has a filter's actions, by the filter's kind."""
+"""The attribute with a filter's actions, by the filter's kind."""
 TCA_ACT_KIND, TCA_ACT_OPTIONS, TCA_ACT_STATS = 1, 2, 4
 TCA_STATS_BASIC, TCA_STATS_QUEUE = 1, 3
 TCA_MIRRED_PARMS = 2
@@ -138,9 +137,9 @@ _WHAT = {1: "redirect", 2: "mirror", 3: "redirect to ingress", 4: "mirror to ing
 
 
 class Filter(NamedTuple):
-    """One action of a filter on what arrives at an interface: what it does (`redirect`, `mirror`,
-    or the kind of the action) and `target`, the index of the interface that it sends to. Of a
-    filter without an action `what` is empty, and nothing is counted."""
+    """One action of an ingress filter: what it does (`redirect`, `mirror`, or the kind of the
+    action) and `target`, the index of the interface to which it sends. A filter without an action
+    has an empty `what`, and counts nothing."""
 
     kind: str
     priority: int
@@ -152,8 +151,8 @@ class Filter(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """A qdisc: its kind, whether it is the one for what arrives, and what it has counted;
-    `backlog` are packets that wait."""
+    """A qdisc: its kind, whether it is the ingress qdisc, and its counters. `backlog` is the number
+    of waiting packets."""
 
     kind: str
     is_ingress: bool
@@ -165,8 +164,8 @@ class Queue(NamedTuple):
 
 
 def ingress_filters(nl: Netlink, index: int) -> list[Filter]:
-    """The filters on what arrives at an interface, in the order in which they are asked; empty
-    where it has no ingress qdisc."""
+    """Return the ingress filters of an interface, in the order in which the kernel tries them; none
+    if it has no ingress qdisc."""
     request = _TCMSG.pack(0, index, 0, 0xFFFF0000, 0)
     found: list[Filter] = []
     for body in nl.dump("list filters", _RTM_GETTFILTER, request):
@@ -194,7 +193,7 @@ def _actions(kind: str, priority: int, encoded: bytes) -> list[Filter]:
 
 
 def queues(nl: Netlink, index: int) -> list[Queue]:
-    """The qdiscs of an interface that have counted anything, or hold packets."""
+    """Return the qdiscs of an interface that have counted anything, or hold packets."""
     found = []
     for body in nl.dump("list qdiscs", _RTM_GETQDISC, _TCMSG.pack(0, index, 0, 0, 0)):
         _, device, _, parent, _ = _TCMSG.unpack_from(body)
@@ -206,7 +205,7 @@ def queues(nl: Netlink, index: int) -> list[Queue]:
 
 
 def _counted(encoded: bytes) -> tuple[int, int, int, int, int]:
-    """Bytes, packets, drops, overlimits and packets that wait: struct gnet_stats_basic and
+    """Return bytes, packets, drops, overlimits and waiting packets: struct gnet_stats_basic and
     gnet_stats_queue."""
     stats = netlink.attributes(encoded)
     basic, queue = stats.get(TCA_STATS_BASIC, b""), stats.get(TCA_STATS_QUEUE, b"")

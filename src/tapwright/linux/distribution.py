@@ -1,7 +1,7 @@
-"""Which distribution this is, and what its packages are called (os-release(5)).
+"""Names this distribution and its packages (os-release(5)).
 
-On Debian and Ubuntu a package's name is known to be right for the release; of others it is the
-usual name, to be looked for.
+For Debian and Ubuntu a package's name is known to be right for the release. For others it is the
+usual name, and a person has to look for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _FAMILIES = {
     "arch": _ARCH,
 }
 _OLD = {"debian": 13, "ubuntu": 24.04}
-"""The first release whose virtiofsd is a package of its own; before, QEMU 7.2 and older had it."""
+"""The first release with a package for virtiofsd; before, QEMU 7.2 and older had it."""
 
 _PACKAGES = {
     "qemu": {
@@ -54,12 +54,13 @@ _PACKAGES = {
     "nftables": {},
     "zstd": {},
 }
-"""By what is wanted: the package in each family; where none is said, it has that name."""
+"""The package for each wanted thing, by family; a family that is not named uses the thing's own
+name."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """`name` for people; `identifier` is ID of os-release, `family` the one of _FAMILIES that it
+    """`name` is for people. `identifier` is ID of os-release, `family` the one of _FAMILIES that it
     belongs to (empty for none), `version` VERSION_ID, 0 for a release to come."""
 
     name: str
@@ -68,13 +69,13 @@ class Distribution:
     version: float
 
     def package(self, wanted: str) -> str:
-        """What has one of _PACKAGES."""
+        """Return the package that has one of _PACKAGES."""
         if wanted == "virtiofsd" and 0 < self.version < _OLD.get(self.identifier, 0):
             return "qemu-system-common"
         return _PACKAGES[wanted].get(self.family, wanted)
 
     def installing(self, wanted: str, what: str) -> str:
-        """What to do to have `what`: a command where it is known to work."""
+        """Return what to do to get `what`: a command, if one is known to work."""
         package = self.package(wanted)
         if self.family == _DEB:
             return f"run: apt install {package}"
@@ -84,14 +85,14 @@ class Distribution:
 
 
 def this(files: Sequence[str] = FILES) -> Distribution:
-    """The one that runs here, by the first of the files that is there."""
+    """Return the distribution that runs here, by the first of the files that exists."""
     fields = dict(_fields(files))
     identifier = fields.get("ID", "")
     likes = [identifier, *fields.get("ID_LIKE", "").split()]
     family = next((_FAMILIES[like] for like in likes if like in _FAMILIES), "")
     try:
         version = float(fields.get("VERSION_ID", "0"))
-    except ValueError:  # of three numbers, say
+    except ValueError:  # a version of three numbers, for example
         version = 0.0
     return Distribution(fields.get("NAME", "this system"), identifier, family, version)
 

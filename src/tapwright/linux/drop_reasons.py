@@ -1,8 +1,8 @@
-"""Why the host's kernel drops packets, by its own word: the tracepoint skb:kfree_skb, read as perf
-reads it (perf_event_open(2), include/trace/events/skb.h).
+"""Reports why the host's kernel drops packets: the tracepoint skb:kfree_skb, read as perf reads it
+(perf_event_open(2), include/trace/events/skb.h).
 
-Nothing is left of it when its process ends, however that happens: that is why no instance of
-tracefs is made. The kernel tells of all packets of the host, and not whose they are.
+Nothing is left of the reading when the process ends in any way; for that reason it uses no instance
+of tracefs. The kernel reports packets of the whole host, and not whose they are.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ from contextlib import ExitStack
 
 from tapwright.linux import libc
 
-# Packets end so all the time, those that a packet socket has looked at among them.
+# Packets end for these reasons all the time; one is a packet socket that looked at a packet.
 _ROUTINE = frozenset(
     (
         *("NOT_DROPPED_YET", "CONSUMED", "NOT_SPECIFIED", "NO_SOCKET", "OTHERHOST", "TCP_OLD_DATA"),
@@ -33,8 +33,8 @@ _FIELD = re.compile(r"enum skb_drop_reason reason;\s+offset:(\d+);")
 
 
 class DropReasons(ExitStack):
-    """What is dropped of a version of IP from now on, until it is closed. Raises OSError where the
-    kernel can't tell, which it can since 5.17, on an x86-64."""
+    """Counts the dropped packets of one IP version from now on, until `close`. Raises OSError if
+    the kernel reports no reasons; it does since 5.17, on an x86-64."""
 
     def __init__(self, version: int) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class DropReasons(ExitStack):
             self.push(opened.pop_all())
 
     def counted(self) -> dict[str, int]:
-        """How many packets were dropped so far for each reason that is not routine, as the kernel
-        calls it."""
+        """Return how many packets were dropped so far, by the kernel's name of each reason that is
+        not routine."""
         found: Counter[str] = Counter()
         for ring in self._rings:
             found.update(self._of_ring(ring))
@@ -64,7 +64,7 @@ class DropReasons(ExitStack):
     def _of_ring(self, ring: mmap.mmap) -> list[str]:
         head, tail = struct.unpack_from("=QQ", ring, _HEAD)
         data = ring[mmap.PAGESIZE :]
-        twice = data + data[:_LONGEST]  # a record may go on at the beginning
+        twice = data + data[:_LONGEST]  # a record may continue at the beginning
         found: list[str] = []
         while tail < head and len(found) < _MOST:
             at = tail % len(data)
@@ -73,7 +73,7 @@ class DropReasons(ExitStack):
             if not size:
                 break
             if kind == _RECORD_SAMPLE:
-                # After the header the size of what the tracepoint has written.
+                # The header is followed by the size of the tracepoint's data.
                 (reason,) = struct.unpack_from("=i", record, 12 + self._offset)
                 found.append(self._names.get(reason, str(reason)))
             tail += size
@@ -90,8 +90,8 @@ def _online() -> set[int]:
 
 
 def _tracepoint() -> tuple[int, int, dict[int, str]]:
-    """(its number, where the reason stands in what it writes, the reasons' names). Raises
-    OSError."""
+    """Return (the tracepoint's number, the offset of the reason in its data, the reasons' names).
+    Raises OSError."""
     root = libc.detached_mount("tracefs")
     try:
         place = f"/proc/self/fd/{root}/events/skb/kfree_skb"

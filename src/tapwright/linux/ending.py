@@ -1,6 +1,7 @@
-"""Ends processes by their pids, which others can have as soon as these have ended (pidfd_open(2)).
+"""Ends processes by their pids. A pid may belong to another process as soon as its process has
+ended, so this uses pidfds (pidfd_open(2)).
 
-Imports little, for verbs of the OCI runtime end processes, too.
+The module imports little, because verbs of the OCI runtime use it, too.
 """
 
 import os
@@ -19,11 +20,11 @@ def end(
     signals: "Sequence[int]" = (signal.SIGKILL,),
     meanwhile: "Callable[[], object]" = lambda: None,
 ) -> bool:
-    """Send the signals in turn, and wait so many seconds after each, until the process has ended.
+    """Send the signals in turn, and wait `seconds` after each, until the process has ended.
 
-    `is_it` says, before each signal, whether the process with this pid is the one that is meant,
-    now that the pid can't become another's; `meanwhile` is called after each. Return whether the
-    process was there. Raises OSError.
+    Before each signal, `is_it` says whether the process with this pid is the right one; by then the
+    pid can't become another process's. `meanwhile` is called after each signal. Returns whether the
+    process existed. Raises OSError.
     """
     try:
         pidfd = os.pidfd_open(pid)

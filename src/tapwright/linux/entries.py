@@ -1,9 +1,9 @@
-"""Routes, policy rules, next hops and static neighbours as data: one kernel's message about them
-becomes the request to another.
+"""Routes, policy rules, next hops and static neighbours as data: one kernel's message becomes a
+request to another kernel.
 
-An entry is the body of a message (rtnetlink(7)) without what is its kernel's own: counters, ages,
-states. Attributes that this module does not know go along, where they can't change the entry's
-meaning. Only indexes of interfaces differ between kernels, so an entry says where they are.
+An entry is the body of a message (rtnetlink(7)) without what belongs to its kernel alone: counters,
+ages, states. An attribute that this module does not know stays in the entry, if it can't change the
+entry's meaning. Only indexes of interfaces differ between kernels, so an entry says where they are.
 """
 
 import errno
@@ -24,7 +24,7 @@ RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 104, 105, 106
 ROUTE, NEIGHBOUR, RULE, NEXTHOP = RTM_NEWROUTE, RTM_NEWNEIGH, RTM_NEWRULE, RTM_NEWNEXTHOP
 FAMILIES = socket.AF_INET, socket.AF_INET6
 LOOPBACK = 1
-"""The index of each namespace's loopback."""
+"""The index of every namespace's loopback."""
 
 _NAMES = {ROUTE: "route", NEIGHBOUR: "neighbour", RULE: "rule", NEXTHOP: "next hop"}
 
@@ -40,7 +40,7 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _USERS_FLAGS = 0x02 | 0x04  # RTNH_F_PERVASIVE, RTNH_F_ONLINK
 _OF_ONE_KERNEL = frozenset((RTA_IIF, RTA_CACHEINFO, RTA_EXPIRES))
-# What a route with a next hop object is told with, and must not be made with.
+# Attributes that the kernel reports of a route with a next hop object, and refuses in a request.
 _OF_THE_NEXT_HOP = frozenset(
     (RTA_OIF, RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH, RTA_ENCAP_TYPE, RTA_ENCAP)
 )
@@ -70,10 +70,10 @@ _INDEX = struct.Struct("=i")
 
 
 class Entry(NamedTuple):
-    """One entry. `kind` is ROUTE, NEIGHBOUR, RULE or NEXTHOP; `devices` are the indexes of the
-    interfaces with which it goes away, `places` the positions of indexes in the body. An `absent`
-    one must not exist, although a kernel makes it by itself. A route that `has_gateway` needs
-    another route to the gateway."""
+    """One entry. `kind` is ROUTE, NEIGHBOUR, RULE or NEXTHOP. `devices` are the indexes of the
+    interfaces with which the entry goes away, `places` the offsets of indexes in the body. An
+    `absent` entry must not exist, although a kernel makes it by itself. A route that `has_gateway`
+    needs another route to the gateway."""
 
     kind: int
     body: bytes
@@ -91,23 +91,23 @@ class Entry(NamedTuple):
 
 
 class TooManyError(Exception):
-    """There are more entries than the caller carries; the argument says of what."""
+    """There are more entries than the caller can take; the argument says of which kind."""
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
 def routes(nl: Netlink, at_most: int) -> Iterator[Entry]:
-    """All routes of all tables, in the kernel's order. Raises TooManyError."""
+    """Yield all routes of all tables, in the kernel's order. Raises TooManyError."""
     for family in FAMILIES:
         payload = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
         for body in _dump(nl, "routes", RTM_GETROUTE, payload, at_most):
-            if body[0] == family:  # a kernel without IPv6 tells of all others instead
+            if body[0] == family:  # a kernel without IPv6 returns all other routes instead
                 yield route(body)
 
 
 def rules(nl: Netlink, at_most: int) -> list[Entry]:
-    """All policy rules, in the kernel's order. Raises TooManyError."""
+    """Return all policy rules, in the kernel's order. Raises TooManyError."""
     found: list[Entry] = []
     for family in FAMILIES:
         payload = _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -117,19 +117,18 @@ def rules(nl: Netlink, at_most: int) -> list[Entry]:
 
 
 def next_hops(nl: Netlink, at_most: int) -> list[Entry]:
-    """All next hop objects, groups last. Raises TooManyError."""
+    """Return all next hop objects, groups last. Raises TooManyError."""
     payload = _NHMSG.pack(0, 0, 0, 0, 0)
     found = [next_hop(b) for b in _dump(nl, "next hops", RTM_GETNEXTHOP, payload, at_most)]
     return sorted(found, key=lambda entry: NHA_GROUP in entry.attributes)
 
 
 def neighbours(nl: Netlink, at_most: int) -> list[Entry]:
-    """The static neighbours, and the addresses that are answered for (proxy). Raises
-    TooManyError."""
+    """Return the static neighbours, and the proxy entries. Raises TooManyError."""
     found: list[Entry] = []
     for flags in (0, NTF_PROXY):
         payload = _NDMSG.pack(0, 0, 0, flags, 0)
-        # Among them those that came by traffic, which may be many.
+        # The dump includes neighbours that the kernel learned, which may be many.
         for body in _dump(nl, "neighbours", RTM_GETNEIGH, payload, at_most * 16):
             if entry := neighbour(body):
                 found.append(entry)
@@ -152,7 +151,7 @@ def _dump(nl: Netlink, what: str, kind: int, payload: bytes, at_most: int) -> li
 
 
 def route(body: bytes) -> Entry:
-    """Read an RTM_NEWROUTE body."""
+    """Read the body of an RTM_NEWROUTE message."""
     family, length, source, tos, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     kept, places, devices = [], [], []
     offset = _RTMSG.size
@@ -175,7 +174,7 @@ def route(body: bytes) -> Entry:
         kept.append(part)
         offset += len(part)
     if by_object and kind == RTN_BLACKHOLE:
-        kind = RTN_UNICAST  # it is the next hop that is one
+        kind = RTN_UNICAST  # the next hop may be a blackhole; the route to it is unicast
     header = family, length, source, tos, table, protocol, scope, kind, flags & _USERS_FLAGS
     return Entry(
         ROUTE,
@@ -187,7 +186,7 @@ def route(body: bytes) -> Entry:
 
 
 def _hops(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int]]:
-    """(offset, interface index) of each of a multipath route's hops."""
+    """Yield (offset, interface index) of each hop of a multipath route."""
     while offset + _RTNEXTHOP.size <= end:
         length, _, _, device = _RTNEXTHOP.unpack_from(data, offset)
         if length < _RTNEXTHOP.size:
@@ -197,7 +196,7 @@ def _hops(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _own_hops(part: bytes, length: int) -> tuple[bytes, list[int]]:
-    """An RTA_MULTIPATH without the kernel's flags, and where in it indexes stand."""
+    """Return an RTA_MULTIPATH without the kernel's flags, and the offsets of indexes in it."""
     changed, places = bytearray(part), []
     for offset, _ in _hops(part, 4, length):
         changed[offset + 2] &= _USERS_FLAGS
@@ -206,14 +205,14 @@ def _own_hops(part: bytes, length: int) -> tuple[bytes, list[int]]:
 
 
 def rule(body: bytes) -> Entry:
-    """Read an RTM_NEWRULE body. Defaults are left out, so that equal rules are equal whichever
-    kernel reports them."""
+    """Read the body of an RTM_NEWRULE message. Default values are left out, so equal rules of two
+    kernels compare as equal."""
     header = list(_RULE.unpack_from(body))
     header[-1] &= _RULE_INVERT
     parts = {
         number: body[start : (end + 3) & ~3] for number, start, end in _attributes(body, _RULE.size)
     }
-    # Without one the kernel would choose it, or take any.
+    # Without a priority, the kernel would choose one, or match any.
     parts.setdefault(FRA_PRIORITY, attribute(FRA_PRIORITY, 0))
     kept = [parts[number] for number in sorted(parts) if not _is_default(number, parts[number])]
     return Entry(RULE, _RULE.pack(*header) + b"".join(kept))
@@ -228,7 +227,7 @@ def _is_default(number: int, part: bytes) -> bool:
 
 
 def default_rules(family: int) -> list[Entry]:
-    """The rules of a new namespace (net/ipv4/fib_rules.c, net/ipv6/fib6_rules.c)."""
+    """Return the rules of a new namespace (net/ipv4/fib_rules.c, net/ipv6/fib6_rules.c)."""
     tables = [(0, TABLE_LOCAL), (32766, TABLE_MAIN)]
     if family == socket.AF_INET:
         tables.append((32767, 253))
@@ -244,15 +243,15 @@ def default_rules(family: int) -> list[Entry]:
 
 
 def unknown_selector(entry: Entry) -> int:
-    """The number of an attribute of a rule that an older kernel would pass over, which would make
-    the rule one for more traffic; 0 when there is none."""
+    """Return the number of a rule's attribute that an older kernel would ignore, and so apply the
+    rule to more traffic; 0 if there is none."""
     if entry.kind != RULE:
         return 0
     return max((number for number in entry.attributes if number > FRA_DPORT_RANGE), default=0)
 
 
 def next_hop(body: bytes) -> Entry:
-    """Read an RTM_NEWNEXTHOP body."""
+    """Read the body of an RTM_NEWNEXTHOP message."""
     family, _, protocol, _, flags = _NHMSG.unpack_from(body)
     kept, places, devices, offset = [], [], [], _NHMSG.size
     for number, start, end in _attributes(body, offset):
@@ -271,8 +270,8 @@ def next_hop(body: bytes) -> Entry:
 
 
 def _own_resilience(data: bytes) -> bytes:
-    """An NHA_RES_GROUP without what is told, and must not be asked for (rtm_nh_res_policy_new in
-    net/ipv4/nexthop.c)."""
+    """Return an NHA_RES_GROUP without what the kernel reports and refuses in a request
+    (rtm_nh_res_policy_new in net/ipv4/nexthop.c)."""
     return netlink.nested(
         NHA_RES_GROUP,
         [
@@ -284,7 +283,8 @@ def _own_resilience(data: bytes) -> bytes:
 
 
 def neighbour(body: bytes) -> Entry | None:
-    """Read an RTM_NEWNEIGH body; None where the entry is neither static nor a proxy's."""
+    """Read the body of an RTM_NEWNEIGH message; None if the entry is neither static nor a proxy
+    entry."""
     family, device, state, flags, _ = _NDMSG.unpack_from(body)
     found = netlink.attributes(body, _NDMSG.size)
     is_proxy = bool(flags & NTF_PROXY)
@@ -302,7 +302,7 @@ def neighbour(body: bytes) -> Entry | None:
 
 
 def _attributes(body: bytes, offset: int) -> Iterator[tuple[int, int, int]]:
-    """(number, start, end) of each, with its header."""
+    """Yield (number, start, end) of each attribute, with its header."""
     size = len(body)
     while offset + 4 <= size:
         length, number = _ATTRIBUTE.unpack_from(body, offset)
@@ -316,7 +316,8 @@ def _attributes(body: bytes, offset: int) -> Iterator[tuple[int, int, int]]:
 
 
 class RouteKey(NamedTuple):
-    """What the kernel finds a route by; of those that have it in common it takes the first."""
+    """The key by which the kernel finds a route. Of routes with the same key, it takes the
+    first."""
 
     family: int
     table: int
@@ -342,7 +343,8 @@ def route_key(entry: Entry) -> RouteKey:
 
 
 class RouteFacts(NamedTuple):
-    """The origin and type of a route, and the source address that it gives to packets (packed)."""
+    """The origin and the type of a route, and the source address that it gives to packets
+    (packed)."""
 
     family: int
     protocol: int
@@ -357,8 +359,8 @@ def route_facts(entry: Entry) -> RouteFacts:
 
 
 def gateways(entry: Entry) -> list[tuple[int, bytes]]:
-    """(index of the interface, packed address) of each gateway of a route or next hop that names
-    both."""
+    """Return (index of the interface, packed address) of each gateway of a route or next hop that
+    has both."""
     if entry.kind not in (ROUTE, NEXTHOP) or entry.absent:
         return []
     found = entry.attributes
@@ -383,14 +385,14 @@ def _one_gateway(device: bytes, address: bytes) -> list[tuple[int, bytes]]:
 
 
 def way_to(device: int, address: bytes) -> Entry:
-    """A route to that address alone, on the link of an interface."""
+    """Return a route to one address, on the link of an interface."""
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
     header = _RTMSG.pack(
         *(family, len(address) * 8, 0, 0, TABLE_MAIN, 0),
         *(SCOPE_LINK if family == socket.AF_INET else 0, RTN_UNICAST, 0),
     )
     parts = [header, attribute(RTA_OIF, device), attribute(RTA_DST, address)]
-    # By a metric that nobody has, so that it is not taken for another's.
+    # No other route has this metric, so the kernel can't confuse them.
     parts.append(attribute(RTA_PRIORITY, _NOBODYS_METRIC))
     return Entry(ROUTE, b"".join(parts), (device,), (len(header) + 4,))
 
@@ -398,7 +400,7 @@ def way_to(device: int, address: bytes) -> Entry:
 def connected_route(
     family: int, destination: bytes, length: int, device: int, source: bytes, metric: int
 ) -> Entry:
-    """The route to its subnet that a kernel makes with an address."""
+    """Return the route to its subnet that a kernel makes with an address."""
     is_ipv4 = family == socket.AF_INET
     parts = [
         _RTMSG.pack(
@@ -419,7 +421,7 @@ def connected_route(
 # --- asking for them ---------------------------------------------------------------------------
 
 UNREACHABLE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL))
-"""What a kernel says of a gateway to which no route leads (fib_check_nh, ip6_route_check_nh)."""
+"""The kernel's errors for a gateway to which no route leads (fib_check_nh, ip6_route_check_nh)."""
 
 _IS_THERE, _IS_GONE = (
     frozenset((errno.EEXIST,)),
@@ -428,7 +430,8 @@ _IS_THERE, _IS_GONE = (
 
 
 def identity(entry: Entry) -> object:
-    """What a kernel has one entry for: another one takes its place. Routes and rules have none."""
+    """Return the key of which the kernel keeps one entry: another entry with this key replaces it.
+    Routes and rules have none."""
     if entry.kind == NEXTHOP:
         return NEXTHOP, entry.attributes.get(NHA_ID, b"")
     if entry.kind == NEIGHBOUR:
@@ -438,9 +441,9 @@ def identity(entry: Entry) -> object:
 
 
 def rank(entry: Entry) -> int:
-    """Its place among those that are asked for at once: a gateway must be reachable before its
-    route comes, a next hop be there before its group, the rules of a namespace before the common
-    ones go."""
+    """Return an entry's place among simultaneous requests: a gateway must be reachable before its
+    route comes, a next hop must exist before its group, and the namespace's rules must exist before
+    the common ones go."""
     if entry.kind == ROUTE:
         return 0 if entry.absent else 5 if entry.has_gateway else 4
     if entry.kind == NEIGHBOUR:
@@ -451,8 +454,8 @@ def rank(entry: Entry) -> int:
 
 
 def message(entry: Entry, number: int, indexes: Mapping[int, int], remove: bool) -> bytes:
-    """The request, with that sequence number, that adds or removes it in a kernel which knows the
-    interfaces by other `indexes`."""
+    """Return the request, with this sequence number, that adds or removes the entry in a kernel
+    with other `indexes` of interfaces."""
     body = entry.body
     if entry.places:
         changed = bytearray(body)
@@ -462,13 +465,14 @@ def message(entry: Entry, number: int, indexes: Mapping[int, int], remove: bool)
         body = bytes(changed)
     flags = netlink.NLM_F_REQUEST
     if remove and entry.kind == NEXTHOP:
-        # By its number, and nothing else may be there (rtm_del_nexthop in net/ipv4/nexthop.c).
+        # A removal has the number alone; the kernel refuses other attributes (rtm_del_nexthop in
+        # net/ipv4/nexthop.c).
         body = _NHMSG.pack(0, 0, 0, 0, 0) + attribute(NHA_ID, entry.attributes[NHA_ID])
     if remove != entry.absent:
         return netlink.encode(entry.kind + 1, body, flags, number)
     flags |= netlink.NLM_F_CREATE
     if entry.kind == ROUTE:
-        flags |= netlink.NLM_F_APPEND  # after others of the same destination and metric
+        flags |= netlink.NLM_F_APPEND  # added behind others of the same destination and metric
     elif entry.kind == RULE:
         flags |= netlink.NLM_F_EXCL
     else:
@@ -477,17 +481,18 @@ def message(entry: Entry, number: int, indexes: Mapping[int, int], remove: bool)
 
 
 def is_failure(entry: Entry, code: int, remove: bool) -> bool:
-    """Whether the kernel's error says that what was asked for is not so."""
+    """Whether the kernel's error means that the wanted state does not hold."""
     return code not in (_IS_GONE if remove != entry.absent else _IS_THERE)
 
 
 def refusal(entry: Entry, code: int, explanation: str) -> str:
-    """In words, that the kernel did not do it."""
+    """Say in words that the kernel refused the request."""
     return f"{entry}: {explanation or os.strerror(code)}"
 
 
 def rule_key(entry: Entry) -> tuple[int, int]:
-    """Family and priority of a rule; of those with the same ones the first is the first."""
+    """Return family and priority of a rule. Of rules with the same key, the kernel applies the
+    first."""
     return entry.body[0], netlink.u32(entry.attributes, FRA_PRIORITY)
 
 
@@ -515,6 +520,6 @@ def _text(packed: bytes) -> str:
 
 
 def of_devices(found: Iterable[Entry], devices: Iterable[int]) -> list[Entry]:
-    """The entries whose interfaces are all among `devices`, or loopback."""
+    """Return the entries whose interfaces are all among `devices`, or loopback."""
     known = {*devices, LOOPBACK}
     return [entry for entry in found if known.issuperset(entry.devices)]

@@ -1,7 +1,7 @@
-"""Changes of files, which the kernel reports with the process that made them (fanotify(7)).
+"""Reports changes of files with the process that made them (fanotify(7)).
 
-inotify(7) names no process, so it can't tell our own changes from others'. Linux 5.9; needs
-CAP_SYS_ADMIN, and filesystems whose files have handles (name_to_handle_at(2)).
+inotify(7) names no process, so it can't tell this process's changes from those of others. fanotify
+needs Linux 5.9, CAP_SYS_ADMIN, and filesystems whose files have handles (name_to_handle_at(2)).
 """
 
 import os
@@ -31,13 +31,13 @@ _HANDLE = struct.Struct("=Ii")  # bytes, type
 _READ_BYTES = 64 * 1024
 
 Handle = bytes
-"""What a file or directory is known by: filesystem, and handle in it."""
+"""The key of a file or directory: its filesystem, and its handle there."""
 
 
 class Change(NamedTuple):
-    """Something happened to `name` in a directory, or with an empty name to a file or directory
-    itself. `process` made the change, and 0 did where the kernel does not tell. Without a handle
-    more has changed than the kernel keeps: anything may be different."""
+    """A change of `name` in a directory; with an empty name, of a file or directory itself.
+    `process` made the change; 0 means that the kernel does not know. A change without a handle
+    means that the kernel lost reports: anything may have changed."""
 
     handle: Handle
     name: str
@@ -45,25 +45,26 @@ class Change(NamedTuple):
 
 
 class Marks:
-    """Files and directories whose changes are reported. Raises OSError."""
+    """The files and directories whose changes are reported. Raises OSError."""
 
     def __init__(self) -> None:
         self._fd = libc.syscall(_INIT, _FLAGS, 0)
 
     def fileno(self) -> int:
-        """To be waited for until there is something to read."""
+        """Return the descriptor, which is readable when there is a report."""
         return self._fd
 
     def add(self, path: str) -> Handle:
-        """Tell of a file, or of a directory and what is in it, not of what is below that, from now
-        on; what changes in a directory has its handle. Links are not followed. Raises OSError."""
+        """Report changes of a file, or of a directory and its entries, from now on, but not of what
+        lies deeper. A change in a directory has the directory's handle. Links are not followed.
+        Raises OSError."""
         is_directory = stat.S_ISDIR(os.lstat(path).st_mode)
         mask = _OF_DIRECTORY if is_directory else _OF_FILE
         libc.syscall(_MARK, self._fd, _MARK_ADD | _MARK_DONT_FOLLOW, mask, -100, os.fsencode(path))
         return _handle_of(path)
 
     def changes(self) -> Iterator[Change]:
-        """The changes since the last call, some hundred at most."""
+        """Yield the changes since the last call, some hundred at most."""
         if data := self._read():
             offset = 0
             while offset < len(data):
@@ -85,7 +86,7 @@ class Marks:
 
 
 def _changes(records: bytes, process: int) -> Iterator[Change]:
-    """What the records of one event say: an entry of a directory, and the object that it is."""
+    """Yield what the records of one event say: an entry of a directory, and the object itself."""
     offset = 0
     while offset < len(records):
         kind, _, length, filesystem = _INFO.unpack_from(records, offset)

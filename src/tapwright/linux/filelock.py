@@ -1,4 +1,4 @@
-"""Locks on files and directories (flock(2)), which the kernel frees with their last holder."""
+"""Locks on files and directories (flock(2)). The kernel frees a lock with its last holder."""
 
 import fcntl
 import os
@@ -14,7 +14,8 @@ _PAUSE = 0.01
 
 
 def is_held(path: "Path") -> bool:
-    """Whether a process has it locked exclusively; never waits. False where it does not exist."""
+    """Whether a process has locked the file exclusively. Never waits. False if the file does not
+    exist."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -29,7 +30,7 @@ def is_held(path: "Path") -> bool:
 
 
 def locked_within(fd: int, seconds: float) -> bool:
-    """Lock it; False when others hold it for longer than that."""
+    """Lock a file; return False if other processes hold the lock for longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -37,14 +38,14 @@ def locked_within(fd: int, seconds: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(_PAUSE)  # flock(2) can wait, but not for a bounded time
+            time.sleep(_PAUSE)  # flock(2) can't wait for a bounded time
         else:
             return True
 
 
 def is_still(fd: int, path: "Path") -> bool:
-    """Whether the open file is still the one at the path: after a wait, the lock may be that of
-    something that is gone."""
+    """Whether the open file is still the one at the path. After a wait, the lock may be that of a
+    file that was removed."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Files that are there whole, or as they were before: also after a loss of power."""
+"""Writes files so that each one is complete, or as it was before, even after a loss of power."""
 
 import contextlib
 import errno
@@ -19,9 +19,9 @@ def replace(
     path: "Path", text: str, synced: bool = True, kept: bool = False, mode: int = 0o600
 ) -> None:
     """Write a file, which only root can read unless its `mode` says otherwise. The caller keeps
-    other processes from writing it at that time. Unless `synced`, the file may be empty after a
-    loss of power; unless `kept`, it may be as it was before. Raises OSError; then the file is as it
-    was, unless its directory could not be synced."""
+    other processes from writing the file at the same time. Without `synced`, the file may be empty
+    after a loss of power; without `kept`, it may have its old content then. Raises OSError; then
+    the file is as it was, unless its directory could not be synced."""
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}")
     try:
@@ -51,5 +51,5 @@ def sync(directory: "Path") -> None:
 
 
 def remedy(error: OSError) -> str:
-    """What to do about it, in words."""
+    """Return what to do about an error, in words."""
     return _REMEDIES.get(error.errno or 0, "see what its disk does (dmesg)")

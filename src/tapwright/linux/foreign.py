@@ -1,9 +1,9 @@
-"""Files in a place where an untrusted process writes: a container's, or QEMU's.
+"""Reads files in a place where an untrusted process writes: a container, or QEMU.
 
-There may be anything at a path in such a place, and something else a moment later: a link to a file
-of the host, a FIFO that nobody writes to, a device, a file of a tebibyte with nothing in it. So
-this module first looks at a file by a descriptor that can't read (O_PATH), and follows no link on
-the whole way (openat2(2), RESOLVE_NO_SYMLINKS; Linux 5.6).
+Such a path may name anything, and something else a moment later: a link to a file of the host, a
+FIFO without a writer, a device, a sparse file of a tebibyte. So this module first looks at a file
+by a descriptor that can't read (O_PATH), and follows no link anywhere on the path (openat2(2),
+RESOLVE_NO_SYMLINKS; Linux 5.6).
 """
 
 import errno
@@ -18,8 +18,8 @@ _NO_MAGICLINKS, _NO_SYMLINKS = 2, 4  # include/uapi/linux/openat2.h
 
 
 def opened(path: "str | os.PathLike[str]", dir_fd: int = _AT_FDCWD) -> int:
-    """A descriptor (O_PATH) of what is at a path that no link is part of. Raises OSError; ELOOP for
-    a link."""
+    """Return a descriptor (O_PATH) of a path, of which no part may be a link. Raises OSError; ELOOP
+    for a link."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     how = struct.pack("=QQQ", flags, 0, _NO_MAGICLINKS | _NO_SYMLINKS)
     fd = libc.syscall(_OPENAT2, dir_fd, os.fsencode(path), how, len(how))
@@ -30,8 +30,8 @@ def opened(path: "str | os.PathLike[str]", dir_fd: int = _AT_FDCWD) -> int:
 
 
 def read(path: "str | os.PathLike[str]", limit: int) -> bytes:
-    """What a regular file holds, of at most `limit` bytes. Raises OSError: ELOOP where a link is
-    part of the path, EINVAL for what is no regular file, EFBIG for a larger one."""
+    """Return the content of a regular file of at most `limit` bytes. Raises OSError: ELOOP if a
+    link is part of the path, EINVAL if the file is not regular, EFBIG if it is larger."""
     fd = opened(path)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):

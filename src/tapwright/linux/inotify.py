@@ -1,4 +1,4 @@
-"""Writes to files, which the kernel reports (inotify(7)), also to those of /proc/sys."""
+"""Reports writes to files (inotify(7)), including those of /proc/sys."""
 
 import os
 
@@ -10,21 +10,22 @@ _READ_BYTES = 64 * 1024
 
 
 class Writes:
-    """Writes to the files in some directories. Raises OSError."""
+    """Reports writes to the files in some directories. Raises OSError."""
 
     def __init__(self) -> None:
         self._fd = libc.inotify_init(_NONBLOCK | _CLOEXEC)
 
     def fileno(self) -> int:
-        """To be waited for until there is something to read."""
+        """Return the descriptor, which is readable when there is a report."""
         return self._fd
 
     def add(self, directory: str) -> None:
-        """From now on; once more where that is so already. Raises OSError."""
+        """Report writes in a directory from now on. Adding it twice changes nothing. Raises
+        OSError."""
         libc.inotify_add_watch(self._fd, directory, _MODIFY | _ONLY_DIRECTORIES)
 
     def drain(self) -> bool:
-        """Discard the reports so far; return whether there was a write."""
+        """Discard the reports so far; return whether there were any."""
         found = False
         try:
             while os.read(self._fd, _READ_BYTES):

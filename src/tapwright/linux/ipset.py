@@ -1,7 +1,7 @@
-"""ipsets: those of one network namespace, as what makes the same in another.
+"""ipsets of one network namespace, as data from which the same sets are made in another one.
 
-By netlink (include/uapi/linux/netfilter/ipset/ip_set.h). Elements and settings are handed on as the
-kernel tells them.
+They are read and made by netlink (include/uapi/linux/netfilter/ipset/ip_set.h). Elements and
+settings stay in the kernel's encoding.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ from tapwright.linux.netlink import (
 )
 
 MOST_BYTES = 16 << 20
-"""Of all sets of a namespace together, as the kernel tells them."""
+"""The limit for all sets of a namespace together, in the kernel's encoding."""
 
 _CREATE, _DESTROY, _SWAP, _LIST, _ADD, _GET_BYNAME = 2, 3, 6, 7, 9, 14
 _PROTOCOL, _NAME, _TYPE, _REVISION, _FAMILY, _DATA, _ADT, _LINE = 1, 2, 3, 4, 5, 7, 8, 9
-_TYPE_NAME = 3  # also the second name where two are given
+_TYPE_NAME = 3  # also the second name in a request with two
 _INDEX = 11
 _VERSIONS = 7, 6
-# Attributes of a set's settings that tell of its state: size in memory, references, elements.
+# Attributes of a set's settings that report its state: size in memory, references, elements.
 _STATE = (24, 25, 26)
 _TIMEOUT, _BYTES, _PACKETS = 6, 24, 25  # of an element
 _LIST_OF_SETS = "list:set"
@@ -53,8 +53,8 @@ _REASONS = {
 
 
 class Set(NamedTuple):
-    """A set: its type and settings, and its elements as the kernel tells them. `number` is by what
-    rules know it."""
+    """A set: its type and settings, and its elements in the kernel's encoding. `number` is the
+    index by which rules name it."""
 
     name: str
     kind: str
@@ -66,7 +66,8 @@ class Set(NamedTuple):
 
     @property
     def key(self) -> object:
-        """Equal for sets that do the same: without what time and packets do to the elements."""
+        """Return a key that is equal for sets that do the same: without what time and packets
+        change in the elements."""
         return self[:5], frozenset(map(_lasting, self.elements))
 
     def __str__(self) -> str:
@@ -74,23 +75,23 @@ class Set(NamedTuple):
 
 
 def read(nl: Netlink) -> list[Set]:
-    """The namespace's sets, those that others are made of before these. Raises NetlinkError:
-    EMSGSIZE when there is more than MOST_BYTES."""
+    """Return the namespace's sets; sets that are members of others come before these. Raises
+    NetlinkError: EMSGSIZE if there is more than MOST_BYTES."""
     found: dict[str, Set] = {}
     asked = nfnetlink.header(0) + _version(_VERSIONS[0])
     for body in nl.dump("read the ipsets", _kind(_LIST), asked, MOST_BYTES):
-        told = attributes(body, 4)
-        name = text(told, _NAME)
-        elements = tuple(_taken(element) for _, element in each(told.get(_ADT, b"")))
-        if _TYPE in told:
+        parts = attributes(body, 4)
+        name = text(parts, _NAME)
+        elements = tuple(_taken(element) for _, element in each(parts.get(_ADT, b"")))
+        if _TYPE in parts:
             found[name] = Set(
                 name,
-                text(told, _TYPE),
-                told[_REVISION][0],
-                told[_FAMILY][0],
-                _settings(told),
+                text(parts, _TYPE),
+                parts[_REVISION][0],
+                parts[_FAMILY][0],
+                _settings(parts),
                 elements,
-                int.from_bytes(told.get(_INDEX, b"\xff\xff"), "big"),
+                int.from_bytes(parts.get(_INDEX, b"\xff\xff"), "big"),
             )
         elif before := found.get(name):
             found[name] = before._replace(elements=before.elements + elements)
@@ -98,10 +99,9 @@ def read(nl: Netlink) -> list[Set]:
 
 
 def put(nl: Netlink, wanted: Set) -> int:
-    """Make a set what it is elsewhere, at one stroke for rules that use it; return its index here.
+    """Give a set the wanted content, in one step for the rules that use it; return its index here.
 
-    A kernel that is older than the one it is from may have an earlier revision of its type.
-    Raises NetlinkError.
+    An older kernel may have an earlier revision of the set's type. Raises NetlinkError.
     """
     passing = wanted._replace(name=f"{wanted.name[:24]}%tw")
     _remove(nl, passing.name)
@@ -121,7 +121,7 @@ def put(nl: Netlink, wanted: Set) -> int:
 
 
 def remove(nl: Netlink, name: str) -> None:
-    """Remove a set, if it is there. Raises NetlinkError when it is in use."""
+    """Remove a set, if it exists. Raises NetlinkError when it is in use."""
     try:
         _request(nl, f"remove ipset {name}", _DESTROY, _named(name))
     except NetlinkError as error:
@@ -130,14 +130,14 @@ def remove(nl: Netlink, name: str) -> None:
 
 
 def index_of(nl: Netlink, name: str) -> int:
-    """By what rules know a set. Raises NetlinkError."""
+    """Return the index by which rules name a set. Raises NetlinkError."""
     payload = nfnetlink.header(0) + _version(_VERSIONS[0]) + attribute(_NAME, name)
     answer = attributes(nl.get(f"find ipset {name}", _kind(_GET_BYNAME), payload), 4)
     return int.from_bytes(answer.get(_INDEX, b"\xff\xff"), "big")
 
 
 def _remove(nl: Netlink, name: str) -> None:
-    with contextlib.suppress(NetlinkError):  # it was left by somebody who died
+    with contextlib.suppress(NetlinkError):  # a process that died has left it
         remove(nl, name)
 
 
@@ -168,13 +168,13 @@ def _fill(nl: Netlink, wanted: Set) -> None:
         _request(nl, f"elements of {wanted}", _ADD, payload)
 
 
-def _request(nl: Netlink, told: str, command: int, payload: bytes, flags: int = 0) -> None:
+def _request(nl: Netlink, operation: str, command: int, payload: bytes, flags: int = 0) -> None:
     message = nfnetlink.header(socket.AF_INET) + payload
-    (refused,) = nl.request_many([NetlinkRequest(told, _kind(command), message, flags)])
+    (refused,) = nl.request_many([NetlinkRequest(operation, _kind(command), message, flags)])
     if refused is None:
         return
     known = _REASONS.get(refused.errno or 0)
-    raise NetlinkError(refused.errno or 0, told, known or "") if known else refused
+    raise NetlinkError(refused.errno or 0, operation, known or "") if known else refused
 
 
 def _parts(elements: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -190,14 +190,14 @@ def _parts(elements: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield part
 
 
-def _settings(told: Attributes) -> bytes:
-    found = each(_taken(told.get(_DATA, b"")))
+def _settings(parts: Attributes) -> bytes:
+    found = each(_taken(parts.get(_DATA, b"")))
     return b"".join(attribute(k, v) for k, v in found if k & NLA_TYPE_MASK not in _STATE)
 
 
 def _taken(data: bytes) -> bytes:
-    """Settings, or an element, as they are taken: an address must say in which order its bytes are,
-    which the kernel does not when it tells one."""
+    """Return settings, or an element, as the kernel accepts them: an address needs its byte order,
+    which the kernel's own message leaves out."""
     return b"".join(
         nested(kind & NLA_TYPE_MASK, [_address(value)])
         if kind & NLA_F_NESTED

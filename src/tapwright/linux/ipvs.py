@@ -1,6 +1,6 @@
 """IPVS, the kernel's load balancer: virtual services and their real servers, over generic netlink.
 
-Message layouts are those of include/uapi/linux/ip_vs.h and genetlink.h.
+The message layouts are those of include/uapi/linux/ip_vs.h and genetlink.h.
 """
 
 import errno
@@ -28,7 +28,7 @@ from tapwright.linux.netlink import (
 NETLINK_GENERIC = 16
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 MASQUERADING, LOCAL, TUNNEL, ROUTE = range(4)
-"""How a packet gets to a real server (IP_VS_CONN_F_*)."""
+"""How packets reach a real server (IP_VS_CONN_F_*)."""
 PERSISTENT, ONE_PACKET = 0x1, 0x4
 _OF_SCHEDULERS = 0x38  # IP_VS_SVC_F_SCHED1 to 3
 
@@ -50,13 +50,13 @@ _U16, _FLAGS = struct.Struct("=H"), struct.Struct("=II")
 _PORT, _U64 = struct.Struct("!H"), struct.Struct("=Q")
 
 Counters = tuple[int, ...]
-"""Connections, packets in and out, bytes in and out; then each of them per second."""
+"""Connections, packets in and out, bytes in and out; then the same five per second."""
 
 
 class Service(NamedTuple):
-    """A virtual service. `persistence` in seconds, 0 for none; of one with a firewall `mark`
-    protocol, address and port are empty. `netmask` is the length of the prefix by which clients
-    are told apart."""
+    """A virtual service. `persistence` is in seconds, 0 for none. A service with a firewall `mark`
+    has no protocol, address and port. Clients with the same prefix of the length `netmask` count as
+    one client."""
 
     protocol: int
     address: str
@@ -71,7 +71,7 @@ class Service(NamedTuple):
 
 
 class Server(NamedTuple):
-    """A real server. The last ones are of the kernel: connections, and their counters."""
+    """A real server. The last fields come from the kernel: connections, and counters."""
 
     address: str
     port: int
@@ -86,8 +86,8 @@ class Server(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One change of the table: `verb` is add, edit or delete, of the service, or with a `server`
-    of that one."""
+    """One change of the table. `verb` is add, edit or delete. It applies to the service, or to the
+    `server` if there is one."""
 
     verb: str
     service: Service
@@ -102,7 +102,8 @@ _COMMANDS = {
     ("edit", True): _SET_SERVER,
     ("delete", True): _DEL_SERVER,
 }
-# By whether it is about a server, too: in ipvsadm's words (libipvs/libipvs.c).
+# The errors in ipvsadm's words (libipvs/libipvs.c), by number, and by whether the change has a
+# server.
 _REFUSALS = {
     ("add", False, errno.EEXIST): "Service already exists",
     ("add", False, errno.ENOENT): "Scheduler or persistence engine not found",
@@ -121,7 +122,7 @@ _REFUSALS = {
 class Ipvs:
     """The load balancer of the network namespace of the thread that opens it.
 
-    Raises OSError(ENOENT) when the kernel has none.
+    Raises OSError(ENOENT) if the kernel has none.
     """
 
     def __init__(self) -> None:
@@ -140,17 +141,17 @@ class Ipvs:
         self._netlink.close()
 
     def version(self) -> tuple[int, int]:
-        """(its version as the kernel writes it, how many lists connections are in)."""
+        """Return (version in the kernel's encoding, size of the connection table)."""
         found = attributes(self._get("look at IPVS", _GET_INFO, b""), _GENERIC_HEADER.size)
         return u32(found, 1), u32(found, 2)
 
     def timeouts(self) -> list[int]:
-        """Seconds for TCP, for TCP after a FIN, for UDP."""
+        """Return the timeouts in seconds: for TCP, for TCP after a FIN, for UDP."""
         found = attributes(self._get("look at the timeouts", _GET_CONFIG, b""), 4)
         return [u32(found, kind) for kind in _TIMEOUTS]
 
     def set_timeouts(self, seconds: Sequence[int]) -> None:
-        """Those of the same three; 0 leaves one as it is."""
+        """Set these three timeouts; 0 leaves one as it is."""
         payload = (attribute(kind, value) for kind, value in zip(_TIMEOUTS, seconds, strict=True))
         self._request("set the timeouts", _SET_CONFIG, b"".join(payload))
 
@@ -159,12 +160,12 @@ class Ipvs:
         self._request("clear the table", _FLUSH, b"")
 
     def change(self, changes: Iterable[Change]) -> list[NetlinkError | None]:
-        """Have the kernel make the changes in their order, each whatever became of those before;
-        for each None, or why it was refused."""
+        """Make the changes in their order; a failure does not stop the later ones. Return for each
+        None, or the reason of its refusal."""
         return self._netlink.request_many([self._encoded(change) for change in changes])
 
     def services(self, counted: bool = True) -> list[Service]:
-        """All of them; without their counters it takes half the time."""
+        """Return all services; without their counters it takes half the time."""
         payload = self._payload(_GET_SERVICE)
         return [
             _service(body, counted)
@@ -172,11 +173,11 @@ class Ipvs:
         ]
 
     def service(self, wanted: Service, counted: bool = True) -> Service:
-        """That one as it is. Raises NetlinkError(ESRCH) when there is none."""
+        """Return one service as it is now. Raises NetlinkError(ESRCH) if it does not exist."""
         return _service(self._get("find the service", _GET_SERVICE, self._key(wanted)), counted)
 
     def servers(self, service: Service, counted: bool = True) -> list[Server]:
-        """Those of a service."""
+        """Return the servers of a service."""
         payload = self._payload(_GET_SERVER, self._key(service))
         family = socket.AF_INET6 if ":" in service.address else socket.AF_INET
         return [
@@ -185,7 +186,7 @@ class Ipvs:
         ]
 
     def _found(self) -> int:
-        """The number that the family has in this kernel."""
+        """Return the number of the netlink family in this kernel."""
         name = attribute(_CTRL_FAMILY_NAME, _NAME)
         payload = _GENERIC_HEADER.pack(_CTRL_GETFAMILY, 1, 0) + name
         body = self._netlink.get("find IPVS in the kernel", _ID_CTRL, payload)
@@ -216,7 +217,8 @@ class Ipvs:
         )
 
     def _key(self, service: Service) -> bytes:
-        """The service as others are told which one is meant; of each it is made once."""
+        """Return the attribute that names a service in requests. Each service's attribute is
+        encoded once."""
         key = Service(service.protocol, service.address, service.port, mark=service.mark)
         if (found := self._services.get(key)) is None:
             found = self._services[key] = nested(_SERVICE, _place(service))
@@ -224,7 +226,7 @@ class Ipvs:
 
 
 def reason(change: Change, refusal: NetlinkError) -> str:
-    """Why a change was refused."""
+    """Return why a change was refused."""
     key = change.verb, change.server is not None, refusal.errno or 0
     return _REFUSALS.get(key) or str(refusal.args[-1])
 
@@ -243,7 +245,7 @@ def _place(service: Service) -> list[bytes]:
 
 def _encoded_service(service: Service) -> bytes:
     flags = service.flags | (PERSISTENT if service.persistence else 0)
-    # Those of the kernel's own stay as they are.
+    # The kernel's own flags stay as they are.
     mask = PERSISTENT | ONE_PACKET | service.flags & _OF_SCHEDULERS
     return nested(
         _SERVICE,
@@ -259,7 +261,8 @@ def _encoded_service(service: Service) -> bytes:
 
 
 def _netmask(service: Service) -> int:
-    """A length, or a mask in network byte order; every client for itself where none is given."""
+    """Return the length of a prefix, or an IPv4 mask in network byte order. Without a netmask,
+    every client counts by itself."""
     if ":" in service.address:
         return service.netmask if service.netmask >= 0 else 128
     length = service.netmask if 0 <= service.netmask <= 32 else 32

@@ -41,42 +41,44 @@ def setns(fd: int, kind: int) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Give the calling thread namespaces of its own (unshare(2))."""
+    """Give the calling thread new namespaces of its own (unshare(2))."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def mount(source: str, target: str, flags: int) -> None:
-    """Bind or change a mount (mount(2), no filesystem type, no data)."""
+    """Make a bind mount, or change a mount (mount(2), no filesystem type, no data)."""
     result = _libc.mount(source.encode(), target.encode(), b"none", ctypes.c_ulong(flags), None)
     _check(result, target)
 
 
 def set_host_name(name: str) -> None:
-    """That of the calling thread's UTS namespace (sethostname(2))."""
+    """Set the host name of the calling thread's UTS namespace (sethostname(2))."""
     _check(_libc.sethostname(name.encode(), ctypes.c_size_t(len(name))), "sethostname")
 
 
 def inotify_init(flags: int) -> int:
-    """A descriptor to be told of changes of files by (inotify_init1(2))."""
+    """Return a descriptor that reports changes of files (inotify_init1(2))."""
     fd = int(_libc.inotify_init1(flags))
     _check(min(fd, 0), "inotify")
     return fd
 
 
 def inotify_add_watch(fd: int, path: str, mask: int) -> None:
-    """Have changes of a file or directory be told (inotify_add_watch(2))."""
+    """Add a file or directory to those whose changes the descriptor reports
+    (inotify_add_watch(2))."""
     _check(min(int(_libc.inotify_add_watch(fd, path.encode(), ctypes.c_uint32(mask))), 0), path)
 
 
 def unmount(target: str) -> None:
-    """Take the mount at `target` away, lazily where it is in use (umount2(2))."""
+    """Unmount the mount at `target`, lazily if it is in use (umount2(2))."""
     _check(_libc.umount2(target.encode(), MNT_DETACH), target)
 
 
 def detached_mount(filesystem: str, **options: str) -> int:
-    """A filesystem (`tmpfs`, `sysfs`) mounted nowhere: a descriptor of its root, and it ends with
-    the last descriptor in it (fsopen, fsmount: fs/fsopen.c, fs/namespace.c). An empty option is
-    one without a value. Sysfs shows the network devices of the calling thread's namespace."""
+    """Mount a filesystem (`tmpfs`, `sysfs`) nowhere, and return a descriptor of its root. The mount
+    ends with the last descriptor in it (fsopen, fsmount: fs/fsopen.c, fs/namespace.c). An empty
+    option is one without a value. Sysfs shows the network devices of the calling thread's
+    namespace."""
     context = syscall(_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC)
     try:
         for key, value in options.items():
@@ -89,25 +91,25 @@ def detached_mount(filesystem: str, **options: str) -> int:
 
 
 def is_tmpfs(path: str) -> bool:
-    """Whether what is at a path is in a tmpfs. Raises OSError."""
+    """Whether a path is in a tmpfs. Raises OSError."""
     return _filesystem(path) == _TMPFS_MAGIC
 
 
 def is_hugetlbfs(path: str) -> bool:
-    """Whether what is at a path is made of huge pages. Raises OSError."""
+    """Whether a path is in a filesystem of huge pages. Raises OSError."""
     return _filesystem(path) == _HUGETLBFS_MAGIC
 
 
 def _filesystem(path: str) -> int:
-    """The number of its kind (statfs(2))."""
+    """Return the number of the filesystem's type (statfs(2))."""
     facts = (ctypes.c_long * 32)()
     _check(_libc.statfs(os.fsencode(path), facts), path)
     return int(facts[0])
 
 
 def file_handle(path: str) -> bytes:
-    """What names a file in its filesystem, also among those that had its inode's number before
-    (name_to_handle_at(2)). Raises OSError."""
+    """Return what identifies a file in its filesystem, even among earlier files with the same inode
+    number (name_to_handle_at(2)). Raises OSError."""
     handle = _FileHandle(_MAX_HANDLE)
     mount = ctypes.c_int()
     result = _libc.name_to_handle_at(
@@ -118,7 +120,7 @@ def file_handle(path: str) -> bytes:
 
 
 def load_module(path: str) -> None:
-    """Load a module of the kernel, without parameters (finit_module(2)). Raises OSError."""
+    """Load a kernel module, without parameters (finit_module(2)). Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         syscall(_FINIT_MODULE, fd, b"", 0)
@@ -127,7 +129,8 @@ def load_module(path: str) -> None:
 
 
 def getsockopt(fd: int, level: int, option: int, asked: bytes) -> bytes:
-    """An option that is asked for with a value (getsockopt(2)); the answer has its size at most."""
+    """Read a socket option whose request has a value (getsockopt(2)). The answer is at most as long
+    as the request."""
     value = ctypes.create_string_buffer(asked, len(asked))
     size = ctypes.c_uint(len(asked))
     _check(_libc.getsockopt(fd, level, option, value, ctypes.byref(size)), "getsockopt")
@@ -136,7 +139,8 @@ def getsockopt(fd: int, level: int, option: int, asked: bytes) -> bytes:
 
 @contextlib.contextmanager
 def address_of(room: bytearray) -> Iterator[int]:
-    """Where a buffer is, for a structure that points to it, as long as the block lasts."""
+    """Yield the address of a buffer, for a structure that points to it. The address is valid within
+    the block."""
     yield ctypes.addressof((ctypes.c_char * len(room)).from_buffer(room))
 
 
@@ -146,13 +150,13 @@ def prctl(option: int, argument: int, second: int = 0) -> None:
 
 
 def set_limit(pid: int, kind: int, soft: int, hard: int) -> None:
-    """Set a limit of a process; 2**64 - 1 is none (prlimit(2)). Raises OSError."""
+    """Set a limit of a process; 2**64 - 1 means no limit (prlimit(2)). Raises OSError."""
     limits = struct.pack("QQ", soft, hard)
     _check(_libc.prlimit(pid, kind, limits, None), f"limit {kind}")
 
 
 def syscall(number: int, *arguments: bytes | int | None) -> int:
-    """A system call that the C library has no function for. Raises OSError."""
+    """Make a system call for which the C library has no function. Raises OSError."""
     words = [ctypes.c_long(word) if isinstance(word, int) else word for word in arguments]
     result: int = _libc.syscall(ctypes.c_long(number), *words)
     _check(min(result, 0), f"system call {number}")

@@ -1,6 +1,5 @@
-"""Programs of seccomp(2), made of rules about system calls by name: by libseccomp, which knows the
-names, and which QEMU and runc have installed (seccomp.h; seccomp_rule_add(3)).
-"""
+"""Makes seccomp(2) programs from rules about system calls by name. libseccomp knows the names; QEMU
+and runc need it, too, so it is installed (seccomp.h; seccomp_rule_add(3))."""
 
 import ctypes
 import errno
@@ -15,12 +14,12 @@ LIBRARY = "libseccomp.so.2"
 
 ALLOW, LOG, TRACE, ERRNO = 0x7FFF0000, 0x7FFC0000, 0x7FF00000, 0x00050000
 TRAP, KILL_THREAD, KILL_PROCESS = 0x00030000, 0x00000000, 0x80000000
-"""include/uapi/linux/seccomp.h; an errno, or a number for the tracer, is added."""
+"""include/uapi/linux/seccomp.h; an errno, or a number for the tracer, is added to the value."""
 
 COMPARISONS = {"NE": 1, "LT": 2, "LE": 3, "EQ": 4, "GE": 5, "GT": 6, "MASKED_EQ": 7}
 
 _OPTIMIZE, _BY_TREE = 8, 2  # SCMP_FLTATR_CTL_OPTIMIZE
-_X86_64, _X32 = 0xC000003E, 0x4000003E  # of which the kernel says the first alone
+_X86_64, _X32 = 0xC000003E, 0x4000003E  # for both, the kernel reports the first one
 _X32_BIT = 0x40000000  # in the number of a call
 _INSTRUCTION = struct.Struct("=HBBI")
 # linux/bpf_common.h: LD|W|ABS, JMP|JEQ|K, JMP|JGE|K, JMP|JGT|K, RET|K
@@ -41,11 +40,12 @@ class _Comparison(ctypes.Structure):
 
 
 class Rules:
-    """What becomes of system calls: `default`, and what is added for some of them. The machine's
-    own architecture is one of those that are looked at, calls of others end their process."""
+    """The actions of system calls: `default`, and others for some calls. The machine's own
+    architecture is always covered; a call of an architecture that is not covered ends its
+    process."""
 
     def __init__(self, default: int) -> None:
-        """Raises OSError where the library is not there."""
+        """Raises OSError if the library is not installed."""
         self._library = library = ctypes.CDLL(LIBRARY)
         library.seccomp_init.restype = ctypes.c_void_p
         library.seccomp_arch_resolve_name.restype = ctypes.c_uint32
@@ -61,7 +61,8 @@ class Rules:
         self._library.seccomp_release(self._context)
 
     def add_architecture(self, name: str) -> bool:
-        """Look at one more ("x86", "x32"); whether there is one of that name. Raises OSError."""
+        """Cover another architecture ("x86", "x32"); return whether the name is known. Raises
+        OSError."""
         token = int(self._library.seccomp_arch_resolve_name(name.encode()))
         if token:
             self._done(self._library.seccomp_arch_add(self._context, ctypes.c_uint32(token)))
@@ -69,7 +70,7 @@ class Rules:
         return bool(token)
 
     def by_tree(self) -> None:
-        """Let the filter find a call by a tree, where the library can do that (2.5)."""
+        """Let the filter find a call by a binary tree, if the library can do that (2.5)."""
         self._library.seccomp_attr_set(self._context, _OPTIMIZE, ctypes.c_uint32(_BY_TREE))
 
     def add(
@@ -78,8 +79,8 @@ class Rules:
         action: int,
         comparisons: "Sequence[tuple[int, int, int, int]]" = (),
     ) -> None:
-        """What becomes of a call for which all comparisons hold: (argument, one of COMPARISONS,
-        value, second value). A name that is not known is passed over. Raises OSError."""
+        """Set the action of a call for which all comparisons hold: (argument, one of COMPARISONS,
+        value, second value). An unknown name is ignored. Raises OSError."""
         name_bytes = name.encode()
         number = int(self._library.seccomp_syscall_resolve_name(name_bytes))
         for token in self._architectures:
@@ -97,9 +98,9 @@ class Rules:
         )
 
     def program(self) -> bytes:
-        """All of it, as the kernel takes it (struct sock_filter). Calls with numbers above those
-        of all names that were added do not exist: the rules are older than they, and a C library
-        has another way then. Raises OSError."""
+        """Return the program in the kernel's format (struct sock_filter). A call whose number is
+        above all added names fails as unknown: it is newer than the rules, and the C library then
+        uses another call. Raises OSError."""
         fd = os.memfd_create("filter", os.MFD_CLOEXEC)
         try:
             self._done(self._library.seccomp_export_bpf(self._context, fd))

@@ -27,18 +27,18 @@ IFLA_OPERSTATE, IF_OPER_UP = 16, 6
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_ALLMULTI = 0x1, 0x8, 0x40, 0x200
 IFF_NOARP, IFF_PROMISC, IFF_MULTICAST = 0x80, 0x100, 0x1000
 FLAGS_OF_RECEPTION = IFF_PROMISC | IFF_ALLMULTI
-"""Those that say what is received, as the kernel tells of them: wanted by somebody who set them,
-not by a program that listens, nor by what is on the interface (dev_get_flags in net/core/dev.c)."""
+"""Flags that say what an interface receives, as the kernel reports them: set on purpose, and not by
+a program that listens or by an interface on top (dev_get_flags in net/core/dev.c)."""
 FLAGS_OF_USERS = IFF_NOARP | IFF_MULTICAST | FLAGS_OF_RECEPTION
-"""Those that somebody sets, and that say what a program can do with an interface."""
+"""Flags that are set on purpose, and that say what a program can do with an interface."""
 ARPHRD_ETHER = 1
 
 _IFINFO = struct.Struct("=BxHiII")
 
 
 class Link(NamedTuple):
-    """A network interface. `kind` is the driver's (veth, tun, macvlan, …), empty for hardware;
-    `parent` the index of the one that it is on, 0 where that is in another namespace."""
+    """A network interface. `kind` is the driver's name (veth, tun, macvlan, …), empty for hardware.
+    `parent` is the index of the parent interface, 0 if that is in another namespace."""
 
     index: int  # type: ignore[assignment]  # not tuple.index
     name: str
@@ -52,7 +52,7 @@ class Link(NamedTuple):
     alias: str = ""
     hardware: int = ARPHRD_ETHER
     info: bytes = b""
-    """The driver's own attributes (IFLA_INFO_DATA), for who knows the driver."""
+    """The driver's own attributes (IFLA_INFO_DATA), for code that knows the driver."""
     master_kind: str = ""
     """The driver of the interface with index `master`."""
     group: int = 0
@@ -68,18 +68,19 @@ class Link(NamedTuple):
 
     @property
     def is_running(self) -> bool:
-        """Whether it is up and has a carrier (RFC 2863's operational state: up, or unknown)."""
+        """Whether the interface is up and has a carrier (RFC 2863's operational state: up, or
+        unknown)."""
         return bool(self.flags & IFF_RUNNING)
 
     @property
     def takes_all_multicast(self) -> bool:
-        """Whether somebody wants it to: not because of what is on it."""
+        """Whether IFF_ALLMULTI is set on purpose, and not because of an interface on top."""
         return bool(self.flags & IFF_ALLMULTI)
 
     @property
     def is_port(self) -> bool:
-        """Whether what it receives is another interface's, such as a bridge's or a bond's. In a VRF
-        it is not: that only says in which table to look (networking/vrf.rst)."""
+        """Whether another interface, such as a bridge or a bond, takes what this one receives. A
+        VRF does not: it only says in which table to look (networking/vrf.rst)."""
         return bool(self.master) and self.master_kind != "vrf"
 
     @property
@@ -88,7 +89,7 @@ class Link(NamedTuple):
 
     @property
     def is_usual_loopback(self) -> bool:
-        """Whether its sizes are those that it begins with (drivers/net/loopback.c)."""
+        """Whether the MTU and the queue length are loopback's defaults (drivers/net/loopback.c)."""
         return self.is_loopback and (self.mtu, self.txqlen) == (65536, 1000)
 
 
@@ -125,13 +126,13 @@ def _altnames(properties: bytes) -> tuple[str, ...]:
 
 
 def listing(nl: Netlink) -> list[Link]:
-    """All interfaces of the namespace, in the order of their index."""
+    """Return all interfaces of the namespace, in the order of their index."""
     bodies = nl.dump("list interfaces", RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
     return sorted(map(decode, bodies))
 
 
 def listing_with_settings(nl: Netlink) -> list[tuple[Link, bytes]]:
-    """The same, each with what is specific to protocols (IFLA_AF_SPEC)."""
+    """Return the same, each with its settings of protocols (IFLA_AF_SPEC)."""
     bodies = nl.dump("list interfaces", RTM_GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
     found = [
         (decode(body), netlink.attributes(body, _IFINFO.size).get(IFLA_AF_SPEC, b""))
@@ -141,12 +142,12 @@ def listing_with_settings(nl: Netlink) -> list[tuple[Link, bytes]]:
 
 
 def find(nl: Netlink, name: str) -> Link | None:
-    """The interface of that name, or None."""
+    """Return the interface of this name, or None."""
     return _get(nl, f"find interface {name}", 0, attribute(IFLA_IFNAME, name))
 
 
 def named(nl: Netlink, name: str) -> Link:
-    """The interface of that name, which is there. Raises NetlinkError (ENODEV: it is not)."""
+    """Return the interface of this name. Raises NetlinkError (ENODEV: it does not exist)."""
     link = find(nl, name)
     if link is None:
         raise NetlinkError(errno.ENODEV, f"find interface {name}")
@@ -154,7 +155,7 @@ def named(nl: Netlink, name: str) -> Link:
 
 
 def at(nl: Netlink, index: int) -> Link | None:
-    """The interface with that index, or None."""
+    """Return the interface with this index, or None."""
     return _get(nl, f"find interface {index}", index)
 
 
@@ -163,8 +164,8 @@ def set_up(nl: Netlink, index: int) -> None:
 
 
 def set_running(nl: Netlink, index: int) -> None:
-    """Call an interface up whose operational state is not known, which others leave as it is
-    (RFC 2863; net/core/rtnetlink.c: `set_operstate`)."""
+    """Set the operational state of an interface to up, if the state is unknown (RFC 2863;
+    net/core/rtnetlink.c: `set_operstate`). Other states stay as they are."""
     _set(nl, "call running", index, attribute(IFLA_OPERSTATE, bytes([IF_OPER_UP])))
 
 
@@ -173,20 +174,20 @@ def set_down(nl: Netlink, index: int) -> None:
 
 
 def set_all_multicast(nl: Netlink, index: int, on: bool) -> None:
-    """Have an interface receive multicast of all groups, or of those alone that it has joined."""
+    """Make an interface receive multicast of all groups, or only of those that it has joined."""
     _set(nl, "set all multicast", index, flags=IFF_ALLMULTI if on else 0, mask=IFF_ALLMULTI)
 
 
 def set_mac(nl: Netlink, index: int, mac: str) -> None:
-    """Give an interface a MAC address; that of a macvtap in mode `passthru` is its parent's too.
+    """Give an interface a MAC address; a macvtap in mode `passthru` shares it with its parent.
 
-    Raises ValueError when it is none.
+    Raises ValueError for an invalid address.
     """
     _set(nl, f"set MAC address {mac}", index, attribute(IFLA_ADDRESS, netlink.pack_mac(mac)))
 
 
 def set_master(nl: Netlink, index: int, master: int) -> None:
-    """Make an interface a port of the bridge (or bond) with index `master`; 0: of none."""
+    """Make an interface a port of the bridge (or bond) with index `master`; 0 means no master."""
     _set(nl, f"make it a port of interface {master}", index, attribute(IFLA_MASTER, master))
 
 
@@ -195,19 +196,19 @@ def set_mtu(nl: Netlink, index: int, mtu: int) -> None:
 
 
 def set_txqlen(nl: Netlink, index: int, frames: int) -> None:
-    """How many frames may wait to be sent."""
+    """Set how many frames may wait to be sent."""
     _set(nl, f"set txqueuelen {frames}", index, attribute(IFLA_TXQLEN, frames))
 
 
 def rename(nl: Netlink, index: int, name: str) -> None:
-    """Rename an interface; kernels before 6.2 want it down."""
+    """Rename an interface; kernels before 6.2 need it down."""
     _set(nl, f"rename to {name}", index, attribute(IFLA_IFNAME, name))
 
 
 def move(nl: Netlink, index: int, netns_fd: int, name: str, new_index: int = 0) -> None:
-    """Move an interface, which is down, to another namespace, under that name there, in which `%d`
-    is a number that is free. It loses its addresses and routes, and may get another index: which,
-    can be asked for since Linux 5.13.
+    """Move an interface that is down to another namespace, under this name there; in the name, `%d`
+    stands for a free number. The interface loses its addresses and routes, and may get another
+    index. Since Linux 5.13, `new_index` can ask for one.
 
     Raises NetlinkError (EEXIST: the name is taken, but the interface may have been moved all the
     same; EINVAL: it can't leave its namespace; EBUSY: the index is taken).
@@ -227,12 +228,12 @@ def set_group(nl: Netlink, index: int, group: int) -> None:
 
 
 def set_flags(nl: Netlink, index: int, flags: int, mask: int) -> None:
-    """Make those of the flags that are in the mask (IFF_*) what they are in `flags`."""
+    """Set the flags (IFF_*) of the mask to their values in `flags`."""
     _set(nl, "set flags", index, flags=flags, mask=mask)
 
 
 def set_altname(nl: Netlink, index: int, name: str, on: bool) -> None:
-    """Give an interface another name, or take it away (ip-link(8), property)."""
+    """Give an interface an alternative name, or remove it (ip-link(8), property)."""
     payload = _IFINFO.pack(0, 0, index, 0, 0)
     payload += nested(IFLA_PROP_LIST, [attribute(IFLA_ALT_IFNAME, name)])
     operation = f"{'set' if on else 'remove'} altname {name} (interface {index})"
@@ -240,7 +241,7 @@ def set_altname(nl: Netlink, index: int, name: str, on: bool) -> None:
 
 
 def leave_ipv6_alone(nl: Netlink, index: int) -> None:
-    """Keep the kernel from giving the interface a link-local address of its own."""
+    """Keep the kernel from giving the interface a link-local address."""
     mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
     change = nested(IFLA_AF_SPEC, [nested(socket.AF_INET6, [mode])])
     _set(nl, "set address generation", index, change)
@@ -252,7 +253,7 @@ def remove(nl: Netlink, index: int) -> None:
 
 
 def add_veth(nl: Netlink, name: str, peer: str, peer_netns_fd: int | None = None) -> None:
-    """Make a veth pair; the peer end is born in another namespace where its fd is given."""
+    """Make a veth pair. With `peer_netns_fd`, the peer is made in that namespace."""
     parts = [_IFINFO.pack(0, 0, 0, 0, 0), attribute(IFLA_IFNAME, peer)]
     if peer_netns_fd is not None:
         parts.append(attribute(IFLA_NET_NS_FD, peer_netns_fd))
@@ -260,21 +261,21 @@ def add_veth(nl: Netlink, name: str, peer: str, peer_netns_fd: int | None = None
 
 
 def add_macvtap(nl: Netlink, name: str, parent: int, mode: str) -> None:
-    """Make a macvtap on the interface with index `parent`: a device of its own to read and write
-    what the parent receives and sends (drivers/net/macvlan.c, macvtap.c).
+    """Make a macvtap on the interface with index `parent`: a device with its own queue for what the
+    parent receives and sends (drivers/net/macvlan.c, macvtap.c).
 
-    `bridge` gives it a MAC address of its own, beside the parent and its other macvlans;
-    `passthru` the parent's, all its frames, and the parent to itself. On a macvlan it comes to sit
-    beside that one, on the same device. Raises NetlinkError (EINVAL, EBUSY: the parent has others
-    of another mode, or is a port of a bridge).
+    `bridge` gives it a MAC address of its own, beside the parent and its other macvlans. `passthru`
+    gives it the parent's address and all its frames, and the parent to itself alone. On a macvlan,
+    the macvtap becomes its neighbour on the same device. Raises NetlinkError (EINVAL, EBUSY: the
+    parent has others of another mode, or is a port of a bridge).
     """
     data = attribute(IFLA_MACVLAN_MODE, MACVTAP_MODES[mode])
     _add(nl, "macvtap", name, attribute(IFLA_LINK, parent), data)
 
 
 def add_ifb(nl: Netlink, name: str) -> None:
-    """Make an intermediate functional block: what is redirected to it goes back, through its root
-    qdisc, to where it came from (drivers/net/ifb.c)."""
+    """Make an intermediate functional block. Frames that are redirected to it pass its root qdisc
+    and go back to where they came from (drivers/net/ifb.c)."""
     _add(nl, "ifb", name)
 
 
@@ -288,7 +289,7 @@ def _get(nl: Netlink, operation: str, index: int, which: bytes = b"") -> Link | 
 
 
 def _add(nl: Netlink, kind: str, name: str, more: bytes = b"", data: bytes = b"") -> None:
-    """Make an interface; `data` is what its driver wants to know. Raises NetlinkError (EEXIST: the
+    """Make an interface; `data` has the driver's own attributes. Raises NetlinkError (EEXIST: the
     name is taken)."""
     info = [attribute(IFLA_INFO_KIND, kind)]
     if data:
@@ -302,6 +303,6 @@ def _add(nl: Netlink, kind: str, name: str, more: bytes = b"", data: bytes = b""
 def _set(
     nl: Netlink, verb: str, index: int, change: bytes = b"", flags: int = 0, mask: int = 0
 ) -> None:
-    """Change attributes, and those of the flags that are in the mask."""
+    """Change attributes, and the flags of the mask."""
     header = _IFINFO.pack(0, 0, index, flags, mask)
     nl.request(f"{verb} (interface {index})", RTM_NEWLINK, header + change)

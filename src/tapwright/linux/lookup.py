@@ -1,6 +1,6 @@
-"""What the kernel would do with a packet: which route it takes, of all the kinds that there are.
+"""Finds the route that the kernel would take for a packet, among routes of all kinds.
 
-The same as `ip route get`: nothing is sent, nothing is changed. Used on the host and in the guest.
+It does what `ip route get` does: it sends nothing and changes nothing. Both host and guest use it.
 """
 
 import socket
@@ -27,8 +27,8 @@ SPECIAL = ("blackhole", "unreachable", "prohibit")
 
 
 class Path(NamedTuple):
-    """The route of a packet: `kind` one of KINDS, or empty with the number of the `error` where
-    there is none; `device` an index, `mtu` 0 for the device's."""
+    """The route of a packet. `kind` is one of KINDS, or empty if there is no route; then `error` is
+    the error number. `device` is an index; an `mtu` of 0 means the device's."""
 
     kind: str
     device: int = 0
@@ -39,7 +39,7 @@ class Path(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A route of any kind in a table, the default one 0.0.0.0/0 or ::/0."""
+    """A route of any kind in a table; the default route is 0.0.0.0/0 or ::/0."""
 
     destination: str
     kind: str
@@ -52,8 +52,8 @@ class Entry(NamedTuple):
 def path(
     nl: Netlink, destination: str, source: str = "", inside: int = 0, outside: int = 0
 ) -> Path:
-    """The route of a packet that a program sends, or that arrives at the interface `inside`. Raises
-    ValueError for what is no address."""
+    """Return the route of a packet that a program sends, or that arrives at the interface `inside`.
+    Raises ValueError for an invalid address."""
     family, packed = family_of(destination), pack_address(destination)
     payload = attribute(_DESTINATION, packed)
     bits = len(packed) * 8
@@ -82,7 +82,8 @@ def path(
 
 
 def routes(nl: Netlink, version: int) -> list[Entry]:
-    """All but those of the table `local`, with the ones that lead nowhere."""
+    """Return all routes but those of the table `local`, with those that lead nowhere (blackhole,
+    unreachable, prohibit)."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     found = []
     for body in nl.dump("list routes", _GET_ROUTE, _RTMSG.pack(family, *bytes(7), 0)):

@@ -9,12 +9,12 @@ from tapwright.linux.links import Link
 from tapwright.linux.tuntap import several
 
 KIND = "macvtap"
-"""The kind of a macvtap, in rtnetlink."""
+"""The kind of a macvtap in rtnetlink."""
 
 
 def mode_of(link: Link) -> str:
-    """The mode of a macvlan as `links.add_macvtap` takes it; empty for one that a macvtap can't be
-    made in without more (`source`)."""
+    """Return the mode of a macvlan as `links.add_macvtap` takes it; empty for a mode in which a
+    macvtap can't be made (`source`)."""
     mode = netlink.u32(netlink.attributes(link.info), links.IFLA_MACVLAN_MODE)
     return next((name for name, value in links.MACVTAP_MODES.items() if value == mode), "")
 
@@ -22,12 +22,12 @@ def mode_of(link: Link) -> str:
 def open_queues(name: str, count: int) -> list[int]:
     """Open queues of a macvtap in the calling thread's namespace; return a descriptor for each.
 
-    Each opening makes one queue, which ends with its descriptor; the macvtap stays. Frames carry a
-    virtio-net header, as all of tap.c's queues do from their opening on. Raises OSError
-    (FileNotFoundError: there is no macvtap of that name, EBUSY: it has no more queues).
+    Each opening makes one queue, which ends with its descriptor; the macvtap stays. Frames have a
+    virtio-net header, as in all queues of tap.c. Raises OSError (FileNotFoundError: there is no
+    macvtap of this name; EBUSY: it has no more queues).
     """
-    # Not /dev/tapN: N is the interface's index, of which every namespace has its own, so the node
-    # there may be another namespace's.
+    # Not /dev/tapN: N is the interface's index, and every namespace has its own indexes, so the
+    # node may belong to another namespace.
     device = _device_number(name)
     root = libc.detached_mount("tmpfs")
     try:
@@ -39,7 +39,7 @@ def open_queues(name: str, count: int) -> list[int]:
 
 
 def _device_number(name: str) -> int:
-    """The device number, from sysfs: class/net/NAME/macvtap/tapN/dev."""
+    """Return the device number, from sysfs: class/net/NAME/macvtap/tapN/dev."""
     root = libc.detached_mount("sysfs")
     try:
         directory = os.open(f"class/net/{name}/macvtap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)

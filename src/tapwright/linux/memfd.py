@@ -10,9 +10,9 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 
 def create(name: str, size: int, huge_pages: bool = False) -> int:
-    """Make one of that size, all zero; return its descriptor.
+    """Make a memfd of this size, all zero; return its descriptor.
 
-    Raises OSError, for one of huge pages also when the size is none of theirs.
+    Raises OSError; with `huge_pages` also if the size is not a multiple of theirs.
     """
     flags = os.MFD_HUGETLB if huge_pages else 0
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
@@ -25,15 +25,15 @@ def create(name: str, size: int, huge_pages: bool = False) -> int:
 
 
 def create_in(directory: str, size: int) -> int:
-    """Make a file that has no name, all zero, in a directory such as /dev/shm; return its
-    descriptor. Raises OSError."""
+    """Make a file without a name, all zero, in a directory such as /dev/shm; return its descriptor.
+    Raises OSError."""
     with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
         os.truncate(file.fileno(), size)
         return os.dup(file.fileno())
 
 
 def seal(fd: int) -> None:
-    """Forbid writing to it, and changing its size, for good; private mappings stay possible.
+    """Forbid for good to write to a memfd and to change its size; private mappings stay possible.
 
     Raises OSError while a process has it mapped for writing.
     """
@@ -41,12 +41,13 @@ def seal(fd: int) -> None:
 
 
 def open_sealed(path: str, name: str, size: int) -> int | None:
-    """Open the memfd at /proc/PID/fd/N, if it is one of this name and size that root made and
-    sealed: by now another process may have the pid, and any process can give memory any name."""
+    """Open the memfd at /proc/PID/fd/N, if it has this name and size, and root made and sealed it.
+    Otherwise return None: another process may have the pid by now, and any process can give memory
+    any name."""
     link = f"/memfd:{name} (deleted)"
     fd = -1
     with contextlib.suppress(OSError):
-        # First what it is, for to open a device or a pipe can have effects.
+        # The link is read first, because opening a device or a pipe can have effects.
         if os.readlink(path) == link:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             if _is_sealed(fd, link, size):

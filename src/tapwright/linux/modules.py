@@ -1,4 +1,4 @@
-"""Which modules this kernel could load, or has built in (depmod(8), modules.builtin)."""
+"""Which modules this kernel can load, or has built in (depmod(8), modules.builtin)."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ DIRECTORY = Path("/lib/modules")
 
 
 def is_there(name: str) -> bool:
-    """Whether the running kernel has a module of this name, to be loaded or in itself."""
+    """Whether the running kernel has a module of this name, loadable or built in."""
     if os.path.exists(f"/sys/module/{name}"):
         return True
     wanted = f"/{name}.ko"
@@ -16,7 +16,7 @@ def is_there(name: str) -> bool:
             lines = (DIRECTORY / os.uname().release / file).read_text().splitlines()
         except OSError:
             continue
-        # A file of the module may have '-' where its name has '_', and be compressed.
+        # A module's file may have '-' where its name has '_', and may be compressed.
         paths = (line.partition(":")[0].replace("-", "_") for line in lines)
         if any(path[: path.rfind(".ko") + 3].endswith(wanted) for path in paths):
             return True

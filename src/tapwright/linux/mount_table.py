@@ -1,4 +1,4 @@
-"""What is mounted where in the namespace of this process (proc(5), /proc/PID/mountinfo)."""
+"""The mounts in the namespace of this process (proc(5), /proc/PID/mountinfo)."""
 
 import os
 import re
@@ -11,7 +11,7 @@ _ESCAPED = re.compile(rb"\\([0-7]{3})")  # white space and backslashes in paths
 
 
 def entries() -> "Iterator[tuple[str, str]]":
-    """(where it is mounted, what of its filesystem is mounted there) of each mount."""
+    """Yield (mount point, mounted path within its filesystem) of each mount."""
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             root, place = line.split(b" ")[3:5]

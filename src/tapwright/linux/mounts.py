@@ -1,7 +1,7 @@
-"""Mounts by descriptor: cloned out of a mount namespace, and attached in another one.
+"""Mounts by descriptor: cloned out of one mount namespace, and attached in another one.
 
-A *detached* mount is a descriptor: it is in no mount namespace, nobody sees it, and it ends with
-its last descriptor (open_tree(2), move_mount(2), mount_setattr(2); Linux 5.14).
+A *detached* mount is a descriptor. It is in no mount namespace, no process sees it, and it ends
+with its last descriptor (open_tree(2), move_mount(2), mount_setattr(2); Linux 5.14).
 """
 
 import os
@@ -40,10 +40,10 @@ def clone(
     read_only: bool = False,
     following: bool = False,
 ) -> int:
-    """A detached mount of the file or directory at a path, or behind a descriptor, with what is
-    mounted below it. What is mounted later, on either side, is not seen on the other; unless it is
-    `following`: then it gets what is mounted later where it was cloned from, if that is a shared
-    mount (mount_namespaces(7)). Raises OSError."""
+    """Return a detached mount of the file or directory at a path, or behind a descriptor, and of
+    the mounts below it if `recursive`. Later mounts on one side do not show on the other. The
+    exception is `following`: then mounts that are made later at the origin show in the clone, if
+    the origin is a shared mount (mount_namespaces(7)). Raises OSError."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     if isinstance(path, int):
         fd = libc.syscall(_OPEN_TREE, path, b"", flags | _AT_EMPTY_PATH)
@@ -60,8 +60,8 @@ def clone(
 
 
 def restrict(place: int | str, attributes: int, *, recursive: bool = True) -> None:
-    """Give a detached mount, or the one at a path, attributes beside those that it has, and if it
-    is `recursive` all that is mounted below it too. Raises OSError."""
+    """Add attributes to a detached mount, or to the mount at a path, and to all mounts below it if
+    `recursive`. Raises OSError."""
     if isinstance(place, int):
         _set(place, b"", attributes, recursive=recursive)
     else:
@@ -77,12 +77,12 @@ def are_restricted(pid: int, attributes: int) -> bool:
 
 
 def allow_writing(path: str) -> None:
-    """Take READ_ONLY from the mount at a path, not from those below it. Raises OSError."""
+    """Remove READ_ONLY from the mount at a path, but not from mounts below it. Raises OSError."""
     _set(_AT_FDCWD, os.fsencode(path), without=READ_ONLY, recursive=False)
 
 
 def is_read_only(fd: int) -> bool:
-    """Whether the mount that is behind a descriptor, or its filesystem, is."""
+    """Whether the mount behind a descriptor, or its filesystem, is read-only."""
     return bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
 
 
@@ -110,8 +110,8 @@ def is_directory(fd: int) -> bool:
 
 
 def new_namespace(root: int, below: Iterable[tuple[int, str]] = ()) -> int:
-    """Make a mount namespace in which there is nothing but a detached mount, as its root, and
-    others at places in it; return its descriptor. It ends with its last descriptor and process.
+    """Make a mount namespace that contains only a detached mount, as its root, and others at places
+    in it; return its descriptor. The namespace ends with its last descriptor and process.
 
     Raises OSError.
     """
@@ -120,10 +120,11 @@ def new_namespace(root: int, below: Iterable[tuple[int, str]] = ()) -> int:
         libc.unshare(libc.CLONE_NEWNS)
         namespace = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # Out of a chroot(2) of the caller: who joins the namespace gets the root of that.
+            # This leaves a chroot(2) of the caller: a thread that joins the namespace gets the
+            # namespace's root.
             libc.setns(namespace, libc.CLONE_NEWNS)
             libc.mount("", "/", libc.MS_REC | libc.MS_PRIVATE)
-            # On the old root, which goes, with all that is in it.
+            # The new root covers the old one, which is then unmounted with all that is in it.
             attach(root, "/")
             os.fchdir(root)
             libc.syscall(_PIVOT_ROOT, b".", b".")
@@ -140,7 +141,8 @@ def new_namespace(root: int, below: Iterable[tuple[int, str]] = ()) -> int:
 
 
 def within(namespace: int, work: Callable[[], T]) -> T:
-    """Do something in a mount namespace, `/` being its root. Raises what it raises."""
+    """Call `work` in a mount namespace, with the namespace's root as `/`. Raises what `work`
+    raises."""
 
     def enter() -> T:
         libc.unshare(libc.CLONE_FS)
@@ -151,9 +153,9 @@ def within(namespace: int, work: Callable[[], T]) -> T:
 
 
 def joined(namespace: int, work: Callable[[], T]) -> T:
-    """Do something as a member of a mount namespace, and with the root of this one: who is started
-    so finds its files here, and who joins the namespace by its pid (setns(2)) is in there. Raises
-    what it raises."""
+    """Call `work` as a member of a mount namespace, but with this process's root. So a program that
+    it starts finds its files here, and a process that joins the program's namespace by pid
+    (setns(2)) gets into the namespace. Raises what `work` raises."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def enter() -> T:
@@ -170,8 +172,8 @@ def joined(namespace: int, work: Callable[[], T]) -> T:
 
 
 def in_thread(work: Callable[[], T]) -> T:
-    """Do something in a thread that ends with it: its namespace, root and directory are its own,
-    and there is no way back to those that the others share."""
+    """Call `work` in a thread that ends with it. The thread has its own namespace, root and
+    directory; it could not go back to those that the other threads share."""
     results: list[T] = []
     errors: list[BaseException] = []
 

@@ -1,4 +1,5 @@
-"""Neighbour entries (ARP and NDP): list and add the static ones (RTM_*NEIGH, rtnetlink(7))."""
+"""Neighbour entries (ARP and NDP): lists, adds and removes the static ones (RTM_*NEIGH,
+rtnetlink(7))."""
 
 import errno
 import struct
@@ -24,7 +25,7 @@ class Neighbour(NamedTuple):
 
 
 def decode(body: bytes) -> Neighbour | None:
-    """Read an RTM_NEWNEIGH or RTM_DELNEIGH body; None when the entry is not a static one."""
+    """Read the body of an RTM_NEWNEIGH or RTM_DELNEIGH message; None if the entry is not static."""
     _, device, state, flags, _ = _NDMSG.unpack_from(body)
     found = netlink.attributes(body, _NDMSG.size)
     if not state & NUD_PERMANENT or NDA_DST not in found or len(found.get(NDA_LLADDR, b"")) != 6:
@@ -38,26 +39,26 @@ def decode(body: bytes) -> Neighbour | None:
 
 
 def place(body: bytes) -> tuple[int, str]:
-    """Of which interface, by index, and address an RTM_NEWNEIGH or RTM_DELNEIGH body is."""
+    """Return (interface index, address) of the body of an RTM_NEWNEIGH or RTM_DELNEIGH message."""
     _, device, _, _, _ = _NDMSG.unpack_from(body)
     address = netlink.attributes(body, _NDMSG.size).get(NDA_DST, b"")
     return device, netlink.unpack_address(address) if len(address) in (4, 16) else ""
 
 
 def listing(nl: Netlink) -> list[Neighbour]:
-    """The static entries of the namespace."""
+    """Return the static entries of the namespace."""
     found = [decode(body) for body in nl.dump("list neighbours", RTM_GETNEIGH, bytes(_NDMSG.size))]
     return [entry for entry in found if entry]
 
 
 def add(nl: Netlink, entry: Neighbour) -> None:
-    """Add a static entry, or replace what is known of the address."""
+    """Add a static entry, or replace what the kernel knows of the address."""
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
     nl.request(f"add neighbour {entry.address}", RTM_NEWNEIGH, encoded(entry), flags)
 
 
 def encoded(entry: Neighbour) -> bytes:
-    """The body of a message that adds or tells of it."""
+    """Return the body of a message that adds or reports the entry."""
     return (
         _NDMSG.pack(netlink.family_of(entry.address), entry.device, NUD_PERMANENT, entry.flags, 0)
         + attribute(NDA_DST, netlink.pack_address(entry.address))
@@ -66,7 +67,7 @@ def encoded(entry: Neighbour) -> bytes:
 
 
 def remove(nl: Netlink, entry: Neighbour) -> None:
-    """Remove an entry. One that went away with its interface is not an error."""
+    """Remove an entry. It is no error if the entry went away with its interface."""
     family = netlink.family_of(entry.address)
     payload = _NDMSG.pack(family, entry.device, 0, entry.flags, 0)
     payload += attribute(NDA_DST, netlink.pack_address(entry.address))

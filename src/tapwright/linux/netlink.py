@@ -1,6 +1,6 @@
-"""A small netlink client: requests, dumps, attributes, and errors that say what was refused.
+"""A small netlink client: requests, dumps, attributes, and errors that say what the kernel refused.
 
-Used by the host's supervisor and by the guest's agent alike. Message layouts are those of
+Both the host's supervisor and the guest's agent use it. The message layouts are those of
 include/uapi/linux/netlink.h and rtnetlink.h.
 """
 
@@ -41,8 +41,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U32_ATTRIBUTE = struct.Struct("=HHI")
 _RECEIVE_BYTES = 1 << 17
 _DUMP_ATTEMPTS = 10
-# Of at most 64 requests that are all refused the answers fit the socket's buffer (a skb each, with
-# the kernel's explanation under 2 KiB; net.core.rmem_default is 208 KiB).
+# The answers to 64 refused requests fit the socket's buffer (a skb each, with the kernel's
+# explanation under 2 KiB; net.core.rmem_default is 208 KiB).
 _BATCH = 64
 _BATCH_BYTES = 32 * 1024
 
@@ -51,7 +51,7 @@ Attributes = dict[int, bytes]
 
 
 class NetlinkError(OSError):
-    """The kernel refused a request. `errno` is its reason; the message names the operation."""
+    """The kernel refused a request. `errno` is the reason; the message names the operation."""
 
     def __init__(self, code: int, operation: str, explanation: str = "") -> None:
         reason = os.strerror(code)
@@ -63,7 +63,7 @@ class NetlinkError(OSError):
 
 
 class NetlinkRequest(NamedTuple):
-    """One change that is asked of the kernel; `operation` names it for the reader of an error."""
+    """One change for the kernel to make; `operation` names it for the reader of an error."""
 
     operation: str
     kind: int
@@ -72,11 +72,11 @@ class NetlinkRequest(NamedTuple):
 
 
 class Netlink:
-    """One netlink socket, bound to the network namespace of the thread that opens it; of rtnetlink,
-    unless another `protocol` is named (NETLINK_*).
+    """One netlink socket, bound to the network namespace of the thread that opens it. It speaks
+    rtnetlink, unless another `protocol` is named (NETLINK_*).
 
-    `groups` is a bit mask of the multicast groups to listen to (RTMGRP_*), `receive_bytes` the room
-    for messages of theirs, 0 for the kernel's choice. Not thread-safe.
+    `groups` is a bit mask of multicast groups to listen to (RTMGRP_*). `receive_bytes` is the room
+    for their messages, 0 for the kernel's choice. Not thread-safe.
     """
 
     def __init__(
@@ -112,15 +112,17 @@ class Netlink:
     def request(self, operation: str, kind: int, payload: bytes, flags: int = 0) -> None:
         """Send one request and wait for the kernel's acknowledgement.
 
-        Raises NetlinkError when it is refused; `operation` names it for the reader of the error.
+        Raises NetlinkError when the kernel refuses it; `operation` names it for the reader of the
+        error.
         """
         (refused,) = self.request_many([NetlinkRequest(operation, kind, payload, flags)])
         if refused:
             raise refused
 
     def request_many(self, requests: Sequence[NetlinkRequest]) -> list[NetlinkError | None]:
-        """Have the kernel do all requests in their order, each whatever became of those before;
-        return for each None, or why it was refused. Many go in one message, so that it is quick."""
+        """Send all requests, which the kernel does in their order; a failure does not stop the
+        later ones. Return for each None, or the reason of its refusal. One message carries many
+        requests, which is fast."""
         found: list[NetlinkError | None] = []
         for start in range(0, len(requests), _BATCH):
             found += self._batch(requests[start : start + _BATCH])
@@ -135,9 +137,8 @@ class Netlink:
         return answers[0]
 
     def replay(self, encoded: bytes) -> list[tuple[int, int, str]]:
-        """Have the kernel do requests that are encoded already, one after the other, whatever
-        became of those before; return (sequence number, errno, explanation) of those that it
-        refused."""
+        """Send encoded requests, which the kernel does one after the other; a failure does not stop
+        the later ones. Return (sequence number, errno, explanation) of those that it refused."""
         found: list[tuple[int, int, str]] = []
         data = bytearray(encoded)
         start = offset = count = 0
@@ -157,7 +158,8 @@ class Netlink:
         return found
 
     def _refused(self, last: int) -> Iterator[tuple[int, int, str]]:
-        """What is refused, up to the request with the number `last`, which is acknowledged."""
+        """Yield the refusals up to the request with the number `last`, which asks for an
+        acknowledgement."""
         while True:
             for kind, flags, number, body in messages(self._socket.recv(_RECEIVE_BYTES)):
                 if kind != NLMSG_ERROR:
@@ -175,11 +177,11 @@ class Netlink:
         most: int = 0,
         at_most: int | None = None,
     ) -> list[bytes]:
-        """Return all objects of a kind, from one consistent walk of the kernel's tables; where
-        there are more than `at_most`, that many and one, and the walk is not gone on with.
+        """Return all objects of a kind, from one consistent walk of the kernel's tables. If there
+        are more than `at_most`, return one more than that, and stop the walk.
 
-        A walk that a concurrent change interrupted (NLM_F_DUMP_INTR) is begun again. With `most`
-        one of more bytes than that is given up, with NetlinkError(EMSGSIZE).
+        A walk that a concurrent change interrupted (NLM_F_DUMP_INTR) starts again. With `most`, a
+        walk of more bytes than that ends with NetlinkError(EMSGSIZE).
         """
         for _ in range(_DUMP_ATTEMPTS):
             self._send(kind, payload, NLM_F_DUMP)
@@ -198,8 +200,8 @@ class Netlink:
     def notifications(self) -> list[Message]:
         """Return the multicast messages that wait in the socket, without blocking.
 
-        Raises OSError(ENOBUFS) when the kernel had to drop some: the caller must look again
-        at everything.
+        Raises OSError(ENOBUFS) when the kernel had to drop some: the caller must read everything
+        again.
         """
         found: list[Message] = []
         while True:
@@ -210,7 +212,7 @@ class Netlink:
             found.extend((kind, body) for kind, _, _, body in messages(data))
 
     def _give_up_dump(self) -> None:
-        """Another socket, for on this one the kernel would go on with what was begun."""
+        """Open another socket: on this one, the kernel would continue the walk."""
         self._socket.close()
         self._socket = self._opened()
 
@@ -222,8 +224,8 @@ class Netlink:
         return encode(kind, payload, flags | NLM_F_REQUEST, self._sequence)
 
     def _batch(self, requests: Sequence[NetlinkRequest]) -> list[NetlinkError | None]:
-        """The kernel answers what it refuses, and the last one (netlink_rcv_skb in
-        net/netlink/af_netlink.c)."""
+        """Send the requests. The kernel answers those that it refuses, and the last one
+        (netlink_rcv_skb in net/netlink/af_netlink.c)."""
         first, last = self._sequence + 1, len(requests) - 1
         self._socket.send(
             b"".join(
@@ -245,7 +247,7 @@ class Netlink:
         while True:
             for kind, flags, sequence, body in messages(self._socket.recv(_RECEIVE_BYTES)):
                 if sequence != self._sequence:
-                    continue  # the rest of a dump that was given up
+                    continue  # the rest of an abandoned dump
                 interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_ERROR:
                     if refused := refusal(operation, flags, body):
@@ -259,7 +261,7 @@ class Netlink:
 
 
 def encode(kind: int, payload: bytes, flags: int, number: int) -> bytes:
-    """A message with its header and that sequence number."""
+    """Return a message with its header and this sequence number."""
     length = _HEADER.size + len(payload)
     return _HEADER.pack(length, kind, flags, number, 0) + payload + b"\0" * (-length % 4)
 
@@ -274,7 +276,7 @@ def _within(found: Iterable[Message], most: int, operation: str) -> Iterator[byt
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """(kind, flags, sequence number, payload) of what a socket received."""
+    """Yield (kind, flags, sequence number, payload) of each message in received data."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
@@ -285,7 +287,7 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def refusal(operation: str, flags: int, body: bytes) -> NetlinkError | None:
-    """What an NLMSG_ERROR says, None where all is well."""
+    """Return the error of an NLMSG_ERROR message, None if it acknowledges success."""
     (code,) = struct.unpack_from("=i", body)
     if code == 0:
         return None
@@ -328,8 +330,8 @@ def attributes(data: bytes, offset: int = 0) -> Attributes:
 
 
 def each(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The attributes that begin at `offset` one by one, also several of a kind, each kind with the
-    flags that it came with (NLA_F_NESTED)."""
+    """Yield the attributes from `offset` on, including several of one kind. Each kind keeps its
+    flags (NLA_F_NESTED)."""
     while offset + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < _ATTRIBUTE.size:
@@ -339,23 +341,23 @@ def each(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def u32(found: Attributes, kind: int, default: int = 0) -> int:
-    """The u32 attribute `kind`, or the default where the kernel sent none."""
+    """Return the u32 attribute `kind`, or the default if the kernel sent none."""
     value = found.get(kind)
     return struct.unpack("=I", value)[0] if value is not None else default
 
 
 def text(found: Attributes, kind: int) -> str:
-    """The string attribute `kind`, empty where the kernel sent none."""
+    """Return the string attribute `kind`, empty if the kernel sent none."""
     return found.get(kind, b"").rstrip(b"\0").decode(errors="replace")
 
 
 def family_of(address: str) -> int:
-    """AF_INET6 for an address with a colon, else AF_INET."""
+    """Return AF_INET6 for an address with a colon, else AF_INET."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def pack_address(address: str) -> bytes:
-    """The 4 or 16 bytes of an IP address. Raises ValueError when it is none."""
+    """Return the 4 or 16 bytes of an IP address. Raises ValueError if it is invalid."""
     try:
         return socket.inet_pton(family_of(address), address)
     except OSError:
@@ -363,12 +365,12 @@ def pack_address(address: str) -> bytes:
 
 
 def unpack_address(packed: bytes) -> str:
-    """The text of a packed IPv4 or IPv6 address."""
+    """Return the text of a packed IPv4 or IPv6 address."""
     return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed)
 
 
 def pack_mac(mac: str) -> bytes:
-    """The six bytes of a MAC address. Raises ValueError when it is none."""
+    """Return the six bytes of a MAC address. Raises ValueError if it is invalid."""
     try:
         packed = bytes.fromhex(mac.replace(":", ""))
     except ValueError:

@@ -11,17 +11,17 @@ from tapwright.linux.netlink import Netlink
 
 DIRECTORY = "/run/netns"
 OWN = "/proc/self/ns/net"
-"""The namespace of this process, as a path."""
+"""The path of this process's own namespace."""
 _HOSTS = "/proc/1/ns/net"
 
 
 def path_of(name: str) -> str:
-    """Where the namespace called `name` is bound."""
+    """Return the path at which the namespace called `name` is bound."""
     return f"{DIRECTORY}/{name}"
 
 
 def create(path: str) -> None:
-    """Make a namespace, its loopback up, bound at `path`; `ip netns` lists it.
+    """Make a namespace with its loopback up, bound at `path`; `ip netns` lists it.
 
     Raises FileExistsError when the path is taken.
     """
@@ -39,7 +39,7 @@ def create(path: str) -> None:
 
 
 def bind(path: str, target: str) -> None:
-    """Bind the namespace at `path` to `target`, too; `ip netns` lists it.
+    """Bind the namespace at `path` also at `target`; `ip netns` lists it.
 
     Raises FileExistsError when the target is taken.
     """
@@ -53,15 +53,15 @@ def bind(path: str, target: str) -> None:
 
 
 def nameless() -> int:
-    """Make a namespace that has no path and ends with its last user; return a descriptor of it, to
-    be used as /proc/self/fd/N. Its loopback is down."""
+    """Make a namespace that has no path, and ends with its last user; return its descriptor, for
+    use as /proc/self/fd/N. Its loopback is down."""
     with _own_netns_kept():
         libc.unshare(libc.CLONE_NEWNET)
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def remove(path: str) -> None:
-    """Unbind the namespace and remove its path; nothing happens where there is none.
+    """Unbind the namespace and remove its path. A missing path is no error.
 
     The namespace itself ends with its last process, socket or TAP.
     """
@@ -71,7 +71,7 @@ def remove(path: str) -> None:
                 libc.unmount(path)
             except OSError as error:
                 if error.errno == errno.EINVAL:
-                    break  # not, or no longer, a mount point
+                    break  # not a mount point, or not any more
                 raise
         os.unlink(path)
 
@@ -100,24 +100,24 @@ def is_hosts(path: str) -> bool:
 
 
 def is_of_a_process(path: str) -> bool:
-    """Whether the path is one of procfs (/proc/PID/ns/net, /proc/PID/fd/N), which ends with the
-    process, or a link to such a one, which leads to what has no name of its own."""
+    """Whether the path is in procfs (/proc/PID/ns/net, /proc/PID/fd/N), or a link to such a path.
+    Such a namespace has no name of its own, and the path ends with the process."""
     folder = os.path.realpath(os.path.dirname(path))
     is_in_proc = re.match(r"/proc/\d+(/|$)", folder) is not None
     return os.path.exists(path) and (is_in_proc or not os.path.exists(os.path.realpath(path)))
 
 
 def for_others(path: str) -> str:
-    """The same path for other processes: without links on the way, such as /proc/self."""
+    """Return the same path for other processes: without links on the way, such as /proc/self."""
     folder, name = os.path.split(path)
     return os.path.join(os.path.realpath(folder), name)
 
 
 @contextlib.contextmanager
 def entered(path: str) -> Iterator[None]:
-    """Be in the namespace at `path` for the length of the block, in this thread only.
+    """Enter the namespace at `path`, in this thread only, while the block lasts.
 
-    Sockets and TAPs opened inside stay there. Never await inside. Raises OSError.
+    Sockets and TAPs that the block opens stay there. Never await inside. Raises OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -141,8 +141,8 @@ def _own_netns_kept() -> Iterator[None]:
 
 
 def _prepare_directory() -> None:
-    """Make the directory a shared mount, as `ip netns add` does, so that namespaces bound
-    there are seen from (and can be removed from) every mount namespace."""
+    """Make the directory a shared mount, as `ip netns add` does, so that every mount namespace sees
+    namespaces bound there, and can remove them."""
     os.makedirs(DIRECTORY, 0o755, exist_ok=True)
     flags = libc.MS_SHARED | libc.MS_REC
     try:

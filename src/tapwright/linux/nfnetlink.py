@@ -1,6 +1,6 @@
 """Netfilter's netlink: sockets, the header of its messages, and transactions of nf_tables.
 
-Used on the host, to read, and in the guest, to write. Layouts are those of
+The host uses it to read, and the guest to write. The layouts are those of
 include/uapi/linux/netfilter/nfnetlink.h.
 """
 
@@ -26,7 +26,7 @@ from tapwright.linux.netlink import (
 
 NETLINK_NETFILTER = 12
 NFTABLES, IPSET = 10, 6
-"""Subsystems, the upper byte of a message's kind."""
+"""Subsystems: the upper byte of a message's kind."""
 NFNLGRP_NFTABLES = 7
 
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
@@ -35,22 +35,22 @@ _SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; not in Python's socke
 _HEADER = struct.Struct("=IHHII")
 _ANSWERS_BYTES = 4 << 20
 _RECEIVE_BYTES = 1 << 17
-# What a kernel without netfilter's netlink, or without the subsystem, says.
+# The errors of a kernel without netfilter's netlink, or without the subsystem.
 _ABSENT = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 class Change(NamedTuple):
-    """One message of a transaction; `told` names it for the reader of an error."""
+    """One message of a transaction; `description` names it for the reader of an error."""
 
     kind: int
     flags: int
     payload: bytes
-    told: str = ""
+    description: str = ""
 
 
 class Refusal(NamedTuple):
-    """A message that the kernel did not take: its number in the transaction, 0 for all of them, and
-    why."""
+    """A message that the kernel refused: its number in the transaction, 0 for all messages, and the
+    reason."""
 
     number: int
     code: int
@@ -58,13 +58,13 @@ class Refusal(NamedTuple):
 
 
 def opened() -> Netlink:
-    """A socket in the namespace of the thread. Raises OSError where the kernel has no netfilter
+    """Open a socket in the thread's namespace. Raises OSError if the kernel has no netfilter
     (`is_absent`)."""
     return Netlink(protocol=NETLINK_NETFILTER)
 
 
 def is_absent(error: OSError) -> bool:
-    """Whether a kernel said so that has not got what was asked for."""
+    """Whether an error means that the kernel lacks netfilter, or the subsystem."""
     return error.errno in _ABSENT
 
 
@@ -74,7 +74,7 @@ def header(family: int, resource: int = 0) -> bytes:
 
 
 def packed(changes: Iterable[Change], first: int = 1) -> bytes:
-    """Messages one after another, as `commit` takes them: numbered from `first`."""
+    """Return messages one after another, as `commit` takes them, numbered from `first`."""
     return b"".join(
         _message(number, change.kind, change.flags, change.payload)
         for number, change in enumerate(changes, first)
@@ -82,10 +82,11 @@ def packed(changes: Iterable[Change], first: int = 1) -> bytes:
 
 
 def commit(changes: bytes, generation: int = 0) -> list[Refusal]:
-    """Have nf_tables do all messages of `packed`, or none: return what it refused. With a
-    `generation` none is done, and ERESTART refused, when the ruleset has another by now.
+    """Make nf_tables do all messages of `packed`, or none; return what it refused. With a
+    `generation`, nf_tables does nothing and answers ERESTART if the ruleset has another generation
+    by now.
 
-    Raises OSError where there is no netfilter, or no room for so many.
+    Raises OSError if there is no netfilter, or no room for so many messages.
     """
     resource = header(socket.AF_UNSPEC, NFTABLES)
     begin = resource
@@ -106,7 +107,8 @@ def commit(changes: bytes, generation: int = 0) -> list[Refusal]:
         connection.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _ANSWERS_BYTES)
         connection.bind((0, 0))
         connection.send(data)
-        # When that returns all has been done (net/netlink/af_netlink.c: netlink_unicast_kernel).
+        # The kernel has done everything when the send returns (net/netlink/af_netlink.c:
+        # netlink_unicast_kernel).
         return list(_answers(connection))
 
 
@@ -119,7 +121,9 @@ def _answers(connection: socket.socket) -> Iterator[Refusal]:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            yield Refusal(0, errno.ENOBUFS, "so much was refused that not all can be told")
+            yield Refusal(
+                0, errno.ENOBUFS, "the kernel refused more changes than its answer has room for"
+            )
             continue
         for kind, flags, sequence, body in messages(data):
             if kind == NLMSG_ERROR and (refused := refusal("", flags, body)):
@@ -127,7 +131,7 @@ def _answers(connection: socket.socket) -> Iterator[Refusal]:
 
 
 def reason(error: NetlinkError) -> str:
-    """Why something was refused, without what was asked."""
+    """Return why the kernel refused a request, without the name of the operation."""
     return str(error.args[-1]).removeprefix(f"{error.operation}: ")
 
 

@@ -1,19 +1,19 @@
-"""The nf_tables ruleset of a network namespace, as the messages that make the same in another.
+"""The nf_tables ruleset of a network namespace, as the messages that make it in another one.
 
-What the kernel tells of a table, chain, rule, set or object is what it takes to make one
-(include/uapi/linux/netfilter/nf_tables.h), so most of it is handed on as it is, unread. Changed is:
+The kernel reports a table, chain, rule, set or object in the encoding of the request that makes one
+(include/uapi/linux/netfilter/nf_tables.h), so most of a message is sent on unread. The exceptions:
 
-- Handles, use counts and owners are of one kernel's own, and left out.
-- Sets get the ids by which rules find anonymous ones; nft's anonymous chains (`jump { … }`) lose
-  their names, which are numbers, and are found by id.
+- Handles, use counts and owners belong to one kernel, and are left out.
+- Sets get the ids by which rules find anonymous sets. nft's anonymous chains (`jump { … }`) lose
+  their names, which are numbers; rules find them by id.
 - A rule of iptables-nft gets back the protocol that its matches are checked against: the kernel
-  takes it (NFTA_RULE_COMPAT) and does not tell it.
-- Elements of interval sets go in the order in which nft sends them.
-- Names of interfaces that the other namespace has not got are left out of hooks, indices of
-  interfaces and of ipsets are translated (`Place`).
+  needs it in a request (NFTA_RULE_COMPAT), and does not report it.
+- Elements of interval sets are sent in nft's order.
+- Hooks lose the names of interfaces that the other namespace lacks. Indices of interfaces and of
+  ipsets are translated (`Place`).
 
-All that changes without anybody's doing (counters, what is left of a quota or a timeout) is handed
-on, but has no part in a table's `key`.
+Values that change by themselves (counters, the rest of a quota or a timeout) are sent, but they are
+no part of a table's `key`.
 """
 
 import errno
@@ -42,11 +42,11 @@ from tapwright.linux.nfnetlink import Change
 from tapwright.linux.packet_rules import generation
 
 MOST_BYTES = 16 << 20
-"""Of a namespace's ruleset, as the kernel tells it: some 40,000 rules."""
+"""The limit for a namespace's ruleset in the kernel's encoding: some 40,000 rules."""
 MOST_ELEMENTS = 200_000
-"""Of all of its sets together, which take seconds to go through."""
+"""The limit for the elements of all sets together; reading so many takes seconds."""
 _ATTEMPTS = 5
-_ELEMENTS_BYTES = 16 << 10  # of one message; an attribute has 64 KiB at most
+_ELEMENTS_BYTES = 16 << 10  # the limit of one message; an attribute has 64 KiB at most
 
 _ARP, _NETDEV, _BRIDGE, _INET = 3, 5, 7, 1
 FAMILIES = {
@@ -104,7 +104,7 @@ _FIB_DREG, _FIB_RESULT, _FIB_RESULT_OIF = 1, 2, 1
 _PAYLOAD_DREG, _PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_LEN = 1, 2, 3, 4
 _CMP_SREG, _CMP_OP, _CMP_DATA = 1, 2, 3
 _IMMEDIATE_DREG, _IMMEDIATE_DATA = 1, 2
-# Where the protocol is in a header: (family, base, offset, length). Base 0 is the link's header, 1
+# Where a header has the protocol: (family, base, offset, length). Base 0 is the link's header, 1
 # the network's.
 _PROTOCOL_AT = {
     (socket.AF_INET, 1, 9, 1),
@@ -116,8 +116,8 @@ _DYNSET_TIMEOUT, _DYNSET_EXPR, _DYNSET_FLAGS, _DYNSET_EXPRESSIONS = 6, 7, 9, 10
 _DYNSET_F_EXPR = 2
 _NO_SUCH_INDEX = 1 << 30
 _TO_SETS = {"lookup": 1, "dynset": 1, "objref": 4}
-"""Expressions that name a set, and the attribute which does."""
-_ADDED = 1 << 16  # where the numbers begin of what is added to a table
+"""Expressions that name a set, with the attribute that names it."""
+_ADDED = 1 << 16  # the first number of what is added to a table
 _TO_DEVICES = {"dup": 2, "fwd": 1}  # NFTA_DUP_SREG_DEV, NFTA_FWD_SREG_DEV
 
 
@@ -128,8 +128,8 @@ _WITH_HANDLES = frozenset(
 
 
 class Place(NamedTuple):
-    """Where a ruleset goes to: the names of the interfaces there, None for whatever is asked for;
-    the indices there of interfaces and ipsets, by those here."""
+    """The destination of a ruleset: the names of its interfaces, None for any name; and the indices
+    of its interfaces and ipsets, by those here."""
 
     devices: Collection[str] | None = None
     indices: Mapping[int, int] = {}
@@ -137,8 +137,9 @@ class Place(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table with all that is in it. Two with one `key` do the same; `has_devices` tells whether
-    something in it ends with an interface, `left_out` in words what has no place where it goes."""
+    """A table with its whole content. Two tables with one `key` do the same. `has_devices` is true
+    if a part of the table ends with an interface. `left_out` says in words what can't exist at the
+    destination."""
 
     family: int
     name: str
@@ -152,24 +153,24 @@ class Table(NamedTuple):
 
     @property
     def handles(self) -> int:
-        """The last handle that it uses up where it is made anew, for a table counts its own from 1
-        (net/netfilter/nf_tables_api.c: nf_tables_alloc_handle). What comes later has greater
-        ones."""
+        """The last handle that the table uses up when it is made anew: a table counts its handles
+        from 1 (net/netfilter/nf_tables_api.c: nf_tables_alloc_handle). What is added later has
+        greater ones."""
         return sum(change.kind in _WITH_HANDLES for change in self.changes)
 
 
 def read(nl: Netlink, place: Place, most_bytes: int = 0) -> tuple[int, list[Table]]:
-    """The namespace's ruleset and its generation.
+    """Return the generation of the namespace's ruleset, and its tables.
 
-    Raises NetlinkError: EMSGSIZE when there is more than `most_bytes`, or MOST_BYTES, or more than
-    MOST_ELEMENTS; EBUSY when it changed again and again while it was read.
+    Raises NetlinkError: EMSGSIZE if there is more than `most_bytes`, or MOST_BYTES, or more than
+    MOST_ELEMENTS; EBUSY if the ruleset kept changing while it was read.
     """
     for _ in range(_ATTEMPTS):
         before = generation(nl)
         try:
             found = _Reading(nl, place, most_bytes or MOST_BYTES).tables() if before else []
         except NetlinkError as error:
-            # A set has gone whose elements were to be read.
+            # A set whose elements were to be read has gone.
             if error.errno not in (errno.ENOENT, errno.EBUSY):
                 raise
             continue
@@ -181,13 +182,13 @@ def read(nl: Netlink, place: Place, most_bytes: int = 0) -> tuple[int, list[Tabl
 def additions(
     nl: Netlink, tables: Mapping[tuple[int, str], int], replacement: bytes
 ) -> tuple[int, list[Change]]:
-    """What has come to `tables`, each (family, name) with the last handle of what was there before:
-    chains, rules, sets and the like, as changes that add it again, after those of `replacement`
-    (packed) have been done, which make the tables anew or remove them. And the generation of the
-    ruleset that this is true of.
+    """Return what was added to `tables`, and the generation of the ruleset for which that is true.
+    `tables` are (family, name) with the last handle of the earlier content. The result has chains,
+    rules, sets and so on, as changes that add them again after the changes of `replacement`
+    (packed), which make the tables anew or remove them.
 
-    Rules of a chain that had others before them come after all that it has then, else before.
-    Raises NetlinkError as `read` does.
+    Rules that followed others in their chain are added at the chain's end, other rules at its
+    beginning. Raises NetlinkError as `read` does.
     """
     made: dict[tuple[int, str], set[str]] = {}
     for kind, _, _, body in messages(replacement):
@@ -201,22 +202,22 @@ def additions(
 
 
 def removal(family: int, name: str) -> list[Change]:
-    """Remove a table, if it is there."""
+    """Return the changes that remove a table, if it exists."""
     payload = nfnetlink.header(family) + attribute(_TABLE_NAME, name)
-    told = f"remove table {FAMILIES.get(family, family)} {name}"
+    description = f"remove table {FAMILIES.get(family, family)} {name}"
     return [
-        Change(_kind(_NEWTABLE), NLM_F_CREATE, payload, told),
-        Change(_kind(_DELTABLE), 0, payload, told),
+        Change(_kind(_NEWTABLE), NLM_F_CREATE, payload, description),
+        Change(_kind(_DELTABLE), 0, payload, description),
     ]
 
 
 def replacement(table: Table) -> list[Change]:
-    """Make a table what it is elsewhere, whether it is there or not."""
+    """Return the changes that make a table anew, whether it exists or not."""
     return [*removal(table.family, table.name), *table.changes]
 
 
 class _Reading:
-    """One look at all tables."""
+    """One reading of all tables."""
 
     def __init__(
         self,
@@ -265,8 +266,8 @@ class _Reading:
         ]
         self._elements_left -= len(elements)
         if self._elements_left < 0:
-            told = f"more than {MOST_ELEMENTS} elements of sets"
-            raise NetlinkError(errno.EMSGSIZE, "read the sets of nf_tables", told)
+            reason = f"more than {MOST_ELEMENTS} elements of sets"
+            raise NetlinkError(errno.EMSGSIZE, "read the sets of nf_tables", reason)
         return elements
 
     def _dump(
@@ -279,7 +280,7 @@ class _Reading:
             if kind != _GETTABLE and nfnetlink.is_absent(error):
                 return  # an old kernel has no objects or flowtables
             raise
-        # Not to 0, which would be no limit.
+        # Not 0, which would mean no limit.
         self._left = max(1, self._left - sum(map(len, bodies)))
         for body in bodies:
             yield body, attributes(body, 4)
@@ -306,7 +307,8 @@ class _Contents:
         self._set_names: dict[str, str] = {}
         self._key: list[bytes] = []
         kept = [attribute(_TABLE_NAME, self.name)]
-        # An owner is a process, whose table ends with it: here it is nobody's.
+        # The owner is a process, and the table ends with it. At the destination the table has no
+        # owner.
         if flags := _number(found.get(_TABLE_FLAGS, b"")) & _TABLE_F_DORMANT:
             kept.append(attribute(_TABLE_FLAGS, struct.pack(">I", flags)))
         if _TABLE_USERDATA in found:
@@ -355,8 +357,8 @@ class _Contents:
             del key[_OBJECT_DATA]
         elif kind == _OBJECT_QUOTA:
             kept[_OBJECT_DATA], key[_OBJECT_DATA] = _quota(found[_OBJECT_DATA])
-        told = f"object {name}"
-        self._add(self._contents, _NEWOBJ, _encoded(kept), told, _encoded_bytes(key))
+        description = f"object {name}"
+        self._add(self._contents, _NEWOBJ, _encoded(kept), description, _encoded_bytes(key))
 
     def add_set(self, found: Attributes) -> None:
         name = text(found, _SET_NAME)
@@ -372,7 +374,7 @@ class _Contents:
 
     def add_elements(self, name: str, found: list[bytes]) -> None:
         about = self.sets[name]
-        # Hashes are told in any order.
+        # The kernel lists a hash in any order.
         found = sorted(found, key=_place_in_interval_set)
         is_of_interfaces = _number(about.get(_SET_KEY_TYPE, b"")) == _KEY_IFINDEX
         part: list[bytes] = []
@@ -405,8 +407,8 @@ class _Contents:
         kept += [nested(_RULE_EXPRESSIONS, rule.made), *rule.compat]
         if _RULE_USERDATA in found:
             kept.append(attribute(_RULE_USERDATA, found[_RULE_USERDATA]))
-        told = f"rule {len(self._rules[chain]) + 1} of chain {chain}"
-        change = self._change(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, kept, told)
+        description = f"rule {len(self._rules[chain]) + 1} of chain {chain}"
+        change = self._change(_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, kept, description)
         self._rules[chain].append(_Rule(change, rule.binds))
         self._key += [*rule.key, found.get(_RULE_USERDATA, b"")]
 
@@ -415,7 +417,8 @@ class _Contents:
         done: set[str] = set()
 
         def take(chain: str) -> None:
-            """The rules of a chain, those of chains that one of them binds before it."""
+            """Take the rules of a chain; the rules of an anonymous chain that one of them binds
+            come before."""
             if chain in done:
                 return
             done.add(chain)
@@ -433,9 +436,14 @@ class _Contents:
         return Table(self.family, self.name, changes, key, self._has_devices, left_out)
 
     def _add(
-        self, where: list[Change], kind: int, kept: list[bytes], told: str, key: bytes | None = None
+        self,
+        where: list[Change],
+        kind: int,
+        kept: list[bytes],
+        description: str,
+        key: bytes | None = None,
     ) -> None:
-        change = self._change(kind, NLM_F_CREATE, kept, told)
+        change = self._change(kind, NLM_F_CREATE, kept, description)
         where.append(change)
         self._key.append(change.payload if key is None else key)
 
@@ -445,17 +453,19 @@ class _Contents:
             attribute(_ELEMENTS_SET, self._set_names.get(name, name)),
             nested(_ELEMENTS, part),
         ]
-        told = f"elements of set {name}"
-        self._elements.append(self._change(_NEWSETELEM, NLM_F_CREATE, kept, told))
+        description = f"elements of set {name}"
+        self._elements.append(self._change(_NEWSETELEM, NLM_F_CREATE, kept, description))
 
-    def _change(self, kind: int, flags: int, kept: Iterable[bytes], told: str) -> Change:
+    def _change(self, kind: int, flags: int, kept: Iterable[bytes], description: str) -> Change:
         payload = nfnetlink.header(self.family) + b"".join(kept)
         where = f"table {self._told} {self.name}"
-        return Change(_kind(kind), flags, payload, f"{where}, {told}" if told else where)
+        return Change(
+            _kind(kind), flags, payload, f"{where}, {description}" if description else where
+        )
 
     def _hook(self, data: bytes, devices_kind: int, what: str) -> bytes | None:
-        """A hook without the devices that are not there; None where none is left, and `what` it is
-        of needs one."""
+        """Return a hook without missing devices; None if no device is left and
+        the object `what` can't do without."""
         found = attributes(data)
         kinds = {devices_kind} | ({_HOOK_DEV} if devices_kind == _HOOK_DEVS else set())
         if not kinds & found.keys():
@@ -469,7 +479,7 @@ class _Contents:
         kept = [name for name in names if _named(name) in self._place.devices]
         if len(kept) < len(names) and what:
             gone = ", ".join(_named(name) for name in names if name not in kept)
-            self._left_out.append(f"{what} for {gone}, which the guest has not got")
+            self._left_out.append(f"{what} for {gone}, which the guest lacks")
         if not kept and what:
             return None
         parts = [attribute(k, v) for k, v in found.items() if k not in kinds]
@@ -489,11 +499,12 @@ class _Contents:
 
 
 _Before = tuple[int, "set[str] | None"]
-"""The last handle of what was in a table, and the chains that it will have; None when it goes."""
+"""The last handle of a table's earlier content, and the chains that the table will have; None if
+the table goes."""
 
 
 class _Additions(_Contents):
-    """A table that is being read for what has come to it."""
+    """A table that is being read for what was added to it."""
 
     def __init__(
         self, family: int, found: Attributes, last: int, chains: "set[str] | None"
@@ -532,7 +543,7 @@ class _Additions(_Contents):
             return
         name = text(found, _SET_NAME)
         if _number(found.get(_SET_FLAGS, b"")) & _SET_F_ANONYMOUS:
-            # Nobody knows its name, which one of the others may get.
+            # An anonymous set's name is free to choose, and another set may get this one.
             self._set_names[name] = f"{name.rstrip('0123456789')}{_ADDED + len(self.sets)}"
             found = {**found, _SET_NAME: self._set_names[name].encode() + b"\0"}
         super().add_set(found)
@@ -553,14 +564,14 @@ class _Additions(_Contents):
         for chain, first in self._first_rules.items():
             self._rules[chain] = [*reversed(first), *self._rules[chain]]
         for chain, found in self._earlier_chains.items():
-            # Its own go, but for what holds the others.
+            # The chain's own rules go, but for those that the additions need.
             if self._rules[chain] and chain not in (self._remaining or ()):
                 rules = self._rules[chain]
                 super().add_chain(found)
                 self._rules[chain] = rules
         table = super().finished()
         changes = table.changes if self._remaining is None else table.changes[1:]
-        # With nothing in it the table is not to be kept.
+        # An empty table is not kept.
         return table._replace(changes=changes if len(table.changes) > 1 else ())
 
 
@@ -570,7 +581,7 @@ class _Rule(NamedTuple):
 
 
 class _Expressions:
-    """Those of a rule; `binds` the anonymous chains that it leads to."""
+    """The expressions of a rule; `binds` are the anonymous chains to which it leads."""
 
     def __init__(
         self, family: int, place: Place, bound: Mapping[str, int], set_names: Mapping[str, str]
@@ -583,14 +594,14 @@ class _Expressions:
         self._bound = bound
         self._set_names = set_names
         self._protocols: set[int] = set()  # registers that hold a packet's protocol
-        self._interfaces: set[int] = set()  # and the index of an interface
-        self._immediates: dict[int, int] = {}  # and where they were loaded
+        self._interfaces: set[int] = set()  # registers that hold the index of an interface
+        self._immediates: dict[int, int] = {}  # the registers' immediate expressions
         self._protocol = b""
         self._is_compat = False
 
     @property
     def compat(self) -> list[bytes]:
-        """What goes with matches and targets of iptables."""
+        """Return the expressions for matches and targets of iptables."""
         is_due = self._is_compat and self._protocol
         return [nested(_RULE_COMPAT, [self._protocol])] if is_due else []
 
@@ -625,7 +636,7 @@ class _Expressions:
         return _encoded_bytes({**parts, named: name.encode() + b"\0"} if name else parts)
 
     def _load(self, name: str, parts: Attributes) -> None:
-        register = _number(parts.get(1, b""))  # each has its register first
+        register = _number(parts.get(1, b""))  # the register is the first attribute of each
         for known in (self._protocols, self._interfaces):
             known.discard(register)
         if _is_protocol(name, parts, self._family):
@@ -643,7 +654,7 @@ class _Expressions:
         return content
 
     def _translate_device(self, register: bytes) -> None:
-        """The device that packets go to, which an immediate has loaded."""
+        """Translate the device to which packets go, which an immediate expression has loaded."""
         at = self._immediates.get(_number(register))
         if not register or at is None:
             return
@@ -679,9 +690,10 @@ def _is_interface(name: str, parts: Attributes) -> bool:
 
 
 def _compat(parts: Attributes) -> bytes:
-    """What iptables-nft sends with a rule whose expressions compare the protocol so."""
+    """Return the protocol that iptables-nft sends with a rule whose expressions compare it in this
+    way."""
     value = attributes(parts.get(_CMP_DATA, b"")).get(_DATA_VALUE, b"")
-    # One byte; with bridges two, as they are in the packet and in memory.
+    # It is one byte; for bridges two, in the order of the packet and of memory.
     number = int.from_bytes(value, sys.byteorder)
     flags = _COMPAT_F_INV if _number(parts.get(_CMP_OP, b"")) else 0
     return attribute(_COMPAT_PROTO, struct.pack(">I", number)) + attribute(
@@ -690,7 +702,7 @@ def _compat(parts: Attributes) -> bytes:
 
 
 def _verdict(content: bytes, parts: Attributes, bound: Mapping[str, int]) -> tuple[bytes, str]:
-    """An immediate, its anonymous chain by id; and that chain's name."""
+    """Return an immediate expression with its anonymous chain by id, and that chain's name."""
     data = attributes(parts.get(_IMMEDIATE_DATA, b""))
     verdict = attributes(data.get(_DATA_VERDICT, b""))
     chain = text(verdict, _VERDICT_CHAIN)
@@ -704,7 +716,7 @@ def _verdict(content: bytes, parts: Attributes, bound: Mapping[str, int]) -> tup
 
 
 def _translated_data(data: bytes, place: Place) -> bytes:
-    """A value that is the index of an interface here, as that of the one there."""
+    """Return a value with the index of an interface translated to the destination's."""
     value = attributes(data).get(_DATA_VALUE, b"")
     if len(value) != 4:
         return data
@@ -712,15 +724,15 @@ def _translated_data(data: bytes, place: Place) -> bytes:
 
 
 def own_index(place: Place, index: int) -> int:
-    """An interface's index there; loopback has 1 everywhere. One that is not there has a number
-    that none has."""
+    """Return an interface's index at the destination; loopback has 1 everywhere. A missing
+    interface gets a number that no interface has."""
     if index <= 1 or place.devices is None:
         return index
     return place.indices.get(index, _NO_SUCH_INDEX | index)
 
 
 def _with_own_ipset(content: bytes, parts: Attributes, place: Place) -> bytes:
-    """A match or target of iptables, which knows ipsets by their index."""
+    """Translate a match or target of iptables, which names ipsets by their index."""
     name, revision = text(parts, 1), _number(parts.get(2, b""))
     info = xtables.with_ipsets(name, revision, parts.get(3, b""), place.ipsets)
     if info == parts.get(3, b""):
@@ -730,12 +742,12 @@ def _with_own_ipset(content: bytes, parts: Attributes, place: Place) -> bytes:
 
 def _expression(name: str, content: bytes) -> bytes:
     made = attribute(_EXPRESSION_NAME, name)
-    # Some have nothing to say, such as `masq` without ports.
+    # Some have no data, such as `masq` without ports.
     return made + nested(_EXPRESSION_DATA, [content])
 
 
 def _stateful(expression: bytes) -> tuple[bytes, bytes]:
-    """An expression, and the same without what it has counted."""
+    """Return an expression, and the same without its counters."""
     found = attributes(expression)
     name = text(found, _EXPRESSION_NAME)
     if name not in _STATEFUL:
@@ -754,7 +766,8 @@ def _each_stateful(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _quota(content: bytes) -> tuple[bytes, bytes]:
-    """Whether it is used up is told, and not taken: the kernel finds that out."""
+    """Remove the state of a quota: the kernel reports whether it is used up, refuses that in a
+    request, and finds it out by itself."""
     found = attributes(content)
     flags = _number(found.get(_QUOTA_FLAGS, b"")) & _QUOTA_F_INV
     found[_QUOTA_FLAGS] = struct.pack(">I", flags)
@@ -767,9 +780,10 @@ def _counted(content: bytes) -> tuple[bytes, bytes]:
 
 
 def _dynset(content: bytes) -> tuple[bytes, bytes]:
-    """Adds elements with expressions, which are told with what they have counted; that there are
-    several is not told (net/netfilter/nft_dynset.c: nft_dynset_dump). No timeout is told as one of
-    0, which is taken only where elements can have one."""
+    """Repair a dynset, which adds elements with expressions. The kernel reports the expressions
+    with their counters, and does not report that there are several (net/netfilter/nft_dynset.c:
+    nft_dynset_dump). It reports a missing timeout as 0, and accepts that only for sets whose
+    elements can have one."""
     kept = parts = attributes(content)
     if not _number(parts.get(_DYNSET_TIMEOUT, b"")):
         kept.pop(_DYNSET_TIMEOUT, None)
@@ -785,8 +799,8 @@ def _dynset(content: bytes) -> tuple[bytes, bytes]:
 
 
 def _option(parts: Attributes) -> bytes:
-    """What is told and not taken of a rule that sets an option of TCP, or strips it
-    (net/netfilter/nft_exthdr.c: nft_exthdr_tcp_set_init, nft_exthdr_tcp_strip_init)."""
+    """Remove from an expression that sets or strips an option of TCP what the kernel reports and
+    refuses (net/netfilter/nft_exthdr.c: nft_exthdr_tcp_set_init, nft_exthdr_tcp_strip_init)."""
     surplus: tuple[int, ...] = ()
     if _EXTHDR_SREG in parts:
         surplus = (_EXTHDR_FLAGS,)
@@ -804,7 +818,7 @@ _STATEFUL: dict[str, Callable[[bytes], tuple[bytes, bytes]]] = {
 
 
 def _element(data: bytes) -> tuple[bytes, bytes]:
-    """An element, and the same without what time and packets do to it."""
+    """Return an element, and the same without what time and packets change."""
     kept, key = [], []
     for flagged, value in each(data):
         kind = flagged & NLA_TYPE_MASK
@@ -822,7 +836,8 @@ def _element(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _place_in_interval_set(element: bytes) -> tuple[bytes, bool]:
-    """From low to high; where one interval ends and another begins, the end first."""
+    """Return the key that sorts from low to high. If one interval ends where another begins, the
+    end comes first."""
     found = attributes(element)
     key = attributes(found.get(_ELEMENT_KEY, b"")).get(_DATA_VALUE, b"")
     return key, not _number(found.get(_ELEMENT_FLAGS, b"")) & _ELEMENT_F_END
@@ -841,7 +856,7 @@ def _named(value: bytes) -> str:
 
 
 def _number(value: bytes) -> int:
-    """nf_tables has its numbers in network byte order."""
+    """Return a number, which nf_tables writes in network byte order."""
     return int.from_bytes(value, "big")
 
 

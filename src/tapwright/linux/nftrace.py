@@ -1,9 +1,9 @@
-"""Where packets go in the kernel's filters: nf_tables' own trace (nft(8), "nftrace").
+"""Follows packets through the kernel's filters: nf_tables' own trace (nft(8), "nftrace").
 
-The table that asks for it belongs to the socket (NFT_TABLE_F_OWNER): the kernel removes it when
-that is closed, whichever way its process ends. It has chains before and after all others on each
-hook, so the trace also tells which hooks a packet came to. Used on the host and in the guest.
-Layouts are those of include/uapi/linux/netfilter/nf_tables.h.
+The table that asks for the trace belongs to the socket (NFT_TABLE_F_OWNER): the kernel removes it
+when the socket is closed, in whatever way the process ends. The table has chains before and after
+all others on each hook, so the trace also shows which hooks a packet reached. Both host and guest
+use it. The layouts are those of include/uapi/linux/netfilter/nf_tables.h.
 """
 
 import errno
@@ -45,7 +45,8 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _GROUP, _ADD_MEMBERSHIP = 9, 1  # NFNLGRP_NFTRACE, NETLINK_ADD_MEMBERSHIP
 _OWNER = 2
 _FAMILIES = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
-_PLACES = {4: (12, 16, 4), 6: (8, 24, 16)}  # of source and destination in a header, their length
+# offset of source and destination in a header, and their length
+_PLACES = {4: (12, 16, 4), 6: (8, 24, 16)}
 _NFTRACE, _REGISTER, _NETWORK_HEADER = 12, 1, 1
 _KINDS = {1: "policy", 2: "return", 3: "rule"}
 _RECEIVE_BYTES, _BUFFER_BYTES, _MOST = 1 << 17, 1 << 20, 4000
@@ -53,7 +54,7 @@ _RECEIVE_BYTES, _BUFFER_BYTES, _MOST = 1 << 17, 1 << 20, 4000
 
 class Step(NamedTuple):
     """A verdict on a packet: by a `rule` (with its handle), by the `policy` of a chain, or a
-    `return` to the chain before. `ours` for the chains of the trace itself."""
+    `return` to the chain before. `ours` is true for the chains of the trace itself."""
 
     packet: int
     table: str
@@ -68,14 +69,14 @@ class Step(NamedTuple):
     outside: int = 0
     ours: bool = False
     family: str = "ip"
-    """That of the packet; the table may be of the family inet."""
+    """The family of the packet; the table may be of the family inet."""
 
 
 class Trace:
-    """The trace of packets of one version of IP in the namespace of the calling thread, by pairs of
-    (source, destination), of which one may be empty for any.
+    """The trace of packets of one IP version in the calling thread's namespace, by pairs of
+    (source, destination). One of a pair may be empty, for any address.
 
-    Raises OSError where the kernel has no nf_tables, or refuses.
+    Raises OSError if the kernel has no nf_tables, or refuses.
     """
 
     def __init__(self, version: int, pairs: Iterable[tuple[str, str]]) -> None:
@@ -101,14 +102,14 @@ class Trace:
         self.close()
 
     def close(self) -> None:
-        """The table goes with it."""
+        """Close the socket; the kernel then removes the table."""
         self._socket.close()
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def steps(self) -> list[Step]:
-        """What has been told so far, at most a few thousand steps."""
+        """Return the steps so far, at most a few thousand."""
         found: list[Step] = []
         while len(found) < _MOST:
             try:
@@ -118,7 +119,7 @@ class Trace:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                continue  # some are lost: what is there is true all the same
+                continue  # the kernel dropped some reports; the others are still true
             for kind, _, _, body in messages(data):
                 if kind == NFTABLES << 8 | _TRACE:
                     found.append(_step(attributes(body, 4), self._name))
@@ -135,7 +136,8 @@ class Trace:
             Change(_BATCH_END, 0, resource),
         ]
         self._socket.send(packed(all_of_them, 0))
-        # The kernel has done all when that returns (netlink_unicast_kernel in net/netlink).
+        # The kernel has done everything when the send returns (netlink_unicast_kernel in
+        # net/netlink).
         with suppress(BlockingIOError):
             while True:
                 data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
@@ -216,7 +218,7 @@ def _step(found: Attributes, name: str) -> Step:
         chain=text(found, 2),
         kind=_KINDS.get(number(4), ""),
         handle=number(3),
-        # The policy of a chain is told in an attribute of its own.
+        # The kernel reports the policy of a chain in an attribute of its own.
         verdict=number(16) if 16 in found else struct.unpack("!i", verdict)[0],
         source=ip[0],
         destination=ip[1],
@@ -229,7 +231,7 @@ def _step(found: Attributes, name: str) -> Step:
 
 
 def _header(data: bytes) -> tuple[str, str, int]:
-    """(source, destination, protocol)."""
+    """Return (source, destination, protocol)."""
     if len(data) >= 20 and data[0] >> 4 == 4:
         return unpack_address(data[12:16]), unpack_address(data[16:20]), data[9]
     if len(data) >= 40 and data[0] >> 4 == 6:

@@ -1,5 +1,5 @@
-"""Which packet rules a network namespace has, at a glance: nothing is read of any, and the kernel
-loads and sets up nothing for it. Small, for most namespaces have none."""
+"""Says which packet rules a network namespace has, without reading them, and without making the
+kernel load or set anything up. The module is small, because most namespaces have no rules."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from tapwright.linux import nfnetlink
 from tapwright.linux.netlink import Netlink, NetlinkError, attribute, attributes, text
 
 _GETTABLE, _GETGEN, _GEN_ID = nfnetlink.NFTABLES << 8 | 1, nfnetlink.NFTABLES << 8 | 16, 1
-# IPSET_CMD_LIST; its attributes, and that only names are wanted (ip_set.h).
+# IPSET_CMD_LIST, its attributes, and the flag that asks for names only (ip_set.h).
 _LIST, _PROTOCOL, _NAME, _FLAGS = nfnetlink.IPSET << 8 | 7, 1, 2, 6
 _VERSION, _ONLY_NAMES = b"\x07", b"\0\0\0\x02"
 _IPSET_MODULE = "/sys/module/ip_set"
@@ -22,9 +22,9 @@ _SERVICES, _HEAD_LINES = "/proc/thread-self/net/ip_vs", 3
 
 
 class Glance(NamedTuple):
-    """The generation of the ruleset of nf_tables, which is another after each change (0 without
-    nf_tables), whether it has any table, the tables of iptables-legacy as (family, name), the names
-    of ipsets, and whether IPVS has a service."""
+    """The generation of nf_tables' ruleset, which changes with each change (0 without nf_tables);
+    whether the ruleset has a table; the tables of iptables-legacy as (family, name); the names of
+    ipsets; and whether IPVS has a service."""
 
     generation: int = 0
     has_tables: bool = False
@@ -34,12 +34,12 @@ class Glance(NamedTuple):
 
     @property
     def is_silent(self) -> bool:
-        """Whether there is something of which nobody tells when it changes."""
+        """Whether there are rules whose changes the kernel does not report."""
         return bool(self.legacy or self.ipsets or self.balances)
 
 
 def glance() -> Glance:
-    """Those of the thread's namespace. Raises OSError."""
+    """Return the glance at the thread's namespace. Raises OSError."""
     found = Glance(legacy=legacy_tables(), balances=balances())
     try:
         nl = nfnetlink.opened()
@@ -56,8 +56,8 @@ def glance() -> Glance:
 
 
 def generation(nl: Netlink) -> int:
-    """A number that changes with each change of the namespace's ruleset, 0 where the kernel has no
-    nf_tables."""
+    """Return a number that changes with each change of the namespace's ruleset, 0 if the kernel has
+    no nf_tables."""
     try:
         answer = nl.get("look at nf_tables", _GETGEN, nfnetlink.header(0))
     except NetlinkError as error:
@@ -68,22 +68,22 @@ def generation(nl: Netlink) -> int:
 
 
 def has_tables(nl: Netlink) -> bool:
-    """Whether nf_tables has any. Raises NetlinkError."""
+    """Whether nf_tables has any table. Raises NetlinkError."""
     return bool(nl.dump("list tables of nf_tables", _GETTABLE, nfnetlink.header(0)))
 
 
 def legacy_tables() -> tuple[tuple[str, str], ...]:
-    """(family, name) of those that somebody has set up."""
+    """Return (family, name) of the tables that are set up."""
     found: list[tuple[str, str]] = []
     for family, name in _NAMES_OF_TABLES:
         with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{name}") as file:
-            # The one that was set up last is told first.
+            # The kernel lists the last table that was set up first.
             found += [(family, table) for table in reversed(file.read().split())]
     return tuple(found)
 
 
 def ipset_names(nl: Netlink) -> tuple[str, ...]:
-    """Raises NetlinkError."""
+    """Return the names of ipsets. Raises NetlinkError."""
     asked = attribute(_PROTOCOL, _VERSION) + attribute(_FLAGS, _ONLY_NAMES)
     found = nl.dump("list the ipsets", _LIST, nfnetlink.header(0) + asked)
     return tuple(text(attributes(body, 4), _NAME) for body in found)

@@ -1,4 +1,4 @@
-"""Where the other end of an interface is: a veth's peer, what a macvlan is on (rtnetlink(7),
+"""Finds the other end of an interface: a veth's peer, or the parent of a macvlan (rtnetlink(7),
 net/core/net_namespace.c)."""
 
 import struct
@@ -14,8 +14,9 @@ _NUMBER = struct.Struct("=i")
 
 
 def other_end(nl: Netlink, index: int, netns_fd: int) -> int:
-    """The index, in the namespace that the descriptor is of, of what an interface of this namespace
-    is connected to; 0 where that is elsewhere, or nothing. Raises NetlinkError."""
+    """Return the index of the interface to which one of this namespace is connected, if that one is
+    in the namespace of the descriptor; 0 if it is elsewhere, or there is none. Raises
+    NetlinkError."""
     operation = f"find the other end of interface {index}"
     body = nl.get(operation, RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0))
     found = attributes(body, _IFINFO.size)
@@ -26,9 +27,8 @@ def other_end(nl: Netlink, index: int, netns_fd: int) -> int:
 
 
 def number_of(nl: Netlink, netns_fd: int) -> int:
-    """The number that this namespace has for the one that the descriptor is of, by which the other
-    ends of its interfaces are reported (IFLA_LINK_NETNSID); negative where it has none. Raises
-    NetlinkError."""
+    """Return this namespace's number for the namespace of the descriptor; negative if it has none.
+    The kernel reports other ends by these numbers (IFLA_LINK_NETNSID). Raises NetlinkError."""
     operation = "find the number of a namespace"
     body = nl.get(operation, _RTM_GETNSID, _GENERAL + attribute(_NETNSA_FD, netns_fd))
     (number,) = _NUMBER.unpack(attributes(body, len(_GENERAL))[_NETNSA_NSID])

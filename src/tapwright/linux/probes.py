@@ -1,9 +1,9 @@
-"""Bounded probes: a few packets to one address, and what came back.
+"""Bounded probes: a few packets to one address, and the answers.
 
-ICMP echo (RFC 792, 4443), small and as large as the interface takes, with "don't fragment"; a TCP
-connection that is closed at once; a UDP datagram; a question to a name server (RFC 1035); and
-questions on the link, who else has an address (RFC 5227, 4861) and which router is there. Used on
-the host and in the guest.
+The probes are ICMP echo (RFC 792, 4443), small and as large as the interface allows, with "don't
+fragment"; a TCP connection that is closed at once; a UDP datagram; a question to a name server (RFC
+1035); and questions on the link for other holders of an address (RFC 5227, 4861) and for a router.
+Both host and guest use it.
 """
 
 import errno
@@ -28,11 +28,12 @@ _ALL, _IPV4, _ARP = 0x0003, 0x0800, 0x0806
 
 
 class Result:
-    """Of a probe called `name`: `outcome` answered, silent, refused or failed; the system's `error`
-    with `origin` here, peer or icmp, whose sender is `reporter`; `size` of the IP packet; `port` is
-    the one that it came from. Of a question on the link `macs` are those that answered.
+    """The result of the probe `name`. `outcome` is answered, silent, refused or failed. `error` is
+    the system's error; its `origin` is here, peer or icmp, and then `reporter` sent it. `size` is
+    that of the IP packet, `port` the source port. `macs` are those that answered a question on the
+    link.
 
-    No dataclass, for that module is not in the guest.
+    It is no dataclass, because that module is not in the guest.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,7 +49,7 @@ class Result:
 
 
 class _Probe:
-    """One that is under way."""
+    """A probe in progress."""
 
     def __init__(self, name: str) -> None:
         self.result = Result(name)
@@ -58,7 +59,7 @@ class _Probe:
 
     @property
     def socket(self) -> socket.socket:
-        """Raises OSError for one that could not be begun."""
+        """Raises OSError if the probe could not be started."""
         if self.opened is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self.opened
@@ -68,10 +69,10 @@ class _Probe:
             self.opened.close()
 
     def send(self) -> None:
-        """Send it, for the first time or again. Raises OSError."""
+        """Send the probe, for the first time or again. Raises OSError."""
 
     def take(self) -> None:
-        """Take in what has come. Raises OSError."""
+        """Take in what has arrived. Raises OSError."""
 
     def end(self, outcome: str) -> None:
         self.result.outcome = outcome
@@ -84,7 +85,7 @@ class _Probe:
         self.end(REFUSED if refused else FAILED)
 
     def take_error(self) -> bool:
-        """Whether the kernel has told of an error (ip(7), IP_RECVERR), which ends the probe."""
+        """Whether the kernel has reported an error (ip(7), IP_RECVERR), which ends the probe."""
         try:
             _, more, _, _ = self.socket.recvmsg(
                 2048, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
@@ -130,7 +131,7 @@ class _Echo(_Probe):
 
     def send(self) -> None:
         head = struct.pack("!BBHHH", 128 if self._six else 8, 0, 0, self._id, 1)
-        if not self._six:  # of IPv6 the kernel makes the sum
+        if not self._six:  # for IPv6 the kernel computes the checksum
             head = struct.pack("!BBHHH", 8, 0, _sum(head + self._payload), self._id, 1)
         self.socket.send(head + self._payload)
 
@@ -160,7 +161,7 @@ class _Tcp(_Probe):
         self._place, self._is_begun = (target, port), False
 
     def send(self) -> None:
-        if self._is_begun:  # TCP sends again by itself
+        if self._is_begun:  # TCP retransmits by itself
             return
         self._is_begun = True
         with suppress(BlockingIOError):
@@ -203,8 +204,8 @@ class _Udp(_Probe):
 
 
 class _Question(_Probe):
-    """Who else has our address: asked from the address 0.0.0.0 (or ::), so that nobody learns from
-    it."""
+    """A question for other holders of the NIC's own address. Its source is 0.0.0.0 (or ::), so no
+    receiver learns anything from it."""
 
     def __init__(self, device: str, mac: str, address: str) -> None:
         super().__init__(f"duplicate {address}")
@@ -252,8 +253,9 @@ class _Question(_Probe):
 
 
 class _Solicitation(_Probe):
-    """Which router is on the link (RFC 4861, 6.3.7): `reporter` is the first that offers to be a
-    default one. All nodes of the link may hear its offer, as they do from time to time."""
+    """A question for routers on the link (RFC 4861, 6.3.7). `reporter` is the first router that
+    offers itself as a default one. All nodes of the link may receive the offer, as they do from
+    time to time."""
 
     def __init__(self, device: int) -> None:
         super().__init__("router")
@@ -276,8 +278,9 @@ class _Solicitation(_Probe):
 
 
 def refuses_routers(link: dict[str, Any]) -> bool:
-    """Whether an interface that is up takes no router's offer (Documentation/networking/
-    ip-sysctl.rst: accept_ra); `link` is as `agent.guest.probing` has it."""
+    """Whether an interface that is up ignores router advertisements
+    (Documentation/networking/ip-sysctl.rst: accept_ra); `link` is as `agent.guest.probing` reports
+    it."""
     settings = link["settings"]
     accepted, forwards = settings.get("accept_ra"), settings.get("forwarding") == "1"
     refuses = accepted == "0" or (accepted == "1" and forwards)
@@ -285,7 +288,7 @@ def refuses_routers(link: dict[str, Any]) -> bool:
 
 
 def find_router(device: int, seconds: float = 1.1) -> Result:
-    """Ask on the link of an interface, by its index, for a router."""
+    """Ask for a router on the link of an interface, by its index."""
     try:
         probe: _Probe = _Solicitation(device)
     except OSError as error:
@@ -306,8 +309,8 @@ def run(
     seconds: float = 1.1,
     source: str = "",
 ) -> list[Result]:
-    """Send the probes side by side; a `large` echo has that size. `own` is (device, MAC, addresses)
-    of which somebody else on the link is looked for."""
+    """Send the probes at the same time; a `large` echo has that size. `own` is (device, MAC,
+    addresses): other holders of these addresses are looked for on the link."""
     makers: list[tuple[str, Any]] = []
     if target:
         makers.append(("echo", lambda: _Echo("echo", target, token, 84, source)))
@@ -342,7 +345,7 @@ def _conduct(probes: list[_Probe], seconds: float) -> None:
         passed = time.monotonic() - begun
         open_ones = [probe for probe in probes if not probe.is_over]
         waited_for = [probe for probe in open_ones if not isinstance(probe, _Question)]
-        # Who answers on the link does it at once.
+        # Nodes on the link answer at once.
         if passed > seconds or (not waited_for and (not open_ones or passed > _AGAIN_SECONDS)):
             return
         if sent <= passed / _AGAIN_SECONDS and sent < 3:
@@ -371,7 +374,7 @@ def _attempt(probe: _Probe, step: Any) -> None:
 
 
 def _sum(data: bytes) -> int:
-    """RFC 1071."""
+    """Return the checksum of RFC 1071."""
     data += b"\0" * (len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
@@ -380,8 +383,9 @@ def _sum(data: bytes) -> int:
 
 
 class Asked(NamedTuple):
-    """A question to a name `server`: `outcome` as of a probe; `code` of the answer (RFC 1035,
-    4.1.1: 0 none, 2 its failure, 3 no such name, 5 refused); the `addresses` that it told."""
+    """A question to the name server `server`. `outcome` is as that of a probe; `code` is that of
+    the answer (RFC 1035, 4.1.1: 0 none, 2 server failure, 3 no such name, 5 refused); `addresses`
+    are those in the answer."""
 
     server: str
     name: str
@@ -392,8 +396,8 @@ class Asked(NamedTuple):
 
 
 def resolve(name: str, servers: list[str], search: list[str], ndots: int = 1) -> list[Asked]:
-    """Ask each server for the addresses of a name, as resolv.conf(5) has names looked up, and stop
-    at the first that has some; each question waits for 0.6 s."""
+    """Ask each server for the addresses of a name, in the order of resolv.conf(5), and stop at the
+    first that has some. Each question waits for 0.6 s."""
     full = name.rstrip(".")
     candidates = [f"{full}.{domain}" for domain in search]
     if name.endswith("."):
@@ -442,7 +446,7 @@ class _Ask(_Probe):
         data = self.socket.recv(4096)
         if data[:2] == self._id and len(data) >= 12:
             self._code = data[3] & 15
-            if not self._code:  # or it is no answer, whatever comes with it
+            if not self._code:  # an error code is no answer, whatever else the message has
                 with suppress(struct.error, IndexError, ValueError):
                     self._addresses = tuple(_answers(data))
             self.end(ANSWERED)
@@ -477,7 +481,7 @@ def _after_name(data: bytes, offset: int) -> int:
 
 
 def written(results: list[Any]) -> list[dict[str, Any]]:
-    """As JSON can be made of them."""
+    """Return the results as values for JSON."""
     return [
         result._asdict() if isinstance(result, Asked) else vars(result).copy() for result in results
     ]

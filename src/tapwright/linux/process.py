@@ -1,4 +1,4 @@
-"""Child processes: bound to their parent's life, and waited for (prctl(2), pidfd_open(2))."""
+"""Child processes: bound to their parent's life, and awaited (prctl(2), pidfd_open(2))."""
 
 import contextlib
 import os
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def die_with(parent: int) -> None:
-    """Let the kernel kill the calling process when its parent, of that pid, ends; for between fork
-    and exec. Ends the process when the parent has ended already."""
+    """Make the kernel kill the calling process when its parent, of this pid, ends. If the parent
+    has ended already, the process ends now. For use between fork and exec."""
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def die_with_other(parent: int) -> None:
-    """Die with a parent that is given as a pidfd, for a process that does not see its parent
-    because it is in another pid namespace."""
+    """Do the same for a parent given as a pidfd: a process in another pid namespace does not see
+    its parent's pid."""
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if select.select([parent], [], [], 0)[0]:
         os._exit(1)
@@ -33,8 +33,8 @@ def die_with_other(parent: int) -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Make the next process that the calling thread starts, within the block, the first of a pid
-    namespace of its own (pid_namespaces(7)). Start one there, and no thread. Raises OSError."""
+    """Make the next process that the calling thread starts within the block the first of a new pid
+    namespace (pid_namespaces(7)). Start one process in the block, and no thread. Raises OSError."""
     own = os.open("/proc/thread-self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
         libc.unshare(libc.CLONE_NEWPID)
@@ -46,10 +46,10 @@ def alone() -> Iterator[None]:
         os.close(own)
 
 
-_STACK_BYTES = 8 << 20  # the kernel's own (include/uapi/linux/resource.h, _STK_LIM)
+_STACK_BYTES = 8 << 20  # the kernel's default (include/uapi/linux/resource.h, _STK_LIM)
 _LOCKED_BYTES = 64 << 20
 _LIMITS = {
-    resource.RLIMIT_CORE: 0,  # of a guest's memory
+    resource.RLIMIT_CORE: 0,  # a dump would have a guest's memory in it
     resource.RLIMIT_MSGQUEUE: 0,
     resource.RLIMIT_RTPRIO: 0,
     resource.RLIMIT_NICE: 0,
@@ -67,9 +67,10 @@ _NO_MORE: Mapping[int, int] = {}
 
 
 def set_limits(files: int, most_files: int, more: Mapping[int, int] = _NO_MORE) -> None:
-    """Give the calling process the same limits (getrlimit(2)) whatever it inherited: no core dumps,
-    so many open files, which it may raise to `most_files`, and no bound where a control group has
-    one, but those of `more`. A limit that it may not raise (without CAP_SYS_RESOURCE) stays."""
+    """Give the calling process fixed limits (getrlimit(2)), whatever it inherited: no core dumps,
+    `files` open files, which it may raise to `most_files`, and no limit on what a control group
+    limits. `more` overrides these. A limit that the process may not raise (without
+    CAP_SYS_RESOURCE) stays."""
     wanted = {kind: (limit, limit) for kind, limit in {**_LIMITS, **more}.items()}
     for kind, (soft, hard) in {**wanted, resource.RLIMIT_NOFILE: (files, most_files)}.items():
         try:
@@ -81,7 +82,8 @@ def set_limits(files: int, most_files: int, more: Mapping[int, int] = _NO_MORE) 
 
 
 def ended(process: subprocess.Popen[bytes]) -> "asyncio.Future[None]":
-    """A future that is done when the process has ended; its exit status has been fetched then."""
+    """Return a future that is done when the process has ended; its exit status is collected by
+    then."""
     import asyncio  # slow to load, and not needed to start a process
 
     loop = asyncio.get_running_loop()
@@ -92,7 +94,7 @@ def ended(process: subprocess.Popen[bytes]) -> "asyncio.Future[None]":
         loop.remove_reader(pidfd)
         os.close(pidfd)
         process.wait()
-        if not future.done():  # whoever waited may have been cancelled
+        if not future.done():  # the awaiting task may have been cancelled
             future.set_result(None)
 
     loop.add_reader(pidfd, note)

@@ -33,8 +33,8 @@ _RTNEXTHOP = struct.Struct("=HBBi")
 
 
 class Route(NamedTuple):
-    """A unicast route. `destination` is `ADDRESS/PREFIX`, the default one `0.0.0.0/0` or `::/0`;
-    `device` is an interface index. `metric` 0 lets the kernel choose (IPv6: 1024)."""
+    """A unicast route. `destination` is `ADDRESS/PREFIX`, for a default route `0.0.0.0/0` or
+    `::/0`. `device` is an interface index. `metric` 0 lets the kernel choose (IPv6: 1024)."""
 
     destination: str
     device: int
@@ -58,9 +58,9 @@ class Route(NamedTuple):
 
 
 def decode(body: bytes) -> list[Route]:
-    """Read an RTM_NEWROUTE or RTM_DELROUTE body: a route for each of its next hops, none for what
-    is not a unicast route through interfaces (local, broadcast, multicast, blackhole), or is for
-    one type of service only."""
+    """Read the body of an RTM_NEWROUTE or RTM_DELROUTE message. Return a route for each next hop;
+    none for other types than unicast (local, broadcast, multicast, blackhole), for routes without
+    interfaces, and for routes of one type of service only."""
     family, length, _, tos, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     found = netlink.attributes(body, _RTMSG.size)
     if kind != RTN_UNICAST or tos:
@@ -87,7 +87,7 @@ def decode(body: bytes) -> list[Route]:
 
 
 def _next_hops(found: netlink.Attributes) -> Iterator[tuple[int, bytes | None, int]]:
-    """(interface index, packed gateway, flags) of each."""
+    """Yield (interface index, packed gateway, flags) of each next hop."""
     if RTA_OIF in found:
         yield u32(found, RTA_OIF), _gateway(found), 0
     hops, offset = found.get(RTA_MULTIPATH, b""), 0
@@ -101,7 +101,8 @@ def _next_hops(found: netlink.Attributes) -> Iterator[tuple[int, bytes | None, i
 
 
 def _gateway(found: netlink.Attributes) -> bytes | None:
-    """Packed; one of the other family is in an attribute of its own (struct rtvia)."""
+    """Return the packed gateway; one of the other family is in an attribute of its own (struct
+    rtvia)."""
     return found.get(RTA_GATEWAY) or found.get(RTA_VIA, b"")[2:] or None
 
 
@@ -109,7 +110,7 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def listing(nl: Netlink, families: Iterable[int] = FAMILIES) -> list[Route]:
-    """The unicast routes of all tables but the local one, in the order the kernel keeps them."""
+    """Return the unicast routes of all tables but the local one, in the kernel's order."""
     found: list[Route] = []
     for family in families:
         for body in nl.dump("list routes", RTM_GETROUTE, request_of(family)):
@@ -118,15 +119,14 @@ def listing(nl: Netlink, families: Iterable[int] = FAMILIES) -> list[Route]:
 
 
 def request_of(family: int) -> bytes:
-    """The body of a request for the unicast routes of a family, of all tables."""
+    """Return the body of a request for the unicast routes of a family, of all tables."""
     return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, RTN_UNICAST, 0)
 
 
 def add(nl: Netlink, route: Route, append: bool = False) -> None:
-    """Add a route, with `append` after (IPv6: beside) others to the same destination and of the
-    same metric.
+    """Add a route; with `append`, after (IPv6: beside) others of the same destination and metric.
 
-    Raises NetlinkError (EEXIST: there is such a one, or with `append` the very same).
+    Raises NetlinkError (EEXIST: such a route exists, or with `append` the very same).
     """
     (refusal,) = add_many(nl, [route], append)
     if refusal:
@@ -134,7 +134,8 @@ def add(nl: Netlink, route: Route, append: bool = False) -> None:
 
 
 def add_many(nl: Netlink, some: Iterable[Route], append: bool = False) -> list[NetlinkError | None]:
-    """The same with many, as far as they can be added; for each None, or why it was refused."""
+    """Add many routes, as far as the kernel accepts them. Return for each None, or the reason of
+    its refusal."""
     flags = netlink.NLM_F_CREATE | (netlink.NLM_F_APPEND if append else netlink.NLM_F_EXCL)
     return nl.request_many(
         [
@@ -145,14 +146,14 @@ def add_many(nl: Netlink, some: Iterable[Route], append: bool = False) -> list[N
 
 
 def remove(nl: Netlink, route: Route) -> None:
-    """Remove a route. One that went away with another change is not an error."""
+    """Remove a route. It is no error if the route went away with another change."""
     (refusal,) = remove_many(nl, [route])
     if refusal:
         raise refusal
 
 
 def remove_many(nl: Netlink, some: Iterable[Route]) -> list[NetlinkError | None]:
-    """The same with many; for each None, or why it was refused."""
+    """Remove many routes. Return for each None, or the reason of its refusal."""
     refusals = nl.request_many(
         [NetlinkRequest(f"remove route {route}", RTM_DELROUTE, encoded(route)) for route in some]
     )
@@ -160,7 +161,7 @@ def remove_many(nl: Netlink, some: Iterable[Route]) -> list[NetlinkError | None]
 
 
 def encoded(route: Route) -> bytes:
-    """The body of a message that adds, removes or tells of it."""
+    """Return the body of a message that adds, removes or reports the route."""
     address, _, length = route.destination.partition("/")
     flags = RTNH_F_ONLINK if route.onlink else 0
     parts = [

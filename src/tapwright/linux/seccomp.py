@@ -1,6 +1,6 @@
 """A filter of system calls, for a program that confines itself further (seccomp(2)).
 
-Numbers are those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
+The numbers are those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
 """
 
 import ctypes
@@ -15,7 +15,8 @@ _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 
-# The same calls under other numbers (arch/x86/include/uapi/asm/unistd.h: __X32_SYSCALL_BIT).
+# x32 has the same calls under other numbers (arch/x86/include/uapi/asm/unistd.h:
+# __X32_SYSCALL_BIT).
 _X32_BIT = 0x40000000
 
 # linux/bpf_common.h: LD|W|ABS, ALU|AND|K, JMP|JA, JMP|JEQ|K, JMP|JGE|K, RET|K
@@ -26,8 +27,8 @@ _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # struct seccomp_data
 
 @dataclass(frozen=True)
 class Check:
-    """A condition on the lower 32 bits of an argument, counted from 0: what is left of it under
-    `mask` is one of `values`, or, with `is_in` false, none of them."""
+    """A condition on the lower 32 bits of an argument (the first is 0): under `mask`, they are one
+    of `values`, or, with `is_in` false, none of them."""
 
     argument: int
     values: tuple[int, ...]
@@ -36,15 +37,16 @@ class Check:
 
 
 Condition = Sequence[Check]
-"""All of these checks together."""
+"""The condition holds if all its checks hold."""
 
 
 class Filter:
-    """Refuses system calls by number, some of them unless a condition holds; all others are done.
+    """Refuses some system calls by number, and others unless a condition holds. All other calls
+    pass.
 
-    A call of `lacking` fails with ENOSYS, as on a kernel without it, so that the C library does it
-    in another way, and so do all from the number `unknown` on; one of `refused` fails with EPERM;
-    one of `checked` is done when one of its conditions holds, and fails with EPERM else.
+    A call of `lacking`, or with a number from `unknown` on, fails with ENOSYS as on a kernel
+    without it, so the C library uses another call. A call of `refused` fails with EPERM. A call of
+    `checked` passes if one of its conditions holds, and fails with EPERM otherwise.
     """
 
     def __init__(
@@ -68,13 +70,13 @@ class Filter:
         self._program = ctypes.create_string_buffer(struct.pack("@HP", len(code), pointer))
 
     def install(self) -> None:
-        """Filter the calling thread, and what it becomes and starts, from now on. Raises OSError:
-        it needs no new privileges to be set, or CAP_SYS_ADMIN."""
+        """Filter the calling thread, and the programs and processes that it starts, from now on.
+        Raises OSError: the thread needs no_new_privs, or CAP_SYS_ADMIN."""
         libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(self._program))
 
 
 def _allowing(condition: Condition) -> list[bytes]:
-    """Allow the call if the condition holds; go on behind this if it does not."""
+    """Allow the call if the condition holds; otherwise go on with the code that follows."""
     code = [_ret(_ALLOW)]
     for check in reversed(condition):
         code = [*_unless(check, len(code)), *code]
@@ -82,7 +84,7 @@ def _allowing(condition: Condition) -> list[bytes]:
 
 
 def _unless(check: Check, distance: int) -> list[bytes]:
-    """Skip so many instructions behind this unless the check holds."""
+    """Skip `distance` instructions of the code that follows, unless the check holds."""
     code = [_load(_ARGUMENTS + 8 * check.argument), _and(check.mask)]
     left = len(check.values)
     for value in check.values:

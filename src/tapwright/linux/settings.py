@@ -1,8 +1,8 @@
-"""Settings of a namespace's network (/proc/sys/net), as far as they are not those that a kernel
-begins with (Documentation/networking/ip-sysctl.rst).
+"""Settings of a namespace's network (/proc/sys/net) that differ from the kernel's defaults
+(Documentation/networking/ip-sysctl.rst).
 
-Those of interfaces (`conf`) come with each interface in the kernel's list of them; the others are
-read from their files.
+Settings of interfaces (`conf`) come with each interface in the kernel's list of interfaces. The
+others are read from their files.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ Values = Mapping[str, str]
 
 
 class _Conf(NamedTuple):
-    """The settings of interfaces of one protocol, in the order of the kernel's list, with what they
-    begin with; None for what is left alone. Those in `seconds` are listed in milliseconds."""
+    """The settings of interfaces of one protocol, in the order of the kernel's list, with their
+    defaults; None for a setting that this module ignores. The kernel lists those in `seconds` in
+    milliseconds."""
 
     protocol: str
     family: int
@@ -34,7 +35,7 @@ class _Conf(NamedTuple):
     names: tuple[tuple[str, int] | None, ...]
     seconds: frozenset[str] = frozenset()
     of_all: Mapping[str, int] = {}
-    """Where `conf/all` begins with another value than `conf/default`."""
+    """The settings whose default in `conf/all` differs from that in `conf/default`."""
 
 
 def _named(text: str, others: Mapping[str, int]) -> tuple[tuple[str, int] | None, ...]:
@@ -72,7 +73,8 @@ _IPV4 = _Conf(
 )
 
 # enum in include/uapi/linux/ipv6.h; ipv6_devconf_dflt in net/ipv6/addrconf.c. The MTU is the
-# link's. The guest does not wait for the detection of duplicates: its addresses are the host's.
+# link's. The guest does not wait for the detection of duplicates, because its addresses are the
+# host's.
 _IPV6 = _Conf(
     "ipv6",
     _AF_INET6,
@@ -133,34 +135,35 @@ _IPV6 = _Conf(
 _CONFS = _IPV4, _IPV6
 IPV6_OFF, ADDRESS_GENERATION = "ipv6/disable_ipv6", "ipv6/addr_gen_mode"
 
-# What a kernel has by itself, or another setting stands for.
+# Settings that the kernel makes itself, or that follow from another one.
 _PASSED_OVER = frozenset(("ipv4/ip_forward", "ipv4/tcp_fastopen_key"))
 _ROOMS_PASSED_OVER = ("netfilter/nf_log",)
-# In ticks of the kernel's clock, which has another pace; the same in milliseconds is beside it.
+# In ticks, which differ from kernel to kernel; another setting has the same in milliseconds.
 _IN_TICKS = "retrans_time"
-# What the kernel gives to loopback.
+# The kernel's values for loopback.
 _OF_LOOPBACK = {"ipv4/disable_xfrm": "1", "ipv4/disable_policy": "1", "ipv6/use_tempaddr": "-1"}
 
 
 class OfInterface(NamedTuple):
-    """The lists of one interface, as the kernel sends them; empty where it has no such protocol."""
+    """The settings of one interface, as the kernel sends them; empty for a protocol that it
+    lacks."""
 
     ipv4: bytes = b""
     ipv6: bytes = b""
 
     def values(self) -> dict[str, str]:
-        """All of them, by PROTOCOL/NAME."""
+        """Return all settings, by PROTOCOL/NAME."""
         return {key: value for key, value, _ in self._all()}
 
     @property
     def makes_link_local(self) -> bool:
-        """Whether the kernel gives the interface a link-local address made of its MAC address."""
+        """Whether the kernel gives the interface a link-local address made from its MAC address."""
         found = self.values()
         return found.get(IPV6_OFF) == "0" and found.get(ADDRESS_GENERATION) == "0"
 
     def special(self, is_loopback: bool = False) -> dict[str, str]:
-        """The settings that differ from a new interface's. Where the kernel has no IPv6, the
-        interface has no settings of it."""
+        """Return the settings that differ from a new interface's. A kernel without IPv6 has none of
+        it."""
         own = _OF_LOOPBACK if is_loopback else {}
         found = {
             key: value for key, value, default in self._all() if value != own.get(key, default)
@@ -170,7 +173,7 @@ class OfInterface(NamedTuple):
         return found
 
     def _all(self) -> Iterator[tuple[str, str, str]]:
-        """(key, value, value that it begins with) of each."""
+        """Yield (key, value, default) of each setting."""
         for conf, data in ((_IPV4, self.ipv4), (_IPV6, self.ipv6)):
             known = min(len(data) // 4, len(conf.names))
             for entry, value in zip(
@@ -187,7 +190,7 @@ class OfInterface(NamedTuple):
 
 
 def of_interface(specific: bytes) -> OfInterface:
-    """Read an IFLA_AF_SPEC."""
+    """Read an IFLA_AF_SPEC attribute."""
     found = netlink.attributes(specific)
     ipv4 = netlink.attributes(found.get(_AF_INET, b"")).get(_IFLA_INET_CONF, b"")
     ipv6 = netlink.attributes(found.get(_AF_INET6, b"")).get(_IFLA_INET6_CONF, b"")
@@ -195,9 +198,9 @@ def of_interface(specific: bytes) -> OfInterface:
 
 
 class Defaults(NamedTuple):
-    """What a fresh namespace of this host begins with: by path below /proc/sys/net, without
-    interfaces; `neigh` by PROTOCOL/NAME for those of the neighbours of an interface; `rooms` the
-    directories that there were."""
+    """The defaults of a new namespace of this host, by path below /proc/sys/net, without
+    interfaces. `neigh` has those of an interface's neighbours by PROTOCOL/NAME; `rooms` are the
+    directories that existed at the time."""
 
     values: dict[str, str]
     neigh: dict[str, str]
@@ -205,8 +208,9 @@ class Defaults(NamedTuple):
 
 
 def defaults() -> Defaults:
-    """Found out once in the life of the host, unless parts of the network were loaded since. Must
-    not be called with a namespace entered. Raises OSError."""
+    """Return the defaults. They are found out once after each boot of the host, and again when
+    parts of the network were loaded since then. Never call this inside an entered namespace. Raises
+    OSError."""
     rooms = _rooms()
     try:
         known = Defaults(**json.loads(_DEFAULTS_FILE.read_text()))
@@ -221,7 +225,7 @@ def defaults() -> Defaults:
     finally:
         os.close(fresh)
     temporary = _DEFAULTS_FILE.with_name(f".{_DEFAULTS_FILE.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):  # found out again the next time
+    with contextlib.suppress(OSError):  # the next call finds them out again
         _DEFAULTS_FILE.parent.mkdir(mode=0o755, exist_ok=True)
         temporary.write_text(json.dumps(found._asdict()))
         temporary.rename(_DEFAULTS_FILE)
@@ -229,8 +233,8 @@ def defaults() -> Defaults:
 
 
 def wide(known: Defaults) -> dict[str, str]:
-    """The special settings of this thread's namespace, without interfaces': by path below
-    /proc/sys/net, in the order in which to set them."""
+    """Return the settings of this thread's namespace that differ, without those of interfaces: by
+    path below /proc/sys/net, in the order in which to set them."""
     own = dict(_different(known.values))
     for conf in _CONFS:
         for scope in ("all", "default"):
@@ -239,7 +243,7 @@ def wide(known: Defaults) -> dict[str, str]:
 
 
 def of_neighbours(known: Defaults, interfaces: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The special settings of the neighbours of interfaces: by name, and PROTOCOL/NAME."""
+    """Return the differing settings of interfaces' neighbours: by interface, and PROTOCOL/NAME."""
     found = {}
     for name in interfaces:
         paths = {f"{_neigh(key, name)}": key for key in known.neigh}
@@ -250,7 +254,7 @@ def of_neighbours(known: Defaults, interfaces: Iterable[str]) -> dict[str, dict[
 
 
 def default_of(path: str, known: Defaults) -> str | None:
-    """What a setting that is no interface's begins with; None where that is not known."""
+    """Return the default of a setting that is no interface's; None if it is not known."""
     if path in known.values:
         return known.values[path]
     for conf in _CONFS:
@@ -265,7 +269,7 @@ def _begins_with(conf: _Conf, scope: str) -> dict[str, str]:
     return {
         f"{conf.protocol}/conf/{scope}/{name}": str(others.get(name, default))
         for name, default in filter(None, conf.names)
-        # Set for all, it would be set for those that are there, and not for those to come.
+        # On `all`, it would apply to the present interfaces, and not to later ones.
         if not (scope == "all" and name == "addr_gen_mode")
     }
 
@@ -290,7 +294,7 @@ def _different(wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(path: str) -> str | None:
-    """None where there is none, or it is not to be read."""
+    """Return a file's content; None if it does not exist, or can't be read."""
     try:
         fd = os.open(f"{ROOT}/{path}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -309,8 +313,8 @@ def _rooms() -> list[str]:
 
 
 def _read_fresh() -> Defaults:
-    """All that can be read and written in the namespace that this thread is in, which has nothing
-    but its loopback."""
+    """Read all settings that can be read and written in this thread's namespace, which has only its
+    loopback."""
     values, neigh = {}, {}
     for directory, below, files in os.walk(ROOT):
         room = directory.removeprefix(ROOT).strip("/")
@@ -333,16 +337,17 @@ def _read_fresh() -> Defaults:
 
 
 def directories() -> list[str]:
-    """The directories with settings of this thread's namespace, but for interfaces'."""
+    """Return the directories with settings of this thread's namespace, without those of
+    interfaces."""
     return [directory for directory, _, files in os.walk(ROOT) if files]
 
 
 def directories_of_interfaces() -> list[str]:
-    """The directories of its interfaces, and of their neighbours."""
+    """Return the directories of the namespace's interfaces, and of their neighbours."""
     found = []
     for conf in _CONFS:
         for place in ("conf", "neigh"):
             directory = f"{ROOT}/{conf.protocol}/{place}"
-            with contextlib.suppress(FileNotFoundError):  # the kernel has no such protocol
+            with contextlib.suppress(FileNotFoundError):  # the kernel lacks this protocol
                 found += [f"{directory}/{name}" for name in os.listdir(directory)]
     return found

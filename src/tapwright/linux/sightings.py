@@ -1,7 +1,7 @@
-"""Frames that pass an interface, as far as they tell whether a probe came by (packet(7)).
+"""Watches frames that pass an interface, to see whether a probe came by (packet(7)).
 
-Nothing of the interface is changed: no promiscuous mode, no filter. Used on the host and in the
-guest. Each sighting is read of the headers alone (RFC 791, 8200, 792, 4443, 793, 768, 826, 4861).
+A watch changes nothing of the interface: no promiscuous mode, no filter. Both host and guest use
+it. A sighting is read from the headers alone (RFC 791, 8200, 792, 4443, 793, 768, 826, 4861).
 """
 
 import socket
@@ -21,11 +21,11 @@ _SYN, _RST, _ACK = 0x02, 0x04, 0x10
 
 
 class Sighting(NamedTuple):
-    """A frame. `what` is echo-request, echo-reply, syn, syn-ack, rst, tcp, udp, icmp-error (whose
-    `detail` has type and code, `about` the destination of what it is about), arp-request and
-    arp-reply (for IPv6: of neighbour discovery), whose `destination` is the address asked for.
-    `size` is that of the IP packet; ports are 0 where there are none; `marked` tells that it has
-    the token."""
+    """A frame. `what` is echo-request, echo-reply, syn, syn-ack, rst, tcp, udp, icmp-error
+    (`detail` has type and code, `about` the destination of the packet that caused it), or
+    arp-request and arp-reply (also for IPv6's neighbour discovery; `destination` is the address
+    asked for). `size` is that of the IP packet. Ports are 0 if there are none. `marked` is true if
+    the frame has the token."""
 
     what: str
     outgoing: bool
@@ -42,13 +42,13 @@ class Sighting(NamedTuple):
 
 
 class Watch:
-    """What passes the interface with that index in the namespace of the calling thread. Raises
-    OSError."""
+    """Watches the interface with this index in the calling thread's namespace. Raises OSError."""
 
     def __init__(self, index: int, token: bytes) -> None:
         self._token = token
-        # Of no protocol at first: else it hears all interfaces until it is bound, and waits then
-        # until the kernel has nobody left who sees that (net/packet/af_packet.c: packet_do_bind).
+        # The socket has no protocol at first. Otherwise it would receive from all interfaces until
+        # it is bound, and the bind would wait for the kernel (net/packet/af_packet.c:
+        # packet_do_bind).
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
@@ -67,7 +67,7 @@ class Watch:
         self._socket.close()
 
     def sightings(self) -> list[Sighting]:
-        """What has passed so far, at most a few thousand frames."""
+        """Return what has passed so far, at most a few thousand frames."""
         found = []
         with suppress(BlockingIOError):
             for _ in range(_MOST):
@@ -84,7 +84,7 @@ class Watch:
 
 
 def read(frame: bytes, outgoing: bool, token: bytes) -> Sighting | None:
-    """A frame from its Ethernet header on; None for one that is of no interest."""
+    """Read a frame from its Ethernet header on; None for a frame of no interest."""
     to_mac, from_mac = unpack_mac(frame[:6]), unpack_mac(frame[6:12])
     (kind,) = struct.unpack_from("!H", frame, 12)
     packet = frame[14:]
@@ -136,7 +136,7 @@ def _packet(packet: bytes, outgoing: bool, token: bytes) -> Sighting | None:
 
 
 def _split(packet: bytes) -> tuple[str, str, int, int, bytes]:
-    """(source, destination, protocol, size, what follows the header)."""
+    """Return (source, destination, protocol, size, payload)."""
     if packet[0] >> 4 == 4:
         (size,) = struct.unpack_from("!H", packet, 2)
         length = (packet[0] & 15) * 4

@@ -1,4 +1,4 @@
-"""Signals as something that can be read."""
+"""Signals that are read from a descriptor."""
 
 import contextlib
 import os
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 @contextlib.contextmanager
 def caught(numbers: Iterable[int]) -> Iterator[int]:
-    """A descriptor that gives the number of each of these signals that comes within the block. For
-    the main thread."""
+    """Yield a descriptor from which the number of each of these signals can be read while the block
+    lasts. For the main thread only."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     waking = signal.set_wakeup_fd(write, warn_on_full_buffer=False)

@@ -40,7 +40,7 @@ TC_LINKLAYER_ETHERNET = 1
 ETH_P_ALL = 3
 
 LEAST_RATE = 8_000
-"""Bits a second: htb forgets a debt of more than a minute, so it can't hold much lower rates."""
+"""Bits a second. htb forgets a debt of more than a minute, so it can't hold much lower rates."""
 
 _TCMSG = struct.Struct("=BxxxiIII")
 _U32_SEL = struct.Struct("=BBBxHHhhI")
@@ -55,13 +55,13 @@ _HTB_INIT = struct.Struct("=5I")
 _RATE = struct.Struct("=BBHhHI")
 _HTB_CLASS = struct.Struct("=5I")
 
-_SHARED, _ALL = 1, 2  # priorities: the lower one is asked first
-_HANDLE = 0x74770000  # not one that people choose: only ours is ever removed
+_SHARED, _ALL = 1, 2  # priorities: the kernel tries the lower one first
+_HANDLE = 0x74770000  # not a handle that people choose: Tapwright removes only its own
 _CLASS = 1
-# A class may send while it is not in debt, so even a frame that costs more than the burst goes out:
-# the burst has only to cover the time in which the kernel comes too late, a tick at 250 Hz.
+# A class may send while it is not in debt, so even a frame that costs more than the burst goes out.
+# The burst only covers the time by which the kernel may be late: a tick at 250 Hz.
 _BURST = 4_000_000 // 64  # ns, in ticks (PSCHED_SHIFT, include/net/pkt_sched.h)
-_QUANTUM = 60_000  # bytes; shares out between classes, and there is one
+_QUANTUM = 60_000  # bytes; shares bandwidth between classes, and there is only one
 
 
 def add_ingress(nl: Netlink, index: int) -> None:
@@ -79,13 +79,13 @@ def has_ingress(nl: Netlink, index: int) -> bool:
 
 
 def remove_ingress(nl: Netlink, index: int) -> None:
-    """Remove the ingress qdisc with its filters; nothing happens where there is none."""
+    """Remove the ingress qdisc with its filters. An interface without one is no error."""
     _remove_qdisc(nl, index, INGRESS_HANDLE, TC_H_INGRESS, "ingress")
 
 
 def redirect_ingress(nl: Netlink, source: int, target: int) -> None:
-    """Send every frame that arrives at `source` out through `target`, before any protocol
-    of this host sees it. `source` needs its ingress qdisc."""
+    """Send every frame that arrives at `source` out through `target`, before any protocol of this
+    host sees it. `source` needs its ingress qdisc."""
     match_all = _U32_SEL.pack(TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + _U32_KEY.pack(0, 0, 0, 0)
     options = [
         attribute(TCA_U32_SEL, match_all),
@@ -95,16 +95,16 @@ def redirect_ingress(nl: Netlink, source: int, target: int) -> None:
 
 
 def share_ingress(nl: Netlink, source: int, target: int, program: Program) -> None:
-    """Send a copy of those frames that arrive at `source`, and that the program does not answer
-    with 0, out through `target`; they themselves go on to this host's protocols, whatever
-    `redirect_ingress` does to others. `source` needs its ingress qdisc."""
+    """Send a copy of the frames that arrive at `source`, and for which the program does not return
+    0, out through `target`. The frames themselves go on to this host's protocols, whatever
+    `redirect_ingress` does to other frames. `source` needs its ingress qdisc."""
     options = [*_bpf(program), nested(TCA_BPF_ACT, [_mirred(TCA_EGRESS_MIRROR, TC_ACT_OK, target)])]
     operation = f"share what interface {source} receives with {target}"
     _add_filter(nl, operation, source, "bpf", options, _SHARED)
 
 
 def _mirred(what: int, then: int, target: int) -> bytes:
-    """The action that sends a frame, or a copy of it, out through `target`."""
+    """Return the action that sends a frame, or a copy of it, out through `target`."""
     parameters = _MIRRED.pack(0, 0, then, 0, 0, what, target)
     action = [
         attribute(TCA_ACT_KIND, "mirred"),
@@ -123,11 +123,11 @@ def _bpf(program: Program) -> list[bytes]:
 def drop_ingress(nl: Netlink, index: int) -> None:
     """Drop every frame that arrives at an interface, before any protocol of this host sees it.
 
-    Raises NetlinkError (EEXIST: it has an ingress qdisc); nothing is left then. `remove_ingress`
-    takes it back.
+    Raises NetlinkError (EEXIST: it has an ingress qdisc); then nothing has changed.
+    `remove_ingress` undoes it.
     """
     add_ingress(nl, index)
-    # By a classic BPF program, for the action `drop` is a module of its own.
+    # By a classic BPF program, because the action `drop` needs another kernel module.
     options = [
         *_bpf([(BPF_RET, 0, 0, TC_ACT_SHOT)]),
         attribute(TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT),
@@ -140,11 +140,11 @@ def drop_ingress(nl: Netlink, index: int) -> None:
 
 
 def limit_egress(nl: Netlink, index: int, bits_per_second: int) -> None:
-    """Hold what an interface sends to a rate; more than that waits in a queue of as many frames as
-    the interface's txqlen, and is dropped beyond.
+    """Limit the rate at which an interface sends. Further frames wait in a queue of the interface's
+    txqlen, and are dropped if it is full.
 
     Raises NetlinkError (EEXIST: it has a root qdisc already), ValueError (less than LEAST_RATE);
-    nothing has changed then. `remove_root` takes it back.
+    then nothing has changed. `remove_root` undoes it.
     """
     if bits_per_second < LEAST_RATE:
         raise ValueError(f"{bits_per_second} bits a second is less than {LEAST_RATE}, the least")
@@ -158,17 +158,18 @@ def limit_egress(nl: Netlink, index: int, bits_per_second: int) -> None:
 
 
 def remove_root(nl: Netlink, index: int) -> None:
-    """Remove the limit of what an interface sends; nothing happens where there is none of ours."""
+    """Remove the limit on what an interface sends. An interface without Tapwright's limit is no
+    error."""
     _remove_qdisc(nl, index, _HANDLE, TC_H_ROOT, "root")
 
 
 def limit_ingress(nl: Netlink, index: int, ifb: int, bits_per_second: int) -> None:
-    """Hold what an interface receives to a rate, by a detour over an ifb made for it
+    """Limit the rate at which an interface receives, by a detour over an ifb made for it
     (`links.add_ifb`) in the same namespace.
 
     The frames come back to the interface behind its ingress, so protocols, a bridge, or a macvtap
-    on it see the limited stream. Raises as `limit_egress` does; nothing is left on the interface
-    then. `remove_ingress`, and removing the ifb, take it back.
+    on it see the limited stream. Raises as `limit_egress` does; then nothing is left on the
+    interface. `remove_ingress`, and removing the ifb, undo it.
     """
     limit_egress(nl, ifb, bits_per_second)
     links.set_up(nl, ifb)
@@ -181,8 +182,8 @@ def limit_ingress(nl: Netlink, index: int, ifb: int, bits_per_second: int) -> No
 
 
 def _add_class(nl: Netlink, index: int, rate: int) -> None:
-    """The one class of htb, with a rate in bytes a second (net/sched/sch_htb.c)."""
-    # The field of 32 bits is what kernels before 3.13 know, the attributes hold the true rate.
+    """Add the one class of htb, with a rate in bytes a second (net/sched/sch_htb.c)."""
+    # Kernels before 3.13 know only the field of 32 bits; the attributes hold the true rate.
     short = _RATE.pack(0, TC_LINKLAYER_ETHERNET, 0, 0, 0, min(rate, 0xFFFFFFFF))
     parameters = short + short + _HTB_CLASS.pack(_BURST, _BURST, _QUANTUM, 0, 0)
     options = [
@@ -199,7 +200,7 @@ def _add_class(nl: Netlink, index: int, rate: int) -> None:
 def _add_filter(
     nl: Netlink, operation: str, index: int, kind: str, options: list[bytes], priority: int
 ) -> None:
-    """A filter of all protocols on the ingress qdisc."""
+    """Add a filter for all protocols on the ingress qdisc."""
     info = priority << 16 | socket.htons(ETH_P_ALL)
     payload = _TCMSG.pack(0, index, 0, INGRESS_HANDLE, info)
     payload += attribute(TCA_KIND, kind) + nested(TCA_OPTIONS, options)

@@ -1,5 +1,5 @@
-"""Tries what this kernel can do, in a private network namespace that ends with the trial: only the
-kernel modules that the kernel loaded stay."""
+"""Tries what this kernel can do, in a private network namespace that ends with the trial. Only
+kernel modules that were loaded for it stay."""
 
 import os
 import threading
@@ -18,17 +18,19 @@ def tap() -> OSError | None:
 
 
 def redirection() -> OSError | None:
-    """Redirect what arrives at one interface to another with `u32` and `mirred`."""
+    """Redirect what arrives at one interface to another with `u32` and `mirred`; return why that
+    fails."""
     return _attempt(_redirect)
 
 
 def macvtap() -> OSError | None:
-    """Make a macvtap, and open it."""
+    """Make a macvtap, and open it; return why that fails."""
     return _attempt(_make_macvtap)
 
 
 def limits() -> OSError | None:
-    """Limit what an interface receives, with an `ifb` and the `htb` that limits sending too."""
+    """Limit what an interface receives, with an `ifb` and with `htb`, which limits sending, too;
+    return why that fails."""
     return _attempt(_limit)
 
 
@@ -57,7 +59,7 @@ def _veth(nl: Netlink) -> int:
 
 
 def _attempt(work: Callable[[Netlink], None]) -> OSError | None:
-    """Run `work` in a thread with a namespace of its own, which ends with the thread."""
+    """Call `work` in a thread with a namespace of its own, which ends with the thread."""
     failures: list[OSError] = []
 
     def run() -> None:

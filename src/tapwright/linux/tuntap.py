@@ -1,5 +1,5 @@
-"""TAP devices: made, taken over, given back (Documentation/networking/tuntap.rst and
-drivers/net/tun.c in the kernel's sources)."""
+"""TAP devices: makes them, takes existing ones over, and gives these back
+(Documentation/networking/tuntap.rst and drivers/net/tun.c in the kernel's sources)."""
 
 import fcntl
 import os
@@ -12,9 +12,9 @@ from tapwright.linux.links import Link
 from tapwright.linux.netlink import u32
 
 LARGEST_MTU = 65521
-"""A TAP takes no more: 65,535 bytes with the Ethernet header (drivers/net/tun.c)."""
+"""The largest MTU of a TAP: 65,535 bytes with the Ethernet header (drivers/net/tun.c)."""
 KIND = "tun"
-"""The kind of TUN and TAP devices alike, in rtnetlink."""
+"""The kind of both TUN and TAP devices in rtnetlink."""
 
 TUNSETIFF, TUNSETPERSIST, TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454D0
 TUNSETIFINDEX = 0x400454DA
@@ -27,13 +27,13 @@ IFLA_TUN_TYPE, IFLA_TUN_PI, IFLA_TUN_VNET_HDR, IFLA_TUN_PERSIST, IFLA_TUN_MULTI_
 IFLA_TUN_NUM_QUEUES, IFLA_TUN_NUM_DISABLED_QUEUES = 8, 9
 
 MOST_QUEUES = 256
-"""Of one device (drivers/net/tun.c: MAX_TAP_QUEUES)."""
+"""The most queues of one device (drivers/net/tun.c: MAX_TAP_QUEUES)."""
 
 _DEVICE = "/dev/net/tun"
 
 
 class Tap(NamedTuple):
-    """The flags of a TAP, and how many of its queues are taken at present."""
+    """The flags of a TAP, and how many of its queues are in use."""
 
     packet_info: bool
     vnet_hdr: bool
@@ -53,7 +53,7 @@ class Tap(NamedTuple):
 
 
 def settings(link: Link) -> Tap | None:
-    """How an interface was made; None when it is no TAP."""
+    """Return the settings of a TAP; None if the interface is no TAP."""
     found = netlink.attributes(link.info)
 
     def flag(kind: int) -> bool:
@@ -71,31 +71,31 @@ def settings(link: Link) -> Tap | None:
 
 
 def create(name: str, index: int = 0) -> int:
-    """Make a TAP in the calling thread's namespace and return its file descriptor. It has that
-    index, or with 0 the kernel's next.
+    """Make a TAP in the calling thread's namespace and return its descriptor. The TAP gets this
+    index, or with 0 the kernel's next one.
 
-    The device lives as long as the descriptor. Frames carry a virtio-net header, so that
-    checksum and segmentation offload pass between guest and kernel. Raises OSError (EBUSY:
-    the name is taken).
+    The device lives as long as the descriptor. Frames have a virtio-net header, so that checksum
+    and segmentation offload pass between guest and kernel. Raises OSError (EBUSY: the name is
+    taken).
     """
     return _open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL, index)
 
 
 def keep(fd: int) -> None:
-    """Make the TAP of a descriptor stay when that is closed. Raises OSError."""
+    """Make the TAP of a descriptor persistent, so it stays when the descriptor is closed. Raises
+    OSError."""
     fcntl.ioctl(fd, TUNSETPERSIST, 1)
 
 
 def attach(name: str, tap: Tap, queues: int) -> list[int]:
-    """Take queues of an existing TAP, in the calling thread's namespace; return a descriptor for
-    each. Its settings stay as they are, but for packet information, which virtual machines can't
-    use. Raises OSError (EBUSY: another process has a queue, E2BIG: it has no more).
-    """
+    """Attach to queues of an existing TAP in the calling thread's namespace; return a descriptor
+    for each. The TAP keeps its settings, but for packet information, which virtual machines can't
+    use. Raises OSError (EBUSY: another process has a queue, E2BIG: it has no more)."""
     return several(queues, lambda: _open(name, tap.flags | IFF_NO_PI))
 
 
 def several(count: int, open_one: Callable[[], int]) -> list[int]:
-    """Open that many descriptors, or after a failure none."""
+    """Open `count` descriptors, or, if one fails, none."""
     fds: list[int] = []
     try:
         for _ in range(count):
@@ -108,8 +108,8 @@ def several(count: int, open_one: Callable[[], int]) -> list[int]:
 
 
 def reset(name: str, tap: Tap) -> None:
-    """Give a TAP, all of whose queues are free, its settings back, offloads off as after its
-    making."""
+    """Give a TAP, all of whose queues are free, its settings back, with offloads off as in a new
+    TAP."""
     fd = _open(name, tap.flags)
     try:
         fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
@@ -130,7 +130,7 @@ def _open(name: str, flags: int, index: int = 0) -> int:
 
 
 def holders(name: str) -> list[int]:
-    """The processes that hold a TAP of this name, in whatever namespace (fdinfo of proc(5))."""
+    """Return the processes that hold a TAP of this name, in any namespace (fdinfo of proc(5))."""
     line = f"iff:\t{name}\n"
     return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _has(pid, line)]
 
@@ -139,7 +139,7 @@ def _has(pid: int, line: str) -> bool:
     try:
         fds = os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        return False  # it has ended, or is not ours to look into
+        return False  # the process has ended, or this process may not look at it
     return any(_is_tap(pid, fd, line) for fd in fds)
 
 
@@ -150,4 +150,4 @@ def _is_tap(pid: int, fd: str, line: str) -> bool:
         with open(f"/proc/{pid}/fdinfo/{fd}") as file:
             return line in file.readlines()
     except OSError:
-        return False  # just closed
+        return False  # it was just closed

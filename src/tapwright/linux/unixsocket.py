@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def address(path: "str | os.PathLike[str]") -> "Iterator[str]":
-    """The address of the socket at a path, for the length of the block: it has room for 107 bytes,
-    however deep the directory is. Raises OSError when there is no such directory."""
+    """Yield an address for the socket at a path, valid within the block. A socket's address has
+    room for 107 bytes; this one fits, however deep the directory is. Raises OSError if the
+    directory does not exist."""
     directory, name = os.path.split(path)
     fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -23,10 +24,10 @@ def address(path: "str | os.PathLike[str]") -> "Iterator[str]":
 
 
 def received(connection: socket.socket, size: int, most: int) -> "tuple[bytes, list[int], bool]":
-    """(data, descriptors, whether some were lost) of one message, of at most so many bytes and
-    descriptors. What this process starts does not inherit them. Raises OSError.
+    """Return (data, descriptors, whether some were lost) of one message, of at most `size` bytes
+    and `most` descriptors. Child processes do not inherit the descriptors. Raises OSError.
 
-    `socket.recv_fds` of Python 3.11 drops the flag that says so.
+    `socket.recv_fds` of Python 3.11 drops the flag for lost descriptors.
     """
     space = socket.CMSG_LEN(most * array.array("i").itemsize)
     data, messages, flags, _ = connection.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)

@@ -1,11 +1,11 @@
-"""The tables of iptables-legacy, ip6tables-legacy and arptables-legacy: read in one network
-namespace, replaced in another.
+"""The tables of iptables-legacy, ip6tables-legacy and arptables-legacy: reads them in one network
+namespace, and replaces them in another.
 
-They go by socket options, a whole table at once (include/uapi/linux/netfilter_ipv4/ip_tables.h and
-its like for IPv6 and ARP, which have the same numbers and the same shape). The rules are handed on
-as the kernel tells them; only the indices of ipsets in them are translated.
+A socket option reads or replaces a whole table (include/uapi/linux/netfilter_ipv4/ip_tables.h and
+its counterparts for IPv6 and ARP, which have the same numbers and the same shape). Rules stay in
+the kernel's encoding; only the indices of ipsets in them are translated.
 
-Reading a table makes the kernel set it up; `packet_rules` tells which there are.
+Reading a table makes the kernel set it up; `packet_rules` says which tables exist.
 """
 
 import errno
@@ -17,9 +17,9 @@ from typing import NamedTuple
 from tapwright.linux import libc
 
 MOST_BYTES = 16 << 20
-"""Of one table."""
+"""The limit for one table."""
 
-_INFO, _ENTRIES, _REPLACE, _ADD_COUNTERS = 0, 1, 0, 1  # from the family's base on
+_INFO, _ENTRIES, _REPLACE, _ADD_COUNTERS = 0, 1, 0, 1  # added to the family's base
 _NAME_BYTES = 32
 _ATTEMPTS = 5
 _PART = struct.Struct("=H29sB")  # struct xt_entry_match and xt_entry_target: size, name, revision
@@ -28,9 +28,9 @@ _VERDICT_ACCEPT = struct.pack("=i", -2)  # -NF_ACCEPT - 1
 
 
 class _Kind(NamedTuple):
-    """How a family's tables are got at, and the shape of their entries: the offset of
-    `target_offset`, beside which `next_offset` is, that of the counters, and the size of all that
-    is before the matches."""
+    """The access to a family's tables, and the shape of their entries: the offset of
+    `target_offset`, which `next_offset` follows, that of the counters, and the size of the part
+    before the matches."""
 
     family: int
     level: int
@@ -47,7 +47,7 @@ class _Kind(NamedTuple):
 
     @property
     def replacement(self) -> struct.Struct:
-        """struct ipt_replace: as before, then the number of old counters and where they go."""
+        """struct ipt_replace: as ipt_getinfo, then the number of old counters and their address."""
         return struct.Struct(f"={_NAME_BYTES}sIII{2 * self.hooks}IIQ")
 
 
@@ -58,11 +58,11 @@ _KINDS = {
 }
 PROGRAMS = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy", "arp": "arptables-legacy"}
 MODULES = {"ip": "ip_tables", "ip6": "ip6_tables", "arp": "arp_tables"}
-"""What has a family's tables; nothing makes the kernel load it by itself."""
+"""The module with a family's tables; the kernel never loads it by itself."""
 
 
 class Table(NamedTuple):
-    """A table: `hooks` are the valid ones (a mask), where each begins, and where its policy is.
+    """A table. `hooks` has the valid ones (a mask), the start of each, and the place of its policy.
     `counters` has two numbers of 64 bits for each entry. Two tables with the same hooks and entries
     do the same."""
 
@@ -75,7 +75,7 @@ class Table(NamedTuple):
 
     @property
     def is_untouched(self) -> bool:
-        """Whether it has no rules, no chains of its own, and lets everything pass."""
+        """Whether the table has no rules and no chains of its own, and accepts everything."""
         if self.number > self.hooks[0].bit_count() + 1:
             return False
         *policies, _ = (
@@ -86,14 +86,14 @@ class Table(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        """All but the counters."""
+        """Everything but the counters."""
         return repr(self.hooks).encode() + self.entries
 
     def __str__(self) -> str:
         return f"table {self.name} of {PROGRAMS[self.family]}"
 
     def with_ipsets(self, indices: Mapping[int, int]) -> "Table":
-        """The same for a place where ipsets have other indices."""
+        """Return the table for a place where ipsets have other indices."""
         made = bytearray(self.entries)
         kind = _KINDS[self.family]
         for start, target, end in _each_entry(kind, self.entries):
@@ -112,8 +112,8 @@ class Table(NamedTuple):
 
 
 def read(family: str, name: str) -> Table:
-    """A table of the thread's namespace. Raises OSError: EMSGSIZE for one of more than MOST_BYTES,
-    EAGAIN when it changed again and again meanwhile."""
+    """Return a table of the thread's namespace. Raises OSError: EMSGSIZE for more than MOST_BYTES,
+    EAGAIN if the table kept changing meanwhile."""
     kind = _KINDS[family]
     with _opened(kind) as connection:
         for _ in range(_ATTEMPTS):
@@ -129,14 +129,14 @@ def read(family: str, name: str) -> Table:
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EINVAL):
                     raise
-                continue  # its size is another by now
+                continue  # its size has changed meanwhile
             return _table(kind, family, name, tuple(hooks), number, answer[_NAME_BYTES + 8 :])
     raise OSError(errno.EAGAIN, "it changed again and again while it was read", name)
 
 
 def replace(table: Table) -> None:
-    """Make a table of the thread's namespace that one. Raises OSError: ENOENT where the kernel has
-    not got a match or target that it names."""
+    """Replace a table of the thread's namespace by this one. Raises OSError: ENOENT if the kernel
+    lacks a match or target that the table names."""
     kind = _KINDS[table.family]
     name = table.name.encode()
     with _opened(kind) as connection:
@@ -152,7 +152,7 @@ def replace(table: Table) -> None:
                 try:
                     connection.setsockopt(kind.level, kind.base + _REPLACE, head + table.entries)
                 except BlockingIOError:
-                    continue  # somebody else has changed it
+                    continue  # another process has changed it
                 break
         else:
             raise OSError(errno.EAGAIN, "it changed again and again", table.name)
@@ -161,8 +161,8 @@ def replace(table: Table) -> None:
 
 
 def with_ipsets(name: str, revision: int, info: bytes, indices: Mapping[int, int]) -> bytes:
-    """What the match `set` or the target `SET` of iptables is about, with the indices of ipsets
-    elsewhere (include/uapi/linux/netfilter/xt_set.h: struct xt_set_info has 4 bytes, its index
+    """Return the data of the match `set` or the target `SET` of iptables, with the indices of other
+    ipsets (include/uapi/linux/netfilter/xt_set.h: struct xt_set_info has 4 bytes, its index
     first)."""
     offsets: tuple[int, ...] = ()
     if name == "set":
@@ -178,7 +178,7 @@ def with_ipsets(name: str, revision: int, info: bytes, indices: Mapping[int, int
 
 
 NO_IPSET = 0xFFFF
-"""The index of no set, which the kernel refuses where there must be one."""
+"""The index of no set; the kernel refuses it if there must be one."""
 
 
 def _opened(kind: _Kind) -> socket.socket:
@@ -201,13 +201,13 @@ def _table(
         offset = start + kind.counters
         counters.append(entries[offset : offset + _COUNTERS.size])
         made[offset : offset + _COUNTERS.size] = bytes(_COUNTERS.size)
-        # Where the kernel came from when it looked for loops is its own affair.
+        # The kernel's mark from its search for loops is cleared.
         struct.pack_into("=I", made, start + kind.offsets + 4, 0)
     return Table(family, name, hooks, number, bytes(made), b"".join(counters))
 
 
 def _each_entry(kind: _Kind, entries: bytes) -> Iterator[tuple[int, int, int]]:
-    """(start, offset of the target, offset of the next) of each."""
+    """Yield (start, offset of the target, offset of the next entry) of each entry."""
     start = 0
     while start + kind.size <= len(entries):
         target, following = struct.unpack_from("=HH", entries, start + kind.offsets)

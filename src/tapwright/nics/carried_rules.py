@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _AGENT_SECONDS = 45.0  # it may have to load many modules of its kernel
 _MOST_BYTES = MAX_REQUEST - 4096
-_MOST_TOLD = 100
+_MOST_REASONS = 100
 _MOST_SERVICES = 20_000
 _OF_BRIDGES = (7,)  # NFPROTO_BRIDGE
 
@@ -152,7 +152,7 @@ class CarriedRules:
     async def _change_tables(self, tables: Sequence[nftables.Table]) -> list[str]:
         """All at one stroke; where the guest refuses some, each for itself."""
         for table in tables:
-            self._tell(table.left_out)
+            self._warn(table.left_out)
         found = {(table.family, table.name): table for table in tables}
         gone = [which for which in self._tables if which not in found]
         new = [table for which, table in found.items() if self._tables.get(which) != table.key]
@@ -162,12 +162,12 @@ class CarriedRules:
         for which in gone:
             refused += await self._commit([which], [])
         for table in new:
-            if told := await self._commit([], [table]):
+            if reasons := await self._commit([], [table]):
                 # Only bridges of the guest's own would pass it; none is of the namespace.
                 if table.family in _OF_BRIDGES:
-                    self._tell(told[:1])
+                    self._warn(reasons[:1])
                 else:
-                    refused += told[:1]
+                    refused += reasons[:1]
         return refused
 
     async def _commit(
@@ -182,11 +182,11 @@ class CarriedRules:
         touched = [*gone, *((table.family, table.name) for table in new)]
         before = [[*which, self._handles.get(which, 0)] for which in touched]
         reply = await self._ask(nftables=_packed(nfnetlink.packed(changes)), before=before)
-        self._tell(
-            f"what a container has put into tables of the namespace's, which have changed: {told}"
-            for told in _refusals(reply, "own", [])
+        self._warn(
+            f"what a container has put into tables of the namespace's, which have changed: {reason}"
+            for reason in _refusals(reply, "own", [])
         )
-        if refused := _refusals(reply, "nftables", [change.told for change in changes]):
+        if refused := _refusals(reply, "nftables", [change.description for change in changes]):
             return refused
         for which in gone:
             del self._tables[which]
@@ -215,10 +215,10 @@ class CarriedRules:
                 "entries": _packed(table.entries),
                 "counters": _packed(table.counters),
             }
-            told = _refusals(await self._ask(tables=[item]), "tables", [str(table)])
-            if not told:
+            reasons = _refusals(await self._ask(tables=[item]), "tables", [str(table)])
+            if not reasons:
                 self._legacy[table.family, table.name] = table.key
-            refused += told
+            refused += reasons
         return refused
 
     def _read_services(self) -> dict[Service, dict[Server, Server]]:
@@ -247,8 +247,10 @@ class CarriedRules:
         if not changes:
             return
         self._services = {service: dict(servers) for service, servers in found.items()}
-        told = [f"{verb} {_place(service, server)} of IPVS" for verb, service, server in changes]
-        self._tell(_refusals(await self._ask(services=changes), "services", told))
+        descriptions = [
+            f"{verb} {_place(service, server)} of IPVS" for verb, service, server in changes
+        ]
+        self._warn(_refusals(await self._ask(services=changes), "services", descriptions))
 
     async def _ask(self, **parts: Any) -> dict[str, Any]:
         size = sum(len(part) for part in _texts(parts))
@@ -259,12 +261,12 @@ class CarriedRules:
             )
         return await self._agent.call(requests.set_rulesets(**parts), _AGENT_SECONDS)
 
-    def _tell(self, words: Iterable[str]) -> None:
-        """Once, however often it is looked at."""
-        for told in words:
-            if told not in self._left_out and len(self._left_out) < _MOST_TOLD:
-                self._left_out.add(told)
-                _log.warning("not among the guest's packet rules: %s", told)
+    def _warn(self, reasons: Iterable[str]) -> None:
+        """Log each reason once, however often the rules are read."""
+        for reason in reasons:
+            if reason not in self._left_out and len(self._left_out) < _MOST_REASONS:
+                self._left_out.add(reason)
+                _log.warning("not among the guest's packet rules: %s", reason)
 
 
 @contextlib.contextmanager
@@ -341,8 +343,8 @@ def _indices(reply: Mapping[str, Any], what: str, end: int) -> dict[str, int]:
     return {name: n for name, n in found.items() if isinstance(n, int) and 0 <= n < end}
 
 
-def _refusals(reply: Mapping[str, Any], kind: str, told: Sequence[str]) -> list[str]:
-    """What the guest says that it refused, in words."""
+def _refusals(reply: Mapping[str, Any], kind: str, descriptions: Sequence[str]) -> list[str]:
+    """Return what the guest refused, in words. `descriptions` are those of the requests."""
     found = reply.get("refused")
     words = []
     for refusal in found if isinstance(found, list) else ():
@@ -350,7 +352,7 @@ def _refusals(reply: Mapping[str, Any], kind: str, told: Sequence[str]) -> list[
             continue
         number = refusal.get("number")
         what = "all of them"
-        if isinstance(number, int) and 0 < number <= len(told):
-            what = told[number - 1]
+        if isinstance(number, int) and 0 < number <= len(descriptions):
+            what = descriptions[number - 1]
         words.append(f"{what}: {str(refusal.get('reason'))[:200]}")
     return words
