@@ -9,6 +9,8 @@ import pytest
 from tests.oci.conftest import Run
 from tests.oci.runtime import Runtime
 
+RLIMIT_LOCKS = 10  # include/uapi/asm-generic/resource.h; Python has no name for it
+
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
@@ -19,9 +21,9 @@ def _with_a_user(rootfs: Path) -> None:
 
 
 def test_limits_are_the_callers(by_runc: Run, by_us: Run) -> None:
-    """One that it has, one of those that engines leave out, and one that the guest's kernel would
+    """One that it has, two of those that engines leave out, and one that the guest's kernel would
     make out of its memory."""
-    kinds = resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING
+    kinds = resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING, RLIMIT_LOCKS
     before = [resource.getrlimit(kind) for kind in kinds]
     process = {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]}
     try:
@@ -34,6 +36,7 @@ def test_limits_are_the_callers(by_runc: Run, by_us: Run) -> None:
             resource.setrlimit(kind, before[number])
     assert "4321 " in expected
     assert "4322 " in expected
+    assert "4323 " in expected
 
 
 @pytest.mark.parametrize("uid", [1000, 1234])
