@@ -1,6 +1,7 @@
-"""Packets of a running sandbox, seen at each point of their way, as a pcapng file.
+"""Captures packets of a running sandbox at each point of their way, as a pcapng file.
 
-What belongs here: where the points are, sockets that listen there, the program for the guest, the
-filter language of pcap, the file format, and what brings these together. Nothing here changes a
-namespace or the guest, and QEMU knows nothing of it.
+`points` says where the points are, `listening` has the sockets that listen there, `in_guest` runs
+that program in the guest, `filters` has pcap's filter language, `pcapng` the file format, and
+`capturing` brings these together. Nothing here changes a namespace or the guest, and QEMU does not
+take part.
 """

@@ -1,7 +1,7 @@
 """Captures packets of a sandbox at several points into one file, in the order of their times.
 
-Everything is bounded: how long it goes on, how large the file becomes, and how much is kept to be
-sorted. What the kernel had no room for is counted at each point.
+The time of a capture, the size of the file and the packets kept for sorting are bounded. Each point
+counts the packets for which the kernel had no room.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass
 class Counted:
-    """What became of the packets at a point: `received` passed the filter, of which the kernel
-    `dropped` some for want of room; `written` are in the file."""
+    """The packets of a point: `received` passed the filter; of these, the kernel `dropped` some for
+    want of room; `written` are in the file."""
 
     point: Point
     received: int = 0
@@ -48,7 +48,7 @@ class Counted:
 
 @dataclass
 class Summary:
-    """`reason` is why it ended, in words; `notes` what went wrong without ending it."""
+    """`reason` says why the capture ended; `notes` says what went wrong without ending it."""
 
     counted: list[Counted]
     seconds: float = 0.0
@@ -58,7 +58,7 @@ class Summary:
 
 
 class _FullError(Exception):
-    """The file has the size that it may have."""
+    """The file has reached its size limit."""
 
 
 def capture(
@@ -74,12 +74,11 @@ def capture(
     begun: Callable[[], object] = lambda: None,
 ) -> Summary:
     """Capture until `seconds` have passed, the file would have more than `most_bytes`, a signal
-    comes (INT, TERM, HUP), or no point is left to listen at; the file is whole then.
+    (INT, TERM, HUP) comes, or no point is left to listen at. The file is complete in each case.
 
-    `write` takes all bytes that it is given; `begun` is called when every point listens. To be
-    called from the main thread. Raises NetworkError; AgentError and SandboxStateError where the
-    guest can't be listened to, and it `needs_guest` or is all that was asked for; and what `write`
-    raises.
+    `write` must write all bytes that it gets. `begun` is called when every point listens. Call this
+    from the main thread. Raises NetworkError; AgentError and SandboxStateError if the guest can't
+    be listened to and the capture `needs_guest` or has no other point; and what `write` raises.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.caught(_SIGNALS))
@@ -115,7 +114,8 @@ class _Capturing:
                     raise
                 notes.append(f"nothing is seen in the guest: {error}")
         self._sandbox = sandbox
-        # Those of the guest first, in the order of its NICs: their numbers there are those here.
+        # The guest's points come first, in the order of its NICs, so a NIC has the same number in
+        # the guest and here.
         in_order = sorted(points, key=lambda point: point.at != GUEST)
         if not self._guest:
             in_order = in_order[len(nics) :]
@@ -176,14 +176,14 @@ class _Capturing:
                 self._write_until(time.time_ns() - _HOLD_NANOSECONDS)
 
     def end(self) -> None:
-        """Write what is known by now, and the statistics."""
+        """Write the packets that are kept, and the statistics."""
         guest, rest = self._guest, list[Seen]()
         if guest:
             with self._without_guest():
                 rest = guest.finish(_GUEST_END_SECONDS)
         with contextlib.suppress(_FullError):
             for number in self._listeners:
-                # Others may go on to send.
+                # The reads are bounded, because traffic may go on.
                 for _ in range(_MOST_READS):
                     if not self._take(number):
                         break
@@ -222,7 +222,7 @@ class _Capturing:
 
     @contextlib.contextmanager
     def _without_guest(self, selector: selectors.BaseSelector | None = None) -> Iterator[None]:
-        """What goes wrong with the guest ends its part alone."""
+        """An error of the guest ends only the guest's part."""
         try:
             yield
         except (AgentError, SandboxStateError) as error:
@@ -232,7 +232,7 @@ class _Capturing:
                 self._guest = None
 
     def _add(self, seen: Seen) -> None:
-        # A guest could say that a packet is of the next century: it waits no longer than others.
+        # A guest could claim a time of the next century; its packets wait no longer than others.
         key = min(seen.moment, time.time_ns())
         heapq.heappush(self._waiting, (key, next(self._order), seen))
         self._held += len(seen.data)
@@ -262,7 +262,7 @@ def _opened(point: Point, program: Sequence[Instruction]) -> Listener:
 
 
 def _way(points: Sequence[Point]) -> str:
-    """The points of each NIC, in the order of a frame that leaves the guest."""
+    """Return the points of each NIC, in the order of a frame that leaves the guest."""
     nics: dict[str, list[str]] = {}
     for point in points:
         nics.setdefault(point.nic, []).append(point.name)

@@ -1,5 +1,5 @@
-"""Filters in the language of pcap-filter(7), made programs for the kernel by libpcap
-(pcap_compile(3PCAP)), which tcpdump and Wireshark are built on."""
+"""Compiles filters in the language of pcap-filter(7) to programs for the kernel, by libpcap
+(pcap_compile(3PCAP)), as tcpdump and Wireshark do."""
 
 import ctypes
 import re
@@ -7,7 +7,7 @@ import re
 from tapwright.capture.listening import MOST_BYTES
 from tapwright.errors import TapwrightError, UsageError
 
-_LIBRARIES = ("libpcap.so.0.8", "libpcap.so.1")  # as Debian calls it, and as others do
+_LIBRARIES = ("libpcap.so.0.8", "libpcap.so.1")  # the name on Debian, and on other distributions
 _ETHERNET = 1  # DLT_EN10MB
 _ANY_NETMASK = 0xFFFFFFFF  # PCAP_NETMASK_UNKNOWN
 _MOST = 4096  # BPF_MAXINSNS
@@ -33,10 +33,10 @@ class _Program(ctypes.Structure):
 
 
 def compiled(expression: str) -> list[Instruction]:
-    """The program for frames of Ethernet; an empty expression is an empty one, which lets all
-    through. Names of hosts are resolved on this host.
+    """Return the program for frames of Ethernet; for an empty expression, an empty one, which
+    accepts all frames. Names of hosts are resolved on this host.
 
-    Raises UsageError for an expression that is none, TapwrightError where there is no libpcap.
+    Raises UsageError for an invalid expression, TapwrightError if libpcap is not installed.
     """
     if not expression.strip():
         return []

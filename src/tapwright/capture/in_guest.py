@@ -1,6 +1,7 @@
-"""Listening in the guest: its program (`listening`), and its clock beside ours.
+"""Listens in the guest by a program there (`listening`), and relates the guest's clock to the
+host's.
 
-The guest is hostile: what it sends is bounded and checked, and nothing but packets comes of it.
+The guest is hostile. Its answers are bounded and checked, and only packets are taken from them.
 """
 
 import json
@@ -26,7 +27,7 @@ _MOST_EARLY_BYTES = 16 * 1024 * 1024
 
 
 class Seen(NamedTuple):
-    """A packet: the number of its NIC, and what `Listener.read` gives."""
+    """A packet: the number of its NIC, and what `Listener.read` returns."""
 
     number: int
     moment: int
@@ -36,8 +37,8 @@ class Seen(NamedTuple):
 
 
 class Clock:
-    """How far the guest's clock is behind ours, from questions for its time: the answer that came
-    soonest counts, and lies by no more than half of what it took."""
+    """Measures how far the guest's clock is behind the host's, by asking for its time. The fastest
+    answer counts; its error is at most half of the time that it took."""
 
     def __init__(self) -> None:
         self._asked = 0
@@ -47,7 +48,7 @@ class Clock:
         self._asked = now
 
     def answered(self, theirs: int, now: int) -> None:
-        """Times in nanoseconds since the epoch, as each clock has them."""
+        """Note an answer. Times are nanoseconds since the epoch, by each clock."""
         if self._asked:
             took = max(now - self._asked, 0)
             self._samples.append((took, self._asked + took // 2 - theirs))
@@ -59,23 +60,23 @@ class Clock:
 
     @property
     def behind(self) -> int:
-        """Nanoseconds to add to the guest's time."""
+        """Return the nanoseconds to add to the guest's time."""
         return min(self._samples, default=(0, 0))[1]
 
     @property
     def error(self) -> int:
-        """By how many nanoseconds that may be wrong."""
+        """Return the largest error of `behind`, in nanoseconds."""
         return min(self._samples, default=(0, 0))[0] // 2
 
 
 class GuestListener:
-    """Listens at NICs of a guest; a context manager. Its times are those of our clock."""
+    """Listens at NICs of a guest; a context manager. Its times are those of the host's clock."""
 
     def __init__(
         self, sandbox: Sandbox, nics: Sequence[tuple[str, str]], program: Sequence[Instruction]
     ) -> None:
-        """`nics` are [name, MAC address] each. Raises SandboxStateError, and AgentError when the
-        guest does not do it within some seconds."""
+        """`nics` are [name, MAC address] each. Raises SandboxStateError, and AgentError if the
+        guest does not listen within some seconds."""
         self.counts = [(0, 0)] * len(nics)
         """(received, dropped) of each NIC, known at the end."""
         self.clock = Clock()
@@ -113,14 +114,15 @@ class GuestListener:
             self._process.write(b"?")
 
     def read(self) -> list[Seen]:
-        """What has come, without waiting. Raises AgentError, SandboxStateError."""
+        """Return the packets that have arrived, without waiting. Raises AgentError,
+        SandboxStateError."""
         early, self._early = self._early, []
         self._process.pump()
         return early + list(self._take())
 
     def finish(self, seconds: float) -> list[Seen]:
-        """End it, and return what had still been under way. Raises AgentError where the guest does
-        not end it in time, SandboxStateError."""
+        """End the program, and return the packets that were still on their way. Raises AgentError
+        if the guest does not end it in time, SandboxStateError."""
         self._is_closing = True
         self._process.close_stdin()
         deadline = time.monotonic() + seconds
@@ -129,7 +131,7 @@ class GuestListener:
         return found
 
     def _await(self, is_so: Any, deadline: float) -> None:
-        """Take in what comes until something is so; packets are kept for `read`."""
+        """Take in what arrives until a condition holds; packets are kept for `read`."""
         while True:
             self._early += self._take()
             if sum(len(seen.data) for seen in self._early) > _MOST_EARLY_BYTES:

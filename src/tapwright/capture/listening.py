@@ -1,14 +1,14 @@
 """Listens at network interfaces by packet(7) sockets: each frame with the kernel's time, its
-direction, and the length that it had.
+direction, and its original length.
 
-It imports the standard library alone, and little of that: a guest is sent this file and runs it
-(`main`). So guests of every version can be listened to, and the agent, which runs it as a command,
-serves others meanwhile.
+The module imports little, and only the standard library, because a guest gets this file and runs it
+(`main`). So the capture works with guests of every version, and the agent, which runs the file as a
+command, can serve other requests meanwhile.
 
-The program for the guest reads a line of JSON, `nics` ([name, MAC address] each) and `program` (a
-filter), then answers on stdout with records, RECORD and what it says follows: READY (JSON: the
-names of the NICs), then PACKETs, for each byte on stdin a CLOCK with the guest's time, and when
-stdin has ended the rest of the packets, and STATISTICS of each NIC.
+The program in the guest reads a line of JSON: `nics` ([name, MAC address] each) and `program` (a
+filter). It answers on stdout with records, each a RECORD and the content that it announces: first
+READY (JSON: the names of the NICs), then PACKETs. For each byte on stdin it writes a CLOCK with the
+guest's time. After the end of stdin it writes the remaining packets, and STATISTICS of each NIC.
 """
 
 import array
@@ -38,39 +38,40 @@ _TIME = struct.Struct("@ll")  # struct timespec
 _COUNTERS = struct.Struct("=II")  # struct tpacket_stats
 _INSTRUCTION = struct.Struct("=HBBI")
 _TAG = struct.Struct("!HH")
-_TAG_AT = 12  # after the two addresses
+_TAG_AT = 12  # after the two MAC addresses
 _ANCILLARY_BYTES = 256
 
 HOST, BROADCAST, MULTICAST, OTHERHOST, OUTGOING = range(5)
-"""Where a frame goes, seen from the interface: sll_pkttype in packet(7)."""
+"""The direction of a frame, seen from the interface: sll_pkttype in packet(7)."""
 MOST_BYTES = 256 * 1024
-"""Of a frame; as large as the largest that segmentation is left to a device for."""
+"""The limit for a frame; it is the largest packet that is left to a device for segmentation."""
 _AT_ONCE, _MOST_READS = 64, 1000
 
 RECORD = struct.Struct("!BBHIIq")
-"""kind, where a PACKET goes, number of the NIC, bytes that follow, the length that a PACKET had,
+"""kind, direction of a PACKET, number of the NIC, bytes that follow, original length of a PACKET,
 nanoseconds since the epoch."""
 READY, PACKET, CLOCK, STATISTICS = range(1, 5)
 COUNTS = struct.Struct("!QQ")
-"""What follows STATISTICS: received, of those dropped."""
+"""The content of STATISTICS: received, dropped of these."""
 
 
 class Listener:
-    """A socket that gets a copy of each frame which an interface of this thread's namespace
-    receives or sends, and which the filter lets through.
+    """A socket that gets a copy of each frame that passes the filter and that an interface of this
+    thread's namespace receives or sends.
 
     Raises OSError (ENODEV: there is no such interface; EINVAL: the kernel refuses the filter).
     """
 
     def __init__(self, name: str, program: "Sequence[Instruction]", room: int) -> None:
-        """`room` in bytes is what the kernel keeps of frames that are not read yet."""
+        """`room`, in bytes, is the buffer for frames that were not read yet."""
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        # Without a protocol nothing arrives, until it is bound: no frame escapes the filter.
+        # Without a protocol the socket receives nothing until it is bound, so no frame escapes the
+        # filter.
         self._socket = socket.socket(socket.AF_PACKET, kind, 0)
         self._buffer = bytearray(MOST_BYTES)
         self._received = self._dropped = 0
         self.has_been_down = False
-        """Whether the interface was down, or went, meanwhile."""
+        """Whether the interface was down, or disappeared, meanwhile."""
         try:
             if program:
                 _attach(self._socket, program)
@@ -89,8 +90,8 @@ class Listener:
         self._socket.close()
 
     def read(self, most: int = _AT_ONCE) -> "list[tuple[int, int, int, bytes]]":
-        """Frames that wait, none where there is none: (nanoseconds since the epoch, where it goes,
-        the length that it had, its bytes), in the order in which they came."""
+        """Return the waiting frames: (nanoseconds since the epoch, direction, original length,
+        bytes), in the order of their arrival."""
         found: list[tuple[int, int, int, bytes]] = []
         while len(found) < most:
             try:
@@ -102,24 +103,25 @@ class Listener:
             except OSError as error:
                 if error.errno != errno.ENETDOWN:
                     raise
-                # The kernel says it once, and goes on when the interface is up again.
+                # The kernel reports it once, and the socket works again when the interface is up
+                # again.
                 self.has_been_down = True
                 continue
             moment, length, tag = _read_ancillary(ancillary)
             data = bytes(memoryview(self._buffer)[:size])
             length = max(length, size)
             if tag and size >= _TAG_AT:
-                # The kernel has taken it out of the frame.
+                # The kernel has removed the tag from the frame.
                 data = data[:_TAG_AT] + tag + data[_TAG_AT:]
                 length += len(tag)
             found.append((moment or time.time_ns(), address[2], length, data))
         return found
 
     def statistics(self) -> "tuple[int, int]":
-        """(frames that passed the filter, those of them for which there was no room)."""
+        """Return (frames that passed the filter, frames dropped of these for want of room)."""
         counters = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _COUNTERS.size)
         received, dropped = _COUNTERS.unpack(counters)
-        # The kernel begins anew with each question.
+        # The kernel resets its counters with each reading.
         self._received += received
         self._dropped += dropped
         return self._received, self._dropped
@@ -127,13 +129,13 @@ class Listener:
 
 def _attach(listener: socket.socket, program: "Sequence[Instruction]") -> None:
     code = array.array("B", b"".join(_INSTRUCTION.pack(*one) for one in program))
-    # struct sock_fprog: how many instructions there are, and where.
+    # struct sock_fprog: the number of instructions, and their address.
     what = struct.pack("@HL", len(program), code.buffer_info()[0])
     listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, what)
 
 
 def _read_ancillary(ancillary: "Sequence[tuple[int, int, bytes]]") -> "tuple[int, int, bytes]":
-    """(nanoseconds since the epoch, original length, the VLAN tag or nothing)."""
+    """Return (nanoseconds since the epoch, original length, the VLAN tag or nothing)."""
     moment, length, tag = 0, 0, b""
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
@@ -147,8 +149,8 @@ def _read_ancillary(ancillary: "Sequence[tuple[int, int, bytes]]") -> "tuple[int
 
 
 def _name_of(name: str, mac: str) -> str:
-    """The NIC with that MAC address; of several interfaces, such as VLANs on it, that which has the
-    name, or else is a device. Raises LookupError."""
+    """Return the NIC with this MAC address. Of several interfaces, such as VLANs on a NIC, take the
+    one with this name, or else the one that is a device. Raises LookupError."""
     folder = "/sys/class/net"
     found = []
     for each in sorted(os.listdir(folder)):
@@ -164,7 +166,7 @@ def _name_of(name: str, mac: str) -> str:
 
 
 def main() -> None:
-    """The program for the guest."""
+    """Run the program in the guest."""
     asked = b""
     while not asked.endswith(b"\n"):
         more = os.read(0, 65536)
@@ -177,11 +179,11 @@ def main() -> None:
         listeners = [Listener(name, request["program"], request["room"]) for name in names]
     except (LookupError, OSError) as error:
         sys.exit(str(error))
-    told = json.dumps(names).encode()
-    _write(RECORD.pack(READY, 0, 0, len(told), 0, time.time_ns()) + told)
+    content = json.dumps(names).encode()
+    _write(RECORD.pack(READY, 0, 0, len(content), 0, time.time_ns()) + content)
     _serve(listeners)
     for number, listener in enumerate(listeners):
-        # Others may go on to send.
+        # The reads are bounded, because traffic may go on.
         for _ in range(_MOST_READS):
             if not _pass_on(listener, number):
                 break
@@ -190,7 +192,7 @@ def main() -> None:
 
 
 def _serve(listeners: "Sequence[Listener]") -> None:
-    """Until stdin ends."""
+    """Serve until stdin ends."""
     poll = select.poll()
     poll.register(0, select.POLLIN)
     numbers = {}
@@ -210,7 +212,7 @@ def _serve(listeners: "Sequence[Listener]") -> None:
 
 
 def _pass_on(listener: Listener, number: int) -> bool:
-    """Whether there was something."""
+    """Write the waiting packets of a NIC; return whether there were any."""
     packets = listener.read()
     for moment, where, length, data in packets:
         _write(RECORD.pack(PACKET, where, number, len(data), length, moment) + data)

@@ -1,7 +1,7 @@
 """Writes pcapng, the format of Wireshark's files (draft-ietf-opsawg-pcapng; https://pcapng.com).
 
-A section header, an interface for each point, packets with nanoseconds and directions, and at the
-end what was received and dropped at each point.
+A file has a section header, an interface for each point, packets with nanoseconds and directions,
+and at the end the received and dropped packets of each point.
 """
 
 import struct
@@ -40,12 +40,12 @@ _FLAGS = {
 
 _LAST_MOMENT = 2**63 - 1
 STATISTICS_BYTES = 88
-"""How long a block of statistics is."""
+"""The length of a block of statistics."""
 
 
 @dataclass(frozen=True)
 class Interface:
-    """Where packets were seen; `mac` is that of the interface, empty where it is not known."""
+    """An interface of the file; `mac` is its MAC address, empty if it is not known."""
 
     name: str
     description: str
@@ -53,7 +53,8 @@ class Interface:
 
 
 class Writer:
-    """Writes to `write`, which takes all that it is given. `size` is what was written."""
+    """Writes to `write`, which must write all bytes that it gets. `size` is the number of bytes so
+    far."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self._write = write
@@ -62,7 +63,8 @@ class Writer:
     def begin(
         self, application: str, comment: str, interfaces: Sequence[Interface], expression: str = ""
     ) -> None:
-        """Write the section's header, and all interfaces; packets name them by their number."""
+        """Write the section's header, and all interfaces; packets name an interface by its
+        number."""
         options = _option(_COMMENT, comment) + _option(_SHB_APPLICATION, application)
         head = _OF_SECTION.pack(_BYTE_ORDER, *_VERSION, _ANY_LENGTH)
         self._block(_SECTION, head + options + _option(_END))
@@ -78,13 +80,14 @@ class Writer:
             self._block(_INTERFACE, head + options + _option(_END))
 
     def packet(self, interface: int, moment: int, where: int, length: int, data: bytes) -> None:
-        """Write a packet, `moment` in nanoseconds since the epoch, `where` as in `listening`."""
+        """Write a packet. `moment` is in nanoseconds since the epoch, `where` is the direction as
+        in `listening`."""
         self._block(_PACKET, _packet(interface, moment, where, length, data))
 
     def statistics(
         self, interface: int, moments: tuple[int, int], received: int, dropped: int, written: int
     ) -> None:
-        """What became of the packets of an interface between two moments."""
+        """Write the counters of an interface for the time between two moments."""
         first, last = map(_time, moments)
         options = _option(_ISB_START, first) + _option(_ISB_END, last)
         for kind, count in (
@@ -103,8 +106,8 @@ class Writer:
 
 
 def size_of(data: bytes) -> int:
-    """How many bytes of the file a packet takes."""
-    # Header and length of the block, of the packet, flags and end of the options.
+    """Return how many bytes of the file a packet takes."""
+    # The header and length of the block, the packet's header, flags and the end of the options.
     return _BLOCK.size + 4 + _OF_PACKET.size + len(data) + -len(data) % 4 + 8 + 4
 
 
@@ -116,7 +119,7 @@ def _packet(interface: int, moment: int, where: int, length: int, data: bytes) -
 
 
 def _time(moment: int) -> bytes:
-    """The upper half first, in all blocks."""
+    """Return a time; in all blocks, the upper half comes first."""
     moment = min(max(moment, 0), _LAST_MOMENT)
     return struct.pack("<II", moment >> 32, moment & 0xFFFFFFFF)
 

@@ -1,5 +1,4 @@
-"""The points on the way of a NIC's frames, from the guest to the host, as the sandbox's journal has
-them."""
+"""The points on the way of a NIC's frames, from the guest to the host, by the sandbox's journal."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -15,7 +14,7 @@ from tapwright.linux.netlink import Netlink
 from tapwright.state.record import Nic, Record
 
 GUEST, TAP, INTERFACE, HOST = PLACES = ("guest", "tap", "interface", "host")
-"""In the order in which a frame of the guest passes them."""
+"""In the order in which a frame from the guest passes them."""
 
 _BESIDE = ("tcfilter", "macvtap", "none")
 _IS_ONE = ("tap", "existing_macvtap")
@@ -26,8 +25,8 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Point:
-    """An interface where packets are seen: `device` in the namespace at `netns`, or for `guest` in
-    the guest. `nic` is the guest's name of the NIC, `description` what it is, in words."""
+    """An interface where packets are captured: `device` in the namespace at `netns`, or for `guest`
+    in the guest. `nic` is the guest's name of the NIC, `description` says what the interface is."""
 
     at: str
     nic: str
@@ -42,10 +41,9 @@ class Point:
 
 
 def of_sandbox(record: Record, wanted: Collection[str] = (), nic: str = "") -> list[Point]:
-    """The points of all NICs, or of one; all, or those at the `wanted` places.
+    """Return the points of all NICs, or of one; at all places, or at the `wanted` ones.
 
-    Raises UsageError for a NIC that is not there, and a place where there is nothing to see;
-    NetworkError.
+    Raises UsageError for an unknown NIC, and for a place that has no interface; NetworkError.
     """
     nics = [each for each in record.interfaces if nic in ("", each.name)]
     if not nics:
@@ -60,7 +58,7 @@ def of_sandbox(record: Record, wanted: Collection[str] = (), nic: str = "") -> l
         for each in nics:
             for point in _of_nic(record, each):
                 if not wanted or point.at in wanted:
-                    # NICs may meet on the host, such as two macvlans in what they are on.
+                    # NICs may share an interface on the host, such as the parent of two macvlans.
                     found.setdefault((point.netns, point.name), point)
     except OSError as error:
         raise NetworkError(f"the sandbox's network can't be looked at: {error.strerror}") from None
@@ -116,7 +114,8 @@ def _endpoints(record: Record, nic: Nic) -> Iterator[Entry]:
 
 
 def _on_host(path: str, link: Link) -> Link | None:
-    """What an interface of the namespace is connected to in this process's own."""
+    """Return the interface of this process's namespace to which one of the namespace is
+    connected."""
     if link.kind not in _CONNECTED or netns.is_own(path):
         return None
     fd = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
