@@ -391,7 +391,7 @@ def test_guest_that_does_not_let_go(
         await agent.call(of("set_interface", mac=MAC, name="lan0"))
         await qemu.qmp.execute("stop")
         for _ in range(2):
-            with pytest.raises(HypervisorError, match="did not let go of the NIC within"):
+            with pytest.raises(HypervisorError, match="did not release the NIC within"):
                 await qemu.nics.unplug(slot)
         assert gone == []
         assert await plugged(qemu, "twt1", "02:00:00:00:00:5b") != slot

@@ -1,8 +1,9 @@
-"""KVM or TCG? Only a guest that boots can tell.
+"""Chooses KVM or TCG, by booting a guest.
 
-/dev/kvm can open, and QEMU start on it, while an ordinary guest kernel hangs: a KVM built for
-paravirtual guests only, as on some cloud machines. So the real guest is booted under a deadline,
-once, and the verdict kept for this boot of the host, its kernel, this QEMU and this guest.
+On some hosts /dev/kvm can be opened, and QEMU starts on it, but an ordinary guest kernel hangs:
+some cloud machines have a KVM built for paravirtual guests only. So the real guest is booted once
+under a deadline. The verdict is kept for this boot of the host, its kernel, this QEMU and this
+guest.
 """
 
 import contextlib
@@ -27,10 +28,10 @@ TO_OPEN = "groupadd -f kvm && chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
 
 
 def known(machine: Machine) -> tuple[str, str] | None:
-    """The accelerator for a machine that wants `machine.accelerator`, and why; None where a guest
-    must be booted to tell.
+    """Return the accelerator for a machine that wants `machine.accelerator`, and the reason; None
+    if a guest must be booted to find out.
 
-    Raises ConfigError for an unknown wish.
+    Raises ConfigError for an unknown value.
     """
     wanted = machine.accelerator
     if wanted not in CHOICES:
@@ -49,7 +50,7 @@ def known(machine: Machine) -> tuple[str, str] | None:
 
 
 async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
-    """The verdict for a machine; boots a guest where the verdict is not known. Raises
+    """Return the verdict for a machine; boot a guest if the verdict is not known. Raises
     ConfigError."""
     if verdict := known(machine):
         return verdict
@@ -58,7 +59,7 @@ async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
     try:
         _VERDICT.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         opened = _VERDICT.with_suffix(".lock").open("w")
-    except OSError:  # a disk that is full costs the time of a guest's boot, and no sandbox
+    except OSError:  # a full disk costs the time of a guest's boot, but no sandbox
         return await _probed(machine, progress)
     with opened as lock:
         # In a thread, because the holder of the lock may be booting a guest.
@@ -67,7 +68,7 @@ async def choose(machine: Machine, progress: Progress) -> tuple[str, str]:
 
 
 async def _probed(machine: Machine, progress: Progress) -> tuple[str, str]:
-    # Before, for what changes while the guest boots makes the verdict an old one.
+    # Read before the boot: a change while the guest boots makes the verdict outdated.
     conditions = _conditions(machine)
     accelerator, reason = await _probe(machine, progress)
     verdict = {"accelerator": accelerator, "reason": reason, "conditions": conditions}
@@ -85,7 +86,8 @@ async def _probe(machine: Machine, progress: Progress) -> tuple[str, str]:
     from tapwright.hypervisor.qemu import Qemu
 
     progress("see whether KVM boots the guest (once for this boot of the host)")
-    # As plain as can be: what is wrong with this machine in particular says nothing of KVM.
+    # The machine is as plain as possible: a fault of this particular machine says nothing about
+    # KVM.
     trial = Machine(machine.kernel, machine.initrd, "kvm", qemu=machine.qemu)
     try:
         async with asyncio.timeout(_DEADLINE):
@@ -104,7 +106,7 @@ async def _probe(machine: Machine, progress: Progress) -> tuple[str, str]:
 
 
 def _conditions(machine: Machine) -> list[str]:
-    """All that the verdict depends on and that can change while the host runs."""
+    """Return everything on which the verdict depends and which can change while the host runs."""
     found = [os.uname().release]
     with contextlib.suppress(OSError):
         kvm = os.stat("/dev/kvm")

@@ -1,6 +1,6 @@
 """The host's side of a NIC, as the endpoints make it and QEMU gets it.
 
-Apart from `nics`, so that a deletion can take endpoints down without loading asyncio.
+The module is apart from `nics`, so that a deletion can remove endpoints without loading asyncio.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tap:
-    """The host's side of a NIC: one descriptor for each queue of a TAP. They stay the caller's."""
+    """A TAP as the host's side of a NIC: one descriptor for each of its queues. The caller closes
+    them."""
 
     fds: Sequence[int]
 
@@ -20,11 +21,11 @@ class Tap:
 
 @dataclass(frozen=True)
 class VhostUser:
-    """The host's side of a NIC: a unix socket to a vhost-user backend.
+    """A unix socket to a vhost-user backend as the host's side of a NIC.
 
-    `fd` (O_PATH; stays the caller's) is the backend's socket, which QEMU must have the right to
-    connect to; or, with a `name`, the directory in which QEMU must have the right to make a socket
-    of that name, to listen on. `opened` is called when it has done so. QEMU must have been started
+    `fd` (O_PATH; the caller closes it) is the backend's socket, to which QEMU must be allowed to
+    connect. With a `name`, `fd` is the directory in which QEMU must be allowed to make a socket of
+    that name, to listen on; `opened` is called when QEMU has done so. QEMU must have been started
     with a `memory_directory`.
     """
 

@@ -1,10 +1,10 @@
-"""Memory and CPUs that a running QEMU gets, and what it gives back of them.
+"""Adds memory and CPUs to a running QEMU, and removes memory again.
 
-Memory comes as DIMMs. A virtio-mem device gives back in smaller pieces, but what of it is not given
-out lies open to the guest all the same: its memory is mapped as a whole (hw/virtio/virtio-mem.c),
-so that only a control group would keep a guest from having all of it.
+Memory comes as DIMMs. A virtio-mem device could remove smaller pieces. But the guest could use the
+removed memory all the same, because the device's memory is mapped as a whole
+(hw/virtio/virtio-mem.c), and only a control group would keep the guest from using all of it.
 
-CPUs stay: a QEMU that emulates them (7.2) dies of taking one out. The guest uses fewer.
+CPUs stay: QEMU 7.2 crashes when an emulated CPU is removed. The guest uses fewer of them instead.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from tapwright.hypervisor.machine import Machine, check_hugepages
 from tapwright.hypervisor.qmp import Qmp, QmpError
 
 UNIT_MIB = 128
-"""What a guest's kernel adds at a time (arch/x86/mm/init_64.c: memory_block_size_bytes)."""
+"""The piece of memory that a guest's kernel adds at a time (arch/x86/mm/init_64.c:
+memory_block_size_bytes)."""
 _EJECTING = 0x84  # "Device ejection in progress" (ACPI 6.4, table 6.41)
 _AT_ONCE = 16
 _UNPLUG_SECONDS = 15.0
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Growth:
-    """The memory and CPUs of one QEMU beyond those that it started with. Methods do not wait until
+    """The memory and CPUs of one QEMU beyond those with which it started. Methods do not wait until
     the guest uses them; call one at a time. Each method raises HypervisorError."""
 
     def __init__(self, qmp: Qmp, machine: Machine, pid: int) -> None:
@@ -42,32 +43,33 @@ class Growth:
         self._leaving: dict[str, asyncio.Future[bool]] = {}
         self._releasing: set[asyncio.Task[None]] = set()
         self.is_refused = asyncio.Event()
-        """Set when the guest says that it can't use something that was plugged in."""
+        """Set when the guest reports that it can't use something that was plugged in."""
         qmp.on_event("DEVICE_DELETED", self._device_deleted)
         qmp.on_event("ACPI_DEVICE_OST", self._guest_answered)
 
     @property
     def memory_mib(self) -> int:
-        """All that the guest has."""
+        """All memory of the guest."""
         return self._machine.memory_mib + sum(self._dimms.values())
 
     @property
     def vcpus(self) -> int:
-        """All that are plugged in."""
+        """All CPUs that are plugged in."""
         return self._machine.vcpus + self._cpus
 
     def for_kernel(self, mib: int) -> int:
-        """How much of so much more memory the guest's kernel is to have next for itself, too, which
-        it can't give back: a quarter of all should be, as the kernel's own policy has it, that does
-        not count what was added before (mm/memory_hotplug.c: auto_movable_ratio). It is not more
-        than what the kernel has can describe (64 bytes for each page)."""
+        """Return how many of the next `mib` of memory the guest's kernel should use for itself,
+        too. It can't give these back. A quarter of all memory should be the kernel's, as its own
+        policy says, which does not count memory added before (mm/memory_hotplug.c:
+        auto_movable_ratio). The result is at most what the kernel's present memory can describe (64
+        bytes for each page)."""
         have = self._machine.memory_mib + sum(self._dimms[name] for name in self._lasting)
         lacking = (self.memory_mib + mib) // 4 - have
         return min(mib, _AT_ONCE * have, -(-max(0, lacking) // UNIT_MIB) * UNIT_MIB)
 
     async def add_memory(self, mib: int, lasting: bool = False) -> list[str]:
-        """Plug in so much, in pieces of which any smaller amount can be taken out again, unless it
-        is `lasting`; return their names. After a failure nothing of it is left."""
+        """Plug in memory; return the names of the DIMMs. Their sizes allow any smaller amount to be
+        removed again, unless the memory is `lasting`. After a failure none of it is left."""
         sizes = [mib] if lasting else self._pieces(mib)
         if self._machine.hugepages:
             check_hugepages(mib)
@@ -85,7 +87,7 @@ class Growth:
         return added
 
     async def add_cpu(self) -> None:
-        """Plug one in."""
+        """Plug in one CPU."""
         places = await self._qmp.execute("query-hotpluggable-cpus")
         free = [place for place in places if "qom-path" not in place]
         if not free:
@@ -97,25 +99,25 @@ class Growth:
         self._cpus += 1
 
     def spare(self, mib: int, refused: Collection[str] = ()) -> str:
-        """What to take out next, for the guest to have no less memory: the largest DIMM that is
-        neither lasting nor `refused`; empty when there is none."""
+        """Return the DIMM to remove next, so that the guest keeps at least `mib`: the largest one
+        that is neither lasting nor `refused`; empty if there is none."""
         surplus, kept = self.memory_mib - mib, self._lasting.union(refused)
         fitting = [name for name, size in self._dimms.items() if size <= surplus]
         return max((n for n in fitting if n not in kept), key=self._dimms.__getitem__, default="")
 
     async def remove(self, name: str) -> bool:
-        """Take out a DIMM; return whether the guest has let go of it. One that does not answer may
-        do so later."""
+        """Remove a DIMM; return whether the guest has released it. A guest that does not answer may
+        still release it later."""
         future = self._leaving.setdefault(name, asyncio.get_running_loop().create_future())
         try:
             await self._qmp.execute("device_del", id=name)
             is_gone = await asyncio.wait_for(asyncio.shield(future), _UNPLUG_SECONDS)
         except TimeoutError:
             raise HypervisorError(
-                f"the guest has not said within {_UNPLUG_SECONDS:g} s whether it gives back {name}"
+                f"the guest has not said within {_UNPLUG_SECONDS:g} s whether it releases {name}"
             ) from None
         except QmpError as error:
-            # Of an attempt before, which the guest has not answered yet.
+            # An earlier attempt failed in this way, and the guest has not answered it yet.
             _log.warning("%s", error)
             return False
         await asyncio.gather(*self._releasing)
@@ -153,8 +155,8 @@ class Growth:
         return name
 
     def _pieces(self, mib: int) -> list[int]:
-        """1, 2, 4, … units and a rest, of which any part can be given back; one piece where slots
-        are few."""
+        """Return pieces of 1, 2, 4, … units and a rest, so that any part can be removed; one piece
+        if there are few slots."""
         free = self._machine.memory_slots - len(self._dimms)
         pieces, left = [], mib
         size = UNIT_MIB
@@ -165,20 +167,20 @@ class Growth:
         return pieces if 2 * len(pieces) <= free else [mib]
 
     async def _release(self, name: str) -> None:
-        """Give the host the memory of a DIMM that has gone, and wait until it has it."""
+        """Give a removed DIMM's memory back to the host, and wait until the host has it."""
         mapped = self._mapped.pop(name)
         try:
             async with asyncio.timeout(_UNPLUG_SECONDS):
-                # QEMU tells of the end of a device before it lets go of what that had.
+                # QEMU reports the end of a device before it releases the device's memory.
                 while not await self._is_deleted(f"{name}-memory"):
                     await asyncio.sleep(_PAUSE)
-                # It unmaps memory when none of its threads can be using it any more.
+                # QEMU unmaps memory when none of its threads can be using it any more.
                 while mapped & self._memories():
                     await asyncio.sleep(_PAUSE)
         except TimeoutError:
             _log.error("QEMU has not released %s within %g s", name, _UNPLUG_SECONDS)
         except HypervisorError:
-            pass  # it has ended
+            pass  # QEMU has ended
 
     async def _is_deleted(self, name: str) -> bool:
         try:
@@ -188,13 +190,14 @@ class Growth:
         return True
 
     def _memories(self) -> set[str]:
-        """The memory that QEMU shares with others, by inode; none where that can't be seen."""
+        """Return the memory that QEMU shares with other processes, by inode; none if it can't be
+        read."""
         with contextlib.suppress(OSError), open(f"/proc/{self._pid}/maps") as file:
             return {line.split()[4] for line in file if "/memfd:" in line}
         return set()
 
     def _device_deleted(self, data: dict[str, Any]) -> None:
-        """The guest has let go of it, maybe late."""
+        """Note that the guest has released a device, perhaps late."""
         name = str(data.get("device"))
         if self._dimms.pop(name, 0):
             self._lasting.discard(name)
@@ -204,7 +207,8 @@ class Growth:
             self._answered(name, True)
 
     def _guest_answered(self, data: dict[str, Any]) -> None:
-        """What the guest says of a device that came, or is to go (_OST, ACPI 6.4, 6.3.5)."""
+        """Take the guest's report of a device that was added, or is to be removed (_OST, ACPI 6.4,
+        6.3.5)."""
         info = data.get("info", {})
         if info.get("status") not in (0, _EJECTING):
             name = str(info.get("device"))

@@ -1,10 +1,10 @@
-"""The place of a program that a guest may take over: QEMU, or the daemon of a share.
+"""The jail of a program that a guest may take over: QEMU, or the daemon of a share.
 
 A jail is a mount namespace whose root is an empty, read-only filesystem in memory. The directories
-that the program is loaded from are mounted in it, read-only, until the program has been loaded, and
-go then (`seal`), before a guest can speak to it. The program is the first process of a pid
-namespace, and has namespaces of its own for the network, System V IPC, the host's name and control
-groups. None of this is visible, or has an effect, outside.
+from which the program is loaded are mounted there, read-only; `seal` unmounts them after the start,
+before a guest can speak to the program. The program is the first process of a pid namespace, and
+has its own namespaces for the network, System V IPC, the host name and control groups. None of this
+is visible, or has an effect, outside.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from tapwright.linux import libc, mounts
 
 SYSTEM = ("usr", "lib", "lib32", "lib64", "libx32", "bin", "sbin", "opt", "nix", "gnu")
-"""Directories of a root that have programs, and what these are loaded from. One that is a link is
-one in the jail."""
+"""The directories of a root that have programs, and what programs are loaded from. A directory that
+is a link stays a link in the jail."""
 
 _NAMESPACES = libc.CLONE_NEWNET | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS | libc.CLONE_NEWCGROUP
 _HOST_NAME = "tapwright"
@@ -28,8 +28,9 @@ _ROOT_SIZE = "1m"
 
 @dataclass
 class Jail:
-    """`tree` is its root, for us to write to, and `namespace` the mount namespace: descriptors. Its
-    own processes, and no others, are seen at `processes`, a place in it."""
+    """`tree` is the jail's root, which this process can write to, and `namespace` its mount
+    namespace; both are descriptors. `processes` is the place in it that shows its own processes,
+    and no others."""
 
     tree: int
     namespace: int
@@ -40,9 +41,9 @@ class Jail:
     def make(
         cls, sources: Mapping[str, str], processes: str, devices: Iterable[str] = ()
     ) -> "Jail":
-        """`sources` are files and directories of the host by their place, such as `usr` or
-        `boot/vmlinuz`, none of which is within another one; in a place for `devices`, files of
-        devices are what they are. Raises OSError."""
+        """Make a jail. `sources` are files and directories of the host by their place, such as
+        `usr` or `boot/vmlinuz`; none may be within another one. Device files work only in places of
+        `devices`. Raises OSError."""
         with contextlib.ExitStack() as undo:
             tree = libc.detached_mount("tmpfs", mode="0755", size=_ROOT_SIZE)
             undo.callback(os.close, tree)
@@ -67,8 +68,8 @@ class Jail:
         return cls(tree, namespace, processes, [*sources])
 
     def enter(self) -> None:
-        """Move the calling process in, which root has started, alone (`linux.process.alone`); for
-        between fork and exec. Raises OSError."""
+        """Move the calling process, which root has started alone (`linux.process.alone`), into the
+        jail. For use between fork and exec. Raises OSError."""
         libc.setns(self.namespace, libc.CLONE_NEWNS)
         libc.unshare(_NAMESPACES)
         libc.set_host_name(_HOST_NAME)
@@ -79,8 +80,8 @@ class Jail:
         os.setsid()
 
     def seal(self, *, without_processes: bool = False) -> None:
-        """Take out the directories that the program was loaded from, when it has been loaded;
-        `without_processes`, /proc as well. What the program has open stays open. Raises OSError."""
+        """Unmount the directories from which the program was loaded, and with `without_processes`
+        also /proc. Files that the program has open stay open. Raises OSError."""
         if without_processes:
             self._loaded_from.append(self.processes)
         mounts.within(self.namespace, self._detach)
@@ -88,7 +89,7 @@ class Jail:
             remove_place(self.tree, self._loaded_from.pop())
 
     def close(self) -> None:
-        """Let the jail end with its processes."""
+        """Close the descriptors; the jail ends with its processes."""
         os.close(self.namespace)
         os.close(self.tree)
 
@@ -99,7 +100,7 @@ class Jail:
 
 
 def _is_alias(place: str, sources: Mapping[str, str]) -> bool:
-    """Whether it is a link to, or into, another one of them, as /lib is to /usr/lib."""
+    """Whether a place is a link to, or into, another source, as /lib is to /usr/lib."""
     source = sources[place]
     if not os.path.islink(source) or source != f"/{place}":
         return False
@@ -108,13 +109,13 @@ def _is_alias(place: str, sources: Mapping[str, str]) -> bool:
 
 
 def _above(place: str) -> list[str]:
-    """The directories that it is in, the uppermost first."""
+    """Return the directories above a place, the uppermost first."""
     names = place.split("/")
     return ["/".join(names[:number]) for number in range(1, len(names))]
 
 
 def make_place(tree: int, place: str, is_directory: bool) -> None:
-    """Something to mount on, with the directories above it. Raises OSError."""
+    """Make a mount point, with the directories above it. Raises OSError."""
     for directory in [*_above(place), *([place] if is_directory else [])]:
         try:
             os.mkdir(directory, dir_fd=tree)
@@ -122,14 +123,14 @@ def make_place(tree: int, place: str, is_directory: bool) -> None:
             if directory == place:
                 raise
         else:
-            os.chmod(directory, 0o755, dir_fd=tree)  # whatever the caller's umask(2)
+            os.chmod(directory, 0o755, dir_fd=tree)  # whatever the caller's umask(2) is
     if not is_directory:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         os.close(os.open(place, flags, 0o644, dir_fd=tree))
 
 
 def remove_place(tree: int, place: str) -> None:
-    """Remove it, and the directories above it that have nothing else. Raises OSError."""
+    """Remove a mount point, and the directories above it that are empty then. Raises OSError."""
     status = os.stat(place, dir_fd=tree, follow_symlinks=False)
     if stat.S_ISDIR(status.st_mode):
         os.rmdir(place, dir_fd=tree)
@@ -141,5 +142,5 @@ def remove_place(tree: int, place: str) -> None:
 
 
 def system() -> Iterator[str]:
-    """The directories of SYSTEM that this host has."""
+    """Yield the directories of SYSTEM that this host has."""
     return (name for name in SYSTEM if os.path.isdir(f"/{name}"))

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from tapwright.hypervisor.ports import Ports
 
 _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-# Its NICs come later, and the agent announces their addresses. So QEMU need not, as it does after a
-# migration with broadcasts that every guest of a bridge must look at.
+# A restored guest gets its NICs later, and the agent announces their addresses. So QEMU must not
+# announce them; it would do that by broadcasts, which every guest of a bridge must read.
 _RESTORED = ("-incoming", "defer", "-global", "migration.announce-rounds=0")
 _TRANSLATED_MIB = 128
-"""For the guest's code as QEMU has translated it. Left to itself QEMU takes up to 1 GiB
-(accel/tcg/region.c), which no limit of a container reckons with."""
+"""The memory for translated code of the guest. By default QEMU takes up to 1 GiB
+(accel/tcg/region.c), for which no container's limit has room."""
 
 _GROWING = "swiotlb=noforce"
-"""A guest that could get memory above 4 GiB keeps 64 MiB for devices that don't reach so far
-(arch/x86/kernel/pci-dma.c). It has no such device."""
+"""A guest that can get memory above 4 GiB reserves 64 MiB for devices that can't reach it
+(arch/x86/kernel/pci-dma.c). This guest has no such device."""
 
 _KERNEL_PARAMETERS = (
     "console=ttyS0 panic=-1 no_timer_check tsc=reliable cryptomgr.notests "
@@ -30,9 +30,9 @@ _KERNEL_PARAMETERS = (
 
 @dataclass(frozen=True)
 class Daemon:
-    """The program that serves files of the host (`virtiofsd`): its path, empty for the first that
-    is installed; how much the guest may keep of the files (`auto`, `always`, `metadata`, `never`);
-    and arguments beside ours."""
+    """The program that serves files of the host (`virtiofsd`): its path, empty for the first one
+    that is installed; how much of the files the guest may cache (`auto`, `always`, `metadata`,
+    `never`); and further arguments."""
 
     path: str = ""
     cache: str = "auto"
@@ -41,16 +41,16 @@ class Daemon:
 
 @dataclass(frozen=True)
 class Machine:
-    """What to start.
+    """A machine to start.
 
-    `slots` is the number of NICs that fit. With a `memory_directory` the guest's memory is a file
-    there, which other processes can share; with `hugepages` it is of the host's huge pages, and can
-    be shared, too. QEMU gets such memory from the supervisor (`SavedMemory`). Without `vhost` QEMU
-    itself moves the frames of TAPs. With `debug` the guest's kernel logs everything to its console,
-    from the beginning. `share` is the daemon that shows the guest files of the host, None for no
-    files. `disk` is the file system with modules and programs, None for none. The machine can grow
-    (`growth`) to `most_memory_mib`, by `memory_slots` DIMMs at most, and to `most_vcpus`; 0 means
-    no more than at the start.
+    `slots` is the number of NICs that fit. With a `memory_directory`, the guest's memory is a file
+    there, which other processes can share. With `hugepages`, it consists of the host's huge pages,
+    and can be shared, too. QEMU gets such memory from the supervisor (`SavedMemory`). Without
+    `vhost`, QEMU itself moves the frames of TAPs. With `debug`, the guest's kernel logs everything
+    to its console, from the beginning. `share` is the daemon that shows the guest files of the
+    host, None for no files. `disk` is the filesystem with modules and programs, None for none. The
+    machine can grow (`growth`) to `most_memory_mib`, by at most `memory_slots` DIMMs, and to
+    `most_vcpus`; 0 means no growth.
     """
 
     kernel: Path
@@ -75,28 +75,28 @@ class Machine:
     @property
     def ports(self) -> "Ports":
         """Raises HypervisorError."""
-        from tapwright.hypervisor.ports import Ports  # which reading a record does not need
+        from tapwright.hypervisor.ports import Ports  # reading a record does not need it
 
         return Ports(self.machine_type, self.slots, self.share is not None)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What the guest is made of."""
+        """The files from which the guest starts."""
         return (self.kernel, self.initrd, *([self.disk] if self.disk else []))
 
     @property
     def can_get_memory(self) -> bool:
-        """Whether there is room for more."""
+        """Whether the machine can grow in memory."""
         return self.room_mib > 0
 
     @property
     def room_mib(self) -> int:
-        """How much more memory it may get than it starts with."""
+        """How much more memory the machine can get than it starts with."""
         return max(0, self.most_memory_mib - self.memory_mib) if self.memory_slots else 0
 
     @property
     def has_private_memory(self) -> bool:
-        """Whether no other process is to share it."""
+        """Whether no other process may share the memory."""
         return not (self.memory_directory or self.hugepages or self.share)
 
     def command(
@@ -107,7 +107,7 @@ class Machine:
         *,
         saved: "SavedMemory | None" = None,
     ) -> list[str]:
-        """QEMU's argument list (qemu-system-x86_64(1)). Raises HypervisorError."""
+        """Return QEMU's argument list (qemu-system-x86_64(1)). Raises HypervisorError."""
         from tapwright.agent.protocol import PORT_NAME
         from tapwright.hypervisor.ports import RNG_ADDRESS, SERIAL_ADDRESS
 
@@ -153,7 +153,8 @@ class Machine:
         )
 
     def _guest(self) -> list[str]:
-        """What is started. A guest that is restored has it in its memory: QEMU need not read it."""
+        """Return the arguments for kernel and initrd. A restored guest has these in its memory, so
+        QEMU does not read them."""
         return [
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
             *("-append", self._parameters()),
@@ -174,10 +175,10 @@ class Machine:
         ]
 
     def _parameters(self) -> str:
-        """The kernel's command line."""
+        """Return the kernel's command line."""
         words = [_KERNEL_PARAMETERS, "earlyprintk=ttyS0" if self.debug else "quiet"]
         if self.accelerator == "tcg":
-            # Emulated code does not speculate; the guest would only pay for it.
+            # Emulated code does not speculate; mitigations would only slow the guest down.
             words.append("mitigations=off")
         if self.can_get_memory:
             words.append(_GROWING)
@@ -186,11 +187,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class SavedMemory:
-    """A descriptor of a guest's memory, which stays the caller's.
+    """A descriptor of a guest's memory. The caller closes it.
 
-    Either a guest that boots writes it, such as one to be saved; or it `is_complete`, and QEMU
-    waits for the state of the devices. Then it is sealed, and the guest writes to copies of its
-    pages; unless it `is_own`: then this guest writes to it, and other processes can share it.
+    Either a booting guest writes the memory, for example one to be saved; or the memory
+    `is_complete`, and QEMU waits for the state of the devices. Complete memory is sealed, and the
+    guest writes to copies of its pages, unless the memory `is_own`: then this guest writes to it,
+    and other processes can share it.
     """
 
     fd: int
@@ -199,13 +201,13 @@ class SavedMemory:
 
     def backend(self, mib: int) -> list[str]:
         shared = "off" if self.is_complete and not self.is_own else "on"
-        # By this path any user may open it; QEMU opens it for writing in any case.
+        # Any user may open the memory by this path; QEMU opens it for writing in any case.
         options = f"size={mib}M,mem-path=/proc/self/fd/{self.fd},share={shared}"
         return ["-object", f"memory-backend-file,id=memory,{options}"]
 
 
 def check_hugepages(mib: int) -> None:
-    """Raises HypervisorError when the host has too few huge pages for so much memory."""
+    """Raises HypervisorError if the host has too few huge pages for this much memory."""
     with open("/proc/meminfo") as file:
         fields = {line.split(":")[0]: int(line.split()[1]) for line in file}
     size = fields["Hugepagesize"]  # KiB

@@ -1,4 +1,4 @@
-"""The NICs of a running QEMU: plugged into its ports, one each, and taken out again."""
+"""The NICs of a running QEMU. Each one is plugged into a port, and unplugged again."""
 
 import asyncio
 import contextlib
@@ -18,19 +18,18 @@ BACKEND_SECONDS = 10.0
 _PAUSE = 0.02
 
 _VHOST = "/dev/vhost-net"
-# What a veth tells (drivers/net/veth.c): a NIC that told nothing would be "unknown" to ethtool, and
-# -1 to who adds up speeds.
+# The speed that a veth reports (drivers/net/veth.c). Without it ethtool would show "unknown", and a
+# program that adds up speeds would read -1.
 _SPEED = {"speed": 10_000, "duplex": "full"}
 
 _log = logging.getLogger(__name__)
 
 
 class Nics:
-    """All NICs of one QEMU, in its ports. With `vhost` the kernel moves a TAP's frames, where it
-    can.
+    """All NICs of one QEMU, in its ports. With `vhost`, the kernel moves a TAP's frames, if it can.
 
-    `on_gone(slot)` is called when a NIC is gone for good, even when the guest released it only
-    after `unplug` had given up.
+    `on_gone(slot)` is called when a NIC is gone for good, even if the guest released it only after
+    `unplug` had given up.
     """
 
     def __init__(self, qmp: Qmp, ports: Ports, kvm: bool, vhost: bool = True) -> None:
@@ -45,7 +44,7 @@ class Nics:
         qmp.on_event("DEVICE_DELETED", self._device_deleted)
 
     async def plug(self, backend: Backend, mac: str) -> int:
-        """Hot-plug a virtio NIC; return its slot. After a failure nothing of it is left.
+        """Hot-plug a virtio NIC; return its slot. After a failure none of it is left.
 
         Raises HypervisorError.
         """
@@ -75,7 +74,7 @@ class Nics:
         return slot
 
     def free_slot(self) -> int:
-        """The slot that the next NIC will get. Raises HypervisorError when there is none."""
+        """Return the slot that the next NIC will get. Raises HypervisorError if none is free."""
         slots = self._ports.slots
         slot = next((n for n in range(slots) if n not in self._plugged), None)
         if slot is None:
@@ -86,10 +85,10 @@ class Nics:
         return slot
 
     async def unplug(self, slot: int) -> None:
-        """Take a NIC out and wait until the guest has let go of it; nothing happens when it has
-        done so already. Raises HypervisorError.
+        """Unplug a NIC and wait until the guest has released it. A NIC that has gone already is no
+        error. Raises HypervisorError.
 
-        After a failure the NIC is still there; it may go later, and can be asked to again.
+        After a failure the NIC is still there; it may go later, and the caller can try again.
         """
         if slot not in self._plugged:
             return
@@ -105,18 +104,18 @@ class Nics:
             await asyncio.wait_for(asyncio.shield(leaving), UNPLUG_SECONDS)
         except TimeoutError:
             raise HypervisorError(
-                f"the guest did not let go of the NIC within {UNPLUG_SECONDS:g} s; is it running?"
+                f"the guest did not release the NIC within {UNPLUG_SECONDS:g} s; is it running?"
             ) from None
 
     async def set_link(self, slot: int, up: bool) -> None:
-        """Give the guest's NIC its carrier, or take it away. Raises HypervisorError."""
+        """Give the guest's NIC a carrier, or remove it. Raises HypervisorError."""
         await self._qmp.execute("set_link", name=f"net{slot}", up=up)
 
     def _device_options(self, backend: Backend) -> dict[str, Any]:
         # A vector for each queue's two rings, one for control, one for configuration.
         options = {"mq": True, "vectors": 2 * backend.queues + 2} if backend.queues > 1 else {}
         if isinstance(backend, VhostUser) and not self._kvm:
-            # QEMU 7.2 crashes without: it looks for KVM's interrupt of an MSI-X vector.
+            # Otherwise QEMU 7.2 crashes: it looks for KVM's interrupt of an MSI-X vector.
             options["vectors"] = 0
         return options
 
@@ -149,7 +148,7 @@ class Nics:
         try:
             if backend.name:
                 await self._connected(chardev)
-            # Only now, for QEMU stands still until the backend has answered.
+            # This comes last, because QEMU stands still until the backend has answered.
             await self._qmp.execute(
                 "netdev_add",
                 type="vhost-user",
@@ -160,7 +159,7 @@ class Nics:
         except HypervisorError:
             await self._qmp.execute("chardev-remove", id=chardev)
             raise
-        # With the netdev goes its chardev.
+        # The chardev goes with the netdev.
         undo.push_async_callback(self._qmp.execute, "netdev_del", id=f"net{slot}")
 
     async def _open_socket(self, chardev: str, backend: VhostUser) -> None:
@@ -212,7 +211,9 @@ class Nics:
         except (HypervisorError, OSError) as error:
             _log.error("slot %d is lost: %s", slot, error)
             leaving.set_exception(
-                HypervisorError(f"the guest let go of the NIC, but it can't be taken back: {error}")
+                HypervisorError(
+                    f"the guest released the NIC, but QEMU can't release its backend: {error}"
+                )
             )
             leaving.exception()  # perhaps no task waits for it
         else:
@@ -222,14 +223,15 @@ class Nics:
 
 @contextlib.contextmanager
 def _vhost_fds(count: int) -> Iterator[list[int]]:
-    """A descriptor of the kernel's vhost-net for each queue; none where it is not there."""
+    """Yield a descriptor of the kernel's vhost-net for each queue; none if the host has no
+    vhost-net."""
     fds: list[int] = []
     try:
         try:
             for _ in range(count):
                 fds.append(os.open(_VHOST, os.O_RDWR | os.O_CLOEXEC))
         except OSError:
-            pass  # no module, or not for us
+            pass  # there is no module, or this process may not use it
         yield fds if len(fds) == count else []
     finally:
         for fd in fds:

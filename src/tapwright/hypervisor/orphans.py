@@ -1,6 +1,7 @@
-"""What is left of the processes of a sandbox whose supervisor has ended.
+"""Ends the processes that are left of a sandbox whose supervisor has ended.
 
-Apart from `process`, because a deletion starts no QEMU and need not load what a start takes.
+The module is apart from `process`, because a deletion starts no QEMU and should not load what a
+start needs.
 """
 
 import os
@@ -17,10 +18,10 @@ _STATUS_BYTES = 4096
 
 
 def end(supervisor: int) -> None:
-    """Kill what QEMU is left of a supervisor that has ended, and wait for its end.
+    """Kill the QEMU that is left of an ended supervisor, and wait for its end.
 
-    It dies with the supervisor anyway; this makes sure, also of a QEMU that a guest has taken
-    over. A new process may bear the supervisor's pid: that one's own QEMU is left alone.
+    QEMU dies with its supervisor anyway. This makes sure, also of a QEMU that a guest has taken
+    over. A new process may have the supervisor's pid by now; that process's own QEMU stays.
     """
     uids = users.all_of(supervisor)
     processes = map(int, filter(str.isdecimal, os.listdir("/proc")))
@@ -29,8 +30,8 @@ def end(supervisor: int) -> None:
 
 
 def _is_orphan(pid: int, uids: Collection[int], parent_not: int) -> bool:
-    """Whether a process is of one of these users, and another parent's."""
-    # All processes of the host are looked at: no more is done with each than must be (proc(5)).
+    """Whether a process belongs to one of these users, and to another parent."""
+    # This looks at all processes of the host, so it does as little as possible with each (proc(5)).
     try:
         fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -38,5 +39,5 @@ def _is_orphan(pid: int, uids: Collection[int], parent_not: int) -> bool:
         finally:
             os.close(fd)
     except OSError:
-        return False  # ended in the meantime
+        return False  # the process ended in the meantime
     return found is not None and int(found[2]) in uids and int(found[1]) != parent_not

@@ -1,7 +1,8 @@
-"""Where NICs can be plugged in: the ports of a machine, made when it starts, and their addresses.
+"""The ports into which NICs are plugged. A machine has them from its start; the module knows their
+addresses.
 
 `q35` has a PCI Express root port for each NIC, eight to a device of the root bus. `pc` has PCI
-bridges of thirty places each, as Kata lays them out; a NIC is plugged in there through ACPI, which
+bridges of thirty places each, as Kata lays them out. A NIC there is plugged in through ACPI, which
 takes the guest longer.
 """
 
@@ -10,20 +11,21 @@ from dataclasses import dataclass
 
 from tapwright.errors import HypervisorError
 
-# The root bus of q35 without host bridge (0x0), what the machine itself has (SERIAL and RNG) and
-# south bridge (0x1f). Of pc: after host bridge (0x0) and south bridge (0x1), below our own.
+# Places on the root bus. On q35: all but the host bridge (0x0), the machine's own devices (SERIAL
+# and RNG) and the south bridge (0x1f). On pc: after the host bridge (0x0) and the south bridge
+# (0x1), below the machine's own devices.
 SERIAL_ADDRESS, RNG_ADDRESS = 0x10, 0x11
-# Beside RNG, where it takes no place that a NIC could have.
+# Beside RNG, where it takes no place from a NIC.
 DISK_FUNCTION = 1
 _ROOT_PORT_ADDRESSES = (*range(0x01, 0x10), *range(0x12, 0x1F))
 _PORTS_PER_ADDRESS = 8
-_SHARE_NUMBER = 0xFF  # no NIC's port has it
-# Beside the serial device on q35, where it takes no place that a NIC could have.
+_SHARE_NUMBER = 0xFF  # no NIC's port has this number
+# Beside the serial device on q35, where it takes no place from a NIC.
 _SHARE_PORT = (
     f"pcie-root-port,id=slot-share,bus=pcie.0,chassis={_SHARE_NUMBER},slot={_SHARE_NUMBER},"
     f"addr={SERIAL_ADDRESS:#x}.1"
 )
-_SHARE_ADDRESS = 0x12  # of pc
+_SHARE_ADDRESS = 0x12  # on pc
 _BRIDGE_ADDRESSES = range(0x02, 0x10)
 _PLACES_PER_BRIDGE = 30  # from 1 on: 0 is the bridge's own hot-plug controller
 
@@ -31,14 +33,14 @@ MOST = {
     "q35": len(_ROOT_PORT_ADDRESSES) * _PORTS_PER_ADDRESS,
     "pc": len(_BRIDGE_ADDRESSES) * _PLACES_PER_BRIDGE,
 }
-"""How many slots a machine type can have: less than the 255 buses below the root one."""
+"""The most slots of each machine type; the limit is 255 buses below the root bus."""
 
 
 @dataclass(frozen=True)
 class Ports:
     """The ports for `slots` NICs, and with `share` one more for the files of the host. A NIC's
-    *slot* counts from 0, and is all that a caller must remember of its place. Raises
-    HypervisorError: no such machine type, or too many slots."""
+    *slot* counts from 0; a caller needs no other address. Raises HypervisorError: no such machine
+    type, or too many slots."""
 
     machine_type: str
     slots: int
@@ -54,20 +56,20 @@ class Ports:
             raise HypervisorError(f"{self.slots} NIC slots: {self.machine_type} has {most} at most")
 
     def devices(self) -> Sequence[str]:
-        """The ports as values of QEMU's option -device, one by one."""
+        """Return the ports as values of QEMU's option -device, one by one."""
         if self.machine_type == "q35":
             of_share = [_SHARE_PORT] if self.share else []
             return [*map(_root_port, range(self.slots)), *of_share]
         return [_bridge(number) for number in range(-(-self.slots // _PLACES_PER_BRIDGE))]
 
     def share_place(self) -> dict[str, str]:
-        """Where the device of the share is plugged in, which is no place for a NIC."""
+        """Return where the device of the share is plugged in. It takes no place from a NIC."""
         if self.machine_type == "q35":
             return {"bus": "slot-share"}
         return {"bus": "pci.0", "addr": f"{_SHARE_ADDRESS:#x}"}
 
     def place(self, slot: int) -> dict[str, str]:
-        """Where a NIC is plugged in: the arguments of device_add."""
+        """Return where a NIC is plugged in, as arguments of device_add."""
         if self.machine_type == "q35":
             return {"bus": f"slot{slot}"}
         number, place = divmod(slot, _PLACES_PER_BRIDGE)
@@ -75,9 +77,9 @@ class Ports:
 
 
 def pci_address(slot: int, machine_type: str = "q35") -> str:
-    """Where the guest finds the NIC, as Kata writes it: the address of port or bridge on the root
-    bus, and the device behind it. `01.0/00` on q35, where the port is a device's function; `02/01`
-    on pc."""
+    """Return the NIC's address in the guest, in Kata's notation: the address of port or bridge on
+    the root bus, and the device behind it. `01.0/00` on q35, where the port is a device's function;
+    `02/01` on pc."""
     if machine_type == "q35":
         address, function = _root_port_place(slot)
         return f"{address:02x}.{function}/00"
@@ -96,7 +98,7 @@ def _root_port(slot: int) -> str:
 
 
 def _root_port_place(slot: int) -> tuple[int, int]:
-    """Device and function."""
+    """Return device and function."""
     device, function = divmod(slot, _PORTS_PER_ADDRESS)
     return _ROOT_PORT_ADDRESSES[device], function
 

@@ -1,10 +1,10 @@
 """QEMU's process: its confinement, start and end.
 
-QEMU gets nothing that it could misuse: a jail (`jail`), a user id of its own (`users`), no
-privileges and no way to new ones, filters of system calls, and TAPs, monitor, agent port, console
-and memory as file descriptors. It dies with the supervisor (PR_SET_PDEATHSIG).
+QEMU gets nothing that it could misuse: it has a jail (`jail`), a user id of its own (`users`), no
+privileges and no way to new ones, and filters of system calls. TAPs, monitor, agent port, console
+and memory are file descriptors. QEMU dies with the supervisor (PR_SET_PDEATHSIG).
 
-Nothing here needs asyncio, so that QEMU starts while the supervisor loads asyncio.
+The module does not need asyncio, so QEMU starts while the supervisor loads asyncio.
 """
 
 import contextlib
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from tapwright.hypervisor.share import Share
 
 _FILES = 1 << 14  # TAPs and their vhost, with queues
-_THREADS = 1 << 12  # of its user, to which virtiofsd belongs, too: processors, and workers for both
+_THREADS = 1 << 12  # of QEMU's user, which virtiofsd shares: processors, and workers of both
 
 _PROCESSES = "proc"
 _DEVICES, _KVM = ("dev/null", "dev/urandom"), "dev/kvm"
-# The linker's cache; and what links in /usr/bin lead to on Debian.
+# The linker's cache, and the targets of links in /usr/bin on Debian.
 _OF_ETC = ("etc/ld.so.cache", "etc/alternatives")
 _BINARIES = ("bin", "sbin", "libexec")
 _MOST_LINKS = 40  # path_resolution(7)
 
-# What QEMU needs none of, whatever version and however it is wrapped. Its own filter comes on top,
-# and takes from it what only its start takes (new processes). Numbers are those of x86-64.
+# System calls that no version of QEMU needs, in any distribution. QEMU adds its own filter, which
+# also refuses what QEMU needs at its start only (new processes). The numbers are those of x86-64.
 _UNIX_ONLY = ((Check(0, (1,)),),)  # AF_UNIX: vhost-user
 _NO_NAMESPACES = ((Check(0, (0,), 0x7E020080),),)  # CLONE_NEW*, CLONE_NEWTIME
 _CHECKED = {41: _UNIX_ONLY, 56: _NO_NAMESPACES}  # socket, clone
-_LACKING = (435,)  # clone3, whose flags are in memory: the C library takes clone then
-_UNKNOWN = 449  # what Linux 5.16 and later have beside: as if they had not
+_LACKING = (435,)  # clone3 has its flags in memory; with ENOSYS, the C library uses clone instead
+_UNKNOWN = 449  # system calls of Linux 5.16 and later fail as on an older kernel
 _REFUSED = (
     # ptrace, process_vm_readv, process_vm_writev, kcmp
     *(101, 310, 311, 312),
@@ -77,9 +77,9 @@ _REFUSED = (
 
 @dataclass
 class Spawned:
-    """A QEMU process, and our ends of its sockets; the owner reads console and stderr. `commands`
-    are the names of the commands that are already written to it, with the ids 1, 2, …; `share` is
-    the share of the host's files, where the machine has one."""
+    """A QEMU process, and this process's ends of its sockets. The owner reads console and stderr.
+    `commands` are the names of the commands that are already written to QEMU, with the ids 1, 2, …;
+    `share` is the share of the host's files, if the machine has one."""
 
     process: subprocess.Popen[bytes]
     uid: int
@@ -92,7 +92,7 @@ class Spawned:
     stderr: int
 
     def kill(self) -> None:
-        """End it, if it still runs, and wait for its end."""
+        """Kill QEMU, if it still runs, and wait for its end."""
         if self.process.returncode is not None:
             return
         self.process.kill()
@@ -105,7 +105,7 @@ class Spawned:
 def spawn(
     machine: Machine, saved: SavedMemory | None = None, commands: Sequence[Command] = ()
 ) -> Spawned:
-    """Run QEMU as a user of its own, and write to it what it shall do as soon as it can.
+    """Run QEMU as its own user, and write to it the commands that it should do first.
 
     Raises HypervisorError.
     """
@@ -121,7 +121,7 @@ def spawn(
             os.close(memory.fd)
     if machine.share:
         try:
-            # While QEMU starts, which has no use for it before.
+            # Loaded while QEMU starts, which does not need it before.
             from tapwright.hypervisor.share import Share
 
             spawned.share = Share.start(spawned.uid, machine.share)
@@ -132,15 +132,15 @@ def spawn(
 
 
 def own_memory(machine: Machine, size: int) -> int:
-    """Memory of so many bytes, all zero, that other processes can share, as a machine wants it; its
-    descriptor. Raises OSError."""
+    """Return a descriptor of `size` bytes of memory, all zero, that other processes can share, of
+    the kind that the machine wants. Raises OSError."""
     if machine.memory_directory and not machine.hugepages:
         return memfd.create_in(machine.memory_directory, size)
     return memfd.create("tapwright-own", size, huge_pages=machine.hugepages)
 
 
 def _own_memory(machine: Machine) -> SavedMemory | None:
-    """None where QEMU makes its memory itself. Raises HypervisorError."""
+    """Return the machine's own memory; None if QEMU makes it. Raises HypervisorError."""
     if machine.has_private_memory:
         return None
     if machine.hugepages:
@@ -157,7 +157,7 @@ def _own_memory(machine: Machine) -> SavedMemory | None:
 
 
 def _resolved(machine: Machine) -> Machine:
-    """The machine with paths that lead through no links."""
+    """Return the machine with paths that contain no links."""
     return replace(
         machine,
         kernel=machine.kernel.resolve(),
@@ -203,8 +203,8 @@ def _spawn(machine: Machine, saved: SavedMemory | None, commands: Sequence[Comma
 
 
 def output_of(path: str, *arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a QEMU that says something and ends, as one with a guest is run. Raises HypervisorError,
-    subprocess.TimeoutExpired."""
+    """Run a QEMU that prints something and ends, confined like one with a guest. Raises
+    HypervisorError, subprocess.TimeoutExpired."""
     made = _jail(path, [], _DEVICES)
     try:
         process = _started(
@@ -233,7 +233,7 @@ def _started(
     passed: Collection[int] = (),
     file_bytes: int = 0,
 ) -> subprocess.Popen[bytes]:
-    """Start QEMU; it can make no file, and no memory file, larger than `file_bytes`. Its first
+    """Start QEMU. It can make no file, and no memory file, larger than `file_bytes`. Its first
     memory has its size already; memory by which it grows is such a file. Raises HypervisorError."""
     uid = users.of(os.getpid())
     parent = os.pidfd_open(os.getpid())
@@ -264,8 +264,8 @@ def _started(
 
 
 def _jail(program: str, files: Collection[Path], devices: Collection[str]) -> Jail:
-    """A jail with the directories that QEMU is loaded from, and the files that it opens when it
-    starts. Raises HypervisorError."""
+    """Make a jail with the directories from which QEMU is loaded, and the files that it opens when
+    it starts. Raises HypervisorError."""
     places = [*jail.system(), *(place for place in _OF_ETC if os.path.exists(f"/{place}"))]
     devices = [place for place in devices if os.path.exists(f"/{place}")]
     for path in (*_homes(program), *map(str, files)):
@@ -282,8 +282,8 @@ def _jail(program: str, files: Collection[Path], devices: Collection[str]) -> Ja
 
 
 def _homes(program: str) -> Iterator[str]:
-    """What a program is loaded from, outside of the directories that all are loaded from: the
-    directory that it is in, or that its `bin` is in; and so for each link on the way to it."""
+    """Yield the directories of a program outside of the usual system directories: its own
+    directory, or the parent of its `bin`; the same for each link on the path to it."""
     for _ in range(_MOST_LINKS):
         directory = os.path.dirname(program)
         if os.path.basename(directory) in _BINARIES:
@@ -302,10 +302,10 @@ def _is_within(place: str, other: str) -> bool:
 
 
 def _confinement(made: Jail, uid: int, parent: int, file_bytes: int) -> Callable[[], None]:
-    """What the new process does to itself before it becomes QEMU.
+    """Return what the new process does to itself before it becomes QEMU.
 
-    In Python between fork and exec, because only there is no moment at which QEMU lives and the
-    supervisor's death would pass it by.
+    It runs in Python between fork and exec, because only then is there no moment at which QEMU
+    lives and would survive the supervisor's death.
     """
     groups = _groups()
     highest = capabilities.last()
@@ -322,15 +322,15 @@ def _confinement(made: Jail, uid: int, parent: int, file_bytes: int) -> Callable
         capabilities.keep_none()
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
         confined.install()
-        # After the change of user, which clears it (prctl(2)).
+        # After the change of user, which clears the setting (prctl(2)).
         die_with_other(parent)
 
     return confine
 
 
 def user() -> tuple[int, list[int]]:
-    """The user and the supplementary groups with which this process would start QEMU; the user has
-    no account."""
+    """Return the user and the supplementary groups with which this process would start QEMU. The
+    user has no account."""
     return users.of(os.getpid()), _groups()
 
 
@@ -343,7 +343,7 @@ def qemu_may_open_kvm() -> bool:
 
 
 def _groups() -> list[int]:
-    """The group that may use /dev/kvm, where there is one."""
+    """Return the group that may use /dev/kvm, if there is one."""
     try:
         status = os.stat("/dev/kvm")
     except OSError:

@@ -1,4 +1,4 @@
-"""One running virtual machine: QEMU, driven over QMP; a pidfd shows its end."""
+"""One running virtual machine: QEMU, driven over QMP; a pidfd reports its end."""
 
 import asyncio
 import os
@@ -19,14 +19,14 @@ from tapwright.hypervisor.share_device import ShareDevice
 from tapwright.linux.process import ended
 
 _LINGERING_SECONDS = 2.0
-_PLUG_SECONDS = 10.0  # of a daemon, to answer QEMU, which does nothing else meanwhile
+_PLUG_SECONDS = 10.0  # for a daemon to answer QEMU, which does nothing else meanwhile
 _TAIL_BYTES = 16 * 1024
 
 
 @dataclass
 class Qemu:
-    """A started QEMU. `agent` is the host's end of the agent's port; `share` what the guest can be
-    shown of the host's files, where the machine has that, once `plug_share` is done."""
+    """A started QEMU. `agent` is the host's end of the agent's port. `share` is what the guest can
+    see of the host's files, if the machine has a share, once `plug_share` is done."""
 
     qmp: Qmp
     nics: nics.Nics
@@ -52,9 +52,9 @@ class Qemu:
 
     @classmethod
     async def of(cls, machine: Machine, spawned: Spawned) -> "Qemu":
-        """A QEMU that was spawned, when it takes commands and has done those that were written to
-        it; of the host's files it sees none from then on. Raises HypervisorError, QmpError for one
-        that it refused; it has ended then."""
+        """Return a spawned QEMU once it takes commands and has done those that were written to it.
+        From then on it sees no files of the host. Raises HypervisorError, and QmpError for a
+        command that QEMU refused; then QEMU has ended."""
         qmp = Qmp(spawned.qmp, spawned.commands)
         resumed = asyncio.Event()
         qmp.on_event("RESUME", lambda data: resumed.set())
@@ -91,9 +91,9 @@ class Qemu:
         return qemu
 
     async def resumed(self) -> None:
-        """Wait until a guest that is restored runs, and NICs can be plugged in.
+        """Wait until a restored guest runs, and NICs can be plugged in.
 
-        Raises HypervisorError when QEMU ends before.
+        Raises HypervisorError if QEMU ends before.
         """
         running = asyncio.create_task(self._resumed.wait())
         try:
@@ -104,9 +104,9 @@ class Qemu:
             raise HypervisorError(f"QEMU ended: {self.last_words()}")
 
     async def plug_share(self) -> None:
-        """Give the guest the device of its share, where the machine has one: once, and when the
-        guest runs, or has not begun to. From then on QEMU is ended when the share's daemon ends.
-        Raises HypervisorError."""
+        """Give the guest the device of its share, if the machine has one. Call this once, while the
+        guest runs or before it starts. From then on, QEMU ends when the share's daemon ends. Raises
+        HypervisorError."""
         share, daemon = self.share, self._daemon
         if share is None or daemon is None:
             return
@@ -116,7 +116,7 @@ class Qemu:
                     await self._share_device.plug(share.connection)
             except TimeoutError:
                 raise HypervisorError(f"it has not answered within {_PLUG_SECONDS:g} s") from None
-            # QEMU has it: the daemon ends when that closes it.
+            # QEMU has the connection; the daemon ends when QEMU closes it.
             share.connection.close()
             share.seal()
         except HypervisorError as error:
@@ -129,7 +129,7 @@ class Qemu:
         self._watch_share(share)
 
     async def unplug_share(self) -> None:
-        """Take the device out; the daemon ends. Raises HypervisorError."""
+        """Remove the device; the daemon then ends. Raises HypervisorError."""
         self._share_is_in_use = False
         await self._share_device.unplug()
 
@@ -138,7 +138,7 @@ class Qemu:
         return self._exited.done()
 
     def pids(self) -> list[int]:
-        """The processes of the machine, as far as they are ours."""
+        """Return the machine's processes, as far as this process started them."""
         return [self._process.pid, *([self.share.process.pid] if self.share else [])]
 
     async def wait(self) -> int:
@@ -147,13 +147,12 @@ class Qemu:
         return self._process.wait()
 
     def end(self) -> None:
-        """End the machine at once, as a loss of power does: it leaves nothing behind that it would
-        have to put in order."""
+        """Kill the machine at once, as a loss of power does: it has nothing to clean up."""
         if not self._exited.done():
             self._process.send_signal(signal.SIGKILL)
 
     async def kill(self) -> None:
-        """End the machine, wait for its end, and close what we hold of it."""
+        """Kill the machine, wait for its end, and close its descriptors."""
         self.end()
         await self.wait()
         await self.qmp.close()
@@ -174,7 +173,7 @@ class Qemu:
             raise HypervisorError(f"its jail can't be sealed: {error}") from None
 
     def _watch_share(self, share: Share) -> None:
-        """End QEMU when the daemon has ended, which it does by itself when QEMU ends."""
+        """End QEMU when the daemon has ended; the daemon itself ends with QEMU."""
         loop = asyncio.get_running_loop()
 
         def end() -> None:
@@ -188,7 +187,7 @@ class Qemu:
         ended(share.process).add_done_callback(look)
 
     def last_words(self) -> str:
-        """What QEMU, or else the guest's console, said last: for error messages."""
+        """Return the last output of QEMU, or else of the guest's console, for error messages."""
         if self._share_is_lost:
             return "it was ended, because the daemon that opens the host's files had ended"
         for tail in (self._stderr, self._console):
@@ -199,7 +198,7 @@ class Qemu:
 
 
 class Tail:
-    """Reads a descriptor so that its writer never blocks, and keeps only the last of it: the
+    """Reads a descriptor so that its writer never blocks, and keeps only the end of the output: the
     guest decides how much it writes to its console."""
 
     def __init__(self, fd: int) -> None:

@@ -1,7 +1,7 @@
 """QMP: commands to a running QEMU, and its events (docs/interop/qmp-spec in QEMU's sources).
 
-Ours instead of the `qemu.qmp` package because NICs are handed over as file descriptors, which
-that package can do only through a private attribute of asyncio's sockets.
+The module exists because NICs are passed to QEMU as file descriptors, which the `qemu.qmp` package
+can do only through a private attribute of asyncio's sockets.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class QmpError(HypervisorError):
 
 
 class Qmp:
-    """One QMP connection over a connected socket, to which the `written` commands have been sent.
+    """One QMP connection over a connected socket, on which the `written` commands have been sent.
     Use it from one event loop."""
 
     def __init__(self, connection: socket.socket, written: Sequence[str] = ()) -> None:
@@ -45,7 +45,7 @@ class Qmp:
         self._reader = asyncio.create_task(self._read())
 
     async def connect(self) -> None:
-        """Wait for QEMU's greeting, and its answer to what was written before it started.
+        """Wait for QEMU's greeting, and for its answers to what was written before it started.
 
         Raises QmpError, HypervisorError.
         """
@@ -62,14 +62,14 @@ class Qmp:
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command and return its answer. Raises QmpError, HypervisorError.
 
-        Waits as long as QEMU lives. QEMU carries out commands in their order, even when it is late,
-        and a caller that gave up would not know the state of the machine.
+        It waits as long as QEMU lives. QEMU does all commands in their order, however late, so a
+        caller that gave up would not know the state of the machine.
         """
         return await self._execute(Command(command, arguments))
 
     async def execute_with_fd(self, fd: int, command: str, **arguments: Any) -> Any:
-        """Execute a command that carries a file descriptor (getfd, add-fd), which stays open
-        here."""
+        """Run a command that needs a file descriptor (getfd, add-fd). The caller closes the
+        descriptor."""
         return await self._execute(Command(command, arguments, fd))
 
     def on_event(self, name: str, listener: Callable[[dict[str, Any]], None]) -> None:

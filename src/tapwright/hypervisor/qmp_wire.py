@@ -1,7 +1,7 @@
-"""QMP commands as they travel (docs/interop/qmp-spec in QEMU's sources).
+"""QMP commands on the wire (docs/interop/qmp-spec in QEMU's sources).
 
-QEMU reads what was written to it before it started, in its order. So what it shall do first costs
-no waiting for its greeting.
+QEMU reads what was written before it started, in its order. So its first commands need no wait for
+its greeting.
 """
 
 import json
@@ -13,7 +13,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """A command, and maybe a file descriptor on its way (for getfd, add-fd), which stays ours."""
+    """A command, and optionally a file descriptor for it (getfd, add-fd), which the caller
+    closes."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""A guest that is being restored from a template: its memory, and a QEMU that has all commands from
-the beginning.
+"""Restores a guest from a template: its memory, and a QEMU that has all commands from the
+beginning.
 
-Nothing here needs asyncio, so that QEMU restores the guest while the supervisor loads asyncio.
+The module does not need asyncio, so QEMU restores the guest while the supervisor loads asyncio.
 """
 
 import fcntl
@@ -19,19 +19,20 @@ from tapwright.hypervisor.template_store import Template
 from tapwright.linux import memfd
 
 CAPABILITIES = [
-    {"capability": "x-ignore-shared", "state": True},  # the memory is in our hands already
+    {"capability": "x-ignore-shared", "state": True},  # the supervisor has the memory already
     {"capability": "events", "state": True},
 ]
 
 
 class Holders(Protocol):
-    """The processes that hold the memory of a template in a memfd: others, and this one."""
+    """Finds other processes that hold a template's memory in a memfd, and registers this
+    process."""
 
     def paths(self) -> Iterable[str]:
-        """Where memory may be found, as /proc/PID/fd/N."""
+        """Return the paths of possible memory, as /proc/PID/fd/N."""
 
     def enter(self, fd: int) -> None:
-        """Let others find this one, as long as this process has it."""
+        """Register this process's memory for others, as long as the process has it."""
 
 
 @dataclass
@@ -45,8 +46,8 @@ class Restoring:
 
 
 def begin(machine: Machine, template: Template, holders: Holders) -> Restoring:
-    """Start a guest from a template. It runs as soon as QEMU has read the state, and then finds the
-    agent's greeting; a QEMU that can't read it ends.
+    """Start a guest from a template. The guest runs as soon as QEMU has read the state, and then
+    finds the greeting for its agent. A QEMU that can't read the state ends.
 
     Raises DamagedError, HypervisorError, OSError.
     """
@@ -72,17 +73,18 @@ def begin(machine: Machine, template: Template, holders: Holders) -> Restoring:
 
 
 def memory_of(machine: Machine, template: Template, holders: Holders) -> SavedMemory:
-    """The memory from which QEMU restores a guest. Raises DamagedError, OSError."""
+    """Return the memory from which QEMU restores a guest. Raises DamagedError, OSError."""
     if machine.has_private_memory:
         return SavedMemory(_sealed(template, holders), is_complete=True)
     return SavedMemory(_copied(machine, template), is_complete=True, is_own=True)
 
 
 def _sealed(template: Template, holders: Holders) -> int:
-    """A sealed memfd with the memory of a template: that of another process, or a new one."""
+    """Return a sealed memfd with the memory of a template: that of another process, or a new
+    one."""
     fd = _taken_over(template, holders)
     if fd is None:
-        # One fills it, the others take it over.
+        # One process fills it, and the others find it then.
         fcntl.flock(template.directory, fcntl.LOCK_EX)
         try:
             fd = _taken_over(template, holders)
@@ -97,7 +99,8 @@ def _sealed(template: Template, holders: Holders) -> int:
 
 
 def _copied(machine: Machine, template: Template) -> int:
-    """Memory such as the machine would be booted with, with the pages of a template."""
+    """Make memory of the kind that the machine would boot with, and copy a template's pages to
+    it."""
     fd = process.own_memory(machine, template.memory_size)
     try:
         template.copy_to(fd)

@@ -1,10 +1,10 @@
 """The files of the host that a guest sees: a mount namespace with nothing else in it, and the
 process that opens them for the guest (`virtiofsd`).
 
-The namespace's root is an empty, read-only filesystem in memory; shared files are mounted in it as
-`DIRECTORY/NAME`. None of this is visible, or has an effect, outside. The guest has a device of
-virtio-fs, which QEMU connects to the daemon: the guest's requests never pass through QEMU, which
-has no right to any file.
+The namespace's root is an empty, read-only filesystem in memory; shared files are mounted there as
+`DIRECTORY/NAME`. None of this is visible, or has an effect, outside. The guest has a virtio-fs
+device, which QEMU connects to the daemon: the guest's requests never pass through QEMU, which may
+open no file of the host.
 
 The daemon ends when QEMU has ended.
 """
@@ -25,20 +25,20 @@ from tapwright.hypervisor.jail import Jail, make_place, remove_place
 from tapwright.hypervisor.machine import Daemon
 from tapwright.linux import libc, mounts
 
-# What the daemon is loaded from, and finds itself by, until it has been.
+# The directories from which the daemon is loaded, mounted until it is.
 _HOST = ("usr", "lib", "lib64")
 _PROGRAM, _PROCESSES, _PROC = "virtiofsd", "processes", "proc"
 _LIMITS = ("file-max", "nr_open")  # of /proc/sys/fs
 
-# A device's node, opened through the daemon, would be the host's device. Symbolic links are
-# followed by the guest, which knows what it means by them.
+# Without NO_DEVICES, a guest could open the host's device through the daemon. The guest follows
+# symbolic links itself, because it knows where they should lead.
 _ATTRIBUTES = mounts.NO_SETUID | mounts.NO_DEVICES | mounts.NO_EXECUTION | mounts.NO_SYMLINKS
 
 
 @dataclass
 class _Shown:
-    """A place in the share: its key, None where no other directory may use it, and the directories
-    that use it."""
+    """A place in the share: its key, None if no other directory may use the place, and the
+    directories that use it."""
 
     key: tuple[int, int] | None
     users: list[str]
@@ -47,14 +47,14 @@ class _Shown:
 @dataclass
 class Share:
     """The share of one guest. `connection` is QEMU's end of the daemon's socket. `stderr` is the
-    daemon's; whoever starts the daemon reads and closes it."""
+    daemon's; the starter of the daemon reads and closes it."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
     stderr: int
     _jail: Jail
     _shown: dict[str, _Shown] = field(default_factory=dict)  # by place
-    _owned: dict[str, str] = field(default_factory=dict)  # what a directory is called at present
+    _owned: dict[str, str] = field(default_factory=dict)  # the present name of each directory
     _uses: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -78,9 +78,9 @@ class Share:
         return cls(process, connection, stderr, jail)
 
     def seal(self) -> None:
-        """Take out of the share what the daemon was loaded from, and its /proc, of which it has
-        what it needs: to be called when the daemon has answered QEMU, and before the guest can
-        speak to it. Raises HypervisorError."""
+        """Unmount the directories from which the daemon was loaded, and its /proc, which it has
+        read. Call this when the daemon has answered QEMU, and before the guest can speak to the
+        daemon. Raises HypervisorError."""
         try:
             self._jail.seal(without_processes=True)
             shutil.rmtree(_PROC, dir_fd=self._jail.tree)
@@ -90,12 +90,12 @@ class Share:
     def attach(
         self, directory: str, sources: Mapping[str, int], apart: Collection[str] = ()
     ) -> dict[str, str]:
-        """Show detached mounts as `directory/NAME`, beside those already there; all of them, or
-        none. Return the place of each: a directory that existed before has another name, and a file
-        or directory that is already shown keeps its one place for all its users, unless it must be
-        `apart`.
+        """Show detached mounts as `directory/NAME`, beside those already shown; all of them, or
+        none. Return the place of each: a directory that existed before gets another name, and a
+        file or directory that is already shown keeps its one place for all its users, unless it
+        must be `apart`.
 
-        The descriptors stay the caller's, but can't be used again. Raises HypervisorError.
+        The caller closes the descriptors, but can't attach them again. Raises HypervisorError.
         """
         for name in (directory, *sources):
             _check_name(name)
@@ -125,8 +125,8 @@ class Share:
         return places
 
     def detach(self, directory: str) -> list[str]:
-        """Take all away that was attached under that name, but for what others have too; return the
-        places that are gone. What is open stays open. Raises HypervisorError."""
+        """Remove everything that was attached under that name, but for what others use, too; return
+        the places that are gone. Open files stay open. Raises HypervisorError."""
         _check_name(directory)
         self._owned.pop(directory, None)
         gone = []
@@ -142,16 +142,16 @@ class Share:
         return gone
 
     def restrict(self) -> None:
-        """Restrict what has come into the share by itself: see `mounts.clone`, `following`. Raises
-        OSError."""
-        # Each change of a mount changes the table, also one that changes nothing: whoever waits
-        # for changes of that (poll(2)) would be called by what they do for ever.
+        """Restrict mounts that came into the share by themselves (see `following` of
+        `mounts.clone`). Raises OSError."""
+        # Each change of a mount, even one without effect, is a change of the table. A program that
+        # waits for changes of the table (poll(2)) would wake itself for ever.
         if mounts.are_restricted(self.process.pid, _ATTRIBUTES):
             return
         mounts.within(self._jail.namespace, lambda: mounts.restrict("/", _ATTRIBUTES))
 
     def kill(self) -> None:
-        """End the daemon, and with it the share."""
+        """Kill the daemon; the share ends with it."""
         self.process.kill()
         self.process.wait()
         self.connection.close()
@@ -165,7 +165,7 @@ class Share:
     def _new_place(self, directory: str, name: str) -> str:
         """Raises FileExistsError.
 
-        A guest knows a place for a while after it has gone, so none is ever used again.
+        A guest remembers a place for a while after it has gone, so no place is used again.
         """
         if directory not in self._owned:
             self._uses[directory] = uses = self._uses.get(directory, 0) + 1
@@ -201,8 +201,8 @@ class Share:
 
 
 def _jail(program: str) -> Jail:
-    """A jail with the directories that the daemon is loaded from, and its part of /proc. Raises
-    OSError."""
+    """Make a jail with the directories from which the daemon is loaded, and its part of /proc.
+    Raises OSError."""
     sources = {name: f"/{name}" for name in _HOST if os.path.isdir(f"/{name}")}
     jail = Jail.make({**sources, _PROGRAM: program}, _PROCESSES)
     try:
@@ -214,8 +214,8 @@ def _jail(program: str) -> Jail:
 
 
 def _make_proc(tree: int) -> None:
-    """Make the daemon's part of /proc. A whole /proc would show it all of the host's processes,
-    because it keeps a directory in there open."""
+    """Make the daemon's part of /proc. The daemon keeps a directory there open, and a whole /proc
+    would show it all of the host's processes."""
     for directory in (_PROC, f"{_PROC}/sys", f"{_PROC}/sys/fs"):
         os.mkdir(directory, 0o755, dir_fd=tree)
     os.symlink(f"/{_PROCESSES}/self", f"{_PROC}/self", dir_fd=tree)
@@ -227,7 +227,7 @@ def _make_proc(tree: int) -> None:
 
 
 def _key(source: int) -> tuple[int, int]:
-    """What identifies a file or directory, as long as it is open."""
+    """Return what identifies a file or directory, as long as it is open."""
     status = os.fstat(source)
     return status.st_dev, status.st_ino
 

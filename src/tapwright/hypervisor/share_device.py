@@ -1,7 +1,7 @@
-"""The device by which a guest has its share: plugged in when the guest runs, as NICs are.
+"""The device of a guest's share. It is plugged in when the guest runs, as NICs are.
 
-A guest that has it can't be saved, and what is in the share is each guest's own. So templates are
-made without it.
+A guest with this device can't be saved, and each guest has its own share. So templates are made
+without the device.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from tapwright.hypervisor.qmp import Qmp, QmpError
 
 _DEVICE, _CHARDEV, _FD = "share", "share-daemon", "share"
 _QUEUE = 1024
-"""As many requests as virtio-fs has on their way at most (QEMU's hw/virtio/vhost-user-fs.c)."""
+"""The most requests of virtio-fs on their way (QEMU's hw/virtio/vhost-user-fs.c)."""
 _SECONDS = 10.0
 
 
@@ -30,8 +30,8 @@ class ShareDevice:
         qmp.on_event("DEVICE_DELETED", self._device_deleted)
 
     async def plug(self, daemon: socket.socket) -> None:
-        """Plug it in, with the daemon behind this connection, which has answered then. The socket
-        stays the caller's, and is of no more use. Raises HypervisorError."""
+        """Plug the device in, with the daemon behind this connection; the daemon has answered by
+        then. The caller closes the socket, which has no further use. Raises HypervisorError."""
         await self._qmp.execute_with_fd(daemon.fileno(), "getfd", fdname=_FD)
         address = {"type": "fd", "data": {"str": _FD}}
         await self._qmp.execute(
@@ -55,14 +55,14 @@ class ShareDevice:
             raise
 
     async def unplug(self) -> None:
-        """Take it out, and wait until the guest has let go of it. Raises HypervisorError."""
+        """Unplug the device, and wait until the guest has released it. Raises HypervisorError."""
         self._gone = asyncio.get_running_loop().create_future()
         await self._qmp.execute("device_del", id=_DEVICE)
         try:
             await asyncio.wait_for(self._gone, _SECONDS)
         except TimeoutError:
             raise HypervisorError(
-                f"the guest did not let go of its share within {_SECONDS:g} s"
+                f"the guest did not release its share within {_SECONDS:g} s"
             ) from None
         await self._qmp.execute("chardev-remove", id=_CHARDEV)
 

@@ -1,12 +1,13 @@
-"""A guest that was booted once, warmed and saved, to start others from.
+"""A template: a guest that was booted once, warmed and saved, from which others start.
 
-A guest starts from it as it was: with the pages of its memory, which all guests share until they
-write to them, and the state of its devices. One whose memory a vhost-user backend is to share has a
-copy of the pages. It was saved without a NIC, so each gets its own. What guests must not share is
-renewed: random numbers with the first message to the agent, clock and name by a request.
+A guest starts from it in the saved state: with the pages of its memory, which all guests share
+until they write to them, and the state of its devices. A guest whose memory a vhost-user backend
+shares has a copy of the pages. A template was saved without a NIC, so each guest gets its own. What
+guests must not share is renewed: random numbers with the first message to the agent, clock and name
+by a request.
 
-Nobody but root can write to a template: QEMU gets its memory as a sealed memfd, and its state by a
-descriptor for reading.
+Only root can write to a template: QEMU gets its memory as a sealed memfd, and its state by a
+read-only descriptor.
 """
 
 import asyncio
@@ -37,8 +38,9 @@ from tapwright.linux import memfd
 from tapwright.progress import Progress
 
 Elsewhere = Callable[[int], Awaitable[None]]
-"""Has another process make a template, gives it the lock (a descriptor, which stays the caller's),
-and returns when it is made. Raises HypervisorError, AgentError, OSError."""
+"""A function that makes another process make a template, and returns when it is made. It gives that
+process the lock, a descriptor that the caller closes. Raises HypervisorError, AgentError,
+OSError."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ _PIECE = 1 << 20
 
 
 class RefusedError(HypervisorError):
-    """QEMU has started, and does not take the template."""
+    """QEMU has started, and refuses the template."""
 
 
 async def find_or_make(
@@ -60,12 +62,12 @@ async def find_or_make(
     again: bool = False,
     elsewhere: Elsewhere | None = None,
 ) -> Template:
-    """The template of a machine, made where there is none, here or `elsewhere`; when another
-    process is making it, that one is waited for. Close it when done. All templates in the directory
-    may take `limit_mib`, 0 for any; those that were not used for longest go.
+    """Return the template of a machine. If there is none, make it, here or `elsewhere`; if another
+    process is making it, wait for that. The caller closes the template. All templates in the
+    directory may take `limit_mib`, 0 for any size; the ones unused for longest are removed.
 
-    Raises HypervisorError, AgentError, OSError: why it can't be made. What failed a short time ago
-    is not tried again, unless `again`.
+    Raises HypervisorError, AgentError, OSError with the reason why it can't be made. What failed a
+    short time ago is not tried again, unless `again`.
     """
     store = Store(directory, limit_mib)
     description = describe(machine)
@@ -89,7 +91,7 @@ async def find_or_make(
 
 
 async def make(machine: Machine, store: Store, boot_seconds: float) -> None:
-    """Make a machine's template, under the store's lock; a failure is noted there. Raises
+    """Make a machine's template, under the store's lock; a failure is noted in the store. Raises
     HypervisorError, AgentError, OSError."""
     description = describe(machine)
     try:
@@ -100,9 +102,9 @@ async def make(machine: Machine, store: Store, boot_seconds: float) -> None:
 
 
 async def restored(machine: Machine, restoring: Restoring) -> Qemu:
-    """The QEMU of a guest that was begun to be restored, when the guest runs.
+    """Return the QEMU of a guest whose restoration has begun, when the guest runs.
 
-    Raises HypervisorError, among them RefusedError; QEMU has ended then.
+    Raises HypervisorError, and its subclass RefusedError; then QEMU has ended.
     """
     try:
         qemu = await Qemu.of(machine, restoring.spawned)
@@ -120,8 +122,8 @@ async def restored(machine: Machine, restoring: Restoring) -> Qemu:
 
 
 def give_up(directory: Path, template: Template, reason: Exception) -> None:
-    """Remove a template that a guest could not be started from, if the template is to blame. One
-    that was not damaged would fail again, and is not made anew at once."""
+    """Remove a template from which a guest could not be started, if the template is to blame. A
+    template that was not damaged would fail again, and is not made anew at once."""
     if not isinstance(reason, DamagedError | RefusedError | AgentError):
         return
     store = Store(directory)
@@ -132,7 +134,7 @@ def give_up(directory: Path, template: Template, reason: Exception) -> None:
 
 @contextlib.asynccontextmanager
 async def _only_maker(store: Store, progress: Progress) -> AsyncIterator[int]:
-    """Hold the templates' lock; yields its descriptor."""
+    """Hold the templates' lock; yield its descriptor."""
     fd = store.lock()
     waits = False
     try:
@@ -159,7 +161,7 @@ async def _make(
         with store.draft() as draft:
             async with warming.warmed(machine, SavedMemory(memory, False), boot_seconds) as qemu:
                 await _save(qemu, draft / STATE)
-            # Not in a thread, which would go on when this is given up.
+            # Not in a thread, which would go on when this task is cancelled.
             store.publish(draft, description, memory)
     finally:
         os.close(memory)
@@ -167,8 +169,7 @@ async def _make(
 
 async def _save(qemu: Qemu, path: Path) -> None:
     """Write the state of the devices. The guest stands still from then on. It must not be stopped
-    before: a restored guest would be stopped, too.
-    """
+    before: a restored guest would be stopped, too."""
     saved: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def note(data: dict[str, Any]) -> None:
@@ -178,7 +179,8 @@ async def _save(qemu: Qemu, path: Path) -> None:
 
     qemu.qmp.on_event("MIGRATION", note)
     await qemu.qmp.execute("migrate-set-capabilities", capabilities=CAPABILITIES)
-    # By a pipe: since version 11 QEMU does not write to a file that it is given (migration/fd.c).
+    # By a pipe: since version 11, QEMU does not write to a file that it gets as a descriptor
+    # (migration/fd.c).
     reading, writing = os.pipe()
     try:
         try:
@@ -207,7 +209,7 @@ async def _save(qemu: Qemu, path: Path) -> None:
 
 
 async def _content(fd: int) -> bytes:
-    """All that comes out of a pipe, until its other end is closed."""
+    """Return everything from a pipe, until its other end is closed."""
     loop = asyncio.get_running_loop()
     os.set_blocking(fd, False)
     content = bytearray()

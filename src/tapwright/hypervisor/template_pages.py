@@ -1,4 +1,4 @@
-"""The memory of a template on disk: the pages that are not zero (MEMORY), and where they belong
+"""The memory of a template on disk: the pages that are not zero (MEMORY), and their places
 (EXTENTS)."""
 
 import contextlib
@@ -18,12 +18,12 @@ _EXTENT = struct.Struct("<QQ")
 
 
 class DamagedError(HypervisorError):
-    """A template whose files are not what they were when it was made."""
+    """The files of a template have changed since it was made."""
 
 
 def gather(memory: int, draft: Path, limit: int) -> tuple[int, int]:
     """Write MEMORY and EXTENTS; return the checksums of extents and memory. Raises HypervisorError
-    when MEMORY would have more bytes than the limit."""
+    if MEMORY would be larger than the limit."""
     extents = bytearray()
     checksum = 0
     with (
@@ -45,7 +45,7 @@ def gather(memory: int, draft: Path, limit: int) -> tuple[int, int]:
 
 
 def _used(memory: int, content: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Where there are pages that are not zero, as (start, end)."""
+    """Yield where there are pages that are not zero, as (start, end)."""
     zero = bytes(_PAGE)
     first = -1
     for start, end in _data(memory):
@@ -62,7 +62,7 @@ def _used(memory: int, content: mmap.mmap) -> Iterator[tuple[int, int]]:
 
 
 def _data(fd: int) -> Iterator[tuple[int, int]]:
-    """Where a file has been written, as (start, end)."""
+    """Yield where a file has data, as (start, end)."""
     end = 0
     while True:
         try:
@@ -74,11 +74,11 @@ def _data(fd: int) -> Iterator[tuple[int, int]]:
 
 
 def spread(content: mmap.mmap, extents: bytes, fd: int) -> None:
-    """Write the pages where they belong. Raises DamagedError, OSError."""
+    """Write the pages to their places. Raises DamagedError, OSError."""
     position = 0
     with memoryview(content) as view, _writable(fd) as write:
         for start, length in _EXTENT.iter_unpack(extents):
-            # Released at once, or else `content` could not be closed after a failure.
+            # Released at once: otherwise `content` could not be closed after a failure.
             with view[position : position + length] as piece:
                 if len(piece) != length:
                     raise DamagedError(f"the template's {MEMORY} is damaged: it is too short")
@@ -88,8 +88,9 @@ def spread(content: mmap.mmap, extents: bytes, fd: int) -> None:
 
 @contextlib.contextmanager
 def _writable(fd: int) -> Iterator[Callable[[memoryview, int], None]]:
-    """What writes to a file (a piece, and where); only huge pages are mapped for it, which are
-    reserved by that, whereas any other file may turn out to have no room for a page: SIGBUS."""
+    """Yield a function that writes a piece to a place of a file. Only huge pages are mapped for it,
+    because the mapping reserves them. Any other file may have no room for a page, which would be a
+    SIGBUS."""
 
     def write(piece: memoryview, start: int) -> None:
         done = 0

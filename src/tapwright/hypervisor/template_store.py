@@ -33,27 +33,28 @@ from tapwright.linux import access, memfd
 
 MANIFEST, STATE = "manifest.json", "state"
 _FORMAT = 2
-"""To be counted up when templates are made, or restored, in another way."""
+"""Increase it when the way of making or restoring templates changes."""
 
-_NAME = "template-"  # and the key
+_NAME = "template-"  # followed by the key
 _NEW, _DROPPED, _FAILED = f".{_NAME}new-", f".{_NAME}dropped-", f".{_NAME}failed-"
 RETRY_SECONDS = 600.0
-"""What could not be made is not tried again for so long."""
+"""How long a failed template is not tried again."""
 
 _UNUSED_SECONDS = 7 * 24 * 3600.0
 _NO_LIMIT = 1 << 63
 _USUAL_MIB, _LEFT_MIB = 128, 128
-"""What a template takes at most, apart from what grows with its memory; and what must stay free
-besides."""
+"""The most that a template takes apart from what grows with its memory, and what must stay free in
+addition."""
 _PAGE = mmap.PAGESIZE
 
 Content = dict[str, Any]
 
 
 def describe(machine: Machine) -> Content:
-    """All that a guest, booted and saved, depends on. Raises HypervisorError."""
+    """Return everything on which a booted and saved guest depends. Raises HypervisorError."""
     qemu = shutil.which(machine.qemu) or machine.qemu
-    # The rest of a machine is its host's side, which is not saved; so is where its memory is.
+    # The machine's other fields are the host's side, which is not saved; so is the place of its
+    # memory.
     saved = replace(machine, qemu=qemu, memory_directory="", hugepages=False)
     command = saved.command(-1, -1, -1)
     files: tuple[str | Path, ...] = (qemu, *machine.files)
@@ -62,7 +63,7 @@ def describe(machine: Machine) -> Content:
         "command": command,
         "files": [_identity(path) for path in files],
         "cpu": _processor(),
-        # KVM shows the guest what kernel and processor have together.
+        # KVM shows the guest features that kernel and processor have together.
         "host_kernel": os.uname().release if machine.accelerator == "kvm" else "",
     }
 
@@ -73,8 +74,8 @@ def key_of(description: Content) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """A sound template, as far as that is cheap to know: its manifest and state are. `state` is a
-    descriptor, `directory` another one; close it when done."""
+    """A template that is sound as far as a quick check shows: its manifest and state are. `state`
+    and `directory` are descriptors; close the template when done."""
 
     key: str
     state: int
@@ -95,8 +96,8 @@ class Template:
         os.close(self.directory)
 
     def stream(self) -> int:
-        """A pipe that has all of the state, and no other end; since version 11 QEMU takes no file
-        in its place (migration/fd.c). Raises OSError."""
+        """Return a pipe with the whole state, whose other end is closed. Since version 11, QEMU
+        takes no file in its place (migration/fd.c). Raises OSError."""
         content = os.pread(self.state, os.fstat(self.state).st_size, 0)
         reading, writing = os.pipe()
         try:
@@ -135,7 +136,7 @@ class Template:
         extents = _read(self.directory, EXTENTS)
         _check(self.manifest, EXTENTS, zlib.crc32(extents))
         with _mapped(self.directory, MEMORY) as content:
-            # Both let go of the interpreter's lock, and each takes as long as the other.
+            # Both release the interpreter's lock, and they take about the same time.
             with concurrent.futures.ThreadPoolExecutor(1) as beside:
                 checksum = beside.submit(zlib.crc32, content)
                 template_pages.spread(content, extents, fd)
@@ -143,18 +144,18 @@ class Template:
 
 
 class Store:
-    """The templates in a directory, which may take so many MiB together; 0 for any."""
+    """The templates in a directory, which may take so many MiB together; 0 for any size."""
 
     def __init__(self, path: Path, limit_mib: int = 0) -> None:
         self._path = path
         self._limit = limit_mib << 20 or _NO_LIMIT
 
     def check_room(self, memory_mib: int) -> None:
-        """Raises HypervisorError when the disk has no room for the template of a guest with so
-        much memory, or would be full with it."""
+        """Raises HypervisorError if the disk has no room for the template of a guest with this much
+        memory, or would be full with it."""
         disk = os.statvfs(self._path)
         free = disk.f_bavail * disk.f_frsize >> 20
-        # Most of it is the guest's files; of each page the guest's kernel keeps 64 bytes.
+        # Most of it is the guest's files; the guest's kernel keeps 64 bytes for each page.
         needed = _USUAL_MIB + memory_mib // 64 + _LEFT_MIB
         if free < needed:
             raise HypervisorError(
@@ -163,20 +164,20 @@ class Store:
             )
 
     def find_for(self, machine: Machine) -> Template | None:
-        """The template of a machine, as `find` does. Raises HypervisorError, OSError."""
+        """Return the template of a machine, as `find` does. Raises HypervisorError, OSError."""
         return self.find(key_of(describe(machine)))
 
     def has(self, key: str) -> bool:
-        """Whether there is one of that key, sound or not."""
+        """Whether there is a template with this key, sound or not."""
         return self._of(key).is_dir()
 
     def sizes(self) -> list[int]:
-        """Bytes of disk that each template takes."""
+        """Return the bytes of disk that each template takes."""
         return [_size(path) for path in self._path.glob(f"{_NAME}*")]
 
     def find(self, key: str) -> Template | None:
-        """The template of that key, if it is there and sound; a damaged one is removed. Raises
-        HypervisorError."""
+        """Return the template with this key, if it exists and is sound; a damaged one is removed.
+        Raises HypervisorError."""
         self._check_place()
         try:
             found = self._open(key)
@@ -190,7 +191,7 @@ class Store:
         return found
 
     def drop(self, key: str) -> None:
-        """Remove a template; guests that use it have what they need."""
+        """Remove a template. Guests that use it have what they need."""
         grave = self._path / f"{_DROPPED}{key}-{os.getpid()}"
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._of(key).rename(grave)
@@ -199,8 +200,8 @@ class Store:
         shutil.rmtree(grave, ignore_errors=True)
 
     def lock(self) -> int:
-        """Open the directory, made where there is none, for flock(2): the maker of a template holds
-        the lock. Raises OSError, HypervisorError."""
+        """Open the directory for flock(2), and make it if it is missing. The maker of a template
+        holds the lock. Raises OSError, HypervisorError."""
         self._check_place()
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_place()  # another process may have made it at the same time
@@ -208,8 +209,8 @@ class Store:
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
-        """An empty directory for a new template, which does not outlast the block unless it is
-        published. To be used under the lock: what others have left is removed."""
+        """Yield an empty directory for a new template. It is removed after the block, unless it is
+        published. Call this under the lock: it removes what other processes have left."""
         self._remove_wrecks()
         import tempfile  # slow to load, and most often not needed
 
@@ -220,8 +221,8 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> list[str]:
-        """Remove what a killed maker has left of a template, unless a process is making one now,
-        which removes it itself; return the names of what is gone. Raises OSError."""
+        """Remove what a killed maker has left of a template; return the names of what is gone. A
+        process that is making a template now removes its own files. Raises OSError."""
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
@@ -241,9 +242,9 @@ class Store:
         return [path.name for path in wrecks if not path.exists()]
 
     def publish(self, draft: Path, description: Content, memory: int) -> None:
-        """Complete a draft, which has the state, with the memory, and give it its name. Removes
+        """Complete a draft, which has the state, with the memory, and give it its name. Remove
         templates of a guest that no longer exists, and unused ones. Raises HypervisorError for a
-        template that would be larger than the limit of all."""
+        template larger than the limit of all."""
         size = os.fstat(memory).st_size
         manifest: Content = {"description": description, "memory_size": size}
         manifest[EXTENTS], manifest[MEMORY] = template_pages.gather(memory, draft, self._limit)
@@ -263,16 +264,16 @@ class Store:
             (self._path / f"{_FAILED}{key}").write_text(reason)
 
     def failure(self, key: str, seconds: float) -> str | None:
-        """Why making this template failed, if that was less than so many seconds ago."""
+        """Return why making this template failed, if that was less than so many seconds ago."""
         return _fresh(self._path / f"{_FAILED}{key}", seconds)
 
     def last_failure(self) -> str | None:
-        """Why making one failed that is not tried again yet, whichever it is."""
+        """Return why making any template failed that is not tried again yet."""
         found = (_fresh(path, RETRY_SECONDS) for path in self._path.glob(f"{_FAILED}*"))
         return next(filter(None, found), None)
 
     def _check_place(self) -> None:
-        """Raises HypervisorError where others could give us a template of theirs."""
+        """Raises HypervisorError if other users could put a template of theirs there."""
         if theirs := access.foothold(self._path):
             raise HypervisorError(
                 f"template_path: {theirs} is not root's alone, so others could change the "
@@ -321,7 +322,7 @@ class Store:
                 self.drop(path.parent.name.removeprefix(_NAME))
 
     def _keep_within_limit(self, newest: str) -> None:
-        """Remove what was not used for longest, so that all take no more than they may."""
+        """Remove the templates unused for longest, so that all stay within the limit."""
         found = [(path.lstat().st_mtime_ns, path) for path in self._path.glob(f"{_NAME}*")]
         left = sum(_size(path) for _, path in found)
         for _, path in sorted(found):
@@ -331,7 +332,7 @@ class Store:
 
 
 def _fresh(path: Path, seconds: float) -> str | None:
-    """What is in a file that was written less than so many seconds ago."""
+    """Return the content of a file that was written less than so many seconds ago."""
     with contextlib.suppress(OSError):
         if 0 <= time.time() - path.stat().st_mtime < seconds:
             return path.read_text(errors="replace")
@@ -339,7 +340,7 @@ def _fresh(path: Path, seconds: float) -> str | None:
 
 
 def _size(directory: Path) -> int:
-    """Bytes of disk that the files in it take."""
+    """Return the bytes of disk that the files in a directory take."""
     return sum(path.lstat().st_blocks * 512 for path in directory.glob("*"))
 
 
@@ -398,7 +399,7 @@ def _mapped(directory: int, name: str) -> Iterator[mmap.mmap]:
 
 
 def _identity(path: str | Path) -> list[Any]:
-    """What changes when a file does. Raises HypervisorError."""
+    """Return what changes when a file changes. Raises HypervisorError."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -407,7 +408,7 @@ def _identity(path: str | Path) -> list[Any]:
 
 
 def _processor() -> list[str]:
-    """The model and features of the host's first processor."""
+    """Return the model and features of the host's first processor."""
     lines = []
     with open("/proc/cpuinfo") as file:
         for line in file:

@@ -1,12 +1,12 @@
-"""The users that QEMU runs as: numbers that no account has, one for each sandbox.
+"""The users as which QEMU runs: numbers that no account has, one for each sandbox.
 
 A sandbox's number is the first of a range plus the pid of its supervisor, which is below 2^22
-(proc(5), pid_max). So no two living sandboxes share one, and no QEMU can reach another's processes.
-No tool gives numbers of these ranges to accounts by default: they are above what SSSD takes for
-those of directories (200000 to 2000200000: sssd.conf(5), ldap_idmap_range_max) and FreeIPA from the
-same, above those of systemd's containers (524288 to 1879048191), below its foreign ones (2147352576
-on: systemd's docs/UIDS-GIDS.md), and below those that podman has for containers by its manual
-(2147483647 on: podman-run(1), --userns=auto).
+(proc(5), pid_max). So no two living sandboxes share a number, and no QEMU can reach another's
+processes. By default, no tool gives accounts numbers of these ranges. They are above those that
+SSSD takes for accounts of directories (200000 to 2000200000: sssd.conf(5), ldap_idmap_range_max)
+and FreeIPA from the same, above those of systemd's containers (524288 to 1879048191), below its
+foreign ones (2147352576 on: systemd's docs/UIDS-GIDS.md), and below those that podman has for
+containers by its manual (2147483647 on: podman-run(1), --userns=auto).
 
 If a file of this host has an account, or subordinate ids, in a range nevertheless, the next range
 is used.
@@ -21,7 +21,7 @@ from pathlib import Path
 _PIDS = 1 << 22
 _RANGES = tuple(range(0x78000000, 0x7F000000, 0x1000000))
 _BEFORE = 0x70000000
-"""Where versions had theirs that may have sandboxes still."""
+"""The range of earlier versions, whose sandboxes may still run."""
 
 _ACCOUNTS, _SUBORDINATE = ("passwd", "group"), ("subuid", "subgid")
 _NUMBERS = re.compile(rb":(\d{10})(?=[:\n])")
@@ -29,26 +29,27 @@ _COUNTED = re.compile(rb"^[^:\n]*:(\d+):(\d+)\s*$", re.MULTILINE)
 
 
 def of(supervisor: int) -> int:
-    """The number of the user, and of the group, of QEMU below the supervisor of that pid."""
+    """Return the number of the user, and of the group, of QEMU below the supervisor of that pid."""
     return first() + supervisor
 
 
 def all_of(supervisor: int) -> list[int]:
-    """What that may have been for one that runs already, whatever version started it."""
+    """Return the numbers that a running QEMU may have, whatever version started it."""
     return [base + supervisor for base in (*_RANGES, _BEFORE)]
 
 
 @functools.cache
 def first(directory: Path = Path("/etc")) -> int:
-    """The first number of the range that is used on this host, where the files are that accounts
-    are in (passwd(5), group(5), subuid(5), subgid(5)). Where none is free the first is."""
+    """Return the first number of the range that this host uses. `directory` has the files of
+    accounts (passwd(5), group(5), subuid(5), subgid(5)). If no range is free, it is the first
+    range's."""
     taken = list(_taken(directory))
     free = (base for base in _RANGES if not any(_overlap(base, *each) for each in taken))
     return next(free, _RANGES[0])
 
 
 def owners(directory: Path = Path("/etc")) -> list[str]:
-    """The files of this host that have numbers of the first range."""
+    """Return the files of this host that have numbers of the first range."""
     return [
         str(directory / name)
         for name in (*_ACCOUNTS, *_SUBORDINATE)
@@ -57,7 +58,7 @@ def owners(directory: Path = Path("/etc")) -> list[str]:
 
 
 def last() -> int:
-    """The last number of the range that is used on this host."""
+    """Return the last number of the range that this host uses."""
     return first() + _PIDS - 1
 
 
@@ -66,7 +67,7 @@ def _overlap(base: int, start: int, count: int) -> bool:
 
 
 def _taken(directory: Path) -> Iterator[tuple[int, int]]:
-    """(first, how many) of what accounts have."""
+    """Yield (first, count) of the numbers of accounts."""
     for name in (*_ACCOUNTS, *_SUBORDINATE):
         yield from _numbers(directory, name)
 
@@ -76,7 +77,7 @@ def _numbers(directory: Path, name: str) -> Iterator[tuple[int, int]]:
         with open(os.path.join(directory, name), "rb") as file:
             content = file.read()
     except OSError:
-        return  # most have no subgid
+        return  # most hosts have no subgid
     if name in _ACCOUNTS:
         yield from ((int(number), 1) for number in _NUMBERS.findall(content))
     else:

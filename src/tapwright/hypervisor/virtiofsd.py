@@ -4,8 +4,8 @@ virtio-fs.
 Two programs have this name: QEMU's own, in C, which went with QEMU 8.0, and its successor in Rust.
 Both act as root, and both confine themselves before the guest can speak to them: to the root
 directory where they start (`sandbox=chroot`), to a few capabilities, to a list of system calls.
-`_confinement` takes from them beforehand what they do not need, so that a daemon that a guest has
-taken over can do no more than the rest.
+`_confinement` removes beforehand what they do not need, so a daemon that a guest has taken over can
+do no more than the rest.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ from tapwright.linux import capabilities, libc, unixsocket
 from tapwright.linux.process import alone
 from tapwright.linux.seccomp import Check, Condition, Filter
 
-# Debian 12 and Ubuntu 22.04 have QEMU's own in the first place; the package virtiofsd, and Fedora,
-# have the successor in the second one.
+# On Debian 12 and Ubuntu 22.04, the first path is QEMU's own program; the package virtiofsd, and
+# Fedora, have the successor at the second one.
 PATHS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/bin/virtiofsd")
-# Of what they print as their help.
+# A part of the program's help text.
 _ONLY_IN_C = b"posix_lock|no_posix_lock"
 _UNANNOUNCED = "--no-announce-submounts"
 
-# With its own `auto` the guest drops its copy of a file whenever a program opens it, so that each
-# start of a program reads all of it again. With `always` the guest keeps what it has as long as
-# size and time of the file are the same, which it looks at when a second has passed.
+# With QEMU's own `auto`, the guest drops its copy of a file whenever a program opens the file, so
+# each start of a program reads all of it again. With `always`, the guest keeps its copy as long as
+# size and time of the file are the same, which it checks after a second.
 _CACHES_IN_C = {
     "auto": "always,timeout=1",
     "metadata": "auto",
     "never": "none",
 }
 _ON = ("--xattr", "--posix-acl")
-# A guest's kernel has no access control lists on a mount that is announced to it as one
-# (fs/fuse/inode.c: fuse_fill_super_submount). Unannounced, all files are of one device for it.
+# The guest's kernel does not support access control lists on an announced mount (fs/fuse/inode.c:
+# fuse_fill_super_submount). Without announcements, all files appear to be on one device.
 _ANNOUNCED = "--announce-submounts"
 
-# Since 1.14 it would open files by their handles, and have a capability for that, without which it
-# ends. It has neither.
+# Since 1.14 it would open files by their handles, and end without the capability for that, which it
+# does not get.
 _NO_HANDLES = "--inode-file-handles=never"
 
 _MOST_FILES = 1_000_000
@@ -53,24 +53,24 @@ _MOST_FILES = 1_000_000
 _CAPABILITIES = (
     *(capabilities.CHOWN, capabilities.DAC_OVERRIDE, capabilities.FOWNER, capabilities.FSETID),
     *(capabilities.SETGID, capabilities.SETUID, capabilities.MKNOD, capabilities.SETFCAP),
-    *(capabilities.SETPCAP, capabilities.SYS_CHROOT),  # which it gives up itself
+    *(capabilities.SETPCAP, capabilities.SYS_CHROOT),  # the daemon gives these up itself
 )
 
-# It makes a file as the guest's user, but without the further groups, of which it hears nothing.
-# The guest's kernel has seen to it that the user may: so it keeps the right to write anywhere
-# meanwhile (prctl(2), capabilities(7)).
+# The daemon makes a file as the guest's user, but without the user's supplementary groups, which it
+# does not know. The guest's kernel has checked that the user may make the file. So the daemon keeps
+# the right to write anywhere meanwhile (prctl(2), capabilities(7)).
 _PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 4
 
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
-# null, zero, full, random, urandom, tty, ptmx, which all users of a host may use; and what marks a
-# file as removed in a layer of overlayfs.
+# null, zero, full, random, urandom, tty, ptmx, which all users of a host may use; and the mark of a
+# removed file in a layer of overlayfs.
 _HARMLESS = (0x103, 0x105, 0x107, 0x108, 0x109, 0x500, 0x502, 0)
 _REAL_USER_STAYS = ((Check(0, (0xFFFFFFFF,)),),)
 _CLONE_THREAD, _CLONE_NAMESPACES, _CLONE_FS = 0x10000, 0x7E020080, 0x200
 
 
 def _no_device(mode: int) -> tuple[Condition, Condition]:
-    """`mode` is which argument of mknod(2) the mode is; the device is behind it."""
+    """`mode` is the number of mknod(2)'s argument with the mode; the device follows it."""
     return (
         (Check(mode, (_S_IFCHR, _S_IFBLK), _S_IFMT, is_in=False),),
         (Check(mode, (_S_IFCHR,), _S_IFMT), Check(mode + 1, _HARMLESS)),
@@ -85,7 +85,7 @@ _CHECKED = {
     259: _no_device(2),  # mknodat
     272: ((Check(0, (_CLONE_FS,)),),),  # unshare: a working directory for each thread
 }
-_LACKING = (435,)  # clone3, whose flags are in memory: the C library takes clone then
+_LACKING = (435,)  # clone3 has its flags in memory; with ENOSYS, the C library uses clone instead
 _REFUSED = (
     # socket, connect, bind, listen, fork, vfork, kill, ptrace, syslog, personality
     *(41, 42, 49, 50, 57, 58, 62, 101, 103, 135),
@@ -109,7 +109,7 @@ _REFUSED = (
 
 
 def program_of(daemon: Daemon) -> str:
-    """The path of the daemon's program. Raises HypervisorError when there is none."""
+    """Return the path of the daemon's program. Raises HypervisorError if there is none."""
     found = find(daemon.path)
     if found is None:
         where = " and ".join((daemon.path, *PATHS) if daemon.path else PATHS)
@@ -122,8 +122,9 @@ def program_of(daemon: Daemon) -> str:
 
 
 def find(path: str = "") -> str | None:
-    """The program to use: what is at a path, or else the first of PATHS that is installed, for a
-    file of Kata's names Kata's own. None where that can't be executed."""
+    """Return the program to use: the file at a path, if it exists, or else the first of PATHS that
+    can be executed. None if there is none. A path may be that of Kata's configuration, which often
+    names Kata's own program."""
     candidates = [path] if path and os.path.exists(path) else PATHS
     executable = (each for each in candidates if os.path.isfile(each) and os.access(each, os.X_OK))
     return next(executable, None)
@@ -135,8 +136,9 @@ def is_in_c(program: str) -> bool:
 
 
 def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
-    """The program's arguments; it serves its root directory to the process that connects. More of
-    the daemon's are left out where they are of ours. Raises OSError."""
+    """Return the program's arguments. The program serves its root directory to the process that
+    connects. Arguments of the daemon's configuration that Tapwright sets itself are left out.
+    Raises OSError."""
     if is_in_c(program):
         cache = _CACHES_IN_C.get(daemon.cache, daemon.cache)
         options = f"sandbox=chroot,source=/,cache={cache},xattr,posix_acl"
@@ -154,8 +156,8 @@ def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
-    """(a socket that listens, one that is connected to it). No other process can have connected,
-    because only this one could reach the path, which is gone. Raises OSError."""
+    """Return (a listening socket, a socket that is connected to it). No other process can have
+    connected, because only this one could reach the path, which is gone. Raises OSError."""
     with (
         tempfile.TemporaryDirectory(prefix="tapwright-") as directory,
         unixsocket.address(f"{directory}/socket") as address,
@@ -173,11 +175,12 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
 def spawn(
     words: list[str], listening: socket.socket, enter: Callable[[], None], uid: int
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """Run the program where `enter` leads, its real user being `uid`; return it with the
-    descriptor of what it says. Raises OSError, subprocess.SubprocessError."""
+    """Run the program where `enter` leads, with the real user `uid`; return it with the descriptor
+    of its output. Raises OSError, subprocess.SubprocessError."""
     said, stderr = os.pipe2(os.O_CLOEXEC)
     try:
-        # Its effective user is root, whose processes could be sent signals, and be looked at.
+        # The program's effective user is root; alone in a pid namespace, it can't signal or inspect
+        # root's other processes.
         with alone():
             process = subprocess.Popen(
                 words,
@@ -211,11 +214,11 @@ def _mentions(program: str, text: bytes) -> bool:
 
 
 def _confinement(enter: Callable[[], None], uid: int) -> Callable[[], None]:
-    """What the new process does to itself before it becomes the daemon.
+    """Return what the new process does to itself before it becomes the daemon.
 
-    Its real user is that of QEMU, so that it is found when it should be left (`orphans`), and
-    the filter does not let it change that. It can't be set no new privileges, which would take the
-    effective user from it (cap_bprm_creds_from_file: security/commoncap.c).
+    Its real user is QEMU's, so that `orphans` finds it if it is left behind, and the filter keeps
+    it from changing that. The process can't have no_new_privs, which would take the effective user
+    from it (cap_bprm_creds_from_file: security/commoncap.c).
     """
     highest = capabilities.last()
     confined = Filter(_REFUSED, _CHECKED, _LACKING)
@@ -223,7 +226,7 @@ def _confinement(enter: Callable[[], None], uid: int) -> Callable[[], None]:
         most_files = min(_MOST_FILES, int(file.read()))
 
     def confine() -> None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a guest's memory
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would have a guest's memory in it
         _allow_files(most_files)
         enter()
         os.setgroups([])
@@ -237,7 +240,8 @@ def _confinement(enter: Callable[[], None], uid: int) -> Callable[[], None]:
 
 
 def _allow_files(wanted: int) -> None:
-    """Allow so many descriptors, or the most that this process may (without CAP_SYS_RESOURCE)."""
+    """Allow so many descriptors, or the most that this process may have (without
+    CAP_SYS_RESOURCE)."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, wanted),) * 2)

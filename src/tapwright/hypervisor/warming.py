@@ -1,7 +1,7 @@
 """Prepares a guest before it is saved as a template.
 
-The guest goes once through what every sandbox will do, so that the first time is as quick as the
-second; and it drops what it no longer needs, so that there is little to read and keep.
+The guest does once what every sandbox will do, so that the first time is as fast as the second.
+Then it frees what it no longer needs, so that the template is small.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ _COMMAND_SECONDS = 60.0
 
 _WARM = "warm"
 TAP, _MAC = "warm", "02:00:00:00:00:01"
-_TAP_INDEX = 1 << 16  # none that an interface gets which comes into its namespace later
+_TAP_INDEX = 1 << 16  # an index that no later interface of the namespace gets
 _RESOLV_CONF = "/etc/resolv.conf"
 _GUEST, _HOST, _HOST6, _GUEST6 = "169.254.1.2", "169.254.1.1", "fd00::1", "fd00::2"
 
-_INDEX = 1 << 16  # of the NIC, on this side
+_INDEX = 1 << 16  # of the NIC, on the host's side
 _WAYS = ("10.0.0.0/8", _HOST), ("fd01::/64", _HOST6)
 
-# Fill what is free with zeros, which need not be kept. The kernel's reserve is left, and most of a
-# large memory, which was never written to: what was freed last is given out first.
+# Fill free memory with zeros, which are not saved. The kernel's reserve is left out, and so is most
+# of a large memory, which was never written to: the kernel allocates first what was freed last.
 _SLIM = """
 with open("/proc/sys/vm/drop_caches", "w") as file:
     file.write("3")
@@ -48,9 +48,9 @@ bytearray(1) * min(max(0, free * 1024 - (12 << 20)), 256 << 20)
 
 @contextlib.asynccontextmanager
 async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> AsyncIterator[Qemu]:
-    """A guest ready to be saved, its memory in `memory`. It ends with the block.
+    """Yield a guest that is ready to be saved, with its memory in `memory`. It ends with the block.
 
-    Nothing in here may draw what a guest draws once and keeps: its boot id, the secret of its TCP
+    The warming must not draw what a guest draws once and keeps: its boot id, the secret of its TCP
     sequence numbers. Raises HypervisorError, AgentError, OSError.
     """
     with _throwaway_netns() as netns_path:
@@ -74,9 +74,9 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
 
 
 async def nic_ahead(qemu: Qemu, agent: AgentClient, netns_path: str, mac: str) -> int:
-    """Plug a NIC into a restored guest, and use it once, so that it is quick for its later network.
-    Then the NIC and its TAP are down, without addresses; the TAP is called `TAP`, in the namespace
-    at that path. Return its slot. Raises HypervisorError, AgentError, OSError."""
+    """Plug a NIC into a restored guest, and use it once, so that its later network is fast.
+    Afterwards the NIC and its TAP are down, without addresses; the TAP is called `TAP`, in the
+    namespace at that path. Return its slot. Raises HypervisorError, AgentError, OSError."""
     slot = await _plugged(qemu, netns_path, mac)
     await _exercise(agent, mac)
     quiet = requests.set_interface(mac, "eth0", [], mtu=1500, up=False)
@@ -107,7 +107,7 @@ async def _use(qemu: Qemu, agent: AgentClient, netns_path: str) -> None:
 
 
 async def _plugged(qemu: Qemu, netns_path: str, mac: str) -> int:
-    """A NIC on a TAP in a namespace; its slot."""
+    """Plug in a NIC on a TAP in a namespace; return its slot."""
     fd = _tap(netns_path)
     try:
         return await qemu.nics.plug(Tap([fd]), mac)
@@ -132,7 +132,7 @@ async def _exercise(agent: AgentClient, mac: str) -> None:
 
 
 async def _use_share(qemu: Qemu, shared: Share, agent: AgentClient) -> None:
-    """Mount it and run something from it. Where files are shared there will be containers."""
+    """Mount the share and run a program from it. A guest with shared files will have containers."""
     scratch = libc.detached_mount("tmpfs", size="16m")
     try:
         shared.attach(_WARM, {_WARM: scratch})
@@ -143,7 +143,8 @@ async def _use_share(qemu: Qemu, shared: Share, agent: AgentClient) -> None:
     program = f"{protocol.SHARE}/{_WARM}/{_WARM}/busybox"
     await _run(agent, "cp", "/bin/busybox", program)
     await _run(agent, program, "true")
-    # There is none. With the first request about a container the agent loads what these need.
+    # There is no such container. With its first request about a container, the agent loads the
+    # modules for containers.
     await agent.call(requests.delete_container(_WARM))
 
 
@@ -162,7 +163,7 @@ def _configuration(mac: str) -> requests.Request:
 
 
 def _entries(indexes: Mapping[int, int]) -> str:
-    """Entries for tables, as `replay` takes them."""
+    """Return entries for tables, as `replay` takes them."""
     neighbour = neighbours.encoded(Neighbour("169.254.1.3", _MAC, _INDEX))
     ways = [routes.encoded(Route(to, _INDEX, via)) for to, via in _WAYS]
     found = [entry for entry in (entries.neighbour(neighbour), *map(entries.route, ways)) if entry]
@@ -180,7 +181,7 @@ def _throwaway_netns() -> Iterator[str]:
 
 
 def _tap(netns_path: str) -> int:
-    """A TAP with the addresses of the guest's neighbour."""
+    """Make a TAP with the addresses of the guest's neighbour; return its descriptor."""
     with netns.entered(netns_path), Netlink() as nl:
         fd = tuntap.create(TAP, _TAP_INDEX)
         try:
@@ -195,16 +196,16 @@ def _tap(netns_path: str) -> int:
 
 
 async def _follow_listeners(agent: AgentClient) -> None:
-    """Let the agent prepare for it, which takes longer than all that the agent does afterwards."""
-    told: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+    """Let the agent prepare to follow listeners, which takes longer than the following itself."""
+    first: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
 
     def take(frame: Frame) -> None:
-        if not told.done():
-            told.set_result(frame)
+        if not first.done():
+            first.set_result(frame)
 
     stream = await agent.open(requests.follow_listeners(), take)
     try:
-        frame = await asyncio.wait_for(told, _COMMAND_SECONDS)
+        frame = await asyncio.wait_for(first, _COMMAND_SECONDS)
     except TimeoutError:
         raise AgentError(f"no list of listeners within {_COMMAND_SECONDS:g} s") from None
     finally:
@@ -220,7 +221,7 @@ async def _load_probe(agent: AgentClient) -> None:
 
 
 async def _run_container(agent: AgentClient, root: str) -> None:
-    """Run busybox, which is in a root filesystem, in a container of it. Raises AgentError."""
+    """Run busybox from a root filesystem, in a container. Raises AgentError."""
     loop = asyncio.get_running_loop()
     made: asyncio.Future[Frame] = loop.create_future()
     over: asyncio.Future[Frame] = loop.create_future()
@@ -260,7 +261,7 @@ async def _run_container(agent: AgentClient, root: str) -> None:
 
 
 async def _run(agent: AgentClient, *argv: str) -> None:
-    """Run a command in the guest. Raises AgentError also when it fails."""
+    """Run a command in the guest. Raises AgentError also when the command fails."""
     over: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
 
     def take(frame: Frame) -> None:
