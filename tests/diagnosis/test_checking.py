@@ -103,7 +103,7 @@ def test_addresses() -> None:
 
     ((severity, at, what),) = complaints(forget)
     assert (severity, at) == (ERROR, way.GUEST_NIC)
-    assert "has not the address 10.91.0.3/24" in what
+    assert "lacks the address 10.91.0.3/24" in what
     ((severity, at, what),) = complaints(add)
     assert (severity, at) == (WARNING, way.GUEST_NIC)
     assert "nobody gave it out" in what

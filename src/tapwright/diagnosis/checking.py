@@ -231,7 +231,7 @@ def _addresses(each: Way) -> Iterator[_Found]:
         if _normal(address) not in has:
             yield (
                 *(ERROR, 0),
-                f"the guest's {guest.name} has not the address {address}{why}",
+                f"the guest's {guest.name} lacks the address {address}{why}",
                 f"{_ip(guest)} address add {address} dev {guest.name}",
             )
     more = [a for a in guest.addresses if _normal(a) not in set(map(_normal, wanted))]

@@ -36,7 +36,7 @@ def number(most: int = 2**32 - 1, least: int = 0) -> Part:
 
 def flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("what should be true or false is neither")
+        raise ValueError("true or false is expected, and something else found")
     return value
 
 
@@ -58,11 +58,11 @@ def socket_address(value: Any) -> str:
 def address(value: Any) -> str:
     """Check an IP address, and return it in the kernel's spelling."""
     if not isinstance(value, str) or len(value) > 45 or "%" in value:
-        raise ValueError("what should be an IP address is none")
+        raise ValueError("an IP address is expected, and something else found")
     try:
         return unpack_address(pack_address(value))
     except ValueError:
-        raise ValueError("what should be an IP address is none") from None
+        raise ValueError("an IP address is expected, and something else found") from None
 
 
 def network(value: Any) -> str:
@@ -71,7 +71,7 @@ def network(value: Any) -> str:
     found = address(base)
     most = 128 if ":" in found else 32
     if not (length.isascii() and length.isdecimal() and len(length) < 4 and int(length) <= most):
-        raise ValueError("what should be ADDRESS/PREFIX is not")
+        raise ValueError("ADDRESS/PREFIX is expected, and something else found")
     return f"{found}/{int(length)}"
 
 
@@ -91,7 +91,7 @@ def each(part: Part, most: int) -> Part:
 
     def vet(value: Any) -> list[Any]:
         if not isinstance(value, list):
-            raise ValueError("what should be a list is none")
+            raise ValueError("a list is expected, and something else found")
         return [part(one) for one in value[:most]]
 
     return vet
@@ -117,7 +117,7 @@ def entry(shape: Mapping[str, Part], *, lacking: bool = False) -> Part:
 
     def vet(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise ValueError("what should be an object is none")
+            raise ValueError("an object is expected, and something else found")
         found = {}
         for key, part in shape.items():
             if key in value:
@@ -131,5 +131,5 @@ def entry(shape: Mapping[str, Part], *, lacking: bool = False) -> Part:
 
 def _matching(pattern: re.Pattern[str], value: Any, what: str) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"what should be a {what} is none")
+        raise ValueError(f"a {what} is expected, and something else found")
     return value

@@ -103,5 +103,5 @@ def _tracepoint() -> tuple[int, int, dict[int, str]]:
         os.close(root)
     field = _FIELD.search(text)
     if not field:
-        raise OSError("this kernel tells no reason")
+        raise OSError("this kernel reports no reasons")
     return number, int(field[1]), {int(n): name for n, name in _REASON.findall(text)}

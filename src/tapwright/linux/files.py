@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _REMEDIES = {
     errno.ENOSPC: "make room in its filesystem",
     errno.EDQUOT: "make room in its filesystem",
-    errno.EROFS: "have its filesystem writable, or choose another --root",
+    errno.EROFS: "make its filesystem writable, or choose another --root",
 }
 
 

@@ -294,7 +294,7 @@ class _Contents:
         self.name = text(found, _TABLE_NAME)
         self.sets: dict[str, Attributes] = {}
         self._place = place
-        self._told = FAMILIES.get(family, str(family))
+        self._label = FAMILIES.get(family, str(family))
         self._chains: list[Change] = []
         self._contents: list[Change] = []
         self._elements: list[Change] = []
@@ -458,7 +458,7 @@ class _Contents:
 
     def _change(self, kind: int, flags: int, kept: Iterable[bytes], description: str) -> Change:
         payload = nfnetlink.header(self.family) + b"".join(kept)
-        where = f"table {self._told} {self.name}"
+        where = f"table {self._label} {self.name}"
         return Change(
             _kind(kind), flags, payload, f"{where}, {description}" if description else where
         )

@@ -97,7 +97,7 @@ def forget(request: IpvsRequest) -> Iterator[Any]:
         if error.errno not in (errno.EPROTONOSUPPORT, errno.EINVAL):
             raise
         raise RefusedError(
-            "the guest's kernel tells nobody of its connections (module nf_conntrack_netlink); use "
+            "the guest's kernel does not report its connections (module nf_conntrack_netlink); use "
             "an image whose kernel does"
         ) from None
     yield from gone
