@@ -1,6 +1,6 @@
 """The internetworking model `none`: a TAP beside the interface, and nothing else.
 
-How its frames go on is left to the user: a bridge, filters of their own, a program.
+The user decides where the TAP's frames go: to a bridge, by other filters, to a program.
 """
 
 import os
@@ -39,10 +39,10 @@ class BareTap(WithCompanion):
         return Tap([fd])
 
     def is_joined(self, link: Link, mac: str) -> bool:
-        # Whoever connects the TAP may have to give the interface another MAC.
+        # The user who connects the TAP may have to change the interface's MAC address.
         return True
 
     def detach(self) -> None:
-        """The TAP goes with its descriptor, its limit's ifb does not. Raises OSError."""
+        """Remove the ifb of the limit; the TAP goes with its descriptor. Raises OSError."""
         with self.inside() as nl:
             limits.lift_ingress(nl, 0, self.tx_limit, self.index)

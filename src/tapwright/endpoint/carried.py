@@ -1,5 +1,5 @@
-"""Which of a namespace's routes and rules the guest gets: all but those that its kernel makes
-itself. Where the namespace lacks one of those, the guest must lack it, too."""
+"""Says which of a namespace's routes and rules the guest gets: all but those that its kernel makes
+itself. If the namespace lacks one of those, the guest must lack it, too."""
 
 import socket
 from collections.abc import Iterable
@@ -9,12 +9,13 @@ from tapwright.linux import addresses, entries, netlink
 from tapwright.linux.addresses import Address
 from tapwright.linux.entries import Entry
 
-# What router advertisements and redirects make reaches the guest's own stack.
+# Router advertisements and redirects reach the guest's own stack, which makes these.
 _OF_THE_GUEST = frozenset((entries.RTPROT_REDIRECT, entries.RTPROT_RA))
 
 
 class Connected(NamedTuple):
-    """An address of an interface, by its index, with which a kernel makes a route to its subnet."""
+    """An address of an interface, by the interface's index, for which a kernel makes a route to the
+    subnet."""
 
     device: int
     address: Address
@@ -39,7 +40,7 @@ def makes_a_route(state: int, address: Address) -> bool:
     if state & addresses.IFA_F_NOPREFIXROUTE:
         return False
     if not address.is_ipv4:
-        # That to a peer comes when there is no doubt of the address any more.
+        # The route to a peer comes when duplicate address detection has ended.
         return not state & addresses.IFA_F_DADFAILED and address.peer is None
     is_first = not state & addresses.IFA_F_SECONDARY
     return is_first and (address.prefix_length < 32 or address.peer is not None)
@@ -48,8 +49,8 @@ def makes_a_route(state: int, address: Address) -> bool:
 def routes(
     found: Iterable[Entry], connected: Iterable[Connected]
 ) -> tuple[list[Entry], list[Entry]]:
-    """The routes of a namespace that the guest gets; and those that the guest's kernel will make
-    and the namespace lacks."""
+    """Return the routes of a namespace that the guest gets, and the routes that the guest's kernel
+    will make and the namespace lacks."""
     expected = {one.place() for one in connected}
     given = []
     for entry in found:
@@ -63,7 +64,7 @@ def routes(
         if key.table == entries.TABLE_LOCAL or facts.type != entries.RTN_UNICAST:
             continue
         if key.table != entries.TABLE_MAIN:
-            given.append(entry)  # a kernel makes none in these by itself
+            given.append(entry)  # a kernel makes no route in these by itself
             continue
         subnet = key.destination or bytes(4 if facts.family == socket.AF_INET else 16)
         device = entry.devices[0] if entry.devices else 0
@@ -75,18 +76,19 @@ def routes(
     return given, [entries.connected_route(*place) for place in sorted(expected)]
 
 
-_PROTOCOL = 5  # its place in struct rtmsg
+_PROTOCOL = 5  # its offset in struct rtmsg
 
 
 def _is_somebodys(entry: Entry, facts: entries.RouteFacts, metric: int) -> bool:
-    """Whether a route that says that the kernel made it is none of those which kernels make."""
+    """Whether a route claims to be the kernel's, but is none that a kernel makes."""
     if entry.has_gateway:
         return True
     return facts.family == socket.AF_INET6 and metric != 256
 
 
 def rules(found: Iterable[Entry]) -> list[Entry]:
-    """The rules that no new namespace has; and those that every new one has and this one lacks."""
+    """Return the rules that a new namespace lacks, and the rules that a new namespace has and this
+    one lacks."""
     given = list(found)
     missing = []
     for family in entries.FAMILIES:

@@ -1,8 +1,8 @@
-"""What the internetworking models have in common: an interface that stays where it is, and a
-device of our own beside it that is the VM's.
+"""What the internetworking models share: an interface that stays where it is, and a device beside
+it that belongs to the VM.
 
-The device is named for the interface's index, and its name ends in `_kata`: monitors that are made
-for Kata pass over such devices.
+The device's name has the interface's index, and ends in `_kata`, because monitors that are made for
+Kata ignore such devices.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class WithCompanion:
-    """An interface in the namespace at `netns`; limits in bits a second."""
+    """An interface in the namespace at `netns`. Limits are in bits a second."""
 
     netns: str
     device: str
@@ -51,7 +51,7 @@ class WithCompanion:
                 links.set_mtu(nl, beside.index, mtu)
 
     def check_name(self, nl: Netlink) -> None:
-        """What has the name of the device beside it is not ours. Raises NetworkError."""
+        """Raises NetworkError if another device has the companion's name."""
         if links.find(nl, self.name):
             raise NetworkError(
                 f"device: there is a {self.name} already, as the device beside {self.device} would "
@@ -60,7 +60,7 @@ class WithCompanion:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[Netlink]:
-        """Be in the namespace. Raises OSError."""
+        """Enter the namespace. Raises OSError."""
         with netns.entered(self.netns), Netlink() as nl:
             yield nl
 
@@ -108,21 +108,21 @@ class WithCompanion:
 
 
 def name_of(index: int) -> str:
-    """The name of the device beside the interface with that index; at most 15 bytes long."""
+    """Return the name of the device beside the interface with that index; at most 15 bytes."""
     return f"tap{index}_kata" if index < 10**7 else f"t{index:x}_kata"
 
 
 def set_up(nl: Netlink, index: int, link: Link) -> None:
-    """Mark the device beside an interface as ours, and bring it up. Raises NetlinkError."""
+    """Mark the device beside an interface as Tapwright's, and bring it up. Raises NetlinkError."""
     links.set_alias(nl, index, OUR_ALIAS)
     links.set_mtu(nl, index, min(link.mtu, tuntap.LARGEST_MTU))
-    if link.txqlen:  # without a queue the interface has no wish for its length
+    if link.txqlen:  # an interface without a queue has no queue length
         links.set_txqlen(nl, index, link.txqlen)
     links.leave_ipv6_alone(nl, index)
     links.set_up(nl, index)
 
 
 def refuse_queues(queues: int, device: str) -> None:
-    """Raises NetworkError where a NIC of several queues is wanted of what has one."""
+    """Raises NetworkError if several queues are wanted of a device that has one."""
     if queues > 1:
         raise NetworkError(f"queues: {queues}: only a TAP can have several, and {device} is none")

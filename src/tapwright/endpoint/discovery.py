@@ -1,4 +1,5 @@
-"""What plugins (or a person) left in a network namespace, and the same as orders to the agent."""
+"""Reads what plugins, or a person, left in a network namespace, and turns it into requests to the
+agent."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,52 +18,53 @@ from tapwright.linux.routes import Route
 from tapwright.linux.settings import OfInterface
 
 OUR_ALIAS = "tapwright"
-"""The alias of every device that Tapwright makes in a namespace, by which it is known as ours."""
+"""The alias that marks every device which Tapwright makes in a namespace."""
 
 MOST_ROUTES = 32768
-"""More are not carried: the guest would not come to anything else."""
+"""More routes are not carried: they would keep the guest busy."""
 _MOST_OTHERS = 8192
 
 
 class Interface(NamedTuple):
-    """An interface of a namespace with all that the guest's NIC takes over from it, but for its
-    entries in tables. Its MTU is one that a TAP takes."""
+    """An interface of a namespace with everything that the guest's NIC takes over from it, except
+    for entries in tables. Its MTU is one that a TAP supports."""
 
     link: Link
     addresses: tuple[Address, ...]
     settings: OfInterface = OfInterface()
     own_mtu: int = 0
-    """Where that is larger."""
+    """The interface's own MTU, if it is larger."""
     own_link_local: bool = False
-    """Whether it has not the link-local address that a kernel makes of its MAC address, where it
-    should have made one: that came later, or somebody has taken the address away."""
+    """Whether it lacks the link-local address that the kernel should have made from its MAC
+    address: the MAC address came later, or a program removed the address."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can become a NIC now: up, no port of a bridge (or the like), and no TAP that
-        another process holds."""
+        """Whether the interface can become a NIC now: it is up, no port of a bridge (or the like),
+        and no TAP that another process holds."""
         return self.link.is_up and not self.link.is_port and not why_not(self.link)
 
     @property
     def is_running(self) -> bool:
-        """Whether it has a carrier. A TAP gets its carrier from the process that holds it."""
+        """Whether the interface has a carrier. A TAP gets its carrier from the process that holds
+        it."""
         return self.link.is_running or self.link.kind == tuntap.KIND
 
     @property
     def special_settings(self) -> dict[str, str]:
-        """The settings in `conf` that differ from a new interface's, by PROTOCOL/NAME."""
+        """Return the settings in `conf` that differ from a new interface's, by PROTOCOL/NAME."""
         special = self.settings.special(self.link.is_loopback)
-        # The guest's kernel would make one of the MAC address when its NIC comes up.
+        # Otherwise the guest's kernel would make one from the MAC address when the NIC comes up.
         return special | ({settings.ADDRESS_GENERATION: "1"} if self.own_link_local else {})
 
     def with_carrier(self) -> "Interface":
-        """The same interface, as if it had a carrier."""
+        """Return the same interface, as if it had a carrier."""
         return self._replace(link=self.link._replace(flags=self.link.flags | links.IFF_RUNNING))
 
 
 def why_not(link: Link) -> str:
-    """Why an interface can't become a NIC, not even when that is asked for by name and it is down;
-    empty when it can. A TAP can as a port of a bridge, too: the NIC is beyond it."""
+    """Return why an interface can't become a NIC, not even by name and while it is down; empty if
+    it can. A TAP can, even as a port of a bridge: the NIC is at its other end."""
     tap = tuntap.settings(link)
     if tap and tap.taken:
         return "it is a TAP that another process holds"
@@ -72,9 +74,9 @@ def why_not(link: Link) -> str:
 
 
 class Scan(NamedTuple):
-    """The interfaces of a namespace that can be NICs of a VM; its loopback; and its routes, rules,
-    next hops and static neighbours that no kernel makes by itself, in the order of the kernel: of
-    routes to one destination with one metric it takes the first."""
+    """The interfaces of a namespace that can be NICs of a VM, its loopback, and the routes, rules,
+    next hops and static neighbours that no kernel makes by itself. Routes are in the kernel's
+    order: of routes to one destination with one metric, it takes the first."""
 
     interfaces: list[Interface]
     loopback: Interface
@@ -93,10 +95,10 @@ class Scan(NamedTuple):
 
 
 def scan(nl: Netlink) -> Scan:
-    """What can be a NIC: Ethernet, not ours, no bridge. That leaves out the tunnels that kernels
-    put into each new namespace.
+    """Return what can be a NIC: Ethernet, not made by Tapwright, no bridge. That leaves out the
+    tunnels that kernels put into each new namespace.
 
-    Raises NetworkError when there is more in it than is carried.
+    Raises NetworkError if the namespace has more than is carried.
     """
     own_addresses: dict[int, list[tuple[int, Address]]] = defaultdict(list)
     of_all = addresses.listing_with_state(nl, _MOST_OTHERS)
@@ -104,7 +106,7 @@ def scan(nl: Netlink) -> Scan:
         raise _too_many(f"more than {_MOST_OTHERS} addresses")
     listed = [(link, settings.of_interface(of)) for link, of in links.listing_with_settings(nl)]
     if _lacking(listed, of_all):
-        # A kernel may have been about to make them.
+        # A kernel may just have been about to make them.
         of_all = addresses.listing_with_state(nl, _MOST_OTHERS)
     lacking = _lacking(listed, of_all)
     for index, state, address in of_all:
@@ -142,8 +144,8 @@ def _too_many(what: str) -> NetworkError:
 def _lacking(
     listed: Iterable[tuple[Link, OfInterface]], found: Iterable[tuple[int, int, Address]]
 ) -> set[int]:
-    """The indexes of interfaces without the link-local address that a kernel makes of their MAC
-    address, though they have another one, or are running and may have one."""
+    """Return the indexes of interfaces without the link-local address that a kernel makes from
+    their MAC address, although they have another one, or are running and may have one."""
     local: dict[int, list[Address]] = defaultdict(list)
     for index, _, address in found:
         if address.address.startswith("fe80:"):
@@ -160,7 +162,7 @@ def _lacking(
 
 
 def _is_kernels(address: Address, link: Link, of_link: OfInterface) -> bool:
-    """Whether the guest's kernel makes it by itself."""
+    """Whether the guest's kernel makes the address by itself."""
     if link.is_loopback:
         return str(address) in ("127.0.0.1/8", "::1/128")
     return address.is_made_from(link.mac) and of_link.makes_link_local
@@ -174,7 +176,7 @@ def _entries(
     others = [*entries.neighbours(nl, _MOST_OTHERS), *entries.next_hops(nl, _MOST_OTHERS)]
     rules = carried.rules(entries.rules(nl, _MOST_OTHERS))
     if missing:
-        # The kernel may still be making them: an address is visible before its route.
+        # The kernel may still be making routes: an address is visible before its route.
         found, missing = carried.routes(entries.routes(nl, MOST_ROUTES), connected)
     return [*missing, *others, *found, *rules]
 
@@ -182,7 +184,7 @@ def _entries(
 def _connected(
     interfaces: list[tuple[Interface, list[tuple[int, Address]]]],
 ) -> list[carried.Connected]:
-    """The addresses that the guest's kernel makes routes with."""
+    """Return the addresses for which the guest's kernel makes routes."""
     return [
         carried.Connected(interface.link.index, address)
         for interface, own in interfaces
@@ -193,7 +195,8 @@ def _connected(
 
 
 def find(name: str, netns_paths: Iterable[str]) -> tuple[str, Link] | None:
-    """The interface of that name and the path of its namespace, the first of some that has it."""
+    """Return the interface of this name, and the path of its namespace: the first of the paths that
+    has it."""
     for path in netns_paths:
         with netns.entered(path), Netlink() as nl:
             if link := links.find(nl, name):
@@ -202,7 +205,7 @@ def find(name: str, netns_paths: Iterable[str]) -> tuple[str, Link] | None:
 
 
 def looks(link: Link) -> dict[str, Any]:
-    """What else an interface is known by, as far as it is none that a new one has."""
+    """Return the further properties of an interface that differ from a new interface's."""
     if link.is_loopback:
         return {}
     looks: dict[str, Any] = {}
@@ -218,9 +221,9 @@ def looks(link: Link) -> dict[str, Any]:
 
 
 def interface_request(interface: Interface, wanted: Sequence[Sequence[str]] = ()) -> Request:
-    """The agent's request that makes a NIC of the guest what the interface is, with the settings
-    that are `wanted`: each [path below /proc/sys/net, value]. What its kernel refuses is left
-    out."""
+    """Return the agent's request that makes a NIC of the guest like the interface, with the
+    `wanted` settings, [path below /proc/sys/net, value] each. The guest leaves out what its kernel
+    refuses."""
     link = interface.link
     return requests.set_interface(
         "lo" if link.is_loopback else link.mac,

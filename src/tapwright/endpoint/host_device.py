@@ -29,8 +29,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HostDevice:
-    """An interface as found on the host, and its `name` in the namespace at `netns`; the inode
-    shows whether the path still leads to the same namespace. In `name`, `%d` is any free number."""
+    """An interface as it was on the host, and its `name` in the namespace at `netns`. The inode
+    shows whether the path still leads to the same namespace. In `name`, `%d` stands for any free
+    number."""
 
     device: str
     name: str
@@ -44,7 +45,8 @@ class HostDevice:
     addresses: list[list[Any]]
 
     def move_in(self) -> int:
-        """Give it to the namespace; its index there. Raises NetworkError; `move_back` then."""
+        """Move the interface to the namespace; return its index there. Raises NetworkError; then
+        call `move_back`."""
         try:
             with Netlink() as nl:
                 links.set_down(nl, self.index)
@@ -66,8 +68,8 @@ class HostDevice:
             ) from None
 
     def move_back(self) -> None:
-        """Make it what it was on the host, from wherever it is; nothing happens where it is gone.
-        Raises OSError."""
+        """Move the interface back from wherever it is, and restore its state on the host. An
+        interface that has gone is no error. Raises OSError."""
         inside = self._is_there()
         if inside:
             own = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
@@ -89,14 +91,15 @@ class HostDevice:
             self._set_up(nl, link.index, self._addresses(), self.was_up)
 
     def _is_there(self) -> bool:
-        """Whether its namespace still is the one that it was moved to."""
+        """Whether the path still leads to the namespace to which the interface was moved."""
         try:
             return os.stat(self.netns).st_ino == self.inode
         except OSError:
             return False
 
     def _find(self, nl: Netlink, name: str) -> Link | None:
-        """It, in the namespace of a socket; under that name, or one that it got there."""
+        """Return the interface in the namespace of a socket, under this name, or one that it got
+        there."""
         named = links.find(nl, name) if "%" not in name else None
         if named and self._is_it(named):
             return named
@@ -114,7 +117,7 @@ class HostDevice:
         return [Address(*one) for one in self.addresses]
 
     def _set_up(self, nl: Netlink, index: int, wanted: list[Address], up: bool = True) -> None:
-        # IPv4 keeps its order; of IPv6 the kernel puts the last one first.
+        # IPv4 keeps its order; of IPv6, the kernel lists the newest first.
         ordered = [one for one in wanted if one.is_ipv4]
         ordered += [one for one in reversed(wanted) if not one.is_ipv4]
         for one in ordered:
@@ -129,14 +132,15 @@ def _move(nl: Netlink, index: int, netns_fd: int, name: str) -> None:
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
-        if links.at(nl, index):  # else it was moved, under the name that it has inside
+        # Otherwise it was moved, under the name that it has in the namespace.
+        if links.at(nl, index):
             links.move(nl, index, netns_fd, _FALLBACK)
 
 
 def look(device: str, name: str, path: str) -> HostDevice:
-    """The interface of that name on the host, to be `name` in the namespace at `path`.
+    """Return the host's interface of this name, to become `name` in the namespace at `path`.
 
-    Raises NetworkError where there is none, or it can't be there, or can't be a NIC.
+    Raises NetworkError if it does not exist, can't be moved there, or can't be a NIC.
     """
     with Netlink() as nl:
         link = links.find(nl, device)
@@ -170,7 +174,7 @@ def look(device: str, name: str, path: str) -> HostDevice:
 
 
 def _check(link: Link) -> None:
-    """Raises NetworkError for what could not be a NIC."""
+    """Raises NetworkError for an interface that could not be a NIC."""
     if not link.is_ethernet or link.kind == "bridge":
         what = link.kind or ("loopback" if link.is_loopback else "device")
         raise NetworkError(f"{link.name} is a {what}, and no NIC of a VM can stand for that")
@@ -181,15 +185,15 @@ def _check(link: Link) -> None:
 
 
 def entry_of(device: HostDevice) -> dict[str, Any]:
-    """The device's fields, for the journal."""
+    """Return the device's fields, for the journal."""
     return dataclasses.asdict(device)
 
 
 SHAPE = {field.name: field.type for field in dataclasses.fields(HostDevice)}
-"""Of an entry of the journal, by `shapes.fits`."""
+"""The shape of a journal's entry, for `shapes.fits`."""
 
 
 def of_entry(entry: dict[str, Any]) -> HostDevice:
-    """The device of a journal's entry, which may hold more."""
+    """Return the device of a journal's entry, which may have more fields."""
     names = [field.name for field in dataclasses.fields(HostDevice)]
     return HostDevice(**{name: entry[name] for name in names})

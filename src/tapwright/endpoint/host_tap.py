@@ -1,8 +1,8 @@
-"""A TAP of the host's own namespace that a sandbox brings with it: made where there is none, and
-made a port of a Linux bridge or of a bridge of Open vSwitch.
+"""A TAP of the host's own namespace that a sandbox asks for. It is made if it does not exist, and
+made a port of a Linux bridge or of an Open vSwitch bridge.
 
-To the VM it goes as any existing TAP does (`tap`). Each step here says whether it did anything, and
-can be taken back by itself.
+The VM gets it as any existing TAP (`tap`). Each step says whether it did anything, and can be
+undone by itself.
 """
 
 import os
@@ -20,8 +20,8 @@ _MARK = "external_ids:tapwright"
 
 
 def is_connected(name: str, bridge: str, ovs: str) -> bool:
-    """Whether the TAP is there or can be made, and be a port of the bridge, where one is named;
-    return whether there is nothing to connect. Raises NetworkError."""
+    """Check that the TAP exists or can be made, and can be a port of the bridge, if one is named.
+    Return whether there is nothing to connect. Raises NetworkError."""
     with Netlink() as nl:
         link = links.find(nl, name)
     if link and tuntap.settings(link) is None:
@@ -33,21 +33,21 @@ def is_connected(name: str, bridge: str, ovs: str) -> bool:
 
 
 def exists(name: str) -> bool:
-    """Whether there is an interface of that name. Raises OSError."""
+    """Whether an interface of this name exists. Raises OSError."""
     with Netlink() as nl:
         return links.find(nl, name) is not None
 
 
 def mtu(name: str, bridge: str) -> int:
-    """The TAP's MTU; for a TAP that does not exist yet its bridge's, because a bridge takes the
-    least MTU of its ports. Raises OSError."""
+    """Return the TAP's MTU. For a TAP that does not exist yet it is the bridge's, because a bridge
+    takes the least MTU of its ports. Raises OSError."""
     with Netlink() as nl:
         link = links.find(nl, name) or (links.find(nl, bridge) if bridge else None)
     return link.mtu if link else DEFAULT_MTU
 
 
 def make(name: str, mtu: int, mark: str) -> None:
-    """Make the TAP, for a virtual machine; the mark, its alias, shows that it is ours.
+    """Make the TAP for a virtual machine. The mark, its alias, shows that Tapwright made it.
 
     Raises NetworkError.
     """
@@ -58,7 +58,7 @@ def make(name: str, mtu: int, mark: str) -> None:
                 link = links.named(nl, name)
                 links.set_alias(nl, link.index, mark)
                 links.set_mtu(nl, link.index, mtu)
-            # Only now, so that there is never one that stays and has no mark.
+            # This comes last, so that no persistent TAP ever lacks its mark.
             tuntap.keep(fd)
         finally:
             os.close(fd)
@@ -67,7 +67,7 @@ def make(name: str, mtu: int, mark: str) -> None:
 
 
 def remove(name: str, mark: str) -> None:
-    """Remove the TAP that was made with that mark, and no other one. Raises OSError."""
+    """Remove the TAP that was made with this mark, and no other one. Raises OSError."""
     with Netlink() as nl:
         link = links.find(nl, name)
         if link and link.alias == mark:
@@ -75,8 +75,8 @@ def remove(name: str, mark: str) -> None:
 
 
 def _is_port(name: str, bridge: str, ovs: str) -> bool:
-    """Whether the TAP is a port of that bridge already. Raises NetworkError where there is no such
-    bridge, or the TAP is in another one."""
+    """Whether the TAP is a port of this bridge already. Raises NetworkError if the bridge does not
+    exist, or the TAP is in another one."""
     with Netlink() as nl:
         port, master = links.find(nl, name), links.find(nl, bridge or ovs)
     if ovs:
@@ -109,7 +109,7 @@ def _is_port_of_ovs(name: str, port: Link | None, ovs: str) -> bool:
 
 
 def connect(name: str, bridge: str, ovs: str, mark: str) -> None:
-    """Make the TAP a port of the bridge; in Open vSwitch's database with the mark.
+    """Make the TAP a port of the bridge; in Open vSwitch's database, with the mark.
 
     Raises NetworkError.
     """
@@ -127,8 +127,8 @@ def connect(name: str, bridge: str, ovs: str, mark: str) -> None:
 
 
 def disconnect(name: str, index: int, bridge: str, ovs: str, mark: str) -> None:
-    """Take the TAP of that index out of the bridge, where it still is in it as `connect` put it
-    there. Raises OSError."""
+    """Remove the TAP of this index from the bridge, if it is still there as `connect` left it.
+    Raises OSError."""
     if ovs:
         try:
             ours = mark in _ovs("--if-exists", "get", "Interface", name, "external_ids")
@@ -144,19 +144,19 @@ def disconnect(name: str, index: int, bridge: str, ovs: str, mark: str) -> None:
 
 
 def ovs_bridge_of(name: str, seconds: int = _OVS_SECONDS) -> str:
-    """The bridge of Open vSwitch that an interface is a port of; empty where it is none. Raises
-    NetworkError, when it does not answer within so many seconds among others."""
+    """Return the Open vSwitch bridge of which an interface is a port; empty if it is none. Raises
+    NetworkError, also when Open vSwitch does not answer within so many seconds."""
     known = _ovs("--if-exists", "get", "Interface", name, "name", seconds=seconds)
     return _ovs("port-to-br", name, seconds=seconds) if known else ""
 
 
 def ovs_tag_of(name: str, seconds: int = _OVS_SECONDS) -> str:
-    """The VLAN of a port of Open vSwitch; empty for none. Raises NetworkError."""
+    """Return the VLAN of an Open vSwitch port; empty for none. Raises NetworkError."""
     return _ovs("--if-exists", "get", "Port", name, "tag", seconds=seconds).strip("[]")
 
 
 def _ovs(*words: str, none: str = "", seconds: int = _OVS_SECONDS) -> str:
-    """Raises NetworkError, with the words `none` where ovs-vsctl found nothing (its status 2)."""
+    """Raises NetworkError, with the words `none` if ovs-vsctl found nothing (its status 2)."""
     command = ["ovs-vsctl", f"--timeout={seconds}", *words]
     try:
         done = subprocess.run(

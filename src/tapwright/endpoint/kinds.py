@@ -1,6 +1,6 @@
-"""Which endpoint an interface becomes, and under which name it is in the journal.
+"""Says which endpoint an interface becomes, and under which name the journal has it.
 
-Each endpoint's module is loaded when it is needed: a deletion needs only those of the endpoints in
+An endpoint's module is loaded when it is needed, so a deletion loads only those of the endpoints in
 the journal.
 """
 
@@ -20,7 +20,7 @@ _KINDS = {
     "tcfilter": ("tapwright.endpoint.tcfilter", "TcFilter"),
     "macvtap": ("tapwright.endpoint.macvtap", "Macvtap"),
     "none": ("tapwright.endpoint.bare_tap", "BareTap"),
-    # What can be given to a VM as it is.
+    # Devices that a VM can use as they are.
     "tap": ("tapwright.endpoint.tap", "ExistingTap"),
     "existing_macvtap": ("tapwright.endpoint.macvtap", "ExistingMacvtap"),
     "vhost_user": ("tapwright.endpoint.vhost_user", "VhostUserSocket"),
@@ -31,33 +31,34 @@ HOST_DEVICE = "net_device"
 
 
 class Endpoint(Protocol):
-    """A dataclass of what must be known to make the join, and to take it away."""
+    """A dataclass of what is needed to make the join, and to undo it."""
 
     @property
     def device(self) -> str: ...
 
     def check(self) -> None:
-        """Check, before the entry in the journal, that `detach` would not take what is not ours.
-        Raises NetworkError."""
+        """Check, before the entry in the journal, that `detach` would remove nothing that Tapwright
+        has not made. Raises NetworkError."""
 
     def attach(self, queues: int, uid: int) -> "Backend":
-        """Make it, with that many queues (0: one), for a QEMU of that user id; return what to give
-        to the hypervisor. Raises NetworkError; call `detach` all the same."""
+        """Make the join, with that many queues (0: one), for a QEMU of that user id; return what
+        the hypervisor gets. Raises NetworkError; call `detach` all the same."""
 
     def is_joined(self, link: "Link", mac: str) -> bool:
-        """Whether it is still what `attach` made for a NIC with this MAC, with its interface as it
-        is now. Raises OSError."""
+        """Whether the join is still what `attach` made for a NIC with this MAC, with the
+        interface's present state. Raises OSError."""
 
     def set_mtu(self, mtu: int) -> None:
         """Follow the interface's MTU. Raises OSError."""
 
     def detach(self) -> None:
-        """Take it away, after the descriptors have been closed; it may have gone by itself.
-        Raises OSError."""
+        """Undo the join, after the descriptors have been closed. It may be gone already. Raises
+        OSError."""
 
 
 def choose(link: "Link", netns_path: str, model: str, limits: "Limits") -> Endpoint:
-    """The endpoint of an interface in a namespace. Raises NetworkError where there can be none."""
+    """Return the endpoint of an interface in a namespace. Raises NetworkError if it can't have
+    one."""
     from tapwright.endpoint import physical
     from tapwright.endpoint.macvtap import MACVLAN, ExistingMacvtap, Macvtap
     from tapwright.endpoint.tap import ExistingTap
@@ -85,7 +86,7 @@ def choose(link: "Link", netns_path: str, model: str, limits: "Limits") -> Endpo
 
 
 def entry_of(endpoint: Endpoint) -> tuple[str, dict[str, Any]]:
-    """(kind, fields) for the journal."""
+    """Return (kind, fields) for the journal."""
     cls = type(endpoint)
     kind = next(name for name, where in _KINDS.items() if where == (cls.__module__, cls.__name__))
     return kind, dataclasses.asdict(endpoint)  # type: ignore[call-overload]
@@ -97,15 +98,15 @@ def is_endpoint(entry: dict[str, Any]) -> bool:
 
 
 def shape(kind: str) -> dict[str, Any]:
-    """What an entry of an endpoint must have, by `shapes.fits`."""
+    """Return the shape of an endpoint's entry, for `shapes.fits`."""
     fields = dataclasses.fields(_class(kind))
     needed = {each.name: each.type for each in fields if each.default is dataclasses.MISSING}
     return {**needed, "place": str}
 
 
 def of_entry(entry: dict[str, Any]) -> Endpoint:
-    """The endpoint of an entry of the journal, which may hold more. Raises KeyError where it holds
-    less."""
+    """Return the endpoint of a journal's entry, which may have more fields. Raises KeyError if a
+    field is missing."""
     cls = _class(entry["kind"])
     names = {field.name for field in dataclasses.fields(cls)}
     for field in dataclasses.fields(cls):

@@ -1,7 +1,7 @@
-"""How fast a NIC may be: rates that the kernel holds its frames to, each way.
+"""Limits the rate of a NIC, in each direction.
 
-rx and tx are the VM's, as Kata names them. What leaves a device is shaped by its root qdisc. What
-arrives at one is first sent through an ifb, shaped there, and comes back to where it was.
+rx and tx are the VM's, as Kata names them. The root qdisc of a device limits what leaves it. What
+arrives at a device is sent through an ifb, limited there, and comes back.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Limits(NamedTuple):
 
 
 def check_name(nl: Netlink, number: int) -> None:
-    """Raise NetworkError where a device that is not ours has the ifb's name."""
+    """Raise NetworkError if another device has the ifb's name."""
     if links.find(nl, _ifb(number)):
         raise NetworkError(
             f"device: there is an {_ifb(number)} already, which is not ours; remove it first"
@@ -28,8 +28,7 @@ def check_name(nl: Netlink, number: int) -> None:
 
 
 def check_ingress(nl: Netlink, index: int, device: str) -> None:
-    """Raise NetworkError where the device has filters already: they are not ours, and to make or
-    remove ours would touch them."""
+    """Raise NetworkError if the device has filters already: Tapwright's own would affect them."""
     check_name(nl, index)
     if tc.has_ingress(nl, index):
         raise NetworkError(
@@ -39,8 +38,8 @@ def check_ingress(nl: Netlink, index: int, device: str) -> None:
 
 
 def limit_egress(nl: Netlink, index: int, rate: int) -> None:
-    """Hold what leaves the device to a rate. Raises NetlinkError (EEXIST: it has traffic control
-    that is not ours)."""
+    """Limit the rate of what leaves the device. Raises NetlinkError (EEXIST: it has other traffic
+    control)."""
     if rate:
         tc.limit_egress(nl, index, rate)
 
@@ -52,7 +51,7 @@ def lift_egress(nl: Netlink, index: int, rate: int) -> None:
 
 
 def limit_ingress(nl: Netlink, index: int, rate: int, number: int) -> None:
-    """Hold what arrives at the device to a rate, through an ifb of that number. Raises as
+    """Limit the rate of what arrives at the device, through an ifb with this number. Raises as
     `limit_egress`."""
     if rate:
         name = _ifb(number)
@@ -63,7 +62,7 @@ def limit_ingress(nl: Netlink, index: int, rate: int, number: int) -> None:
 
 
 def lift_ingress(nl: Netlink, index: int, rate: int, number: int) -> None:
-    """Take the limit and its ifb away; the device may be gone. Raises NetlinkError."""
+    """Remove the limit and its ifb; the device may be gone. Raises NetlinkError."""
     if rate:
         tc.remove_ingress(nl, index)
         if ifb := links.find(nl, _ifb(number)):

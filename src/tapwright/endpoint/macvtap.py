@@ -1,13 +1,13 @@
-"""The internetworking model `macvtap`: a macvtap on the interface, opened by descriptor. And a
-macvtap that is there already, which is opened as it is.
+"""The internetworking model `macvtap`: a macvtap on the interface, opened by descriptor; and an
+existing macvtap, which is opened as it is.
 
-On most interfaces it is in mode `passthru`: it takes all frames, and the interface's own MAC. The
-kernel puts a macvtap on a macvlan beside it, on the same parent; there it takes mode and MAC of the
-macvlan over, the macvlan gets another MAC, and what arrives at it is dropped, so that this host
-does not answer for the VM.
+On most interfaces it is in mode `passthru`: it takes all frames, and the interface's own MAC
+address. The kernel puts a macvtap on a macvlan beside it, on the same parent. There the macvtap
+takes the macvlan's mode and MAC address, the macvlan gets another MAC address, and what arrives at
+the macvlan is dropped, so this host does not answer for the VM.
 
-Which multicast groups the guest joins is not known here, and without joining them a macvtap would
-get none of their frames, such as those that ask for an IPv6 neighbour: so it takes all.
+The supervisor does not know which multicast groups the guest joins, and a macvtap gets only frames
+of joined groups; some of them ask for an IPv6 neighbour. So the macvtap takes all groups.
 """
 
 import os
@@ -26,7 +26,8 @@ MACVLAN = "macvlan"
 
 @dataclass(frozen=True)
 class Macvtap(WithCompanion):
-    """`sibling` and `mac` for an interface that is itself a macvlan: its MAC, to be given back."""
+    """`sibling` and `mac` are set if the interface is itself a macvlan; `mac` is its MAC address,
+    to be restored."""
 
     mode: str = "passthru"
     sibling: bool = False
@@ -140,7 +141,7 @@ class ExistingMacvtap(WithCompanion):
         return link.mac == mac
 
     def set_mtu(self, mtu: int) -> None:
-        """Its MTU is where the VM's comes from."""
+        """Do nothing: the VM's MTU comes from this macvtap."""
 
     def detach(self) -> None:
         """Raises OSError."""
@@ -162,6 +163,6 @@ def _change_mac(nl: Netlink, index: int, mac: str) -> None:
 
 
 def _another(mac: str) -> str:
-    """A MAC that differs in its last bits and is locally administered."""
+    """Return a MAC address that differs in its last bits and is locally administered."""
     first, last = int(mac[:2], 16), int(mac[-2:], 16)
     return f"{first | 2:02x}{mac[2:-2]}{last ^ 0x80:02x}"

@@ -1,6 +1,6 @@
-"""A NIC of the host's hardware: it can only be given to a VM as a whole, by VFIO.
+"""A physical NIC, which a VM could only get as a whole, by VFIO.
 
-That is not done here: so far such a NIC is refused, with what can be used instead.
+Tapwright does not do that: it refuses such a NIC, and says what can be used instead.
 """
 
 from tapwright.errors import NetworkError

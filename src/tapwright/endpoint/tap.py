@@ -19,8 +19,8 @@ from tapwright.linux.netlink import Netlink
 
 @dataclass(frozen=True)
 class ExistingTap:
-    """A TAP as it was found, and will be left; `settings` are those of `tuntap.Tap`, limits in bits
-    a second."""
+    """A TAP as it was found, and as it will be left. `settings` are those of `tuntap.Tap`; limits
+    are in bits a second."""
 
     netns: str
     device: str
@@ -31,15 +31,16 @@ class ExistingTap:
     tx_limit: int = 0
 
     def check(self) -> None:
-        """What arrives is limited by a filter. Raises NetworkError where there are filters."""
+        """Raises NetworkError if the TAP has filters, because a limit needs one."""
         with netns.entered(self.netns), Netlink() as nl:
             if self.tx_limit:
                 limits.check_ingress(nl, self.index, self.device)
 
     def attach(self, queues: int, uid: int) -> Tap:
-        """Take queues of the TAP, bring it up. Raises NetworkError; call `detach` all the same."""
+        """Attach to queues of the TAP, and bring it up. Raises NetworkError; call `detach` all the
+        same."""
         if self._tap.taken:
-            # Also where it has queues left: frames would be shared out between two owners.
+            # Even if it has free queues: two owners would each get a part of the frames.
             raise NetworkError(f"device: {self.device}: it is in use by {_holders(self.device)}")
         if queues > 1 and not self._tap.multi_queue:
             raise NetworkError(
@@ -50,7 +51,7 @@ class ExistingTap:
                 link = links.at(nl, self.index)
                 if link is None:
                     raise NetworkError(f"device: {self.device} has gone")
-                # By name, and by that of now: TUNSETIFF makes what it does not find.
+                # By its present name: TUNSETIFF makes a TAP that it does not find.
                 fds = tuntap.attach(link.name, self._tap, max(queues, 1))
                 try:
                     links.set_up(nl, self.index)
@@ -68,11 +69,11 @@ class ExistingTap:
         return link.mac == mac
 
     def set_mtu(self, mtu: int) -> None:
-        """Its MTU is where the VM's comes from."""
+        """Do nothing: the VM's MTU comes from this TAP."""
 
     def detach(self) -> None:
-        """Restore the TAP, after its descriptors have been closed; only its limits where it is
-        gone, or another process holds it. Raises OSError."""
+        """Restore the TAP, after its descriptors have been closed. If it is gone, or another
+        process holds it, only remove its limits. Raises OSError."""
         with netns.entered(self.netns), Netlink() as nl:
             limits.lift_egress(nl, self.index, self.rx_limit)
             limits.lift_ingress(nl, self.index, self.tx_limit, self.index)

@@ -1,9 +1,9 @@
-"""The `tcfilter` internetworking model: a TAP beside the interface, and tc filters that send
-every frame across, both ways.
+"""The `tcfilter` internetworking model: a TAP beside the interface, and tc filters that send every
+frame across, in both directions.
 
 The interface keeps its addresses, but its frames do not reach this host's stack: the VM has taken
-its place. Of a few the VM has but a copy (`heard`). Works for whatever carries Ethernet frames:
-veth, macvlan, bond, the port of a bridge, …
+its place. The host's stack gets a copy of a few frames (`heard`). The model works for everything
+that carries Ethernet frames: veth, macvlan, bond, the port of a bridge, …
 """
 
 import errno
@@ -21,16 +21,17 @@ from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, NetlinkError
 
 ON_ANOTHER = ("macvlan", "macvtap")
-"""The kinds of interfaces with a MAC of their own that are on another one."""
+"""The kinds of interfaces with a parent and their own MAC address."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TcFilter(WithCompanion):
-    """Both ways, frames leave a device that they did not arrive at, so both limits sit there.
+    """In each direction, frames leave a device at which they did not arrive, so each device has one
+    of the limits.
 
-    Which multicast groups the guest joins is not known here, so the interface takes all.
+    The supervisor does not know which multicast groups the guest joins, so the interface takes all.
     """
 
     took_all_multicast: bool = False
@@ -66,7 +67,7 @@ class TcFilter(WithCompanion):
             tc.add_ingress(nl, tap)
             tc.redirect_ingress(nl, tap, link.index)
             tc.add_ingress(nl, link.index)
-            if not link.is_port:  # whose frames are not the stack's, but the bridge's
+            if not link.is_port:  # a port's frames go to the bridge, not to the host's stack
                 _share(nl, link, tap)
             tc.redirect_ingress(nl, link.index, tap)
             links.set_all_multicast(nl, link.index, True)
@@ -76,12 +77,13 @@ class TcFilter(WithCompanion):
             raise NetworkError(f"{link.name} can't be joined with a TAP: {error}") from None
 
     def is_joined(self, link: Link, mac: str) -> bool:
-        """Filters go when the interface leaves its namespace."""
+        """Filters go away when the interface leaves its namespace."""
         with self.inside() as nl:
             return link.mac == mac and tc.has_ingress(nl, self.index)
 
     def detach(self) -> None:
-        """Take the filters off the interface; the TAP goes with its descriptor. Raises OSError."""
+        """Remove the filters from the interface; the TAP goes with its descriptor. Raises
+        OSError."""
         with self.inside() as nl:
             if links.at(nl, self.index):
                 tc.remove_ingress(nl, self.index)
@@ -91,7 +93,7 @@ class TcFilter(WithCompanion):
 
 def _share(nl: Netlink, link: Link, tap: int) -> None:
     """Mirror to the host the frames that are for the host, and to macvlans on the interface, which
-    have NICs of their own, theirs. Raises NetlinkError."""
+    have their own NICs, theirs. Raises NetlinkError."""
     try:
         tc.share_ingress(nl, link.index, tap, heard.PROGRAM)
         for one in links.listing(nl):
@@ -99,13 +101,13 @@ def _share(nl: Netlink, link: Link, tap: int) -> None:
                 tc.share_ingress(nl, link.index, tap, heard.of_one_on_it(one.mac))
         if link.kind in ON_ANOTHER and link.parent:
             below = links.find(nl, name_of(link.parent))
-            # One that came later than the NIC of the interface that it is on.
+            # This macvlan came later than the NIC of its parent.
             if below and below.alias == OUR_ALIAS and tc.has_ingress(nl, link.parent):
                 tc.share_ingress(nl, link.parent, below.index, heard.of_one_on_it(link.mac))
     except NetlinkError as error:
         if error.errno != errno.ENOENT:
             raise
-        # The least that the model needs is there all the same.
+        # The redirections, which the model needs, are in place all the same.
         _log.warning(
             "the kernel lacks cls_bpf: programs on the host, such as the plugin dhcp, hear nothing "
             "on %s",

@@ -1,16 +1,15 @@
-"""A vhost-user backend as endpoint: Open vSwitch with DPDK, testpmd, … moves the frames between
-its own process and the guest's memory, over a unix socket that it shares with QEMU.
+"""A vhost-user backend as endpoint: Open vSwitch with DPDK, testpmd, … moves frames between its own
+process and the guest's memory, over a unix socket that it shares with QEMU.
 
-Who listens on the socket is found out: a backend that does (Open vSwitch's port type
-dpdkvhostuser) is connected to; else QEMU listens, and the backend comes as a client
-(dpdkvhostuserclient), again and again when it restarts.
+If a backend listens on the socket (Open vSwitch's port type dpdkvhostuser), QEMU connects to it.
+Otherwise QEMU listens, and the backend connects (dpdkvhostuserclient), again after each restart.
 
-QEMU 7.2 takes no connected or listening descriptor for vhost-user, and its user has no right to
-the backend's directory. So it is given, behind a descriptor that opens nothing, the right to one
-socket or to one directory of its own, for as long as it takes to open the socket.
+QEMU 7.2 takes no connected or listening descriptor for vhost-user, and its user may not use the
+backend's directory. So QEMU gets, behind a descriptor that opens nothing, the right to one socket
+or to one directory of its own, until it has opened the socket.
 
-Directory and socket belong to a switch or to QEMU, which can replace them by a link to any file at
-any moment. So this module works with descriptors, and only on sockets.
+Directory and socket belong to a switch or to QEMU, either of which can replace them by a link to
+any file at any moment. So this module works with descriptors, and only on sockets.
 """
 
 import contextlib
@@ -28,12 +27,12 @@ from tapwright.linux.links import Link
 
 
 class _OtherError(OSError):
-    """There is something else in the place of a socket."""
+    """The place of a socket has something else."""
 
 
 @dataclass(frozen=True)
 class VhostUserSocket:
-    """The backend's socket; `owner` is the user id of the one that was there."""
+    """The backend's socket. `owner` is the user id of the socket that was there."""
 
     device: str
     socket: str
@@ -48,7 +47,7 @@ class VhostUserSocket:
             raise self._unusable(error) from None
 
     def attach(self, queues: int, uid: int) -> VhostUser:
-        """Prepare the socket for a QEMU of that user id, which opens it then.
+        """Prepare the socket for a QEMU of that user id, which then opens it.
 
         Raises NetworkError; call `detach` all the same.
         """
@@ -61,11 +60,11 @@ class VhostUserSocket:
         return True
 
     def set_mtu(self, mtu: int) -> None:
-        """The backend's is its own affair."""
+        """Do nothing: the backend decides its MTU."""
 
     def detach(self) -> None:
-        """Remove the socket that QEMU listened on; a backend's own is left, and `owner`'s again,
-        and so is whatever else is there. Raises OSError."""
+        """Remove the socket on which QEMU listened. A backend's own socket stays, and belongs to
+        `owner` again; anything else stays, too. Raises OSError."""
         with contextlib.suppress(FileNotFoundError), _place(self.socket) as (directory, name):
             _remove_workshop(directory, name)
             with contextlib.suppress(_OtherError), _opened(directory, name) as fd:
@@ -81,7 +80,7 @@ class VhostUserSocket:
 
 
 def of(device: str, path: str) -> VhostUserSocket:
-    """The endpoint of a socket as it is now."""
+    """Return the endpoint of a socket with its present state."""
     try:
         owner = os.lstat(path).st_uid
     except OSError:
@@ -118,22 +117,22 @@ def _made_workshop(directory: int, name: str, uid: int) -> int:
 
 
 def _publish(workshop: int, path: str) -> None:
-    """Put the socket that QEMU made in its place, for root and the group of the directory: whoever
-    connects to it sees all of the guest's memory. Raises OSError."""
+    """Move the socket that QEMU made to its place, for root and the group of the directory. A
+    program that connects to it sees all of the guest's memory. Raises OSError."""
     with _place(path) as (directory, name):
         with _opened(workshop, name) as made:
             if made is None:
                 raise FileNotFoundError(errno.ENOENT, "QEMU made no socket")
             os.chown(_path(made), 0, os.fstat(directory).st_gid)
             os.chmod(_path(made), 0o660)
-            # Unlike rename, it does not replace what came in between.
+            # Unlike rename, link does not replace a file that was made in between.
             os.link(_path(made), name, dst_dir_fd=directory, follow_symlinks=True)
         _remove_workshop(directory, name)
 
 
 @contextlib.contextmanager
 def _place(path: str) -> Iterator[tuple[int, str]]:
-    """(descriptor of the directory, name in it) of a socket. Raises OSError."""
+    """Yield (descriptor of the directory, name in it) of a socket. Raises OSError."""
     directory, name = os.path.split(path)
     fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -144,8 +143,8 @@ def _place(path: str) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def _opened(directory: int, name: str) -> Iterator[int | None]:
-    """A descriptor (O_PATH) of a socket in a directory, None where nothing is. Raises OSError for
-    anything else that is there, and for a socket that has another name too."""
+    """Yield a descriptor (O_PATH) of a socket in a directory, None if there is none. Raises OSError
+    for anything else, and for a socket with a second name."""
     try:
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
@@ -165,17 +164,17 @@ def _opened(directory: int, name: str) -> Iterator[int | None]:
 
 
 def _path(fd: int) -> str:
-    """What a descriptor that reads nothing leads to, for calls that take no descriptor."""
+    """Return a path of what an O_PATH descriptor leads to, for calls that take no descriptor."""
     return f"/proc/self/fd/{fd}"
 
 
 def _workshop(name: str) -> str:
-    """A directory in which QEMU may make its socket, beside the place of it."""
+    """Return the directory in which QEMU may make its socket, beside the socket's place."""
     return f".{name}.tapwright"
 
 
 def _remove_workshop(directory: int, name: str) -> None:
-    # Which follows no link, whatever is put there meanwhile (rmtree.avoids_symlink_attacks).
+    # rmtree follows no link, whatever is put there meanwhile (rmtree.avoids_symlink_attacks).
     shutil.rmtree(_workshop(name), ignore_errors=True, dir_fd=directory)
 
 
@@ -187,5 +186,5 @@ def _somebody_listens(fd: int) -> bool:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except BlockingIOError:
-            pass  # so many wait there already that we would have to, too
+            pass  # the backend has so many waiting clients that another one would wait, too
     return True
