@@ -1,7 +1,7 @@
-"""The control group that a sandbox's processes are in: this one, QEMU, virtiofsd, the monitor.
+"""The control group of a sandbox's processes: supervisor, QEMU, virtiofsd, monitor.
 
-The OCI runtime makes and removes a platform's (`oci.cgroup`); the journal has one of
-the sandbox's own.
+The OCI runtime makes and removes a platform's group (`oci.cgroup`); the journal has a group of the
+sandbox's own.
 """
 
 import os
@@ -15,13 +15,13 @@ from tapwright.state.record import Journal, Record
 
 
 def enter(journal: Journal, warn: Callable[[str], None], others: Iterable[int] = ()) -> None:
-    """Move this process there, so that all it starts is there, and others that it has started;
-    `warn` gets what can't be moved, which costs no sandbox. Raises SandboxStateError when the
-    journal can't be written."""
+    """Move this process to the group, with its later children and with others that it has started.
+    `warn` gets what can't be moved; the sandbox goes on without that. Raises SandboxStateError when
+    the journal can't be written."""
     spec = journal.record.spec
     pids = [os.getpid(), *others]
     for pid in pids:
-        with suppress(OSError):  # lowered by root alone, which may have to do without the right
+        with suppress(OSError):  # only root can lower it, and root may lack the capability
             Path(f"/proc/{pid}/oom_score_adj").write_text(str(spec.oom_score_adj))
     if not spec.cgroup:
         return
@@ -38,8 +38,8 @@ def enter(journal: Journal, warn: Callable[[str], None], others: Iterable[int] =
 
 
 def bound(record: Record, warn: Callable[[str], None]) -> None:
-    """Set the limits of an own one. They are those of a sandbox that runs: to make a template takes
-    more, of what is ours alone."""
+    """Set the limits of a group of the sandbox's own. They are those of a running sandbox: making a
+    template takes more, of Tapwright's own."""
     if not record.spec.cgroup_of_its_own:
         return
     if failures := cgroups.limit(record.cgroup, _limits(record.spec.cgroup_limits)):
@@ -59,8 +59,8 @@ def _limits(found: dict[str, int]) -> cgroups.Limits:
 
 
 def remove(path: str) -> None:
-    """Take an own one back, with the group above when that is empty. A process that a plugin has
-    left there goes on elsewhere. Raises OSError."""
+    """Remove a group of the sandbox's own, and the group above if that is empty then. A process
+    that a plugin has left there moves elsewhere. Raises OSError."""
     cgroups.remove(path, evict=True)
     above = path.rpartition("/")[0]
     if above:

@@ -1,4 +1,4 @@
-"""The entries of a journal, by their kinds: what is written of each, and read again.
+"""The entries of a journal by their kinds: written, and read again.
 
 Endpoints and network devices are entries, too, and dataclasses of the room `endpoint`. A record
 keeps an entry as it was written, with fields and kinds that only another version knows.
@@ -30,7 +30,7 @@ class Netns:
 
 @dataclass
 class Attachment:
-    """An attachment to a CNI network, with all that DEL takes."""
+    """An attachment to a CNI network, with everything that DEL needs."""
 
     ifname: str
     container_id: str
@@ -95,14 +95,14 @@ _KINDS: dict[str, type[Entry]] = {
 
 
 def written(entry: Entry) -> tuple[str, dict[str, Any]]:
-    """(kind, fields) for the journal."""
+    """Return (kind, fields) for the journal."""
     kind = next(name for name, cls in _KINDS.items() if type(entry) is cls)
     return kind, dataclasses.asdict(entry)
 
 
 def read(content: dict[str, Any]) -> Entry | None:
-    """The entry that was written; None for an endpoint, a network device, and a kind of another
-    version. Raises SandboxStateError for one that is damaged."""
+    """Return the entry that was written; None for an endpoint, a network device, and a kind of
+    another version. Raises SandboxStateError for a damaged one."""
     cls = _KINDS.get(content["kind"])
     if cls is None:
         return None

@@ -1,4 +1,5 @@
-"""The ids of sandboxes. Imports little, for each call of the OCI runtime is a new process."""
+"""The ids of sandboxes. The module imports little, because each call of the OCI runtime is a new
+process."""
 
 import re
 
@@ -12,7 +13,7 @@ def is_id(text: str) -> bool:
 
 
 def check(sandbox_id: str) -> None:
-    """Raises UsageError for what can't be a sandbox's id."""
+    """Raises UsageError for an invalid id."""
     if not is_id(sandbox_id):
         raise UsageError(
             f"{sandbox_id!r} is not a sandbox id: 1 to 64 letters, digits, '_', '.', '-', "

@@ -1,12 +1,12 @@
 """The rights to a sandbox's directory, by locks.
 
 *Its name* belongs to the process that first renames a complete directory to it. *`alive`* is a lock
-that the caller takes when it makes the sandbox, and hands on to the supervisor with the descriptor:
-it is free exactly when both are gone. The file holds the supervisor's pid. *The directory itself*
-is locked by the process that takes the sandbox down. *A device of the host* belongs to the sandbox
-in whose journal it is; a process that enters one locks the directory of all sandboxes.
+that the caller takes when it makes the sandbox, and passes on to the supervisor with the
+descriptor: it is free exactly when both are gone. The file has the supervisor's pid. The process
+that takes the sandbox down locks *the directory itself*. *A device of the host* belongs to the
+sandbox whose journal has it; a process that enters one locks the directory of all sandboxes.
 
-All locks are flock(2): the kernel frees them with their last holder, however it ended.
+All locks are flock(2): the kernel frees a lock with its last holder, however that ended.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def note_supervisor(alive_fd: int) -> None:
 
 
 def supervisor_pid(directory: Path) -> int | None:
-    """The pid of the supervisor, which may have ended; None where none has started so far."""
+    """Return the pid of the supervisor, which may have ended; None if none has started so far."""
     try:
         return int((directory / _ALIVE).read_text())
     except (FileNotFoundError, ValueError):
@@ -83,8 +83,8 @@ def supervisor_pid(directory: Path) -> int | None:
 
 
 def is_supervisor(directory: Path, pid: int) -> bool:
-    """Whether the process of that pid is the one that was written down, and no other that has its
-    number by now: it has the sandbox's lock open. To be asked when the number can't change hands
+    """Whether the process with this pid is the noted supervisor, and no later process with the same
+    pid: it has the sandbox's lock open. Call this while the pid can't change hands
     (pidfd_open(2))."""
     try:
         lock = os.stat(directory / _ALIVE)
@@ -103,15 +103,15 @@ def _is(status: os.stat_result, path: str) -> bool:
 
 @contextlib.contextmanager
 def taking_down(directory: Path, timeout: float) -> Iterator[bool]:
-    """Be the only one to take the sandbox down; gives False when it is gone already.
+    """Be the only process to take the sandbox down; yield False if it is gone already.
 
-    Raises SandboxStateError when another process is at it for longer than `timeout` seconds.
+    Raises SandboxStateError when another process takes longer than `timeout` seconds for it.
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         with contextlib.suppress(OSError):
-            claims.sweep(directory.parent)  # whoever deleted it may have been killed
+            claims.sweep(directory.parent)  # its deletion may have been killed
         yield False
         return
     try:
@@ -125,8 +125,8 @@ def taking_down(directory: Path, timeout: float) -> Iterator[bool]:
 
 
 def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Enter a device of the host in a sandbox's journal, unless one has it already; return the
-    entry. `entry` has `device` and either the `netns` that it is in or its `socket`.
+    """Enter a device of the host in a sandbox's journal, unless another sandbox has it; return the
+    entry. `entry` has `device`, and either its `netns` or its `socket`.
 
     Raises NetworkError, and SandboxStateError when the devices stay locked.
     """
@@ -147,8 +147,8 @@ def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str
 
 
 def claim_netns(journal: Journal, path: str, bound: str = "") -> None:
-    """Enter in a sandbox's journal that it uses a network namespace, unless another one does; and
-    bind it at `bound`, if that is given, to be unbound with the sandbox.
+    """Enter in a sandbox's journal that it uses a network namespace, unless another one does. Bind
+    the namespace at `bound`, if that is given; it is unbound with the sandbox.
 
     Raises NetworkError, SandboxStateError.
     """
@@ -165,7 +165,7 @@ def claim_netns(journal: Journal, path: str, bound: str = "") -> None:
         if not bound:
             journal.enter(NetnsUsed(path))
             return
-        from tapwright.linux import netns  # which commands that only look do not need
+        from tapwright.linux import netns  # read-only commands do not need it
 
         entry = journal.enter(Netns(bound, namespace_of(path)))
         try:
@@ -178,14 +178,14 @@ def claim_netns(journal: Journal, path: str, bound: str = "") -> None:
 
 
 def namespace_of(path: str) -> dict[str, Any] | None:
-    """What identifies a namespace in a journal; None where there is no namespace."""
+    """Return what identifies a namespace in a journal; None if there is no namespace."""
     found = namespaces.at(path) if path else None
     return found._asdict() if found else None
 
 
 def is_still(namespace: Any, path: str) -> bool:
-    """Whether a path leads to the `namespace` of an entry. Where that has none, as of versions
-    before, whatever namespace there is will do."""
+    """Whether a path leads to the `namespace` of an entry. An entry of an earlier version has none;
+    then any namespace counts."""
     known = namespaces.from_json(namespace)
     if known is None:
         return namespaces.at(path) is not None
@@ -193,8 +193,8 @@ def is_still(namespace: Any, path: str) -> bool:
 
 
 def is_still_there(entry: dict[str, Any]) -> bool:
-    """Whether the place of a device is still the one that was entered: numbers of namespaces are
-    used again, and so are paths."""
+    """Whether the place of a device is still the one in the entry: numbers of namespaces are used
+    again, and so are paths."""
     try:
         is_there = _place(entry) == str(entry["place"])
     except OSError:
@@ -204,10 +204,10 @@ def is_still_there(entry: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _claiming(sandboxes: Path) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
-    """Be the only process that enters something that other sandboxes may hold; yields the journal
+    """Be the only process that enters something that other sandboxes may hold; yield the journal
     entries of all sandboxes, each with the id of its sandbox. Raises SandboxStateError."""
     journals = _Journals(sandboxes)
-    # Before anybody has to wait for us: it takes long where there are many.
+    # Before other processes wait for this one: it takes long if there are many.
     for _ in journals.entries():
         pass
     fd = os.open(sandboxes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -221,14 +221,14 @@ def _claiming(sandboxes: Path) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]
 
 def _same(one: object, other: str) -> bool:
     try:
-        # It is another sandbox's, whose journal may be damaged.
+        # The other entry is another sandbox's, whose journal may be damaged.
         return isinstance(one, str) and os.path.samefile(one, other)
     except (OSError, ValueError):
         return False
 
 
 def _place(entry: dict[str, Any]) -> str:
-    """What tells a device apart from all others of the host."""
+    """Return what identifies a device among all devices of the host."""
     if "socket" in entry:
         return f"socket {os.path.realpath(entry['socket'])}"
     return f"netns {os.stat(entry['netns']).st_ino} interface {entry['index']}"
@@ -247,7 +247,8 @@ class _Journals:
                 status = os.stat(self._sandboxes / name / FILE)
                 known = self._read.get(name)
                 if known is None or not _is_unchanged(known[0], status):
-                    # What was written just now can be written again within a tick of the clock.
+                    # A file that was written just now can be written again within a tick of the
+                    # clock.
                     is_new = time.time() - status.st_mtime < _SETTLED_SECONDS
                     found = held(self._sandboxes / name)
                     known = status, found
@@ -268,7 +269,7 @@ def _is_unchanged(before: os.stat_result, now: os.stat_result) -> bool:
 
 
 def discard(directory: Path) -> None:
-    """Remove the directory of a sandbox that holds nothing any more; its name is free at once.
+    """Remove the directory of a sandbox that holds nothing any more; the name is free at once.
     Raises SandboxStateError."""
     try:
         claims.discard(directory)
@@ -280,5 +281,5 @@ def discard(directory: Path) -> None:
 
 
 def names(sandboxes: Path) -> list[str]:
-    """The ids of all sandboxes."""
+    """Return the ids of all sandboxes."""
     return claims.names(sandboxes)

@@ -1,8 +1,8 @@
-"""How long the CNI plugins of sandboxes took, added up: ROOT/plugin-runs.json.
+"""Adds up how long the CNI plugins of sandboxes ran: ROOT/plugin-runs.json.
 
 Supervisors and `delete` are many processes, most of them short-lived, so the sums are in a file,
 under a lock (flock(2)). They are for metrics: a sum that can't be written is lost, and no process
-waits for the disk. The file has at most so many entries, one for each plugin, command and result.
+waits for the disk. The file has an entry for each plugin, command and result, and a bound.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tapwright.linux import filelock, files
 
 FILE, _LOCK = "plugin-runs.json", "plugin-runs.lock"
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, math.inf)
-"""Seconds; of each run it is counted within which of them it was done."""
+"""In seconds. Each run is counted at the least bound that it did not exceed."""
 SUCCESS, FAILURE = "success", "failure"
 
 _MOST_ENTRIES = 200
@@ -45,14 +45,14 @@ class Runs:
 
     @property
     def cumulative(self) -> Mapping[float, int]:
-        """How many took no longer than each bound."""
+        """Return how many runs took no longer than each bound."""
         return {bound: sum(self.counts[: at + 1]) for at, bound in enumerate(BOUNDS)}
 
 
 @contextlib.contextmanager
 def noted(root: str | Path) -> Iterator[Trace]:
-    """A trace for `cni.Runtime`: adds its runs to the file at the end of the block, also when the
-    block fails."""
+    """Yield a trace for `cni.Runtime`. At the end of the block, also after an exception, its runs
+    are added to the file."""
     seen: list[cni.Run] = []
     try:
         yield seen.append
@@ -65,7 +65,7 @@ def noted(root: str | Path) -> Iterator[Trace]:
 
 
 def read(root: str | Path) -> list[Runs]:
-    """All that was noted; nothing where there is no file, or one that makes no sense."""
+    """Return all noted runs; none if there is no file, or an invalid one."""
     try:
         content = json.loads(Path(root, FILE).read_text())
     except (OSError, ValueError, RecursionError):
@@ -88,7 +88,7 @@ def _add(root: Path, seen: list[cni.Run]) -> None:
     fd = os.open(root / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not filelock.locked_within(fd, _LOCK_SECONDS):
-            return  # numbers may be lost, and no start or end may wait for them
+            return  # numbers may be lost; no start or end may wait for them
         known = {(runs.plugin, runs.command, runs.result): runs for runs in read(root)}
         for run in seen:
             key = run.plugin, run.command, FAILURE if run.problem else SUCCESS

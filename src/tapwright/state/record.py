@@ -1,7 +1,7 @@
 """A sandbox on disk: its specification, its state, and all that it holds.
 
-The list `held` is the journal: the supervisor enters whatever outlives its process before it makes
-it, so that `teardown` can take it back after a kill at any instant.
+The list `held` is the journal: the supervisor enters everything that outlives its process before
+making it, so that `teardown` can undo it after a kill at any moment.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ LOG = "log"
 CREATING, RUNNING = "creating", "running"
 
 FORMAT = 1
-"""The format of records; format 0 had no number. New information gets a field, or a kind of entry,
-of its own, which other versions keep as they found it. The number grows when older versions would
-misunderstand a record: they touch no such record, and say so."""
+"""The format of records; format 0 had no number. New information gets a new field, or a new kind of
+entry, which other versions keep as they found it. The number grows when older versions would
+misunderstand a record: they then refuse the record."""
 _FORMAT, _UNKNOWN = "format", "_unknown"
 
 _LAST_SECOND = 1 << 36
@@ -43,8 +43,8 @@ _T = TypeVar("_T")
 
 @dataclass
 class NetworkRequest:
-    """A network to attach to: the whole configuration, so that its file may go or change;
-    `remembered` is what libcni would keep of it, where that is less (`cni.Network.raw`)."""
+    """A network to attach to. It has the whole configuration, because the file may go or change.
+    `remembered` is what libcni would keep of it, if that is less (`cni.Network.raw`)."""
 
     name: str
     ifname: str
@@ -56,9 +56,9 @@ class NetworkRequest:
 
 @dataclass
 class TapRequest:
-    """A TAP of the host's namespace, made where there is none, and connected to a Linux bridge or
-    a bridge of Open vSwitch where one is named; the NIC on it. Addresses as ADDRESS/PREFIX; an MTU
-    of 0 is the TAP's."""
+    """A TAP of the host's namespace, and the NIC on it. The TAP is made if it does not exist, and
+    connected to a Linux bridge or an Open vSwitch bridge if one is named. Addresses are
+    ADDRESS/PREFIX; an MTU of 0 means the TAP's."""
 
     device: str
     name: str
@@ -70,7 +70,7 @@ class TapRequest:
 
 
 class Place(enum.Enum):
-    """Which network namespace is a sandbox's."""
+    """Which network namespace the sandbox uses."""
 
     MADE = "one that the sandbox makes; it goes with the sandbox"
     GIVEN = "the caller's, by the caller's path"
@@ -140,9 +140,9 @@ class Spec:
 
 @dataclass
 class Nic:
-    """A NIC of the guest; addresses as ADDRESS/PREFIX. It is joined with the host's interface
-    `device`, which the CNI `network` made, empty where none did. It follows the namespace's
-    interface of that `index`, 0 when it was plugged by request."""
+    """A NIC of the guest; addresses are ADDRESS/PREFIX. It is joined with the host's interface
+    `device`, which the CNI `network` made, if that is set. It follows the namespace's interface
+    with this `index`, 0 for a NIC that was plugged by request."""
 
     name: str
     device: str
@@ -158,7 +158,7 @@ class Nic:
 
 @dataclass
 class Phase:
-    """A step of bringing the sandbox up; milliseconds, counted from the caller's start."""
+    """A step of the sandbox's start, in milliseconds from the caller's start."""
 
     name: str
     start_ms: float
@@ -169,9 +169,9 @@ class Phase:
 class Record:
     """The whole record. `netns` is the path of the network namespace (`place`), empty for the
     host's. `created` is in seconds since the epoch, `started` on the monotonic clock of the host's
-    boot `boot`. `warnings` say in words what the guest has otherwise than asked for. `cgroup` is
-    the path of the sandbox's control group. The guest has `memory_mib` and `vcpus` at present, 0
-    for those that it started with."""
+    boot `boot`. `warnings` say in words where the guest differs from the request. `cgroup` is the
+    path of the sandbox's control group. The guest has `memory_mib` and `vcpus` at present, 0 for
+    those with which it started."""
 
     id: str
     spec: Spec
@@ -200,7 +200,7 @@ class Record:
         return Place.GIVEN if self.spec.netns == self.netns else Place.BOUND
 
 
-# The fields that are made of other records, or of lists of them.
+# The fields that consist of other records, or of lists of them.
 _INNER: dict[tuple[type, str], Any] = {
     (Spec, "networks"): [NetworkRequest],
     (Spec, "taps"): [TapRequest],
@@ -223,7 +223,7 @@ def load(directory: Path) -> Record:
         )
     try:
         record = _made(Record, content)
-    except (ValueError, TypeError) as error:  # a field that is missing, or has another shape
+    except (ValueError, TypeError) as error:  # a field is missing, or has another shape
         raise SandboxStateError(f"{path} is damaged: {error}") from None
     if not 0 <= record.created < _LAST_SECOND:
         raise SandboxStateError(f"{path} is damaged: created: must be seconds since the epoch")
@@ -233,8 +233,8 @@ def load(directory: Path) -> Record:
 
 
 def held(directory: Path) -> list[dict[str, Any]]:
-    """The journal, also of a record of which the rest makes no sense. Raises FileNotFoundError,
-    SandboxStateError for a file that has none, or can't be read."""
+    """Return the journal, even of a record whose other fields are invalid. Raises
+    FileNotFoundError, and SandboxStateError for a file that has none, or can't be read."""
     found = _read(directory / FILE).get("held")
     if not isinstance(found, list) or not all(map(_is_entry, found)):
         raise SandboxStateError(f"{directory / FILE} is damaged: it has no journal")
@@ -260,8 +260,8 @@ def _is_entry(entry: object) -> bool:
 
 
 def _made(kind: type[_T], content: Any) -> _T:
-    """A dataclass out of what `_plain` made of it. Fields that this version does not know are kept
-    for the next one. Raises ValueError, and TypeError where one is missing."""
+    """Make a dataclass from the output of `_plain`. Fields that this version does not know are kept
+    for the next one. Raises ValueError, and TypeError if a field is missing."""
     if not isinstance(content, dict):
         raise ValueError(f"{kind.__name__} must be an object")
     known: dict[str, Any] = {"machine": _read_machine(content)} if kind is Spec else {}
@@ -285,7 +285,7 @@ def _made(kind: type[_T], content: Any) -> _T:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can be made of."""
+    """Return a value that JSON can represent."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
     if not dataclasses.is_dataclass(value) or isinstance(value, Machine):
@@ -296,7 +296,7 @@ def _plain(value: Any) -> Any:
     return plain | vars(value).get(_UNKNOWN, {})
 
 
-# The fields of a machine stand among those of its specification, and so do those of its daemon.
+# The fields of a machine are among those of its specification, and so are those of its daemon.
 _MACHINE: dict[str, Any] = {
     **{each.name: each.type for each in dataclasses.fields(Machine)},
     "kernel": str,
@@ -311,7 +311,7 @@ _MACHINE: dict[str, Any] = {
 
 def _read_machine(spec: dict[str, Any]) -> Machine:
     """Take the fields of a machine out of those of a specification. Raises ValueError, and
-    TypeError where one is missing."""
+    TypeError if a field is missing."""
     found = {name: spec.pop(name) for name in _MACHINE if name in spec}
     if mistake := shapes.mistake(found, {name: _MACHINE[name] for name in found}):
         raise ValueError(mistake)
@@ -325,7 +325,7 @@ def _read_machine(spec: dict[str, Any]) -> Machine:
 
 
 def written_machine(machine: Machine) -> dict[str, Any]:
-    """Its fields as they stand in a record, in JSON."""
+    """Return the machine's fields as they are in a record, in JSON."""
     share = machine.share or Daemon()
     return vars(machine) | {
         "kernel": str(machine.kernel),
@@ -339,18 +339,18 @@ def written_machine(machine: Machine) -> dict[str, Any]:
 
 
 def written_spec(spec: Spec) -> dict[str, Any]:
-    """A specification for another process, in JSON."""
+    """Return a specification for another process, in JSON."""
     plain: dict[str, Any] = _plain(spec)
     return plain
 
 
 def read_spec(content: dict[str, Any]) -> Spec:
-    """The specification that `written_spec` wrote."""
+    """Return the specification that `written_spec` wrote."""
     return _made(Spec, content)
 
 
 def save(record: Record, directory: Path, kept: bool = False) -> None:
-    """Write the record. After a loss of power the file is whole: this record or the one before; if
+    """Write the record. After a loss of power the file has this record or the one before; with
     `kept`, this one. Raises SandboxStateError."""
     try:
         content = json.dumps({_FORMAT: FORMAT} | _plain(record))
@@ -362,7 +362,7 @@ def save(record: Record, directory: Path, kept: bool = False) -> None:
 
 
 class Journal:
-    """The record in the hands of the one process that may change it; any of its threads may."""
+    """The record, for the one process that may change it, from any of its threads."""
 
     def __init__(self, directory: Path, record: Record) -> None:
         self.directory = directory
@@ -391,7 +391,7 @@ class Journal:
             self.note_phase(name, start)
 
     def note_phase(self, name: str, start: float) -> None:
-        """Note one that has ended; `start` on the monotonic clock."""
+        """Note a phase that has ended; `start` is on the monotonic clock."""
         took = time.monotonic() - start
         since = start - self.record.started
         self.record.phases.append(Phase(name, round(since * 1e3, 1), round(took * 1e3, 1)))
@@ -399,15 +399,15 @@ class Journal:
     def enter(self, entry: "Entry") -> dict[str, Any]:
         """Enter something before it is made; return the entry, for `release`.
 
-        Raises SandboxStateError when it can't be written: then it must not be made.
+        Raises SandboxStateError when the journal can't be written: then the thing must not be made.
         """
-        from tapwright.state import entries  # which commands that only look do not need
+        from tapwright.state import entries  # read-only commands do not need it
 
         kind, fields = entries.written(entry)
         return self.hold(kind, **fields)
 
     def hold(self, kind: str, **what: Any) -> dict[str, Any]:
-        """The same for entries that another room defines: an endpoint, a network device."""
+        """Enter something of a kind that another room defines: an endpoint, a network device."""
         entry = {"kind": kind, **what}
         with self._lock:
             self.record.held.append(entry)
@@ -419,13 +419,13 @@ class Journal:
         return entry
 
     def release(self, entry: dict[str, Any]) -> None:
-        """Strike out something that does not, or no longer, exist. On a full disk the entry stays
-        in the file, and a later teardown undoes it again, which does no harm."""
+        """Remove the entry of something that does not exist, or no longer. On a full disk the entry
+        stays in the file, and a later teardown undoes it again, which does no harm."""
         self.strike(entry)
         self.save_if_possible()
 
     def strike(self, entry: dict[str, Any]) -> None:
-        """The same in memory only, for an entry that may be undone twice, and whose record is saved
-        or removed soon."""
+        """Remove an entry in memory only: it may be undone twice, and the record is saved or
+        removed soon."""
         with self._lock:
             self.record.held.remove(entry)

@@ -1,6 +1,6 @@
-"""Find and list sandboxes, from files alone: nothing here waits for one that has died.
+"""Finds and lists sandboxes, from files alone; nothing here waits for a sandbox that has died.
 
-Loaded by every command, so it imports little.
+Every command loads the module, so it imports little.
 """
 
 import os
@@ -19,8 +19,8 @@ Load = Callable[[Path], Record]
 
 @dataclass(frozen=True)
 class Sandbox:
-    """What there is to know of a sandbox. `status` is creating, running, or dead when no process
-    supervises it any more; `problem` says why, or why its record can't be read."""
+    """A sandbox as the files show it. `status` is creating, running, or dead if no process
+    supervises it any more. `problem` says why it is dead, or why its record can't be read."""
 
     id: str
     status: str
@@ -34,9 +34,9 @@ def directory_of(root: str | Path) -> Path:
 
 
 def find(root: str | Path, prefix: str) -> Sandbox:
-    """The sandbox of that id, or the only one whose id begins so.
+    """Return the sandbox of this id, or the only one whose id begins with it.
 
-    Raises SandboxNotFoundError, and UsageError when there are several.
+    Raises SandboxNotFoundError, and UsageError if there are several.
     """
     known = ownership.names(directory_of(root))
     found = [prefix] if prefix in known else [name for name in known if name.startswith(prefix)]
@@ -53,20 +53,20 @@ def find(root: str | Path, prefix: str) -> Sandbox:
 
 
 def listing(root: str | Path, load: Load = load) -> list[Sandbox]:
-    """All sandboxes, from files alone, in the order of their ids."""
+    """Return all sandboxes, from files alone, in the order of their ids."""
     directories = [directory_of(root) / name for name in ownership.names(directory_of(root))]
     return [sandbox for one in directories if (sandbox := look_at(one, load))]
 
 
 class Remembered:
-    """Reads records as `record.load` does, and again only those whose file has changed: for who
-    lists sandboxes often, and changes no record."""
+    """Reads records as `record.load` does, and again only those whose file has changed: for
+    programs that list sandboxes often, and change no record."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, int, int], Record]] = {}
 
     def listing(self, root: str | Path) -> list[Sandbox]:
-        """All sandboxes in a root, which is the same each time."""
+        """Return all sandboxes in a root, which must be the same in each call."""
         found = listing(root, self._load)
         here = {sandbox.directory for sandbox in found}
         self._known = {place: known for place, known in self._known.items() if place in here}
@@ -85,7 +85,7 @@ class Remembered:
 
 
 def look_at(directory: Path, load: Load = load) -> Sandbox | None:
-    # First whether somebody lives, then the record: so a sandbox that ends in between is not
+    # First whether a supervisor lives, then the record: so a sandbox that ends in between is not
     # taken for one that never ran.
     alive = ownership.is_alive(directory)
     try:
@@ -93,7 +93,7 @@ def look_at(directory: Path, load: Load = load) -> Sandbox | None:
     except FileNotFoundError:
         return None
     except SandboxStateError as error:
-        # One of a newer version, for instance, may be supervised all the same.
+        # A record of a newer version, for example, may have a supervisor all the same.
         return Sandbox(directory.name, RUNNING if alive else DEAD, directory, None, str(error))
     if alive:
         return Sandbox(record.id, record.status, directory, record)

@@ -1,7 +1,6 @@
-"""Takes back what a sandbox holds on the host, entry by entry of its journal, last one first.
+"""Undoes what a sandbox holds on the host, entry by entry of its journal, the last one first.
 
-Every undoing is one that may find its work done: by an earlier try, by a kill of the namespace,
-by hand.
+Each step may find its work done already: by an earlier try, by the end of the namespace, by hand.
 """
 
 from pathlib import Path
@@ -27,7 +26,7 @@ from tapwright.state.record import Journal
 
 
 def take_back(journal: Journal) -> list[str]:
-    """Undo all entries; return what failed, in words. Those entries stay, for another try."""
+    """Undo all entries; return what failed, in words. Failed entries stay, for another try."""
     with plugin_runs.noted(journal.directory.parent.parent) as trace:
         return _take_back(journal, trace)
 
@@ -48,25 +47,25 @@ def _take_back(journal: Journal, trace: plugin_runs.Trace) -> list[str]:
             failures.extend(str(error) for error in group.exceptions)
         else:
             if entry["kind"] == "attachment":
-                # Some plugins do not bear a second DEL.
+                # Some plugins do not tolerate a second DEL.
                 journal.release(entry)
             else:
                 journal.strike(entry)
     if failures:
-        journal.save_if_possible()  # else the directory goes
+        journal.save_if_possible()  # otherwise the directory goes
     return failures
 
 
 def undo(entry: dict[str, Any], trace: plugin_runs.Trace | None = None) -> None:
     """Undo one entry, which stays in the journal; `trace` gets each run of a CNI plugin. Raises
-    OSError, CniError, ExceptionGroup, SandboxStateError for one that another version made, KeyError
-    where something is missing."""
+    OSError, CniError, ExceptionGroup, SandboxStateError for an entry of another version, KeyError
+    if something is missing."""
     if kinds.is_endpoint(entry):
-        # Another namespace may be at the path by now.
+        # The path may lead to another namespace by now.
         if ownership.is_still_there(entry):
             kinds.of_entry(entry).detach()
     elif entry["kind"] == kinds.HOST_DEVICE:
-        from tapwright.endpoint import host_device  # which loads much, and is in few journals
+        from tapwright.endpoint import host_device  # it loads much, and few journals need it
 
         host_device.of_entry(entry).move_back()
     elif known := entries.read(entry):
@@ -79,7 +78,7 @@ def undo(entry: dict[str, Any], trace: plugin_runs.Trace | None = None) -> None:
 
 
 def _check(entry: dict[str, Any]) -> None:
-    """Raises SandboxStateError for one that is damaged: the undoing relies on its types."""
+    """Raises SandboxStateError for a damaged entry: its undoing relies on its types."""
     kind = entry["kind"]
     shape: dict[str, Any] = {}
     if kinds.is_endpoint(entry):
@@ -94,11 +93,12 @@ def _check(entry: dict[str, Any]) -> None:
 
 
 def _ended_with_the_kernel(entry: dict[str, Any]) -> bool:
-    """Whether the kernel that it was made in had all of it. What has its place by now, and its
-    numbers, is another's. The database of Open vSwitch lasts, and so do leases."""
+    """Whether everything of an entry ended with the kernel in which it was made. A thing with the
+    same place or number is another sandbox's by now. The database of Open vSwitch lasts, and so do
+    leases."""
     match entries.read(entry):
         case Netns(path=path):
-            # A file may be left of it, where /run outlasts the kernel.
+            # A file may be left of it, if /run outlasts the kernel.
             return namespaces.at(path) is not None
         case Port(ovs=ovs):
             return not ovs
@@ -113,7 +113,7 @@ def _undo(entry: Entry, trace: plugin_runs.Trace | None) -> None:
         case NetnsUsed():
             pass
         case Netns(path=path):
-            # Somebody may have removed it, and another one may have taken its name.
+            # The namespace may have been removed, and its name may belong to another one by now.
             if namespaces.at(path) is None or ownership.is_still(entry.namespace, path):
                 netns.remove(path)
         case Attachment():
