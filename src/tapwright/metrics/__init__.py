@@ -1,5 +1,6 @@
-"""Numbers for Prometheus: what sandboxes, their NICs, guests and processes have counted.
+"""Numbers for Prometheus: the counters of sandboxes, their NICs, guests and processes.
 
-What belongs here: which numbers there are, where they are read, and the text formats. Each scrape
-reads anew, changes nothing, and leaves nothing behind; there is no daemon.
+`collecting` collects all metrics, from `places` on the host, `processes`, and guests (`asking`),
+with the platforms' `labels`; `exposition` has the text formats, and `serving` the HTTP server. Each
+scrape reads anew, changes nothing, and leaves nothing behind; there is no daemon.
 """

@@ -1,4 +1,4 @@
-"""Asks many sandboxes at once, and waits for all of them together until a deadline.
+"""Sends a request to many sandboxes at once, and waits for all answers until one deadline.
 
 A sandbox that does not answer does not delay the others.
 """
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 class Asking:
-    """A request to each of some sandboxes, under way; `answers` waits for them."""
+    """A request to each of some sandboxes, in progress; `answers` waits for the answers."""
 
     def __init__(self, sandboxes: Iterable[Sandbox], request: Json) -> None:
         self._selector = selectors.DefaultSelector()
@@ -29,7 +29,7 @@ class Asking:
             try:
                 connection = wire.connected(sandbox.directory, _CONNECT_SECONDS)
                 wire.send(connection, request)
-            except (OSError, UsageError):  # it has hung, or just ended
+            except (OSError, UsageError):  # the supervisor hangs, or has just ended
                 if connection:
                     connection.close()
                 continue
@@ -37,8 +37,8 @@ class Asking:
             self._selector.register(connection, selectors.EVENT_READ, _Answer(sandbox.id))
 
     def answers(self, deadline: float) -> dict[str, Json]:
-        """The answers that came before the deadline (monotonic clock), by the sandbox's id; a
-        refusal is no answer."""
+        """Return the answers that came before the deadline (monotonic clock), by the sandbox's id.
+        A refusal does not count as an answer."""
         found: dict[str, Json] = {}
         try:
             while self._selector.get_map():
@@ -68,7 +68,7 @@ class _Answer:
         self._decoder, self._assembler = protocol.Decoder(), protocol.Assembler()
 
     def is_over(self, connection: socket.socket) -> bool:
-        """Take in what has come."""
+        """Take in what has arrived; return whether the answer is complete."""
         try:
             data = connection.recv(protocol.WINDOW)
             for frame in self._decoder.feed(data):

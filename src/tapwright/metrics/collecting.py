@@ -1,8 +1,8 @@
 """Collects all metrics of a root: from records and journals, the kernel's tables, /proc, and the
-guests, which are asked side by side and until a deadline.
+guests, which are all asked at the same time, with one deadline.
 
-What a guest says is a number of the kind that a kernel counts, or is left out, and has no part in a
-name or a label: a guest that lies has its own numbers wrong.
+Of a guest's answer, only numbers that a kernel can count are used, and never in a name or a label:
+a guest that lies makes only its own numbers wrong.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from tapwright.state.record import CREATING, RUNNING, Record
 from tapwright.state.registry import DEAD, Remembered, Sandbox
 
 GUEST_SECONDS = 1.0
-"""How long a guest has to answer, and all of them together."""
+"""The time for a guest to answer, and for all of them together."""
 
 _MOST = (1 << 64) - 1
 _TCP_STATES = (
@@ -45,8 +45,8 @@ def collect(
     guest_seconds: float = GUEST_SECONDS,
     records: Remembered | None = None,
 ) -> list[Family]:
-    """All families, of the sandboxes in `root` and the `templates` in a directory, empty for none.
-    Who collects again and again has `records` remembered.
+    """Return all families, of the sandboxes in `root`, and of the `templates` in a directory, empty
+    for none. A caller that collects often passes `records`, which remembers them.
 
     Raises OSError when the kernel's tables can't be read.
     """
@@ -197,7 +197,7 @@ def _add_totals(found: _Families, sandbox: Sandbox, answer: Json, named: Labels)
 
 
 class _Guest:
-    """What a guest says. It is hostile: only numbers are taken, by names that are known."""
+    """The answer of a guest. The guest is hostile: only numbers are taken, by known names."""
 
     def __init__(self, found: _Families, said: Json, named: Labels) -> None:
         self._found = found

@@ -1,8 +1,9 @@
 """Families of metrics, and the two text formats that Prometheus reads.
 
-OpenMetrics (https://prometheus.io/docs/specs/om/open_metrics_spec/) is the newer one; the older one
-(https://prometheus.io/docs/instrumenting/exposition_formats/) is all that node_exporter's textfile
-collector and promtool know. They differ in the names of counters and of information.
+OpenMetrics (https://prometheus.io/docs/specs/om/open_metrics_spec/) is the newer format.
+node_exporter's textfile collector and promtool support only the older one
+(https://prometheus.io/docs/instrumenting/exposition_formats/). They differ in the names of counters
+and of information.
 """
 
 import math
@@ -33,7 +34,7 @@ class Sample:
 
 @dataclass
 class Family:
-    """A metric; its name without the ending that its kind has (_total, _info)."""
+    """A metric. Its name lacks the ending that its kind has (_total, _info)."""
 
     name: str
     kind: str
@@ -44,7 +45,7 @@ class Family:
         self.samples.append(Sample(labels, value))
 
     def add_histogram(self, labels: Labels, buckets: Mapping[float, int], total: float) -> None:
-        """`buckets` are how many there were up to each bound, the last of which is infinity."""
+        """`buckets` are the counts up to each bound, the last of which is infinity."""
         for bound, count in buckets.items():
             self.samples.append(Sample({**labels, "le": _number(bound)}, count, "_bucket"))
         self.samples.append(Sample(labels, buckets[math.inf], "_count"))
@@ -52,7 +53,7 @@ class Family:
 
 
 def openmetrics(families: Iterable[Family]) -> str:
-    """All of them in OpenMetrics; a family without samples is left out."""
+    """Return all metrics in OpenMetrics; a family without samples is left out."""
     lines = []
     for family in families:
         if family.samples:
@@ -62,7 +63,7 @@ def openmetrics(families: Iterable[Family]) -> str:
 
 
 def plain(families: Iterable[Family]) -> str:
-    """The metrics in the older text format."""
+    """Return the metrics in the older text format."""
     lines = []
     for family in families:
         if family.samples:
@@ -82,7 +83,7 @@ def _samples(family: Family) -> Iterator[str]:
         yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
 
 
-@lru_cache(maxsize=4096)  # a sandbox has the same ones in each of its series
+@lru_cache(maxsize=4096)  # a sandbox has the same labels in each of its series
 def _label(key: str, value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'{key}="{escaped}"'

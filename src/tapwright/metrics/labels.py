@@ -1,8 +1,8 @@
 """The names that platforms have given to sandboxes: pod, namespace and container, by annotations.
 
-Those of containerd's CRI plugin (pkg/cri/annotations), of CRI-O (pkg/annotations), which has the
-kubelet's labels among its own, and of nerdctl (pkg/labels). podman and docker tell a runtime
-no name.
+They are those of containerd's CRI plugin (pkg/cri/annotations), of CRI-O (pkg/annotations), which
+has the kubelet's labels among its own, and of nerdctl (pkg/labels). podman and docker pass no name
+to a runtime.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,8 @@ _OF_PODS = "sandbox"
 
 
 def of_container(container: Container) -> dict[str, str]:
-    """pod, namespace, container; the last one is the id where the platform tells no name."""
+    """Return pod, namespace and container. The container is the id if the platform passes no
+    name."""
     known = container.annotations
     return {
         "pod": _first(known, _POD),
@@ -36,8 +37,8 @@ def of_container(container: Container) -> dict[str, str]:
 
 
 def of_sandboxes(containers: Iterable[Container]) -> dict[str, dict[str, str]]:
-    """The labels of each sandbox, by its id: those of the container that started it. A container
-    that stands for a pod has an empty name."""
+    """Return the labels of each sandbox, by its id: those of the container that started it. A
+    container that stands for a pod has an empty name."""
     found = {}
     for container in containers:
         if container.owns:

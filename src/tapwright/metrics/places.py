@@ -1,4 +1,4 @@
-"""What the interfaces on the way of each NIC have counted, at each point of it on the host."""
+"""The counters of the interfaces on each NIC's way, at each of its points on the host."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Counted:
 
 
 class Host:
-    """The host's interfaces, looked at once."""
+    """The host's interfaces, read once."""
 
     def __init__(self) -> None:
         """Raises OSError."""
@@ -38,7 +38,7 @@ class Host:
         os.close(self._fd)
 
     def counted(self, record: Record) -> list[Counted]:
-        """The counters of a sandbox's NICs. Raises OSError."""
+        """Return the counters of a sandbox's NICs. Raises OSError."""
         found: list[Counted] = []
         looked: dict[str, tuple[dict[int, Seen], int]] = {}
         for nic in record.interfaces:
@@ -51,7 +51,8 @@ class Host:
         return found
 
     def _inside(self, path: str) -> tuple[dict[int, Seen], int]:
-        """The interfaces of a namespace, by index, and its number for the host's."""
+        """Return the interfaces of a namespace, by index, and the namespace's number for the
+        host's."""
         if netns.is_own(path):
             return self._by_index, 0
         with netns.entered(path), Netlink() as nl:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _SECONDS_OF_TICK = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _KINDS = {"qemu": b"qemu", "virtiofsd": b"virtiofsd", "monitor": b"netmon"}
-"""By what is in the first words of their command."""
+"""The kinds, by a word at the beginning of the command."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Usage:
 
 
 def of_supervisor(pid: int) -> list[Usage]:
-    """The processes of a supervisor and its children; several of a kind are added up."""
+    """Return the processes of a supervisor and its children; several of one kind are added up."""
     found: dict[str, Usage] = {}
     for process, kind in [(pid, "supervisor"), *_below(pid)]:
         try:
             usage = _usage(process, kind)
-        except (OSError, ValueError, IndexError):  # it has just ended
+        except (OSError, ValueError, IndexError):  # the process has just ended
             continue
         before = found.get(kind, Usage(kind, 0, 0, 0))
         found[kind] = Usage(
@@ -47,13 +47,13 @@ def _below(pid: int) -> Iterator[tuple[int, str]]:
 
 
 def _children(pid: int) -> list[int]:
-    """The children of all its threads."""
+    """Return the children of all of a process's threads."""
     found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/children") as file:
                 found += map(int, file.read().split())
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         pass
     return found
 
@@ -69,7 +69,7 @@ def _kind(pid: int) -> str:
 
 def _usage(pid: int, kind: str) -> Usage:
     with open(f"/proc/{pid}/stat", "rb") as file:
-        # The name, in parentheses, may have anything in it.
+        # The name, in parentheses, may contain anything.
         words = file.read().rpartition(b")")[2].split()
     ticks = int(words[11]) + int(words[12])  # utime and stime, after the state
     return Usage(

@@ -15,7 +15,7 @@ _IDLE_SECONDS = 5.0
 
 
 class BoundedServer(http.server.ThreadingHTTPServer):
-    """Serves `MOST_CONNECTIONS` clients at once, and hangs up on others."""
+    """Serves `MOST_CONNECTIONS` clients at once, and closes further connections."""
 
     daemon_threads = True
     request_queue_size = MOST_CONNECTIONS
@@ -26,7 +26,7 @@ class BoundedServer(http.server.ThreadingHTTPServer):
         super().__init__(*arguments)
 
     def server_bind(self) -> None:
-        # Without what HTTPServer does: it looks the host's name up.
+        # Without HTTPServer's own method, which looks the host's name up.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -44,7 +44,7 @@ class BoundedServer(http.server.ThreadingHTTPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a client that went away, or was too slow
+        if not isinstance(sys.exception(), OSError):  # the client went away, or was too slow
             super().handle_error(request, client_address)
 
 
@@ -65,7 +65,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server_version = "Tapwright"
     sys_version = ""
 
-    def do_GET(self) -> None:  # as its base calls it
+    def do_GET(self) -> None:  # the name that the base class calls
         if self.path.partition("?")[0] != "/metrics":
             self._answer(404, exposition.PLAIN, "There is nothing but /metrics.\n")
             return
@@ -92,4 +92,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *words: Any) -> None:  # noqa: A002  # as its base has it
-        """Scrapes are no news."""
+        """Log nothing about scrapes."""

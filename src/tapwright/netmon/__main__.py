@@ -1,5 +1,5 @@
-"""`tapwright-netmon`: watch the network namespace that it is started in, and have a runtime carry
-what changes into the VM. Its command line is that of `kata-netmon`."""
+"""`tapwright-netmon`: watches the network namespace in which it is started, and makes a runtime
+carry changes into the VM. Its command line is that of `kata-netmon`."""
 
 import os
 import sys
@@ -43,7 +43,7 @@ class Options(NamedTuple):
 
 
 class Driver(Protocol):
-    """Who carries changes into the VM."""
+    """The interface of what carries changes into the VM."""
 
     def begin(self) -> None: ...
 
@@ -55,7 +55,7 @@ class _WrongUsageError(Exception):
 
 
 def run() -> NoReturn:
-    """The console script."""
+    """Run the console script."""
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
@@ -63,7 +63,7 @@ def run() -> NoReturn:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Watch until killed; return an exit status where there is nothing to watch."""
+    """Watch until killed. Return an exit status if there is nothing to watch."""
     words = [word.replace("--", "-", 1) for word in argv]
     if "-h" in words or "-help" in words:
         print(USAGE, end="")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     syslog.openlog("tapwright-netmon", syslog.LOG_PID, syslog.LOG_USER)
     log = _Log(options)
     try:
-        # From here on no change is missed; only then is looked at what there is.
+        # From here on no change is missed, so the present state is read after this.
         events = Events()
         driver = _driver(options)
         driver.begin()
@@ -106,7 +106,7 @@ def _follow(events: Events, driver: Driver, log: "_Log") -> NoReturn:
 
 
 def _driver(options: Options) -> Driver:
-    """Each imports what the other does not need."""
+    """Return the driver. Each one imports what the other does not need."""
     if "/" in options.runtime and not os.access(options.runtime, os.X_OK):
         raise NetworkError(f"the runtime {options.runtime} is missing or not executable (-r)")
     if command.is_ours(options.runtime):
@@ -119,7 +119,7 @@ def _driver(options: Options) -> Driver:
 
 
 def _options(words: Sequence[str]) -> Options:
-    """Flags as Go's `flag` package takes them: -s ID, -s=ID. Raises _WrongUsageError."""
+    """Read flags as Go's `flag` package does: -s ID, -s=ID. Raises _WrongUsageError."""
     found = {"-s": "", "-r": "", "-log": "warn", "-d": ""}
     rest = iter(words)
     for word in rest:
@@ -143,7 +143,7 @@ def _options(words: Sequence[str]) -> Options:
 
 
 class _Log:
-    """Lines to stderr and syslog. The `logging` package would take too much of the memory."""
+    """Writes lines to stderr and syslog. The `logging` package would take too much memory."""
 
     def __init__(self, options: Options) -> None:
         self._options = options

@@ -1,5 +1,5 @@
-"""Waiting for changes of a namespace's interfaces, addresses, routes, rules, next hops, static
-neighbours, settings and packet rules, and for traffic control that is taken away."""
+"""Waits for changes of a namespace's interfaces, addresses, routes, rules, next hops, static
+neighbours, settings and packet rules, and for the removal of traffic control."""
 
 import contextlib
 import errno
@@ -37,8 +37,8 @@ _MOST_WATCHED = 1000
 _QUIET, _AT_MOST = 0.01, 0.1
 _OURS = "_kata"
 
-# include/uapi/linux/netfilter/nfnetlink.h, and nf_tables.h: what ends each transaction. Not from
-# `linux.nftables`, which would take more of the memory than all of this.
+# include/uapi/linux/netfilter/nfnetlink.h, and nf_tables.h: the message that ends each transaction.
+# Not from `linux.nftables`, which would take more memory than the whole monitor.
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES, _NFT_NEWGEN = 12, 7, 10 << 8 | 15
 
 _KINDS = {
@@ -48,13 +48,13 @@ _KINDS = {
     *(entries.RTM_NEWRULE, entries.RTM_DELRULE),
     *(entries.RTM_NEWNEXTHOP, entries.RTM_DELNEXTHOP),
     *(_RTM_NEWNETCONF, _RTM_DELNETCONF),
-    tc.RTM_DELQDISC,  # it may have been what joined an interface
+    tc.RTM_DELQDISC,  # it may have joined an interface with a NIC
 }
 
 
 class Events:
-    """Changes in the namespace of the thread that makes this. From then on none is missed: when
-    the kernel has to drop some, that counts as a change."""
+    """Changes in the namespace of the thread that makes this object. From then on no change is
+    missed: if the kernel has to drop reports, that counts as a change."""
 
     def __init__(self) -> None:
         self._netlink = Netlink(_GROUPS, receive_bytes=_BUFFER_BYTES)
@@ -65,13 +65,13 @@ class Events:
         self._writes = Writes()
         self._poll.register(self._writes.fileno(), select.POLLIN)
         self._watch(settings.directories())
-        self._told = 0.0
+        self._noted = 0.0
         self._static = {(e.device, e.address) for e in neighbours.listing(self._netlink)}
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait for a change, at most that long; return whether there was one.
+        """Wait for a change, at most `seconds`; return whether there was one.
 
-        Returns at once after the first change. In a burst, waits for its end: 10 ms without a
+        It returns at once after the first change. In a burst it waits for the end: 10 ms without a
         change, or 0.1 s.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -79,13 +79,13 @@ class Events:
             if deadline is not None and time.monotonic() >= deadline:
                 return False
         now = time.monotonic()
-        end = max(now, self._told + _AT_MOST)
+        end = max(now, self._noted + _AT_MOST)
         while now < end and self._changed(min(now + _QUIET, end)):
             now = time.monotonic()
-        # Before anybody looks at them: of new interfaces too; and the kernel may have forgotten
-        # the others in want of memory.
+        # Before the caller reads the settings. New interfaces are included, and the kernel may have
+        # dropped the other watches for want of memory.
         self._watch(settings.directories_of_interfaces())
-        self._told = time.monotonic()
+        self._noted = time.monotonic()
         return True
 
     def _changed(self, deadline: float | None) -> bool:
@@ -105,13 +105,13 @@ class Events:
             return True
         if watched is not self._netlink:
             return any(kind == _NFT_NEWGEN for kind, _ in messages)
-        # All of them, for each may change what is known of neighbours.
+        # All messages are read, because each may change the known neighbours.
         return sum(map(self._matters, messages)) > 0
 
     def _watch(self, directories: list[str]) -> None:
         """Watch settings as files: the kernel reports only few of them by netlink."""
         for directory in directories[:_MOST_WATCHED]:
-            with contextlib.suppress(OSError):  # it has gone, or there are too many
+            with contextlib.suppress(OSError):  # the directory has gone, or there are too many
                 self._writes.add(directory)
 
     def _matters(self, message: Message) -> bool:
@@ -135,7 +135,7 @@ class Events:
 
 
 def _of_netfilter() -> Iterator[Netlink]:
-    """A socket that hears of rules, where the kernel has any."""
+    """Yield a socket that receives changes of rules, if the kernel has rules."""
     try:
         yield Netlink(1 << (_NFNLGRP_NFTABLES - 1), _BUFFER_BYTES, _NETLINK_NETFILTER)
     except OSError:

@@ -1,7 +1,7 @@
-"""A runtime that is driven by Kata's contract: `RUNTIME kata-network VERB ID FILE`, the file with
-JSON (kata-containers/runtime 1.x, netmon/netmon.go and cli/network.go).
+"""Drives a runtime by Kata's contract: `RUNTIME kata-network VERB ID FILE`, the file with JSON
+(kata-containers/runtime 1.x, netmon/netmon.go and cli/network.go).
 
-The contract knows no change of an interface, so one that has changed is removed and added.
+The contract has no change of an interface, so a changed interface is removed and added.
 """
 
 import json
@@ -22,8 +22,8 @@ Json = Any
 
 
 class Kata:
-    """The network of the sandbox of that id. What is there at the beginning the runtime has carried
-    into the VM already."""
+    """The network of the sandbox with this id. The runtime has carried the initial state into the
+    VM already."""
 
     def __init__(self, runtime: str, sandbox_id: str) -> None:
         self._runtime = runtime
@@ -40,7 +40,7 @@ class Kata:
 
     def sync(self) -> float | None:
         """Make the runtime follow the namespace; return None. Raises NetworkError when some of it
-        failed, after all has been tried; OSError."""
+        failed, after trying all of it; OSError."""
         found, in_order = _scan()
         failures = self._remove_gone(found) + self._add_new(found)
         routes = _routes([i for i in found if i.link.index in self._carried], in_order)
@@ -82,8 +82,8 @@ class Kata:
         return failures
 
     def _call(self, verb: str, content: Json) -> None:
-        """Raises NetworkError with what the runtime said."""
-        # A file that can't be left behind: Kata ends its monitor by SIGKILL.
+        """Raises NetworkError with the runtime's words."""
+        # A memfd can't be left behind: Kata ends its monitor by SIGKILL.
         fd = os.memfd_create("interface.json")
         try:
             os.write(fd, json.dumps(content).encode())
@@ -107,7 +107,7 @@ class Kata:
 
 
 def _scan() -> tuple[list[Interface], list[Route]]:
-    """Interfaces, without the devices that Kata makes for itself; and routes."""
+    """Return interfaces, without the devices that Kata makes for itself, and routes."""
     with Netlink() as nl:
         found = discovery.scan(nl)
     own = [one for one in found.interfaces if not one.link.name.endswith(_KATAS)]
@@ -134,7 +134,7 @@ def _interface(interface: Interface) -> Json:
 
 
 def _routes(found: list[Interface], routes: list[Route]) -> list[Json]:
-    """The routes of the main table: the contract knows no other."""
+    """Return the routes of the main table: the contract has no other table."""
     names = {interface.link.index: interface.link.name for interface in found}
     return [
         _route(route, names)

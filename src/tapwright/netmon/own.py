@@ -1,5 +1,5 @@
-"""The sandbox's own supervisor, over its control socket: after a notification, the supervisor looks
-at the namespace itself."""
+"""Notifies the sandbox's own supervisor, over its control socket; the supervisor then looks at the
+namespace itself."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tapwright.state import registry
 
 
 class Own:
-    """The supervisor of the sandbox of that id under that root.
+    """The supervisor of the sandbox with this id under this root.
 
     Raises SandboxNotFoundError.
     """
@@ -18,11 +18,11 @@ class Own:
         self._id = registry.find(root, sandbox_id).id
 
     def begin(self) -> None:
-        """Nothing to be known beforehand."""
+        """Do nothing: the supervisor knows the initial state."""
 
     def sync(self) -> float | None:
-        """Make the guest follow; return the seconds after which to do it again, None to wait for
+        """Make the guest follow; return the seconds after which to do it again, or None to wait for
         the next change. Raises TapwrightError."""
-        # Found anew each time: in the beginning it is only being made.
+        # Looked up each time: in the beginning the sandbox is only being made.
         pause: float | None = client.of(registry.find(self._root, self._id)).call("sync")
         return pause
