@@ -139,6 +139,6 @@ class BundleError(TapwrightError):
 
 
 def named(name: object, default: type[TapwrightError] = TapwrightError) -> type[TapwrightError]:
-    """The exception of that name, by which one process tells another which it was."""
+    """Return the exception class of this name, which one process sends to another."""
     found = globals().get(name) if isinstance(name, str) else None
     return found if isinstance(found, type) and issubclass(found, TapwrightError) else default

@@ -160,7 +160,8 @@ class AgentClient:
         self._streams[stream] = on_frame
         try:
             async with self._requesting:
-                # What others send goes in between; one that is over already needs no more.
+                # Frames of other streams go in between. A stream that has ended needs no more
+                # frames.
                 for frame in protocol.frames(protocol.REQUEST, self._session, stream, data):
                     if stream not in self._streams:
                         break

@@ -1,4 +1,5 @@
-"""How much of what nobody asked for is borne of a guest: so much at once, and so much a second."""
+"""The limit on messages of a guest that no request asked for: so many at once, and so many a
+second."""
 
 import time
 

@@ -97,8 +97,8 @@ def totals() -> Request:
 
 
 def probe() -> Request:
-    """Send packets and tell where they come to, on a stream: by stdin and stdout, as
-    `guest.probing` says."""
+    """Send packets and report where they go, on a stream: by stdin and stdout, as `guest.probing`
+    says."""
     return of("probe")
 
 

@@ -21,7 +21,7 @@ _PROGRAM = ("python3", "-I", "-S", "-c", Path(listening.__file__).read_text())
 _ROOM = 2 * 1024 * 1024
 _BEGIN_SECONDS = 20.0
 _QUESTIONS, _KEPT = 8, 16
-_TOLD_CHARACTERS = 300
+_EXCERPT_CHARACTERS = 300
 _MOST_NAME = 15
 _MOST_EARLY_BYTES = 16 * 1024 * 1024
 
@@ -176,7 +176,7 @@ class GuestListener:
             *_, reason = ["no reason given", *self._complaint.decode(errors="replace").splitlines()]
             raise AgentError(
                 f"the guest's part ended with {self._process.status}: "
-                + printable(reason)[:_TOLD_CHARACTERS]
+                + printable(reason)[:_EXCERPT_CHARACTERS]
             )
 
     def _check(self, kind: int, number: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""What the environment tells `tapwright cni`, as it tells cnitool (cnitool/cmd/root.go)."""
+"""What `tapwright cni` reads from the environment, as cnitool does (cnitool/cmd/root.go)."""
 
 import argparse
 import os
@@ -65,12 +65,12 @@ def _capability_args(text: str) -> dict[str, Any]:
     from tapwright.cni import strictjson
 
     try:
-        told = strictjson.parse(text.encode()) if text else None
+        arguments = strictjson.parse(text.encode()) if text else None
     except ValueError as error:
         raise UsageError(f"CAP_ARGS is not JSON: {error}") from None
-    if not isinstance(told, dict | None):
+    if not isinstance(arguments, dict | None):
         raise UsageError('CAP_ARGS must be a JSON object such as {"mac": "02:00:00:00:00:01"}')
-    return told or {}
+    return arguments or {}
 
 
 def runtime(arguments: argparse.Namespace, trace: "Trace | None" = None) -> "Runtime":

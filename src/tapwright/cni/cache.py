@@ -105,9 +105,9 @@ def _replace(path: str, data: str) -> None:
 
 
 def _draft(path: str) -> str:
-    """Where a file is written: not like any attachment's name, and not longer than one may be.
-    Nobody else writes it, for there is a lock on its container, and what a killed one has left goes
-    with the file."""
+    """Return where a file is written: a name unlike any attachment's, and not longer than a name
+    may be. A lock on the container keeps other writers out, and the file of a killed writer goes
+    with the attachment's."""
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name}"[:_MOST_BYTES])
 

@@ -38,9 +38,8 @@ class ConfigurationError(CniError):
 class PluginError(CniError):
     """A plugin failed.
 
-    `network`, `plugin` and `command` tell which run it was. `code`, `message` and `details` are
-    the plugin's own words (section 5, "Error"), with code 0 where it gave none. `stderr` is what
-    else it said.
+    `network`, `plugin` and `command` name the run. `code`, `message` and `details` are the plugin's
+    own words (section 5, "Error"), with code 0 if it gave none. `stderr` is its other output.
     """
 
     def __init__(

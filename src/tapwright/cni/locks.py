@@ -28,7 +28,7 @@ from tapwright.cni.errors import CniError
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 _LOOK_SECONDS = 0.5
 _ORPHANS_SECONDS = 60.0
-"""How long a plugin may run that nobody watches: as long as `Runtime` lets one by default."""
+"""How long a plugin without a watcher may run: as long as `Runtime` lets one by default."""
 
 _TAKER = re.compile(r"(?m)^lock:.*\bFLOCK +ADVISORY +\w+ +(\d+) ")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -176,7 +176,8 @@ def _acquire(path: str, kind: int, deadline: _Deadline, holder: str) -> int:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
             if os.fstat(fd).st_nlink:
-                return fd  # else whoever had it removed the file, and we hold a dead one
+                # Otherwise the last holder removed the file, and this lock is on a removed one.
+                return fd
         except BlockingIOError:
             if deadline.is_over(path):
                 os.close(fd)

@@ -20,8 +20,8 @@ _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 
 
 class Namespace(NamedTuple):
-    """What tells a network namespace from all others. `boot` is random(4)'s boot_id; a `cookie` of
-    0 is one that is not known."""
+    """The identity of a network namespace. `boot` is random(4)'s boot_id; a `cookie` of 0 is not
+    known."""
 
     device: int
     inode: int
@@ -65,9 +65,10 @@ def from_json(value: Any) -> Namespace | None:
 
 @contextlib.contextmanager
 def stand_in(ifname: str) -> Iterator[str]:
-    """A path of a new namespace, for the length of the block, with nothing in it but an interface
-    of that name, where TAPs can be made. Both end with this process, however that ends, for they
-    are its descriptors'; the interface does so whoever moves it elsewhere. Raises OSError."""
+    """Yield the path of a new namespace, within the block. The namespace contains only an interface
+    of this name, and TAPs can be made there. Both end with this process in any case, because they
+    belong to its descriptors; the interface does so even if it was moved elsewhere. Raises
+    OSError."""
     with contextlib.ExitStack() as opened:
         with _own_kept():
             _call("unshare", _CLONE_NEWNET)

@@ -89,7 +89,7 @@ def _spawn(path: str, environment: Mapping[str, str], actions: list[tuple[int, i
                 setsigdef=_SIGNALS,
             )
         except OSError as error:
-            # An installer is writing it, and nothing tells when it is done.
+            # An installer is writing the file, and no event says when it is done.
             if error.errno != errno.ETXTBSY or time.monotonic() > deadline:
                 raise
             time.sleep(_BUSY_PAUSE)

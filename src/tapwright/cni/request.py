@@ -73,7 +73,7 @@ def runtime_config(plugin: Plugin, attachment: Attachment) -> dict[str, Any]:
     """`runtimeConfig` for `derive`: the arguments of the plugin's capabilities, nothing if it has
     none of them."""
     capabilities = capabilities_of(plugin)
-    told = {
+    arguments = {
         name: value for name, value in attachment.capability_args.items() if capabilities.get(name)
     }
-    return {"runtimeConfig": told} if told else {}
+    return {"runtimeConfig": arguments} if arguments else {}

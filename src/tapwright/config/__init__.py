@@ -96,7 +96,8 @@ def drop_ins(path: str) -> list[str]:
     directory = os.path.join(os.path.dirname(os.path.realpath(path)), DROP_INS)
     try:
         status = os.stat(directory)
-        # Beside a file in /tmp, say, anybody can make it; what it names is run as root.
+        # In a directory such as /tmp, any user could make it, and root runs the programs that it
+        # names.
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
             raise ConfigError(
                 f"{directory} can be written by others; make it root's, or name a file elsewhere"

@@ -12,7 +12,7 @@ from tapwright.config import kata
 from tapwright.config.sections import MOST_BRIDGES, SECTIONS, SHARED_FS, Config, Rule
 from tapwright.errors import ConfigError
 
-_TOLD = 20
+_NAMED = 20
 _SHOWN_CHARACTERS = 80
 
 _NO_RULE = Rule()
@@ -140,12 +140,12 @@ class _Reading:
         shared_fs = self._values["hypervisor.qemu"].get("shared_fs", SHARED_FS)
         if shared_fs != SHARED_FS:
             yield f'[hypervisor.qemu] shared_fs = "{shared_fs}": files are shared by {SHARED_FS}'
-        for section, key in self._unknown[:_TOLD]:
+        for section, key in self._unknown[:_NAMED]:
             place = f"[{_shown(section)}]" if section else "outside of all sections:"
             what = f"{place} {_shown(key)}".rstrip()
             yield f"{what} is not known, and passed over{_hint(section, key)}"
-        if len(self._unknown) > _TOLD:
-            yield f"{len(self._unknown) - _TOLD} more are not known, and passed over"
+        if len(self._unknown) > _NAMED:
+            yield f"{len(self._unknown) - _NAMED} more are not known, and passed over"
 
     def _checked(self, section: str, item: "Field[Any]", value: Any) -> Any:
         """The value to use for `value`. Raises ConfigError."""

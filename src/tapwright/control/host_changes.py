@@ -22,8 +22,8 @@ _MOST_DIRECTORIES = 512
 _MOST_PATHS = 4096
 _PATHS_AT_ONCE = 128
 _TELL_SECONDS = 60.0
-# Who writes to a file all the time, on the host or in the guest, is to cost little: the kernel
-# tells of what has happened in between as one change.
+# A program that writes to a file all the time, on the host or in the guest, should cost little: the
+# kernel reports what happened in between as one change.
 _READS_AT_ONCE, _READ_PAUSE, _TELL_PAUSE = 16, 0.05, 0.2
 _OF_THE_KUBELET = "..data"
 """What a directory has in it that the kubelet fills (pkg/volume/util/atomic_writer.go)."""

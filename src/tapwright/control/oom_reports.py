@@ -53,7 +53,7 @@ class OomReports:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def settle(self) -> None:
-        """Wait until all reports have been made."""
+        """Wait until all reports have been sent."""
         await self._tell()
 
     async def _tell(self) -> None:

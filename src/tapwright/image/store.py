@@ -24,7 +24,7 @@ _MANIFEST = "manifest.json"
 
 
 class Image(NamedTuple):
-    """A built image. `current` tells whether its agent is the one of this Tapwright."""
+    """A built image. `current` says whether its agent is that of this Tapwright."""
 
     key: str
     kernel: Path

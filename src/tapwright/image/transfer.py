@@ -1,6 +1,6 @@
 """An image as one file, for hosts that have no apt: a compressed tar archive.
 
-It holds the manifest, whose digests tell whether the rest arrived whole, then the files in it.
+It contains the manifest, whose digests show whether the rest arrived whole, and then its files.
 """
 
 import gzip

@@ -23,7 +23,7 @@ from tapwright.sandbox.planning import Wish, parse_published, plan
 from tapwright.state import ids, registry
 from tapwright.state.record import Record
 
-if TYPE_CHECKING:  # whoever only starts sandboxes has no use for these
+if TYPE_CHECKING:  # not needed by programs that only start sandboxes
     from tapwright.library.files import Files
     from tapwright.library.nics import Address, Nics, Routes
     from tapwright.sandbox.execution import Completed, Process
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def _silent(said: object) -> None:
-    """Nobody wants to know."""
+    """Ignore progress."""
 
 
 def _named(method: Callable[P, T]) -> Callable[P, T]:

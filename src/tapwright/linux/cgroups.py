@@ -157,7 +157,7 @@ def _enable(directory: str) -> None:
     enabled = _read(f"{directory}/cgroup.subtree_control").split()
     for name in _CONTROLLERS:
         if name in there and name not in enabled:
-            # a group with processes of its own can't (cgroup-v2.rst)
+            # A group with processes of its own can't (cgroup-v2.rst).
             with contextlib.suppress(OSError):
                 _write(f"{directory}/cgroup.subtree_control", f"+{name}")
 
@@ -287,7 +287,7 @@ def remove(path: str, evict: bool = False) -> None:
             # More than once: an ending process can't be moved, and a moved process may fork.
             for hierarchy in left:
                 _evict(hierarchy, path)
-        # a killed process leaves the group some time later; no event says when
+        # A killed process leaves the group some time later; no event says when.
         time.sleep(_REMOVE_PAUSE)
 
 

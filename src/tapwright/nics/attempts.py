@@ -30,10 +30,10 @@ class Attempts:
         self._asked: set[Hashable] = set()
 
     async def make(
-        self, what: Hashable, wanted: object, do: Callable[[], Awaitable[None]], told: str
+        self, what: Hashable, wanted: object, do: Callable[[], Awaitable[None]], event: str
     ) -> bool:
-        """Make `what` as `wanted`; return whether that was done. Logs a failure, after the words
-        `told`.
+        """Make `what` as `wanted`; return whether that was done. Logs a failure, after the
+        `event`.
 
         Raises AgentError when the agent does not answer: then nothing else will be done either.
         """
@@ -50,9 +50,9 @@ class Attempts:
             self._failures[what] = _Failure(wanted, pause, time.monotonic() + pause, str(error))
             if isinstance(error, AgentError) and not isinstance(error, AgentRefusedError):
                 raise
-            # Told once, however often it is tried.
+            # Logged once, however often it is tried.
             if before is None or before.reason != str(error):
-                _log.warning("%s, but the guest can't follow: %s", told, error)
+                _log.warning("%s, but the guest can't follow: %s", event, error)
             return False
         self._failures.pop(what, None)
         return True

@@ -232,15 +232,15 @@ class Following:
         for index, interface in found.items():
             if index not in left_alone and interface.is_ready and interface.is_running:
                 plug = partial(self._plug, interface)
-                told = f"{interface.link.name} is new"
-                await self._attempts.make(index, interface, plug, told)
+                event = f"{interface.link.name} is new"
+                await self._attempts.make(index, interface, plug, event)
 
     async def _fill_table(self, wanted: list[Entry]) -> None:
         indexes = {own: index for own, index in self._indexes.items() if own in self._carried}
         own = entries.of_devices(wanted, indexes)
         change = partial(self._table.change, own, indexes, self._has_source)
-        told = "routes, rules or neighbours have changed"
-        await self._attempts.make("table", self._table.wish(own), change, told)
+        event = "routes, rules or neighbours have changed"
+        await self._attempts.make("table", self._table.wish(own), change, event)
 
     def _has_source(self, route: Entry) -> bool:
         source = entries.route_facts(route).source
@@ -287,8 +287,8 @@ class Following:
         await self._make_way(changed, followers)
         for index, interface in changed.items():
             carry_over = partial(self._carry_over, followers[index], interface)
-            told = f"{interface.link.name} has changed"
-            await self._attempts.make(index, interface, carry_over, told)
+            event = f"{interface.link.name} has changed"
+            await self._attempts.make(index, interface, carry_over, event)
 
     async def _make_way(self, changed: dict[int, Interface], followers: dict[int, Nic]) -> None:
         """Where one takes the name that another gives up, have that one give it up first."""
@@ -299,8 +299,8 @@ class Following:
                 passing = changed[holder]
                 passing = passing._replace(link=passing.link._replace(name=f"tw{holder}"))
                 carry_over = partial(self._carry_over, followers[holder], passing)
-                told = f"{followers[holder].name} has changed"
-                await self._attempts.make(("way", holder), passing, carry_over, told)
+                event = f"{followers[holder].name} has changed"
+                await self._attempts.make(("way", holder), passing, carry_over, event)
 
     async def _carry_over(self, nic: Nic, interface: Interface) -> None:
         """Make the guest's NIC, its record and its endpoint what the interface is."""

@@ -17,7 +17,7 @@ from tapwright.linux.settings import Defaults
 
 _log = logging.getLogger(__name__)
 
-_MOST_TOLD = 10
+_MOST_REASONS = 10
 
 Setting = list[str]
 """[path below /proc/sys/net, value]."""
@@ -89,7 +89,7 @@ class GuestSettings:
         try:
             refused += tell_refused(await self._agent.call(requests.change_settings(changed)))
         except BaseException:
-            # Nobody knows what of it was done.
+            # It is not known how much of it was done.
             self._own.clear()
             self._of_interfaces.clear()
             raise
@@ -136,8 +136,8 @@ def tell_refused(answer: object) -> list[str]:
     refused = answer.get("refused") if isinstance(answer, dict) else None
     if not isinstance(refused, list) or not refused:
         return []
-    told = [str(item)[:200] for item in refused[:_MOST_TOLD]]
-    if len(refused) > _MOST_TOLD:
-        told.append(f"and {len(refused) - _MOST_TOLD} more")
-    _log.warning("the guest's kernel refused what its namespace has: %s", "; ".join(told))
-    return told
+    reasons = [str(item)[:200] for item in refused[:_MOST_REASONS]]
+    if len(refused) > _MOST_REASONS:
+        reasons.append(f"and {len(refused) - _MOST_REASONS} more")
+    _log.warning("the guest's kernel refused what its namespace has: %s", "; ".join(reasons))
+    return reasons

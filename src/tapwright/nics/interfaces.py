@@ -1,8 +1,8 @@
 """The NICs of a running sandbox: joined with the host's interfaces, plugged, configured, removed.
 
-Runs in the supervisor; the caller sees to it that one thing is done at a time. The record names a
-NIC from the moment QEMU has it to the moment QEMU has given it up, so that it tells the truth
-also about one that the guest does not let go of.
+It runs in the supervisor; the caller makes sure that one thing is done at a time. The record names
+a NIC from the moment QEMU has it to the moment QEMU has removed it, so the record is right even
+about a NIC that the guest does not release.
 """
 
 import asyncio
@@ -151,8 +151,8 @@ class Interfaces:
         return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in self._held_for(nic))
 
     def without_our_flags(self, found: Iterable[discovery.Interface]) -> list[discovery.Interface]:
-        """The interfaces of the namespace as they would be if none had been joined: an endpoint may
-        have had to have it receive all multicast, which nobody else asked for."""
+        """Return the interfaces of the namespace as they would be if none had been joined: an
+        endpoint may have made one receive all multicast."""
         given = {
             entry["index"]
             for entry in self._record.held

@@ -53,7 +53,7 @@ class Rulesets:
         self._carried: CarriedRules | None = None
         self._seen: object = None
         self._not_before = 0.0
-        self._told = ""
+        self._logged = ""
 
     def doubt(self) -> None:
         """A NIC has gone from the guest, and what was bound to it with it."""
@@ -99,12 +99,14 @@ class Rulesets:
             with netns.entered(self._path):
                 return packet_rules.glance()
         except OSError as error:
-            told = f"the packet rules of the network namespace can't be looked at: {error.args[-1]}"
+            reason = (
+                f"the packet rules of the network namespace can't be looked at: {error.args[-1]}"
+            )
             if strictly:
-                raise NetworkError(told) from None
-            if told != self._told:
-                _log.warning("%s", told)
-            self._told = told
+                raise NetworkError(reason) from None
+            if reason != self._logged:
+                _log.warning("%s", reason)
+            self._logged = reason
             return None
 
     async def _carry(self, nics: "Followers", glance: Glance, strictly: bool) -> None:
@@ -122,12 +124,12 @@ class Rulesets:
         self._seen = seen
         if not refused:
             return
-        told = refused[0] + (f" (one of {len(refused)})" if len(refused) > 1 else "")
+        reason = refused[0] + (f" (one of {len(refused)})" if len(refused) > 1 else "")
         if strictly:
             self._seen = None
             raise AgentRefusedError(
-                f"the network namespace has packet rules that the guest can't have: {told}; take "
+                f"the network namespace has packet rules that the guest can't have: {reason}; take "
                 "them away, give the guest a kernel that has what they need (tapwright image "
                 'build), or let it go without: [runtime] netns_rulesets = "best-effort"'
             )
-        _log.warning("the guest goes without packet rules of the namespace: %s", told)
+        _log.warning("the guest goes without packet rules of the namespace: %s", reason)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 PLATFORMS, OWN, SHARED = "platform's", "own", "shared"
-"""Whose group it is: the container's, in the place that the platform names, or in ours; or, with
-processes in it already, somebody else's, which is neither limited nor removed."""
+"""Whose group it is: the container's, at the place that the platform names, or at Tapwright's; or,
+if it had processes already, another owner's, and then it is neither limited nor removed."""
 
 _OF_PODS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
 

@@ -367,9 +367,9 @@ class _Making:
 
     def _run_hooks(self) -> None:
         wanted = self._bundle.config.get("hooks", {})
-        told = state.oci_state(self._container, state.CREATING)
+        oci_state = state.oci_state(self._container, state.CREATING)
         self._hooks_begun = True
         for kind in _EARLY_HOOKS:
             # Those of the container's namespaces have here its network's alone.
             netns = self._container.netns if kind == "createContainer" else ""
-            hooks.run(kind, wanted.get(kind, ()), told, netns)
+            hooks.run(kind, wanted.get(kind, ()), oci_state, netns)

@@ -38,7 +38,7 @@ class Log:
             self._ahead = self._write("error", [shown(text)])
 
     def _take_back(self) -> None:
-        """Nobody else has written since, or it stays."""
+        """Remove the line again, unless another process has written since."""
         ahead = self._ahead.encode()
         self._ahead = ""
         if not ahead:

@@ -27,10 +27,11 @@ _JOINED = ("pid", "ipc", "uts")
 
 
 def owner_of(root: str, bundle: "Bundle") -> "Container | None":
-    """The container that started the sandbox which this one joins; None when it starts its own.
+    """Return the container that started the sandbox which this one joins; None when it starts its
+    own.
 
-    Besides the marks, a network namespace that is a sandbox's tells: there can't be two VMs in one
-    (podman's pods, `--network container:X`). Raises BundleError when its sandbox is not there.
+    Besides the marks, a sandbox's network namespace shows it: a namespace can't have two VMs
+    (podman's pods, `--network container:X`). Raises BundleError when the sandbox does not exist.
     """
     named = _named(bundle.annotations)
     network = bundle.namespace("network")

@@ -69,7 +69,7 @@ def _own(bundle: "Bundle", kind: str) -> "dict[str, Any]":
 
 
 def of_pod(bundle: "Bundle", key: str) -> int:
-    """A number of the pod that the container starts, 0 where its platform tells none."""
+    """Return a number of the pod that the container starts, 0 if its platform passes none."""
     text = bundle.annotations.get(f"{_POD}{key}", "")
     return int(text) if text.isdecimal() else 0
 

@@ -248,7 +248,7 @@ def is_running(container: Container) -> bool:
 
 
 def boot() -> str:
-    """What tells this run of the host from others."""
+    """Return what identifies the present boot of the host."""
     return boots.current()
 
 

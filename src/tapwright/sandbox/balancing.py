@@ -19,7 +19,7 @@ from tapwright.state.registry import Sandbox
 
 _PROGRAM = ("python3", "-S", "-s", "-m", "tapwright.agent.guest.balancing")
 _SOURCES = {"PYTHONPATH": "/usr/lib/tapwright"}
-_MOST_BYTES, _TOLD_BYTES = 32 * 1024 * 1024, 1000
+_MOST_BYTES, _EXCERPT_BYTES = 32 * 1024 * 1024, 1000
 _MOST_NUMBER = 2**64 - 1
 _NAME_CHARACTERS, _COUNTERS = 32, 10
 
@@ -87,10 +87,9 @@ def _ask(sandbox: Sandbox, request: Json) -> tuple[list[Json], Json]:
     with Process(sandbox, _PROGRAM, stdin=True, environment=_SOURCES) as process:
         done = process.communicate(question, limit=_MOST_BYTES)
     if done.status:
-        *_, reason = [b"no reason given", *done.stderr[-_TOLD_BYTES:].splitlines()]
-        raise AgentError(
-            f"the guest's part failed with {done.status}: {_told(reason.decode(errors='replace'))}"
-        )
+        *_, reason = [b"no reason given", *done.stderr[-_EXCERPT_BYTES:].splitlines()]
+        text = _excerpt(reason.decode(errors="replace"))
+        raise AgentError(f"the guest's part failed with {done.status}: {text}")
     return _read(done.stdout)
 
 
@@ -104,12 +103,12 @@ def _read(output: bytes) -> tuple[list[Json], Json]:
     if reason := last.get("refused"):
         number = last.get("number")
         where = f"rule {number + 1}: " if isinstance(number, int) and number else ""
-        raise AgentRefusedError(where + _told(str(reason)))
+        raise AgentRefusedError(where + _excerpt(str(reason)))
     return lines, last
 
 
-def _told(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:_TOLD_BYTES])
+def _excerpt(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:_EXCERPT_BYTES])
 
 
 def _checked(read: Any) -> Any:

@@ -111,8 +111,8 @@ def guest_files(config: Config) -> tuple[Path, Path] | None:
 
 
 def firmware(config: Config, system: Distribution) -> Iterator[Finding]:
-    """What QEMU loads before the guest, from the directories that it names itself; nothing where
-    it does not tell."""
+    """Yield what QEMU loads before the guest, from the directories that QEMU names; nothing if it
+    names none."""
     path = shutil.which(config.qemu.path)
     try:
         listed = _run(path, "-L", "help").stdout if path else ""
@@ -261,7 +261,7 @@ def _run(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _closed_to_qemu(path: Path, wanted: int = os.R_OK) -> Path | None:
-    """What keeps QEMU's user from a file; None also where only root could tell."""
+    """Return what keeps QEMU's user from a file; None also if only root could find out."""
     if os.geteuid() != 0:
         return None
     return access.obstacle(path, *process.user(), wanted)

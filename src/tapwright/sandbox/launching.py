@@ -63,10 +63,10 @@ def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = (
 
     from tapwright.linux import cgroups
 
-    told = os.memfd_create("tapwright-order")
-    fds = [told]
+    content = os.memfd_create("tapwright-order")
+    fds = [content]
     try:
-        os.pwrite(told, json.dumps({"work": work, **order}).encode(), 0)
+        os.pwrite(content, json.dumps({"work": work, **order}).encode(), 0)
         fds.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         # Above those that are put in place, lest one is written over before it is.
         least = 3 + len(given)
@@ -86,7 +86,8 @@ def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = (
                 _go_on_alone(command, places)
             finally:
                 os._exit(errno.EAGAIN)
-        with contextlib.suppress(ChildProcessError):  # somebody waits for all children
+        # Another part of the program may collect all children.
+        with contextlib.suppress(ChildProcessError):
             if os.waitpid(pid, 0)[1]:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     finally:
@@ -131,8 +132,9 @@ class Waiting:
         self.close()
 
     def tell(self, directory: Path, alive_fd: int) -> None:
-        """Give it its sandbox, with the `alive` lock; and the environment and priority of this
-        process, as if it had been started by this one. It may have died: its silence tells."""
+        """Give the waiting supervisor its sandbox, with the `alive` lock, and the environment and
+        priority of this process, as if this process had started it. A supervisor that has died does
+        not answer."""
         level = os.environ.get(LOG_LEVEL_VARIABLE, "warning")
         nice = os.getpriority(os.PRIO_PROCESS, 0)
         content = {"directory": str(directory.absolute()), "log_level": level, "nice": nice}
@@ -200,5 +202,6 @@ class Launch(Waiting):
         os.close(self._words)
         self._words = -1
         if self._pid:
-            with contextlib.suppress(ChildProcessError):  # somebody waits for all children
+            # Another part of the program may collect all children.
+            with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)  # the one that has forked

@@ -228,7 +228,7 @@ def _end_supervisor(directory: Path) -> None:
             if not _end(directory, pid):
                 break  # something that it started has the lock, and outlives it
         else:
-            time.sleep(_PID_PAUSE)  # a supervisor that starts writes its pid; nothing tells when
+            time.sleep(_PID_PAUSE)  # a supervisor that starts writes its pid; no event says when
     if pid := ownership.supervisor_pid(directory):
         from tapwright.hypervisor import orphans
 

@@ -1,8 +1,8 @@
-"""What passes between a sandbox's supervisor and its caller over their socket pair.
+"""The messages between a sandbox's supervisor and its caller over their socket pair.
 
-The caller gives the supervisor a sandbox (`launching.Waiting.tell`); then it hears, a JSON object a
-line, `progress` and `warning`, and in the end `running` or `failed`. Imports little: the supervisor
-reads its order before it loads the rest.
+The caller gives the supervisor a sandbox (`launching.Waiting.tell`). The supervisor answers with a
+JSON object a line: `progress` and `warning`, and in the end `running` or `failed`. The module
+imports little, because the supervisor reads its order before it loads the rest.
 """
 
 import contextlib

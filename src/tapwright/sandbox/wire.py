@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 SOCKET = "control.sock"
 VERSION = 1
-"""Of the requests, which `version` tells; 0 did not know that one. Requests and arguments are added
-only, so that a running sandbox can be asked by older and by newer versions: an argument that may
-be missing has a default, and a new request may be refused as unknown."""
+"""The version of the requests, which `version` returns; version 0 did not have that request.
+Requests and arguments are only added, so that older and newer versions can talk to a running
+sandbox: an argument that may be missing has a default, and a new request may be refused as
+unknown."""
 MAX_REQUEST = 16 << 20
 """Bytes of a request: those of `agent.protocol`, for most of it goes on to the guest."""
 

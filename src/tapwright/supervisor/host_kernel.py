@@ -47,7 +47,7 @@ class HostKernel:
     def __init__(self, agent: AgentClient, settings: Path = Path("/proc/sys")) -> None:
         self._agent = agent
         self._settings = settings
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
 
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
@@ -82,11 +82,13 @@ class HostKernel:
         """Only those that have changed on the host: what a program in the guest has set meanwhile
         stays, as it would there."""
         found = self._read()
-        changed = [[path, value] for path, value in found.items() if self._told.get(path) != value]
+        changed = [
+            [path, value] for path, value in found.items() if self._reported.get(path) != value
+        ]
         if not changed:
             return
         answer = await self._agent.call(requests.change_kernel_settings(changed))
-        self._told |= found
+        self._reported |= found
         _log.debug("not for the guest's kernel: %s", answer.get("refused"))
 
     def _read(self) -> dict[str, str]:

@@ -85,7 +85,7 @@ class Life:
         try:
             await life
         except asyncio.CancelledError:
-            _log.info("told to end: %s", self.failure)
+            _log.info("asked to end: %s", self.failure)
         except TapwrightError as error:
             self.failure = error
         except Exception as error:

@@ -54,8 +54,8 @@ def main(caller_fd: int) -> None:
         if caller.has_spoken():
             break
         importlib.import_module(module)
-    if told := caller.sandbox():
-        message, alive_fd = told
+    if order := caller.sandbox():
+        message, alive_fd = order
         ownership.note_supervisor(alive_fd)
         os.umask(0o022)
         limit_files()

@@ -40,11 +40,11 @@ def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
             os.close(reading)
         if not answer:
             raise HypervisorError("the process that made the template was killed")
-        told = json.loads(answer)
-        if told:
-            if told["errno"]:
-                raise OSError(told["errno"], told["failed"])
-            raise errors.named(told["kind"])(told["failed"])
+        failure = json.loads(answer)
+        if failure:
+            if failure["errno"]:
+                raise OSError(failure["errno"], failure["failed"])
+            raise errors.named(failure["kind"])(failure["failed"])
 
     return make
 
@@ -54,15 +54,15 @@ def main(order: dict[str, Any]) -> None:
     spec = read_spec(order["spec"])
     machine = replace(spec.machine, accelerator=order["accelerator"])
     store = Store(Path(spec.template), spec.template_limit)
-    told: dict[str, Any] = {}
+    failure: dict[str, Any] = {}
     try:
         asyncio.run(template.make(machine, store, spec.boot_timeout))
     except TapwrightError as error:
-        told = {"failed": str(error), "kind": type(error).__name__, "errno": 0}
+        failure = {"failed": str(error), "kind": type(error).__name__, "errno": 0}
     except OSError as error:
-        told = {"failed": error.strerror or str(error), "errno": error.errno or 0, "kind": ""}
+        failure = {"failed": error.strerror or str(error), "errno": error.errno or 0, "kind": ""}
     with contextlib.suppress(BrokenPipeError):
-        os.write(_ANSWER_FD, json.dumps(told).encode())
+        os.write(_ANSWER_FD, json.dumps(failure).encode())
 
 
 async def _read(fd: int) -> bytes:

@@ -86,7 +86,7 @@ class Room:
 
     async def update_container(self, **which: Any) -> dict[str, Any]:
         """Change the limits of the container `id`: `resources`, an OCI object. The VM grows before,
-        and shrinks afterwards; `warnings` tell what the guest has not given back. What fails leaves
+        and shrinks afterwards; `warnings` name what the guest has not released. A failure leaves
         all as it was. Raises HypervisorError, AgentError, ContainerError."""
         container, resources = str(which.get("id")), which.get("resources")
         async with self._turn:

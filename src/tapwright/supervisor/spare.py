@@ -104,7 +104,7 @@ def _has_room(spec: Spec) -> bool:
     deadline = time.monotonic() + _IDLE_SECONDS
     while time.monotonic() < deadline:
         before, start = _idle_seconds(), time.monotonic()
-        time.sleep(_IDLE_PAUSE)  # nothing tells of it
+        time.sleep(_IDLE_PAUSE)  # no event reports it
         if (_idle_seconds() - before) / (time.monotonic() - start) > 0.5:
             return _available_mib() > 2 * spec.machine.memory_mib + _LEFT_MIB
     return False

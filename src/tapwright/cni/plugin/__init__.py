@@ -50,10 +50,10 @@ def main(
     versions: "Sequence[str]" = VERSIONS,
     about: str = "",
 ) -> None:
-    """Be the plugin: read environment and stdin, call the handler, print, exit with 0 or 1.
+    """Run the plugin: read environment and stdin, call the handler, print, exit with 0 or 1.
 
-    Where there is no handler for CHECK, GC or STATUS, the IPAM plugin is asked, if there is one,
-    and nothing else. It prints `about` for a person who runs the plugin by hand.
+    Without a handler for CHECK, GC or STATUS, only the IPAM plugin is called, if there is one. A
+    person who runs the plugin by hand gets `about`.
     """
     handlers = {"ADD": add, "DEL": delete, "CHECK": check, "GC": gc, "STATUS": status}
     version = CURRENT
