@@ -30,7 +30,7 @@ Tree = dict[str, Entry]
 
 
 def write(tree: Tree) -> bytes:
-    """The archive of a tree, uncompressed: unpacking costs the guest more than reading."""
+    """Return the archive of a tree, uncompressed: unpacking costs the guest more than reading."""
     entries = {directory: Entry(stat.S_IFDIR | 0o755) for directory in _parents(tree)} | tree
     parts = [_record(number, path, entries[path]) for number, path in enumerate(sorted(entries), 1)]
     parts.append(_record(0, "TRAILER!!!", Entry(0)))

@@ -1,4 +1,4 @@
-"""Puts the image together: which packages, which of their files, and what is our own."""
+"""Puts the image together: the packages, the files of them that the guest gets, and the agent."""
 
 import re
 import shutil
@@ -13,17 +13,19 @@ from tapwright.image.packages import Index, Package
 from tapwright.image.sources import OWN, own_sources
 from tapwright.progress import Progress
 
-# Modules that every guest needs; what they depend on is found.
+# The modules that every guest needs; what they depend on is found.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtio_rng")
-# And those of a guest that runs containers, loaded when it mounts the files of the host.
+# The modules of a guest that runs containers, loaded when it mounts the files of the host.
 SHARE_MODULES = ("virtiofs", "overlay")
-# With them what iptables-legacy and its kin need, for which the kernel never asks: on a host the
-# platform, or somebody else, has it loaded. Patterns, for not every kernel has all of them.
+# The modules for iptables-legacy and its like, which the kernel never loads by itself: on a host,
+# the platform or another program loads them. They are patterns, because not every kernel has all of
+# them.
 TABLE_MODULES = ("kernel/net/ipv?/netfilter/*_tables", "kernel/net/bridge/netfilter/ebtables")
 
-# What is loaded when something asks for it, as on a host. All that has to do with networks, but for
-# drivers of hardware that the machine can't have, and what programs in privileged containers mount.
-# Device nodes of these are made when the guest boots, because opening one loads its module.
+# The modules that are loaded when a program asks for them, as on a host. These are all that concern
+# networks, except for drivers of hardware that the machine can't have, and those that programs in
+# privileged containers mount. Their device nodes are made when the guest boots, because opening one
+# loads its module.
 DISK_MODULES = (
     *("kernel/net/*", "kernel/crypto/*", "kernel/arch/x86/crypto/*", "kernel/lib/ts_*"),
     *(
@@ -41,18 +43,18 @@ DISK_MODULES = (
     *("kernel/fs/ext4/*", "kernel/fs/fuse/*", "kernel/fs/isofs/*", "kernel/fs/nfs/*"),
     *("kernel/fs/overlayfs/*", "kernel/fs/squashfs/*"),
 )
-# What it takes to read them.
+# The modules that are needed to read the disk.
 READER_MODULES = ("virtio_blk", "squashfs")
-# On a host these are made in its own namespace, where they are in nobody's way. Debian's systemd
-# says the same (modprobe.d/systemd.conf).
+# On a host these devices are made in the host's own namespace, where they disturb no container.
+# Debian's systemd has the same options (modprobe.d/systemd.conf).
 _MODULE_OPTIONS = "options bonding max_bonds=0\noptions dummy numdummies=0\noptions ifb numifbs=0\n"
 
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = "ld-linux-x86-64.so.2"
 
-# What the guest runs beside Python. The libraries they need are found.
+# The guest's programs besides Python. The libraries that they need are found.
 _PROGRAMS = {"busybox-static": "usr/bin/busybox", "crun": "usr/bin/crun"}
-# Those on the disk, which is mounted when one is wanted: what rules of packets are set with.
+# The programs on the disk, which is mounted when one is wanted: those that set packet rules.
 _DISK_PROGRAMS = {
     "conntrack": ("usr/sbin/conntrack",),
     "ipset": ("usr/sbin/ipset",),
@@ -60,10 +62,10 @@ _DISK_PROGRAMS = {
     "ipvsadm": ("usr/sbin/ipvsadm",),
     "nftables": ("usr/sbin/nft",),
 }
-# What the image is made with beside them.
+# The programs that make the image.
 _DEPMOD, _SQUASH = "usr/bin/kmod", "usr/bin/mksquashfs"
 _TOOLS = ("kmod", "squashfs-tools")
-# What it has of the standard library beyond the packages of the minimal one.
+# Modules of the standard library beyond the packages of the minimal one.
 _STANDARD_LIBRARY = (
     *("ctypes/*.py", "json/*"),
     *(f"lib-dynload/{name}.*" for name in ("_ctypes", "_json", "_typing")),
@@ -78,8 +80,8 @@ _DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "var", "mnt")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an image is made of: the packages of the guest's programs, and those of its kernel.
-    `python` is the version of the release's, such as "3.13"."""
+    """The packages of an image: those of the guest's programs, and those of its kernel. `python` is
+    the version of the release's Python, such as "3.13"."""
 
     python: str
     programs: list[Package]
@@ -91,7 +93,7 @@ class Recipe:
 
 
 def find_recipe(index: Index) -> Recipe:
-    """What an image of a release would be made of today. Raises ImageError."""
+    """Return what an image of a release would be made of today. Raises ImageError."""
     programs = (*_PROGRAMS, *_DISK_PROGRAMS, *_TOOLS)
     known = index.known(("python3", *programs, *packages.KERNEL_METAS))
     python = packages.python_version(known)
@@ -144,7 +146,7 @@ def _select(unpacked: Path, patterns: tuple[str, ...], stage: Path) -> None:
 
 
 def _select_python(recipe: Recipe, cache: Path, work: Path) -> None:
-    """The interpreter, all of the minimal standard library, and some of the rest."""
+    """Select the interpreter, the whole minimal standard library, and some further modules."""
     library = f"usr/lib/python{recipe.python}"
     minimal = f"libpython{recipe.python}-minimal"
     own = [package for package in recipe.programs if package.name == minimal]
@@ -155,7 +157,8 @@ def _select_python(recipe: Recipe, cache: Path, work: Path) -> None:
 
 
 def _fill_disk(release: Path, kernel_root: Path, modules: Path, disk: Path) -> None:
-    """What a guest needs only at times: modules with the indexes of depmod(8), and programs."""
+    """Put on the disk what a guest needs only at times: modules with the indexes of depmod(8), and
+    programs."""
     (disk / "usr/lib/modules").mkdir(parents=True)
     (disk / "lib").symlink_to("usr/lib")  # where depmod looks
     target = disk / "usr/lib/modules" / modules.name
@@ -166,7 +169,7 @@ def _fill_disk(release: Path, kernel_root: Path, modules: Path, disk: Path) -> N
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         if (modules / name).exists():
             _copy(modules / name, target / name)
-    # Where programs look that want to know what a kernel can do.
+    # Programs look here for the kernel's options.
     for config in kernel_root.glob("boot/config-*"):
         _copy(config, target / "config")
     depmod = disk.with_name("depmod")
@@ -181,7 +184,7 @@ def _fill_disk(release: Path, kernel_root: Path, modules: Path, disk: Path) -> N
 
 
 def _squashed(release: Path, tree: Path, work: Path) -> bytes:
-    """A tree as a file system for reading. A guest is spared most of the unpacking by LZ4."""
+    """Return a tree as a read-only filesystem. LZ4 makes unpacking cheap for the guest."""
     target = work / "squashed"
     _run(
         *(release, release / _SQUASH, tree, target),
@@ -192,12 +195,13 @@ def _squashed(release: Path, tree: Path, work: Path) -> bytes:
 
 
 def _devices(disk: Path) -> str:
-    """The device nodes by which modules of the disk are asked for, as depmod has found them."""
+    """Return the device nodes that load modules of the disk, as depmod has found them."""
     return _only(disk, "usr/lib/modules/*/modules.devname").read_text()
 
 
 def _select_libraries(release: Path, stage: Path) -> None:
-    """The libraries that the release's own loader finds for the files in the stage, and itself."""
+    """Select the libraries that the release's own loader finds for the files in the stage, and the
+    loader."""
     libraries = release / _LIBRARIES
     loader = libraries / _LOADER
     for path in [path for path in stage.rglob("*") if _is_dynamic(path)]:
@@ -214,13 +218,13 @@ def _select_libraries(release: Path, stage: Path) -> None:
                 raise ImageError(f"no package has the library {name}, which {path.name} needs")
             _copy(source.resolve(), stage / _LIBRARIES / name)
     _copy(loader.resolve(), stage / _LIBRARIES / _LOADER)
-    # Where programs ask for it.
+    # Programs look for the loader here.
     (stage / "usr/lib64").mkdir()
     (stage / "usr/lib64" / _LOADER).symlink_to(f"/{_LIBRARIES}/{_LOADER}")
 
 
 def _is_dynamic(path: Path) -> bool:
-    """Does the file ask for a loader? All of ELF's do here but busybox's and the kernel's."""
+    """Whether a file needs a loader. All ELF files here do, except for busybox and the kernel's."""
     if path.is_symlink() or not path.is_file() or path.name == "busybox" or path.suffix == ".ko":
         return False
     with path.open("rb") as file:
@@ -228,8 +232,8 @@ def _is_dynamic(path: Path) -> bool:
 
 
 def _compile(release: Path, stage: Path, version: str) -> None:
-    """Compile Python files with the guest's own interpreter, each `.pyc` in its source's place:
-    nothing is compiled under emulation, and no time stamp goes in."""
+    """Compile Python files with the guest's own interpreter, each `.pyc` beside its source: nothing
+    is compiled under emulation, and the output has no time stamp."""
     for name in (f"usr/lib/python{version}", OWN):
         _run_python(
             *(release, version, "-m", "compileall", "-q", "-b", "-j1"),
@@ -238,7 +242,7 @@ def _compile(release: Path, stage: Path, version: str) -> None:
 
 
 def _try_imports(stage: Path, version: str) -> None:
-    """Import all of the agent with nothing but what the guest will have."""
+    """Import the whole agent with only what the guest will have."""
     own = [Path(name) for name in own_sources()]
     names = [
         ".".join(path.relative_to(OWN).with_suffix("").parts)
@@ -283,7 +287,7 @@ def _files(stage: Path) -> Tree:
 
 
 def _skeleton(stage: Path, python: str) -> Tree:
-    """busybox's commands, the few files of /etc, and the directories to mount on."""
+    """Return busybox's commands, the few files of /etc, and the directories to mount on."""
     tree = {name: Entry(0o40755) for name in _DIRECTORIES}
     listed = subprocess.run(
         [stage / _PROGRAMS["busybox-static"], "--list"], capture_output=True, text=True, check=True
@@ -291,14 +295,14 @@ def _skeleton(stage: Path, python: str) -> Tree:
     for name in listed.stdout.split():
         if name != "busybox":
             tree[f"usr/bin/{name}"] = Entry.link("busybox")
-    # The kernel runs the first when it lacks something.
+    # The kernel runs modprobe when it lacks something.
     for name in ("modprobe", "modinfo"):
         script = f'#!/bin/sh\nexec sh /{OWN}/disk {name} "$@"\n'
         tree[f"usr/bin/{name}"] = Entry.file(script.encode(), 0o755)
     tree[f"{OWN}/mounted"] = Entry(0o40755)
     tree["usr/lib/modules"] = Entry.link(f"/{OWN}/mounted/usr/lib/modules")
     tree["etc/modprobe.conf"] = Entry.link(f"/{OWN}/mounted/etc/modprobe.conf")
-    # All is in /usr, as releases have it by now.
+    # Everything is in /usr, as in present releases.
     tree["bin"] = tree["sbin"] = Entry.link("usr/bin")
     tree["usr/sbin"] = Entry.link("bin")
     tree["lib"] = Entry.link("usr/lib")

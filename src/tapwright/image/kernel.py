@@ -1,4 +1,5 @@
-"""The kernel out of a release's packages: the bare ELF image, and the modules the guest needs."""
+"""Takes the kernel out of a release's packages: the bare ELF image, and the modules that the guest
+needs."""
 
 import fnmatch
 import lzma
@@ -18,8 +19,8 @@ _GZIP, _XZ, _LZMA, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x28\xb5\x
 
 
 class Module(NamedTuple):
-    """A module as insmod(8) takes it. `file` is its name, such as "virtio_net.ko"; `path` where it
-    was below the directory of its kernel's modules, without what says how it was compressed."""
+    """A module as insmod(8) takes it. `file` is its name, such as "virtio_net.ko". `path` is its
+    place below the directory of the kernel's modules, without the ending of a compressed file."""
 
     file: str
     content: bytes
@@ -46,10 +47,10 @@ def extract_elf(bzimage: bytes) -> bytes:
 
 
 def select_modules(directory: Path, wanted: tuple[str, ...]) -> list[Module]:
-    """The wanted modules and all that they depend on, in the order of loading.
+    """Return the wanted modules and all that they depend on, in the order of loading.
 
     `directory` is a /lib/modules/VERSION, its files compressed or not. Modules built into the
-    kernel need no file. Raises ImageError for a module that is not there.
+    kernel need no file. Raises ImageError for a missing module.
     """
     files = {_name(path.name): path for path in sorted(directory.rglob("*.ko*"))}
     builtin = {_name(Path(line).name) for line in _lines(directory / "modules.builtin")}
@@ -75,8 +76,8 @@ def select_modules(directory: Path, wanted: tuple[str, ...]) -> list[Module]:
 
 
 def names_below(directory: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of all modules whose paths below `directory`, without what comes after the first
-    dot, match one of the patterns, in which `*` stands for slashes too."""
+    """Return the names of all modules whose paths below `directory`, up to the first dot, match one
+    of the patterns, in which `*` stands for slashes, too."""
     found = []
     for path in sorted(directory.rglob("*.ko*")):
         stem = str(path.relative_to(directory).with_name(path.name.partition(".")[0]))
@@ -86,11 +87,9 @@ def names_below(directory: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def add_soft_dependencies(directory: Path) -> None:
-    """Write what modules want to have beside them (modprobe.d(5): softdep), as far as it is there,
-    into `modules.dep` as what they depend on: busybox's modprobe goes by nothing else.
-
-    `directory` has been through depmod(8).
-    """
+    """Write the soft dependencies of modules (modprobe.d(5): softdep), if they exist, into
+    `modules.dep` as dependencies: busybox's modprobe reads nothing else. depmod(8) must have run on
+    `directory`."""
     lines = (directory / "modules.dep").read_text().splitlines()
     needs = {path: rest.split() for path, _, rest in (line.partition(":") for line in lines)}
     paths = {_name(Path(path).name): path for path in needs}
@@ -100,7 +99,7 @@ def add_soft_dependencies(directory: Path) -> None:
                 for other in others:
                     path = paths.get(_name(other))  # others are "pre:", "post:", aliases
                     if path and name in paths:
-                        # What comes last is loaded first.
+                        # The last entry is loaded first.
                         needs[paths[name]] += [path, *needs[path]]
     text = "".join(
         f"{path}:{''.join(f' {n}' for n in dict.fromkeys(needs[path]))}\n" for path in needs
@@ -109,7 +108,7 @@ def add_soft_dependencies(directory: Path) -> None:
 
 
 def _decompressed(data: bytes, what: str) -> bytes:
-    """Unpack what a release compressed, in whichever way. Raises ImageError."""
+    """Unpack what a release compressed, in any format. Raises ImageError."""
     try:
         if data.startswith((_XZ, _LZMA)):
             return lzma.LZMADecompressor().decompress(data)

@@ -1,7 +1,6 @@
-"""Packages of a release, by what its signed index says: which there are, what they depend on.
+"""Packages of a release, by its signed index: finds, fetches, checks and unpacks them.
 
-Fetched, checked, unpacked. `Index` is what apt knows: the lists of this host, or those of another
-release (`release`).
+`Index` is what apt knows: the lists of this host, or those of another release (`release`).
 """
 
 import hashlib
@@ -15,9 +14,9 @@ from typing import NamedTuple
 
 from tapwright.errors import ImageError
 
-# What the newest kernel is called by Debian, and by Ubuntu.
+# The package of the newest kernel on Debian, and on Ubuntu.
 KERNEL_METAS = ("linux-image-amd64", "linux-image-virtual", "linux-image-generic")
-# A library may be in these sections of the archive, or in those of a component ("universe/libs").
+# The archive's sections that have libraries; a component's are like "universe/libs".
 _LIBRARY_SECTIONS = ("libs", "oldlibs", "python")
 # Directories that are links to those in /usr (https://wiki.debian.org/UsrMerge).
 _MERGED = ("bin", "lib", "lib64", "sbin")
@@ -39,8 +38,8 @@ class Package(NamedTuple):
 
 @dataclass(frozen=True)
 class Stanza:
-    """What an index says of the candidate of one package: its paragraph of `Packages`
-    (deb-control(5)). `depends` has the names of each dependency's alternatives."""
+    """The index's paragraph of `Packages` (deb-control(5)) about the candidate of one package.
+    `depends` has the names of each dependency's alternatives."""
 
     package: Package
     section: str
@@ -48,29 +47,27 @@ class Stanza:
 
 
 Known = dict[str, Stanza]
-"""What an index says of some packages, by their names."""
+"""The stanzas of some packages, by their names."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """The lists of packages that apt goes by. `options` are apt's, before its command."""
+    """The package lists that apt uses. `options` are apt's, before its command."""
 
     options: tuple[str, ...] = ()
 
     def known(self, names: Iterable[str]) -> Known:
-        """The candidates of packages, and of all that they depend on, as far as there are such.
-
-        Raises ImageError without apt.
-        """
+        """Return the candidates of packages, and of all that they depend on, as far as these exist.
+        Raises ImageError without apt."""
         output = run("apt-cache", *self.options, "depends", *_RECURSION, *names, check=False)
-        # What depends stands at the beginning of a line; "<" is that of a name without a package.
+        # A dependent package is at the beginning of a line; "<" marks a name without a package.
         found = sorted(set(re.findall(r"^[^\s<].*", output, re.MULTILINE)))
         if not found:
             return {}
         output = run(
             *("apt-cache", *self.options, "show", "--no-all-versions", *found), check=False
         )
-        # Of what is installed and in no list, apt knows no file.
+        # apt knows no file of an installed package that is in no list.
         stanzas = [_stanza(text) for text in output.split("\n\n") if "\nSHA256: " in text]
         return {stanza.package.name: stanza for stanza in reversed(stanzas)}
 
@@ -79,7 +76,7 @@ HOST = Index()
 
 
 def python_version(known: Known) -> str:
-    """Which Python the release has, such as "3.13". Raises ImageError."""
+    """Return the version of the release's Python, such as "3.13". Raises ImageError."""
     for name in _dependencies(known, "python3-minimal"):
         if match := re.fullmatch(r"python(3\.\d+)-minimal", name):
             return match[1]
@@ -87,17 +84,15 @@ def python_version(known: Known) -> str:
 
 
 def libraries(known: Known, names: Iterable[str]) -> list[Package]:
-    """Packages with all libraries that they depend on. Raises ImageError."""
+    """Return packages with all libraries that they depend on. Raises ImageError."""
     return _closure(
         known, names, lambda stanza: stanza.section.rpartition("/")[2] in _LIBRARY_SECTIONS
     )
 
 
 def kernel(known: Known) -> list[Package]:
-    """The packages of the release's newest kernel, but not of what installs it on a host.
-
-    Releases differ in how many it is in. Raises ImageError.
-    """
+    """Return the packages of the release's newest kernel, without those that only install it on a
+    host. The number of packages differs between releases. Raises ImageError."""
     for meta in KERNEL_METAS:
         names = [name for name in _dependencies(known, meta) if name.startswith("linux-image-")]
         if names:
@@ -106,9 +101,10 @@ def kernel(known: Known) -> list[Package]:
 
 
 def _closure(known: Known, names: Iterable[str], wanted: Callable[[Stanza], bool]) -> list[Package]:
-    """Packages and all that they depend on, as far as it is wanted, sorted by name.
+    """Return packages and all that they depend on, as far as it is wanted, sorted by name.
 
-    Of alternatives the first that exists is taken. What is not wanted is not followed.
+    Of alternatives, the first that exists is taken. Dependencies of unwanted packages are not
+    followed.
     """
     front = list(names)
     if missing := set(front) - known.keys():
@@ -124,7 +120,7 @@ def _closure(known: Known, names: Iterable[str], wanted: Callable[[Stanza], bool
 
 
 def fetch(index: Index, packages: list[Package], directory: Path) -> None:
-    """Download into a directory those packages that are not there yet. Raises ImageError."""
+    """Download into a directory those packages that are missing there. Raises ImageError."""
     directory.mkdir(parents=True, exist_ok=True)
     missing = [p for p in packages if not _is_sound(directory / p.file, p)]
     if not missing:
@@ -138,15 +134,15 @@ def fetch(index: Index, packages: list[Package], directory: Path) -> None:
 
 
 def unpack(packages: list[Package], directory: Path, target: Path) -> None:
-    """Unpack fetched packages into one new tree at `target`, with all in /usr, wherever a release
-    has it. Raises ImageError."""
+    """Unpack fetched packages into one new tree at `target`, with everything in /usr, wherever a
+    release has it. Raises ImageError."""
     for name in _MERGED:
         (target / "usr" / name).mkdir(parents=True)
         (target / name).symlink_to(f"usr/{name}")
     for package in packages:
         file = directory / package.file
         with subprocess.Popen(("dpkg-deb", "--fsys-tarfile", file), stdout=subprocess.PIPE) as deb:
-            # dpkg-deb --extract would put a directory in the place of a link.
+            # dpkg-deb --extract would replace a link by a directory.
             tar = ("tar", "--extract", "--keep-directory-symlink", "--no-same-owner")
             done = subprocess.run(
                 (*tar, "--directory", target), stdin=deb.stdout, capture_output=True, text=True
@@ -156,7 +152,8 @@ def unpack(packages: list[Package], directory: Path, target: Path) -> None:
 
 
 def run(*command: str, cwd: Path | None = None, check: bool = True) -> str:
-    """What one of apt's commands prints. Raises ImageError without it, or when it fails."""
+    """Return the output of one of apt's commands. Raises ImageError without apt, or when it
+    fails."""
     if shutil.which(command[0]) is None:
         raise ImageError(
             f"{command[0]} is missing: the image is built from Debian packages. Elsewhere import "

@@ -1,6 +1,6 @@
-"""Our own files of an image, and the digest that shows whether an image has them.
+"""Tapwright's own files of an image, and the digest that shows whether an image has them.
 
-Apart from `build`, because a search for an image does not need the rest.
+The module is apart from `build`, because a search for an image does not need the rest.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 import tapwright
 
 OWN = "usr/lib/tapwright"
-"""Where our own is in the guest."""
+"""Where Tapwright's own files are in the guest."""
 
 _SOURCES = (
     "__init__.py",
@@ -44,7 +44,7 @@ _SOURCES = (
 
 
 def own_sources() -> dict[str, Path]:
-    """The agent and all that it imports: source files by their path in the guest."""
+    """Return the agent and all that it imports: source files by their path in the guest."""
     package = Path(tapwright.__file__).parent
     found = {}
     for pattern in _SOURCES:
@@ -59,7 +59,7 @@ def own_sources() -> dict[str, Path]:
 
 
 def sources_digest() -> str:
-    """A digest of everything in the image that is ours, this recipe included."""
+    """Return a digest of all of Tapwright's own files in the image, including this recipe."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     recipe = {
