@@ -5,8 +5,8 @@
     with tapwright.Sandbox.run("web", networks=["mynet"]) as box:
         print(box.addresses, box.exec(["uname", "-r"]).stdout)
 
-docs/library.md tells all. This file imports nothing: the guest's agent and every short-lived
-command load it. What it shows is loaded when it is asked for (PEP 562).
+docs/library.md has all of it. This file imports nothing, because the guest's agent and every
+short-lived command load it. Its names are loaded when they are used (PEP 562).
 """
 
 __version__ = "0.1.0"

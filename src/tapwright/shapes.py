@@ -1,5 +1,5 @@
-"""Whether what was read from a file is of the types that it is to have, so that the rest can rely
-on them. Imports nothing, for every command is a new process."""
+"""Checks that data from a file has the expected types, so that other code can rely on them. The
+module imports nothing, because every command is a new process."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ _NAMES = {
 
 
 def fits(value: object, kind: "Any") -> bool:
-    """Whether a value of JSON is of that type, which may be written as an annotation is: `str`,
-    `list[str]`, `dict[str, int]`, `int | None`. What JSON knows no type for fits any."""
+    """Whether a JSON value has a type, which is written as an annotation: `str`, `list[str]`,
+    `dict[str, int]`, `int | None`. A type that JSON lacks fits any value."""
     inner = getattr(kind, "__args__", ())
     origin = getattr(kind, "__origin__", kind)
     if inner and origin is kind:
@@ -36,8 +36,8 @@ def fits(value: object, kind: "Any") -> bool:
 
 
 def mistake(content: "Mapping[str, Any]", shape: "Mapping[str, Any]") -> str:
-    """What of an object is missing or of another type than its shape says, in words; empty where
-    all is as it should be. It may have more."""
+    """Return in words what is missing in an object, or has another type than its shape says; empty
+    for a valid object. An object may have more keys than its shape."""
     for key, kind in shape.items():
         if key not in content:
             return f"{key} is missing"

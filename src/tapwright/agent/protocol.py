@@ -1,4 +1,4 @@
-"""What travels between supervisor and agent, and between `sandbox exec` and supervisor.
+"""The messages between supervisor and agent, and between `sandbox exec` and supervisor.
 
 A byte stream without beginning or end (a virtio-serial port outlives both its users) carries
 frames:
@@ -8,31 +8,31 @@ frames:
 in network byte order; the checksum covers the header before it and the payload.
 
 *Sessions.* An agent that starts sends HELLO with session 0. The supervisor answers with a HELLO
-that opens a session under a random number, and so it does first of all when it is the one that
-started; the agent answers it with a HELLO of its own. From then on both ignore frames of any
-other session: what an earlier life of either end left in the pipe hurts nobody. The supervisor's
+that opens a session under a random number; a supervisor that starts sends such a HELLO first of
+all. The agent answers it with a HELLO of its own. From then on both ignore frames of any other
+session, so bytes that an earlier life of either end left in the pipe do no harm. The supervisor's
 HELLO brings entropy, with which the agent reseeds the guest's random numbers before it answers.
 
-*Garbage.* A decoder that meets anything but a whole, sound frame moves on by one byte and looks
-for the next. Where the beginning of a frame may have been left by an end that died, a HELLO is
-preceded by as many zero bytes as a frame can be long, so that it can't be swallowed.
+*Garbage.* A decoder that meets anything but a whole, sound frame moves on by one byte and looks for
+the next frame. An end that died may have left the beginning of a frame. So a HELLO is preceded by
+as many zero bytes as a frame can have, and can't be taken for a part of that frame.
 
 *Streams.* A REQUEST opens a stream, and a REPLY or ERROR ends it. In between, the stream of a
 process carries STDIN, STDOUT and STDERR (an empty one is the end of file), SIGNAL, and for a
-terminal RESIZE. Who receives such data returns CREDIT for what it has passed on; who sends it never
-has more than WINDOW bytes of a channel without credit. So no reader, however slow, makes the other
-end hold more than that. An empty STDOUT or STDERR to the agent says that nobody reads it any more.
-A process of a container is there when STARTED comes, which may be after its first output; OOM says
-that the guest's kernel has killed processes of its container for want of memory. The
-stream of a resolver carries a question in each STDOUT, an answer in each STDIN. A connection that
-is forwarded has a stream with STDIN and STDOUT, of which the agent sends FORWARD_WINDOW bytes at
-most without credit; who follows what listens in the guest gets all of it, as JSON, in each STDOUT.
+terminal RESIZE. The receiver of such data returns CREDIT for what it has passed on. The sender
+never has more than WINDOW bytes of a channel without credit, so no reader, however slow, makes the
+other end hold more than that. An empty STDOUT or STDERR to the agent means that its reader has
+gone. A process of a container exists when STARTED comes, which may be after its first output. OOM
+means that the guest's kernel has killed processes of the container because memory was used up. The
+stream of a resolver carries a question in each STDOUT, an answer in each STDIN. A forwarded
+connection has a stream with STDIN and STDOUT, of which the agent sends at most FORWARD_WINDOW bytes
+without credit. A follower of the guest's listeners gets all of them, as JSON, in each STDOUT.
 
-*Bounds.* A payload is at most MAX_PAYLOAD bytes, an agent serves at most MAX_STREAMS streams. A
-message goes in as many frames as it takes (flag MORE), between which those of other streams may
-come, and is at most MAX_MESSAGE bytes, a REQUEST MAX_REQUEST: only the host makes requests, and
-what comes from a guest stays small. Each end has at most one message of several frames under way:
-its receiver holds no more than the parts of one, whatever the other end does.
+*Bounds.* A payload has at most MAX_PAYLOAD bytes; an agent serves at most MAX_STREAMS streams. A
+message has as many frames as it needs (flag MORE), between which frames of other streams may come.
+It has at most MAX_MESSAGE bytes, a REQUEST at most MAX_REQUEST: only the host makes requests, and
+what comes from a guest stays small. Each end has at most one message of several frames in progress,
+so its receiver holds only the parts of one, whatever the other end does.
 """
 
 import json
@@ -45,24 +45,24 @@ from typing import Any, NamedTuple
 VERSION = 1
 PORT_NAME = "org.tapwright.agent.0"
 SHARE, SHARE_TAG = "/run/tapwright/share", "tapwright"
-"""Where the guest mounts the files of the host, and the name of the device that they come by."""
+"""Where the guest mounts the files of the host, and the name of their device."""
 MIRRORS = "/run/tapwright/mirrors"
-"""Where it has copies of some of them, each in the place that it has in the share."""
+"""Where the guest has copies of some of them, each at its place in the share."""
 
 
 def place_of(path: str) -> str:
-    """The place, CONTAINER/NAME, of what a path in the share leads to."""
+    """Return the place, CONTAINER/NAME, to which a path in the share leads."""
     return "/".join(path.split("/")[:2])
 
 
 MAX_PAYLOAD = 32 * 1024
 MAX_MESSAGE = 1024 * 1024
 MAX_REQUEST = 16 * 1024 * 1024
-"""The configuration of a container, which may have 8 MiB, and what is added to that."""
+"""The configuration of a container may have 8 MiB; the rest is for what is added to it."""
 MAX_STREAMS = 256
 WINDOW = 256 * 1024
 FORWARD_WINDOW = 64 * 1024
-"""Of a connection, of which there may be many more than processes."""
+"""The window of a connection; there may be many more connections than processes."""
 MAX_LISTENERS = 256
 
 HELLO, REQUEST, REPLY, ERROR, STDIN, STDOUT, STDERR, SIGNAL, CREDIT, CANCEL = range(1, 11)
@@ -94,7 +94,7 @@ class Frame(NamedTuple):
 
 
 def encode(frame: Frame) -> bytes:
-    """The bytes of a frame. Raises ProtocolError when its payload is too long."""
+    """Return the bytes of a frame. Raises ProtocolError if its payload is too long."""
     if len(frame.payload) > MAX_PAYLOAD:
         raise ProtocolError(f"a payload of {len(frame.payload)} bytes")
     checked = _CHECKED.pack(
@@ -106,26 +106,26 @@ def encode(frame: Frame) -> bytes:
 
 
 def hello(session: int, facts: dict[str, Any], after_whole: bool = False) -> bytes:
-    """A HELLO that is understood whatever was sent before it; shorter `after_whole` frames, or
-    nothing."""
+    """Return a HELLO that is understood whatever was sent before it. It is shorter `after_whole`
+    frames, or after nothing."""
     frame = encode(Frame(HELLO, session, 0, json.dumps(facts).encode()))
     return frame if after_whole else PREAMBLE + frame
 
 
 def opening(after_whole: bool = True) -> tuple[int, bytes]:
-    """A new session's number, and the supervisor's HELLO that opens it."""
+    """Return a new session's number, and the supervisor's HELLO that opens it."""
     session = (int.from_bytes(os.urandom(4)) >> 1) + 1
     return session, hello(session, {"entropy": os.urandom(_ENTROPY_BYTES).hex()}, after_whole)
 
 
 def message(kind: int, session: int, stream: int, content: Any) -> bytes:
-    """The frames of a JSON message. Raises ProtocolError when it is too long."""
+    """Return the frames of a JSON message. Raises ProtocolError if it is too long."""
     return b"".join(frames(kind, session, stream, written(kind, content)))
 
 
 def written(kind: int, content: Any) -> bytes:
-    """The content of a message as it travels. Raises ProtocolError when it is too long."""
-    # Not escaped, for that can be three times as long; half a surrogate pair is JSON, too.
+    """Return the encoded content of a message. Raises ProtocolError if it is too long."""
+    # Not escaped, because escapes can be three times as long; half a surrogate pair is JSON, too.
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     data = text.encode(errors="surrogatepass")
     most = MAX_REQUEST if kind == REQUEST else MAX_MESSAGE
@@ -135,7 +135,7 @@ def written(kind: int, content: Any) -> bytes:
 
 
 def frames(kind: int, session: int, stream: int, data: bytes) -> Iterator[bytes]:
-    """The frames of a message, one after the other."""
+    """Yield the frames of a message."""
     for start in range(0, max(len(data), 1), MAX_PAYLOAD):
         flags = MORE if start + MAX_PAYLOAD < len(data) else 0
         part = data[start : start + MAX_PAYLOAD]
@@ -143,12 +143,13 @@ def frames(kind: int, session: int, stream: int, data: bytes) -> Iterator[bytes]
 
 
 def credit(channel: int, count: int) -> bytes:
-    """The payload of a CREDIT: `count` bytes of `channel` (STDIN, STDOUT, STDERR) passed on."""
+    """Return the payload of a CREDIT: `count` bytes of `channel` (STDIN, STDOUT, STDERR) passed
+    on."""
     return _CREDIT.pack(channel, count)
 
 
 def read_credit(payload: bytes) -> tuple[int, int]:
-    """(channel, count) of a CREDIT frame. Raises ProtocolError."""
+    """Return (channel, count) of a CREDIT frame. Raises ProtocolError."""
     if len(payload) != _CREDIT.size:
         raise ProtocolError("a CREDIT of the wrong length")
     channel, count = _CREDIT.unpack(payload)
@@ -156,7 +157,7 @@ def read_credit(payload: bytes) -> tuple[int, int]:
 
 
 def size(rows: int, columns: int) -> bytes:
-    """The payload of a RESIZE. Raises ProtocolError for what no terminal has."""
+    """Return the payload of a RESIZE. Raises ProtocolError for a size that no terminal has."""
     try:
         return _SIZE.pack(rows, columns)
     except struct.error:
@@ -164,7 +165,7 @@ def size(rows: int, columns: int) -> bytes:
 
 
 def read_size(payload: bytes) -> tuple[int, int]:
-    """(rows, columns) of a RESIZE frame. Raises ProtocolError."""
+    """Return (rows, columns) of a RESIZE frame. Raises ProtocolError."""
     if len(payload) != _SIZE.size:
         raise ProtocolError("a RESIZE of the wrong length")
     rows, columns = _SIZE.unpack(payload)
@@ -172,13 +173,13 @@ def read_size(payload: bytes) -> tuple[int, int]:
 
 
 def query(number: int, by_tcp: bool, text: bytes) -> bytes:
-    """The payload of a question to a name server, or of the answer with its number; `text` is the
-    DNS message (RFC 1035), which goes over TCP or UDP."""
+    """Return the payload of a question to a name server, or of the answer with its number. `text`
+    is the DNS message (RFC 1035), which goes over TCP or UDP."""
     return _QUERY.pack(number, by_tcp) + text
 
 
 def read_query(payload: bytes) -> tuple[int, bool, bytes]:
-    """(number, by_tcp, text) of such a payload. Raises ProtocolError."""
+    """Return (number, by_tcp, text) of such a payload. Raises ProtocolError."""
     if len(payload) < _QUERY.size:
         raise ProtocolError("a question of the wrong length")
     number, by_tcp = _QUERY.unpack_from(payload)
@@ -186,7 +187,7 @@ def read_query(payload: bytes) -> tuple[int, bool, bytes]:
 
 
 def read_json(data: bytes | bytearray) -> dict[str, Any]:
-    """A message's content, which is always an object. Raises ProtocolError."""
+    """Return a message's content, which is always an object. Raises ProtocolError."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -197,9 +198,9 @@ def read_json(data: bytes | bytearray) -> dict[str, Any]:
 
 
 class Decoder:
-    """Finds the frames in a byte stream, and steps over all else. `garbage` counts the bytes
-    stepped over, `unsound` what looked like a frame and had another checksum: to find that out
-    takes as long as a frame is, and a sender can have a byte taken for part of a thousand."""
+    """Finds the frames in a byte stream, and skips everything else. `garbage` counts the skipped
+    bytes, `unsound` false frames with a wrong checksum: checking one takes as long as the frame is,
+    and a sender could make one byte a part of a thousand."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -207,7 +208,7 @@ class Decoder:
         self.unsound = 0
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take in some bytes, give out the frames that they complete."""
+        """Take in some bytes; yield the frames that they complete."""
         buffer = self._buffer
         buffer += data
         position = 0
@@ -242,8 +243,8 @@ class Decoder:
 
 
 class Assembler:
-    """Puts the messages of streams together that came in several frames; it holds `most` bytes of
-    them at most, of all together."""
+    """Joins messages that came in several frames. It holds at most `most` bytes of all streams
+    together."""
 
     def __init__(self, most: int = MAX_MESSAGE) -> None:
         self._most = most
@@ -251,7 +252,7 @@ class Assembler:
         self._held = 0
 
     def add(self, frame: Frame) -> bytes | bytearray | None:
-        """The whole message, or None while more is to come. Raises ProtocolError."""
+        """Return the whole message, or None while more is to come. Raises ProtocolError."""
         if not frame.flags & MORE and frame.stream not in self._parts:
             return frame.payload
         if self._held + len(frame.payload) > self._most or len(self._parts) > MAX_STREAMS:

@@ -36,7 +36,7 @@ def bus_address(name: str) -> str:
 
 
 def _call(name: str, command: bytes) -> bytes:
-    # the kernel reads the command from this buffer, and writes the answer to it
+    # The kernel reads the command from this buffer, and writes the answer to it.
     buffer = array("B", command)
     address, _ = buffer.buffer_info()
     request = struct.pack("16sP16x", name.encode(), address)

@@ -45,7 +45,7 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _GROUP, _ADD_MEMBERSHIP = 9, 1  # NFNLGRP_NFTRACE, NETLINK_ADD_MEMBERSHIP
 _OWNER = 2
 _FAMILIES = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
-# offset of source and destination in a header, and their length
+# The offsets of source and destination in a header, and their length.
 _PLACES = {4: (12, 16, 4), 6: (8, 24, 16)}
 _NFTRACE, _REGISTER, _NETWORK_HEADER = 12, 1, 1
 _KINDS = {1: "policy", 2: "return", 3: "rule"}

@@ -19,7 +19,7 @@ from tapwright.linux import ipset, nfnetlink, packet_rules, xtables
 from tapwright.linux.netlink import Netlink, NetlinkError
 
 _MOST_BYTES = 64 << 20
-_MOST_TOLD = 20
+_MOST_REFUSALS = 20
 _ATTEMPTS = 5
 _ADDED = 1 << 24  # the number of the first change that is not the host's
 _MODPROBE = "/proc/sys/kernel/modprobe"
@@ -52,7 +52,7 @@ def set_rulesets(nl: Netlink, request: Request) -> dict[str, Any]:
     if services := request.get("services"):
         refused += _tried("services", 0, partial(_balance, services, refused))
     return {
-        "refused": refused[:_MOST_TOLD],
+        "refused": refused[:_MOST_REFUSALS],
         "ipsets": indices,
         "interfaces": {name: index for index, name in socket.if_nameindex()},
     }
