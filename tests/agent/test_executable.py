@@ -2,7 +2,7 @@
 
 import pytest
 
-from tapwright.agent.guest.executable import in_runcs_words
+from tapwright.agent.guest.executable import in_runcs_words, refused_in_runcs_words
 
 pytestmark = pytest.mark.unit
 
@@ -26,3 +26,10 @@ def test_crun_s_own_words(ending: bytes) -> None:
 )
 def test_all_else_stays(output: bytes) -> None:
     assert in_runcs_words(output, "/t") == output
+
+
+def test_a_directory_that_is_not_there() -> None:
+    assert refused_in_runcs_words("chdir `/x y`: No such file or directory") == (
+        'chdir to cwd ("/x y") set in config.json failed: no such file or directory'
+    )
+    assert refused_in_runcs_words("other") == "other"

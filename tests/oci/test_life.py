@@ -149,6 +149,10 @@ def test_limits(runtime: Runtime) -> None:
         runtime.succeed("update", "--resources=-", container.id, input=json.dumps(NO_CHANGE))
         assert container.says("cat", "/sys/fs/cgroup/memory.max") == f"{48 << 20}\n"
         assert container.says("cat", "/sys/fs/cgroup/pids.max") == "30\n"
+        assert "unable to set memory limit to 4096: " in runtime.refused(
+            "update", "--memory", "4k", container.id
+        )
+        assert container.says("cat", "/sys/fs/cgroup/memory.max") == f"{48 << 20}\n"
         event = json.loads(runtime.succeed("events", "--stats", container.id))
         assert (event["type"], event["id"]) == ("stats", container.id)
         assert event["data"]["memory"]["usage"]["limit"] == 48 << 20

@@ -203,11 +203,12 @@ SIZE = "set -- $(stat -f -c '%S %b' /dev/shm); echo $(($1 * $2)); stat -c '%a %u
 @pytest.mark.usefixtures("nothing_left")
 def test_size_and_owner(runtime: Runtime, tmpfses: Tmpfses) -> None:
     shm = tmpfses.tmpfs("shm", "size=3m", "mode=1770", "uid=5", "gid=6", "noexec")
-    script = f"{SIZE}; cp /bin/busybox /dev/shm/true && /dev/shm/true 2>&1; echo $?"
+    script = f"grep -c '^shm /dev/shm tmpfs ' /proc/mounts; {SIZE}; "
+    script += "cp /bin/busybox /dev/shm/true && /dev/shm/true 2>&1; echo $?"
     status, output = runtime.run("sh", "-c", script, mounts=[bound(shm, "/dev/shm")])
     assert status == 0, output
     lines = output.splitlines()
-    assert lines[:2] == [str(3 * MIB), "1770 5 6"]
+    assert lines[:3] == ["1", str(3 * MIB), "1770 5 6"]
     assert lines[-1] == "126"
     assert list(shm.iterdir()) == []
 

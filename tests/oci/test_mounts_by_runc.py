@@ -127,6 +127,39 @@ def test_destinations_that_lead_through_links(by_runc: Run, by_us: Run, tmp_path
     assert by_us("sh", "-c", script, mounts=mounts, prepare=_with_links) == expected
 
 
+def _with_modes(rootfs: Path) -> None:
+    for name, mode in {"run": 0o755, "open": 0o1777, "close": 0o700}.items():
+        (rootfs / name).mkdir()
+        (rootfs / name).chmod(mode)
+    (rootfs / "link").symlink_to("close")
+
+
+def test_what_a_tmpfs_covers(by_runc: Run, by_us: Run, tmp_path: Path) -> None:
+    """It has the mode of that, in the root filesystem or in a volume, if it is given none."""
+    (tmp_path / "volume/in").mkdir(parents=True)
+    (tmp_path / "volume/in").chmod(0o750)
+    options = {
+        "/run": ["nosuid"],
+        "/open": [],
+        "/link": ["size=1m"],
+        "/missing": [],
+        "/volume/in": [],
+        "/volume/new": [],
+        "/volume/in/deeper": [],
+        "/named": ["mode=711"],
+    }
+    mounts = [bound(tmp_path / "volume", "/volume", "rbind")]
+    mounts += [
+        {"destination": place, "type": "tmpfs", "source": "tmpfs", "options": given}
+        for place, given in options.items()
+    ]
+    script = "stat -c '%a %n' /run /open /close /missing /volume/* /volume/in/deeper /named"
+    expected = by_runc("sh", "-c", script, mounts=mounts, prepare=_with_modes)
+    assert "755 /run\n1777 /open\n700 /close\n1777 /missing\n750 /volume/in" in expected
+    (tmp_path / "volume/new").rmdir()
+    assert by_us("sh", "-c", script, mounts=mounts, prepare=_with_modes) == expected
+
+
 @pytest.mark.parametrize("length", [1, 200])
 def test_an_overlay(by_runc: Run, by_us: Run, tmp_path: Path, length: int) -> None:
     """As podman writes `--volume SOURCE:DESTINATION:O`; also with longer paths than fsconfig(2)

@@ -212,8 +212,8 @@ def test_settings_of_what_a_hook_makes(runtime: Runtime) -> None:
         told = container.says("cat", *(f"/proc/sys/{file}" for file in files))
         assert told.split() == ["1", "2", "7", "9000"]
     for name, value, reason in (
-        ("net.ipv4.conf.eth9.forwarding", "1", "No such file or directory"),
-        ("net.ipv4.ip_unprivileged_port_start", "high", "Invalid argument"),
+        ("net.ipv4.conf.eth9.forwarding", "1", "no such file or directory"),
+        ("net.ipv4.ip_unprivileged_port_start", "high", "invalid argument"),
     ):
         bundle = runtime.bundle(configuration("true", linux={"sysctl": {name: value}}))
         refused = runtime.refused("create", "--bundle", str(bundle), "refused")

@@ -164,12 +164,23 @@ def test_memory_that_processes_share(tmp_path: Path, shared: int, mib: int) -> N
 def test_cpus(tmp_path: Path) -> None:
     content = configuration(linux={"resources": {"cpu": {"quota": 150000, "period": 100000}}})
     wanted = bundle.load(str(write(tmp_path, content)))
-    assert [size.vcpus(wanted, 1, most) for most in (1, 2, 8)] == [1, 2, 2]
-    assert size.vcpus(wanted, 4, 8) == 4
+    assert [size.vcpus(wanted, 1, range(most)) for most in (1, 2, 8)] == [1, 2, 2]
+    assert size.vcpus(wanted, 4, range(8)) == 4
+
+
+@pytest.mark.parametrize(
+    ("cpus", "count"), [("0", 1), ("0-2,5", 4), ("1,7-100", 2), ("90-99", 3), ("", 3), ("x-y", 3)]
+)
+def test_cpus_that_a_container_is_bound_to(tmp_path: Path, cpus: str, count: int) -> None:
+    """All of them, unless it has a quota; those that the host has not are none."""
+    content = configuration(linux={"resources": {"cpu": {"cpus": cpus}}})
+    assert size.vcpus(bundle.load(str(write(tmp_path, content))), 3, range(8)) == count
+    content["linux"]["resources"]["cpu"]["quota"] = 150000
+    assert size.vcpus(bundle.load(str(write(tmp_path, content))), 1, range(8)) == 2
 
 
 def test_the_size_of_a_pod(tmp_path: Path) -> None:
     prefix = "io.kubernetes.cri.sandbox-"
     marks = {f"{prefix}memory": str(1 << 30), f"{prefix}cpu-quota": "400000"}
     wanted = loaded(tmp_path, marks)
-    assert (size.memory_mib(wanted, 256), size.vcpus(wanted, 1, 8)) == (2048, 4)
+    assert (size.memory_mib(wanted, 256), size.vcpus(wanted, 1, range(8))) == (2048, 4)

@@ -60,3 +60,11 @@ def test_home_and_limits_of_a_further_process(runtime: Runtime, tmp_path: Path) 
         )
         said = runtime.succeed("exec", "--process", str(path), container.id)
         assert said.split() == ["/", "77", "88"]
+
+
+def test_groups_that_are_named_twice(by_runc: Run, by_us: Run) -> None:
+    """As docker does with that of `--user` (since CVE-2022-36109)."""
+    process = {"user": {"uid": 1000, "gid": 2000, "additionalGids": [2000, 99, 2000]}}
+    expected = by_runc("id", process=process)
+    assert expected.endswith("groups=99,2000\n")
+    assert by_us("id", process=process) == expected

@@ -1,6 +1,7 @@
 """What becomes of a program that can't be executed, and of a process that can't be as it is asked
 for, by runc and by Tapwright: the same status, and the same words."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -48,10 +49,27 @@ def _not_for_others(rootfs: Path) -> None:
     (rootfs / "private/true").chmod(0o700)
 
 
+def _of_another(rootfs: Path) -> None:
+    _of_root_alone(rootfs)
+    for path, mode in ((rootfs / "private/true", 0o700), (rootfs / "private", 0o700)):
+        path.chmod(mode)
+        os.chown(path, 1000, 1000)
+
+
+_NONE: dict[str, list[str]] = {"bounding": [], "effective": [], "permitted": []}
+
 ROWS = {
     "a script without an interpreter": Row(("/script",), _script("echo it ran\n")),
     "an interpreter that is not there": Row(("/script",), _script("#!/nowhere\n")),
     "a program of root's": Row(("/private/true",), _not_for_others, _WORKER),
+    "a program of another, of a root without rights": Row(
+        ("/private/true",), _of_another, {"capabilities": _NONE}
+    ),
+    "in a directory of another's, of a root with one right": Row(
+        ("/private/true",),
+        _of_another,
+        {"capabilities": {key: ["CAP_DAC_READ_SEARCH"] for key in _NONE}},
+    ),
     "in a directory of root's": Row(("/private/true",), _of_root_alone, _WORKER),
     "a path without such places": Row(
         ("true",), _not_for_others, {**_WORKER, "env": ["PATH=/private:/bin"]}

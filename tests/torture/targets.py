@@ -140,7 +140,7 @@ def bundles(content: Json) -> None:
         if profile:
             profile.program()
         size.memory_mib(found, configured.qemu.default_memory, memory.asked_for(of_guest["mounts"]))
-        size.vcpus(found, configured.qemu.default_vcpus, 2)
+        size.vcpus(found, configured.qemu.default_vcpus, range(2))
         sysctls.of_network(found)
         net_devices.wanted(found)
         container = state.Container(

@@ -18,6 +18,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 # The same on all architectures (scripts/syscall.tbl), unlike older calls.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CAPABILITY_VERSION_3 = 0x20080522  # include/uapi/linux/capability.h
 _FINIT_MODULE = 313  # x86-64
 _AT_FDCWD, _MAX_HANDLE = -100, 128  # include/uapi/linux/fcntl.h, include/linux/exportfs.h
 _TMPFS_MAGIC, _HUGETLBFS_MAGIC = 0x01021994, 0x958458F6  # include/uapi/linux/magic.h
@@ -153,6 +154,16 @@ def set_limit(pid: int, kind: int, soft: int, hard: int) -> None:
     """Set a limit of a process; 2**64 - 1 means no limit (prlimit(2)). Raises OSError."""
     limits = struct.pack("QQ", soft, hard)
     _check(_libc.prlimit(pid, kind, limits, None), f"limit {kind}")
+
+
+def keep_rights(mask: int) -> None:
+    """Have of the capabilities below 32 no others than those of `mask`, and none of the rest, in
+    this thread (capset(2)). Some that it has not are passed over."""
+    words = (ctypes.c_uint32 * 6)()
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _check(_libc.capget(header, words), "capget")
+    words[:] = [words[0] & mask, words[1] & mask, 0, 0, 0, 0]
+    _check(_libc.capset(header, words), "capset")
 
 
 def syscall(number: int, *arguments: bytes | int | None) -> int:

@@ -266,7 +266,7 @@ class _Making:
             planning.Wish(
                 netns="" if in_host else network or "",
                 memory_mib=size.memory_mib(self._bundle, default.default_memory, shared_memory),
-                vcpus=size.vcpus(self._bundle, default.default_vcpus, len(os.sched_getaffinity(0))),
+                vcpus=size.vcpus(self._bundle, default.default_vcpus, os.sched_getaffinity(0)),
                 share=True,
                 dns=annotations.dns(self._bundle.annotations),
                 cgroup=self._container.cgroup,

@@ -8,7 +8,7 @@ import resource
 
 from tapwright.errors import BundleError
 from tapwright.linux import rlimits
-from tapwright.oci import devices, home, sysctls
+from tapwright.oci import devices, home, size, sysctls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,13 +96,16 @@ def _host_domain() -> str:
 
 
 def process(given: "Json") -> "Json":
-    """A process object without the labels of the host's security modules, and with all limits: of
-    those that it has not, the caller's, as a child of runc has them."""
+    """A process object without the labels of the host's security modules, each group once, and with
+    all limits: of those that it has not, the caller's, as a child of runc has them."""
     kept = {
         key: value
         for key, value in given.items()
         if key not in ("apparmorProfile", "selinuxLabel", "scheduler", "ioPriority")
     }
+    if groups := kept.get("user", {}).get("additionalGids"):
+        # Each once, as runc sets them; docker names some twice.
+        kept["user"] = {**kept["user"], "additionalGids": list(dict.fromkeys(groups))}
     limits = list(kept.get("rlimits", ()))
     named = {limit.get("type") for limit in limits}
     for name, kind in rlimits.KINDS.items():
@@ -117,7 +120,15 @@ def process(given: "Json") -> "Json":
 
 def resources(given: "Json", log: "Log") -> "Json":
     """The limits that the guest's cgroups can set. Of most a 0 is none, as runc has it
-    (libcontainer/cgroups/fs2): docker sends it for all that an update does not change."""
+    (libcontainer/cgroups/fs2): docker sends it for all that an update does not change. Raises
+    BundleError for a limit of memory with which nothing runs."""
+    limit = size.number((given.get("memory") or {}).get("limit"))
+    if 0 < limit < _LEAST_MEMORY:
+        # The kernel would read the program anew for each page that it executes, without an end.
+        raise BundleError(
+            f"unable to set memory limit to {limit}: nothing can be started with less than "
+            f"{_LEAST_MEMORY} bytes; give it more, in the right unit (Kubernetes: 64Mi, not 64m)"
+        )
     found: Json = {}
     for name, keys in _RESOURCES.items():
         values = given.get(name) or {}
@@ -138,13 +149,6 @@ def _refuse(bundle: "Bundle") -> None:
         raise BundleError(
             "user namespaces are not supported: the container's users are kept from the host by "
             "its VM; run it without (podman --userns=host, docker without userns-remap)"
-        )
-    limit = bundle.linux.get("resources", {}).get("memory", {}).get("limit") or 0
-    if 0 < limit < _LEAST_MEMORY:
-        # Its kernel would read the program anew for each page that it executes, without an end.
-        raise BundleError(
-            f"unable to set memory limit to {limit}: nothing can be started with less than "
-            f"{_LEAST_MEMORY} bytes; give it more, in the right unit (Kubernetes: 64Mi, not 64m)"
         )
 
 

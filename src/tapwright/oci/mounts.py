@@ -3,6 +3,7 @@ bound there, those of a kernel's own filesystems are the guest's."""
 
 import os
 import re
+import stat
 from contextlib import ExitStack, contextmanager
 
 from tapwright.agent.protocol import SHARE
@@ -116,6 +117,8 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
             options = [each for each in options if not _is_of_overlay(each)]
             mounts.append(_bound(place, f"{SHARE}/{container_id}/{share.name}", options))
         elif kind in _KERNEL_OWN.split():
+            if kind == "tmpfs":
+                options = [*_mode_beneath(bundle.rootfs, place, mounts, shared), *options]
             mounts.append({**mount, "destination": place, "options": options})
         else:
             raise BundleError(
@@ -225,6 +228,30 @@ def _bound(place: str, source: str, options: list[str]) -> "Json":
         "source": source,
         "options": options if "bind" in options or "rbind" in options else ["rbind", *options],
     }
+
+
+def _mode_beneath(
+    rootfs: str, place: str, mounts: "Sequence[Json]", shared: "Sequence[Shared]"
+) -> list[str]:
+    """The option by which a tmpfs has the mode of the directory that it covers, as by runc
+    (libcontainer, rootfs_linux.go: mountToRootfs), unless a later option names another; none where
+    it covers nothing, or what only the guest has."""
+    path = rootfs + place
+    for mount in reversed(mounts):
+        over = mount["destination"]
+        if not _is_below(place, [over]):
+            continue
+        name = os.path.basename(mount.get("source", ""))
+        sources = [each.source for each in shared if each.name == name and not each.overlay]
+        if mount.get("type") != "bind" or not sources:
+            return []
+        path = sources[0] + place.removeprefix(over)
+        break
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return []
+    return [f"mode={stat.S_IMODE(found.st_mode):04o}"] if stat.S_ISDIR(found.st_mode) else []
 
 
 def _in_rootfs(rootfs: str, destination: str, mounted: "Sequence[str]") -> str:

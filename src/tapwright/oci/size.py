@@ -12,10 +12,12 @@ MIB, UNLIMITED = needs.MIB, needs.UNLIMITED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
     from tapwright.oci.bundle import Bundle
 
+_MOST_CPU = 8191  # NR_CPUS (arch/x86/Kconfig)
 _POD = "io.kubernetes.cri.sandbox-"  # containerd, pkg/cri/annotations
 
 
@@ -40,11 +42,14 @@ def memory_limit(bundle: "Bundle") -> int:
     return of_pod(bundle, "memory") or number(_own(bundle, "memory").get("limit"))
 
 
-def vcpus(bundle: "Bundle", default: int, most: int) -> int:
-    """CPUs, at least `default`, and no more than the host's `most`."""
+def vcpus(bundle: "Bundle", default: int, usable: "Collection[int]") -> int:
+    """CPUs: those that the quota needs, at least `default`, and no more than there are `usable`
+    ones of the host. Without a quota, those of the host that the container is bound to, where it is
+    to any, as `nproc` has them by runc."""
     quota, period = cpu_quota(bundle)
-    needed = -(-quota // period) if quota > 0 else 0
-    return max(default, min(needed, most))
+    if quota > 0:
+        return max(default, min(-(-quota // period), len(usable)))
+    return len(_numbers(_own(bundle, "cpu").get("cpus")) & set(usable)) or default
 
 
 def cpu_quota(bundle: "Bundle") -> tuple[int, int]:
@@ -72,6 +77,17 @@ def of_pod(bundle: "Bundle", key: str) -> int:
     """Return a number of the pod that the container starts, 0 if its platform passes none."""
     text = bundle.annotations.get(f"{_POD}{key}", "")
     return int(text) if text.isdecimal() else 0
+
+
+def _numbers(cpus: object) -> set[int]:
+    """The numbers in a list of CPUs such as 0-2,4 (cpuset(7)); none of what is no such list, which
+    the kernel refuses."""
+    found = set[int]()
+    for part in cpus.split(",") if isinstance(cpus, str) else ():
+        first, _, last = part.strip().partition("-")
+        if first.isdecimal() and (last or first).isdecimal():
+            found |= set(range(int(first), min(int(last or first), _MOST_CPU) + 1))
+    return found
 
 
 def number(value: object) -> int:

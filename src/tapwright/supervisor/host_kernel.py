@@ -28,7 +28,10 @@ SETTINGS = (
     *("kernel/keys/root_maxbytes", "kernel/keys/root_maxkeys"),
     *("kernel/randomize_va_space", "kernel/yama/ptrace_scope", "kernel/perf_event_paranoid"),
     *("net/core/rmem_default", "net/core/rmem_max", "net/core/wmem_default", "net/core/wmem_max"),
-    "user/max_user_namespaces",
+    *(
+        f"user/max_{kind}_namespaces"
+        for kind in ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+    ),
 )
 """Below /proc/sys. Not what is of hardware that the guest has not (vm/swappiness, kernel/numa_…),
 and not fs/nr_open, which is as high in the guest as any container may ask for."""

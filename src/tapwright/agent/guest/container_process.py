@@ -139,6 +139,7 @@ class ContainerProcess(Process):
                 os.unlink(pid_file)
             done(reason)
             if reason:
+                reason = executable.refused_in_runcs_words(reason)
                 if terminal >= 0:
                     os.close(terminal)
                 self._drop()

@@ -8,26 +8,29 @@ import re
 import stat
 from typing import Any
 
+from tapwright.linux import libc
+
 _SAID = re.compile(r"exec container process(?: \(missing dynamic library\?\))? `(.*)`: (.+)")
 _REFUSALS = (errno.ENOEXEC, errno.ENOENT, errno.EACCES, errno.E2BIG, errno.ELOOP, errno.ETXTBSY)
 _OF_EXEC = re.compile(
     f"exec: ({'|'.join(os.strerror(number) for number in _REFUSALS)})(\r?\n)".encode()
 )
+_OF_CWD = re.compile(r"chdir `(.*)`: (.+)")
 _ANSWER_BYTES = 4096
+_RIGHTS = {"CAP_DAC_OVERRIDE": 1 << 1, "CAP_DAC_READ_SEARCH": 1 << 2}
+"""Those that have to do with finding a program (include/uapi/linux/capability.h)."""
 
 
 def refusal(pid: int, process: dict[str, Any]) -> str:
     """Return why an OCI `process` can't execute its program among the files of the process `pid`,
-    or "". The program is looked up as the process's user, along the process's own PATH, as runc
-    does (libcontainer, standard_init_linux.go; Go's exec.LookPath). Processes for which the lookup
-    of crun's root is right are not checked. Raises OSError."""
+    or "". The program is looked up as the process's user, with the process's rights, along its
+    own PATH, as runc does (libcontainer, standard_init_linux.go; Go's exec.LookPath). Processes for
+    which the lookup of crun's root is right are not checked. Raises OSError."""
     program = str(process["args"][0])
     variables = dict(text.partition("=")[::2] for text in process.get("env", ()))
     places = variables.get("PATH", "").split(":") if "/" not in program else []
-    uid = process.get("user", {}).get("uid", 0)
-    allowed = process.get("capabilities", {}).get("effective", ())
     is_plain = all(place.startswith("/") for place in places) and ("/" in program or places)
-    if is_plain and (not uid or "CAP_DAC_OVERRIDE" in allowed):
+    if is_plain and "CAP_DAC_OVERRIDE" in _effective(process):
         return ""
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
@@ -44,6 +47,18 @@ def refusal(pid: int, process: dict[str, Any]) -> str:
         os.close(read)
         if write >= 0:
             os.close(write)
+
+
+def _effective(process: dict[str, Any]) -> list[str]:
+    found: list[str] = process.get("capabilities", {}).get("effective", [])
+    return found
+
+
+def refused_in_runcs_words(reason: str) -> str:
+    """Why crun could not make a process, by crun; all else stays."""
+    if said := _OF_CWD.fullmatch(reason):
+        return f'chdir to cwd ("{said[1]}") set in config.json failed: {_lowered(said[2])}'
+    return reason
 
 
 def in_runcs_words(output: bytes, program: str) -> bytes:
@@ -71,6 +86,7 @@ def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str
         os.setgroups(user.get("additionalGids", []))
         os.setgid(user.get("gid", 0))
         os.setuid(user.get("uid", 0))
+        libc.keep_rights(sum(_RIGHTS.get(name, 0) for name in _effective(process)))
     except OSError:
         return ""  # crun reports what is wrong
     if "/" in program:

@@ -50,7 +50,9 @@ class Memory:
         path = f"{DIRECTORY}/{wanted['name']}"
         root, *below = wanted["directories"]
         if not os.path.ismount(path):
-            _mount(path, wanted["bytes"], root)
+            # As engines call theirs for /dev/shm, and the kubelet its volumes.
+            source = "tmpfs" if wanted["lasting"] else "shm"
+            _mount(source, path, wanted["bytes"], root)
         self._users.setdefault(wanted["name"], set()).add(container)
         if wanted["lasting"]:
             self._lasting.add(wanted["name"])
@@ -71,14 +73,19 @@ def clear() -> None:
                 _unmount(f"{directory}/{name}")
 
 
-def _mount(path: str, size: int, root: Json) -> None:
+def _mount(source: str, path: str, size: int, root: Json) -> None:
     from tapwright.linux import libc, mounts
 
     # A larger tmpfs would end the guest when it is full; the default size of tmpfs is half of the
     # memory.
     if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - _KEPT_BYTES:
         size = 0
-    options = {"mode": f"{root['mode']:o}", "uid": str(root["uid"]), "gid": str(root["gid"])}
+    options = {
+        "source": source,
+        "mode": f"{root['mode']:o}",
+        "uid": str(root["uid"]),
+        "gid": str(root["gid"]),
+    }
     if size:
         options["size"] = str(size)
     os.makedirs(path, exist_ok=True)

@@ -17,9 +17,11 @@ def set_sysctls(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
         try:
             _write(path, value)
         except OSError as error:
+            # As Go has the texts of errors: docker finds its exit status by them.
+            reason = (error.strerror or "").lower()
             raise RefusedError(
                 f"linux.sysctl: net/{path} = {value!r} was refused by the VM's kernel: "
-                f"{error.strerror}; name what it or an interface has once the hooks have run, with "
+                f"{reason}; name what it or an interface has once the hooks have run, with "
                 "a value that it takes, or leave it out",
                 FAILED,
             ) from None
