@@ -78,6 +78,15 @@ class Runtime:
             container.start()
             yield container
 
+    @contextmanager
+    def booting(self) -> Iterator[None]:
+        """Without templates: one takes longer to make than a guest to boot."""
+        self.config = self.tapwright.configuration()
+        try:
+            yield
+        finally:
+            self.config = None
+
     def run(self, *argv: str, stdin: str = "", **changes: Any) -> tuple[int, str]:
         """Run a container to its end: exit status, and what it printed."""
         bundle = self.bundle(configuration(*argv, **changes))

@@ -192,7 +192,8 @@ def test_a_sandbox_with_annotations(runtime: Runtime) -> None:
         f"{OPENEULER}sandbox_cpu": str(CPUS),
         f"{OPENEULER}sandbox_dns": dns,
     }
-    with runtime.running("sleep", "1000", annotations=marks) as container:
+    # Booted: no other test has such guests.
+    with runtime.booting(), runtime.running("sleep", "1000", annotations=marks) as container:
         memory = container.says("sh", "-c", "grep MemTotal /proc/meminfo").split()[1]
         assert 300 << 10 < int(memory) < 384 << 10
         assert container.says("nproc") == f"{CPUS}\n"

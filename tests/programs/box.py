@@ -32,7 +32,7 @@ _ENVIRONMENT = [
     *("HOME=/root", "LC_ALL=C.UTF-8", "TZ=UTC", "TERM=dumb", "PYTHONPATH=/opt"),
     "DEBIAN_FRONTEND=noninteractive",
 ]
-_START_SECONDS = 60
+_START_SECONDS = 300
 
 
 class Done(NamedTuple):

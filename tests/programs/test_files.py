@@ -21,11 +21,11 @@ pytestmark = pytest.mark.timeout(900)
     ("where", "entries", "differs"),
     [
         pytest.param(
-            *("/volume/checks", amount(1_000, 10_000), known.IN_A_VOLUME),
+            *("/volume/checks", amount(400, 10_000), known.IN_A_VOLUME),
             id="volume",
             marks=pytest.mark.large,
         ),
-        pytest.param("/root/checks", 1_000, known.IN_THE_ROOT, id="root"),
+        pytest.param("/root/checks", 400, known.IN_THE_ROOT, id="root"),
     ],
 )
 def test_files_are_as_by_runc(

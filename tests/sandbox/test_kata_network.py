@@ -46,17 +46,18 @@ def vm(tapwright: Tapwright, bridge: str) -> Iterator[Json]:
 
 
 @pytest.fixture
-def clean(host: Host, vm: Json, kata: "Kata") -> Iterator[None]:
+def clean(host: Host, vm: Json, tapwright: Tapwright) -> Iterator[None]:
     """The test ends with a VM without NICs, and a host as before it."""
-    assert kata("list-ifaces") is None
+    asked = client.of(registry.find(tapwright.root, VM))
+    assert asked.list_interfaces() == []
     before = host.snapshot()
     yield
     try:
         host.assert_same(before)
-        assert kata("list-ifaces") is None
+        assert asked.list_interfaces() == []
     finally:
-        for interface in kata("list-ifaces") or []:
-            kata("del-iface", {"name": interface["name"]})
+        for interface in asked.list_interfaces():
+            asked.remove_interface({"name": interface["name"]})
 
 
 @pytest.fixture

@@ -451,12 +451,13 @@ def test_maker_killed(
     assert not is_restored(json.loads(output))
     assert "the process that made the template was killed" in errors
     assert list(templates.iterdir()) == []
-    done = tapwright.run("sandbox", "run", "heir", "--json", config=config)
-    assert done.returncode == 0, done.stderr
-    assert is_restored(json.loads(done.stdout))
     tapwright.delete("maker")
-    tapwright.delete("heir")
-    assert [path.name.startswith(".") for path in templates.iterdir()] == [False]
+    if moment == "saving":  # of which more was left
+        done = tapwright.run("sandbox", "run", "heir", "--json", config=config)
+        assert done.returncode == 0, done.stderr
+        assert is_restored(json.loads(done.stdout))
+        tapwright.delete("heir")
+        assert [path.name.startswith(".") for path in templates.iterdir()] == [False]
 
 
 @pytest.mark.parametrize("how", ["killed", "deleted"])

@@ -70,18 +70,17 @@ _WHO = {"owner": (USER, ()), "member": (OTHER, (_GROUP,)), "another": (OTHER, ()
 def files_by_mode() -> Outcome:
     """All operations by the owner, a member of the group, and another; also by root."""
     os.chmod(".", 0o777)
-    outcome: Outcome = {}
+    paths = []
     for bits in (0o000, 0o400, 0o200, 0o100, 0o644, 0o070, 0o007, 0o060, 0o666, 0o444):
-        path = f"{bits:03o}"
+        paths.append(path := f"{bits:03o}")
         write(path, b"#!/bin/true\n")
         os.setxattr(path, "user.b", b"c")
         os.chown(path, USER, _GROUP)
         os.chmod(path, bits)
-        for who, (user, groups) in _WHO.items():
-            said = in_child(lambda p=path: _all_of(_ON_FILES, p), user, groups)  # type: ignore[misc]
-            outcome[f"{path} {who}"] = said
-        outcome[f"{path} root"] = in_child(lambda p=path: _all_of(_ON_FILES, p))  # type: ignore[misc]
-    return outcome
+    return {
+        who: in_child(lambda: {path: _all_of(_ON_FILES, path) for path in paths}, user, groups)
+        for who, (user, groups) in {**_WHO, "root": (0, ())}.items()
+    }
 
 
 def _all_of(operations: dict[str, Callable[[str], object]], path: str) -> dict[str, str]:
@@ -108,23 +107,21 @@ def _executed(path: str) -> str:
 def directories_by_mode() -> Outcome:
     os.chmod(".", 0o777)
     outcome: Outcome = {}
-    for bits in (0o000, 0o400, 0o100, 0o300, 0o500, 0o700, 0o770, 0o707, 0o711, 0o1777):
-        for who, (user, groups) in _WHO.items():
-            path = f"{bits:o}-{who}"
+    tried = {name: call for name, call in _IN_DIRECTORIES.items() if name != "chdir"}
+    for who, (user, groups) in _WHO.items():
+        paths = []
+        for bits in (0o000, 0o400, 0o100, 0o300, 0o500, 0o700, 0o770, 0o707, 0o711, 0o1777):
+            paths.append(path := f"{bits:o}-{who}")
             os.mkdir(path)
             write(f"{path}/theirs")
             os.mkdir(f"{path}/empty")
             os.chown(path, USER, _GROUP)
             os.chmod(path, bits)
-            outcome[f"{bits:o} {who}"] = in_child(
-                lambda p=path: {  # type: ignore[misc]
-                    name: error(call, p)
-                    for name, call in _IN_DIRECTORIES.items()
-                    if name != "chdir"
-                },
-                user,
-                groups,
-            )
+        outcome[who] = in_child(
+            lambda of=paths: {path: _all_of(tried, path) for path in of},  # type: ignore[misc]
+            user,
+            groups,
+        )
     return outcome
 
 
