@@ -27,6 +27,7 @@ from tests.sandboxes import Networks, Tapwright
 PLATFORMS = "tests/platforms/", "tests/bench/", "tests/cni/test_example.py"
 LONGEST = (
     *PLATFORMS,
+    "tests/programs/",
     "tests/sandbox/test_template.py",
     "tests/parity/test_parity.py",
     "tests/sandbox/test_kata_network.py",
@@ -36,7 +37,7 @@ LONGEST = (
     "tests/sandbox/test_spares.py",
     "tests/image/",
     "tests/hypervisor/test_template.py",
-    "tests/programs/",
+    "tests/torture/",
     "tests/sandbox/",
     "tests/diagnosis/",
     "tests/agent/",

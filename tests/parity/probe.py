@@ -49,20 +49,28 @@ def of_interface(name: str) -> dict[str, str | None]:
     return found
 
 
-ASKED: tuple[tuple[list[str], tuple[str, str], tuple[str, str]], ...] = (
-    ([], ("links", "link show"), ("addresses", "address show")),
-    ([], ("neighbours", "neigh show nud permanent"), ("proxies", "neigh show proxy")),
-    ([], ("groups", "maddress show"), ("nexthops", "nexthop show")),
-    (["-4"], ("routes", "route show table all"), ("rules", "rule show")),
-    (["-6"], ("routes6", "route show table all"), ("rules6", "rule show")),
+ASKED: tuple[tuple[list[str], dict[str, str]], ...] = (
+    (
+        [],
+        {
+            "links": "link show",
+            "addresses": "address show",
+            "neighbours": "neigh show nud permanent",
+            "proxies": "neigh show proxy",
+            "groups": "maddress show",
+            "nexthops": "nexthop show",
+        },
+    ),
+    (["-4"], {"routes": "route show table all", "rules": "rule show"}),
+    (["-6"], {"routes6": "route show table all", "rules6": "rule show"}),
 )
 
 
 def told(wanted: dict[str, list[str]]) -> dict[str, object]:
     result: dict[str, object] = {}
-    for words, *asked in ASKED:
-        found = answers([*wanted["ip"], *words], *(command for _, command in asked))
-        result |= dict(zip([key for key, _ in asked], found, strict=True))
+    for words, asked in ASKED:
+        found = answers([*wanted["ip"], *words], *asked.values())
+        result |= dict(zip(asked, found, strict=True))
     settings = {path: read(path) for path in wanted["settings"]}
     for name in wanted["interfaces"]:
         settings |= of_interface(name)
