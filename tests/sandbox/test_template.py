@@ -446,7 +446,7 @@ def test_maker_killed(
     pattern = "*/state" if moment == "saving" else "*"
     assert eventually(lambda: templates.exists() and any(templates.glob(pattern)))
     os.kill(maker_of(templates), signal.SIGKILL)
-    output, errors = making.communicate(timeout=60)
+    output, errors = making.communicate(timeout=150)
     assert making.returncode == 0, errors
     assert not is_restored(json.loads(output))
     assert "the process that made the template was killed" in errors
@@ -474,7 +474,7 @@ def test_it_is_made_whoever_has_gone(
         making.kill()
         os.kill(int((tapwright.root / "sandboxes" / "first" / "alive").read_text()), signal.SIGKILL)
     tapwright.delete("first")
-    making.communicate(timeout=60)
+    making.communicate(timeout=150)
     assert making.returncode == (1 if how == "deleted" else -signal.SIGKILL)
     done = tapwright.run("sandbox", "run", "second", "--json", config=config)
     assert (done.returncode, MAKING in done.stderr) == (0, False), done.stderr
