@@ -4,8 +4,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -122,6 +120,9 @@ def key_of(manifest: dict[str, Any]) -> str:
 
 @contextmanager
 def _work(store: Path) -> Iterator[Path]:
+    import shutil  # for those who build
+    import tempfile
+
     for leftover in store.glob(".work-*"):
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=store) as name:
@@ -129,6 +130,8 @@ def _work(store: Path) -> Iterator[Path]:
 
 
 def _put(target: Path, manifest: dict[str, Any], files: dict[str, bytes], work: Path) -> None:
+    import shutil
+
     shutil.rmtree(target, ignore_errors=True)
     result = work / "result"
     result.mkdir()

@@ -5,8 +5,6 @@ guest's runtime does the first, and leaves out the second.
 
 import os
 
-from tapwright.linux import foreign
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -39,6 +37,8 @@ def _knows(bundle: "Bundle", uid: int) -> bool:
     for mount in bundle.config.get("mounts", ()):
         if os.path.normpath(mount["destination"]) == _USERS:
             path = os.path.realpath(bundle.path(mount.get("source", "")))
+    from tapwright.linux import foreign  # where there is a HOME, nothing is read
+
     try:
         lines = foreign.read(path, _MOST_BYTES).split(b"\n")
     except (FileNotFoundError, NotADirectoryError):

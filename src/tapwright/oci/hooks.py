@@ -3,7 +3,6 @@ platform Hooks"). `startContainer` is the guest's; the others run here."""
 
 import json
 import os
-import subprocess
 
 from tapwright.errors import ContainerStateError
 from tapwright.oci.log import Log
@@ -45,6 +44,8 @@ def run_late(kind: str, hooks: "Sequence[Json]", state: "Json", log: Log) -> Non
 
 def _failure(hook: "Json", state: str, netns_fd: int) -> str:
     """Run a hook; why it failed, empty when it did not."""
+    import subprocess  # most containers have no hooks
+
     environment = dict(entry.partition("=")[::2] for entry in hook.get("env", ()))
     timeout = hook.get("timeout")
     # Not a pipe, which something that a hook leaves running could hold open for ever.

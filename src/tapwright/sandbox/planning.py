@@ -3,7 +3,6 @@ and whatever can be known to be wrong said before anything is made."""
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
     for file in filter(None, (qemu.kernel, qemu.initrd)):
         if not Path(file).exists():
             raise HypervisorError(f"{file} is missing; build an image or name another one")
-    if shutil.which(qemu.path) is None:
+    if not _is_program(qemu.path):
         raise HypervisorError(
             f"QEMU ({qemu.path}) is not installed: install qemu-system-x86, or set path in "
             "[hypervisor.qemu]"
@@ -289,6 +288,12 @@ def _check_plugins(network: cni.Network, directories: Sequence[str]) -> None:
                 f"network {network.name!r} needs the plugin {plugin['type']!r}, which is not in "
                 f"{' or '.join(directories)}: install it, or name its directory with --plugin-dir"
             )
+
+
+def _is_program(name: str) -> bool:
+    """As shutil.which(), which loads decompressors."""
+    places = (os.path.join(directory, name) for directory in os.get_exec_path())
+    return any(os.path.isfile(place) and os.access(place, os.X_OK) for place in places)
 
 
 def _ifnames(wanted: Sequence[str]) -> list[str]:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import enum
 import json
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ _FORMAT, _UNKNOWN = "format", "_unknown"
 
 _LAST_SECOND = 1 << 36
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -379,7 +377,9 @@ class Journal:
         try:
             self.save()
         except SandboxStateError as error:
-            _log.error("%s", error)
+            import logging  # as much to load as all of this
+
+            logging.getLogger(__name__).error("%s", error)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
