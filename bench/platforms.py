@@ -4,13 +4,16 @@
     scripts/bench --only platforms
 
 By turns with runc, without a spare, and with one (and a second that stays): `podman run --rm` of
-`true`; `podman run` of a web server, up to its first answer; `podman exec` of `true`. Then, in a
-container, a large file written (with fsync) and read, and many small files made, and the same on
-the host. Last, the memory that a container takes on the host, and one more in its pod: of every
-process the proportional share (proc(5), smaps_rollup).
+`true`; `podman run` of a web server, up to its first answer; `podman exec` of `true`. Beside it,
+what of an `exec` is the guest's, what a call of the runtime takes that does little (`state`), and
+what an empty interpreter. Then, in a container, a large file written (with fsync) and read, and
+many small files made, and the same on the host. Last, the memory that a container takes on the
+host, and one more in its pod: of every process the proportional share (proc(5), smaps_rollup).
 """
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +27,9 @@ from bench.memory import MiB, kinds, smaps
 from bench.place import Place, new_host
 from bench.samples import Milliseconds, Samples, rounded
 from bench.start import have_spares
-from tapwright.sandbox import spares
+from tapwright.oci import bundle
+from tapwright.oci import state as containers
+from tapwright.sandbox import client, spares
 from tapwright.state import registry
 from tapwright.state.record import Spec
 from tests.platforms import images
@@ -52,6 +57,15 @@ class Calls(TypedDict):
     exec: Samples
 
 
+class Parts(TypedDict):
+    """Milliseconds: of a process in a container, from the request to the supervisor to its end; of
+    the runtime's `state`; of an interpreter that does nothing."""
+
+    guest: Samples
+    state: Samples
+    interpreter: Samples
+
+
 class Files(TypedDict):
     """MiB a second, and microseconds for a small file."""
 
@@ -65,6 +79,7 @@ class Platforms(TypedDict):
     one, by kind of process, `more` what one more container in its pod takes."""
 
     calls: dict[str, Calls]
+    parts: Parts
     mib: int
     files: dict[str, Files]
     container: dict[str, Kinds]
@@ -77,6 +92,7 @@ def measure(place: Place, rounds: int, mib: int, is_warm: bool = False) -> Platf
     with podman_in(place) as podman:
         return {
             "calls": _calls(podman, place, rounds, is_warm),
+            "parts": _parts(podman, place, rounds),
             "mib": mib,
             "files": _files(podman, place, rounds, mib),
             "container": {kind: _container(podman, place, kind) for kind in RUNTIMES},
@@ -152,6 +168,48 @@ def _call(
     executed = time.monotonic() - begun
     _remove(podman, kind)
     return true * 1e3, answer * 1e3, executed * 1e3
+
+
+def _parts(podman: Podman, place: Place, rounds: int) -> Parts:
+    """By turns, of a container that runs."""
+    podman.output("run", "--detach", "--name", _NAME, "busybox", "sleep", "infinity")
+    (sandbox,) = registry.listing(_root(place))
+    (container,) = containers.listing(_root(place))
+    process = bundle.load(container.bundle).process | {"args": ["true"]}
+    ways: dict[str, Callable[[], None]] = {
+        "guest": lambda: _in_guest(client.of(sandbox), container.id, process),
+        "state": lambda: _run(place.command(_root(place), "state", container.id)),
+        "interpreter": lambda: _run([sys.executable, "-I", "-c", "pass"]),
+    }
+    taken: dict[str, list[Milliseconds]] = {part: [] for part in ways}
+    for _ in range(rounds):
+        for part, way in ways.items():
+            begun = time.monotonic()
+            way()
+            taken[part].append((time.monotonic() - begun) * 1e3)
+    _remove(podman, "tapwright")
+    guest, state, interpreter = (rounded(taken[part]) for part in ways)
+    return {"guest": guest, "state": state, "interpreter": interpreter}
+
+
+def _in_guest(supervisor: client.Supervisor, container: str, process: dict[str, Any]) -> None:
+    """Run a process in a container, without a command of ours and without a shim."""
+    with open(os.devnull, "r+b") as null:
+        connection, _ = supervisor.converse(
+            "exec_container",
+            [null.fileno()] * 3,
+            id=container,
+            exec=os.urandom(8).hex(),
+            process=process,
+            terminal=False,
+        )
+    with connection:
+        while connection.recv(4096):  # the supervisor hangs up when it has told of the end
+            pass
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
 
 
 def _first_answer(inspected: Any) -> float:

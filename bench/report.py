@@ -185,7 +185,7 @@ On podman, by turns with runc on the same podman, a network with a bridge of its
 of busybox; without spares, and with one (and a second, so that none is made meanwhile):
 
 {calls}
-
+{parts}
 ### Files in a container
 
 A file of {mib} MiB written, with fsync, and read while it is in the host's page cache, and small
@@ -199,6 +199,15 @@ A web server that is idle, its network monitor with it; in the last column one m
 the same pod, in the same guest. The proportional share of each process:
 
 {memory}
+"""
+
+
+_PARTS = """
+Of `podman exec`, {guest:.0f} ms are the guest's: crun and the process itself, from the request to
+the supervisor until that tells of the end. A call of the runtime that does little, `state`, takes
+{state:.0f} ms, and of these an empty interpreter {interpreter:.0f} ms. `podman run --rm` calls the
+runtime three times (`create`, `start`, `delete`), and `podman exec` once; what podman and conmon do
+themselves is in the column of runc, too.
 """
 
 
@@ -384,14 +393,26 @@ def _crowd_aims(crowd: Data) -> list[Aim]:
 
 
 def _platform_aims(platforms: Data) -> list[Aim]:
-    calls = platforms["calls"]
+    calls, parts = platforms["calls"], platforms.get("parts")
+    figures = "[the figures](#containers)"
+    remarks = dict.fromkeys(("true", "answer", "exec"), f"{figures}.")
+    if parts:
+        state = median(parts["state"])
+        remarks |= {
+            "true": f"three calls of the runtime, of which one that does little takes {state:.0f} "
+            f"ms, and the guest's work; {figures}.",
+            "answer": f"two calls of the runtime, of which one that does little takes {state:.0f} "
+            f"ms, and the guest's work; {figures}.",
+            "exec": f"{median(parts['guest']):.0f} ms of it are the guest's, and a call of the "
+            f"runtime that does little takes {state:.0f} ms; {figures}.",
+        }
     return [
         Aim(
             f"{what} with a spare, to runc",
             aim,
             "times",
             median(calls[SPARED][key]) / median(calls["runc"][key]),
-            "[the figures](#containers).",
+            remarks[key],
         )
         for key, what, aim in (
             ("true", "`podman run --rm` of `true`", 1.7),
@@ -476,10 +497,18 @@ def _memory(data: Any) -> str:
 def _platforms(data: Any) -> str:
     return _PLATFORMS.format(
         calls=tables.platform_calls(data),
+        parts=_parts(data.get("parts")),
         mib=data["mib"],
         files=tables.platform_files(data),
         memory=tables.platform_memory(data),
     )
+
+
+def _parts(data: Any) -> str:
+    """Empty for a run of before these were measured."""
+    if not data:
+        return ""
+    return _PARTS.format(**{part: median(samples) for part, samples in data.items()})
 
 
 _SECTIONS: dict[str, Callable[[Any], str]] = {
