@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.place import NETWORK, Place
 from tapwright.linux import links
 from tapwright.linux.netlink import Netlink
-from tapwright.state import ownership, registry
+from tapwright.state import registry, supervisors
 from tapwright.state.registry import Sandbox
 
 _PAUSE = 0.001
@@ -68,7 +68,7 @@ def remains(place: Place, root: str, sandbox_id: str, before: frozenset[int]) ->
 
 def processes(sandbox: Sandbox) -> Iterator[int]:
     """The supervisor, and all that it has started."""
-    if supervisor := ownership.supervisor_pid(sandbox.directory):
+    if supervisor := supervisors.pid_of(sandbox.directory):
         yield from _family(supervisor)
 
 

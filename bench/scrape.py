@@ -29,7 +29,7 @@ from tapwright.linux.counted import Counters
 from tapwright.linux.netlink import Netlink
 from tapwright.metrics import collecting, exposition
 from tapwright.sandbox.wire import SOCKET
-from tapwright.state import ownership, registry
+from tapwright.state import ownership, registry, supervisors
 from tapwright.state.record import RUNNING, Nic, Phase, Record, Spec
 
 _TCP = ("established", "listen", "time_wait", "close_wait")
@@ -121,7 +121,7 @@ def _supervise(root: str, name: str, said: int) -> None:
     record.interfaces, record.held = [nic], [entry]
     record.phases = [Phase(step, 0.0, 1.0) for step in ("plan", "netns", "attach", "qemu", "plug")]
     directory, alive = ownership.claim(registry.directory_of(root), record)
-    ownership.note_supervisor(alive)
+    supervisors.note(alive)
     if not os.fork():  # in QEMU's place
         process.die_with(os.getppid())
         signal.pause()

@@ -37,7 +37,7 @@ from bench.place import Place, make_bridge, new_host, private, say
 from tapwright.errors import TapwrightError
 from tapwright.sandbox import client
 from tapwright.sandbox.taps import TapWish, requested
-from tapwright.state import ownership, registry
+from tapwright.state import registry, supervisors
 from tapwright.state.record import LOG
 
 _CHUNK = bytes(1 << 16)
@@ -201,7 +201,7 @@ def captured(end: End, place: Path) -> None:
     if found.record and found.record.netns:
         inside = "nsenter", f"--net={found.record.netns}"
         looks["namespace"] = lambda: _namespace(inside)
-    supervisor = ownership.supervisor_pid(found.directory)
+    supervisor = supervisors.pid_of(found.directory)
     for pid in _children(supervisor) if supervisor else ():
         looks[f"process-{pid}"] = partial(_process, pid)
     # All at once: what hangs is waited for.

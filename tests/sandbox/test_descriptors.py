@@ -17,7 +17,7 @@ from tapwright.image import store
 from tapwright.oci import hooks
 from tapwright.sandbox import lifecycle
 from tapwright.sandbox.report import Caller
-from tapwright.state import ownership, registry
+from tapwright.state import ownership, registry, supervisors
 from tapwright.state.record import Record, Spec
 from tests.host import eventually
 from tests.sandboxes import Networks, Tapwright, child_of, ended, pids_of
@@ -177,9 +177,9 @@ def test_a_stranger_has_the_number_of_a_dead_supervisor(
     stranger = processes[0].pid
     os.pwrite(alive, str(stranger).encode(), 0)
     os.close(alive)
-    assert ownership.is_alive(directory)
-    assert not ownership.is_supervisor(directory, stranger)
-    assert ownership.is_supervisor(directory, processes[1].pid)
+    assert supervisors.is_alive(directory)
+    assert not supervisors.is_it(directory, stranger)
+    assert supervisors.is_it(directory, processes[1].pid)
     assert lifecycle.delete(tmp_path, "web") == []
     assert processes[0].poll() is None
 
@@ -201,14 +201,14 @@ def test_a_plugin_outlives_a_killed_supervisor(
         running = tapwright.start("sandbox", "run", "o", "--network", "outliving", config=config)
         assert eventually((tmp_path / "outliving.pid").exists)
         directory = tapwright.root / "sandboxes" / "o"
-        supervisor = ownership.supervisor_pid(directory)
+        supervisor = supervisors.pid_of(directory)
         assert supervisor
         running.kill()
         running.communicate()  # it has the lock open, too
         os.kill(supervisor, signal.SIGKILL)
         assert ended(supervisor)
         # What it was starting at that moment has the lock until it is executed.
-        assert eventually(lambda: not ownership.is_alive(directory))
+        assert eventually(lambda: not supervisors.is_alive(directory))
         assert registry.find(tapwright.root, "o").status == "dead"
         (tmp_path / "outliving.go").touch()
         tapwright.delete("o")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tapwright.state import ownership
+from tapwright.state import supervisors
 from tests.host import Host, eventually
 from tests.sandboxes import PLUGINS, Networks, Tapwright
 
@@ -213,7 +213,7 @@ def test_caller_that_goes_away(
     running = tapwright.start("sandbox", "run", "left", "--network", "held", config=config)
     assert eventually((held / "holding").exists)
     assert networks.leased("held") != []
-    supervisor = ownership.supervisor_pid(tapwright.root / "sandboxes/left")
+    supervisor = supervisors.pid_of(tapwright.root / "sandboxes/left")
     assert supervisor
     assert eventually(lambda: has_qemu(supervisor))
     running.send_signal(number)

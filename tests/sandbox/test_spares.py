@@ -25,7 +25,7 @@ from tapwright import config as configurations
 from tapwright.hypervisor.machine import Daemon, Machine
 from tapwright.linux import filelock
 from tapwright.sandbox import launching, planning, spares
-from tapwright.state import ownership
+from tapwright.state import supervisors
 from tapwright.state.record import Spec, read_spec, written_spec
 from tapwright.supervisor import spare
 from tapwright.supervisor.guest import make_template
@@ -235,7 +235,7 @@ def test_one_whose_taker_is_cancelled(
             AsyncSandbox.run("cancelled", networks=["held"], config=config, root=tapwright.root)
         )
         assert await asyncio.to_thread(eventually, (held / "holding").exists)
-        supervisor = ownership.supervisor_pid(tapwright.root / "sandboxes/cancelled")
+        supervisor = supervisors.pid_of(tapwright.root / "sandboxes/cancelled")
         assert supervisor in waiting
         assert has_qemu(supervisor)
         starting.cancel()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.state import ownership
+from tapwright.state import supervisors
 from tests.host import Host, eventually
 from tests.sandboxes import Networks, Tapwright, ended
 from tests.torture.bound import Bound
@@ -83,7 +83,7 @@ def odd(networks: Networks, tmp_path: Path) -> Iterator[Odd]:
 
 
 def is_dead(directory: Path) -> bool:
-    return not ownership.is_alive(directory)
+    return not supervisors.is_alive(directory)
 
 
 def stranger(pid: int) -> subprocess.Popen[bytes] | None:

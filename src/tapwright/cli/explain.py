@@ -1,7 +1,6 @@
 """`tapwright sandbox explain`: where a packet ends, and why."""
 
 import argparse
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
@@ -50,6 +49,8 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     explanation = explaining.explain(registry.find(arguments.root, arguments.id), wish)
     if arguments.json:
+        import dataclasses
+
         output.print_json(dataclasses.asdict(explanation))
     else:
         print("\n".join(map(shown, lines(explanation))))

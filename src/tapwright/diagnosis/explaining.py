@@ -33,7 +33,7 @@ from tapwright.errors import AgentError, TapwrightError, UsageError
 from tapwright.linux import netns, nftrace, sightings
 from tapwright.linux import probes as sending
 from tapwright.linux.drop_reasons import DropReasons
-from tapwright.state import ownership
+from tapwright.state import supervisors
 from tapwright.state.record import RUNNING
 from tapwright.state.registry import Sandbox
 
@@ -53,7 +53,7 @@ def explain(sandbox: Sandbox, wish: Wish) -> Explanation:
     begun = time.monotonic()
     _check(wish)
     case = Case(sandbox.id, wish, sandbox.status, sandbox.problem)
-    supervisor = ownership.supervisor_pid(sandbox.directory) if sandbox.record else None
+    supervisor = supervisors.pid_of(sandbox.directory) if sandbox.record else None
     case.processes = facts.processes(supervisor) if sandbox.status == RUNNING else []
     well = sandbox.status == RUNNING and all(p.state not in "TtZ" for p in case.processes)
     if well and sandbox.record:

@@ -192,6 +192,16 @@ def enter(entrances: "Sequence[int]") -> None:
             os.write(fd, b"0")
 
 
+def leave(path: str) -> bool:
+    """Move the calling process out of a group, to the top of each hierarchy; whether it is in none
+    of that path any more."""
+    top = entrances("")
+    enter(top)
+    for fd in top:
+        os.close(fd)
+    return os.getpid() not in members(path)
+
+
 def limit(path: str, limits: Limits) -> "list[str]":
     """Set limits of a group; return those that could not be set, in words."""
     failures = []

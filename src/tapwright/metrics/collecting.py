@@ -20,7 +20,7 @@ from tapwright.metrics.exposition import COUNTER, GAUGE, HISTOGRAM, INFO, Family
 from tapwright.metrics.places import Counted, Host
 from tapwright.oci import state as containers
 from tapwright.sandbox import spares
-from tapwright.state import ownership, plugin_runs, registry
+from tapwright.state import plugin_runs, registry, supervisors
 from tapwright.state.record import CREATING, RUNNING, Record
 from tapwright.state.registry import DEAD, Remembered, Sandbox
 
@@ -122,7 +122,7 @@ def _add_sandbox(found: _Families, sandbox: Sandbox, named: Labels) -> None:
     if record.phases:
         end = max(phase.start_ms + phase.duration_ms for phase in record.phases)
         gauge("start_seconds", "How long the start took, from the caller's on.", end / 1e3)
-    supervisor = ownership.supervisor_pid(sandbox.directory)
+    supervisor = supervisors.pid_of(sandbox.directory)
     if sandbox.status != DEAD and supervisor:
         for usage in processes.of_supervisor(supervisor):
             _add_usage(found, usage, named)

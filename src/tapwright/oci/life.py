@@ -13,10 +13,10 @@ from tapwright.errors import (
     TapwrightError,
 )
 from tapwright.linux import ending
-from tapwright.oci import cgroup, guest, state
+from tapwright.oci import state
 from tapwright.oci.log import Log
 from tapwright.oci.state import Container
-from tapwright.sandbox import client
+from tapwright.sandbox import client, deletion
 from tapwright.sandbox.client import Supervisor
 
 TYPE_CHECKING = False
@@ -107,6 +107,8 @@ def update(root: str, container_id: str, resources: "dict[str, Any]", log: Log) 
 
     Raises ContainerStateError, HypervisorError when the VM can't grow: then all is as it was.
     """
+    from tapwright.oci import cgroup, guest
+
     container = _living(root, container_id)
     cgroup.check_update(container, resources)
     of_guest = guest.resources(resources, log)
@@ -148,11 +150,14 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
 def take_down(root: str, container: Container, force: bool) -> list[str]:
     """End the container, and the sandbox that it owns; wait for the shim's end. Return what could
     not be taken back and was, by `force`, given up, in words. Raises as `delete` does."""
+    from tapwright.oci import cgroup  # which `start` and `kill` have no use for
+
     left = []
     if container.owns:
-        from tapwright.sandbox import lifecycle
+        if not deletion.is_by_supervisor(client.directory_of(root, container.sandbox)):
+            from tapwright.sandbox import lifecycle
 
-        left = lifecycle.delete(root, container.sandbox, force)
+            left = lifecycle.delete(root, container.sandbox, force)
     else:
         left = _leave(client.named(root, container.sandbox, _GUEST_SECONDS), container.id)
     if not _ends(container, _SHIM_SECONDS):
@@ -243,6 +248,7 @@ def _load_or_guess(root: str, container_id: str) -> Container:
     try:
         return state.load(root, container_id)
     except ContainerStateError:
+        from tapwright.oci import cgroup
         from tapwright.oci.pods import sandbox_id
 
         sandbox = sandbox_id(container_id)

@@ -37,7 +37,12 @@ def of(sandbox: "Sandbox", seconds: float = 120.0) -> "Supervisor":
 
 def named(root: str, sandbox_id: str, seconds: float = 120.0) -> "Supervisor":
     """The supervisor of the sandbox with this id; no file is looked at."""
-    return Supervisor(os.path.join(root, "sandboxes", sandbox_id), seconds)
+    return Supervisor(directory_of(root, sandbox_id), seconds)
+
+
+def directory_of(root: str, sandbox_id: str) -> str:
+    """As `registry.directory_of` has it, which loads more."""
+    return os.path.join(root, "sandboxes", sandbox_id)
 
 
 class Supervisor:

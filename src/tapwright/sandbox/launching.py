@@ -17,6 +17,7 @@ from typing import Self
 
 import tapwright
 from tapwright.command import LOG_LEVEL_VARIABLE
+from tapwright.sandbox import environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,15 +139,9 @@ class Waiting:
         level = os.environ.get(LOG_LEVEL_VARIABLE, "warning")
         nice = os.getpriority(os.PRIO_PROCESS, 0)
         content = {"directory": str(directory.absolute()), "log_level": level, "nice": nice}
-        environment = os.memfd_create("tapwright-environment")
-        try:
-            with open(environment, "wb", closefd=False) as file:
-                file.write(b"\0".join(b"%b=%b" % item for item in os.environb.items()))
-            with contextlib.suppress(OSError):
-                message = json.dumps(content).encode()
-                socket.send_fds(self.socket, [message], [alive_fd, environment])
-        finally:
-            os.close(environment)
+        with environment.handed_over() as theirs, contextlib.suppress(OSError):
+            message = json.dumps(content).encode()
+            socket.send_fds(self.socket, [message], [alive_fd, theirs])
 
     def last_words(self) -> str:
         """What it said last, where it has not come as far as its log."""

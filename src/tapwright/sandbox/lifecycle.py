@@ -4,7 +4,7 @@ import importlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,10 @@ from tapwright.errors import (
 from tapwright.hypervisor.machine import Machine
 from tapwright.linux import boot, claims, ending, netns
 from tapwright.progress import Progress
-from tapwright.sandbox import report
+from tapwright.sandbox import deletion, report
 from tapwright.sandbox.launching import Launch, Waiting
 from tapwright.sandbox.report import Silence
-from tapwright.state import ids, ownership
+from tapwright.state import ids, ownership, supervisors
 from tapwright.state import record as record_file
 from tapwright.state.record import LOG, Journal, Record, Spec, load
 from tapwright.state.registry import directory_of
@@ -119,10 +119,14 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
     is deleting it, NewerRecordError unless by force.
     """
     directory = directory_of(root) / sandbox_id
+    if deletion.is_by_supervisor(directory):
+        return []
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         if not there:
             return []
-        _bind_again(directory)
+        from tapwright.state import rebinding
+
+        rebinding.bind_again(directory)
         return _take_down(directory, force)
 
 
@@ -132,7 +136,7 @@ def delete_dead(root: str | Path, sandbox_id: str, force: bool = False) -> list[
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         # The dead stay dead: no other sandbox gets the directory's name as long as it is locked.
-        if not there or ownership.is_alive(directory):
+        if not there or supervisors.is_alive(directory):
             return None
         return _take_down(directory, force)
 
@@ -183,53 +187,21 @@ def _load_or_guess(directory: Path, force: bool) -> Record:
     return Record(directory.name, spec, time.time(), time.monotonic(), "", held=held)
 
 
-def _bind_again(directory: Path) -> None:
-    """Bind the sandbox's own namespace again if its name was removed. Its supervisor still has it,
-    so that plugins find there all that they made, if they come before the supervisor ends."""
-    from tapwright.state import entries
-
-    with suppress(OSError, SandboxStateError):
-        pid = ownership.supervisor_pid(directory)
-        for entry in load(directory).held:
-            own = entries.read(entry) if entry["kind"] == "netns" else None
-            if not isinstance(own, entries.Netns) or os.path.exists(own.path):
-                continue
-            if not pid:
-                return
-            for path in _namespaces_of(pid):
-                if own.namespace and ownership.is_still(own.namespace, path):
-                    netns.bind(path, own.path)
-                    return
-
-
-def _namespaces_of(supervisor: int) -> Iterator[str]:
-    """The namespaces that the supervisor has open, and those of its children, because older
-    versions ran QEMU in the sandbox's."""
-    kind = os.stat(netns.OWN).st_dev
-    descriptors = f"/proc/{supervisor}/fd"
-    for path in (f"{descriptors}/{name}" for name in os.listdir(descriptors)):
-        with suppress(OSError):
-            if os.stat(path).st_dev == kind:
-                yield path
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    yield from (f"/proc/{child}/ns/net" for child in children)
-
-
 def _end_supervisor(directory: Path) -> None:
     """End the supervisor and its QEMU, and wait until both are gone."""
     deadline = time.monotonic() + _SUPERVISOR_SECONDS
-    while ownership.is_alive(directory):
+    while supervisors.is_alive(directory):
         if time.monotonic() > deadline:
             raise SandboxStateError(
                 f"sandbox {directory.name!r} is still being made by another call: wait until that "
                 "one has ended, or end it, and delete the sandbox again"
             )
-        if pid := ownership.supervisor_pid(directory):
+        if pid := supervisors.pid_of(directory):
             if not _end(directory, pid):
                 break  # something that it started has the lock, and outlives it
         else:
             time.sleep(_PID_PAUSE)  # a supervisor that starts writes its pid; no event says when
-    if pid := ownership.supervisor_pid(directory):
+    if pid := supervisors.pid_of(directory):
         from tapwright.hypervisor import orphans
 
         orphans.end(pid)
@@ -240,7 +212,7 @@ def _end(directory: Path, pid: int) -> bool:
     return ending.end(
         pid,
         _SUPERVISOR_SECONDS,
-        lambda: ownership.is_supervisor(directory, pid),
+        lambda: supervisors.is_it(directory, pid),
         (signal.SIGTERM, signal.SIGKILL),
         # While it ends, load what is needed next.
         meanwhile=lambda: [importlib.import_module(module) for module in _LATER],

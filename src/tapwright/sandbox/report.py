@@ -7,7 +7,6 @@ imports little, because the supervisor reads its order before it loads the rest.
 
 import contextlib
 import json
-import os
 import select
 import socket
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from tapwright import errors
 from tapwright.errors import TapwrightError
 from tapwright.linux import unixsocket
 from tapwright.progress import Progress
+from tapwright.sandbox import environment
 
 _MESSAGE_BYTES = 16 * 1024
 
@@ -87,9 +87,7 @@ class Caller:
         if not data or not fds:
             return None
         for fd in fds[1:]:
-            with open(fd, "rb") as file:
-                file.seek(0)
-                _have_environment(file.read())
+            environment.take(fd)  # in which plugins run
         return json.loads(data), fds[0]
 
     def progress(self, text: str) -> None:
@@ -119,11 +117,3 @@ class Caller:
     def _tell(self, **content: Any) -> None:
         with contextlib.suppress(OSError):  # the caller has gone, and no other process waits
             self._socket.sendall(json.dumps(content).encode() + b"\n")
-
-
-def _have_environment(content: bytes) -> None:
-    """Take the caller's environment, in which plugins run."""
-    os.environb.clear()
-    for entry in content.split(b"\0"):
-        name, _, value = entry.partition(b"=")
-        os.environb[name] = value

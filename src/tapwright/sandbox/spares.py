@@ -24,7 +24,7 @@ from typing import Any
 import tapwright
 from tapwright.linux import claims, ending, filelock, unixsocket
 from tapwright.sandbox.launching import SPARES, Waiting, in_background
-from tapwright.state import ownership
+from tapwright.state import supervisors
 from tapwright.state.record import Journal, Spec, written_machine, written_spec
 
 ALIVE, FILE, SOCKET = "alive", "spare.json", "socket"
@@ -98,7 +98,7 @@ def listing(root: str | Path) -> list[Spare]:
         if not filelock.is_held(directory / ALIVE):
             _sweep(directory)
             continue
-        pid = ownership.supervisor_pid(directory)
+        pid = supervisors.pid_of(directory)
         with contextlib.suppress(OSError, ValueError, TypeError):
             known = json.loads((directory / FILE).read_text())
             found.append(Spare(name, directory, pid or 0, (directory / SOCKET).exists(), **known))
@@ -186,7 +186,7 @@ def enter(root: str | Path, spec: Spec) -> tuple[Path, int] | None:
         draft = Path(claims.draft(directory, name))
         alive = os.open(draft / ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(alive, fcntl.LOCK_EX)
-        ownership.note_supervisor(alive)
+        supervisors.note(alive)
         (draft / FILE).write_text(json.dumps(_described(spec)))
         claims.take(draft, directory / name)
         return directory / name, alive
@@ -257,6 +257,6 @@ def _sweep(directory: Path) -> None:
 
 def _end(spare: Spare) -> None:
     """Unless it has been taken, or the number is another's by now."""
-    is_it = partial(ownership.is_supervisor, spare.directory, spare.pid)
+    is_it = partial(supervisors.is_it, spare.directory, spare.pid)
     with contextlib.suppress(OSError):
         ending.end(spare.pid, _END_SECONDS, is_it, (signal.SIGTERM, signal.SIGKILL))

@@ -2,9 +2,10 @@
 
 *Its name* belongs to the process that first renames a complete directory to it. *`alive`* is a lock
 that the caller takes when it makes the sandbox, and passes on to the supervisor with the
-descriptor: it is free exactly when both are gone. The file has the supervisor's pid. The process
-that takes the sandbox down locks *the directory itself*. *A device of the host* belongs to the
-sandbox whose journal has it; a process that enters one locks the directory of all sandboxes.
+descriptor: it is free exactly when both are gone. The file has the supervisor's pid
+(`supervisors`). The process that takes the sandbox down locks *the directory itself*. *A device of
+the host* belongs to the sandbox whose journal has it; a process that enters one locks the directory
+of all sandboxes.
 
 All locks are flock(2): the kernel frees a lock with its last holder, however that ended.
 """
@@ -20,9 +21,9 @@ from typing import Any
 from tapwright.cni import namespaces
 from tapwright.errors import NetworkError, SandboxExistsError, SandboxStateError
 from tapwright.linux import claims, filelock, files
+from tapwright.state import supervisors
 from tapwright.state.record import FILE, Journal, Record, held, save
 
-_ALIVE = "alive"
 _CLAIM_SECONDS = 10.0
 _SETTLED_SECONDS = 2.0
 
@@ -42,7 +43,7 @@ def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
         ) from None
     fd = -1
     try:
-        fd = os.open(place / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(place / supervisors.ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         save(record, place)
         claims.take(place, target)
@@ -62,43 +63,6 @@ def claim(sandboxes: Path, record: Record) -> tuple[Path, int]:
             ) from None
         raise
     return target, fd
-
-
-def is_alive(directory: Path) -> bool:
-    """Whether a process makes or supervises the sandbox. Never waits."""
-    return filelock.is_held(directory / _ALIVE)
-
-
-def note_supervisor(alive_fd: int) -> None:
-    """Write down the calling process as the supervisor."""
-    os.pwrite(alive_fd, str(os.getpid()).encode(), 0)
-
-
-def supervisor_pid(directory: Path) -> int | None:
-    """Return the pid of the supervisor, which may have ended; None if none has started so far."""
-    try:
-        return int((directory / _ALIVE).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def is_supervisor(directory: Path, pid: int) -> bool:
-    """Whether the process with this pid is the noted supervisor, and no later process with the same
-    pid: it has the sandbox's lock open. Call this while the pid can't change hands
-    (pidfd_open(2))."""
-    try:
-        lock = os.stat(directory / _ALIVE)
-        with os.scandir(f"/proc/{pid}/fd") as descriptors:
-            return any(_is(lock, entry.path) for entry in descriptors)
-    except OSError:
-        return False
-
-
-def _is(status: os.stat_result, path: str) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), status)
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tapwright.errors import SandboxNotFoundError, SandboxStateError, UsageError
-from tapwright.state import ownership
+from tapwright.state import ownership, supervisors
 from tapwright.state.record import CREATING, FILE, RUNNING, Record, load
 
 DEAD = "dead"
@@ -87,7 +87,7 @@ class Remembered:
 def look_at(directory: Path, load: Load = load) -> Sandbox | None:
     # First whether a supervisor lives, then the record: so a sandbox that ends in between is not
     # taken for one that never ran.
-    alive = ownership.is_alive(directory)
+    alive = supervisors.is_alive(directory)
     try:
         record = load(directory)
     except FileNotFoundError:

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import logging.handlers
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from tapwright.errors import SandboxStateError, TapwrightError, printable, shown
 from tapwright.nics.forwarding import forwarded
 from tapwright.nics.net_devices import NetDevices
 from tapwright.nics.resolvers import Resolvers
-from tapwright.sandbox import spares
+from tapwright.sandbox import deletion, spares
 from tapwright.sandbox.report import Caller
-from tapwright.state import control_group
+from tapwright.state import control_group, ownership
 from tapwright.state.record import LOG, RUNNING, Journal, Record
 from tapwright.supervisor.bringup import Bringup
 from tapwright.supervisor.guest import Guest
@@ -34,13 +35,16 @@ from tapwright.supervisor.prelude import Early
 from tapwright.supervisor.room import Room
 
 _LOG_BYTES = 1 << 20
+_NEXT = "tapwright.hypervisor.orphans", "tapwright.state.rebinding", "tapwright.state.teardown"
 
 _log = logging.getLogger(__name__)
 
 
 class Life:
     """One sandbox's life. `failure` is set when the sandbox ended before it ran; `deleted` when
-    SIGTERM came."""
+    SIGTERM came, or the request of `sandbox.deletion`. After that one this process is to take the
+    sandbox back, and `takes_down`: the right to that is in `rights`, and `asked_with` are the
+    descriptors that came with the request."""
 
     def __init__(self, journal: Journal, early: Early, caller: Caller) -> None:
         self._journal = journal
@@ -48,6 +52,10 @@ class Life:
         self._caller = caller
         self.failure: BaseException | None = None
         self.deleted = False
+        self.takes_down = False
+        self.rights = contextlib.ExitStack()
+        self.asked_with: list[int] = []
+        self._end: Callable[[], None] = lambda: None
         self._monitor: Monitor | None = None
 
     def run(self, log_level: str, runner: asyncio.Runner | None = None) -> None:
@@ -81,6 +89,7 @@ class Life:
                 life.cancel()
 
         loop.add_signal_handler(signal.SIGTERM, delete)
+        self._end = delete
         loop.add_reader(self._caller.fileno(), check_caller)
         try:
             await life
@@ -121,7 +130,7 @@ class Life:
                 **room.by_name(),
                 **Looking(guest.agent, guest.qemu.qmp).by_name(),
             }
-            conversations = processes.by_name()
+            conversations = {**processes.by_name(), deletion.REQUEST: self._take_down}
             async with (
                 contextlib.aclosing(resolvers),
                 abandoned.watched(),
@@ -147,6 +156,20 @@ class Life:
                 self._early.restoring.spawned.kill()
             elif self._early.prepared:
                 await self._early.prepared.stop()
+
+    async def _take_down(self, request: server.ControlRequest) -> None:
+        """The conversation of `sandbox.deletion`."""
+        if self.deleted:
+            return
+        # First of all: who asked waits for this process as long as it has the right.
+        with contextlib.suppress(SandboxStateError):  # another one deletes it
+            taking_down = ownership.taking_down(self._journal.directory, timeout=0)
+            self.takes_down = self.rights.enter_context(taking_down)
+        self.asked_with += request.descriptors
+        request.descriptors.clear()
+        self._end()
+        for module in _NEXT:  # while QEMU ends
+            importlib.import_module(module)
 
     def _restarts(self) -> int:
         """How often the network monitor was restarted."""

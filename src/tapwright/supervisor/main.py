@@ -2,24 +2,28 @@
 
 `sandbox.launching` starts it, and `lifecycle.run` gives it a sandbox, whose progress it reports
 (`sandbox.report`). It takes back a sandbox that fails before it runs, or whose caller goes away
-before that. On SIGTERM it only stops QEMU: the deletion takes back the rest.
+before that, and one that is deleted (`sandbox.deletion`). On SIGTERM it only stops QEMU: whoever
+sent that takes back the rest.
 
 It loads most of its modules while it would only wait: while the caller makes its plan, or while
 QEMU starts.
 """
 
+import contextlib
 import gc
 import importlib
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.linux import process
+from tapwright.sandbox import environment
 from tapwright.sandbox.report import Caller
-from tapwright.state import control_group, ownership
+from tapwright.state import control_group, ownership, supervisors
 from tapwright.state.record import LOG, RUNNING, Journal, load
 from tapwright.supervisor import prelude
 
@@ -43,6 +47,7 @@ _LATER = (
 
 _FILES = 1 << 16  # sockets of processes in containers, for the most part
 _MOST_FILES = 1 << 20  # of virtiofsd
+_ASKED_WITH = 2
 
 
 def main(caller_fd: int) -> None:
@@ -56,7 +61,7 @@ def main(caller_fd: int) -> None:
         importlib.import_module(module)
     if order := caller.sandbox():
         message, alive_fd = order
-        ownership.note_supervisor(alive_fd)
+        supervisors.note(alive_fd)
         os.umask(0o022)
         limit_files()
         supervise(Path(message["directory"]), message["log_level"], caller)
@@ -101,6 +106,9 @@ def supervise(
     life = Life(journal, begun, caller)
     life.run(log_level, runner)
     begun.end()
+    if life.takes_down:
+        with life.rights:
+            _take_down(directory, life.asked_with)
     if life.failure and journal.record.status != RUNNING:
         caller.failed(life.failure, [] if life.deleted else _give_up(journal))
 
@@ -113,6 +121,27 @@ def _speak_to(path: Path) -> None:
         return  # the caller's memory has it
     os.dup2(fd, sys.stderr.fileno())
     os.close(fd)
+
+
+def _take_down(directory: Path, asked_with: Sequence[int]) -> None:
+    """Take back all that the sandbox holds, which has ended, with stderr and environment of the
+    process that deletes it. What can't be taken back is left to that one, which tries again, and
+    tells."""
+    from tapwright.hypervisor import orphans
+    from tapwright.linux import cgroups
+    from tapwright.state import rebinding, teardown
+
+    if len(asked_with) == _ASKED_WITH:
+        os.dup2(asked_with[0], sys.stderr.fileno())
+        environment.take(asked_with[1])
+    orphans.end(os.getpid())
+    with contextlib.suppress(SandboxStateError):  # it knows what to do with a damaged record, too
+        record = load(directory)
+        if record.spec.cgroup_of_its_own and not cgroups.leave(record.cgroup):
+            return  # the group can't be removed before this process has ended
+        rebinding.bind_again(directory)
+        if not teardown.take_back(Journal(directory, record)):
+            ownership.discard(directory)
 
 
 def _give_up(journal: Journal) -> list[str]:

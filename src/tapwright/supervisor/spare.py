@@ -58,7 +58,7 @@ def main(order: dict[str, Any]) -> None:
             return
         sys.modules["ssl"] = None  # type: ignore[assignment]  # see supervisor
         gc.disable()
-        from tapwright.state import ownership
+        from tapwright.state import supervisors
         from tapwright.supervisor import main as supervisor
 
         supervisor.limit_files()
@@ -78,7 +78,7 @@ def main(order: dict[str, Any]) -> None:
         if taker:
             caller, message, alive_fd = taker
             _stand_back(int(message.get("nice", 0)), "", prepared.qemu.pids())
-            ownership.note_supervisor(alive_fd)
+            supervisors.note(alive_fd)
             supervisor.supervise(
                 Path(message["directory"]), message["log_level"], caller, prepared, runner
             )
