@@ -139,7 +139,7 @@ class Networked:
             found.update(self._compared())
             return not any(unexplained(found))
 
-        eventually(is_same, 15)
+        eventually(is_same)
         return found
 
     def _compared(self) -> dict[str, list[str]]:

@@ -220,7 +220,7 @@ def test_caller_that_goes_away(
     # The supervisor knows by then.
     assert eventually(lambda: not has_qemu(supervisor))
     (held / "go").touch()
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=150)
     assert running.returncode == (130 if number == signal.SIGINT else -number), errors
     assert eventually(lambda: tapwright.json("sandbox", "list") == [])
     assert networks.leased("held") == []

@@ -222,7 +222,7 @@ def test_a_name_server_that_rules_lead_to(
         synced(vm)
         assert told(vm, "iptables-nft-save") == told(outside, "iptables-nft-save")
         ask = (
-            "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(10); "
+            "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(60); "
             "s.connect(('127.0.0.11', 53)); s.send(b'question'); print(s.recv(99).decode())"
         )
         assert vm.exec(VM, "python3", "-c", ask) == "noitseuq\n"
