@@ -52,8 +52,9 @@ def test_a_joined_host_name_is_left_alone(tmp_path: Path) -> None:
     assert "hostname" not in Made(tmp_path, configuration(), uts="/proc/7/ns/uts").config
 
 
-def test_without_a_namespace_of_its_own_the_host_name_is_the_hosts(tmp_path: Path) -> None:
-    namespaces = [{"type": "pid"}, {"type": "ipc"}]
+@pytest.mark.parametrize("kinds", [("pid", "ipc"), ("pid", "ipc", "uts")])
+def test_without_a_host_name_it_is_the_hosts(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    namespaces = [{"type": kind} for kind in kinds]
     content = configuration(linux={"namespaces": namespaces}, hostname="")
     assert Made(tmp_path, content).config["hostname"] == os.uname().nodename
 
@@ -69,7 +70,7 @@ def test_host_only_things_are_left_out(tmp_path: Path) -> None:
         ),
     )
     assert set(made.config) == {
-        *("ociVersion", "root", "process", "mounts", "linux", "hostname", "hooks")
+        *("ociVersion", "root", "process", "mounts", "linux", "hostname", "domainname", "hooks")
     }
     assert made.config["hooks"] == {"startContainer": [{"path": "/bin/id"}]}
     assert set(made.config["linux"]) == {"namespaces", "cgroupsPath", "resources"}

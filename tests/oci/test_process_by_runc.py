@@ -62,6 +62,12 @@ def test_home_and_limits_of_a_further_process(runtime: Runtime, tmp_path: Path) 
         assert said.split() == ["/", "77", "88"]
 
 
+def test_names_of_a_container_that_is_given_none(by_runc: Run, by_us: Run) -> None:
+    """As `ctr run` gives none."""
+    argv = ("cat", "/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname")
+    assert by_us(*argv, hostname="") == by_runc(*argv, hostname="")
+
+
 def test_groups_that_are_named_twice(by_runc: Run, by_us: Run) -> None:
     """As docker does with that of `--user` (since CVE-2022-36109)."""
     process = {"user": {"uid": 1000, "gid": 2000, "additionalGids": [2000, 99, 2000]}}

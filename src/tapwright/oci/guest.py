@@ -81,9 +81,8 @@ def configuration(
     }
     if "uts" not in joined:
         names = ("hostname", "domainname")
-        if bundle.namespace("uts") is None:
-            # `--uts host`: the names are not the container's own, but the host's.
-            config.update(zip(names, (os.uname().nodename, _host_domain()), strict=True))
+        # A new namespace begins with the host's names, and without one (`--uts host`) they stay.
+        config.update(zip(names, (os.uname().nodename, _host_domain()), strict=True))
         config.update({key: bundle.config[key] for key in names if bundle.config.get(key)})
     if started := bundle.config.get("hooks", {}).get("startContainer"):
         config["hooks"] = {"startContainer": started}
