@@ -187,7 +187,8 @@ def test_a_hook_that_makes_the_network(runtime: Runtime, outside: Namespace) -> 
 
 
 def test_settings_of_what_a_hook_makes(runtime: Runtime) -> None:
-    """They are set when the hooks have run, as by runc; one that is refused is the end of it."""
+    """They are set when the hooks have run, as by runc; one that is refused is the end of it. What
+    is a module's is there: on a host who names it has loaded that."""
     script = """
         pid=$(sed 's/.*"pid": *\\([0-9]*\\).*/\\1/')
         nsenter --net=/proc/$pid/ns/net sh -ec '
@@ -200,6 +201,8 @@ def test_settings_of_what_a_hook_makes(runtime: Runtime) -> None:
         "net/ipv4/conf/eth0.100/forwarding": "1",
         "net.ipv4.conf.other.rp_filter": "2",
         "net.ipv4.ip_unprivileged_port_start": "7",
+        "net.ipv4.vs.conntrack": "1",
+        "net.netfilter.nf_conntrack_max": "77777",
         "kernel/msgmax": "9000",
     }
     with runtime.running(
@@ -207,10 +210,11 @@ def test_settings_of_what_a_hook_makes(runtime: Runtime) -> None:
     ) as container:
         files = [
             *("net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/other/rp_filter"),
-            *("net/ipv4/ip_unprivileged_port_start", "kernel/msgmax"),
+            *("net/ipv4/ip_unprivileged_port_start", "net/ipv4/vs/conntrack"),
+            *("net/netfilter/nf_conntrack_max", "kernel/msgmax"),
         ]
         told = container.says("cat", *(f"/proc/sys/{file}" for file in files))
-        assert told.split() == ["1", "2", "7", "9000"]
+        assert told.split() == ["1", "2", "7", "1", "77777", "9000"]
     for name, value, reason in (
         ("net.ipv4.conf.eth9.forwarding", "1", "no such file or directory"),
         ("net.ipv4.ip_unprivileged_port_start", "high", "invalid argument"),

@@ -15,11 +15,12 @@ from tapwright.progress import Progress
 
 # The modules that every guest needs; what they depend on is found.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtio_net", "virtio_rng")
-# The modules of a guest that runs containers, loaded when it mounts the files of the host.
-SHARE_MODULES = ("virtiofs", "overlay")
-# The modules for iptables-legacy and its like, which the kernel never loads by itself: on a host,
-# the platform or another program loads them. They are patterns, because not every kernel has all of
-# them.
+# The modules of a guest that runs containers, loaded when it mounts the files of the host. With
+# nf_conntrack, programs find the settings of connection tracking (net.netfilter.nf_conntrack_max).
+SHARE_MODULES = ("virtiofs", "overlay", "nf_conntrack")
+# The modules for iptables-legacy and its like. The kernel loads neither these nor nf_conntrack by
+# itself: on a host, the platform or another program loads them. They are patterns, because not
+# every kernel has all of them.
 TABLE_MODULES = ("kernel/net/ipv?/netfilter/*_tables", "kernel/net/bridge/netfilter/ebtables")
 
 # The modules that are loaded when a program asks for them, as on a host. These are all that concern

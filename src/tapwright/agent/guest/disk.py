@@ -14,6 +14,7 @@ DISK = "/usr/lib/tapwright/disk"
 MODULES = "/usr/lib/tapwright/mounted/usr/lib/modules"
 
 _DEVICES = "/etc/devices"
+_MODPROBE = "/proc/sys/kernel/modprobe"
 _FOR_ALL = frozenset(("fuse", "net/tun"))
 _KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
 
@@ -34,6 +35,15 @@ def make_devices() -> None:
             with contextlib.suppress(FileExistsError):
                 os.mknod(path, mode, os.makedev(major, minor))
                 os.chmod(path, mode & 0o777)
+
+
+def load(module: str) -> None:
+    """Have a module loaded by who loads those that the kernel asks for (kernel.modprobe), where
+    there is one."""
+    with open(_MODPROBE) as file:
+        program = file.read().strip()
+    if os.access(program, os.X_OK):
+        os.waitpid(os.posix_spawn(program, [program, "-q", "--", module], os.environ), 0)
 
 
 def give_modules(config: dict[str, Any]) -> None:

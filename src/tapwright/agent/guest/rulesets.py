@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tapwright.agent.guest import disk
 from tapwright.agent.guest.requests import Request
 from tapwright.linux import ipset, nfnetlink, packet_rules, xtables
 from tapwright.linux.netlink import Netlink, NetlinkError
@@ -22,7 +23,6 @@ _MOST_BYTES = 64 << 20
 _MOST_REFUSALS = 20
 _ATTEMPTS = 5
 _ADDED = 1 << 24  # the number of the first change that is not the host's
-_MODPROBE = "/proc/sys/kernel/modprobe"
 
 Refusals = list[dict[str, Any]]
 Before = dict[tuple[int, str], int]
@@ -111,16 +111,8 @@ def _replace(item: Request) -> None:
         if error.errno != errno.ENOPROTOOPT:
             raise
         # The kernel loads the module of a table by itself, but not the module that has all tables.
-        _load(xtables.MODULES[table.family])
+        disk.load(xtables.MODULES[table.family])
         xtables.replace(table)
-
-
-def _load(module: str) -> None:
-    """Load a module by the program that loads modules for the kernel (kernel.modprobe)."""
-    with open(_MODPROBE) as file:
-        program = file.read().strip()
-    if os.access(program, os.X_OK):
-        os.waitpid(os.posix_spawn(program, [program, "-q", "--", module], os.environ), 0)
 
 
 def _commit(text: str, before: Before, refused: Refusals) -> None:

@@ -4,10 +4,20 @@
 import os
 from typing import Any
 
+from tapwright.agent.guest import disk
 from tapwright.agent.guest.refusal import FAILED, RefusedError
 from tapwright.linux.netlink import Netlink
 
 _NETWORK, _ALL = "/proc/sys/net", "/proc/sys"
+# What is in a module that a host has loaded by the time that somebody names it. Below _NETWORK.
+_MODULES = {
+    "bridge/": "br_netfilter",
+    "ipv4/vs/": "ip_vs",
+    "mpls/": "mpls_router",
+    "netfilter/nf_conntrack": "nf_conntrack",
+    "nf_conntrack_max": "nf_conntrack",
+    "sctp/": "sctp",
+}
 
 
 def set_sysctls(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +62,9 @@ def try_all(settings: list[Any], directory: str = _NETWORK) -> list[str]:
 
 
 def _write(path: str, value: str, directory: str = _NETWORK) -> None:
+    module = next((name for start, name in _MODULES.items() if path.startswith(start)), "")
+    if module and directory == _NETWORK and not os.path.exists(f"{directory}/{path}"):
+        disk.load(module)
     # Without O_CREAT and O_TRUNC: with them the error would differ from runc's.
     fd = os.open(f"{directory}/{path}", os.O_WRONLY | os.O_CLOEXEC)
     try:
