@@ -286,6 +286,8 @@ ROWS = (
         cni=(with_plugin(bridge("br-p23", "10.60.23.0/24"), {"type": "vrf", "vrfname": "blue"}),),
     ),
     # --- sizes
+    # Too small for IPv6.
+    Row("MTU 576", ip=("link set eth0 mtu 576", ADDRESS)),
     Row("MTU 1280", ip=("link set eth0 mtu 1280", *BOTH)),
     Row("MTU 9000", ip=("link set eth0 mtu 9000", *BOTH)),
     Row("MTU 65521", ip=("link set eth0 mtu 65521", *BOTH)),
@@ -358,6 +360,17 @@ ROWS = (
             "address add fd70::a/64 dev eth0",
             "address add fd70:1::9/64 dev eth0 nodad mngtmpaddr",
             "address add fe80::77/64 dev eth0 nodad",
+        ),
+    ),
+    Row(
+        "addresses of unusual ranges",
+        ip=(
+            "address add 127.5.5.5/8 dev eth0",
+            "address add 240.1.1.1/24 dev eth0",
+            "address add 0.1.2.3/8 dev eth0",
+            "address add 239.1.1.1/32 dev eth0 autojoin",
+            "address add ::ffff:10.3.3.3/128 dev eth0 nodad",
+            "address add fd07::/127 dev eth0 nodad",
         ),
     ),
     Row(

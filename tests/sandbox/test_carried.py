@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tapwright import config
 from tapwright.linux import links, netns
+from tapwright.sandbox import planning
 from tests.namespaces import Namespace, namespace
 from tests.sandboxes import Tapwright
 
@@ -92,16 +94,58 @@ def test_sizes_of_loopback_alone(place: Namespace, tapwright: Tapwright) -> None
         tapwright.delete(VM)
 
 
-def test_one_mac_address_twice_is_refused(place: Namespace, tapwright: Tapwright) -> None:
-    """In words that name both interfaces."""
+def test_one_mac_address_twice(place: Namespace, tapwright: Tapwright) -> None:
+    """As of two ipvlans of one device: each is a NIC, by itself reached and reaching."""
     addressed(place)
     place.ip("link set eth0 address 02:00:00:00:79:01")
-    place.ip("link add eth1 address 02:00:00:00:79:01 type veth peer name other")
+    ip(f"link add h-carried-2 type veth peer name eth1 netns {place.name}")
+    ip("address add 10.78.0.1/24 dev h-carried-2")
+    ip("link set h-carried-2 up")
+    try:
+        # With a queue longer than a TAP's can be, which is left out.
+        place.ip("link set eth1 address 02:00:00:00:79:01 txqueuelen 1000000")
+        place.ip("address add 10.78.0.2/24 dev eth1")
+        place.ip("link set eth1 up")
+        done = tapwright.run("sandbox", "run", VM, "--netns", place.path)
+        assert done.returncode == 0, done.stderr
+        for name, address in (("eth0", "10.79.0.2"), ("eth1", "10.78.0.2")):
+            assert address in tapwright.exec(VM, "ip", "address", "show", name)
+            mac = tapwright.exec(VM, "cat", f"/sys/class/net/{name}/address")
+            assert mac.strip() == "02:00:00:00:79:01"
+            subprocess.run(["ping", "-c", "1", "-W", "5", address], check=True)
+    finally:
+        tapwright.delete(VM)
+        ip("link delete h-carried-2")
+
+
+def test_what_is_on_a_nic_and_has_its_mac_address_is_refused(
+    place: Namespace, tapwright: Tapwright
+) -> None:
+    """A VLAN is another; this kernel may have none. In words that name both interfaces."""
+    addressed(place)
+    place.ip("link set eth0 address 02:00:00:00:79:01")
+    place.ip("link add eth1 link eth0 type macvlan mode passthru")
     place.ip("link set eth1 up")
-    place.ip("link set other up")
     done = tapwright.run("sandbox", "run", VM, "--netns", place.path)
     assert done.returncode != 0
-    assert "eth1 has the MAC address of eth0, 02:00:00:00:79:01" in done.stderr
+    assert "eth1 has the MAC address of eth0, 02:00:00:00:79:01, and one" in done.stderr
+
+
+def test_there_is_room_for_all_that_are_there(
+    place: Namespace, scratch_netns: str, tapwright: Tapwright
+) -> None:
+    """And no more is made of it where there are fewer than usual: a template for each number would
+    be many."""
+    loaded, made = config.load(str(tapwright.config)), 1
+    beyond = Path(scratch_netns).name
+    for count in (loaded.qemu.slots, loaded.qemu.slots + 1, 40):
+        for number in range(made, count):
+            place.ip(f"link add net{number} type veth peer name far{number} netns {beyond}")
+        made = count
+        spec = planning.plan(loaded, planning.Wish(netns=place.path), print)
+        assert count <= spec.machine.slots < count + 8
+        usual = planning.plan(loaded, planning.Wish(), print).machine.slots
+        assert usual == loaded.qemu.slots
 
 
 def test_too_many_routes_are_refused(place: Namespace, tapwright: Tapwright) -> None:

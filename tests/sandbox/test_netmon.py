@@ -359,6 +359,29 @@ def test_renamed_swapped_and_given_another_mac(namespace: Namespace) -> None:
     namespace.settles()
     namespace.ip("link set eth2 address 02:00:00:00:77:01")
     namespace.settles()
+    # And now both have the same one.
+    namespace.ip("link set wan0 address 02:00:00:00:77:01")
+    namespace.settles()
+    namespace.ip("address add 10.77.0.12/24 dev wan0")
+    namespace.settles()
+
+
+def test_a_mac_address_that_a_program_of_the_guest_has_set(
+    namespace: Namespace, tapwright: Tapwright
+) -> None:
+    """It stays, and the NIC goes on following."""
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    changed = "02:00:00:00:77:99"
+    tapwright.exec(VM, "ip", "link", "set", "eth1", "address", changed)
+    namespace.batch("address add 10.77.0.10/24 dev eth1", "link set eth1 name wan1")
+
+    def shown(name: str) -> str:
+        return tapwright.run("sandbox", "exec", VM, "--", "ip", "address", "show", name).stdout
+
+    assert eventually(lambda: "10.77.0.10" in shown("wan1")), namespace.log()
+    assert changed in shown("wan1")
+    subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.10"], check=True, capture_output=True)
 
 
 def test_down_and_up_again(namespace: Namespace) -> None:

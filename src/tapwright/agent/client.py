@@ -31,7 +31,11 @@ _LONGEST_PAUSE = 1.0
 
 # What must be in an answer of the guest, and of which type.
 _SHAPES: dict[str, dict[str, Any]] = {
-    "interfaces": {"name": str, "mac": str, "mtu": int, "addresses": list},
+    "interfaces": {
+        **dict.fromkeys(("name", "mac", "permanent"), str),
+        "mtu": int,
+        "addresses": list,
+    },
     "routes": {
         "destination": str,
         "device": str,

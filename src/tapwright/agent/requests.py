@@ -32,6 +32,7 @@ def set_interface(
     *,
     looks: Mapping[str, Any] | None = None,
     settings: Sequence[Sequence[str]] = (),
+    address: str | None = None,
     index: int | None = None,
     mtu: int | None = None,
     txqlen: int | None = None,
@@ -39,18 +40,19 @@ def set_interface(
     up: bool | None = None,
     as_far_as_possible: bool | None = None,
 ) -> Request:
-    """Make the NIC with this MAC (or "lo") what is said here. `addresses` are all that it is to
-    have, `looks` alias, altnames, group and flags, `settings` [path below /proc/sys/net, value]."""
+    """Make the NIC that was plugged in with this MAC (or "lo") what is said here. `address` is the
+    MAC that it is to have instead when it is new; `addresses` are all that it is to have, `looks`
+    alias, altnames, group and flags, `settings` [path below /proc/sys/net, value]."""
     sizes = {"index": index, "mtu": mtu, "txqlen": txqlen, "queues": queues}
-    how = {"up": up, "as_far_as_possible": as_far_as_possible, "settings": settings or None}
+    how = {
+        "address": address,
+        "up": up,
+        "as_far_as_possible": as_far_as_possible,
+        "settings": settings or None,
+    }
     wanted = sizes | how | dict(looks or {})
     given = {key: value for key, value in wanted.items() if value is not None}
     return of("set_interface", mac=mac, name=name, addresses=list(addresses), **given)
-
-
-def set_mac(mac: str, address: str) -> Request:
-    """Give the NIC with this MAC another one."""
-    return of("set_mac", mac=mac, address=address)
 
 
 def change_routes(*, remove: Sequence[Record] = (), add: Sequence[Record] = ()) -> Request:

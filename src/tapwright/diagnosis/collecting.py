@@ -158,9 +158,10 @@ class _Collecting:
 
     def _guest(self) -> None:
         listed = self._picture.guest.get("interfaces", [])
-        said = next(
-            (one for one in listed if one["mac"] == self._nic.mac and not one["loopback"]), None
-        )
+        nics = [one for one in listed if one["mac"] == self._nic.mac and not one["loopback"]]
+        # Two may have one MAC address.
+        said = next((one for one in nics if one["name"] == self._nic.name), None)
+        said = said or next(iter(nics), None)
         if said is None:
             state = way.MISSING if self._picture.guest else way.UNKNOWN
             self._way.points.append(

@@ -49,6 +49,7 @@ class WithCompanion:
         with self.inside() as nl:
             if beside := links.find(nl, self.name):
                 links.set_mtu(nl, beside.index, mtu)
+                links.leave_ipv6_alone(nl, beside.index)
 
     def check_name(self, nl: Netlink) -> None:
         """Raises NetworkError if another device has the companion's name."""
@@ -117,7 +118,7 @@ def set_up(nl: Netlink, index: int, link: Link) -> None:
     links.set_alias(nl, index, OUR_ALIAS)
     links.set_mtu(nl, index, min(link.mtu, tuntap.LARGEST_MTU))
     if link.txqlen:  # an interface without a queue has no queue length
-        links.set_txqlen(nl, index, link.txqlen)
+        links.set_txqlen(nl, index, min(link.txqlen, tuntap.LONGEST_QUEUE))
     links.leave_ipv6_alone(nl, index)
     links.set_up(nl, index)
 

@@ -23,6 +23,7 @@ OUR_ALIAS = "tapwright"
 MOST_ROUTES = 32768
 """More routes are not carried: they would keep the guest busy."""
 _MOST_OTHERS = 8192
+_LEAST_IPV6 = 1280  # the MTU of a link (RFC 8200, section 5)
 
 
 class Interface(NamedTuple):
@@ -54,6 +55,8 @@ class Interface(NamedTuple):
     def special_settings(self) -> dict[str, str]:
         """Return the settings in `conf` that differ from a new interface's, by PROTOCOL/NAME."""
         special = self.settings.special(self.link.is_loopback)
+        if self.link.mtu < _LEAST_IPV6:
+            special.pop(settings.IPV6_OFF, None)  # no kernel has IPv6 on such an interface
         # Otherwise the guest's kernel would make one from the MAC address when the NIC comes up.
         return special | ({settings.ADDRESS_GENERATION: "1"} if self.own_link_local else {})
 

@@ -79,9 +79,8 @@ class Nics:
 
     def __iter__(self) -> Iterator[Nic]:
         sandbox = self.find()
-        devices = (
-            {nic.mac: nic.device for nic in sandbox.record.interfaces} if sandbox.record else {}
-        )
+        nics = sandbox.record.interfaces if sandbox.record else []
+        devices = {nic.mac: nic.device for nic in nics} | {nic.name: nic.device for nic in nics}
         for entry in client.of(sandbox).list_interfaces() or ():
             mac = str(entry.get("mac") or entry.get("hwAddr", ""))
             yield Nic(
@@ -89,7 +88,7 @@ class Nics:
                 mac=mac,
                 mtu=int(entry["mtu"]),
                 addresses=tuple(_addresses(entry)),
-                device=str(devices.get(mac, "")),
+                device=str(devices.get(str(entry["name"])) or devices.get(mac, "")),
                 _nics=self,
             )
 

@@ -17,14 +17,17 @@ _ADVERTISEMENT = struct.Struct("!BBHI16sBB6s")
 _ND_NEIGHBOR_ADVERT, _OVERRIDE = 136, 0x20000000
 _TARGET_LINK_LAYER_ADDRESS, _OPTION_LENGTH = 2, 1
 _HOPS = 255  # receivers require it
+_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2
 
 
 def announce(ifname: str, mac: str, address: str) -> None:
-    """Announce an address of an interface that is up. Raises OSError."""
-    if ":" in address:
-        _advertise(ifname, mac, address)
-    else:
+    """Announce an address of an interface that is up, unless no packet can come from it: a group's,
+    or an IPv4 address that is written as one of IPv6. Raises OSError."""
+    packed = pack_address(address)
+    if len(packed) == 4 and packed[0] >> 4 != 0xE:
         _broadcast_arp(ifname, mac, address)
+    elif len(packed) == 16 and not packed.startswith(_MAPPED):
+        _advertise(ifname, mac, address)
 
 
 def _broadcast_arp(ifname: str, mac: str, address: str) -> None:

@@ -15,7 +15,7 @@ RTMGRP_LINK = 0x1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = 13, 18, 20, 28
 IFLA_GROUP, IFLA_LINK_NETNSID, IFLA_NEW_IFINDEX = 27, 37, 49
-IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
+IFLA_PROP_LIST, IFLA_ALT_IFNAME, IFLA_PERM_ADDRESS = 52, 53, 54
 IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND = 1, 2, 4
 VETH_INFO_PEER = 1
@@ -57,6 +57,9 @@ class Link(NamedTuple):
     """The driver of the interface with index `master`."""
     group: int = 0
     altnames: tuple[str, ...] = ()
+    permanent: str = ""
+    """The MAC address that hardware came with, whatever it has now; empty for an interface that is
+    none, and from kernels before 5.6."""
 
     @property
     def is_ethernet(self) -> bool:
@@ -114,6 +117,7 @@ def decode(body: bytes) -> Link:
         master_kind=text(info, IFLA_INFO_SLAVE_KIND),
         group=u32(found, IFLA_GROUP),
         altnames=_altnames(found.get(IFLA_PROP_LIST, b"")),
+        permanent=netlink.unpack_mac(found.get(IFLA_PERM_ADDRESS, b"")),
     )
 
 
@@ -241,10 +245,16 @@ def set_altname(nl: Netlink, index: int, name: str, on: bool) -> None:
 
 
 def leave_ipv6_alone(nl: Netlink, index: int) -> None:
-    """Keep the kernel from giving the interface a link-local address."""
+    """Keep the kernel from giving the interface a link-local address. There is nothing to keep it
+    from while the interface has no IPv6: in a kernel without IPv6, and with an MTU below 1280
+    (addrconf_notify in net/ipv6/addrconf.c)."""
     mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
     change = nested(IFLA_AF_SPEC, [nested(socket.AF_INET6, [mode])])
-    _set(nl, "set address generation", index, change)
+    try:
+        _set(nl, "set address generation", index, change)
+    except NetlinkError as error:
+        if error.errno != errno.EAFNOSUPPORT:
+            raise
 
 
 def remove(nl: Netlink, index: int) -> None:

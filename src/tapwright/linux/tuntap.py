@@ -13,6 +13,9 @@ from tapwright.linux.netlink import u32
 
 LARGEST_MTU = 65521
 """The largest MTU of a TAP: 65,535 bytes with the Ethernet header (drivers/net/tun.c)."""
+LONGEST_QUEUE = 1 << 19
+"""The longest queue of a TAP, in frames: the kernel allocates an array of pointers to frames, of at
+most 4 MiB (include/linux/ptr_ring.h, KMALLOC_MAX_SIZE)."""
 KIND = "tun"
 """The kind of both TUN and TAP devices in rtnetlink."""
 

@@ -101,12 +101,8 @@ class Following:
             found.append(loopback)
         self._carried[loopback.link.index] = loopback
         self._begun = [interface.link.index for interface in found]
-        requests = [
-            discovery.interface_request(
-                interface, self._settings.of_interface(interface, interface.link.name)
-            )
-            for interface in found
-        ]
+        nics = self._interfaces.followers()
+        requests = [self._request(one, nics.get(one.link.index)) for one in found]
         return [r | ({} if self._indexed else {"index": 0}) for r in requests]
 
     async def fill(self, answers: Iterable[Any]) -> None:
@@ -308,17 +304,25 @@ class Following:
         before = self._carried.pop(nic.index, None)
         self._doubt(nic.index, before)
         ended = before.link.flags & ~interface.link.flags if before else 0
-        # The host's side of a NIC may have had to take another MAC.
-        await self._set_interface(interface, mac=nic.mac, ended=ended & links.FLAGS_OF_RECEPTION)
+        await self._set_interface(interface, nic, ended=ended & links.FLAGS_OF_RECEPTION)
         await self._interfaces.follow(nic, interface)
         self._carried[nic.index] = interface
         if before is None or before.own_mtu != interface.own_mtu:
             _tell_cut(interface)
 
-    async def _set_interface(self, interface: Interface, **other: object) -> None:
-        own = interface.link.index
+    def _request(self, interface: Interface, nic: Nic | None) -> Request:
+        """The agent's request that makes a NIC what the interface is; `nic` is None for loopback.
+        The host's side of a NIC may have had to take another MAC."""
         of_it = self._settings.of_interface(interface, interface.link.name)
-        request = {**discovery.interface_request(interface, of_it), **other}
+        request = discovery.interface_request(interface, of_it)
+        named = {"mac": nic.identity} if nic else {}
+        return request | named | ({"address": nic.mac} if nic and nic.permanent else {})
+
+    async def _set_interface(
+        self, interface: Interface, nic: Nic | None = None, **other: object
+    ) -> None:
+        own = interface.link.index
+        request = {**self._request(interface, nic), **other}
         try:
             answer = await self._agent.call(batch(request))
             replies = answer.get("replies")

@@ -33,7 +33,8 @@ from tapwright.hypervisor.backends import Backend, VhostUser
 from tapwright.hypervisor.qemu import Qemu
 from tapwright.linux import links, netns, tuntap
 from tapwright.linux.links import Link
-from tapwright.nics.request import Address, InterfaceRequest
+from tapwright.linux.netlink import Netlink
+from tapwright.nics.request import Address, InterfaceRequest, any_mac
 from tapwright.state import ownership, teardown
 from tapwright.state.entries import HostTap, Port
 from tapwright.state.record import Journal, Nic, TapRequest
@@ -86,33 +87,26 @@ class Interfaces:
         self._agent = agent
         self._nics.on_gone = self._gone
         self._waiting: WaitingNic | None = None
-        self._given: list[Request] = []
 
     def expect(self, nic: WaitingNic) -> None:
         """Keep a NIC that is plugged already for the first interface whose endpoint can take it."""
         self._waiting = nic
 
-    async def settle(self) -> list[Request]:
+    async def settle(self) -> None:
         """When the first interfaces are joined: take the NIC out that was there, if none of them
-        took it; else return the agent's requests that make it that one's, to be done before any
-        other about it. Raises HypervisorError."""
+        took it. Raises HypervisorError."""
         waiting, self._waiting = self._waiting, None
         if waiting:
             await self._nics.unplug(waiting.slot)
-        given, self._given = self._given, []
-        return given
 
     async def carry(self, found: discovery.Interface, network: str = "") -> None:
         """Give an interface of the namespace a NIC of the same name, MAC and MTU, which follows it;
         send nothing to the guest. Raises NetworkError, HypervisorError."""
         link = found.link
-        for nic in self._record.interfaces:
-            if nic.mac.lower() == link.mac:
-                raise NetworkError(
-                    f"{link.name} has the MAC address of {nic.name}, {link.mac}: only one of them "
-                    "can be a NIC; give it another one, or move one elsewhere"
-                )
-        self._check_unique(link.name, link.mac)
+        self._check_name(link.name)
+        twins = [nic for nic in self._record.interfaces if nic.mac.lower() == link.mac]
+        for nic in twins:
+            self._check_apart(link, nic)
         interface = Nic(
             name=link.name,
             device=link.name,
@@ -122,8 +116,23 @@ class Interfaces:
             queues=self._queues(link),
             network=network,
             index=link.index,
+            permanent=any_mac() if twins else "",
         )
         await self._join(interface, self._endpoint(link, self._record.netns))
+
+    def _check_apart(self, link: Link, nic: Nic) -> None:
+        """An interface with the MAC address of a NIC has its own frames: one that is on the other
+        has not, such as a VLAN, for they come with those of that one. Raises NetworkError."""
+        try:
+            with netns.entered(self._record.netns), Netlink() as nl:
+                other = links.at(nl, nic.index)
+        except OSError as error:
+            raise NetworkError(f"{nic.name} can't be looked at: {error.strerror}") from None
+        if other and (other.index == link.parent or link.index == other.parent):
+            raise NetworkError(
+                f"{link.name} has the MAC address of {nic.name}, {link.mac}, and one of them is on "
+                "the other: only one can be a NIC; give it another one, or move one elsewhere"
+            )
 
     def followers(self) -> dict[int, Nic]:
         """The NICs that follow interfaces of the namespace, by the index of those."""
@@ -206,7 +215,8 @@ class Interfaces:
 
         Raises NetworkError, HypervisorError.
         """
-        self._check_unique(request.name, request.mac)
+        self._check_name(request.name)
+        self._check_mac(request.mac)
         interface = Nic(
             name=request.name,
             device=request.device,
@@ -225,7 +235,8 @@ class Interfaces:
 
         Raises NetworkError, HypervisorError.
         """
-        self._check_unique(tap.name, tap.mac)
+        self._check_name(tap.name)
+        self._check_mac(tap.mac)
         mark = f"tapwright-{self._record.id}-{self._record.created * 1e3:.0f}"
         port = {"bridge": tap.bridge, "ovs": tap.ovs}
         # In a thread what may ask Open vSwitch, which may take its time.
@@ -305,8 +316,9 @@ class Interfaces:
         ]
 
     def _listed(self, entry: dict[str, Any], addresses: list[str]) -> Listed:
-        mac = str(entry["mac"])
-        nic = next((nic for nic in self._record.interfaces if nic.mac.lower() == mac.lower()), None)
+        mac, permanent = str(entry["mac"]), str(entry["permanent"]).lower()
+        nics = self._record.interfaces
+        nic = next((nic for nic in nics if nic.identity.lower() == permanent), None)
         return Listed(str(entry["name"]), mac, int(entry["mtu"]), addresses, nic)
 
     async def _attach(self, interface: Nic, request: InterfaceRequest) -> None:
@@ -397,7 +409,7 @@ class Interfaces:
 
     async def _plug(self, interface: Nic, backend: Backend) -> None:
         try:
-            interface.slot = await self._nics.plug(backend, interface.mac)
+            interface.slot = await self._nics.plug(backend, interface.identity)
         finally:
             for fd in [backend.fd] if isinstance(backend, VhostUser) else backend.fds:
                 os.close(fd)
@@ -417,15 +429,17 @@ class Interfaces:
         self._waiting = None
         interface.slot = nic.slot
         self._record.interfaces.append(interface)
-        self._given.append(requests.set_mac(nic.mac, interface.mac))
+        interface.permanent = nic.mac
         # Written with the next change: the guest hears of it only then; the journal has the
         # endpoint already.
 
-    def _check_unique(self, name: str, mac: str) -> None:
+    def _check_name(self, name: str) -> None:
+        if any(nic.name == name for nic in self._record.interfaces):
+            raise NetworkError(f"name: {name!r} is taken in this sandbox; choose another")
+
+    def _check_mac(self, mac: str) -> None:
         for nic in self._record.interfaces:
-            if nic.name == name:
-                raise NetworkError(f"name: {name!r} is taken in this sandbox; choose another")
-            if nic.mac.lower() == mac.lower():
+            if mac.lower() in (nic.mac.lower(), nic.permanent):
                 raise NetworkError(f"hwAddr: {mac!r} is that of the sandbox's {nic.name}")
 
     def _held_for(self, nic: Nic) -> list[Entry]:
@@ -475,7 +489,8 @@ def _configuration(nic: InterfaceRequest) -> Request:
 
 
 def _with_addresses(nic: Nic, addresses: Sequence[Address]) -> Request:
-    return requests.batch(requests.set_interface(nic.mac, nic.name, _for_agent(addresses)))
+    made = requests.set_interface(nic.identity, nic.name, _for_agent(addresses))
+    return requests.batch(made)
 
 
 def _for_agent(addresses: Iterable[Address]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """From what a caller asks for to a specification: networks found, names given, the image built,
 and whatever can be known to be wrong said before anything is made."""
 
+import contextlib
 import os
 import re
 import sys
@@ -14,8 +15,10 @@ from tapwright.config import Config
 from tapwright.config.sections import LEAST_MEMORY, Qemu, Runtime
 from tapwright.errors import HypervisorError, NetworkError, UsageError
 from tapwright.hypervisor.machine import Daemon, Machine
+from tapwright.hypervisor.ports import MOST
 from tapwright.image import store
-from tapwright.linux import cgroups
+from tapwright.linux import cgroups, links, netns
+from tapwright.linux.netlink import Netlink
 from tapwright.progress import Progress
 from tapwright.state.record import NetworkRequest, Spec, TapRequest
 
@@ -36,6 +39,7 @@ _PUBLISH = re.compile(
     r"(?:/(?P<protocol>tcp|udp|sctp))?"
 )
 _PORTS = range(1, 65536)
+_SLOTS_AT_ONCE = 8
 _ADDRESSABLE_MIB = 512 << 10
 """QEMU's own processor reaches 1 TiB (`-cpu max`), of which devices and alignment take some."""
 
@@ -107,7 +111,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         memory_slots=qemu.memory_slots if wish.first else 0,
         most_vcpus=qemu.default_maxvcpus or cpus() if wish.first else 0,
         machine_type=qemu.machine_type,
-        slots=qemu.slots,
+        slots=_slots(config, wish),
         memory_directory=qemu.file_mem_backend,
         hugepages=qemu.enable_hugepages,
         vhost=not qemu.disable_vhost_net,
@@ -149,6 +153,27 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         short_listing=config.runtime.enable_compat_old_cni,
         taps=_taps(wish.taps, names[len(wish.networks) :]),
     )
+
+
+def _slots(config: Config, wish: Wish) -> int:
+    """For how many NICs the machine has room: as configured, and for all that are known before it
+    starts. Then in eights, lest there be a template for each number."""
+    qemu = config.qemu
+    known = len(wish.networks) + len(wish.taps)
+    if wish.netns:
+        known += _interfaces(wish.netns)
+    if known <= qemu.slots:
+        return qemu.slots
+    return min(-(-known // _SLOTS_AT_ONCE) * _SLOTS_AT_ONCE, MOST[qemu.machine_type])
+
+
+def _interfaces(path: str) -> int:
+    """How many interfaces of a namespace may be NICs, 0 where it can't be looked at: who starts the
+    machine will say why."""
+    with contextlib.suppress(OSError), netns.entered(path), Netlink() as nl:
+        found = (one for one in links.listing(nl) if one.is_ethernet and not one.is_loopback)
+        return sum(not one.is_port and one.kind != "bridge" for one in found)
+    return 0
 
 
 def _daemon(qemu: Qemu) -> Daemon:

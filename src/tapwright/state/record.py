@@ -140,7 +140,9 @@ class Spec:
 class Nic:
     """A NIC of the guest; addresses are ADDRESS/PREFIX. It is joined with the host's interface
     `device`, which the CNI `network` made, if that is set. It follows the namespace's interface
-    with this `index`, 0 for a NIC that was plugged by request."""
+    with this `index`, 0 for a NIC that was plugged by request. `permanent` is the MAC address that
+    QEMU gave the NIC, if that is not `mac`: a spare's, or one beside another NIC with this `mac`.
+    """
 
     name: str
     device: str
@@ -152,6 +154,13 @@ class Nic:
     queues: int = 0
     vhost_user_socket: str = ""
     index: int = 0
+    permanent: str = ""
+
+    @property
+    def identity(self) -> str:
+        """The MAC address by which the agent finds it, whatever the guest's programs have given
+        it."""
+        return self.permanent or self.mac
 
 
 @dataclass

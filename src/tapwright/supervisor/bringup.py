@@ -28,6 +28,9 @@ Result = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 
+_SECONDS, _SECONDS_EACH = 15.0, 2.0
+"""How long the guest may take over its network, and as much more for each NIC."""
+
 _One = TypeVar("_One")
 _Other = TypeVar("_Other")
 
@@ -144,11 +147,13 @@ class Bringup:
         requests: list[agent.Request],
         results: list[Result],
     ) -> None:
-        of_the_system = [*of_the_system, *await guest.interfaces.settle()]
+        await guest.interfaces.settle()
         dns = self._record.spec.dns or attachments.dns(results)
         of_dns = [agent.set_dns(dns)] if dns else []
         of_files = [agent.mount_share()] if self._record.spec.machine.share else []
-        answer = await guest.agent.call(agent.batch(*of_the_system, *requests, *of_dns, *of_files))
+        asked = agent.batch(*of_the_system, *requests, *of_dns, *of_files)
+        seconds = _SECONDS + _SECONDS_EACH * len(requests)
+        answer = await guest.agent.call(asked, seconds)
         if self._record.place is not Place.HOST:
             replies = _replies(answer, len(of_the_system) + len(requests))
             found = zip(requests, replies[len(of_the_system) :], strict=False)

@@ -107,7 +107,6 @@ OPERATIONS: dict[str, Operation] = {
     "set_dns": network.set_dns,
     "set_hostname": system.set_hostname,
     "set_interface": network.set_interface,
-    "set_mac": network.set_mac,
     "set_machine_id": system.set_machine_id,
     "set_rulesets": set_rulesets,
     "set_sysctls": sysctls.set_sysctls,

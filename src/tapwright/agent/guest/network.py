@@ -38,24 +38,27 @@ def prepare(nl: Netlink) -> None:
 
 
 def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Set the NIC with a MAC address (`lo`: loopback): name, MTU, txqlen, queues, addresses (IPv4
-    in their order), and up, unless `up` is false. Its `settings`, each [path below /proc/sys/net,
-    value], are set before it comes up. A new NIC gets the requested `index` if the index is free.
-    `as_far_as_possible` also sets alias, altnames, group and flags (IFF_NOARP, IFF_MULTICAST); a
-    value that the request lacks becomes that of a new NIC. IFF_PROMISC and IFF_ALLMULTI are set
-    with `flags`, and cleared if `ended` names them; otherwise they belong to the guest's programs.
+    """Set the NIC that was plugged in with `mac` (`lo`: loopback): name, MTU, txqlen, queues,
+    addresses (IPv4 in their order), and up, unless `up` is false. While the NIC has that MAC
+    address, it gets `address` instead; a later change belongs to the guest's programs. Its
+    `settings`, each [path below /proc/sys/net, value], are set before it comes up. A new NIC gets
+    the requested `index` if the index is free. `as_far_as_possible` also sets alias, altnames,
+    group and flags (IFF_NOARP, IFF_MULTICAST); a value that the request lacks becomes that of a new
+    NIC. IFF_PROMISC and IFF_ALLMULTI are set with `flags`, and cleared if `ended` names them;
+    otherwise they belong to the guest's programs.
 
     Addresses that the request does not name are removed, but for those that the kernel makes. With
-    `as_far_as_possible`, an address that the kernel refuses is left out and reported in `refused`;
-    a refused setting always is. A NIC that gets another name, or goes down, loses its routes, so
-    the caller adds them again.
+    `as_far_as_possible`, an address or txqlen that the kernel refuses is left out and reported in
+    `refused`; a refused setting always is. A NIC that gets another name, or goes down, loses its
+    routes, so the caller adds them again.
     """
     mac = str(request["mac"]).lower()
     wanted = [_from_now(record(Address, item)) for item in request.get("addresses", [])]
-    link = links.at(nl, LOOPBACK) if mac == "lo" else _find_by_mac(nl, mac)
+    link = links.at(nl, LOOPBACK) if mac == "lo" else _find(nl, mac)
     if link is None:
         raise NotThereYetError(f"the NIC {mac}")
     refused: list[str] = []
+    link = _with_address(nl, link, mac, str(request.get("address") or mac).lower())
     if not link.is_loopback and request.get("index"):
         link = renumbering.renumber(nl, link, int(request["index"]), refused)
     name, up = request.get("name") or link.name, bool(request.get("up", True))
@@ -68,7 +71,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     if name != link.name:
         _rename(nl, link.index, name)
     link = link._replace(name=name)
-    _set_sizes(nl, link, request)
+    _set_sizes(nl, link, request, refused)
     refused += sysctls.try_all(request.get("settings", []))
     if request.get("as_far_as_possible") and not link.is_loopback:
         refused += _set_looks(nl, link, request)
@@ -85,6 +88,14 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     refused += [str(error.args[-1]) for error in failed.values()]
     answer: dict[str, Any] = {"name": name, "index": link.index}
     return {**answer, "refused": refused} if refused else answer
+
+
+def _with_address(nl: Netlink, link: links.Link, permanent: str, address: str) -> links.Link:
+    """The NIC, when it has the MAC address that it is to have in place of its permanent one."""
+    if link.mac != permanent or address == permanent:
+        return link
+    links.set_mac(nl, link.index, address)
+    return link._replace(mac=address)
 
 
 def _set_up(nl: Netlink, link: links.Link) -> None:
@@ -115,17 +126,6 @@ def _will_run(name: str) -> bool:
     return False
 
 
-def set_mac(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
-    """Give the NIC with a MAC address another `address`. A NIC that is down gets a new link-local
-    address, which is made of the MAC address."""
-    mac, address = str(request["mac"]).lower(), str(request["address"])
-    link = _find_by_mac(nl, mac)
-    if link is None:
-        raise NotThereYetError(f"the NIC {mac}")
-    links.set_mac(nl, link.index, address)
-    return {}
-
-
 def set_dns(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Write resolv.conf from nameservers, domain, search and options (as in a CNI result)."""
     lines = [f"nameserver {server}" for server in request.get("nameservers", [])]
@@ -151,6 +151,7 @@ def list_network(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
             {
                 "name": link.name,
                 "mac": link.mac,
+                "permanent": link.permanent or link.mac,
                 "mtu": link.mtu,
                 "up": link.is_up,
                 "addresses": by_index.get(link.index, []),
@@ -168,13 +169,18 @@ def list_network(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _set_sizes(nl: Netlink, link: links.Link, request: dict[str, Any]) -> None:
+def _set_sizes(nl: Netlink, link: links.Link, request: dict[str, Any], refused: list[str]) -> None:
     mtu = int(request.get("mtu") or link.mtu)
     if mtu != link.mtu:
         links.set_mtu(nl, link.index, mtu)
     txqlen = int(request.get("txqlen") or link.txqlen)
     if txqlen != link.txqlen:
-        links.set_txqlen(nl, link.index, txqlen)
+        try:
+            links.set_txqlen(nl, link.index, txqlen)
+        except NetlinkError as error:
+            if not request.get("as_far_as_possible"):
+                raise
+            refused.append(str(error.args[-1]))
     if queues := int(request.get("queues") or 0):
         ethtool.set_queues(link.name, queues)
 
@@ -308,11 +314,12 @@ def _kernels_order(wanted: list[Address]) -> list[Address]:
     return sorted(first, key=lambda address: -address.scope) + further
 
 
-def _find_by_mac(nl: Netlink, mac: str) -> links.Link | None:
-    for link in links.listing(nl):
-        if link.mac == mac and not link.is_loopback:
-            return link
-    return None
+def _find(nl: Netlink, mac: str) -> links.Link | None:
+    """The NIC that was plugged in with a MAC address, whichever it has by now; of a kernel that
+    does not tell that one, the one that has it."""
+    found = [link for link in links.listing(nl) if not link.is_loopback]
+    by_kernel = (link for link in found if link.permanent == mac)
+    return next(by_kernel, None) or next((link for link in found if link.mac == mac), None)
 
 
 def _make_way(nl: Netlink, name: str) -> None:

@@ -34,7 +34,7 @@ class Passage:
         links.move(nl, link.index, self._fd, link.name)
         with _own() as own:
             # The namespace may have other devices that the kernel puts into each namespace.
-            there = next(o.index for o in links.listing(self._netlink) if o.mac == link.mac)
+            there = next(o.index for o in links.listing(self._netlink) if _is_same(o, link))
             try:
                 links.move(self._netlink, there, own, link.name, index)
             except NetlinkError:
@@ -50,6 +50,11 @@ def _own() -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _is_same(one: Link, link: Link) -> bool:
+    """Whether it is the same NIC, as far as its kernel tells: several may have one MAC address."""
+    return (one.permanent, one.mac) == (link.permanent, link.mac)
 
 
 _passage: Passage | None = None
@@ -71,7 +76,7 @@ def renumber(nl: Netlink, link: Link, index: int, refused: list[str]) -> Link:
         _passage.pass_through(nl, link, index)
     except NetlinkError as error:
         refused.append(f"{link.name} gets no index {index}: {error}")
-    known = [one for one in links.listing(nl) if one.mac == link.mac and not one.is_up]
+    known = [one for one in links.listing(nl) if _is_same(one, link) and not one.is_up]
     # A container may have given another NIC the same MAC address.
     found = next((one for one in known if one.index == index), None)
     return found or links.named(nl, known[0].name if known else link.name)

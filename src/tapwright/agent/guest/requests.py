@@ -48,7 +48,7 @@ _OPTIONAL: dict[str, dict[str, Any]] = {
     },
     "set_interface": {
         "addresses": list[dict[str, object]],
-        "name": str | None,
+        **dict.fromkeys(("name", "address"), str | None),
         **dict.fromkeys(("mtu", "txqlen", "queues"), int | None),
         "settings": list[list[str]],
     },
