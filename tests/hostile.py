@@ -9,13 +9,13 @@ from tapwright.agent.protocol import Frame
 
 
 class Hostile:
-    """The far end of a socket pair, whose near end has an `agent`."""
+    """The far end of a socket pair, whose near end has an `agent`; the guest's `process`."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: int | None = None) -> None:
         ours, self.socket = socket.socketpair()
         self.socket.setblocking(False)
         self.loop = asyncio.get_running_loop()
-        self.agent = AgentClient(ours)
+        self.agent = AgentClient(ours, process=process)
         self._decoder = protocol.Decoder()
         self.session = 0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -124,3 +125,22 @@ def test_what_was_asked_for_never_waits(monkeypatch: pytest.MonkeyPatch) -> None
         assert not any(spent[4:])
 
     told(story)
+
+
+def test_who_has_no_processor_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapwright.linux.starving.waited", lambda pid: {pid: time.monotonic()})
+
+    async def story(process: int | None) -> None:
+        guest = Hostile(process)
+        await guest.connect()
+        asked = asyncio.create_task(guest.agent.call(of("anything"), timeout=0.1))
+        await asyncio.sleep(0.3)
+        await guest.answers(1, protocol.REPLY, b"{}")
+        try:
+            assert await asked == {}
+        finally:
+            await guest.close()
+
+    asyncio.run(story(1))
+    with pytest.raises(AgentError, match="did not answer anything within"):
+        asyncio.run(story(None))

@@ -23,6 +23,7 @@ from tapwright.errors import (
     ContainerNotFoundError,
     ContainerStateError,
 )
+from tapwright.linux.starving import granted
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
@@ -62,10 +63,18 @@ OnFrame = Callable[[Frame], None]
 
 class AgentClient:
     """Speaks to the agent over a connected socket, which is unused if it `is_new`, or on which a
-    `session` was opened. Use it from one event loop."""
+    `session` was opened. Time in which the guest's `process` waits for a processor does not count
+    against the agent (`linux.starving`). Use it from one event loop."""
 
-    def __init__(self, connection: socket.socket, is_new: bool = False, session: int = 0) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        is_new: bool = False,
+        session: int = 0,
+        process: int | None = None,
+    ) -> None:
         connection.setblocking(False)
+        self._process = process
         self._socket = connection
         self._decoder = protocol.Decoder()
         self._assembler = protocol.Assembler()
@@ -93,8 +102,7 @@ class AgentClient:
     async def connect(self, timeout: float) -> dict[str, Any]:
         """Wait until the agent answers; return what it says of itself. Raises AgentError."""
         try:
-            async with asyncio.timeout(timeout):
-                await self._ready.wait()
+            await granted(self._process, timeout, self._ready.wait())
         except TimeoutError:
             raise AgentError(f"the agent did not answer within {timeout:g} s") from None
         if self._reader.done():
@@ -134,10 +142,14 @@ class AgentClient:
                 answer.set_exception(failure(op, reply))
 
         stream = None
+
+        async def ask() -> dict[str, Any]:
+            nonlocal stream
+            stream = await self.open(request, take)
+            return await answer
+
         try:
-            async with asyncio.timeout(timeout):
-                stream = await self.open(request, take)
-                return await answer
+            return await granted(self._process, timeout, ask())
         except TimeoutError:
             raise AgentError(f"the agent did not answer {op} within {timeout:g} s") from None
         finally:

@@ -94,7 +94,7 @@ async def _probe(machine: Machine, progress: Progress) -> tuple[str, str]:
             qemu = await Qemu.start(trial)
     except (HypervisorError, TimeoutError) as error:
         return "tcg", f"KVM does not start: {error}"
-    agent = AgentClient(qemu.agent, is_new=True)
+    agent = AgentClient(qemu.agent, is_new=True, process=qemu.pid)
     try:
         await agent.connect(_DEADLINE)
     except AgentError:

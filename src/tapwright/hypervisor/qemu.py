@@ -75,7 +75,7 @@ class Qemu:
             ended(spawned.process),
         )
         try:
-            await qmp.connect()
+            await qmp.connect(spawned.process.pid)
             qemu._seal()
         except QmpError:
             await qemu.kill()
@@ -136,6 +136,11 @@ class Qemu:
     @property
     def has_ended(self) -> bool:
         return self._exited.done()
+
+    @property
+    def pid(self) -> int:
+        """That of QEMU."""
+        return self._process.pid
 
     def pids(self) -> list[int]:
         """Return the machine's processes, as far as this process started them."""

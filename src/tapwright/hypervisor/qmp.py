@@ -14,6 +14,7 @@ from typing import Any
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import qmp_wire
 from tapwright.hypervisor.qmp_wire import Command
+from tapwright.linux.starving import granted
 
 _LINE_LIMIT = 16 * 1024 * 1024
 _GREETING_SECONDS = 20.0
@@ -44,20 +45,23 @@ class Qmp:
         self._last_id = len(self._written)
         self._reader = asyncio.create_task(self._read())
 
-    async def connect(self) -> None:
-        """Wait for QEMU's greeting, and for its answers to what was written before it started.
+    async def connect(self, process: int | None = None) -> None:
+        """Wait for QEMU's greeting, and for its answers to what was written before it started. Time
+        in which its `process` waits for a processor does not count (`linux.starving`).
 
         Raises QmpError, HypervisorError.
         """
         try:
-            async with asyncio.timeout(_GREETING_SECONDS):
-                await self._greeting
-                for ident, name in self._written.items():
-                    answer = self._pending[ident]
-                    _result(name, await answer)
-                    del self._pending[ident]
+            await granted(process, _GREETING_SECONDS, self._greeted())
         except TimeoutError:
             raise HypervisorError(f"QEMU did not greet within {_GREETING_SECONDS:g} s") from None
+
+    async def _greeted(self) -> None:
+        await self._greeting
+        for ident, name in self._written.items():
+            answer = self._pending[ident]
+            _result(name, await answer)
+            del self._pending[ident]
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command and return its answer. Raises QmpError, HypervisorError.

@@ -55,7 +55,7 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
     """
     with _throwaway_netns() as netns_path:
         qemu = await Qemu.start(machine, memory)
-        agent = AgentClient(qemu.agent, is_new=True)
+        agent = AgentClient(qemu.agent, is_new=True, process=qemu.pid)
         try:
             await agent.connect(boot_seconds)
             await _use(qemu, agent, netns_path)

@@ -152,7 +152,8 @@ class Starter:
             self.guest = None
 
     def _guest(self, qemu: Qemu, session: int = 0) -> Guest:
-        return self._guest_of(qemu, AgentClient(qemu.agent, is_new=not session, session=session))
+        agent = AgentClient(qemu.agent, is_new=not session, session=session, process=qemu.pid)
+        return self._guest_of(qemu, agent)
 
     def _guest_of(self, qemu: Qemu, agent: AgentClient) -> Guest:
         interfaces = Interfaces(self._journal, qemu, agent)

@@ -170,7 +170,7 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
     with contextlib.closing(found):
         begun = restoring.begin(machine, found, holders)
         qemu = await template.restored(machine, begun)
-    agent = AgentClient(qemu.agent, session=begun.session)
+    agent = AgentClient(qemu.agent, session=begun.session, process=qemu.pid)
     try:
         await agent.connect(_ANSWER_SECONDS)
         if agent.facts.get("reseeded") is not True:
