@@ -15,7 +15,17 @@ from tests.kubernetes.waiting import eventually
 Object = dict[str, Any]
 RUNTIMES = "runc", "tapwright"
 SECONDS = 120.0
-_OVERHEAD = {"cpu": "250m", "memory": "384Mi"}
+_CPU, _MEMORY = {"cpu": "250m"}, {"memory": "384Mi"}
+_CLASSES: dict[str, tuple[str, dict[str, str]]] = {
+    "runc": ("runc", {}),
+    "tapwright": ("tapwright", _CPU | _MEMORY),
+    "several-runc": ("several-runc", {}),
+    "several-tapwright": ("several-tapwright", _CPU | _MEMORY),
+    # Two processors have no room for many times the overhead: what a pod asks for itself is all.
+    "dense-runc": ("runc", {}),
+    "dense-tapwright": ("tapwright", _MEMORY),
+}
+"""Name → the handler in containerd's configuration, and the overhead."""
 
 
 class Cluster:
@@ -42,11 +52,11 @@ class Cluster:
             assert ready, f"{self.describe('node', node.name)}\n{node.log('kubelet')[-4000:]}"
 
     def add_classes(self) -> None:
-        for name in RUNTIMES:
+        for name, (handler, fixed) in _CLASSES.items():
             # What is there can't be changed.
             self.control.output("delete", "runtimeclass", name, "--ignore-not-found")
-            meta = {"metadata": {"name": name}, "handler": name}
-            overhead = {"overhead": {"podFixed": _OVERHEAD}} if name == "tapwright" else {}
+            meta = {"metadata": {"name": name}, "handler": handler}
+            overhead = {"overhead": {"podFixed": fixed}} if fixed else {}
             kind = {"kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1"}
             self.control.apply({**kind, **meta, **overhead})
 
@@ -104,11 +114,13 @@ class Cluster:
     def log(self, pod: str, container: str, *words: str) -> str:
         return self.control.output("logs", pod, "-c", container, *words)
 
-    def delete(self, kind: str, *names: str, grace: int = 0) -> None:
+    def delete(self, kind: str, *names: str, grace: int = 0, wait: bool = False) -> None:
+        """Of a pod, `wait` until it has ended: the kubelet tells that every ten seconds."""
         now = [f"--grace-period={grace}"] if kind == "pod" else []
         # With none at all, the API forgets the pod before the kubelet has ended it.
         now = ["--grace-period=1"] if now and not grace else now
-        self.control.output("delete", kind, *names, *now, "--ignore-not-found")
+        later = ["--wait=false"] if kind == "pod" and not wait else []
+        self.control.output("delete", kind, *names, *now, *later, "--ignore-not-found")
 
     @contextmanager
     def running(self, pod: Mapping[str, Any]) -> Iterator[str]:

@@ -40,7 +40,7 @@ def cluster(private_host: str, home: Path) -> Iterator[Cluster]:
         cluster.start()
         names.start()
         yield cluster
-        cluster.delete("pod", "--all")
+        cluster.delete("pod", "--all", wait=True)
     finally:
         names.stop()
         cluster.stop()

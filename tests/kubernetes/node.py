@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,7 +35,7 @@ sandbox_image = "{pause}"
 restrict_oom_score_adj = true
 disable_apparmor = true
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{plugins}"
+bin_dir = "{home}/plugins"
 conf_dir = "{home}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
@@ -42,6 +43,38 @@ runtime_type = "io.containerd.runc.v2"
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tapwright.options]
 BinaryName = "{runtime}"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.several-runc]
+runtime_type = "io.containerd.runc.v2"
+cni_conf_dir = "{home}/several"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.several-tapwright]
+runtime_type = "io.containerd.runc.v2"
+cni_conf_dir = "{home}/several"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.several-tapwright.options]
+BinaryName = "{runtime}"
+"""
+# Runs several plugins for a pod, as Multus does: the first for eth0, whose result is the pod's, and
+# the others for net1, net2, …
+_META = """\
+#!/usr/bin/python3 -ISB
+import json, os, subprocess, sys
+
+config = json.load(sys.stdin)
+adds = os.environ["CNI_COMMAND"] == "ADD"
+delegates = list(enumerate(config["delegates"]))
+results = []
+for number, one in delegates if adds else delegates[::-1]:
+    told = {"cniVersion": config["cniVersion"], "name": f"{config['name']}-{number}", **one}
+    name = f"net{number}" if number else os.environ["CNI_IFNAME"]
+    done = subprocess.run(
+        [f"{os.path.dirname(__file__)}/{one['type']}"],
+        input=json.dumps(told), stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "CNI_IFNAME": name},
+    )
+    results.append(done.stdout)
+    if done.returncode:
+        print(done.stdout)
+        sys.exit(done.returncode)
+print(results[0] if adds else "")
 """
 # What a kubelet insists on, shown to it alone: the machine has other tenants.
 _SYSCTLS = {
@@ -55,11 +88,11 @@ _SYSCTLS = {
 _HOLDER = """\
 set -e
 mount --make-rshared /
-for directory in /run/netns /run/tapwright /run/containerd /var/lib/cni; do
+for directory in /run/netns /run/tapwright /run/containerd; do
     mkdir -p $directory
     mount -t tmpfs -o mode=755 tmpfs $directory
 done
-for directory in /var/lib/kubelet /var/log; do
+for directory in /var/lib/kubelet /var/lib/cni /var/log; do
     mkdir -p "$0$directory" $directory
     mount --bind "$0$directory" $directory
 done
@@ -70,7 +103,7 @@ done
 mount --bind /dev/null /dev/kmsg
 hostname "$1"
 # sysfs shows the network namespace of who mounts it.
-mkdir "$0/cgroup"
+mkdir -p "$0/cgroup"
 mount --rbind /sys/fs/cgroup "$0/cgroup"
 mount -t sysfs sysfs /sys
 mount --rbind "$0/cgroup" /sys/fs/cgroup
@@ -95,33 +128,54 @@ class Node:
         self._control = control
         self._runtime = runtime
         self._layer = layer
+        self._wire = f"wire{number}"
         self._group = f"/twkube-{os.urandom(4).hex()}-{number}"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._holder: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         self._write()
-        # The root of all that this kubelet makes.
-        cgroups.make(self._group)
-        self._hold()
-        self.join()
-        self.start_containerd()
+        self._boot()
         archive = images.oci_archive(self._layer, {IMAGE: ["sh"], PAUSE: ["sleep", "infinity"]})
         self.output("ctr", "--namespace", "k8s.io", "image", "import", str(archive))
         self.start_kubelet()
         self.start_proxy()
 
+    def reboot(self, others: Sequence["Node"]) -> None:
+        """As when the power goes and comes back: no process is told, and what is on disk stays."""
+        assert self._holder
+        for program in [*self._running]:
+            self.kill(program)
+        assert eventually(self._remove_groups)
+        mine = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
+        assert eventually(lambda: not _kill_within(mine))
+        self._holder.wait()
+        wire = f"/sys/class/net/{self._wire}"
+        assert eventually(lambda: not os.path.exists(wire))
+        self._boot()
+        for other in others:
+            self.route_to(other)
+        self.start_kubelet()
+        self.start_proxy()
+
+    def _boot(self) -> None:
+        # The root of all that this kubelet makes.
+        cgroups.make(self._group)
+        self._hold()
+        self.join()
+        self.start_containerd()
+
     def join(self) -> None:
         """Put a cable between the node and the bridge of the cluster."""
         assert self._holder
-        outer, pid = f"wire{self.number}", str(self._holder.pid)
+        outer, pid = self._wire, str(self._holder.pid)
         peer = ("type", "veth", "peer", "name", "eth0", "netns", pid)
         _run("ip", "link", "add", outer, *peer)
         _run("ip", "link", "set", outer, "master", "wire", "up")
         self.output("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.output("ip", "link", "set", "eth0", "up")
         self.output("ip", "route", "add", "default", "via", f"{WIRE}.1")
-        _run("ip", "route", "add", self.pods, "via", self.address)
+        _run("ip", "route", "replace", self.pods, "via", self.address)
 
     def route_to(self, other: "Node") -> None:
         """As a network of routes does, without an overlay."""
@@ -170,6 +224,11 @@ class Node:
         """One in its namespaces."""
         assert self._holder
         return self._holder.pid
+
+    def taken(self) -> set[str]:
+        """The addresses of pods that are in use, as the node's plugin for addresses knows it."""
+        kept = self._home / "var/lib/cni/networks/pods"
+        return {one.name for one in kept.glob("10.*")}
 
     def without_tapwright(self) -> str:
         """containerd's configuration as it is before Tapwright is on the node."""
@@ -247,19 +306,37 @@ class Node:
             path = self._home / "sysctl" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{value}\n")
-        names = {"home": self._home, "pause": PAUSE, "plugins": PLUGINS, "runtime": self._runtime}
+        names = {"home": self._home, "pause": PAUSE, "runtime": self._runtime}
         (self._home / "containerd.toml").write_text(_CONTAINERD.format(**names))
         (self._home / "resolv.conf").write_text(f"nameserver {WIRE}.1\n")
         (self._home / "kubelet.json").write_text(json.dumps(self._kubelet()))
-        ipam = {
-            "type": "host-local",
-            "ranges": [[{"subnet": self.pods}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
-        }
-        pair = {"type": "ptp", "ipam": ipam}
+        self._write_networks()
+
+    def _write_networks(self) -> None:
+        """That of all pods, and that of those with further interfaces."""
+        (self._home / "plugins").mkdir()
+        for plugin in Path(PLUGINS).iterdir():
+            (self._home / "plugins" / plugin.name).symlink_to(plugin)
+        meta = self._home / "plugins/meta"
+        meta.write_text(_META)
+        meta.chmod(0o755)
+        pair = {"type": "ptp", "ipam": _ipam(self.pods, routes=[{"dst": "0.0.0.0/0"}])}
         ports = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
-        network = {"cniVersion": "0.4.0", "name": "pods", "plugins": [pair, ports]}
-        (self._home / "cni/10-pods.conflist").write_text(json.dumps(network))
+        self._write_network("cni", "pods", pair, ports)
+        again = f"{PODS}.{100 + self.number}.0/24"
+        first = {**pair, "ipam": _ipam(again, routes=[{"dst": "0.0.0.0/0"}])}
+        local = {"type": "bridge", "bridge": "second", "mtu": 1400, "ipam": _ipam("10.77.1.0/24")}
+        # The nodes are in one network: each has a part of its addresses.
+        part = {"rangeStart": f"10.77.2.{self.number}0", "rangeEnd": f"10.77.2.{self.number}9"}
+        apart = {"type": "macvlan", "master": "eth0", "ipam": _ipam("10.77.2.0/24", **part)}
+        self._write_network(
+            "several", "several", {"type": "meta", "delegates": [first, local, apart]}
+        )
+
+    def _write_network(self, directory: str, name: str, *plugins: Mapping[str, object]) -> None:
+        (self._home / directory).mkdir(exist_ok=True)
+        network = {"cniVersion": "0.4.0", "name": name, "plugins": plugins}
+        (self._home / directory / f"10-{name}.conflist").write_text(json.dumps(network))
 
     def _kubelet(self) -> dict[str, object]:
         authority = str(self._control.certificates.authority)
@@ -289,6 +366,21 @@ class Node:
             "volumePluginDir": str(self._home / "plugins"),
             **({"failCgroupV1": False} if self._control.version >= (1, 31) else {}),
         }
+
+
+def _kill_within(mounts: str) -> bool:
+    """Kill the processes of a mount namespace; whether there were some."""
+    found = False
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.readlink(f"/proc/{pid}/ns/mnt") == mounts:
+                os.kill(int(pid), signal.SIGKILL)
+                found = True
+    return found
+
+
+def _ipam(subnet: str, routes: Sequence[object] = (), **part: str) -> dict[str, object]:
+    return {"type": "host-local", "ranges": [[{"subnet": subnet, **part}]], "routes": routes}
 
 
 def _run(*words: str) -> None:

@@ -63,7 +63,9 @@ def _outcome(case: ElementTree.Element) -> str:
         if child.tag in ("failure", "error"):
             return "**fails**"
         if child.tag == "skipped":
-            return f"not tried: {child.get('message')}"
+            # What is known not to work is told by `pytest.xfail`.
+            what = "no" if child.get("type") == "pytest.xfail" else "not tried"
+            return f"{what}: {child.get('message')}"
     return "passes"
 
 

@@ -73,6 +73,8 @@ def test_daemon_set(cluster: Cluster, image: Path) -> None:
         with cluster.running(pod("deployed", "tapwright", [container("one", "sleep", "10000")])):
             kernel = cluster.said("deployed", "one", "uname", "-r").strip()
             assert kernel != platform.release()
+        # What runs by it keeps it on the node.
+        cluster.delete("pod", "deployed", wait=True)
         control.output("delete", "-f", "-", input=manifest("install.yaml", image, node.process))
         control.output("apply", "-f", "-", input=manifest("remove.yaml", image, node.process))
         assert eventually(lambda: not prefix.exists(), SECONDS), told(cluster, "remove")

@@ -32,7 +32,26 @@ def test_programs_killed(cluster: Cluster, runtime: str) -> None:
     fresh = eventually(lambda: int(cluster.log(name, "one", "--tail=1") or 0) > now, SECONDS)
     assert fresh, cluster.why(name)
     assert eventually(lambda: cluster.is_ready(node), SECONDS)
+    cluster.delete("pod", name, wait=True)
+
+
+def test_reboot(cluster: Cluster, runtime: str) -> None:
+    """A node whose power goes: its pods come back when it does, and no address stays taken"""
+    node, *others = cluster.nodes
+    name = f"rebooted-{runtime}"
+    cluster.run(pod(name, runtime, [container("one", "sleep", "10000")], nodeName=node.name))
+    node.reboot(others)
+
+    def back() -> bool:
+        return bool(cluster.container(name, "one").get("restartCount")) and (
+            cluster.exec(name, "one", "echo", "yes").stdout == "yes\n"
+        )
+
+    assert eventually(back, 2 * SECONDS), cluster.why(name)
+    assert eventually(lambda: cluster.is_ready(node), SECONDS)
+    assert eventually(lambda: node.taken() == {cluster.address(name)}, SECONDS), node.taken()
     cluster.delete("pod", name)
+    assert eventually(lambda: not node.taken(), SECONDS), node.taken()
 
 
 def test_process_of_sandbox_killed(cluster: Cluster) -> None:
@@ -82,18 +101,23 @@ def deployment(name: str, runtime: str, replicas: int, containers: list[Object])
 
 
 def test_many(cluster: Cluster, runtime: str) -> None:
-    """Many pods at once, which all come, and all go"""
+    """Many pods at once on one node, which all come, answer, and all go"""
     name = f"many-{runtime}"
     control = cluster.control
     # Without a request, a busy machine gives them next to nothing of its processors.
-    requests = {"resources": {"requests": {"cpu": "50m"}}}
+    requests = {"resources": {"requests": {"cpu": "30m"}}}
     one = container("one", "sleep", "10000", **requests)
-    control.apply(deployment(name, runtime, _MANY, [one]))
+    many = deployment(name, f"dense-{runtime}", _MANY, [one])
+    many["spec"]["template"]["spec"]["nodeName"] = cluster.nodes[0].name
+    control.apply(many)
 
     def ready() -> int:
         return int(control.get("deployment", name)["status"].get("readyReplicas", 0))
 
     assert eventually(lambda: ready() == _MANY, 500), f"{ready()} of {_MANY}"
+    pods = [one["metadata"]["name"] for one in control.get("pod", "-l", f"app={name}")["items"]]
+    told = {cluster.said(each, "one", "hostname").strip() for each in pods}
+    assert told == set(pods)
     cluster.delete("deployment", name)
     gone = eventually(lambda: not control.get("pod", "-l", f"app={name}")["items"], 300)
     assert gone, control.output("get", "pod", "-l", f"app={name}")
