@@ -51,11 +51,12 @@ def test_work_gets_the_time_that_its_process_has_waited(rivals: list[int]) -> No
 
     async def wait_long() -> str:
         begin = starving.waited(pid)[pid]
-        while starving.waited(pid)[pid] - begin < 0.5:
+        while starving.waited(pid)[pid] - begin < 0.6:
             await asyncio.sleep(0.01)
         return "done"
 
-    assert asyncio.run(starving.granted(pid, 0.3, wait_long())) == "done"
+    # It waits for two thirds of a second in each: 0.9 s go by, and 1.2 s are granted.
+    assert asyncio.run(starving.granted(pid, 0.6, wait_long())) == "done"
 
 
 @pytest.mark.parametrize("lost", [0.0, 1000.0])
