@@ -40,6 +40,22 @@ def test_another_with_its_mac_address(nl: Netlink) -> None:
     assert links.named(nl, "nic").index == 779
 
 
+def test_its_name_is_taken_meanwhile(nl: Netlink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a NIC that is plugged in while it is away."""
+    before, list_all = links.named(nl, "nic"), links.listing
+
+    def listing(where: Netlink) -> list[links.Link]:
+        monkeypatch.setattr(links, "listing", list_all)
+        links.add_veth(nl, "nic", "further")
+        return list_all(where)
+
+    monkeypatch.setattr(links, "listing", listing)
+    refused: list[str] = []
+    after = renumbering.renumber(nl, before, 780, refused)
+    assert (after.mac, after.index, refused) == (before.mac, 780, [])
+    assert links.named(nl, after.name).index == 780
+
+
 def test_it_comes_back_when_it_can_not_have_it(
     nl: Netlink, monkeypatch: pytest.MonkeyPatch
 ) -> None:

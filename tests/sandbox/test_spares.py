@@ -294,18 +294,27 @@ def test_one_that_is_of_no_use_when_it_is_taken(
     tapwright: Tapwright, config: Path, ready: Ready
 ) -> None:
     """It costs the time of a restore."""
-    for waiting in ready(2):
-        opened = Path(f"/proc/{waiting.pid}/fd").iterdir()
-        (namespace,) = [fd for fd in opened if os.readlink(fd).startswith("net:[")]
-        subprocess.run(
-            ["nsenter", f"--net={namespace}", "ip", "link", "delete", "warm"], check=True
-        )
-    done = tapwright.run("sandbox", "run", "late", "--network", "dual", "--json", config=config)
-    assert (done.returncode, done.stderr) == (0, "")
-    sandbox = json.loads(done.stdout)
-    assert {"spare", "restore"} <= {phase["name"] for phase in sandbox["phases"]}
-    assert answers_ping(address_of(sandbox))
-    assert tapwright.exec("late", "ls", "/sys/class/net") == "eth0\nlo\n"
+    for _ in range(5):
+        for waiting in ready(2):
+            opened = Path(f"/proc/{waiting.pid}/fd").iterdir()
+            (namespace,) = [fd for fd in opened if os.readlink(fd).startswith("net:[")]
+            subprocess.run(
+                ["nsenter", f"--net={namespace}", "ip", "link", "delete", "warm"], check=True
+            )
+        words = "sandbox", "run", "late", "--network", "dual", "--json"
+        done = tapwright.run(*words, config=config)
+        assert (done.returncode, done.stderr) == (0, "")
+        sandbox = json.loads(done.stdout)
+        phases = {phase["name"] for phase in sandbox["phases"]}
+        assert "restore" in phases
+        assert answers_ping(address_of(sandbox))
+        assert tapwright.exec("late", "ls", "/sys/class/net") == "eth0\nlo\n"
+        if "spare" in phases:
+            break
+        # On a busy host a spare that does not answer in time is passed over.
+        tapwright.delete("late")
+        tapwright.run("sandbox", "spares", "--drop")
+    assert "spare" in phases
 
 
 def kinds_held(tapwright: Tapwright, name: str) -> list[str]:

@@ -6,6 +6,7 @@ namespace.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
@@ -36,10 +37,19 @@ class Passage:
             # The namespace may have other devices that the kernel puts into each namespace.
             there = next(o.index for o in links.listing(self._netlink) if _is_same(o, link))
             try:
-                links.move(self._netlink, there, own, link.name, index)
+                self._bring_back(there, own, link.name, index)
             except NetlinkError:
                 links.move(self._netlink, there, own, "eth%d")
                 raise
+
+    def _bring_back(self, there: int, own: int, name: str, index: int) -> None:
+        try:
+            links.move(self._netlink, there, own, name, index)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            # The kernel has named a NIC that was plugged in meanwhile. The caller renames this one.
+            links.move(self._netlink, there, own, "eth%d", index)
 
 
 @contextlib.contextmanager
