@@ -312,7 +312,9 @@ def _delete(arguments: argparse.Namespace) -> int:
 
         try:
             found = registry.find(arguments.root, given)
-            for left in lifecycle.delete(arguments.root, found.id, arguments.force):
+            # A whole id has been asked for above.
+            delete = lifecycle.delete_from_here if found.id == given else lifecycle.delete
+            for left in delete(arguments.root, found.id, arguments.force):
                 print(f"tapwright: {found.id}: given up: {shown(left)}", file=sys.stderr)
             deleted.append(found.id)
         except SandboxNotFoundError:

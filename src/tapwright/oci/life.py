@@ -157,7 +157,7 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
         if not deletion.is_by_supervisor(client.directory_of(root, container.sandbox)):
             from tapwright.sandbox import lifecycle
 
-            left = lifecycle.delete(root, container.sandbox, force)
+            left = lifecycle.delete_from_here(root, container.sandbox, force)
     else:
         left = _leave(client.named(root, container.sandbox, _GUEST_SECONDS), container.id)
     if not _ends(container, _SHIM_SECONDS):

@@ -118,9 +118,14 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
     Of a damaged record, takes back what can be read. Raises SandboxStateError when another process
     is deleting it, NewerRecordError unless by force.
     """
-    directory = directory_of(root) / sandbox_id
-    if deletion.is_by_supervisor(directory):
+    if deletion.is_by_supervisor(directory_of(root) / sandbox_id):
         return []
+    return delete_from_here(root, sandbox_id, force)
+
+
+def delete_from_here(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
+    """As `delete` does where the supervisor has been asked, in vain."""
+    directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         if not there:
             return []
