@@ -1,9 +1,12 @@
-"""The `tapwright` command: parse, call, print. One module a command group, and `oci` for the OCI
-runtime's verbs; no logic here.
+"""The `tapwright` command: parse, call, print; no logic here.
+
+One module a command or group, which `groups` lists: `sandbox` (with `show`, `explain`, `capture`,
+`timing`), `cni` (with `cni_environment`), `image`, `check`, `metrics`, `collection` (gc),
+`kata_network`, `kata_ipvs`. `oci` has the OCI runtime's verbs, and `oci_options` reads their
+options. `parser` is argparse that starts faster, `output` prints, `version` is the version.
 
 Exit status: 0 done, 1 failed (one sentence on stderr), 2 wrong usage. Only the answer goes to
-stdout. Modules of the groups import what they call when they call it: starting up is part of
-every command's time.
+stdout. The modules import what they call when they call it: each command's time includes its start.
 """
 
 import os

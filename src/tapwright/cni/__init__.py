@@ -10,9 +10,12 @@ Imports nothing else of tapwright and is useful alone:
     result = runtime.add(network, attachment)
     runtime.delete(network, attachment)
 
-`network` reads a configuration, `directory` all of a directory, `watch` follows it; `runtime` runs
-chains and `invoke` one plugin; `cache` remembers attachments as libcni does, `locks` keeps
-operations apart, `results` knows every version's results. `plugin` is for writing plugins.
+`network` reads a configuration, `directory` all of a directory, `watch` follows it; `strictjson`
+reads their JSON, `names` says what may be a name. `runtime` runs the operations, by a `chain` of
+plugins; `invoke` runs one plugin (`pluginpath` finds it), with the input of a `request`, in a
+`process`. `cache` remembers attachments as libcni does, `locks` keeps operations apart,
+`namespaces` notices that a path leads to another namespace. `results` knows the results of all
+`versions`, `negotiation` chooses one; `errors` is what is raised. `plugin` is for writing plugins.
 
 "Section" in this package means one of the specification (SPEC.md of containernetworking/cni).
 """

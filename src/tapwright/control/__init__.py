@@ -1,8 +1,8 @@
-"""What a running sandbox can be asked, on the supervisor's side of the control socket.
+"""The requests to a running sandbox, on the supervisor's side of the control socket.
 
 `server` is the socket. `operations` are the verbs of `kata-network`, with `kata` (their JSON) and
-`guest_routes`; `shares` what concerns the files that the guest is shown, with `host_changes` and
-`file_descriptors`; `containers` and `processes` what concerns containers, with `stdio`,
-`oom_reports` and `abandoned`; `looking` how its network is seen from within. Callers have
-`sandbox.client` for all of it.
+`guest_routes`. `shares` shows files of the host to the guest, with `host_changes` and
+`file_descriptors`. `containers` and `processes` run containers, with `stdio`, `oom_reports` and
+`abandoned`. `looking` shows the network as guest and QEMU see it, `totals` has numbers for metrics.
+Callers use `sandbox.client` for all of it.
 """

@@ -1,8 +1,8 @@
-"""The guest's network, as long as a sandbox runs. All of it is done in the supervisor.
+"""The guest's network, as long as a sandbox runs. All of it runs in the supervisor.
 
-`interfaces` are the NICs, each from a `request` or an interface of the namespace; `following` keeps
-them what the namespace is, with `guest_table` (routes, rules, next hops, neighbours),
+`interfaces` are the NICs, each from a `request` or an interface of the namespace. `following` keeps
+them equal to the namespace, with `guest_table` (routes, rules, next hops, neighbours),
 `guest_settings` (/proc/sys/net), `rulesets` (packet rules, with `carried_rules`) and `attempts`
-(what failed). `named`, `socket_nics` and `net_devices` are where else NICs come from. `resolvers`
-and `forwarding` are name servers and ports of the loopback interface.
+(what failed). NICs also come from `named`, `socket_nics` and `net_devices`. `resolvers` and
+`forwarding` are name servers and ports of the loopback interface.
 """

@@ -10,6 +10,6 @@ or a container's (`container_process`, with `console`); `containers` drives `cru
 `executable`, `limits`, `cgroups`, `memory` and `sysctls`; `oom` and `oom_kills` concern the
 processes that the kernel kills when memory is used up. The rest: `share` and `shared_files` for the
 host's files, `growth` for memory and CPUs that are plugged in, `system` for clock and hostname,
-`disk` for kernel modules, `totals` for metrics, `events` for descriptors and children, `leftovers`
-of an agent that died.
+`disk` for kernel modules, `totals` for metrics, `events` for descriptors and children, `files` of
+the kernel, `leftovers` of an agent that died.
 """

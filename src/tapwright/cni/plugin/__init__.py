@@ -17,6 +17,8 @@ Results are of version 1.1.0 on this side of `main`, whatever version the caller
 is raised: `Error` with a code of section 5, "Error", or anything else, which becomes code 999.
 
 Plugins run often, and must start fast: this module imports nothing that it can do without.
+`request` reads what the runtime asks for, `delegate` runs the plugin that another one delegates to
+(IPAM), `error` is what a plugin raises.
 """
 
 import json
