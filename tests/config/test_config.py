@@ -223,6 +223,23 @@ def test_files_come_by_virtio_fs(tmp_path: Path, name: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "warned"),
+    [("default", False), ("bridged", True), ("enlightened", True), ("l3forwarding", True)],
+)
+def test_models_of_kata_alone(tmp_path: Path, name: str, warned: bool) -> None:
+    """Each is taken for our own; a drop-in that names one of ours takes the warning back."""
+    (tmp_path / "file").write_text(f'[runtime]\ninternetworking_model = "{name}"\n')
+    loaded = config.load(str(tmp_path / "file"))
+    assert loaded.runtime.internetworking_model == "tcfilter"
+    said = f'[runtime] internetworking_model = "{name}": interfaces are joined by tcfilter'
+    assert loaded.warnings == ((said,) if warned else ())
+    (tmp_path / "config.d").mkdir()
+    (tmp_path / "config.d/model").write_text('[runtime]\ninternetworking_model = "macvtap"\n')
+    loaded = config.load(str(tmp_path / "file"))
+    assert (loaded.runtime.internetworking_model, loaded.warnings) == ("macvtap", ())
+
+
 def test_what_only_kata_has_a_use_for_is_listed() -> None:
     """Each key of the file is either in use or passed over, and none is lost."""
     loaded = config.load(str(KATA_FILE))
@@ -512,7 +529,8 @@ Q, R = "hypervisor.qemu", "runtime"
         ("netmon", "enable_netmon", "'yes'", "true or false"),
         ("netmon", "path", "1979-05-27", "a string"),
         ("netmon", "disable_new_netns", "0", "true or false"),
-        (R, "internetworking_model", "'bridged'", '"tcfilter" or "macvtap" or "none"'),
+        (R, "internetworking_model", "'bridge'", '"tcfilter" or "macvtap" or "none"'),
+        (R, "internetworking_model", "'TCFilter'", '"tcfilter" or "macvtap" or "none"'),
         (R, "internetworking_model", "0", '"tcfilter" or "macvtap" or "none"'),
         (R, "disable_new_netns", "[true]", "true or false"),
         ("factory", "enable_template", "2", "true or false"),

@@ -175,6 +175,27 @@ def test_routes(nl: Netlink, scratch_netns: str, veth: links.Link, route: Route)
     assert route not in routes.listing(nl)
 
 
+@pytest.mark.parametrize("family", ["10.1.2.1 10.54.0.0/16", "fd00::1 fd54::/64"])
+def test_a_route_to_a_next_hop_object(
+    nl: Netlink, scratch_netns: str, veth: links.Link, family: str
+) -> None:
+    """It is found, removed and added again by the object, whose way the kernel reports with it."""
+    gateway, destination = family.split()
+    addresses.add(nl, veth.index, Address("10.1.2.3", 24))
+    addresses.add(nl, veth.index, Address("fd00::5", 64))
+    for command in (
+        f"nexthop add id 7 via {gateway} dev a0",
+        f"route add {destination} nhid 7 metric 1024",
+    ):
+        ip(scratch_netns, *command.split())
+    (route,) = (each for each in routes.listing(nl) if each.destination == destination)
+    assert (route.nexthop, route.gateway, route.device) == (7, gateway, veth.index)
+    routes.remove(nl, route)
+    assert route not in routes.listing(nl)
+    routes.add(nl, route)
+    assert route in routes.listing(nl)
+
+
 def test_several_routes_to_one_destination(nl: Netlink, veth: links.Link) -> None:
     peer = links.find(nl, "b0")
     assert peer is not None

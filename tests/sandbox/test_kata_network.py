@@ -302,6 +302,38 @@ def test_routes(kata: Kata, tapwright: Tapwright, taps: Any, clean: None) -> Non
     assert kata("list-routes") is None
 
 
+def test_routes_as_katas_monitor_sends_them(
+    kata: Kata, tapwright: Tapwright, taps: Any, clean: None
+) -> None:
+    """All of the table, a default route to a link among them; other routes go."""
+    taps("tap-test")
+    kata("add-iface", interface("tap-test"))
+    kata("add-route", [{"dest": "10.6.0.0/16", "gateway": GATEWAY, "device": "eth-test"}])
+    on_link = {"Dest": "", "Gateway": "", "Device": "eth-test", "Source": "", "Scope": 253}
+    listed = kata("update-routes", [on_link])
+    assert {"dest": "0.0.0.0/0", "device": "eth-test", "scope": 253} in listed
+    assert "10.6.0.0/16" not in [route["dest"] for route in listed]
+    assert "default dev eth-test" in tapwright.exec(VM, "ip", "route")
+    kata("del-route", [{"dest": "default", "device": "eth-test"}])
+    assert "default" not in tapwright.exec(VM, "ip", "route")
+    kata("del-iface", {"name": "eth-test"})
+
+
+def test_del_iface_by_the_mac_address(kata: Kata, taps: Any, clean: None) -> None:
+    """All that Kata's runtime looks at, in any of Go's notations."""
+    for tap, mac in (("tap-a", "02:42:20:6f:a3:69"), ("tap-b", "0242.206f.a370")):
+        taps(tap)
+        kata("add-iface", interface(tap, name=tap, hwAddr=mac, IPAddresses=None))
+    assert (
+        "no interface has 02:42:20:6f:a3:71"
+        in kata.run("del-iface", {"hwAddr": "02:42:20:6f:a3:71"}).stderr
+    )
+    kata("del-iface", {"Device": "tap-a", "HwAddr": "02-42-20-6F-A3-69"})
+    assert [nic["mac"] for nic in kata("list-ifaces")] == ["02:42:20:6f:a3:70"]
+    kata("del-iface", {"name": "renamed", "hwAddr": "02:42:20:6F:A3:70"})
+    assert kata("list-ifaces") is None
+
+
 def test_routes_through_loopback(kata: Kata, clean: None) -> None:
     kata("add-route", [{"dest": "10.77.0.0/16", "device": "lo"}])
     assert [route["dest"] for route in kata("list-routes")] == ["10.77.0.0/16"]
@@ -542,7 +574,6 @@ def test_what_is_refused(kata: Kata, taps: Any, clean: None, changes: Json, reas
     [
         ({}, "dest: it is missing"),
         ({"dest": "10.0.0.1/8", "device": "lo"}, "no bits beyond the prefix"),
-        ({"dest": "default", "device": "lo"}, "a route with a gateway"),
         ({"dest": "10.0.0.0/8"}, "device: it is missing"),
         ({"dest": "10.0.0.0/8", "device": "x" * 16}, "1 to 15 letters"),
         ({"dest": "10.0.0.0/8", "device": "lo", "gateway": "x"}, "gateway: 'x' is refused"),

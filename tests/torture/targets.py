@@ -335,8 +335,9 @@ def katas_json(content: Json) -> None:
     readers: list[Callable[[Json], object]] = [
         kata.read_interface,
         kata.read_update,
-        kata.read_name,
+        kata.read_leaving,
         kata.read_routes,
+        kata.read_table,
         lambda routes: kata.read_routes(routes, as_patterns=True, one=True),
         lambda routes: [route.guest_route() for route in kata.read_routes(routes, one=True)],
     ]

@@ -9,7 +9,15 @@ from dataclasses import Field, fields, replace
 from typing import Any
 
 from tapwright.config import kata
-from tapwright.config.sections import MOST_BRIDGES, SECTIONS, SHARED_FS, Config, Rule
+from tapwright.config.sections import (
+    KATAS_MODELS,
+    MODEL,
+    MOST_BRIDGES,
+    SECTIONS,
+    SHARED_FS,
+    Config,
+    Rule,
+)
 from tapwright.errors import ConfigError
 
 _NAMED = 20
@@ -63,6 +71,7 @@ class _Reading:
         self._unused: list[str] = []
         self._unknown: list[tuple[str, str]] = []  # section, and a key of it or nothing
         self._guest: list[str] = []  # keys that name Kata's guest
+        self._model = ""  # as it is written
 
     def take(self, section: str, table: dict[str, Any]) -> None:
         """Take in a section. Raises ConfigError."""
@@ -81,6 +90,8 @@ class _Reading:
             elif key in items:
                 self._values[section][key] = self._checked(section, items[key], value)
                 self._given[f"[{section}] {key}"] = self.path
+                if key == "internetworking_model":
+                    self._model = value
             elif key in kata.KEYS.get(section, ()):
                 self._unused.append(f"[{section}] {key}")
                 if (section, key) == ("hypervisor.qemu", "image"):
@@ -140,6 +151,9 @@ class _Reading:
         shared_fs = self._values["hypervisor.qemu"].get("shared_fs", SHARED_FS)
         if shared_fs != SHARED_FS:
             yield f'[hypervisor.qemu] shared_fs = "{shared_fs}": files are shared by {SHARED_FS}'
+        if self._model in KATAS_MODELS:
+            what = f'[runtime] internetworking_model = "{self._model}"'
+            yield f"{what}: interfaces are joined by {MODEL}"
         for section, key in self._unknown[:_NAMED]:
             place = f"[{_shown(section)}]" if section else "outside of all sections:"
             what = f"{place} {_shown(key)}".rstrip()
@@ -166,6 +180,8 @@ class _Reading:
             return min(value, len(os.sched_getaffinity(0)))
         if item.name == "default_bridges":
             return min(value, MOST_BRIDGES)
+        if item.name == "internetworking_model":
+            return MODEL if value in ("default", *KATAS_MODELS) else value
         return tuple(value) if isinstance(value, list) else value
 
 
@@ -176,7 +192,7 @@ def _objection(value: Any, default: Any, rule: Rule) -> str:
         return "" if fits else "a list of strings that are not empty"
     if rule.choices:
         allowed = " or ".join(f'"{choice}"' for choice in rule.choices)
-        return "" if value in rule.choices else allowed
+        return "" if value in (*rule.choices, *rule.also) else allowed
     if isinstance(default, bool):
         return "" if isinstance(value, bool) else "true or false"
     if isinstance(default, int):

@@ -13,7 +13,10 @@ LEAST_MEMORY = 128
 MOST_BRIDGES = 5
 _NICS_PER_BRIDGE = 30
 
-MODELS = ("tcfilter", "macvtap", "none")
+MODEL = "tcfilter"
+KATAS_MODELS = ("bridged", "enlightened", "l3forwarding")
+"""Of Kata 1.x and of its runtime in Rust: whichever is chosen, interfaces are joined by `MODEL`."""
+MODELS = (MODEL, "macvtap", "none")
 RULESETS = ("required", "best-effort", "none")
 SHARED_FS = "virtio-fs"
 SHARED_FILESYSTEMS = (SHARED_FS, "virtio-9p", "virtio-fs-nydus", "inline-virtio-fs", "none")
@@ -30,11 +33,13 @@ _LEAST_RATE, _MOST_RATE = 8_000, 10**12
 @dataclass(frozen=True)
 class Rule:
     """Which values a key may have: numbers from `least` to `most`, one of `choices` where there
-    are any; an empty value, or 0, in place of the default where it is `blank`, as Kata has it."""
+    are any, or one of `also`, which files of Kata's have; an empty value, or 0, in place of the
+    default where it is `blank`, as Kata has it."""
 
     least: int = 0
     most: int = 0
     choices: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     blank: bool = False
 
 
@@ -110,7 +115,9 @@ class Runtime:
     same units.
     """
 
-    internetworking_model: str = _key("tcfilter", choices=MODELS, blank=True)
+    internetworking_model: str = _key(
+        MODEL, choices=MODELS, also=("default", *KATAS_MODELS), blank=True
+    )
     disable_new_netns: bool = False
     netns_rulesets: str = _key("required", choices=RULESETS, blank=True)
     sandbox_cgroup: str = "/tapwright"

@@ -24,7 +24,11 @@ from tapwright.state.record import Nic
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,14}")
 _NAME_RULE = "1 to 15 letters, digits, '_', '-', '.', the first a letter"
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+# As Go's net.ParseMAC has them, by which Kata's runtime reads them.
+_MAC = re.compile(
+    r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}|[0-9A-Fa-f]{2}(-[0-9A-Fa-f]{2}){5}"
+    r"|[0-9A-Fa-f]{4}(\.[0-9A-Fa-f]{4}){2}"
+)
 _SOCKET_BYTES = 128
 _SUN_PATH_BYTES = 107  # unix(7), without the closing NUL
 _FAMILIES = {4: 2, 6: 10}  # AF_INET, AF_INET6
@@ -69,9 +73,12 @@ def read_update(content: Any) -> tuple[str, tuple[Address, ...]]:
     return _name(fields, "name"), tuple(dict.fromkeys(addresses))
 
 
-def read_name(content: Any) -> str:
-    """The name of an interface that shall go; nothing else is looked at. Raises UsageError."""
-    return _name(_fields(content, "an interface"), "name")
+def read_leaving(content: Any) -> tuple[str, str]:
+    """(name, MAC address) of an interface that shall go; one of them may be empty, as openEuler's
+    users give the name, and Kata's runtime looks at the MAC address alone. Raises UsageError."""
+    fields = _fields(content, "an interface")
+    mac = _mac(fields) if _text(fields, "hwAddr") else ""
+    return _name(fields, "name") if _text(fields, "name") or not mac else "", mac
 
 
 def read_routes(content: Any, as_patterns: bool = False, one: bool = False) -> list[RouteRequest]:
@@ -85,6 +92,21 @@ def read_routes(content: Any, as_patterns: bool = False, one: bool = False) -> l
     if not isinstance(content, list):
         raise UsageError(f"routes are a JSON list, not {_shown(content)}")
     return [_route(_fields(item, "a route"), as_patterns) for item in content]
+
+
+def read_table(content: Any) -> list[RouteRequest]:
+    """All routes that there shall be; one with a device and no destination, as Kata's monitor sends
+    what is `default dev eth0`, is a default route. Raises UsageError."""
+    if isinstance(content, list):
+        content = [_with_destination(item) if isinstance(item, dict) else item for item in content]
+    return read_routes(content)
+
+
+def _with_destination(route: dict[str, Any]) -> dict[str, Any]:
+    fields = _fields(route, "a route")
+    return (
+        fields if fields.get("dest") or not fields.get("device") else {**fields, "dest": "default"}
+    )
 
 
 def written_listing(listed: Listed, machine_type: str) -> dict[str, Any]:
@@ -168,11 +190,10 @@ def _destination(fields: dict[str, Any], gateway: str, as_pattern: bool, strict:
     dest = _text(fields, "dest")
     # Kata's monitor leaves the destination of a default route empty.
     if dest == "default" or (not dest and gateway):
-        if gateway:
-            return "::/0" if ":" in gateway else "0.0.0.0/0"
-        if as_pattern:
+        if as_pattern and not gateway:
             return ""
-        raise _refusal("dest", dest, "a route with a gateway")
+        # One that leads to a link has no gateway; Kata's agent, too, takes it for IPv4.
+        return "::/0" if ":" in (gateway or _ip(fields, "source")) else "0.0.0.0/0"
     try:
         return str(ipaddress.ip_network(dest, strict))
     except ValueError:
@@ -203,6 +224,8 @@ def _mac(fields: dict[str, Any]) -> str:
     mac = _text(fields, "hwAddr")
     if not _MAC.fullmatch(mac):
         raise _refusal("hwAddr", mac, "six bytes in hexadecimal, separated by ':'")
+    if ":" not in mac:
+        mac = bytes.fromhex(re.sub(r"[-.]", "", mac)).hex(":")
     if int(mac[:2], 16) & 1 or not int(mac.replace(":", ""), 16):
         raise _refusal("hwAddr", mac, "a unicast address")
     return mac

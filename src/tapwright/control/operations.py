@@ -63,7 +63,7 @@ class Operations:
         return self._written(await self._interfaces.add(kata.read_interface(interface)))
 
     async def remove_interface(self, interface: Any) -> None:
-        nic = self._interfaces.named(kata.read_name(interface))
+        nic = self._interfaces.leaving(*kata.read_leaving(interface))
         if nic.index:
             # Also when it goes too late for an answer.
             self._following.dismiss(nic.index)
@@ -105,7 +105,7 @@ class Operations:
         return [routes] if isinstance(routes, dict) else routes
 
     async def update_routes(self, routes: Any) -> Any:
-        found = await guest_routes.update(self._agent, kata.read_routes(routes))
+        found = await guest_routes.update(self._agent, kata.read_table(routes))
         return [kata.written_route(route) for route in found]
 
     async def list_routes(self) -> Any:

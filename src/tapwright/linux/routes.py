@@ -20,7 +20,7 @@ from tapwright.linux.netlink import (
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
-RTA_MULTIPATH, RTA_TABLE, RTA_VIA = 9, 15, 18
+RTA_MULTIPATH, RTA_TABLE, RTA_VIA, RTA_NH_ID = 9, 15, 18, 30
 RTAX_MTU, RTAX_ADVMSS = 2, 8
 RTNH_F_ONLINK = 4
 RTN_UNICAST = 1
@@ -34,7 +34,9 @@ _RTNEXTHOP = struct.Struct("=HBBi")
 
 class Route(NamedTuple):
     """A unicast route. `destination` is `ADDRESS/PREFIX`, for a default route `0.0.0.0/0` or
-    `::/0`. `device` is an interface index. `metric` 0 lets the kernel choose (IPv6: 1024)."""
+    `::/0`. `device` is an interface index. `metric` 0 lets the kernel choose (IPv6: 1024).
+    `nexthop` is the id of a next hop object, if the route leads to one; device and gateway are the
+    object's then."""
 
     destination: str
     device: int
@@ -47,6 +49,7 @@ class Route(NamedTuple):
     protocol: int = RTPROT_BOOT
     mtu: int = 0
     advmss: int = 0
+    nexthop: int = 0
 
     @property
     def family(self) -> int:
@@ -81,6 +84,7 @@ def decode(body: bytes) -> list[Route]:
             protocol=protocol,
             mtu=u32(metrics, RTAX_MTU),
             advmss=u32(metrics, RTAX_ADVMSS),
+            nexthop=u32(found, RTA_NH_ID),
         )
         for device, gateway, hop_flags in _next_hops(found)
     ]
@@ -169,12 +173,13 @@ def encoded(route: Route) -> bytes:
             *(route.family, int(length), 0, 0, min(route.table, 255)),
             *(route.protocol, route.scope, RTN_UNICAST, flags),
         ),
-        attribute(RTA_OIF, route.device),
         attribute(RTA_TABLE, route.table),
+        # The kernel takes no other way beside an object, and finds no route to one by another.
+        attribute(RTA_NH_ID, route.nexthop) if route.nexthop else attribute(RTA_OIF, route.device),
     ]
     if int(length):
         parts.append(attribute(RTA_DST, pack_address(address)))
-    if route.gateway:
+    if route.gateway and not route.nexthop:
         family, gateway = netlink.family_of(route.gateway), pack_address(route.gateway)
         if family == route.family:
             parts.append(attribute(RTA_GATEWAY, gateway))

@@ -267,6 +267,19 @@ class Interfaces:
             raise NetworkError(f"name: there is no interface {name!r}; there are: {names}")
         return interface
 
+    def leaving(self, name: str, mac: str) -> Nic:
+        """The NIC of that name; where there is none, that with the MAC address, if it is given.
+        Raises NetworkError."""
+        known = self._record.interfaces
+        if mac and all(nic.name != name for nic in known):
+            found = [nic for nic in known if nic.mac.lower() == mac.lower()]
+            if len(found) == 1:
+                return found[0]
+            if not name:
+                how_many = "several interfaces have" if found else "no interface has"
+                raise NetworkError(f"hwAddr: {how_many} {mac}; give the name, too")
+        return self.named(name)
+
     async def remove(self, interface: Nic) -> None:
         """Take a NIC out; what it was joined with is as before.
 

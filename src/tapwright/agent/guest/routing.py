@@ -126,7 +126,6 @@ def _present(nl: Netlink) -> _Present:
 def _route_key(route: Route) -> tuple[Any, ...]:
     """Return a route as the kernel would report it, for comparison with present routes of any
     origin."""
-    destination, device, gateway, source, scope, metric, table, onlink, _, mtu, advmss = route
-    if ":" in destination:
-        scope, metric = 0, metric or _IPV6_METRIC
-    return destination, device, gateway, source, scope, metric, table, onlink, mtu, advmss
+    if ":" in route.destination:
+        route = route._replace(scope=0, metric=route.metric or _IPV6_METRIC)
+    return route._replace(protocol=0)

@@ -1,0 +1,78 @@
+"""The JSON of `kata-network`, as Kata's own runtime and monitor read and write it."""
+
+from typing import Any
+
+import pytest
+
+from tapwright.control import kata
+from tapwright.errors import UsageError
+
+pytestmark = pytest.mark.unit
+
+MAC = "02:42:20:6f:a3:69"
+
+
+@pytest.mark.parametrize("written", [MAC, "02-42-20-6f-a3-69", "0242.206F.A369"])
+def test_mac_addresses_as_go_parses_them(written: str) -> None:
+    request = kata.read_interface({"device": "tap0", "name": "eth0", "hwAddr": written})
+    assert request.mac == MAC
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["024220.6fa369", "02:42-20:6f:a3:69", "0242206fa369", "01-00-5e-00-00-01", "0000.0000.0000"],
+)
+def test_what_is_no_mac_address(written: str) -> None:
+    with pytest.raises(UsageError, match="hwAddr: "):
+        kata.read_interface({"device": "tap0", "name": "eth0", "hwAddr": written})
+
+
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        ({"name": "eth0"}, ("eth0", "")),
+        ({"HwAddr": MAC}, ("", MAC)),
+        ({"Device": "eth0", "Name": "", "HwAddr": "02-42-20-6F-A3-69"}, ("", MAC)),
+        ({"name": "eth0", "hwAddr": MAC}, ("eth0", MAC)),
+    ],
+)
+def test_what_names_an_interface_that_goes(content: Any, read: tuple[str, str]) -> None:
+    assert kata.read_leaving(content) == read
+
+
+@pytest.mark.parametrize("content", [{}, {"device": "eth0"}, {"name": "", "hwAddr": ""}])
+def test_what_names_none(content: Any) -> None:
+    with pytest.raises(UsageError, match="name: it is missing"):
+        kata.read_leaving(content)
+
+
+@pytest.mark.parametrize(
+    ("route", "dest"),
+    [
+        ({"Dest": "", "Gateway": "10.1.0.1", "Device": "eth0"}, "0.0.0.0/0"),
+        ({"Dest": "", "Gateway": "fd00::1", "Device": "eth0"}, "::/0"),
+        ({"Dest": "", "Gateway": "", "Device": "eth0", "Scope": 253}, "0.0.0.0/0"),
+        ({"Dest": "", "Device": "eth0", "Source": "fd00::5"}, "::/0"),
+        ({"dest": "default", "device": "eth0"}, "0.0.0.0/0"),
+    ],
+)
+def test_default_routes_of_katas_monitor(route: Any, dest: str) -> None:
+    """What is `default dev eth0` has neither destination nor gateway there."""
+    (read,) = kata.read_table([route])
+    assert (read.dest, read.device) == (dest, "eth0")
+
+
+@pytest.mark.parametrize("route", [{}, {"Dest": "", "Scope": 253}, {"gateway": "10.1.0.1"}])
+def test_a_route_that_leads_nowhere(route: Any) -> None:
+    with pytest.raises(UsageError, match=r"(dest|device): it is missing"):
+        kata.read_table([route])
+
+
+def test_a_destination_is_not_left_out_by_people() -> None:
+    """As openEuler's verbs have it; a pattern of all default routes is said by its word."""
+    route = {"device": "eth0"}
+    for as_patterns in (False, True):
+        with pytest.raises(UsageError, match="dest: it is missing"):
+            kata.read_routes([route], as_patterns=as_patterns)
+    (pattern,) = kata.read_routes([{**route, "dest": "default"}], as_patterns=True)
+    assert pattern.dest == ""
