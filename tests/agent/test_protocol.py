@@ -156,3 +156,10 @@ def test_parts_of_all_streams_together_are_bounded(sent: list[tuple[int, int, in
 def test_what_is_no_message(data: bytes) -> None:
     with pytest.raises(protocol.ProtocolError):
         protocol.read_json(data)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_numbers_are_finite(number: str) -> None:
+    assert protocol.read_json(b'{"a": 1e300}') == {"a": 1e300}
+    with pytest.raises(protocol.ProtocolError):
+        protocol.read_json(f'{{"a": [{number}]}}'.encode())

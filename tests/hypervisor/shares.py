@@ -10,7 +10,7 @@ from tapwright.hypervisor.share import Share
 from tapwright.linux import mounts
 
 UID = 0x70000000 + os.getpid()
-PROGRAMS = sorted({os.path.realpath(path) for path in virtiofsd.PATHS if virtiofsd.find(path)})
+PROGRAMS = sorted({os.path.realpath(path) for path in virtiofsd.PATHS if os.access(path, os.X_OK)})
 """QEMU's own, in C, and the one in Rust: those that are here."""
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 SECONDS, SEED, RESULTS = "TORTURE_SECONDS", "TORTURE_SEED", "TORTURE_RESULTS"
@@ -24,10 +24,12 @@ class Bound:
         self.tries = 0
         self._started = time.monotonic()
 
-    def goes_on(self, short: int, seconds: float = 0) -> Iterator[int]:
-        """The numbers of the tries: a `short` count of them, or as many as there is time for."""
-        limit = float(os.environ.get(SECONDS, seconds))
-        while self.tries < short or (self.is_whole and self.seconds < limit):
+    def goes_on(self, short: int, whole: int = 0) -> Iterator[int]:
+        """The numbers of the tries: a `short` count of them, or as many as there is time for, and a
+        `whole` count of them even if there is not."""
+        while self.tries < (max(short, whole) if self.is_whole else short) or (
+            self.is_whole and self.seconds < float(os.environ[SECONDS])
+        ):
             try:
                 yield self.tries
             except GeneratorExit:
@@ -38,8 +40,16 @@ class Bound:
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def tell(self, part: int, what: str, result: str, tries: int | None = None) -> None:
-        """Add a line to the results: which part of the torture, what was tried, what came of it."""
+    def tell(
+        self,
+        part: int,
+        what: str,
+        result: str,
+        tries: int | None = None,
+        counts: Mapping[str, int | Mapping[str, int]] | None = None,
+    ) -> None:
+        """Add a line to the results: which part of the torture, what was tried, what came of it.
+        The two texts have the names of `counts` in braces, for what can be added up."""
         if path := os.environ.get(RESULTS):
             line = {
                 "part": part,
@@ -49,6 +59,7 @@ class Bound:
                 "seconds": round(self.seconds),
                 "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
                 "result": result,
+                "counts": counts or {},
             }
             with Path(path).open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -2,21 +2,25 @@
 
 import copy
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from hypothesis import strategies as st
 
 Json = Any
 
+Choose = Callable[[int], int]
+"""A number from 0 to below the one that is given: drawn by a seed, by hypothesis, or by atheris."""
+Make = Callable[[Choose], Any]
+"""What makes an input out of such numbers."""
+
 # What finds the places where a type, a size or an alphabet was taken for granted.
-_ODD: st.SearchStrategy[Any] = st.sampled_from(
-    [
-        *(None, True, False, 0, -1, 1, 1 << 31, 1 << 63, 1 << 64, 10**30, 0.5, 1e308, -0.0),
-        *("", "0", "-1", ".", "..", "/", "a/b", "\0", "\ud800", "é", "x" * 300, "eth0", "1.0.0"),
-        *("10.0.0.1", "10.0.0.1/24", "fd00::1/64", "::", "0.0.0.0/0", "%d", "a b", "\n", "\x1b[2J"),
-        *([], {}, [[]], [{}], [None], [0], [""], {"": ""}, {"a": None}, ["a", 1], "٣", "²"),
-    ]
+_ODD: tuple[Json, ...] = (
+    *(None, True, False, 0, -1, 1, 1 << 31, 1 << 63, 1 << 64, 10**30, 0.5, 1e308, -0.0),
+    *(10**400, float("inf"), float("nan")),
+    *("", "0", "-1", ".", "..", "/", "a/b", "\0", "\ud800", "é", "x" * 300, "eth0", "1.0.0"),
+    *("10.0.0.1", "10.0.0.1/24", "fd00::1/64", "::", "0.0.0.0/0", "%d", "a b", "\n", "\x1b[2J"),
+    *([], {}, [[]], [{}], [None], [0], [""], {"": ""}, {"a": None}, ["a", 1], "٣", "²"),
 )
+_WAYS = ("odd", "odd", "odd", "gone", "other", "double")
 
 
 def _places(document: Json, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
@@ -29,25 +33,32 @@ def _places(document: Json, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any
     return found
 
 
-@st.composite
-def mutated(draw: st.DrawFn, documents: list[Json], odd: st.SearchStrategy[Json] = _ODD) -> Json:
+def one_of(values: Sequence[Any]) -> Make:
+    return lambda choose: values[choose(len(values))]
+
+
+def mutated(documents: Sequence[Json], odd: Sequence[Json] = _ODD) -> Make:
     """One of the documents, with some of its parts missing, doubled, exchanged or odd."""
-    # In a list, so that the whole can be exchanged, too.
-    whole = [copy.deepcopy(draw(st.sampled_from(documents)))]
-    for _ in range(draw(st.integers(1, 4))):
-        places = _places(whole, [])
-        holder, key = places[draw(st.integers(0, len(places) - 1))]
-        match draw(st.sampled_from(("odd", "odd", "odd", "gone", "other", "double"))):
-            case "gone" if holder is not whole:
-                del holder[key]
-            case "other":
-                other, place = places[draw(st.integers(0, len(places) - 1))]
-                holder[key] = copy.deepcopy(other[place])
-            case "double" if isinstance(holder, list) and holder is not whole:
-                holder.append(copy.deepcopy(holder[key]))
-            case _:
-                holder[key] = copy.deepcopy(draw(odd))
-    return whole[0]
+
+    def make(choose: Choose) -> Json:
+        # In a list, so that the whole can be exchanged, too.
+        whole = [copy.deepcopy(documents[choose(len(documents))])]
+        for _ in range(1 + choose(4)):
+            places = _places(whole, [])
+            holder, key = places[choose(len(places))]
+            match _WAYS[choose(len(_WAYS))]:
+                case "gone" if holder is not whole:
+                    del holder[key]
+                case "other":
+                    other, place = places[choose(len(places))]
+                    holder[key] = copy.deepcopy(other[place])
+                case "double" if isinstance(holder, list) and holder is not whole:
+                    holder.append(copy.deepcopy(holder[key]))
+                case _:
+                    holder[key] = copy.deepcopy(odd[choose(len(odd))])
+        return whole[0]
+
+    return make
 
 
 def as_text(document: Json) -> str:

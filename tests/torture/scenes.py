@@ -77,12 +77,18 @@ class Stage:
 
 class Verb:
     """A verb: `prepare` makes what it needs, and `words` are what is called then; `text` is its
-    stdin."""
+    stdin. With `again`, it can be called as often as one likes of a sandbox that runs."""
 
     def __init__(
-        self, name: str, prepare: Callable[[Stage, Any], None], words: Words, text: str = ""
+        self,
+        name: str,
+        prepare: Callable[[Stage, Any], None],
+        words: Words,
+        text: str = "",
+        again: bool = True,
     ) -> None:
         self.name = name
+        self.again = again
         self.prepare = prepare
         self.words = words
         self.text = text
@@ -104,7 +110,7 @@ class Verb:
     def learn(self, fault: Fault) -> None:
         """All of its moments have come, or more than were known."""
         came = fault.came is not None
-        self.moments = max(self.moments if came else 1, fault.counted)
+        self.moments = max(self.moments if came else 0, fault.counted)
 
 
 _INTERFACE = {
@@ -113,10 +119,6 @@ _INTERFACE = {
     "IPAddresses": [{"address": "172.16.0.3", "mask": "16"}],
     "hwAddr": "02:42:20:6f:a3:69",
 }
-
-
-def _nothing(stage: Stage, runtime: Runtime) -> None:
-    pass
 
 
 _KATA = ["kata-network"]
@@ -132,22 +134,22 @@ def _file(text: str) -> int:
 def of_sandboxes(network: str) -> list[Verb]:
     run = ["sandbox", "run", NAME, "--network", network]
 
-    def running(stage: Stage, runtime: Runtime) -> None:
-        stage.must(*run)
-
     def tap(stage: Stage, runtime: Runtime) -> None:
         subprocess.run(["ip", "tuntap", "add", "dev", TAP, "mode", "tap"], check=True)
+
+    def running(stage: Stage, runtime: Runtime) -> None:
+        tap(stage, runtime)
         stage.must(*run)
 
     def plugged(stage: Stage, runtime: Runtime) -> None:
-        tap(stage, runtime)
+        running(stage, runtime)
         status, said = plug.run(stage)
         assert status == 0, said
 
     interface = json.dumps(_INTERFACE)
-    plug = Verb("add-iface", tap, [*_KATA, "add-iface", NAME, "-"], interface)
+    plug = Verb("add-iface", running, [*_KATA, "add-iface", NAME, "-"], interface)
     return [
-        Verb("sandbox run", _nothing, run),
+        Verb("sandbox run", tap, run, again=False),
         Verb("sandbox delete", running, ["sandbox", "delete", NAME]),
         plug,
         Verb("del-iface", plugged, [*_KATA, "del-iface", NAME, "-"], '{"name": "eth9"}'),
@@ -169,7 +171,7 @@ def of_containers(runtime: Runtime) -> list[Verb]:
 
     start, pause = ["start", NAME], ["pause", NAME]
     return [
-        Verb("create", _nothing, create),
+        Verb("create", before(), create, again=False),
         Verb("start", before(create), start),
         Verb("exec", before(create, start), ["exec", NAME, "true"]),
         Verb("pause", before(create, start), pause),

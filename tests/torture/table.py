@@ -1,9 +1,14 @@
 """Writes the results of scripts/torture into docs/security.md, between two marks:
-`python -m tests.torture.table RESULTS DOCUMENT`. A line of a test is as it came last."""
+`python -m tests.torture.table RESULTS DOCUMENT`.
+
+Lines that say the same of several seeds are one row, which adds them up and names the seeds. The
+last line of a seed counts, and a line that says something else replaces all before it."""
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 BEGIN, END = "<!-- torture: begin -->", "<!-- torture: end -->"
 _HEAD = """\
@@ -11,18 +16,43 @@ _HEAD = """\
 | --- | --- | --- | --- | --- | --- |
 """
 
+Line = dict[str, Any]
+
 
 def table(lines: list[str]) -> str:
-    last = {}
+    rows: dict[tuple[int, str], dict[int, Line]] = {}
     for line in map(json.loads, lines):
-        # Counts of kinds in brackets are other ones each time.
-        last[line["part"], line["what"].partition(" (")[0]] = line
-    rows = [
-        f"| {line['part']} | {line['what']} | {line['tries']:,} in {line['seconds']} s "
-        f"| {line['seed']} | {line['date']} | {line['result']} |\n"
-        for line in sorted(last.values(), key=lambda line: (line["part"], line["what"]))
-    ]
-    return _HEAD + "".join(rows)
+        row = rows.setdefault((line["part"], line["what"]), {})
+        if any(before["result"] != line["result"] for before in row.values()):
+            row.clear()
+        row[line["seed"]] = line
+    return _HEAD + "".join(_row(list(rows[key].values())) for key in sorted(rows))
+
+
+def _row(lines: list[Line]) -> str:
+    counts: dict[str, Counter[str]] = {}
+    for line in lines:
+        for name, count in line["counts"].items():
+            counts.setdefault(name, Counter()).update(
+                count if isinstance(count, dict) else {"": count}
+            )
+    told = {name: _told(count) for name, count in counts.items()}
+    tries, seconds = (sum(line[name] for line in lines) for name in ("tries", "seconds"))
+    dates = sorted({line["date"] for line in lines})
+    cells = (
+        lines[0]["part"],
+        lines[0]["what"].format(**told),
+        f"{tries:,} in {seconds:,} s",
+        ", ".join(str(line["seed"]) for line in lines),
+        " to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        lines[0]["result"].format(**told),
+    )
+    return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def _told(count: Counter[str]) -> str:
+    """One number, or several with their names."""
+    return ", ".join(f"{name} {number:,}".strip() for name, number in sorted(count.items()))
 
 
 def written(document: str, rows: str) -> str:

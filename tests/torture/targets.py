@@ -1,5 +1,5 @@
 """What reads documents of others: each takes one that is almost right, and raises nothing but the
-errors that it is documented to raise. For hypothesis, and for atheris by way of it."""
+errors that it is documented to raise. A seed, hypothesis, or by way of that atheris draws it."""
 
 import asyncio
 import contextlib
@@ -14,13 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tapwright import cni, config
+from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
+from tapwright.agent.protocol import Frame, ProtocolError
 from tapwright.cli import sandbox as sandbox_commands
 from tapwright.cni import cache, results
-from tapwright.control import containers, guest_routes, kata
+from tapwright.control import containers, guest_routes, kata, looking
+from tapwright.diagnosis import collecting
 from tapwright.errors import TapwrightError, shown
 from tapwright.hypervisor.machine import Machine
-from tapwright.nics import guest_settings
+from tapwright.linux import entries
+from tapwright.nics import carried_rules, forwarding, guest_settings, guest_table
 from tapwright.oci import (
     annotations,
     bundle,
@@ -41,26 +45,44 @@ from tapwright.oci.log import Log
 from tapwright.sandbox import lifecycle
 from tapwright.state import record, registry
 from tapwright.state.record import FILE, Record, Spec
+from tapwright.supervisor import bringup, room
+from tapwright.supervisor.host_kernel import HostKernel
 from tests.oci.bundles import configuration
-from tests.torture.mutation import mutated
+from tests.torture.mutation import Choose, Make, mutated, one_of
 
 Json = Any
 
 Target = Callable[..., None]
 
-TARGETS: dict[str, tuple[Target, tuple[st.SearchStrategy[Any], ...]]] = {}
-"""Each with what it is given, by name."""
+TARGETS: dict[str, tuple[Target, tuple[Make, ...]]] = {}
+"""Each with what makes its input, by name."""
+
+
+def attempt(name: str, choose: Choose) -> None:
+    """One input."""
+    function, makers = TARGETS[name]
+    inputs = [make(choose) for make in makers]
+    try:
+        function(*inputs)
+    except Exception as error:
+        error.add_note(f"{name}: {inputs!r}")
+        raise
 
 
 def test_of(name: str) -> Any:
     """A hypothesis test of a target, without settings."""
-    function, strategies = TARGETS[name]
-    return given(*strategies)(function)
+
+    @st.composite
+    def made(draw: st.DrawFn, make: Make) -> Any:
+        return make(lambda below: draw(st.integers(0, below - 1)))
+
+    function, makers = TARGETS[name]
+    return given(*map(made, makers))(function)
 
 
-def _reads(*strategies: st.SearchStrategy[Any]) -> Callable[[Target], Target]:
+def _reads(*makers: Make) -> Callable[[Target], Target]:
     def note(function: Target) -> Target:
-        TARGETS[function.__name__] = function, strategies
+        TARGETS[function.__name__] = function, makers
         return function
 
     return note
@@ -169,7 +191,7 @@ _RESULTS: list[Json] = [
 ]
 
 
-@_reads(mutated(_RESULTS), st.sampled_from(cni.versions.VERSIONS))
+@_reads(mutated(_RESULTS), one_of(cni.versions.VERSIONS))
 def cni_results(content: Json, version: str) -> None:
     """What a plugin prints after ADD. ValueError."""
     try:
@@ -249,7 +271,7 @@ def records(content: Json) -> None:
 
 # No texts: a path that is undone is removed. So they stay what they are, in directories that are
 # not there, or are exchanged.
-_TYPES = st.sampled_from([None, True, 0, -1, 1 << 64, 0.5, [], {}, [None], {"a": 1}])
+_TYPES: tuple[Json, ...] = (None, True, 0, -1, 1 << 64, 0.5, [], {}, [None], {"a": 1})
 
 
 def _entries() -> list[Json]:
@@ -407,17 +429,45 @@ _ANSWERS: list[Json] = [
         "interfaces": {"eth0": {"rx_bytes": 5}},
         "tcp": {"listen": 1},
     },
+    {"replies": [{"refused": ["x"], "index": 2}, {}], "seconds": 5.5, "memory": 1 << 20},
+    {"refused": [[0, 17, "File exists"], [2, 95, ""]]},
+    {"refused": [{"kind": "services", "number": 1, "reason": "x"}]},
+    {"listeners": [[4, 80], [6, 8080]], "left_out": 0},
+    {
+        "interfaces": [
+            {
+                "name": "eth0",
+                "mac": "02:00:00:00:00:01",
+                "kind": "",
+                "mtu": 1500,
+                "up": True,
+                "carrier": True,
+                "loopback": False,
+                "addresses": ["10.0.0.1/8"],
+                "counters": dict.fromkeys(looking._COUNTERS, 5),
+            }
+        ],
+        "routes": [
+            {"destination": "", "gateway": "10.0.0.1", "device": "eth0", "metric": 0, "table": 254}
+        ],
+        "neighbours": [{"address": "10.0.0.1", "mac": "", "device": "eth0", "state": "stale"}],
+        "cut": ["routes"],
+    },
 ]
 
 
 @_reads(mutated(_ANSWERS))
 def guests_answers(content: Json) -> None:
-    """What an agent answers that was taken over. AgentError."""
-    if not isinstance(content, dict):
+    """What an agent answers that was taken over: as bytes, and understood. AgentError, and
+    ProtocolError where it is no message."""
+    try:
+        content = protocol.read_json(json.dumps(content).encode())
+    except ProtocolError:
         return
     agent = _Answering(content)
     operations = containers.Containers(agent, lambda container: None)
     pattern = kata.read_routes([_ROUTE], as_patterns=True)
+    entry = entries.Entry(entries.RULE, bytes(12))
 
     async def counted() -> None:
         json.dumps(statistics.of_cgroup(await operations.container_statistics(id="c")))
@@ -430,10 +480,21 @@ def guests_answers(content: Json) -> None:
             *(agent.listing("interfaces"), agent.listing("routes"), routes()),
             *(guest_routes.remove(agent, pattern), guest_routes.update(agent, [])),
             *(operations.container_processes(id="c"), operations.container_state(id="c")),
-            counted(),
+            *(counted(), HostKernel(agent, Path("/nowhere")).look()),
+            guest_table.GuestTable(agent)._ask([(entry, False)] * 3, {}),
         ):
             with contextlib.suppress(TapwrightError):
                 await question
 
     asyncio.run(ask())
+    for read in (lambda: bringup._replies(content, 1), lambda: room._count(content, "memory")):
+        with contextlib.suppress(TapwrightError):
+            read()
     guest_settings.tell_refused(content)
+    carried_rules._refusals(content, "services", ["one"])
+    if not looking._mistake(content):
+        collecting._is_bounded(content)
+    news = forwarding._News()
+    news.take(Frame(protocol.STDOUT, 0, 0, json.dumps(content).encode()))
+    with contextlib.suppress(ProtocolError):
+        news.fetch()

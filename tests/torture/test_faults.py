@@ -37,7 +37,7 @@ def test_each_write_fails(bound: Bound, tapwright: Tapwright, runtime: Runtime, 
     came = 0
     for number in bound.goes_on(short=4):
         verb = verbs[number % len(verbs)]
-        at, code = bound.random.randrange(verb.moments), bound.random.choice(CODES)
+        at, code = bound.random.randrange(max(1, verb.moments)), bound.random.choice(CODES)
         is_lasting = bound.random.random() < 0.5
         before = host.snapshot()
         fault = Fault()
@@ -59,11 +59,11 @@ def test_each_write_fails(bound: Bound, tapwright: Tapwright, runtime: Runtime, 
         print(where)
         host.assert_same(before)
         counts[verb.name] += 1
-    done = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     bound.tell(
         2,
-        f"ENOSPC, EIO, EROFS at a write of a verb, once or from then on ({done})",
-        f"{came} failed: a sentence each time, `delete` worked, nothing left",
+        "ENOSPC, EIO, EROFS at a write of a verb, once or from then on ({verbs})",
+        "{failed} failed: a sentence each time, `delete` worked, nothing left",
+        counts={"verbs": counts, "failed": came},
     )
 
 

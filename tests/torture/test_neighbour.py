@@ -1,7 +1,13 @@
 """Part 6: a guest does its worst, and the one beside it does not suffer: the 99th percentile of its
-`exec` is at most twice that of a host without load. By scripts/torture alone: it measures."""
+`exec` is at most twice that of a host without load. By scripts/torture alone: it measures.
+
+Both are measured in turns, a round of each. How sure the quotient is, say rounds that are drawn
+again from those that there were (bootstrap): it lies in an interval that 95 % of such draws have.
+It is above the promise when all of the interval is.
+"""
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -27,7 +33,12 @@ _LOADS = {
     "frames": "while :; do ping -q -c 1000 -s 1400 -f 10.92.0.1; done",
 }
 _MOST = 2.0
-_IN_A_ROW = 12
+_IN_A_ROW, _ROUNDS = 10, 30
+"""So a 99th percentile is the third longest of 300."""
+_DRAWS = 1000
+
+Round = tuple[list[float], list[float]]
+"""Seconds without load, and with it."""
 
 
 @pytest.fixture
@@ -41,34 +52,50 @@ def both(tapwright: Tapwright) -> Iterator[int]:
 
 
 def test_a_neighbour(bound: Bound, tapwright: Tapwright, both: int) -> None:
-    worst = 0.0
-    told = []
+    told, above = [], []
     for what, script in _LOADS.items():
-        calm: list[float] = []
-        loaded: list[float] = []
-        share = float(os.environ[SECONDS]) / len(_LOADS)
+        command = tapwright.command("sandbox", "exec", _ATTACKER, "--", "sh", "-c", script)
         with ExitStack() as stack:
-            command = tapwright.command("sandbox", "exec", _ATTACKER, "--", "sh", "-c", script)
             attack = stack.enter_context(
                 subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             )
             stack.callback(attack.kill)
-            started = time.monotonic()
-            # In turns, so that what else the machine does is in both.
-            while time.monotonic() - started < share:
-                for times, number in ((calm, signal.SIGSTOP), (loaded, signal.SIGCONT)):
-                    os.kill(both, number)
-                    times += [took(tapwright) for _ in range(_IN_A_ROW)]
-        ratio = percentile(loaded) / percentile(calm)
-        told.append(f"{what} {ratio:.2f}")
-        worst = max(worst, ratio)
-        bound.tries += len(loaded)
+            rounds = measured(tapwright, both, float(os.environ[SECONDS]) / len(_LOADS))
+            assert attack.poll() is None, f"{what}: it ended meanwhile"
+        least, most = interval(rounds, bound.random)
+        told.append(f"{what} {ratio(rounds):.2f} ({least:.2f} to {most:.2f})")
+        above += [told[-1]] if least > _MOST else []
+        bound.tries += len(rounds) * _IN_A_ROW
     bound.tell(
         6,
-        "`exec` beside a guest that floods, against one that stands still: p99, of " + str(_MOST),
-        f"at most {worst:.2f} times ({', '.join(told)})",
+        f"`exec` beside a guest that floods, against one that stands still: p99, of {_MOST}",
+        f"{', '.join(told)} times (with the interval of 95 %)",
     )
-    assert worst <= _MOST, told
+    assert not above
+
+
+def measured(tapwright: Tapwright, attacker: int, seconds: float) -> list[Round]:
+    """In turns, so that what else the machine does is in both."""
+    rounds: list[Round] = []
+    started = time.monotonic()
+    while len(rounds) < _ROUNDS or time.monotonic() - started < seconds:
+        rounds.append(([], []))
+        for times, number in zip(rounds[-1], (signal.SIGSTOP, signal.SIGCONT), strict=True):
+            os.kill(attacker, number)
+            times += [took(tapwright) for _ in range(_IN_A_ROW)]
+    return rounds
+
+
+def ratio(rounds: list[Round]) -> float:
+    calm, loaded = (
+        [seconds for times in side for seconds in times] for side in zip(*rounds, strict=True)
+    )
+    return percentile(loaded) / percentile(calm)
+
+
+def interval(rounds: list[Round], draw: random.Random) -> tuple[float, float]:
+    found = sorted(ratio(draw.choices(rounds, k=len(rounds))) for _ in range(_DRAWS))
+    return found[int(_DRAWS * 0.025)], found[int(_DRAWS * 0.975)]
 
 
 def took(tapwright: Tapwright) -> float:
@@ -78,4 +105,4 @@ def took(tapwright: Tapwright) -> float:
 
 
 def percentile(times: list[float]) -> float:
-    return sorted(times)[int(len(times) * 0.99)]
+    return sorted(times)[-max(1, len(times) // 100)]

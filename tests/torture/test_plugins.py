@@ -139,9 +139,9 @@ def test_killed_over_plugins(
                 one.wait()
         host.assert_same(before)
         done[kind] += 1
-    told = ", ".join(f"{kind} {count}" for kind, count in done.items())
     bound.tell(
         3,
-        f"all of a sandbox killed while its plugin runs ({told}), numbers given to others",
-        f"{strangers} strangers with a dead process's number lived on; nothing left",
+        "all of a sandbox killed while its plugin runs ({plugins}), numbers given to others",
+        "{strangers} strangers with a dead process's number lived on; nothing left",
+        counts={"plugins": done, "strangers": strangers},
     )

@@ -90,7 +90,7 @@ def test_a_sandbox(
     unchanged: None, pair: tuple[Tapwright, Tapwright], networks: Networks, bound: Bound
 ) -> None:
     maker, other = pair
-    for _ in bound.goes_on(short=1, seconds=30):
+    for _ in bound.goes_on(short=1):
         maker.json("sandbox", "run", NAME, "--network", "small")
         (listed,) = other.json("sandbox", "list")
         assert (listed["id"], listed["status"]) == (NAME, "running")

@@ -71,6 +71,7 @@ _LAST_KIND = OOM
 MORE = 1  # flag: the message goes on in the next frame of the stream
 
 _ENTROPY_BYTES = 64
+_INFINITY = float("inf")
 _MAGIC = b"TWRT"
 _HEADER = struct.Struct("!4sBBHIIII")
 _CHECKED = struct.Struct("!4sBBHIII")
@@ -187,14 +188,23 @@ def read_query(payload: bytes) -> tuple[int, bool, bytes]:
 
 
 def read_json(data: bytes | bytearray) -> dict[str, Any]:
-    """Return a message's content, which is always an object. Raises ProtocolError."""
+    """Return a message's content, which is always an object. Its numbers are finite: Python would
+    also read `NaN`, `Infinity` and `1e999`, which no comparison keeps out, and with which no whole
+    number can be made. Raises ProtocolError."""
     try:
-        content = json.loads(data)
+        content = json.loads(data, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         raise ProtocolError("a message that is not JSON") from None
     if not isinstance(content, dict):
         raise ProtocolError("a message that is not a JSON object")
     return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not -_INFINITY < number < _INFINITY:
+        raise ValueError(text)
+    return number
 
 
 class Decoder:

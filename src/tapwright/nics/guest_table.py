@@ -17,6 +17,8 @@ from tapwright.linux.entries import Entry
 _AT_ONCE = 2000
 """Entries in one request: while the agent does them it does nothing else."""
 _SECONDS = 60.0
+_MOST_ERRNO, _MOST_CHARACTERS = 4095, 200
+"""Of a refusal: MAX_ERRNO of Linux (include/linux/err.h), and what is logged of its words."""
 
 Indexes = Mapping[int, int]
 """Of interfaces in the guest, by those in the namespace."""
@@ -191,13 +193,14 @@ class GuestTable:
 
 def _refusals(answer: object, count: int) -> Iterator[tuple[int, int, str]]:
     """(number, errno, words) of each. Raises AgentError when the guest's answer is none."""
-    try:
-        for number, code, words in answer:  # type: ignore[attr-defined]
-            if not 0 <= number < count:
-                raise ValueError(number)
-            yield int(number), int(code), str(words)
-    except (TypeError, ValueError):
-        raise AgentError("the agent's answer to replay has no proper list of refusals") from None
+    for refusal in answer if isinstance(answer, list) else [None]:
+        match refusal:
+            case [int(number), int(code), str(words)] if (
+                0 <= number < count and 0 <= code <= _MOST_ERRNO
+            ):
+                yield number, code, words[:_MOST_CHARACTERS]
+            case _:
+                raise AgentError("the agent's answer to replay has no proper list of refusals")
 
 
 def _place_of_route(entry: Entry) -> Hashable:

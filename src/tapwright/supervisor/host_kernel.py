@@ -39,6 +39,8 @@ and not fs/nr_open, which is as high in the guest as any container may ask for."
 _SECONDS = 30.0
 _MOST_OFF = 0.1
 """Seconds by which the guest's clock may be off, beside how long it took to ask."""
+_LAST_SECOND = 1 << 62
+"""No clock has one after it, and arithmetic with it does not fail."""
 _STRICT = "2"  # vm/overcommit_memory: the guest has no memory for what is never used
 
 _log = logging.getLogger(__name__)
@@ -110,7 +112,7 @@ class HostKernel:
         answer = await self._agent.call(requests.tell_time())
         after = time.time()
         seconds = answer.get("seconds")
-        if not isinstance(seconds, int | float):
+        if not isinstance(seconds, int | float) or not abs(seconds) < _LAST_SECOND:
             raise AgentError("the agent's answer has no time")
         if not before - _MOST_OFF <= seconds <= after + _MOST_OFF:
             _log.info("the guest's clock was off by %.1f s", seconds - after)
