@@ -32,11 +32,12 @@ def test_namespaces(tmp_path: Path) -> None:
 
 def test_null_is_nothing(tmp_path: Path) -> None:
     """Go writes it for what is empty."""
-    content = configuration(hooks=None, mounts=[])
+    content = configuration(hooks=None, mounts=[], annotations={"a": None})
     content["mounts"] = content["linux"]["resources"] = None
     loaded = load(tmp_path, content)
     assert loaded.config.get("mounts", ()) == ()
     assert loaded.linux.get("resources", {}) == {}
+    assert loaded.annotations == {"a": ""}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,7 @@ def test_null_is_nothing(tmp_path: Path) -> None:
         ({"linux": []}, "linux must be an object"),
         ({"mounts": [{"type": "bind"}]}, "a mount has no destination"),
         ({"hooks": {"prestart": [{"path": 1}]}}, r"hooks.prestart\[0\].path must be a string"),
+        ({"annotations": {"a": "b", "io.x/y": 5}}, "annotations.io.x/y must be a string"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tapwright.agent.patience import Patience
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import qmp_wire
 from tapwright.hypervisor.qmp_wire import Command
@@ -18,6 +19,10 @@ from tapwright.linux.starving import granted
 
 _LINE_LIMIT = 16 * 1024 * 1024
 _GREETING_SECONDS = 20.0
+_EVENT_COST = 1024
+"""What an event takes beside its bytes, in bytes. A guest can have QEMU send as many as it likes:
+each write to a register of hot-plug, for one, is an ACPI_DEVICE_OST."""
+_LONGEST_PAUSE = 1.0
 
 
 class QmpError(HypervisorError):
@@ -37,6 +42,7 @@ class Qmp:
         self._socket = connection
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._listeners: dict[str, list[Callable[[dict[str, Any]], None]]] = {}
+        self._unasked = Patience(at_once=4 << 20, a_second=1 << 20)
         self._sending = asyncio.Lock()
         loop = asyncio.get_running_loop()
         self._greeting = loop.create_future()
@@ -113,11 +119,14 @@ class Qmp:
             while data := await loop.sock_recv(self._socket, 64 * 1024):
                 buffer += data
                 *lines, buffer = buffer.split(b"\n")
-                for line in lines:
-                    self._take(json.loads(line))
+                unasked = sum(
+                    0 if self._take(json.loads(line)) else len(line) + _EVENT_COST for line in lines
+                )
                 if len(buffer) > _LINE_LIMIT:
                     break
-        except (OSError, ValueError):
+                # A guest that has QEMU send events, on and on, is not to keep the supervisor busy.
+                await asyncio.sleep(min(self._unasked.spend(unasked), _LONGEST_PAUSE))
+        except (OSError, ValueError, RecursionError):
             pass
         finally:
             gone = HypervisorError("QEMU has ended")
@@ -126,15 +135,19 @@ class Qmp:
                     future.set_exception(gone)
                     future.exception()  # perhaps no task waits for it
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any]) -> bool:
+        """Take a message; return whether it was waited for."""
         if "event" in message:
             for listener in self._listeners.get(message["event"], ()):
                 listener(message.get("data", {}))
         elif "QMP" in message:
             if not self._greeting.done():
                 self._greeting.set_result(None)
+                return True
         elif (answer := self._pending.get(message.get("id", 0))) and not answer.done():
             answer.set_result(message)
+            return True
+        return False
 
 
 def _result(command: str, reply: dict[str, Any]) -> Any:

@@ -120,6 +120,7 @@ def load(directory: str) -> Bundle:
     path = os.path.join(directory, _FILE)
     config = _read(path)
     _check(config, _CONFIG, path, "")
+    _check_annotations(config.get("annotations", {}), path)
     version = config.get("ociVersion", "")
     if version.partition(".")[0] != "1":
         raise BundleError(f"{path}: ociVersion is {version!r}, and 1.0.0 to 1.2 can be run")
@@ -245,6 +246,16 @@ def _check(value: "Any", shape: "Any", path: str, place: str) -> None:
                 del value[key]
             else:
                 _check(value[key], shape[key], path, f"{place}.{key}")
+
+
+def _check_annotations(annotations: "Json", path: str) -> None:
+    """Raises BundleError for one that is no string (config.md, "Annotations"); null is an empty
+    one, as for Go."""
+    for name, value in annotations.items():
+        if value is None:
+            annotations[name] = ""
+        elif not isinstance(value, str):
+            raise BundleError(f"{path}: annotations.{name} must be a string")
 
 
 _NAMES = {
