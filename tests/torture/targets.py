@@ -20,10 +20,12 @@ from tapwright.agent.protocol import Frame, ProtocolError
 from tapwright.cli import sandbox as sandbox_commands
 from tapwright.cni import cache, results
 from tapwright.control import containers, guest_routes, kata, looking
-from tapwright.diagnosis import collecting
-from tapwright.errors import TapwrightError, shown
+from tapwright.diagnosis import collecting, probes
+from tapwright.errors import AgentError, TapwrightError, shown
 from tapwright.hypervisor.machine import Machine
 from tapwright.linux import entries
+from tapwright.linux.conntrack import Connection, Way
+from tapwright.linux.ipvs import Server, Service
 from tapwright.nics import carried_rules, forwarding, guest_settings, guest_table
 from tapwright.oci import (
     annotations,
@@ -42,7 +44,7 @@ from tapwright.oci import (
     sysctls,
 )
 from tapwright.oci.log import Log
-from tapwright.sandbox import lifecycle
+from tapwright.sandbox import balancing, ipvsadm, lifecycle
 from tapwright.state import record, registry
 from tapwright.state.record import FILE, Record, Spec
 from tapwright.supervisor import bringup, room
@@ -498,3 +500,54 @@ def guests_answers(content: Json) -> None:
     news.take(Frame(protocol.STDOUT, 0, 0, json.dumps(content).encode()))
     with contextlib.suppress(ProtocolError):
         news.fetch()
+
+
+_WAY = Way("10.0.0.1", "10.0.0.2", 1, 2)
+_LINES: list[Json] = [
+    [
+        [Service(6, "10.0.0.1", 80, "rr", netmask=32), [Server("10.0.0.2", 8080)]],
+        [Service(0, "", 0, "rr", mark=5), []],
+        {"version": [66048, 4096], "seconds": [900, 120, 300]},
+    ],
+    [Connection(6, 100, 3, _WAY, _WAY, 0, 0, 1), {"done": True}],
+    [{"refused": "there is a service already", "number": 3}],
+    [
+        {
+            "target": "10.0.0.1",
+            "asked": [{"server": "10.0.0.1", "name": "x"}],
+            "probes": [],
+            "neighbours": [],
+            "trace": [],
+            "seen": [],
+            "path": {"device": "eth0"},
+        }
+    ],
+]
+
+
+@_reads(mutated(json.loads(json.dumps(_LINES))))
+def guests_programs(lines: Json) -> None:
+    """What a program in the guest prints for `kata-ipvs` and `explain`: lines of JSON.
+    AgentError."""
+    printed = [
+        json.dumps(line).encode() for line in (lines if isinstance(lines, list) else [lines])
+    ]
+    with contextlib.suppress(AgentError):
+        table, last = balancing._read(b"\n".join(printed))
+        for read in (
+            lambda: [balancing._number(last["seconds"][n]) for n in range(3)],
+            lambda: [balancing._connection(line) for line in table],
+        ):
+            with contextlib.suppress(AgentError):
+                balancing._checked(read)
+        with contextlib.suppress(AgentError):
+            found = balancing._checked(
+                lambda: [balancing._entry(one, servers, 0) for one, servers in table]
+            )
+            "".join(ipvsadm.written(None, found, ipvsadm.Listing()))
+        for look in (
+            *(probes.checked_facts, probes.target_of, probes.probes_of, probes.asked_of),
+            *(probes.neighbours_of, probes.steps_of, probes.seen_of, probes.path_of),
+        ):
+            with contextlib.suppress(AgentError):
+                look(last)

@@ -50,6 +50,7 @@ def by_hypothesis(name: str) -> None:
         ("guests_answers", {"refused": [[0, 1 << 31, ""]]}),
         ("guests_answers", {"seconds": 10**400}),
         ("guests_answers", {"seconds": float("nan")}),
+        ("guests_programs", [{"refused": "x", "number": 10**4300 - 1}]),
     ],
 )
 def test_what_has_failed(name: str, content: object) -> None:

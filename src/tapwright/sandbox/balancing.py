@@ -102,7 +102,8 @@ def _read(output: bytes) -> tuple[list[Json], Json]:
         raise AgentError("the guest's answer has no end")
     if reason := last.get("refused"):
         number = last.get("number")
-        where = f"rule {number + 1}: " if isinstance(number, int) and number else ""
+        number = number if isinstance(number, int) and 0 < number < _MOST_NUMBER else 0
+        where = f"rule {number + 1}: " if number else ""
         raise AgentRefusedError(where + _excerpt(str(reason)))
     return lines, last
 
