@@ -88,6 +88,24 @@ def test_the_stub_has_what_is_allowed(taken: TakenOver) -> None:
     assert users.first() <= taken.uid <= users.last()
 
 
+def dumped(pid: int, kib: int) -> dict[str, bool]:
+    """Whether its mappings of that size or more would be in a core dump, by their lines in smaps
+    (proc(5): `dd`)."""
+    found: dict[str, bool] = {}
+    place, size = "", 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        match line.split():
+            case ["Size:", number, "kB"]:
+                size = int(number)
+            case ["VmFlags:", *flags]:
+                if size >= kib:
+                    found[place] = "dd" not in flags
+            case [_, permissions, *_] if len(permissions) == 4 and permissions[0] in "r-":
+                place = line
+    assert found
+    return found
+
+
 @pytest.mark.smoke
 def test_qemu_itself_has_what_is_allowed(machine: Machine) -> None:
     """And its own filter on top; also when a NIC was plugged in, and with a share."""
@@ -98,6 +116,7 @@ def test_qemu_itself_has_what_is_allowed(machine: Machine) -> None:
             assert {name: found[name] for name in QEMU} == QEMU
             assert found["users"] == [str(qemu.uid)] * 8
             assert found["filters"] == 2
+            assert set(dumped(qemu._process.pid, machine.memory_mib << 10).values()) == {False}
 
     asyncio.run(story())
 
