@@ -34,6 +34,12 @@ def test_error_object_on_stdout(fakes: Fakes) -> None:
     assert (error.code, error.message, error.details, error.stderr) == (7, "bad", "x", "log\n")
 
 
+def test_capitals_of_an_error_make_no_difference(fakes: Fakes) -> None:
+    """As in Go's decoder, and in what plugins that are not written in Go print."""
+    error = failure(fakes, """echo '{"Code": 11, "Msg": "later", "Details": "x"}'; exit 1""")
+    assert (error.code, error.message, error.details) == (11, "later", "x")
+
+
 def test_text_on_stderr(fakes: Fakes) -> None:
     error = failure(fakes, "echo 'no such bridge' >&2; exit 2")
     assert "no such bridge" in error.message

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tapwright.cni import process, results, strictjson
 from tapwright.cni.errors import PluginError
+from tapwright.cni.network import member
 from tapwright.cni.pluginpath import find_plugin
 
 _PARAMETERS = ("CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
@@ -137,12 +138,12 @@ class Invocation(NamedTuple):
             answer = strictjson.parse(done.stdout)
         except ValueError:
             answer = None
-        if isinstance(answer, dict) and isinstance(answer.get("msg"), str):
-            code = answer.get("code")
+        if isinstance(answer, dict) and isinstance(message := member(answer, "msg"), str):
+            code = member(answer, "code")
             return self.error(
-                answer["msg"] or f"{_end(done)}, with an error that says nothing",
+                message or f"{_end(done)}, with an error that says nothing",
                 code=code if isinstance(code, int) else 0,
-                details=str(answer.get("details") or ""),
+                details=str(member(answer, "details") or ""),
                 stderr=stderr,
             )
         said = _excerpt(done.stdout) or _excerpt(done.stderr) or "it said nothing"

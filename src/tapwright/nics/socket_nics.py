@@ -21,14 +21,18 @@ class SocketNic:
     routes: list[dict[str, Any]]
 
 
-def of(result: Result, netns: str) -> list[SocketNic]:
-    """The NICs that a result (of version 1.0.0 or above) has sockets for.
+def of(result: Result) -> list[SocketNic]:
+    """The NICs that a result (of version 1.0.0 or above) has sockets for. Where it places one
+    interface alone in the sandbox, all its addresses and routes are meant for that one: not every
+    plugin says so.
 
     Raises NetworkError for a device that would have to be passed through.
     """
     found = []
-    for index, interface in enumerate(result.get("interfaces") or []):
-        if interface.get("sandbox") != netns:
+    interfaces = result.get("interfaces") or []
+    is_alone = sum(bool(interface.get("sandbox")) for interface in interfaces) == 1
+    for index, interface in enumerate(interfaces):
+        if not interface.get("sandbox"):
             continue
         if interface.get("pciID"):
             raise NetworkError(
@@ -37,12 +41,17 @@ def of(result: Result, netns: str) -> list[SocketNic]:
                 "network that makes an interface in the namespace"
             )
         if interface.get("socketPath"):
-            found.append(_nic(interface, index, result))
+            found.append(_nic(interface, None if is_alone else index, result))
     return found
 
 
-def _nic(interface: dict[str, Any], index: int, result: Result) -> SocketNic:
-    ips = [entry for entry in result.get("ips") or [] if entry.get("interface") == index]
+def _nic(interface: dict[str, Any], index: int | None, result: Result) -> SocketNic:
+    """The NIC with the addresses of this index in the result, or with all of them."""
+    ips = [
+        entry
+        for entry in result.get("ips") or []
+        if index is None or entry.get("interface") == index
+    ]
     addresses = tuple(ipaddress.ip_interface(entry["address"]) for entry in ips)
     name = str(interface["name"])
     request = InterfaceRequest(
@@ -53,12 +62,15 @@ def _nic(interface: dict[str, Any], index: int, result: Result) -> SocketNic:
         mtu=int(interface.get("mtu") or DEFAULT_MTU),
         vhost_user_socket=str(interface["socketPath"]),
     )
-    return SocketNic(request, list(_routes(result, name, ips)))
+    return SocketNic(request, list(_routes(result, name, ips, index is None)))
 
 
-def _routes(result: Result, name: str, ips: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _routes(
+    result: Result, name: str, ips: list[dict[str, Any]], is_alone: bool
+) -> Iterator[dict[str, Any]]:
     """The routes that lead through the interface: those to a gateway on its networks, or, as
-    plugins mean it, without one of their own through that of an address."""
+    plugins mean it, without one of their own through that of an address. A gateway elsewhere is on
+    the link of the interface if there is no other."""
     networks = [ipaddress.ip_interface(entry["address"]).network for entry in ips]
     for route in result.get("routes") or []:
         version = ipaddress.ip_network(route["dst"], strict=False).version
@@ -70,7 +82,8 @@ def _routes(result: Result, name: str, ips: list[dict[str, Any]]) -> Iterator[di
         gateway = route.get("gw") or next(iter(gateways), None)
         if not any(network.version == version for network in networks):
             continue
-        if gateway and not any(ipaddress.ip_address(gateway) in network for network in networks):
+        is_near = any(ipaddress.ip_address(gateway) in network for network in networks if gateway)
+        if gateway and not (is_near or is_alone):
             continue
         yield {
             "destination": route["dst"],
@@ -82,4 +95,5 @@ def _routes(result: Result, name: str, ips: list[dict[str, Any]]) -> Iterator[di
             "table": int(route.get("table") or TABLE_MAIN),
             "mtu": int(route.get("mtu") or 0),
             "advmss": int(route.get("advmss") or 0),
+            "onlink": bool(gateway) and not is_near,
         }

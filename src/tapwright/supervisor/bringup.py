@@ -124,7 +124,7 @@ class Bringup:
         requests = []
         routes = []
         for network, result in zip(self._record.spec.networks, results, strict=True):
-            for nic in socket_nics.of(result, self._record.netns):
+            for nic in socket_nics.of(result):
                 _, configuration = await interfaces.plug(nic.request, network.name)
                 requests.append(configuration)
                 routes += nic.routes
