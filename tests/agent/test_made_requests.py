@@ -39,7 +39,7 @@ def test_the_agent_takes_them() -> None:
     others = [
         requests.resolve("127.0.0.1", [53]),
         requests.forward(4, 80),
-        requests.take_room(1 << 28, 2, 5.0),
+        requests.take_room(1 << 28, 2),
         requests.mirror_files("c/volume"),
         requests.forget_files(["c/volume"]),
         requests.change_files(["c/volume/file"]),

@@ -16,20 +16,14 @@ def container(podman: Podman, podman_leaves_nothing: None) -> Iterator[str]:
     podman.output("rm", "--force", "--time", "0", "figures")
 
 
-def all_shown(podman: Podman, container: str) -> tuple[int, int, int]:
-    """(ns of processors, bytes of memory, bytes received)."""
-    template = "{{.ContainerStats.CPUNano}} {{.ContainerStats.MemUsage}}"
-    template += " {{.ContainerStats.NetInput}}"
-    words = "stats", "--no-stream", "--no-reset", "--format", template, container
-    processors, memory, received = map(int, podman.output(*words).split())
-    return processors, memory, received
-
-
 def test_podman(podman: Podman, container: str) -> None:
+    template = "{{.ContainerStats.CPUNano}} {{.ContainerStats.MemUsage}} {{.NetIO}}"
+
     def shown() -> tuple[int, int]:
-        processors, memory, received = all_shown(podman, container)
-        assert received
-        return processors, memory
+        words = "stats", "--no-stream", "--no-reset", "--format", template, container
+        processors, memory, received, *_ = podman.output(*words).split()
+        assert received not in ("0B", "--")
+        return int(processors), int(memory)
 
     def execute(words: tuple[str, ...]) -> None:
         assert podman.run("exec", container, *words).returncode in (0, 143)  # that of `timeout`

@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
 _FRAME_COST = 4096
 _LONGEST_PAUSE = 1.0
+_LAST_WORD_SECONDS = 1.0
 
 # What must be in an answer of the guest, and of which type.
 _SHAPES: dict[str, dict[str, Any]] = {
@@ -121,7 +122,9 @@ class AgentClient:
         return await self.connect(timeout)
 
     async def call(self, request: Request, timeout: float = 15.0) -> dict[str, Any]:
-        """Send a request; return the agent's reply. Raises AgentError, AgentRefusedError."""
+        """Send a request; return the agent's reply. An agent that waits for a device then says for
+        which, when the request is cancelled at the end of its time. Raises AgentError,
+        AgentRefusedError."""
         op = request["op"]
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
@@ -146,15 +149,24 @@ class AgentClient:
         async def ask() -> dict[str, Any]:
             nonlocal stream
             stream = await self.open(request, take)
-            return await answer
+            return await asyncio.shield(answer)
 
         try:
-            return await granted(self._process, timeout, ask())
-        except TimeoutError:
-            raise AgentError(f"the agent did not answer {op} within {timeout:g} s") from None
+            with contextlib.suppress(TimeoutError):
+                return await granted(self._process, timeout, ask())
+            if stream is not None:
+                with contextlib.suppress(TimeoutError):
+                    last_word = self._last_word(stream, answer)
+                    return await granted(self._process, min(timeout, _LAST_WORD_SECONDS), last_word)
+            raise AgentError(f"the agent did not answer {op} within {timeout:g} s")
         finally:
             if stream is not None:
-                self.close_stream(stream, cancel=not answer.done() or answer.cancelled())
+                self.close_stream(stream, cancel=not answer.done())
+            answer.cancel()
+
+    async def _last_word(self, stream: int, answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        await self.send(stream, protocol.CANCEL, b"")
+        return await asyncio.shield(answer)
 
     async def listing(self, what: str) -> list[dict[str, Any]]:
         """The guest's `interfaces` or `routes`. Raises AgentError."""

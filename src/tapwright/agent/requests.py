@@ -145,9 +145,9 @@ def expect_memory(for_kernel: bool) -> Request:
     return of("expect_memory", for_kernel=for_kernel)
 
 
-def take_room(memory: int, cpus: int, link_timeout: float) -> Request:
-    """Use so many CPUs, and wait until there are so many bytes of memory, for seconds."""
-    return of("take_room", memory=memory, cpus=cpus, link_timeout=link_timeout)
+def take_room(memory: int, cpus: int) -> Request:
+    """Use so many CPUs, and wait until there are so many bytes of memory."""
+    return of("take_room", memory=memory, cpus=cpus)
 
 
 # Files of the host.

@@ -166,7 +166,7 @@ class Room:
     async def _use(self, memory: int, cpus: int) -> None:
         """Make the guest use so many CPUs, and wait until it has so much memory."""
         seconds = min(_TAKE_SECONDS + memory / MIB / _MIB_A_SECOND, _MOST_SECONDS)
-        await self._agent.call(requests.take_room(memory, cpus, seconds), seconds + 5)
+        await self._agent.call(requests.take_room(memory, cpus), seconds)
 
     async def _take(self, memory: int, cpus: int) -> None:
         """Make the guest use what was plugged in. Raises HypervisorError when the guest refuses

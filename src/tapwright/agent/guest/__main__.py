@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 _PORTS = "/sys/class/virtio-ports"
 _READ_BYTES = 64 * 1024
-_DEVICE_TIMEOUT = 10.0
 _NETLINK_KOBJECT_UEVENT, _OF_THE_KERNEL = 15, 1  # include/uapi/linux/netlink.h
 
 Operation = Callable[[Netlink, Request], dict[str, Any]]
@@ -147,7 +146,7 @@ class Agent:
         self._out: deque[bytes] = deque()
         self._out_watched = False
         self._processes: dict[int, Process] = {}
-        self._waiting: dict[int, tuple[Operation, Request, float, str]] = {}
+        self._waiting: dict[int, tuple[Operation, Request, str]] = {}
         self._watch = Watcher()
         self._children = Children(self._watch)
         self._containers: Containers | None = None
@@ -165,8 +164,7 @@ class Agent:
         self._watch.add(self._devices.fileno(), select.EPOLLIN, self._devices_changed)
         self._write(protocol.hello(0, {"agent": __version__}))
         while True:
-            self._watch.run_once(1.0 if self._waiting else None)
-            self._give_up_waiting()
+            self._watch.run_once(None)
 
     def _receive(self) -> None:
         try:
@@ -209,7 +207,8 @@ class Agent:
                 self._begin(frame.stream, protocol.read_json(content))
         elif frame.kind == protocol.CANCEL:
             self._assembler.forget(frame.stream)
-            self._waiting.pop(frame.stream, None)
+            if waiting := self._waiting.pop(frame.stream, None):
+                self._error(frame.stream, f"the guest has not found {waiting[-1]} in time")
             if process:
                 del self._processes[frame.stream]
                 process.cancel()
@@ -239,19 +238,18 @@ class Agent:
         elif op in _OF_FORWARDING:
             self._ask_forwarding(stream, op, request)
         elif operation := OPERATIONS.get(op):
-            deadline = time.monotonic() + float(request.get("link_timeout", _DEVICE_TIMEOUT))
-            self._try(stream, operation, request, deadline)
+            self._try(stream, operation, request)
         else:
             self._error(stream, f"unknown request {op!r}")
 
-    def _try(self, stream: int, operation: Operation, request: Request, deadline: float) -> None:
+    def _try(self, stream: int, operation: Operation, request: Request) -> None:
         """Do a request. If the kernel has not found its device yet, put the request off until the
-        kernel finds a device."""
+        kernel finds a device, or the host cancels the request."""
         self._waiting.pop(stream, None)
         try:
             self._message(protocol.REPLY, stream, operation(self._netlink, request))
         except NotThereYetError as error:
-            self._waiting[stream] = operation, request, deadline, str(error)
+            self._waiting[stream] = operation, request, str(error)
         except FAILURES as error:
             self._message(protocol.ERROR, stream, error_reply(error))
 
@@ -274,15 +272,8 @@ class Agent:
         self._try_again()
 
     def _try_again(self) -> None:
-        for stream, (operation, request, deadline, _) in list(self._waiting.items()):
-            self._try(stream, operation, request, deadline)
-
-    def _give_up_waiting(self) -> None:
-        now = time.monotonic()
-        for stream, (_, _, deadline, device) in list(self._waiting.items()):
-            if now > deadline:
-                del self._waiting[stream]
-                self._error(stream, f"the guest has not found {device} in time")
+        for stream, (operation, request, _) in list(self._waiting.items()):
+            self._try(stream, operation, request)
 
     def _execute(self, stream: int, request: Request) -> None:
         try:

@@ -63,7 +63,7 @@ _OPTIONAL: dict[str, dict[str, Any]] = {
 def mistake(request: dict[str, Any]) -> str:
     """Return what is wrong with a request, in words; empty for a valid request."""
     op = str(request.get("op"))
-    optional = {**_OPTIONAL.get(op, {}), "link_timeout": float}
+    optional = _OPTIONAL.get(op, {})
     shape = {key: kind for key, kind in optional.items() if key in request}
     if found := shapes.mistake(request, _NEEDED.get(op, {}) | shape):
         return f"{op}: {found}"
