@@ -56,6 +56,26 @@ def test_an_entry_of_older_libcni_is_read(fakes: Fakes) -> None:
     assert runtime.attachments() == ([], [])
 
 
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", ""])
+def test_a_result_alone_is_what_oldest_libcni_remembers(fakes: Fakes, version: str) -> None:
+    """Before 0.8. CHECK and DEL have it, in the version of the network; a list shows it as a
+    problem, for it does not say whose it is."""
+    fakes.plugin("p")
+    runtime = fakes.runtime()
+    ips = [{"address": "10.1.0.5/16", "version": "4"}]
+    place(fakes, "net-web-eth0", json.dumps({"cniVersion": version, "ips": ips}).encode())
+    assert len(runtime.attachments()[1]) == 1
+    with pytest.raises(CniError, match="DEL of that attachment removes it"):
+        runtime.add(network("p", version="0.4.0"), WEB)
+    assert runtime.check(network("p", version="0.4.0"), WEB)
+    runtime.delete(network("p", version="1.0.0"), WEB)
+    check, delete = fakes.seen()
+    assert check.config["prevResult"] == {"cniVersion": "0.4.0", "ips": ips}
+    assert delete.config["prevResult"]["ips"][0]["address"] == "10.1.0.5/16"
+    assert delete.config["prevResult"]["cniVersion"] == "1.0.0"
+    assert runtime.attachments() == ([], [])
+
+
 def place(fakes: Fakes, name: str, raw: bytes | None = None, **content: Any) -> None:
     folder = fakes.cache / "results"
     folder.mkdir(parents=True, exist_ok=True)

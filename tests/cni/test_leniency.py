@@ -317,6 +317,24 @@ def test_only_del_of_the_command_takes_any_version(fakes: Fakes, tmp_path: Path)
     assert [run.command for run in fakes.seen()] == ["DEL"]
 
 
+@pytest.mark.parametrize("name", ["Pihole Network", "_x", "müsli"])
+def test_del_of_a_network_with_a_name_that_breaks_the_rules(
+    fakes: Fakes, tmp_path: Path, name: str
+) -> None:
+    """Runtimes took it once, podman among them; libcni looks at it in ADD alone."""
+    fakes.plugin("p")
+    (tmp_path / "net.conflist").write_text(
+        json.dumps({"name": name, "cniVersion": "1.0.0", "plugins": [{"type": "p"}]})
+    )
+    commands = Commands(tmp_path, str(fakes.bin), fakes.cache)
+    done = commands.tapwright("add", name, "/proc/self/ns/net")
+    assert done.returncode == 1
+    assert "must be a network name" in done.stderr
+    done = commands.tapwright("del", name, "/proc/self/ns/net")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [run.command for run in fakes.seen()] == ["DEL"]
+
+
 @pytest.mark.parametrize("single", ["10-first.conf", "30-last.conf", "10-first.json"])
 def test_a_conflist_wins_however_it_sorts(tmp_path: Path, single: str) -> None:
     (tmp_path / "20-list.conflist").write_text('{"name": "n", "plugins": [{"type": "listed"}]}')

@@ -18,6 +18,12 @@ def test_mac_addresses_as_go_parses_them(written: str) -> None:
     assert request.mac == MAC
 
 
+@pytest.mark.parametrize("mtu", [{}, {"Mtu": None}, {"Mtu": 0}])
+def test_no_mtu_as_go_writes_it(mtu: Any) -> None:
+    request = kata.read_interface({"Device": "tap0", "Name": "eth0", "HwAddr": MAC, **mtu})
+    assert request.mtu == 1500
+
+
 @pytest.mark.parametrize(
     "written",
     ["024220.6fa369", "02:42-20:6f:a3:69", "0242206fa369", "01-00-5e-00-00-01", "0000.0000.0000"],

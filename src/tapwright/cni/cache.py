@@ -31,6 +31,14 @@ class TornError(CniError):
     """An incomplete file: its writer did not come to the end."""
 
 
+class LegacyError(CniError):
+    """A file of libcni before 0.8, which is a `result` and nothing else."""
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class Entry(NamedTuple):
     """One file of the cache. `config` is the network's configuration as it was at ADD; `result` is
     None when ADD did not get to its end. `namespace` is the one that the attachment is in, None
@@ -115,7 +123,8 @@ def _draft(path: str) -> str:
 def read(path: str) -> Entry | None:
     """The remembered attachment, None where there is none.
 
-    Raises TornError when the file is torn, CniError when it is not ours.
+    Raises TornError when the file is torn, LegacyError when it is a result alone, CniError when it
+    is not ours.
     """
     try:
         with open(path, "rb") as file:
@@ -128,6 +137,8 @@ def read(path: str) -> Entry | None:
         content = strictjson.parse(raw)
     except ValueError as error:
         raise TornError(_complaint(path, error)) from None
+    if isinstance(content, dict) and "kind" not in content:
+        raise LegacyError(_complaint(path, ValueError("it has no kind")), content)
     try:
         entry = _entry(content)
         # GC removes the file that an entry names: it must be this one, and no path elsewhere.

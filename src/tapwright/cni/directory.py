@@ -44,8 +44,9 @@ def load_networks(
 def find_network(
     directory: str | os.PathLike[str], name: str, any_version: bool = False
 ) -> Network:
-    """The network of that name; with `any_version` one of a version that we do not know will do,
-    which can be taken down only. Raises ConfigurationError, which names the networks that exist."""
+    """The network of that name; with `any_version` one of a version that we do not know, or with a
+    name that breaks the rules, will do, which can be taken down only. Raises ConfigurationError,
+    which names the networks that exist."""
     networks, problems = load_networks(directory, any_version)
     for network in networks:
         if network.name == name:

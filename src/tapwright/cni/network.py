@@ -79,9 +79,9 @@ def is_reserved(key: str) -> bool:
 def parse_network(raw: bytes, source: str, any_version: bool = False) -> Network:
     """Read a list of plugins or a single one; `source` names it in errors.
 
-    Raises ConfigurationError. With `any_version` it may be of one that we do not know, which will
-    do for DEL. Knows no files: a network whose plugins lie in a folder beside it is read by
-    `directory.load_network`.
+    Raises ConfigurationError. With `any_version` it may be of one that we do not know, and have a
+    name that breaks the rules, which will do for DEL. Knows no files: a network whose plugins lie
+    in a folder beside it is read by `directory.load_network`.
     """
     return build_network(Document(raw, source), (), any_version)
 
@@ -137,7 +137,9 @@ def build_network(
     """The network of a file, with `others` (plugins from its folder) behind its own."""
     content = document.content
     name = document.get("name")
-    if not isinstance(name, str) or not is_name(name):
+    # What a runtime that looks less closely has attached can be taken down by its name.
+    is_fit = isinstance(name, str) and (is_name(name) or (any_version and _is_file_name(name)))
+    if not isinstance(name, str) or not is_fit:
         raise document.error(
             "name",
             "must be a network name (letters, digits, '_', '.' and '-', the first a letter or "
@@ -162,6 +164,10 @@ def build_network(
         disable_check=document.flag("disableCheck"),
         disable_gc=document.flag("disableGC"),
     )
+
+
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not re.search(r"[/\x00]", name)
 
 
 def _own_plugins(document: Document) -> list[Plugin]:

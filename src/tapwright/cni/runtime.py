@@ -91,7 +91,7 @@ class Runtime:
         path = self._path(network, attachment)
         with self._container(attachment) as fds:
             try:
-                entry = cache.read(path)
+                entry = _read(path, network, attachment)
             except CniError:
                 # Torn: DEL has to do without a result, as after a lost cache, and takes the file.
                 entry = None
@@ -114,7 +114,7 @@ class Runtime:
                 )
             if network.disable_check:
                 return False
-            entry = cache.read(path)
+            entry = _read(path, network, attachment)
             if entry is None or entry.result is None or not _is_of(entry, network, attachment):
                 raise CniError(
                     f"{_described(attachment)} is not attached to network {network.name!r}, so "
@@ -257,6 +257,15 @@ class Runtime:
         except ExceptionGroup as group:
             return [error for error in group.exceptions if isinstance(error, CniError)]
         return []
+
+
+def _read(path: str, network: Network, attachment: Attachment) -> cache.Entry | None:
+    """What is remembered of this attachment. Raises CniError, as `cache.read` does; but for what
+    libcni before 0.8 remembered: then it is taken to be the attachment that is asked for."""
+    try:
+        return cache.read(path)
+    except cache.LegacyError as legacy:
+        return cache.Entry(network.name, attachment, network.raw, legacy.result)
 
 
 def _pair(entry: cache.Entry) -> tuple[str, str]:

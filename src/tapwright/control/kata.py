@@ -52,7 +52,7 @@ def read_interface(content: Any) -> InterfaceRequest:
         name=_name(fields, "name"),
         mac=_mac(fields),
         addresses=tuple(map(_address, _list(fields, "IPAddresses"))),
-        mtu=_number(fields, "mtu", MTUS, DEFAULT_MTU),
+        mtu=_number(fields, "mtu", MTUS, 0) or DEFAULT_MTU,
         queues=_number(fields, "queues", QUEUES, 0),
         vhost_user_socket=socket,
         link_type=_text(fields, "linkType"),
@@ -248,7 +248,7 @@ def _name(fields: dict[str, Any], key: str) -> str:
 
 def _number(fields: dict[str, Any], key: str, allowed: range, default: Any) -> Any:
     value = fields.get(key.lower())
-    if value is None:
+    if value is None or (type(value) is int and value == default):
         return default
     if type(value) is not int or value not in allowed:
         raise _refusal(key, value, f"a whole number from {allowed[0]} to {allowed[-1]}")
