@@ -1,9 +1,9 @@
 """Containers that no monitor will delete.
 
 A platform leaves a monitor beside each container (conmon, containerd's shim), which learns of the
-container's end and has the platform delete it. When the monitor was killed, podman 4.3 takes the
-container off its list, and never calls `delete`. So the supervisor starts `delete` as soon as the
-container has ended, or its bundle is gone.
+container's end and calls the platform to delete it. When the monitor was killed, podman 4.3 takes
+the container off its list, and never calls `delete`. So the supervisor starts `delete` as soon as
+the container has ended, or its bundle is gone.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 
 
 class Abandoned:
-    """The abandoned containers of a sandbox. Each is watched until its process has ended, and its
-    monitor where the monitor deletes."""
+    """The abandoned containers of a sandbox. The supervisor watches each until its process has
+    ended; where the monitor deletes, until the monitor has ended, too."""
 
     def __init__(self) -> None:
         self._watching: set[asyncio.Task[None]] = set()
@@ -36,7 +36,7 @@ class Abandoned:
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """For the length of the block; at its end the containers have ended, too."""
+        """Watch for the length of the block; at its end the containers have ended, too."""
         try:
             yield
         finally:
@@ -52,10 +52,10 @@ class Abandoned:
     async def watch(
         self, process: Any, monitor: Any, monitor_deletes: Any, bundle: Any, command: Any
     ) -> None:
-        """Run the command when the process of that pid has ended, if its monitor has before; or,
-        while it still runs, when the monitor has ended and the bundle is gone. A monitor that
-        `monitor_deletes` ends only when that is done; so its end may also come later. Raises
-        UsageError."""
+        """Run the command when the process has ended, if its monitor has ended before; or, while
+        the process runs, when the monitor has ended and the bundle is gone. `process` and `monitor`
+        are pids. With `monitor_deletes` the monitor itself deletes the container, and ends after
+        that; so this waits for both. Raises UsageError."""
         if type(process) is not int or type(monitor) is not int:
             raise UsageError("process and monitor must be pids")
         if not isinstance(bundle, str) or not _is_words(command):
@@ -80,7 +80,7 @@ async def _due(
         finally:
             forgotten.cancel()
             ended.cancel()
-            # `ready` may have the monitor's descriptor but once at a time.
+            # `ready` can watch the monitor's descriptor only once at a time.
             await asyncio.gather(forgotten, ended, return_exceptions=True)
     if monitor_deletes and monitor is not None:
         await ready(monitor)
@@ -107,14 +107,14 @@ async def _see_to(
             if monitor is None or select.select([monitor], [], [], 0)[0]:
                 _log.warning("a container's monitor has died: %s", " ".join(command))
                 running = _started(command)
-        # Not when the sandbox ends: that would wait for what waits for the sandbox.
+        # Not when the sandbox ends: the command waits for the sandbox's end.
         if running and (deletion := _pidfd(pidfds, running.pid)):
             await ready(deletion)
             running.poll()
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes]:
-    """It may end this process, and goes on then."""
+    """Start the command, which may end this process, and goes on then."""
     null = subprocess.DEVNULL
     return subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
 

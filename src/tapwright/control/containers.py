@@ -29,11 +29,11 @@ _PROCESS: dict[str, Any] = {
 Operation = Callable[..., Coroutine[Any, Any, Any]]
 
 
-# Those whose answer is that it was done, and how long that may take. Arguments: `sysctls`, or `id`
-# and
-#   signal: `signal`, and with `all` to all processes, not the first one only
-#   update: `resources`, an OCI LinuxResources object
-#   delete: with `force` a running one too; one that is not there has gone
+# Requests without a result, and the seconds that each may take. Arguments: `id`, and
+#   signal_container: `signal`; with `all` it goes to all processes, not only to the first one
+#   update_container: `resources`, an OCI LinuxResources object
+#   delete_container: with `force` a running one, too; one that does not exist is no failure
+#   set_sysctls: `sysctls` instead of `id`
 _DEEDS = {
     "start_container": 60.0,
     "signal_container": 60.0,
@@ -46,9 +46,9 @@ _DEEDS = {
 
 
 class Containers:
-    """The operations that are answered once, by name. Each takes the `id` of a container, but for
-    `set_sysctls` of the network that all have, and raises AgentError, ContainerError. `on_kill`
-    hears of one that gets SIGKILL."""
+    """The requests that get one answer, by name. Each takes the `id` of a container, except
+    `set_sysctls`, for the network that all containers share. Each raises AgentError,
+    ContainerError. `on_kill` gets the id of a container to which SIGKILL goes."""
 
     def __init__(self, agent: AgentClient, on_kill: Callable[[str], None]) -> None:
         self._agent = agent
@@ -70,9 +70,9 @@ class Containers:
         return [{key: process[key] for key in _PROCESS} for process in found]
 
     async def container_statistics(self, **which: Any) -> dict[str, Any]:
-        """Numbers of the container's control group (cgroup v2) by the names of the kernel's files:
+        """Numbers of the container's control group (cgroup v2), by the names of the kernel's files:
         `cpu`, `memory` (with `stat` and `events`), `pids`, `io` (by device); None for "max". Also
-        those of the guest's network: `interfaces` (by name), and of sockets `tcp`, `tcp6`, `udp`,
+        numbers of the guest's network: `interfaces` (by name), and sockets: `tcp`, `tcp6`, `udp`,
         `udp6`."""
         found = await self._agent.call(of("container_statistics", **which))
         if not _is_numbers(found) or not _are_statistics(found):
@@ -114,7 +114,7 @@ def _is_count(value: object) -> bool:
 
 
 def _are_statistics(found: dict[str, Any]) -> bool:
-    """Whether numbers have the form of those of a control group, as far as they are there."""
+    """Whether the numbers that exist have the form of a control group's."""
     tables = [found.get(name, {}) for name in ("cpu", "memory", "pids", "io")]
     if not all(isinstance(table, dict) for table in tables):
         return False

@@ -1,8 +1,8 @@
-"""The descriptors of the share's daemon, where it may have few: one for each file that the guest
-knows, until the guest forgets it, which it does when it needs the memory.
+"""Keeps the share's daemon from running out of descriptors. The daemon has one for each file that
+the guest knows, and the guest forgets files only when it needs the memory.
 
-As root the daemon may have a million, which no guest of a usual size comes to. Without
-CAP_SYS_RESOURCE it has as many as its supervisor may have. Runs in the supervisor.
+As root the daemon may have a million, which no guest of a usual size reaches. Without
+CAP_SYS_RESOURCE it has as many as its supervisor. Runs in the supervisor.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from tapwright.hypervisor.share import Share
 
 _ENOUGH = 200_000
 _FILES_A_SECOND = 20_000
-"""As many a guest may get to know."""
+"""How many files a guest may open for the first time."""
 _PAUSE_SECONDS, _FORGET_SECONDS = 2.0, 60.0
 
 _log = logging.getLogger(__name__)

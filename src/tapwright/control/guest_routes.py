@@ -1,6 +1,6 @@
 """The guest's routes, as `kata-network` changes and lists them. Runs in the supervisor.
 
-What is meant is the main table without the kernel's own link-local routes, which every NIC has.
+These are the routes of the main table, without the kernel's link-local routes, which every NIC has.
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ async def remove(agent: AgentClient, patterns: Iterable[RouteRequest]) -> None:
 
 
 async def update(agent: AgentClient, wanted: Iterable[RouteRequest]) -> list[Route]:
-    """Make the wanted routes the guest's, but for the kernel's; return the routes afterwards.
+    """Replace all routes but the kernel's by the wanted ones; return the routes afterwards.
 
     After a failure the routes are as before. Raises AgentError.
     """

@@ -18,7 +18,7 @@ from tapwright.hypervisor.share import Share
 from tapwright.linux import fanotify
 
 _MOST_DIRECTORIES = 512
-"""Of each place, those that are the least deep; no more of them are followed."""
+"""Of each place, the least deep directories; the others are not followed."""
 _MOST_PATHS = 4096
 _PATHS_AT_ONCE = 128
 _TELL_SECONDS = 60.0
@@ -26,13 +26,13 @@ _TELL_SECONDS = 60.0
 # kernel reports what happened in between as one change.
 _READS_AT_ONCE, _READ_PAUSE, _TELL_PAUSE = 16, 0.05, 0.2
 _OF_THE_KUBELET = "..data"
-"""What a directory has in it that the kubelet fills (pkg/volume/util/atomic_writer.go)."""
+"""The entry of a directory that the kubelet fills (pkg/volume/util/atomic_writer.go)."""
 
 _log = logging.getLogger(__name__)
 
 
 class HostChanges:
-    """Follows the changes of what is in some places of a share."""
+    """Follows changes of files in some places of a share."""
 
     def __init__(self, share: Share, agent: AgentClient) -> None:
         self._root = f"/proc/{share.process.pid}/root"
@@ -62,7 +62,7 @@ class HostChanges:
         return [place for place in places if place in self._mirrored]
 
     async def forget(self, places: Sequence[str]) -> None:
-        """These are no longer in the share. Raises AgentError."""
+        """Stop following these places, which have left the share. Raises AgentError."""
         gone = self._places.intersection(places)
         self._places -= gone
         async with self._marking:
@@ -134,7 +134,7 @@ class HostChanges:
             await self._wakeup.wait()
             self._wakeup.clear()
             changed, self._changed = list(self._changed), {}
-            # Those that are new have changes of their own.
+            # New directories may have changes of their own.
             async with self._marking:
                 await asyncio.to_thread(self._mark_new, changed)
             for start in range(0, len(changed), _PATHS_AT_ONCE):

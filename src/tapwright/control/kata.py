@@ -1,7 +1,7 @@
 """The JSON of `kata-network`: interfaces and routes read, checked, and written.
 
-As in Kata's runtime, keys are matched without regard to case and unknown ones are passed over.
-Everything that is refused is a UsageError that names field, value and rule.
+As in Kata's runtime, keys match without regard to case, and unknown keys are ignored. A refusal is
+a UsageError that names field, value and rule.
 """
 
 import ipaddress
@@ -60,8 +60,8 @@ def read_interface(content: Any) -> InterfaceRequest:
 
 
 def read_update(content: Any) -> tuple[str, tuple[Address, ...]]:
-    """(name, addresses) of an interface whose addresses shall be these; none for no change. What
-    else it has must be empty or 0, as openEuler has it. Raises UsageError."""
+    """(name of the NIC, its new addresses; no addresses for no change). As in openEuler, all other
+    fields must be empty or 0. Raises UsageError."""
     fields = _fields(content, "an interface")
     for key in ("device", "mtu", "hwAddr", "linkType", "queues", "vhostUserSocket"):
         if value := fields.get(key.lower()):
@@ -74,17 +74,17 @@ def read_update(content: Any) -> tuple[str, tuple[Address, ...]]:
 
 
 def read_leaving(content: Any) -> tuple[str, str]:
-    """(name, MAC address) of an interface that shall go; one of them may be empty, as openEuler's
-    users give the name, and Kata's runtime looks at the MAC address alone. Raises UsageError."""
+    """(name, MAC address) of an interface to remove. One of them may be empty: openEuler's users
+    give the name, and Kata's runtime uses only the MAC address. Raises UsageError."""
     fields = _fields(content, "an interface")
     mac = _mac(fields) if _text(fields, "hwAddr") else ""
     return _name(fields, "name") if _text(fields, "name") or not mac else "", mac
 
 
 def read_routes(content: Any, as_patterns: bool = False, one: bool = False) -> list[RouteRequest]:
-    """Routes to be added, or patterns of those to be removed. With `one` an object is one: that is
-    how openEuler's users write it, and with bits beyond the prefix, too, which do not count.
-    Raises UsageError."""
+    """Routes to add, or patterns of routes to remove. With `one`, a single object is a route, too:
+    openEuler's users write that, and may set bits beyond the prefix, which do not count. Raises
+    UsageError."""
     if one and isinstance(content, dict):
         return [_route(_fields(content, "a route"), as_patterns, strict=False)]
     if content is None:
@@ -95,8 +95,8 @@ def read_routes(content: Any, as_patterns: bool = False, one: bool = False) -> l
 
 
 def read_table(content: Any) -> list[RouteRequest]:
-    """All routes that there shall be; one with a device and no destination, as Kata's monitor sends
-    what is `default dev eth0`, is a default route. Raises UsageError."""
+    """All routes that the guest must have. A route with a device and no destination is a default
+    route: Kata's monitor sends `default dev eth0` so. Raises UsageError."""
     if isinstance(content, list):
         content = [_with_destination(item) if isinstance(item, dict) else item for item in content]
     return read_routes(content)
@@ -110,8 +110,8 @@ def _with_destination(route: dict[str, Any]) -> dict[str, Any]:
 
 
 def written_listing(listed: Listed, machine_type: str) -> dict[str, Any]:
-    """A NIC that the guest lists, as list-ifaces prints it in Kata's full form: as add-iface does,
-    without what is not known. Raises ValueError for an address that is none."""
+    """A NIC of the guest, as list-ifaces prints it in Kata's full form: like add-iface, without
+    unknown fields. Raises ValueError for an invalid address."""
     nic = listed.nic
     found = {
         "device": nic.device if nic else "",
@@ -142,7 +142,7 @@ def written_interface(nic: Nic, machine_type: str) -> dict[str, Any]:
 
 
 def written_route(route: dict[str, Any]) -> dict[str, Any]:
-    """A route of the guest as list-routes prints it: without what is empty or zero."""
+    """A route of the guest as list-routes prints it: without empty or zero fields."""
     default = route["destination"] in ("0.0.0.0/0", "::/0") and route["gateway"]
     fields = {
         "dest": "default" if default else route["destination"],

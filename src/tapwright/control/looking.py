@@ -1,8 +1,8 @@
-"""How the network of a running sandbox is seen from within: by the guest's agent, and by QEMU.
+"""The network of a running sandbox as the guest's agent and QEMU see it.
 
-Nothing is changed, and nothing is waited for: an answer comes within a few seconds also where the
-guest is dead, or QEMU stopped, and says so. What the guest says is checked, and no more than that:
-it may lie.
+A look changes nothing, and answers within a few seconds, even when the guest is dead or QEMU has
+stopped; the answer says so. This module checks the types of the guest's answer, not its truth: the
+guest may lie.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ _SHAPES: dict[str, dict[str, Any]] = {
 
 
 class Looking:
-    """`look` answers `guest` and `qemu`, each an object, or empty where `guest_failure` or
-    `qemu_failure` says why. For the guest it waits for `seconds`."""
+    """`look` returns `guest` and `qemu`, each an object; it is empty where `guest_failure` or
+    `qemu_failure` says why. The guest has `seconds` to answer."""
 
     def __init__(self, agent: AgentClient, qmp: Qmp) -> None:
         self._agent = agent
@@ -55,8 +55,8 @@ class Looking:
         return {**guest, **qemu}
 
     async def queues(self) -> dict[str, Any]:
-        """What QEMU says of its NICs' filters (`filters`: query-rx-filter), and of each virtio-net
-        device (`devices`, by its path): `status` and `queues`, as x-query-virtio-status and
+        """QEMU's filters of its NICs (`filters`: query-rx-filter), and for each virtio-net device
+        (`devices`, by its path) `status` and `queues`, as x-query-virtio-status and
         x-query-virtio-queue-status return them (QEMU 7.2 or newer; empty for older ones). Raises
         HypervisorError, also when QEMU does not answer."""
         try:
@@ -92,7 +92,7 @@ class Looking:
         except AgentError as error:
             return {"guest": {}, "guest_failure": str(error)}
         if mistake := _mistake(said):
-            return {"guest": {}, "guest_failure": f"the agent's answer is none: {mistake}"}
+            return {"guest": {}, "guest_failure": f"the agent's answer is invalid: {mistake}"}
         return {"guest": said, "guest_failure": ""}
 
     async def _qemu(self) -> dict[str, Any]:
@@ -106,8 +106,8 @@ class Looking:
     async def _patiently(
         self, question: str, ask: Callable[[], Coroutine[Any, Any, dict[str, Any]]]
     ) -> dict[str, Any]:
-        """QEMU answers in the end whatever it was asked: so it is asked once, and a request on the
-        way is not given up. Raises TimeoutError."""
+        """Ask QEMU once, and keep the request when this call gives up: QEMU answers each request
+        in the end, so a second one would only wait behind it. Raises TimeoutError."""
         task = self._asking.get(question)
         if task is None or task.done():
             task = self._asking[question] = asyncio.create_task(ask())

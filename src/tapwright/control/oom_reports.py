@@ -1,11 +1,11 @@
-"""Tells the platform of a container that the guest's kernel has killed a process of it for want of
-memory. A platform takes that from the container's control group, in which by a runtime without a
-VM it would have happened; what comes of it there is done here:
+"""Reports to a container's platform that the guest's kernel has killed a process of the container
+for want of memory. Without a VM, the platform's monitor would see that in the container's control
+group. So this module does what the monitor would do then:
 
-- conmon (podman, CRI-O) makes a file `oom` (src/cgroup.c: create_oom_files), which is looked for
-  when the container has ended;
-- containerd's shim sends an event TaskOOM over the socket whose address it was given
-  (TTRPC_ADDRESS; api/services/ttrpc/events), of which docker, the CRI and `ctr events` hear.
+- conmon (podman, CRI-O) makes a file `oom` (src/cgroup.c: create_oom_files), which the platform
+  looks for when the container has ended;
+- containerd's shim sends an event TaskOOM to the socket in TTRPC_ADDRESS
+  (api/services/ttrpc/events), from which docker, the CRI and `ctr events` get it.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tapwright.errors import UsageError
 _log = logging.getLogger(__name__)
 
 _SECONDS = 3.0
-_PAUSE_SECONDS = 1.0  # from one to the next: a guest may have any number of them
+_PAUSE_SECONDS = 1.0  # between reports: a guest may cause any number of them
 _SERVICE, _METHOD = "containerd.services.events.ttrpc.v1.Events", "Forward"
 _TOPIC, _EVENT = "/tasks/oom", "containerd.events.TaskOOM"
 _HEADER = struct.Struct("!IIBB")  # github.com/containerd/ttrpc, PROTOCOL.md
@@ -94,7 +94,7 @@ async def _forward(address: str, namespace: str, container: str) -> None:
         length, _, kind, _ = _HEADER.unpack(await reader.readexactly(_HEADER.size))
         if kind != _RESPONSE or length > _MOST_BYTES:
             raise ValueError(f"an answer of kind {kind}, with {length} bytes")
-        # Field 1 is a status, of which there is none when it went well, or an empty one.
+        # Field 1 is a status; after a success it is missing or empty.
         answer = await reader.readexactly(length)
         if answer.startswith(b"\x0a") and answer[1:2] != b"\0":
             raise ValueError(f"refused: {answer!r}")

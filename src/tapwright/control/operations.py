@@ -1,6 +1,6 @@
-"""What a running sandbox does when it is asked: the verbs of `kata-network`, one at a time.
+"""The verbs of `kata-network` in a running sandbox, and `sync`; one at a time.
 
-Runs in the supervisor. Arguments are JSON as it came, and are checked here.
+Runs in the supervisor. Arguments are JSON from outside; this module checks them.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Operation = Callable[..., Coroutine[Any, Any, Any]]
 
 
 class Operations:
-    """Each method raises TapwrightError, UsageError for arguments that can't be."""
+    """Each method raises TapwrightError, UsageError for invalid arguments."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Operations:
     async def remove_interface(self, interface: Any) -> None:
         nic = self._interfaces.leaving(*kata.read_leaving(interface))
         if nic.index:
-            # Also when it goes too late for an answer.
+            # Even if the guest releases it only after this request has failed.
             self._following.dismiss(nic.index)
         try:
             await self._interfaces.remove(nic)
@@ -92,7 +92,7 @@ class Operations:
                 kata.written_listing(listed, self._spec.machine.machine_type) for listed in found
             ]
         except ValueError:
-            raise AgentError("the guest lists an address that is none") from None
+            raise AgentError("the guest lists an invalid address") from None
 
     async def add_routes(self, routes: Any) -> Any:
         wanted = kata.read_routes(routes, one=True)
@@ -134,9 +134,9 @@ class Operations:
         return kata.written_interface(nic, self._spec.machine.machine_type)
 
     def _in_turn(self, operation: Operation) -> Operation:
-        """The operation after those before it, with a bound on the time that its caller waits.
+        """Wait for earlier requests, then for the operation; bound the time that the caller waits.
 
-        A request that QEMU does not answer goes on in its turn, because QEMU may carry it out yet;
+        A request that QEMU does not answer keeps its turn, because QEMU may still carry it out;
         only its caller stops waiting.
         """
 

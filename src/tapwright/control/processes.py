@@ -1,19 +1,21 @@
-"""Processes of containers, each on a connection of the control socket that lasts as long as it.
+"""Processes of containers, each with a connection of the control socket for as long as it runs.
 
 `create_container` (`id`, `config`: a whole config.json, `terminal`, `oom`: `OomReports`) makes a
-container, of which the connection has the first process; `exec_container` (`id`, `process`: an OCI
-process object, `terminal`) runs another one. With the request come descriptors: stdin, stdout and
-stderr, or one for all of them with a `terminal`. The supervisor passes the data on, so the process
-that asked need not.
+container with its first process; `exec_container` (`id`, `process`: an OCI process object,
+`terminal`) runs another process in it. Descriptors come with the request: stdin, stdout and stderr,
+or with a `terminal` one for all of them. The supervisor passes the data on between these and the
+guest.
 
 Messages on the connection are JSON, one object a line. To the client:
 
-    {"created": {"pid": N}}     or for exec_container `started`; the pid is the guest's {"exited":
-    {"status": N}}   or {"signal": N}: when all output has been written {"failed": "why", "kind":
-    "ContainerError"}   it did not start, or its end is unknown
+    {"created": {"pid": N}}                    the process exists; the pid is the guest's
+    {"started": {"pid": N}}                    the same, of exec_container
+    {"exited": {"status": N}}                  it has ended, and all its output is written
+    {"exited": {"signal": N}}                  the same, by a signal
+    {"failed": "why", "kind": "ContainerError"}   it did not start, or its end is unknown
 
-From the client: {"signal": N} and {"resize": [rows, columns]}. When the client hangs up the process
-is killed, and with the first one its container is deleted.
+From the client: {"signal": N} and {"resize": [rows, columns]}. When the client hangs up, the
+supervisor kills the process; if it is the container's first one, it also deletes the container.
 """
 
 import asyncio
@@ -41,7 +43,7 @@ _OUTPUTS = (protocol.STDOUT, protocol.STDERR)
 
 
 class Processes:
-    """The conversations of the control socket that are about containers."""
+    """The conversations of the control socket about processes of containers."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Processes:
     async def _known(
         self, request: ControlRequest, conversation: "_Conversation"
     ) -> AsyncIterator[None]:
-        """By the container, if it is that of its first process."""
+        """Remember the conversation of a container's first process, by the container's id."""
         container = str(request.arguments.get("id"))
         if request.op != "create_container" or container in self._first:
             yield
@@ -117,7 +119,7 @@ class Processes:
 
 
 class _Output:
-    """What has come from the process and is not written yet: a window at most."""
+    """Output of the process that is not written yet: a window at most."""
 
     def __init__(self, channel: Channel | None) -> None:
         self.channel = channel
@@ -138,7 +140,7 @@ class _Output:
 
 class _Conversation:
     def __init__(self, agent: AgentClient, request: ControlRequest, started: str) -> None:
-        """Raises UsageError when the descriptors are not those that belong to the request."""
+        """Raises UsageError for a wrong number of descriptors."""
         self._agent = agent
         self._request = request
         self._started = started
@@ -149,12 +151,12 @@ class _Conversation:
         self._window_opens = asyncio.Event()
         self._assembler = protocol.Assembler()
         self._is_started = False
-        self._over: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._outcome: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._given_up = asyncio.Event()
         self._stream = 0
 
     def give_up(self) -> None:
-        """End it, with what is known by now."""
+        """End the conversation with what is known by now."""
         self._given_up.set()
 
     async def run(self) -> dict[str, Any] | None:
@@ -166,7 +168,7 @@ class _Conversation:
             opening = _task(tasks, self._open())
             listening = _task(tasks, self._listen(opening))
             giving_up = _task(tasks, self._given_up.wait())
-            # A guest may take nothing in, not even the request.
+            # A guest may read nothing, not even the request.
             await _one_of(opening, listening, giving_up)
             if opening.done():
                 opening.result()
@@ -181,12 +183,12 @@ class _Conversation:
                     await self._oom.settle()
                     return ending.result()
             if giving_up.done():
-                known = self._over.done() and not self._over.exception()
-                return self._over.result() if known else {"exited": {"signal": signal.SIGKILL}}
+                known = self._outcome.done() and not self._outcome.exception()
+                return self._outcome.result() if known else {"exited": {"signal": signal.SIGKILL}}
             listening.result()
             return None
         finally:
-            # The agent ignores the end of what has ended.
+            # The agent ignores it for a stream that has ended.
             self._agent.close_stream(self._stream, cancel=True)
             for task in tasks:
                 task.cancel()
@@ -202,7 +204,7 @@ class _Conversation:
 
     async def _open(self) -> None:
         content = requests.of(self._request.op, **self._request.arguments)
-        # It may be large, and a process may live for long.
+        # The configuration may be large, and the process may live long.
         self._request.arguments.clear()
         self._stream = await self._agent.open(content, self._take)
 
@@ -221,7 +223,7 @@ class _Conversation:
                 _tell(self._request, {self._started: {"pid": pid}})
             elif frame.kind == protocol.OOM:
                 self._oom.killed()
-            elif frame.kind in (protocol.REPLY, protocol.ERROR) and not self._over.done():
+            elif frame.kind in (protocol.REPLY, protocol.ERROR) and not self._outcome.done():
                 self._take_end(frame)
         except ProtocolError as error:
             self._fail(AgentError(f"the agent's answer makes no sense: {error}"))
@@ -235,21 +237,21 @@ class _Conversation:
             self._fail(failure(self._request.op, reply))
             return
         key, most = ("signal", 64) if "signal" in reply else ("status", 255)
-        self._over.set_result({"exited": {key: _number(reply, key, most)}})
+        self._outcome.set_result({"exited": {key: _number(reply, key, most)}})
 
     def _fail(self, error: AgentError) -> None:
-        if not self._over.done():
-            self._over.set_exception(error)
+        if not self._outcome.done():
+            self._outcome.set_exception(error)
 
     async def _end(self, writing: list[asyncio.Task[None]]) -> dict[str, Any]:
-        outcome = await self._over
+        outcome = await self._outcome
         for output in self._outputs.values():
             output.end()
         await asyncio.gather(*writing)
         return outcome
 
     async def _listen(self, opening: asyncio.Task[None]) -> None:
-        """What the client says, until it hangs up."""
+        """Pass on signals and sizes from the client, until it hangs up."""
         while line := await self._line():
             word = protocol.read_json(line)
             await asyncio.shield(opening)
@@ -268,7 +270,7 @@ class _Conversation:
             raise ProtocolError("the client sent a line without end") from None
 
     async def _feed(self) -> None:
-        """Pass on stdin as far as the window goes."""
+        """Pass on stdin, as much as the window allows."""
         with contextlib.suppress(AgentError):
             while True:
                 while self._window <= 0:

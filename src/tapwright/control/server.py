@@ -1,14 +1,14 @@
 """The control socket: it takes requests to a running sandbox.
 
-A connection begins with one JSON object on a line, the request: `op`, and its arguments. With the
-line may come descriptors (unix(7), SCM_RIGHTS). The line has at most `wire.MAX_REQUEST` bytes, and
-has to come within a minute. The answer is a REPLY or ERROR in frames of `agent.protocol`, session 0
-and stream 0, also to a request that breaks a rule. A request that has begun is carried out to its
-end, even when the client hangs up. The supervisor does not keep what it has sent to the guest.
+A connection begins with one JSON object on a line, the request: `op`, and its arguments.
+Descriptors may come with the line (unix(7), SCM_RIGHTS). The line has at most `wire.MAX_REQUEST`
+bytes, and must come within a minute. The answer is a REPLY or ERROR in frames of `agent.protocol`,
+session 0 and stream 0, also to a request that breaks a rule. The supervisor carries out a request
+to its end, even when the client hangs up. It does not keep a request that it has sent to the guest.
 
-For `exec` and `probe` (fields as in the agent's request) frames go both ways until then; credit
-flows from end to end, so the supervisor never holds more than a window. A client that hangs up ends
-its command. `control.processes` describes the messages on the connections of containers.
+For `exec` and `probe` (fields as in the agent's request) frames go both ways before the answer;
+credit flows from end to end, so the supervisor never holds more than a window. A client that hangs
+up ends its command. `control.processes` describes the messages on the connections of containers.
 """
 
 import asyncio
@@ -47,8 +47,8 @@ _ANOTHER_VERSION = (
 
 
 class ControlRequest(NamedTuple):
-    """A request, and the connection on which it goes on. Descriptors that no operation takes out of
-    the list are closed."""
+    """A request, and its connection. The server closes the descriptors that no operation takes out
+    of the list."""
 
     op: str
     arguments: dict[str, Any]
@@ -69,9 +69,9 @@ async def serving(
 ) -> AsyncIterator[None]:
     """Answer on the directory's socket for the length of the block; only root may connect.
 
-    `operations` are the requests that are answered once, by name, beside `version`; each takes its
+    `operations` are the requests that get one answer, by name, beside `version`; each takes its
     arguments by keyword, and `fds` if descriptors came. `conversations`, beside `exec` and `probe`,
-    have the connection for themselves; at the end of the block they are cancelled.
+    use the connection as they like; the end of the block cancels them.
     """
 
     async def relay(request: ControlRequest) -> None:
@@ -201,8 +201,8 @@ def _refusal(error: Exception) -> bytes:
 async def _receive(
     connection: socket.socket, descriptors: list[int]
 ) -> tuple[dict[str, Any], bytes]:
-    """The request that a connection begins with, and what came after it. Raises ProtocolError for a
-    client that breaks the rules, ConnectionError for one that has gone."""
+    """The request at the beginning of a connection, and the bytes after it. Raises ProtocolError
+    for a client that breaks the rules, ConnectionError for one that has gone."""
     received = bytearray()
     end = -1
     try:

@@ -1,6 +1,6 @@
-"""What callers ask a sandbox about the files that its guest sees (`client.Supervisor.share`).
+"""Shows files of the host to the guest (`client.Supervisor.share`), and takes them back.
 
-Runs in the supervisor. Each container has a directory, and what it is shown is mounted in there.
+Runs in the supervisor. Each container has a directory in the share; its files are mounted there.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Shares:
-    """What can be asked of the share of a sandbox, None where it was started without one."""
+    """The share of a sandbox; None where the sandbox was started without one."""
 
     def __init__(self, share: Share | None, agent: AgentClient) -> None:
         self._share = share
@@ -29,7 +29,7 @@ class Shares:
         self._changes = HostChanges(share, agent) if share else None
 
     def by_name(self) -> dict[str, Callable[..., Coroutine[Any, Any, Any]]]:
-        """The operations. Each raises HypervisorError, UsageError for arguments that can't be, and
+        """The operations. Each raises HypervisorError, UsageError for invalid arguments, and
         SandboxStateError where the sandbox was started without a share."""
         return {"share": self.share, "unshare": self.unshare}
 
@@ -41,8 +41,8 @@ class Shares:
         followed: Any = (),
         fds: Sequence[int] = (),
     ) -> dict[str, str]:
-        """Show mounts, one descriptor a name; return the path of each in the guest. The guest hears
-        when the host changes those that are `followed`. Raises AgentError, too."""
+        """Show mounts, one descriptor a name; return the path of each in the guest. The guest
+        learns of the host's changes in mounts that are `followed`. Raises AgentError, too."""
         share, changes = self._there()
         wanted, alone = _read_names("names", names), _read_names("apart", apart)
         if len(wanted) != len(fds) or len(set(wanted)) != len(wanted):
@@ -57,7 +57,7 @@ class Shares:
         }
 
     async def unshare(self, container: Any) -> None:
-        """Take back what a container was shown. Raises AgentError, too."""
+        """Take back the files of a container. Raises AgentError, too."""
         share, changes = self._there()
         await changes.forget(share.detach(_read_container(container)))
 
@@ -95,11 +95,11 @@ def _read_container(container: Any) -> str:
 
 @contextlib.asynccontextmanager
 async def _restricted(share: Share) -> AsyncIterator[None]:
-    """For the length of the block, restrict what comes into the share by itself: mounts that the
-    host makes later below one that follows it."""
+    """For the length of the block, restrict mounts that propagate into the share: those that the
+    host makes later, below a mount that follows the host's."""
     loop = asyncio.get_running_loop()
     with open(f"/proc/{share.process.pid}/mountinfo") as table, select.epoll() as changes:
-        # The table can always be read; it is its changes that count (proc(5), /proc/PID/mounts).
+        # The table can always be read; POLLPRI reports a change (proc(5), /proc/PID/mounts).
         changes.register(table, select.EPOLLPRI)
 
         def restrict() -> None:

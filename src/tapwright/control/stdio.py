@@ -1,9 +1,9 @@
 """Descriptors of another process, read and written here without waiting for them.
 
-They can be of any kind. Whether one blocks is a property that all its holders share (open(2), "open
-file description"), so it is left as it is: pipes and terminals are opened anew, sockets are asked
-not to wait by each call, and what can't be waited for (regular files, /dev/null: epoll_ctl(2),
-EPERM) is always ready.
+They can be of any kind. All holders of a descriptor share its O_NONBLOCK (open(2), "open file
+description"), so this module leaves it alone where it can: it opens pipes and terminals anew, and
+passes MSG_DONTWAIT to sockets. Regular files and /dev/null are always ready, because nothing can
+wait for them (epoll_ctl(2), EPERM).
 """
 
 import asyncio
@@ -23,8 +23,8 @@ _PTMX = os.makedev(5, 2)  # Documentation/admin-guide/devices.txt
 
 
 class Channel:
-    """One descriptor, which it takes over; for one reader or one writer, in one event loop. Reading
-    an unreadable descriptor finds its end; writing to an unwritable one raises OSError.
+    """One descriptor, which this object owns; for one reader or one writer, in one event loop.
+    Reading an unreadable descriptor finds its end; writing to an unwritable one raises OSError.
     """
 
     def __init__(self, fd: int, writing: bool) -> None:

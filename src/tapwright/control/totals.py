@@ -1,5 +1,5 @@
-"""Numbers of a running sandbox, for metrics: what the guest says of itself, and what the supervisor
-has counted of the network monitor. Whoever reads them checks those of the guest."""
+"""Numbers of a running sandbox, for metrics: the guest's own, and the supervisor's count of the
+network monitor's requests. The reader must check the guest's numbers."""
 
 import functools
 import time
@@ -16,7 +16,7 @@ Operation = Callable[..., Awaitable[Any]]
 
 
 class Totals:
-    """`totals` answers `monitor`, and `guest`, which is empty where `guest_failure` says why."""
+    """`totals` returns `monitor`, and `guest`, which is empty where `guest_failure` says why."""
 
     def __init__(self, agent: AgentClient, restarts: Callable[[], int]) -> None:
         self._agent = agent
@@ -28,7 +28,7 @@ class Totals:
         return {"totals": self.totals}
 
     def counted(self, sync: Operation) -> Operation:
-        """The request by which the monitor has the guest follow its namespace, counted."""
+        """Count the monitor's requests `sync`, their failures and their time."""
 
         @functools.wraps(sync)
         async def counting(**arguments: Any) -> Any:
