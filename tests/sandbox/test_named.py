@@ -132,7 +132,7 @@ def test_leases_that_will_not_be_renewed(scratch_netns: str, tmp_path: Path, mod
     journal = Journal(tmp_path, Record("x", spec, 0, 0, scratch_netns))
     named.note_missing(journal, [{"interfaces": [{"name": "lo", "sandbox": "x"}]}] * 2)
     expected = (
-        "network 'dhcp': with internetworking_model = \"macvtap\" the plugin dhcp hears no server "
-        "renew a lease; use tcfilter"
+        "network 'dhcp': with internetworking_model = \"macvtap\" the plugin dhcp does not get "
+        "a server's answer when it renews a lease; use tcfilter"
     )
     assert journal.record.warnings == ([expected] if model == "macvtap" else [])

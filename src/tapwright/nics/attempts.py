@@ -1,5 +1,5 @@
-"""Things that may fail and are tried again: not before some time, unless something else is wanted
-by then."""
+"""Changes that may fail, and are tried again: after a pause, or at once when another state is
+wanted."""
 
 import logging
 import time
@@ -32,8 +32,8 @@ class Attempts:
     async def make(
         self, what: Hashable, wanted: object, do: Callable[[], Awaitable[None]], event: str
     ) -> bool:
-        """Make `what` as `wanted`; return whether that was done. Logs a failure, after the
-        `event`.
+        """Call `do`, which makes `what` as `wanted`, unless the same has just failed; return
+        whether it succeeded. The log has each failure once, after the words of the `event`.
 
         Raises AgentError when the agent does not answer: then nothing else will be done either.
         """
@@ -58,7 +58,7 @@ class Attempts:
         return True
 
     def reasons(self) -> list[str]:
-        """Why what failed did."""
+        """The reasons of all failures."""
         return [failure.reason for failure in self._failures.values()]
 
     def end_round(self) -> float | None:

@@ -1,6 +1,6 @@
-"""What the guest has of the namespace's packet rules, and how it gets what has changed.
+"""Which of the namespace's packet rules the guest has, and how changes get there.
 
-Loaded only where a namespace has any; `rulesets` says when, and what it is for.
+Loaded only where a namespace has any rules; `rulesets` says when, and why.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class CarriedRules:
         self._with_devices.clear()
 
     async def change(self, nics: "Followers", glance: Glance) -> list[str]:
-        """Bring the guest to what the namespace is; return what it refused, in words.
+        """Make the guest's rules equal to the namespace's; return what the guest refused, in words.
 
         Raises NetworkError, AgentError.
         """
@@ -150,7 +150,7 @@ class CarriedRules:
         return _refusals(await self._ask(unset=gone), "unset", [f"ipset {name}" for name in gone])
 
     async def _change_tables(self, tables: Sequence[nftables.Table]) -> list[str]:
-        """All at one stroke; where the guest refuses some, each for itself."""
+        """Change all tables in one transaction; where the guest refuses it, one by one."""
         for table in tables:
             self._warn(table.left_out)
         found = {(table.family, table.name): table for table in tables}

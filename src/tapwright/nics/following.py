@@ -35,16 +35,16 @@ _log = logging.getLogger(__name__)
 
 
 class Look(NamedTuple):
-    """What there is in the namespace."""
+    """What the namespace contains."""
 
     scan: Scan
     settings: guest_settings.Found
 
 
 class Following:
-    """The NICs of a sandbox that follow the interfaces of the namespace at `path`. Those that are
-    there at the beginning get the indexes of these too where they are `indexed`, which takes its
-    time; later ones do anyway."""
+    """The NICs of a sandbox that follow the interfaces of the namespace at `path`. NICs that are
+    added later get the indexes of their interfaces. The NICs of the start get them only where
+    `indexed`, because each takes milliseconds."""
 
     def __init__(
         self,
@@ -77,8 +77,8 @@ class Following:
 
     async def begin(self, networks: dict[str, str]) -> list[Request]:
         """Give each interface of the namespace that is up a NIC; return the agent's requests that
-        configure them, to be followed by `fill`. `networks` are the names of CNI networks by
-        interface: what they name gets a NIC also when it is down, or a TAP in a bridge.
+        configure them. Call `fill` after those. `networks` maps interfaces to CNI networks: such an
+        interface gets a NIC even if it is down, or is a TAP in a bridge.
 
         Raises NetworkError, HypervisorError.
         """
@@ -106,9 +106,9 @@ class Following:
         return [r | ({} if self._indexed else {"index": 0}) for r in requests]
 
     async def fill(self, answers: Iterable[Any]) -> None:
-        """Give the guest the routes and the like of the interfaces that `begin` found, and the
-        packet rules. `answers` are its to requests for interfaces, first those of `begin`. What it
-        refuses of routes and the like is logged.
+        """Give the guest the table entries (routes, rules, neighbours) of the interfaces that
+        `begin` found, and the packet rules. `answers` are the guest's to requests for interfaces,
+        first those of `begin`. Entries that the guest refuses are logged.
 
         Raises NetworkError, AgentError, AgentRefusedError.
         """
@@ -141,15 +141,15 @@ class Following:
         self._dismissed.add(index)
 
     def doubt(self, index: int) -> None:
-        """Its NIC has got other addresses by request: see to it at the next `sync` that the routes
-        and neighbours are there that went with the ones before."""
+        """A request has changed the addresses of an interface's NIC: the next `sync` adds the
+        routes and neighbours again that went with the old addresses."""
         self._doubt(index, self._carried.get(index))
 
     async def sync(self, at_once: bool = False) -> float | None:
         """Make the guest's network equal to the namespace's; return the seconds after which to try
-        again what failed, None where nothing did. With `at_once` interfaces that are up get their
-        NICs also where they have no carrier so far: the kernel may report it only later; and packet
-        rules that are required, and refused, are an error.
+        again what failed, None if nothing failed. With `at_once`, interfaces that are up get their
+        NICs even without a carrier, because the kernel may report it later; and it is an error
+        when the guest refuses packet rules that are required.
 
         Raises OSError when the namespace is gone, AgentError when the guest does not answer.
         """
@@ -287,7 +287,7 @@ class Following:
             await self._attempts.make(index, interface, carry_over, event)
 
     async def _make_way(self, changed: dict[int, Interface], followers: dict[int, Nic]) -> None:
-        """Where one takes the name that another gives up, have that one give it up first."""
+        """Rename a NIC away first when another one takes its name."""
         holders = {nic.name: index for index, nic in followers.items()}
         for index, interface in changed.items():
             holder = holders.get(interface.link.name, index)
@@ -311,8 +311,8 @@ class Following:
             _tell_cut(interface)
 
     def _request(self, interface: Interface, nic: Nic | None) -> Request:
-        """The agent's request that makes a NIC what the interface is; `nic` is None for loopback.
-        The host's side of a NIC may have had to take another MAC."""
+        """The agent's request that makes a NIC equal to its interface; `nic` is None for loopback.
+        The host's side of a NIC may have another MAC, where two interfaces share one."""
         of_it = self._settings.of_interface(interface, interface.link.name)
         request = discovery.interface_request(interface, of_it)
         named = {"mac": nic.identity} if nic else {}

@@ -34,11 +34,11 @@ Listener = tuple[int, int]
 
 _ADDRESSES = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}
 _MOST_CONNECTIONS = 128
-"""At once; of the agent's streams, for which there are others to ask. More of them wait."""
+"""At once; more connections wait. They use the agent's streams, which others need, too."""
 _BACKLOG = 128
 _PAUSE_SECONDS, _AGAIN_SECONDS, _LONGEST_SECONDS = 0.02, 1.0, 30.0
 _NO_ADDRESS_SECONDS = 30.0
-"""Until ::1 may be there, which many engines take from the namespaces that they make."""
+"""Until the next look for ::1, which many engines take from the namespaces that they make."""
 _RESET = struct.pack("ii", 1, 0)  # struct linger: close(2) resets the connection (socket(7))
 
 _log = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def forwarded(path: str, agent: AgentClient) -> AsyncIterator[None]:
-    """Forward the guest's ports in the namespace at `path` for the length of the block; none where
-    a sandbox has no namespace, or the host's, whose loopback is the host's own."""
+    """Forward the guest's ports in the namespace at `path` for the length of the block. Do nothing
+    where a sandbox has no namespace, or the host's, whose loopback is the host's own."""
     if not path or netns.is_own(path) or netns.is_hosts(path):
         yield
         return

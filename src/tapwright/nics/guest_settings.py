@@ -1,8 +1,7 @@
-"""The settings of the guest's network (/proc/sys/net), as far as they follow those of the
-namespace.
+"""The settings of the guest's network (/proc/sys/net) that follow those of the namespace.
 
-A setting is given to the guest when it is special in the namespace, and when it changes there; what
-a container sets in the guest stays until then.
+The guest gets a setting when the namespace's value is not the default, and when that value changes.
+Until then, a value that a container sets in the guest stays.
 """
 
 import logging
@@ -38,7 +37,7 @@ def read(names: Iterable[str], defaults: Defaults) -> Found:
 
 
 class GuestSettings:
-    """What the guest has been given."""
+    """The settings that the guest has got."""
 
     def __init__(self, agent: AgentClient) -> None:
         self._agent = agent
@@ -54,8 +53,8 @@ class GuestSettings:
             del self._of_interfaces[place]
 
     def of_interface(self, interface: Interface, name: str) -> list[Setting]:
-        """The settings that its NIC, called so in the guest, still lacks; from then on they count
-        as given."""
+        """The settings that the interface's NIC still lacks, whose name in the guest is `name`;
+        from then on they count as given."""
         index = interface.link.index
         special = interface.special_settings
         given = {

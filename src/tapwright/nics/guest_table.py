@@ -53,7 +53,8 @@ class GuestTable:
                 self._doubtful.update(entry.devices)
 
     def wish(self, wanted: Iterable[Entry]) -> object:
-        """What `change` would do it for: equal when it is no use to try the same again."""
+        """The state that `change` would try to reach: when it is equal to that of a failure, the
+        same attempt would fail again."""
         return tuple(wanted), frozenset(self._doubtful)
 
     async def change(
@@ -102,8 +103,8 @@ class GuestTable:
         return not self._doubtful.isdisjoint(entry.devices)
 
     def _late(self, shall: Iterable[Entry], unsure: Set[Entry]) -> Iterator[Entry]:
-        """Those that are before others in the guest which shall be before them; in the order in
-        which they shall be. Of the `unsure` nobody knows where they are."""
+        """Entries that stand in the guest before entries that they must follow, in the wanted
+        order. Entries that are `unsure` may stand anywhere."""
         if not unsure and all(map(operator.eq, self.present, shall)):
             return  # many came at once, into a table where nothing was
         for order in (_place_of_route, _place_of_rule):
@@ -153,9 +154,9 @@ class GuestTable:
     async def _reach(
         self, part: Steps, numbers: Sequence[int], known: Indexes, failed: dict[int, str]
     ) -> None:
-        """Add entries that were refused because nothing leads to their gateways any more, as the
-        namespace came by them: while there was a way. Those that are there then have not `failed`,
-        nor have those that go by way of them.
+        """Add entries that were refused because nothing leads to their gateways any more. The
+        namespace got them while there was a way; so this adds a way, then the entries, and removes
+        the way. Entries that this adds, and those that go through them, have not `failed`.
         """
         lost = [n for n in numbers if part[n][0].kind in (entries.ROUTE, entries.NEXTHOP)]
         places = dict.fromkeys(place for n in lost for place in entries.gateways(part[n][0]))
@@ -170,8 +171,8 @@ class GuestTable:
                 del failed[number]
 
     async def _replay(self, part: Steps, known: Indexes, failed: dict[int, str]) -> dict[int, int]:
-        """Do those that have not `failed` yet; add those that are refused, in words, and return the
-        errors, by the number of the step."""
+        """Do the steps that have not `failed` yet. Add to `failed` why the guest refuses a step,
+        and return the errnos; both by the number of the step."""
         messages = b"".join(
             entries.message(entry, number, known, remove)
             for number, (entry, remove) in enumerate(part)

@@ -93,8 +93,8 @@ class Interfaces:
         self._waiting = nic
 
     async def settle(self) -> None:
-        """When the first interfaces are joined: take the NIC out that was there, if none of them
-        took it. Raises HypervisorError."""
+        """Call this when the first interfaces are joined: it unplugs the waiting NIC if none of
+        them took it. Raises HypervisorError."""
         waiting, self._waiting = self._waiting, None
         if waiting:
             await self._nics.unplug(waiting.slot)
@@ -121,8 +121,8 @@ class Interfaces:
         await self._join(interface, self._endpoint(link, self._record.netns))
 
     def _check_apart(self, link: Link, nic: Nic) -> None:
-        """An interface with the MAC address of a NIC has its own frames: one that is on the other
-        has not, such as a VLAN, for they come with those of that one. Raises NetworkError."""
+        """Two interfaces with one MAC address must have frames of their own. A VLAN has not: its
+        frames come with those of the interface below it. Raises NetworkError."""
         try:
             with netns.entered(self._record.netns), Netlink() as nl:
                 other = links.at(nl, nic.index)
@@ -160,8 +160,8 @@ class Interfaces:
         return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in self._held_for(nic))
 
     def without_our_flags(self, found: Iterable[discovery.Interface]) -> list[discovery.Interface]:
-        """Return the interfaces of the namespace as they would be if none had been joined: an
-        endpoint may have made one receive all multicast."""
+        """Return the interfaces of the namespace without the flag for all multicast where an
+        endpoint has set it."""
         given = {
             entry["index"]
             for entry in self._record.held
@@ -184,9 +184,8 @@ class Interfaces:
         }
 
     def seen_by_hooks(self) -> frozenset[str]:
-        """The names of NICs whose frames pass the hooks of the namespace's device, those for its
-        ingress and egress: of macvtaps and TAPs. With `tcfilter` traffic control takes them away
-        before."""
+        """The names of NICs whose frames pass the ingress and egress hooks of the namespace's
+        device: macvtaps and TAPs. With `tcfilter`, traffic control takes the frames away before."""
         kinds_of = {nic.name: self._held_for(nic) for nic in self._record.interfaces if nic.index}
         return frozenset(
             name
@@ -239,7 +238,7 @@ class Interfaces:
         self._check_mac(tap.mac)
         mark = f"tapwright-{self._record.id}-{self._record.created * 1e3:.0f}"
         port = {"bridge": tap.bridge, "ovs": tap.ovs}
-        # In a thread what may ask Open vSwitch, which may take its time.
+        # In a thread, because Open vSwitch may take long to answer.
         connected = await asyncio.to_thread(host_tap.is_connected, tap.device, **port)
         mtu = tap.mtu or host_tap.mtu(tap.device, tap.bridge or tap.ovs)
         interface = Nic(tap.name, tap.device, tap.mac, mtu, list(tap.addresses))
@@ -291,8 +290,8 @@ class Interfaces:
             raise HypervisorError(f"{interface.name} could not be removed: {error}") from None
 
     async def set_addresses(self, nic: Nic, addresses: Sequence[Address]) -> None:
-        """Make these a NIC's addresses, where there are any. After a failure it has those that it
-        had. Raises AgentError."""
+        """Replace a NIC's addresses; an empty list changes nothing. After a failure the NIC has its
+        old addresses. Raises AgentError."""
         if addresses:
             before = [ipaddress.ip_interface(text) for text in nic.addresses]
             try:
@@ -443,8 +442,8 @@ class Interfaces:
         interface.slot = nic.slot
         self._record.interfaces.append(interface)
         interface.permanent = nic.mac
-        # Written with the next change: the guest hears of it only then; the journal has the
-        # endpoint already.
+        # The next change writes the record: the guest learns of this NIC only then, and the journal
+        # already has the endpoint.
 
     def _check_name(self, name: str) -> None:
         if any(nic.name == name for nic in self._record.interfaces):

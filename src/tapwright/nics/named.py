@@ -1,5 +1,5 @@
-"""Interfaces of the namespace that the guest misses, or has in part: above all those that the
-results of CNI networks name. Each is a NIC of the guest, or it is said why not."""
+"""Interfaces of the namespace that the guest lacks, or has in part: above all those that the
+results of CNI networks name. For each that is no NIC of the guest, a warning says why."""
 
 import json
 import logging
@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 Result = dict[str, Any]
 
 _NO_RENEWAL = (
-    'with internetworking_model = "macvtap" the plugin dhcp hears no server renew a lease; use '
-    "tcfilter"
+    'with internetworking_model = "macvtap" the plugin dhcp does not get a server\'s answer when '
+    "it renews a lease; use tcfilter"
 )
 
 
@@ -37,9 +37,9 @@ def _inside(result: Result) -> list[str]:
 
 
 def note_missing(journal: Journal, results: list[Result]) -> None:
-    """Write down, and log, which of the interfaces have become no NIC, and why. Of those that are
-    NICs, what the guest can't have of them. Of a result that places none in the sandbox the one is
-    meant that was asked for. Besides, whatever is up in the namespace and carries no Ethernet."""
+    """Add warnings to the record, and to the log: for interfaces that became no NIC, and for parts
+    of interfaces that the guest can't have. Where a result places no interface in the sandbox, the
+    requested name counts. Interfaces that are up and carry no Ethernet get a warning, too."""
     record = journal.record
     if record.place is Place.HOST:
         return

@@ -17,8 +17,6 @@ from tapwright.nics.following import Following
 from tapwright.nics.interfaces import Interfaces
 from tapwright.state.record import Journal, Place
 
-"""That of their entries in the journal."""
-
 _Entry = dict[str, Any]
 
 
@@ -32,11 +30,11 @@ class NetDevices:
         self._following = following
 
     async def take(self, devices: Any) -> None:
-        """Move interfaces in, `devices` being their names in the namespace by those on the host,
-        and give them NICs. After a failure all are back. Raises NetworkError, HypervisorError,
+        """Move interfaces in, and give them NICs. `devices` maps names on the host to names in the
+        namespace. After a failure all are back on the host. Raises NetworkError, HypervisorError,
         AgentError, UsageError."""
         if not _are_names(devices):
-            raise UsageError("devices must be an object of names by names")
+            raise UsageError("devices must be an object that maps names to names")
         path = self._record.netns
         if self._record.place is Place.HOST:
             raise NetworkError("this sandbox has no network namespace to move interfaces into")

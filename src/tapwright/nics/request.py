@@ -1,5 +1,5 @@
-"""What a guest's network is asked for: a NIC, a route. Whoever reads it has checked it
-(`control.kata`, `sandbox.taps`, `socket_nics`)."""
+"""Requests to a guest's network: for a NIC, for a route. The module that reads a request from
+outside has checked it (`control.kata`, `sandbox.taps`, `socket_nics`)."""
 
 import ipaddress
 import secrets

@@ -1,14 +1,14 @@
-"""Name servers in the sandbox's network namespace, for the guest: the supervisor asks them, in the
-namespace, what a program in the guest asks.
+"""Name servers in the sandbox's network namespace, for the guest: the supervisor passes the
+questions of programs in the guest on to them, and the answers back.
 
-That is for those at an address of the loopback interface, such as docker's own (127.0.0.11): a
-socket that docker holds in the namespace, where it also has rules that lead from port 53 to that of
-the socket; no NIC leads there. As the guest has these rules too, it is served at all of the ports.
-The containers' resolv.conf say which are asked; docker writes them anew when a network is
-connected. A name server that does not exist in the namespace is a container's own, and left alone.
+This serves name servers at an address of the loopback interface, which no NIC reaches. Docker's own
+(127.0.0.11) is a socket in the namespace, with rules that lead from port 53 to the socket's port.
+The guest has these rules, too, so the agent listens on all of the ports. The containers'
+resolv.conf name the servers; docker writes these files anew when it connects a network. A name
+server that does not exist in the namespace is a container's own, and left alone.
 
-Runs in the supervisor. The guest is hostile: it can ask these addresses, and nothing else. So are
-the files, which a container may write to.
+Runs in the supervisor. The guest is hostile: it can ask these addresses, and nothing else. The
+files are hostile, too, because a container may write to them.
 """
 
 import asyncio

@@ -1,23 +1,23 @@
 """The packet rules of the sandbox's network namespace, in its guest: nf_tables, the tables of
 iptables-legacy, ipsets, and the services of IPVS.
 
-Plugins and platforms set them there for the programs that are to live in it (a service mesh's
-redirections, a firewall), and the host applies them to nothing of the guest's: its frames do not
-pass the namespace's stack.
+Plugins and platforms set rules there for the programs of the container (a service mesh's
+redirections, a firewall). The host would apply them to no frame of the guest, because these frames
+do not pass the namespace's stack.
 
-A table goes over whole, and again whenever something of it changes; the guest's own tables are left
-alone, and what its programs have put into tables of nf_tables that came from here is kept.
+The supervisor sends each table as a whole, and again whenever it changes. It leaves the guest's own
+tables alone, and keeps what programs of the guest have added to tables of nf_tables.
 
-nf_tables has a number that changes with each change, so that a look is one short request where
-nothing has. The others have none, and are looked at by `LOOK_AGAIN_SECONDS` where there are any.
+nf_tables has a generation number, so a look without changes is one short request. The other kinds
+have none: the supervisor reads them every `LOOK_AGAIN_SECONDS` where they exist.
 
-Whoever sets rules counts on them. So a sandbox whose guest refuses rules does not start
-(`required`), unless it may start without them (`best-effort`). When a running guest refuses new
-rules, it keeps those that it had.
+Plugins rely on their rules. So a sandbox whose guest refuses rules does not start (`required`),
+unless it may start without them (`best-effort`). A running guest that refuses new rules keeps its
+old ones.
 
-What is carried is in `carried_rules`, which is loaded only where there is anything.
+`carried_rules` does the work; it is loaded only for a namespace that has rules.
 
-Runs in the supervisor; the caller sees to it that one thing is done at a time.
+Runs in the supervisor; the caller makes one call at a time.
 """
 
 import logging
