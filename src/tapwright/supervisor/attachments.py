@@ -1,4 +1,4 @@
-"""The CNI networks of a sandbox: their chains, run beside all else."""
+"""The CNI networks of a sandbox: runs their chains while the rest of the start goes on."""
 
 import threading
 from typing import Any
@@ -13,8 +13,8 @@ Result = dict[str, Any]
 
 
 class Attaching:
-    """The chains of a sandbox's networks, one after another, in a thread of their own. What is
-    made is entered in the journal first."""
+    """Runs the chains of a sandbox's networks, one after another, in a thread. Each attachment is
+    in the journal before it is made."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -74,13 +74,13 @@ class Attaching:
         except cni.CniError as error:
             leftovers = getattr(error, "__notes__", [])
             if not leftovers:
-                # The chain's DEL has run; to run it twice is more than some plugins bear.
+                # The chain's DEL has run, and some plugins fail when it runs twice.
                 self._journal.release(entry)
             raise NetworkError("; ".join([str(error), *leftovers])) from None
 
 
 def dns(results: list[Result]) -> dict[str, Any]:
-    """One resolver configuration out of those of all networks, each thing once."""
+    """One resolver configuration from those of all networks, without duplicates."""
     found: dict[str, Any] = {}
     for result in results:
         dns = result.get("dns") or {}

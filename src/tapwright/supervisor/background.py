@@ -1,8 +1,8 @@
-"""Work beside the sandboxes, by processes of its own that outlive their caller.
+"""The processes for work beside the sandboxes, which outlive their callers.
 
-Started by `launching.in_background`, with the order on stdin: a JSON object with the `work` and
-what that needs. They are in no sandbox's control group, for with that they would end: they leave it
-before they are this program.
+`launching.in_background` starts them, with the order on stdin: a JSON object with the `work` and
+its parameters. They leave the sandbox's control group before they become this program, because
+everything in that group ends with the sandbox.
 """
 
 import json

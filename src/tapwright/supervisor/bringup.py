@@ -1,6 +1,7 @@
-"""How a sandbox gets onto its networks: the guest beside the CNI chain, NICs, configuration.
+"""Brings a sandbox onto its networks: the guest starts while the CNI chains run, then NICs and
+configuration.
 
-Runs in the supervisor, after `prelude`. What is made is entered in the journal first; after a
+Runs in the supervisor, after `prelude`. Everything is in the journal before it is made; after a
 failure the caller stops QEMU and calls `teardown`.
 """
 
@@ -29,14 +30,14 @@ Result = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 _SECONDS, _SECONDS_EACH = 15.0, 2.0
-"""How long the guest may take over its network, and as much more for each NIC."""
+"""How long the guest may take to configure its network, and how much longer for each NIC."""
 
 _One = TypeVar("_One")
 _Other = TypeVar("_Other")
 
 
 class Bringup:
-    """Brings up the sandbox of a journal, of which some has been begun."""
+    """Brings up the sandbox of a journal; `early` has what `prelude` has begun."""
 
     def __init__(self, journal: Journal, early: Early, progress: Progress, warn: Progress) -> None:
         self._journal = journal
@@ -47,17 +48,17 @@ class Bringup:
 
     @property
     def guest(self) -> Guest | None:
-        """There as soon as QEMU runs."""
+        """The guest as soon as QEMU runs."""
         return self._starter.guest
 
     async def run(self) -> Guest:
-        """All of it. Raises NetworkError, HypervisorError, AgentError, ConfigError."""
+        """Bring the sandbox up. Raises NetworkError, HypervisorError, AgentError, ConfigError."""
         if prepared := self._early.prepared:
             self._early.prepared = None
             try:
                 return await self._run_with(prepared)
             except (HypervisorError, AgentError, OSError) as error:
-                # No warning for the caller, which has only lost some time.
+                # The caller gets no warning, because only time is lost.
                 _log.warning("a spare was of no use: %s", error)
                 if guest := self.guest:
                     await self._starter.stop()
@@ -65,7 +66,7 @@ class Bringup:
         (machine, guest), results = await _all(
             self._start(), asyncio.to_thread(self._early.attaching.results)
         )
-        # A guest that is being restored need not have answered for that.
+        # A guest can be joined before it has answered.
         answered, requests = await _all(
             self._starter.answered(), _caught(self._join(guest, results))
         )
@@ -87,7 +88,7 @@ class Bringup:
         async def begun_anew() -> None:
             with self._journal.phase("spare"):
                 await guest.begin_anew()
-                # While the chains run: it needs nothing of theirs.
+                # While the chains run, because this does not depend on them.
                 await guest.agent.call(agent.batch(*self._of_the_system()))
 
         results, _ = await _all(asyncio.to_thread(self._early.attaching.results), begun_anew())
@@ -108,7 +109,7 @@ class Bringup:
         return replace(wanted, accelerator=chosen)
 
     async def _join(self, guest: Guest, results: list[Result]) -> list[agent.Request]:
-        """Give the interfaces, and what else there is, NICs; return the agent's requests."""
+        """Plug NICs for interfaces, sockets and TAPs; return the agent's requests."""
         with self._journal.phase("join"):
             networks = named.interfaces(self._record, results)
             has_netns = self._record.place is not Place.HOST
@@ -120,7 +121,7 @@ class Bringup:
     async def _plug_others(
         self, interfaces: Interfaces, results: list[Result]
     ) -> list[agent.Request]:
-        """NICs that no interface of the namespace stands for; return the agent's requests."""
+        """Plug the NICs without an interface in the namespace; return the agent's requests."""
         requests = []
         routes = []
         for network, result in zip(self._record.spec.networks, results, strict=True):
@@ -133,7 +134,7 @@ class Bringup:
         return [*requests, agent.change_routes(add=routes)] if routes else requests
 
     def _of_the_system(self) -> list[agent.Request]:
-        """What the guest is, whatever networks it is on."""
+        """The requests that do not depend on networks."""
         return [
             agent.set_hostname(self._record.id),
             agent.set_machine_id(_machine_id()),
@@ -185,8 +186,8 @@ def _machine_id() -> str:
 
 
 async def _all(one: Awaitable[_One], other: Awaitable[_Other]) -> tuple[_One, _Other]:
-    """The results of both, which go on side by side; the first failure ends the other. A thread
-    that runs then is waited for at the end of the event loop."""
+    """Run both side by side; return both results. The first failure ends the other. If the other
+    runs in a thread, the end of the event loop waits for it."""
     tasks = asyncio.ensure_future(one), asyncio.ensure_future(other)
     try:
         return await asyncio.gather(*tasks)
@@ -198,7 +199,7 @@ async def _all(one: Awaitable[_One], other: Awaitable[_Other]) -> tuple[_One, _O
 
 
 async def _caught(work: Awaitable[_One]) -> _One | TapwrightError:
-    """The result or the error, so that it ends nothing else."""
+    """The result, or the error as a value, so that the error does not end other work."""
     try:
         return await work
     except TapwrightError as error:

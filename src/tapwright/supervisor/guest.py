@@ -1,6 +1,6 @@
-"""The guest of a sandbox, and how it comes to life: from a template, or by booting.
+"""Starts the guest of a sandbox: from a template, or by booting.
 
-When anything is wrong with a template, the guest boots instead; the caller only loses time, and
+When anything is wrong with a template, the guest boots instead: only time is lost, and the caller
 gets a line that says why.
 """
 
@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 
 async def make_template(spec: Spec, progress: Progress) -> None:
-    """Make the template that a sandbox would start from, where there is none; nothing happens when
-    it would be booted. Raises HypervisorError, AgentError."""
+    """Make the template for a sandbox, unless it exists. Do nothing for a sandbox that boots.
+    Raises HypervisorError, AgentError."""
     from tapwright.hypervisor import template
 
     wanted = spec.machine
@@ -60,7 +60,7 @@ class Guest:
     following: Following
 
     async def answers(self, timeout: float) -> None:
-        """Wait until the agent does. Raises AgentError, also when QEMU ends before."""
+        """Wait until the agent answers. Raises AgentError, also when QEMU ends before that."""
         answered = asyncio.create_task(self.agent.connect(timeout))
         ended = asyncio.create_task(self.qemu.wait())
         try:
@@ -78,8 +78,8 @@ class Guest:
             await asyncio.gather(answered, ended, return_exceptions=True)
 
     async def begin_anew(self) -> None:
-        """Give a guest that was restored ahead a new seed for its random numbers, before any
-        program runs in it. Raises AgentError."""
+        """Give the guest of a spare a new seed for its random numbers, before any program runs in
+        it. Raises AgentError."""
         await self.agent.renew(_RESTORE_SECONDS)
         if self.agent.facts.get("reseeded") is not True:
             raise AgentError("its random numbers would be those of another guest")
@@ -102,8 +102,8 @@ class Starter:
         self.guest: Guest | None = None
 
     async def start(self, machine: Machine, begun: Restoring | None) -> Guest:
-        """Return when NICs can be plugged in: of a guest that is booted its agent answers then,
-        of one that is restored it will. `begun` is one that is on its way.
+        """Return the guest when NICs can be plugged in. The agent of a booted guest answers by
+        then; that of a restored one may still be waking up. `begun` is a restore on its way.
 
         Raises HypervisorError, AgentError.
         """
@@ -126,8 +126,8 @@ class Starter:
         return guest
 
     async def answered(self) -> bool:
-        """Wait until the agent of a restored guest answers. When it does not, or not as it should,
-        the template is given up, and the guest is not of use."""
+        """Wait until the agent of a restored guest answers, and return True. When it fails to
+        answer properly, give the template up, and return False: the guest is of no use."""
         guest, found = self.guest, self._template
         if guest is None or found is None:
             return True
@@ -158,7 +158,7 @@ class Starter:
     def _guest_of(self, qemu: Qemu, agent: AgentClient) -> Guest:
         interfaces = Interfaces(self._journal, qemu, agent)
         netns = self._journal.record.netns
-        # Only programs of containers may care for indexes.
+        # Only containers may have programs that use indexes.
         has_containers = self._spec.machine.share is not None
         following = Following(netns, interfaces, agent, self._spec.rulesets, has_containers)
         self.guest = Guest(qemu, agent, interfaces, following)
@@ -189,7 +189,7 @@ class Starter:
         from tapwright.supervisor import making
 
         spec = self._spec
-        # Of one that is made for this sandbox, until it is whole.
+        # The journal has the draft of a new template until that is complete.
         draft = self._journal.enter(TemplateDraft(spec.template))
         try:
             with self._journal.phase("template"):

@@ -1,7 +1,7 @@
-"""What the guest's kernel has of the host's: settings that are of a whole host, and the time.
+"""Gives the guest's kernel the host's settings that belong to a whole host, and the time.
 
-A program by runc sees the host's. Those of the network, which a namespace has of its own, are
-`nics.guest_settings`. Runs in the supervisor.
+A container by runc has the host's. `nics.guest_settings` has those of the network, which belong to
+a namespace. Runs in the supervisor.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ SETTINGS = (
         for kind in ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
     ),
 )
-"""Below /proc/sys. Not what is of hardware that the guest has not (vm/swappiness, kernel/numa_…),
-and not fs/nr_open, which is as high in the guest as any container may ask for."""
+"""Below /proc/sys. Without settings of hardware that the guest lacks (vm/swappiness, kernel/numa_…)
+and fs/nr_open, which is as high in the guest as any container may want."""
 
 _SECONDS = 30.0
 _MOST_OFF = 0.1
-"""Seconds by which the guest's clock may be off, beside how long it took to ask."""
+"""Seconds by which the guest's clock may be off, besides the time that the question takes."""
 _LAST_SECOND = 1 << 62
-"""No clock has one after it, and arithmetic with it does not fail."""
+"""No clock reaches this second, and arithmetic with it does not fail."""
 _STRICT = "2"  # vm/overcommit_memory: the guest has no memory for what is never used
 
 _log = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class HostKernel:
 
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
-        """The guest has the settings at the beginning of the block, and the time already; what
-        changes, soon after."""
+        """Give the guest the settings before the block, and changes soon after they happen. The
+        guest has the time already."""
         await self._try(self._change_settings)
         task = asyncio.create_task(self._follow())
         try:
@@ -77,15 +77,15 @@ class HostKernel:
             await self._try(self.look)
 
     async def _try(self, work: Callable[[], Awaitable[None]]) -> None:
-        # A guest whose agent is starting anew, or of a time before these requests, does without.
+        # The agent may be restarting, or older than these requests.
         try:
             await work()
         except (AgentError, AgentRefusedError) as error:
             _log.info("the guest does not follow the host's kernel: %s", error)
 
     async def _change_settings(self) -> None:
-        """Only those that have changed on the host: what a program in the guest has set meanwhile
-        stays, as it would there."""
+        """Send only settings that have changed on the host: a value that a program in the guest has
+        set stays, as it would on the host."""
         found = self._read()
         changed = [
             [path, value] for path, value in found.items() if self._reported.get(path) != value

@@ -1,4 +1,4 @@
-"""A sandbox's life, from where `prelude` has left it to its end."""
+"""A sandbox's life, from the end of `prelude` to the sandbox's end."""
 
 import asyncio
 import contextlib
@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 
 
 class Life:
-    """One sandbox's life. `failure` is set when the sandbox ended before it ran; `deleted` when
-    SIGTERM came, or the request of `sandbox.deletion`. After that one this process is to take the
-    sandbox back, and `takes_down`: the right to that is in `rights`, and `asked_with` are the
+    """One sandbox's life. `failure` is set when the sandbox ended before it ran; `deleted` after
+    SIGTERM, or after a request of `sandbox.deletion`. After such a request, this process takes the
+    sandbox back if `takes_down`: then `rights` holds the lock for that, and `asked_with` has the
     descriptors that came with the request."""
 
     def __init__(self, journal: Journal, early: Early, caller: Caller) -> None:
@@ -59,8 +59,8 @@ class Life:
         self._monitor: Monitor | None = None
 
     def run(self, log_level: str, runner: asyncio.Runner | None = None) -> None:
-        """Until QEMU ends, SIGTERM comes, or the sandbox fails; with the loop of `runner`, where
-        there is one already."""
+        """Run until QEMU ends, SIGTERM comes, or the sandbox fails; in the event loop of `runner`,
+        if the process has one already."""
         _log_to(self._journal.directory / LOG, log_level)
         if runner:
             runner.run(self._run())
@@ -78,7 +78,7 @@ class Life:
                 self.deleted = True
                 self.failure = SandboxStateError("the sandbox was deleted")
                 life.cancel()
-                # Which takes longest to end, and has nothing to tidy up.
+                # QEMU takes longest to end, and has nothing to tidy up.
                 if bringup.guest:
                     bringup.guest.qemu.end()
 
@@ -161,8 +161,8 @@ class Life:
         """The conversation of `sandbox.deletion`."""
         if self.deleted:
             return
-        # First of all: who asked waits for this process as long as it has the right.
-        with contextlib.suppress(SandboxStateError):  # another one deletes it
+        # First of all: the process that asked waits for this one as long as this one has the lock.
+        with contextlib.suppress(SandboxStateError):  # another process deletes the sandbox
             taking_down = ownership.taking_down(self._journal.directory, timeout=0)
             self.takes_down = self.rights.enter_context(taking_down)
         self.asked_with += request.descriptors
@@ -194,19 +194,19 @@ class Life:
 
 
 def _log_to(path: Path, level: str) -> None:
-    # Bounded, because a guest can make its supervisor warn as often as it likes. Opened with the
-    # first line: a disk that is full costs the log, and no sandbox.
+    # Bounded, because a guest can make its supervisor warn as often as it likes. Opened at the
+    # first line, so that a full disk costs only the log.
     handler = logging.handlers.RotatingFileHandler(
         path, maxBytes=_LOG_BYTES, backupCount=1, delay=True
     )
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    # A disk that takes no log takes no trace of that, either; stderr is the log, too.
+    # When a line can't be written, its traceback can't, either: stderr is the log, too.
     logging.raiseExceptions = False
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 async def _end_of(guest: Guest) -> str:
-    """Wait until the guest has ended, or must be; why, in words."""
+    """Wait until the guest has ended, or must be ended; return the reason in words."""
     ended = asyncio.ensure_future(guest.qemu.wait())
     broken = asyncio.ensure_future(guest.agent.has_broken_rules.wait())
     try:

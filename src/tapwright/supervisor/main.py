@@ -1,9 +1,9 @@
 """The supervisor: the one long-lived process of a sandbox, owner of QEMU and of the record.
 
 `sandbox.launching` starts it, and `lifecycle.run` gives it a sandbox, whose progress it reports
-(`sandbox.report`). It takes back a sandbox that fails before it runs, or whose caller goes away
-before that, and one that is deleted (`sandbox.deletion`). On SIGTERM it only stops QEMU: whoever
-sent that takes back the rest.
+(`sandbox.report`). When the sandbox fails before it runs, when its caller goes away before that,
+and on a request (`sandbox.deletion`), the supervisor takes the sandbox back. On SIGTERM it only
+stops QEMU: the sender takes back the rest.
 
 It loads most of its modules while it would only wait: while the caller makes its plan, or while
 QEMU starts.
@@ -53,7 +53,7 @@ _ASKED_WITH = 2
 def main(caller_fd: int) -> None:
     # asyncio does without it, which saves 0.7 MiB of each supervisor, and some of its start.
     sys.modules["ssl"] = None  # type: ignore[assignment]
-    gc.disable()  # to look for garbage among what is loaded takes a fifteenth of the loading
+    gc.disable()  # collecting would take a fifteenth of the time that loading takes
     caller = Caller(socket.socket(fileno=caller_fd))
     for module in _LATER:
         if caller.has_spoken():
@@ -84,16 +84,17 @@ def supervise(
     prepared: "Prepared | None" = None,
     runner: "asyncio.Runner | None" = None,
 ) -> None:
-    """The life of a sandbox. One that is `prepared` uses the loop of `runner`."""
+    """Run a sandbox from its start to its end. With the guest of a spare (`prepared`), use the
+    event loop of `runner`."""
     try:
         journal = Journal(directory, load(directory))
     except FileNotFoundError:
         sys.exit("the sandbox was deleted before it began")
     _speak_to(directory / LOG)
-    # All that came before: the caller's plan, and what of this process was loaded beside it.
+    # Until now: the caller made its plan while this process loaded modules.
     journal.note_phase("plan", journal.record.started)
     try:
-        # What is started from here on is there, too.
+        # Processes that start from here on are in the group, too.
         control_group.enter(journal, caller.warn, prepared.qemu.pids() if prepared else ())
         begun = prelude.begin(journal, prepared)
     except TapwrightError as error:
@@ -114,19 +115,18 @@ def supervise(
 
 
 def _speak_to(path: Path) -> None:
-    """Let the log take what the interpreter itself says of its end."""
+    """Make the log the stderr, for the interpreter's own last words."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError:
-        return  # the caller's memory has it
+        return  # stderr stays the memory of `Launch`, which the caller reads
     os.dup2(fd, sys.stderr.fileno())
     os.close(fd)
 
 
 def _take_down(directory: Path, asked_with: Sequence[int]) -> None:
-    """Take back all that the sandbox holds, which has ended, with stderr and environment of the
-    process that deletes it. What can't be taken back is left to that one, which tries again, and
-    tells."""
+    """Take back all that the sandbox held, with stderr and environment of the process that asked.
+    That process tries again where this fails, and reports the error."""
     from tapwright.hypervisor import orphans
     from tapwright.linux import cgroups
     from tapwright.state import rebinding, teardown
@@ -135,7 +135,7 @@ def _take_down(directory: Path, asked_with: Sequence[int]) -> None:
         os.dup2(asked_with[0], sys.stderr.fileno())
         environment.take(asked_with[1])
     orphans.end(os.getpid())
-    with contextlib.suppress(SandboxStateError):  # it knows what to do with a damaged record, too
+    with contextlib.suppress(SandboxStateError):  # the process that asked handles damaged records
         record = load(directory)
         if record.spec.cgroup_of_its_own and not cgroups.leave(record.cgroup):
             return  # the group can't be removed before this process has ended

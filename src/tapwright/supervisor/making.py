@@ -1,8 +1,8 @@
 """Makes a template in a process of its own, beside the sandbox that wants it first.
 
-A platform gives a start up after seconds, and a template takes longer. So this process finishes it,
-even when the platform has gone, and the next try finds it. The maker has the lock of the templates
-from the sandbox's supervisor, so that no other maker begins in between.
+A platform gives up a start after seconds, and a template takes longer. So this process finishes the
+template, even when the platform has gone, and the next start uses it. It gets the lock on the
+templates from the sandbox's supervisor, so no other maker begins in between.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _ANSWER_FD = 4  # 3 is the lock
 
 
 def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
-    """For `template.find_or_make`: the template of a sandbox's machine, made by another process."""
+    """For `template.find_or_make`: a function that starts another process to make the template."""
 
     async def make(lock: int) -> None:
         reading, writing = os.pipe()
@@ -50,7 +50,7 @@ def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
 
 
 def main(order: dict[str, Any]) -> None:
-    """The process. It reports its end also where no process listens any more."""
+    """Make the template, and report the result, if a process still listens."""
     spec = read_spec(order["spec"])
     machine = replace(spec.machine, accelerator=order["accelerator"])
     store = Store(Path(spec.template), spec.template_limit)
@@ -66,7 +66,7 @@ def main(order: dict[str, Any]) -> None:
 
 
 async def _read(fd: int) -> bytes:
-    """All that comes out of a pipe, until its other end is closed."""
+    """Read a pipe to its end."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(fd), "rb", buffering=0)

@@ -1,4 +1,4 @@
-"""The network monitor of a sandbox: started in its namespace, and again when it crashes."""
+"""Runs the network monitor of a sandbox in its namespace, and restarts it when it ends."""
 
 import asyncio
 import logging
@@ -19,20 +19,20 @@ _log = logging.getLogger(__name__)
 
 
 class Monitor:
-    """A monitor that runs, with that command line, in the namespace at `path`.
+    """A monitor with that command line, in the namespace at `path`.
 
-    Raises NetworkError when it can't be started, OSError when there is no such namespace.
+    Raises NetworkError when it can't be started, OSError when the namespace does not exist.
     """
 
     def __init__(self, command: Sequence[str], path: str, root: str) -> None:
         self._command = command
-        # Kept open, for its path may go before it does.
+        # Kept open, because the path may go before the namespace.
         self._netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        # For the command too that a monitor may call.
+        # Also for the command that a monitor may call.
         self._environment = {**os.environ, ROOT_VARIABLE: root}
         self._started = 0.0
         self.restarts = 0
-        """How often it has been started again."""
+        """How often the monitor has been restarted."""
         try:
             self._start()
         except NetworkError:
@@ -40,7 +40,7 @@ class Monitor:
             raise
 
     async def watch(self) -> None:
-        """Start it again whenever it ends, until this is cancelled; end it then."""
+        """Restart the monitor whenever it ends. When this is cancelled, end the monitor."""
         pause = _FIRST_PAUSE
         try:
             while True:
@@ -58,7 +58,7 @@ class Monitor:
             os.close(self._netns)
 
     async def _restart(self, pause: float) -> float:
-        """Start it after a pause; return the one before the next start."""
+        """Start the monitor after a pause; return the pause before the next start."""
         while True:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -106,7 +106,7 @@ class Monitor:
 
 
 class _Lines:
-    """Writes what arrives on a pipe to the log, line by line, until it is closed."""
+    """Copies lines from a pipe to the log, until the pipe is closed."""
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)

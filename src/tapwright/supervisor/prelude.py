@@ -1,8 +1,8 @@
 """The first steps of a sandbox: its namespace, QEMU on a template, the CNI chains.
 
-They are taken before the supervisor loads the modules that the rest needs, which takes as long as
-QEMU takes to start. What is not as quick (a guest to be booted, a template to be made) is left to
-`bringup`. What is made is entered in the journal first.
+The supervisor takes these steps before it loads its other modules, which takes as long as QEMU's
+start. Slow steps (booting a guest, making a template) are in `bringup`. Everything is in the
+journal before it is made.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ _HOLDERS = "sandboxes", "spares"  # directories beside each other
 
 @dataclass
 class Early:
-    """What has been begun. Without a `machine` the accelerator is not known yet; without a
-    `restoring` the guest has not been begun. `netns` is a descriptor that keeps the sandbox's
-    namespace as long as this process lives, even when its path is removed; `prepared` is what a
-    spare has."""
+    """The steps that have begun. `machine` is None while the accelerator is unknown, `restoring`
+    while the guest has not started. `netns` is a descriptor that keeps the sandbox's namespace as
+    long as this process lives, even when its path is removed. `prepared` is the guest of a
+    spare."""
 
     machine: Machine | None
     restoring: Restoring | None
@@ -51,7 +51,7 @@ class Early:
 
 
 def begin(journal: Journal, prepared: "Prepared | None" = None) -> Early:
-    """Raises NetworkError, SandboxStateError, ConfigError, when nothing has been begun."""
+    """Begin the steps. Raises NetworkError, SandboxStateError, ConfigError before any has begun."""
     record = journal.record
     if prepared:
         return _begin_with(journal, prepared)
@@ -66,7 +66,7 @@ def begin(journal: Journal, prepared: "Prepared | None" = None) -> Early:
         return Early(None, None, Attaching(journal), kept)
     record.accelerator, record.accelerator_reason = verdict
     machine = replace(machine, accelerator=verdict[0])
-    # QEMU first: a process must have but one thread when it forks, or is slower at it.
+    # QEMU first: forking takes longer in a process with several threads.
     return Early(machine, _restoring(journal, machine), Attaching(journal), kept)
 
 
@@ -83,14 +83,14 @@ def _begin_with(journal: Journal, prepared: "Prepared") -> Early:
 
 
 class Holders:
-    """The sandboxes and spares of one root. Each that holds the memory of a template has a link to
-    it in its directory, which goes with the directory."""
+    """The sandboxes and spares of one root that hold a template's memory. Each has a link to that
+    memory in its directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def paths(self) -> Iterator[str]:
-        # One by one, because the first is enough, however many exist.
+        # One by one, because the caller usually needs only the first.
         for folder in _HOLDERS:
             for link in self._directory.parent.parent.glob(f"{folder}/*/{_MEMORY}"):
                 with contextlib.suppress(OSError):
@@ -103,8 +103,8 @@ class Holders:
 
 
 def _restoring(journal: Journal, machine: Machine) -> Restoring | None:
-    """A guest that is being restored from the template, None where there is no template, or after a
-    failure: the next try meets the failure again, and reports it."""
+    """Start to restore the guest from the template. None where no template exists, and after a
+    failure: `bringup` tries again, and reports the failure."""
     directory = journal.record.spec.template
     if not directory:
         return None
@@ -119,8 +119,7 @@ def _restoring(journal: Journal, machine: Machine) -> Restoring | None:
 
 
 def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
-    """Make or claim the sandbox's namespace; with `prepared_fd` that namespace is the one that is
-    bound."""
+    """Make or claim the sandbox's namespace. Instead of a new one, bind that of `prepared_fd`."""
     record = journal.record
     path, given = record.netns, record.spec.netns
     if record.place is not Place.MADE and not netns.exists(given):
@@ -145,7 +144,7 @@ def _make_netns(journal: Journal, prepared_fd: int | None = None) -> None:
     except OSError as error:
         journal.release(entry)
         raise NetworkError(f"no network namespace at {path}: {error.strerror}") from None
-    # It is written with the next entry: until then no other process knows of the namespace.
+    # The next entry writes this one, too: until then no other process knows of the namespace.
     entry["namespace"] = ownership.namespace_of(path)
 
 

@@ -1,4 +1,4 @@
-"""A guest that was restored ahead, and belongs to no sandbox so far."""
+"""A guest that was restored ahead, and belongs to no sandbox yet."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from tapwright.nics.interfaces import WaitingNic
 
 @dataclass
 class Prepared:
-    """What a spare has: a guest that runs and answers, in the namespace `netns_fd`, which has no
-    name; `memory` is a descriptor of its template's, where others share that."""
+    """The guest of a spare, which runs and answers, in the namespace `netns_fd`, which has no name.
+    `memory` is a descriptor of its template's memory, if other guests share that."""
 
     machine: Machine
     accelerator_reason: str

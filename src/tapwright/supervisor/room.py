@@ -1,8 +1,8 @@
-"""How large the VM of a platform's containers must be, and that it is.
+"""Makes the VM of a platform's containers large enough.
 
-Each container has what its limits say, and the guest what it needs for itself; the VM starts with
-what was known then, and follows: when a container joins, when limits change, when one has gone. Its
-control group on the host has as much.
+A VM needs room for its containers' limits, and for the guest itself. It starts with the limits that
+are known then, and grows or shrinks when a container joins, changes its limits, or ends. The limits
+of its control group on the host follow.
 
 Runs in the supervisor.
 """
@@ -22,17 +22,17 @@ from tapwright.sandbox.needs import MIB, Claim, Size, most, wanted
 from tapwright.state.record import Journal
 
 _TAKE_SECONDS, _MIB_A_SECOND, _MOST_SECONDS = 10.0, 256, 60.0
-"""How long a guest may take to use what it was given: so long, and for so much memory longer."""
+"""How long a guest may take to use new memory: a fixed time, more for each MiB, and a maximum."""
 _UPDATE_SECONDS = 60.0
 _PAUSE_SECONDS = 10.0
-"""Between the end of a container and giving back what it had: platforms start the next one."""
+"""After the end of a container, before its room is given back: platforms may start another one."""
 
 _log = logging.getLogger(__name__)
 
 
 class Room:
-    """The room in one VM. `spec.first` is the container that started it: with `spec.is_pod` that
-    stands for all."""
+    """The room in one VM. `spec.first` is the container that started the VM; with `spec.is_pod` it
+    is a pause container, whose limits are the whole pod's."""
 
     def __init__(self, journal: Journal, qemu: Qemu, agent: AgentClient) -> None:
         self._journal = journal
@@ -43,7 +43,7 @@ class Room:
         self._pod = Claim(self._spec.pod_memory, self._spec.pod_cpus)
         self._host = -1, -1
         self._host = self._host_limits(self._spec.machine.memory_mib)
-        self._vcpus = self._spec.machine.vcpus  # that the guest uses
+        self._vcpus = self._spec.machine.vcpus  # those that the guest uses
         self._turn = asyncio.Lock()
         self._later: asyncio.Task[None] | None = None
 
@@ -52,7 +52,7 @@ class Room:
 
     @contextlib.asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Nothing goes on after the block."""
+        """Let the VM shrink during the block; no work goes on after it."""
         try:
             yield
         finally:
@@ -61,7 +61,7 @@ class Room:
                 await asyncio.gather(self._later, return_exceptions=True)
 
     async def admit(self, container: str, config: Any) -> None:
-        """Make room for a container that is about to be made. Raises HypervisorError."""
+        """Make room for a new container. Raises HypervisorError."""
         if self._is_pod(container):
             return
         linux = config.get("linux") if isinstance(config, dict) else None
@@ -85,9 +85,9 @@ class Room:
             self._later = asyncio.create_task(self._shrink_later())
 
     async def update_container(self, **which: Any) -> dict[str, Any]:
-        """Change the limits of the container `id`: `resources`, an OCI object. The VM grows before,
-        and shrinks afterwards; `warnings` name what the guest has not released. A failure leaves
-        all as it was. Raises HypervisorError, AgentError, ContainerError."""
+        """Change the limits of the container `id` to `resources`, an OCI object. The VM grows
+        before that, and shrinks after it; `warnings` name what the guest has not released. A
+        failure changes nothing. Raises HypervisorError, AgentError, ContainerError."""
         container, resources = str(which.get("id")), which.get("resources")
         async with self._turn:
             before = self._claims.get(container), self._pod
@@ -110,7 +110,7 @@ class Room:
         return self._spec.is_pod and container == self._spec.first
 
     def _wanted(self) -> tuple[Size, list[str]]:
-        """What it can have of what is needed, and what it can't, in words."""
+        """(the size that the VM needs, as far as it can have that; warnings)."""
         size = wanted(self._spec, self._pod, list(self._claims.values()))
         limit = most(self._spec)
         found = []
@@ -122,8 +122,8 @@ class Room:
         return Size(min(size.memory_mib, limit.memory_mib), min(size.vcpus, limit.vcpus)), found
 
     async def _grow(self) -> list[str]:
-        """Give the VM what it lacks; return what it can't have, in words. After a failure it is as
-        it was, as far as the guest gives back. Raises HypervisorError."""
+        """Let the VM grow to the needed size; return warnings. After a failure it has its old size,
+        unless the guest keeps what it got. Raises HypervisorError."""
         size, warnings = self._wanted()
         for warning in warnings:
             _log.warning("%s", warning)
@@ -134,7 +134,7 @@ class Room:
             return warnings
         try:
             await self._use(0, self._vcpus)
-        except AgentRefusedError as error:  # of a guest of another's, or from another time
+        except AgentRefusedError as error:  # an agent that does not know the request
             return [*warnings, f"the VM stays as large as it is: {error}"]
         except AgentError as error:
             raise HypervisorError(f"the VM can't grow: {error}") from None
@@ -164,13 +164,13 @@ class Room:
         return warnings
 
     async def _use(self, memory: int, cpus: int) -> None:
-        """Make the guest use so many CPUs, and wait until it has so much memory."""
+        """Make the guest use so many CPUs; wait until it has so many bytes of memory."""
         seconds = min(_TAKE_SECONDS + memory / MIB / _MIB_A_SECOND, _MOST_SECONDS)
         await self._agent.call(requests.take_room(memory, cpus), seconds)
 
     async def _take(self, memory: int, cpus: int) -> None:
-        """Make the guest use what was plugged in. Raises HypervisorError when the guest refuses
-        it."""
+        """Make the guest use new memory and CPUs. Raises HypervisorError when the guest refuses
+        them."""
         using = asyncio.create_task(self._use(memory, cpus))
         refused = asyncio.create_task(self._growth.is_refused.wait())
         try:
@@ -184,7 +184,7 @@ class Room:
             await asyncio.gather(using, refused, return_exceptions=True)
 
     async def _shrink(self) -> list[str]:
-        """Make the guest give back what no container needs; return what it has kept, in words."""
+        """Make the guest give back what no container needs; return warnings."""
         size, _ = self._wanted()
         growth, refused = self._growth, set[str]()
         found = []
@@ -233,9 +233,9 @@ class Room:
             self._journal.save_if_possible()
 
     def _host_limits(self, mib: int) -> tuple[int, int]:
-        """(bytes, microseconds of each `cgroups.PERIOD`) that all of the sandbox may use on the
-        host, -1 for any: so much as its containers, or the VM where that is larger. They stay when
-        the container has ended whose group it is."""
+        """(bytes, microseconds of each `cgroups.PERIOD`) that the whole sandbox may use on the
+        host, -1 for no limit: as much as its containers may, or the VM's size if that is larger.
+        The limits stay when the first container has ended, whose control group it is."""
         spec, claims = self._spec, list(self._claims.values())
         first = self._pod if spec.is_pod else self._claims.get(spec.first)
         if first is None:
@@ -250,8 +250,8 @@ class Room:
         return memory, cpus
 
     def _bound_host(self, mib: int, raising: bool = False) -> list[str]:
-        """Set what the control group may use with a VM of this size, or only raise it; return what
-        could not be set, in words."""
+        """Set the limits of the control group for a VM of this size; with `raising`, lower none.
+        Return in words what could not be set."""
         record = self._journal.record
         if not record.spec.bounds_host:
             return []
@@ -272,7 +272,7 @@ class Room:
 
 
 def _count(found: dict[str, Any], key: str) -> int:
-    """A number of the guest's, which is hostile. Raises AgentError."""
+    """A number from the guest, which is hostile. Raises AgentError."""
     value = found.get(key)
     if type(value) is not int or not 0 <= value < 1 << 48:
         raise AgentError(f"the agent's answer has no proper number {key!r}")

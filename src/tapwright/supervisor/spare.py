@@ -1,9 +1,9 @@
 """A spare: a supervisor that waits for a sandbox. Its guest was restored ahead, has a NIC, and has
 answered. When a sandbox takes the spare, it becomes that sandbox's supervisor.
 
-It waits at low priority, in no control group, and is the first that the host's kernel kills for
-want of memory. It ends when no sandbox takes it for a while, and when the template or the
-configuration has changed. All that it has ends with it, but for its directory.
+A spare waits at low priority, in no control group, and is the first process that the host's kernel
+kills for want of memory. It ends when no sandbox takes it for a while, and when the template or the
+configuration has changed. All that it holds ends with it, except its directory.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ Taker = tuple[Caller, dict[str, Any], int]
 
 
 def main(order: dict[str, Any]) -> None:
-    """The process."""
+    """Prepare a guest, and wait for the sandbox that takes it."""
     root, spec, at_once = order["root"], read_spec(order["spec"]), order["at_once"]
     if not at_once:
         _stand_back(_NICE, _FIRST_TO_GO)
@@ -51,7 +51,7 @@ def main(order: dict[str, Any]) -> None:
         return
     directory, alive = entered
     with contextlib.ExitStack() as held:
-        # Until it is taken, and then at once.
+        # Closed as soon as a sandbox takes the spare, and else at the end.
         leaving = held.enter_context(contextlib.ExitStack())
         leaving.callback(spares.leave, directory, alive)
         if not (at_once or _has_room(spec)):
@@ -100,7 +100,7 @@ def _stand_back(nice: int, oom_score: str, others: Sequence[int] = ()) -> None:
 
 
 def _has_room(spec: Spec) -> bool:
-    """Wait until half a processor is idle; False when it is not, or memory is short."""
+    """Wait until half a processor is idle; return whether it is in time, with memory to spare."""
     deadline = time.monotonic() + _IDLE_SECONDS
     while time.monotonic() < deadline:
         before, start = _idle_seconds(), time.monotonic()
@@ -123,7 +123,7 @@ def _available_mib() -> int:
 
 
 class _Holders:
-    """Like those of a sandbox; remembers what is held, for the sandbox that takes the spare."""
+    """`prelude.Holders` that remembers the memory, for the sandbox that takes the spare."""
 
     def __init__(self, directory: Path) -> None:
         from tapwright.supervisor.prelude import Holders
@@ -138,7 +138,7 @@ class _Holders:
 
 
 async def _prepared_in_time(spec: Spec, directory: Path) -> "Prepared | None":
-    """Raises TimeoutError; what has been made by then ends with this process."""
+    """Raises TimeoutError; then all that was made ends with this process."""
     async with asyncio.timeout(_PREPARE_SECONDS):
         return await _prepared(spec, directory)
 
@@ -161,7 +161,7 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
     netns_fd = netns.nameless()
     path = f"/proc/self/fd/{netns_fd}"
     with netns.entered(path), Netlink() as nl:
-        links.set_up(nl, 1)  # as in one that has a name
+        links.set_up(nl, 1)  # loopback, as in a namespace with a name
     machine = replace(wanted, accelerator=verdict[0])
     found = Store(Path(spec.template)).find_for(machine)
     if found is None:
@@ -197,7 +197,7 @@ class _Waiting:
         self._configuration = _configuration(spec.configuration)
 
     async def taker(self) -> Taker | None:
-        """Wait for the process that takes the spare, and for its message. None when the spare must
+        """Wait for the caller that takes the spare, and for its message. None when the spare must
         end."""
         loop = asyncio.get_running_loop()
         taken = asyncio.create_task(self._taken())
@@ -217,7 +217,7 @@ class _Waiting:
         return await _read_taker(connection) if connection else None
 
     async def _taken(self) -> socket.socket | None:
-        """The first caller; None when the guest is of no use any more."""
+        """The connection of the first caller; None when the guest is of no use any more."""
         loop = asyncio.get_running_loop()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with listener:
@@ -234,7 +234,7 @@ class _Waiting:
                 except TimeoutError:
                     continue
                 # Closing the listener refuses all other callers.
-                if self._is_sound() and _told_yours(connection):
+                if self._is_sound() and _greeted(connection):
                     return connection
                 connection.close()
         return None
@@ -261,8 +261,8 @@ class _Waiting:
             return ""
 
 
-def _told_yours(connection: socket.socket) -> bool:
-    """Whether the caller is still there."""
+def _greeted(connection: socket.socket) -> bool:
+    """Tell the caller that the spare is its own; return whether the caller still lives."""
     try:
         return connection.send(spares.YOURS) == len(spares.YOURS)
     except OSError:
@@ -286,7 +286,7 @@ async def _read_taker(connection: socket.socket) -> Taker | None:
 
 
 def _configuration(path: str) -> list[list[int]]:
-    """What changes when the configuration does, of its file and of its drop-ins."""
+    """The identities of the configuration's file and of its drop-ins."""
     from tapwright import config
 
     try:
@@ -296,7 +296,7 @@ def _configuration(path: str) -> list[list[int]]:
 
 
 def _identity(path: str) -> list[int]:
-    """What changes when a file does; nothing where there is none."""
+    """Numbers that change when the file changes; empty for no file."""
     try:
         status = os.stat(path)
     except OSError:
