@@ -11,8 +11,8 @@ DEFAULT_ROOT = "/var/lib/tapwright"
 
 
 def path() -> str:
-    """The command beside this interpreter, else the one on the PATH; its mere name when there is
-    none."""
+    """The command beside this interpreter, else the one on the PATH; only its name when neither
+    exists."""
     beside = os.path.dirname(sys.executable)
     for directory in (beside, *os.get_exec_path()):
         candidate = os.path.join(directory, NAME)
@@ -22,10 +22,10 @@ def path() -> str:
 
 
 def is_ours(candidate: str) -> bool:
-    """Whether that is the path of this command, maybe by another name."""
+    """Whether a path leads to this command, perhaps under another name."""
     return os.path.realpath(candidate) == os.path.realpath(path())
 
 
 def root() -> str:
-    """Where the state of sandboxes is kept, unless the caller chooses otherwise."""
+    """The directory for the state of sandboxes, unless the caller names another one."""
     return os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT

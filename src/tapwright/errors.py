@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def shown(text: object) -> str:
-    """A text that may contain words of a guest, a plugin or a program, made safe for a terminal and
-    a log: on one line, and printable."""
+    """A text that may come from a guest, a plugin or a program, made safe for a terminal and a log:
+    on one line, and printable."""
     return printable("; ".join(line.strip() for line in str(text).splitlines() if line.strip()))
 
 
@@ -24,19 +24,19 @@ def printable(text: str) -> str:
 
 
 class TapwrightError(Exception):
-    """The root of them all. `result` is what an operation that failed has to show all the same;
-    `sandbox` the id of the sandbox that it was asked of, where `tapwright.Sandbox` was."""
+    """The base of all errors. `result` is an operation's result in spite of its failure; `sandbox`
+    is the id of the sandbox, where a method of `tapwright.Sandbox` failed."""
 
     result: object = None
     sandbox: str | None = None
 
 
 class UsageError(TapwrightError):
-    """The caller asked for something that can't be: a bad id, an impossible option."""
+    """The request is impossible: a bad id, options that exclude each other."""
 
 
 class ConfigError(TapwrightError):
-    """A configuration file that can't be used."""
+    """The configuration file is invalid."""
 
 
 class ImageError(TapwrightError):
@@ -48,15 +48,15 @@ class HypervisorError(TapwrightError):
 
 
 class AgentError(TapwrightError):
-    """The agent in the guest does not answer, or does not do what it was asked."""
+    """The agent in the guest does not answer, or fails."""
 
 
 class AgentRefusedError(AgentError):
-    """The agent answered, and said why it does not do what it was asked."""
+    """The agent refused a request; the message says why."""
 
 
 class ContainerError(AgentRefusedError):
-    """A container in the guest can't be made or changed as was asked."""
+    """A container in the guest can't be made or changed."""
 
 
 class ContainerNotFoundError(ContainerError):
@@ -68,12 +68,12 @@ class ContainerExistsError(ContainerError):
 
 
 class ContainerStateError(ContainerError):
-    """The container is not in a state in which that can be done."""
+    """The container's state does not allow the operation."""
 
 
 class CommandError(TapwrightError):
     """A command in a guest ended with an exit `status` that is not 0. `argv` is the command,
-    `stdout` and `stderr` (str or bytes, as was asked for) what it wrote."""
+    `stdout` and `stderr` are its output, str or bytes as the caller chose."""
 
     def __init__(
         self, argv: "Sequence[str]", status: int, stdout: "str | bytes", stderr: "str | bytes"
@@ -86,8 +86,8 @@ class CommandError(TapwrightError):
 
 
 class CommandTimeoutError(TapwrightError, TimeoutError):
-    """A command in a guest was not done after `timeout` seconds. `stdout` and `stderr` are what
-    it had written by then."""
+    """A command in a guest still ran after `timeout` seconds. `stdout` and `stderr` are its output
+    until then."""
 
     def __init__(
         self,
@@ -118,15 +118,15 @@ class SandboxNotFoundError(TapwrightError):
 
 
 class SandboxExistsError(TapwrightError):
-    """A sandbox of that id is there already."""
+    """A sandbox of that id exists already."""
 
 
 class SandboxStateError(TapwrightError):
-    """The sandbox is not in a state in which that can be done."""
+    """The sandbox's state does not allow the operation."""
 
 
 class NewerRecordError(SandboxStateError):
-    """A newer version of Tapwright wrote what is known of the sandbox."""
+    """A newer version of Tapwright wrote the sandbox's record."""
 
 
 class UnknownRequestError(TapwrightError):
@@ -135,7 +135,7 @@ class UnknownRequestError(TapwrightError):
 
 
 class BundleError(TapwrightError):
-    """A bundle that can't be run, by a mistake in it or for what it asks for."""
+    """A bundle can't be run: it has a mistake, or asks for something impossible."""
 
 
 def named(name: object, default: type[TapwrightError] = TapwrightError) -> type[TapwrightError]:

@@ -1,6 +1,6 @@
-"""How a long call says what it does at present."""
+"""How a long call reports its present step."""
 
 from collections.abc import Callable
 
 Progress = Callable[[str], None]
-"""Gets a line of words, each time that something begins which takes long."""
+"""Gets a line of text when a long step begins."""

@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_NAMES = {
+NAMES = {
     str: "a string",
     int: "a whole number",
     float: "a number",
@@ -32,12 +32,12 @@ def fits(value: object, kind: "Any") -> bool:
         return isinstance(value, dict) and all(fits(each, of_values) for each in value.values())
     if origin in (int, float):
         return type(value) is int or (type(value) is float and origin is float)
-    return not isinstance(origin, type) or origin not in _NAMES or isinstance(value, origin)
+    return not isinstance(origin, type) or origin not in NAMES or isinstance(value, origin)
 
 
 def mistake(content: "Mapping[str, Any]", shape: "Mapping[str, Any]") -> str:
-    """Return in words what is missing in an object, or has another type than its shape says; empty
-    for a valid object. An object may have more keys than its shape."""
+    """Say which key of an object is missing, or has another type than its shape says; empty for a
+    valid object. An object may have more keys than its shape."""
     for key, kind in shape.items():
         if key not in content:
             return f"{key} is missing"
@@ -50,4 +50,4 @@ def _name(kind: "Any") -> str:
     origin = getattr(kind, "__origin__", kind)
     if origin is kind and (inner := getattr(kind, "__args__", ())):
         return " or ".join(map(_name, inner))
-    return _NAMES.get(origin, "null")
+    return NAMES.get(origin, "null")

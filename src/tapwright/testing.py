@@ -1,6 +1,7 @@
-"""Fixtures for pytest, for tests of CNI plugins and of what uses networks (docs/testing.md).
+"""Fixtures for pytest, for tests of CNI plugins and of programs that use networks
+(docs/testing.md).
 
-pytest finds them by itself where Tapwright is installed. Tests that use them run as root.
+pytest finds them where Tapwright is installed. Tests that use them run as root.
 """
 
 import json
@@ -21,7 +22,7 @@ _PLUGIN_DIRS = "tapwright_plugin_dirs"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         _PLUGIN_DIRS,
-        "where CNI plugins are, searched in order (default: $CNI_PATH, else the bin_dirs of "
+        "the directories of CNI plugins, searched in order (default: $CNI_PATH, else bin_dirs of "
         "Tapwright's configuration)",
         type="paths",
     )
@@ -29,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def tapwright_netns(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A fresh network namespace; its path. It goes at the test's end."""
+    """The path of a new network namespace, which the fixture removes at the test's end."""
     _need_root()
     from tapwright.linux import netns
 
@@ -43,11 +44,11 @@ def tapwright_netns(request: pytest.FixtureRequest) -> Iterator[str]:
 def tapwright_network(
     request: pytest.FixtureRequest, tapwright_netns: str, tmp_path: Path
 ) -> Iterator["Callable[..., Result]"]:
-    """A function that attaches `tapwright_netns` to a network, and returns what its plugins say.
+    """A function that attaches `tapwright_netns` to a network, and returns the result.
 
     `attach(conflist, ifname="eth0", netns=…, capability_args={…}, args={…})`: the network is a
     conflist or a single plugin's configuration, as a dict, as JSON or as the path of a file.
-    At the test's end all are detached again, last one first. Raises
+    At the test's end the fixture detaches all, the last one first. Raises
     `tapwright.cni.ConfigurationError` and `PluginError`.
     """
     from tapwright.cni import Attachment, Runtime
@@ -86,10 +87,10 @@ def tapwright_network(
 def tapwright_sandbox(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator["Callable[..., Sandbox]"]:
-    """A function that runs a sandbox, which is deleted at the test's end.
+    """A function that runs a sandbox; the fixture deletes the sandbox at the test's end.
 
-    It takes what `tapwright.Sandbox.run` takes, and `networks` may be configurations, as those of
-    `tapwright_network`.
+    The function takes the arguments of `tapwright.Sandbox.run`; `networks` may be configurations,
+    as for `tapwright_network`.
     """
     _need_root()
     import dataclasses
@@ -115,7 +116,7 @@ def tapwright_sandbox(
         }
         if any(networks_dir.iterdir()):
             changes["conf_dir"] = str(networks_dir)
-        # The next test has a root of its own, and no use for what this one has made ahead.
+        # The next test has a root of its own, so it could not use a spare of this one.
         loaded = dataclasses.replace(
             loaded,
             cni=dataclasses.replace(loaded.cni, **changes),
@@ -155,8 +156,8 @@ def _network(given: "Mapping[str, Any] | str | Path") -> Any:
 
 
 def _named(given: "Mapping[str, Any] | str | Path", directory: Path) -> str:
-    """The name, with an interface's where there is one, of a network; a configuration is written
-    to a file."""
+    """The network's name, as `Sandbox.run` takes it (NAME[:IFNAME]). A configuration is written to
+    a file first."""
     if isinstance(given, str) and not given.lstrip().startswith("{"):
         return given
     network = _network(given)

@@ -122,7 +122,7 @@ def test_limits() -> None:
     with pytest.raises(UsageError, match="--blkio-weight can't be set"):
         limits.of_options({"blkio-weight": "10"})
     assert limits.of_options({"cpuset-cpus": "0-2,4"}) == {"cpu": {"cpus": "0-2,4"}}
-    with pytest.raises(UsageError, match="--cpuset-mems: '0-' is no list of numbers"):
+    with pytest.raises(UsageError, match="--cpuset-mems: '0-' is not a list of numbers"):
         limits.of_options({"cpuset-mems": "0-"})
 
 

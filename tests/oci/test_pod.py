@@ -110,4 +110,4 @@ def test_a_pod_that_is_not_there(runtime: Runtime) -> None:
     namespaces = [{"type": "network", "path": "/proc/self/ns/net"}]
     content = configuration("true", annotations=marks, linux={"namespaces": namespaces})
     refused = runtime.refused("create", "--bundle", str(runtime.bundle(content)), "orphan")
-    assert "the sandbox 'nobody' of this container is not there" in refused
+    assert "the sandbox 'nobody' of this container does not exist" in refused

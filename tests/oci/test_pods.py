@@ -59,7 +59,7 @@ def test_members_are_marked(tmp_path: Path, marks: tuple[str, str]) -> None:
 
 def test_a_sandbox_that_is_not_there(tmp_path: Path) -> None:
     marks = {CRI[0]: "container", CRI[1]: "pod"}
-    with pytest.raises(BundleError, match="the sandbox 'pod' of this container is not there"):
+    with pytest.raises(BundleError, match="the sandbox 'pod' of this container does not exist"):
         pods.owner_of(str(tmp_path), loaded(tmp_path, marks, network="/run/netns/x"))
 
 
@@ -95,7 +95,7 @@ def test_the_pid_namespace_of_another_vm(tmp_path: Path) -> None:
     enter(tmp_path, "pod")
     for marks, path, reason in (
         ({}, f"/proc/{os.getpid()}/ns/pid", "lives in another VM"),
-        ({CRI[0]: "container", CRI[1]: "pod"}, "/run/pidns/x", "is of no container that runs"),
+        ({CRI[0]: "container", CRI[1]: "pod"}, "/run/pidns/x", "belongs to no container"),
     ):
         wanted = loaded(tmp_path, marks, pid=path)
         owner_found = pods.owner_of(str(tmp_path), wanted)

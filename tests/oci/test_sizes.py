@@ -129,7 +129,7 @@ def test_a_large_configuration(runtime: Runtime) -> None:
         assert container.says("echo", "still there") == "still there\n"
         (bundle / "config.json").write_text(text + " ")
         refused = runtime.refused("create", "--bundle", str(bundle), f"{name}-more")
-        assert refused.endswith("config.json has more than 8388608 bytes, which is what is taken")
+        assert refused.endswith("config.json is too large: it has more than 8388608 bytes")
         assert not (runtime.root / "containers" / f"{name}-more").exists()
     finally:
         runtime.call("delete", "--force", name)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
-from tapwright.errors import SandboxStateError, UsageError, shown
+from tapwright.cli.parser import add_id
+from tapwright.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from tapwright.capture.capturing import Summary
@@ -35,7 +36,7 @@ tcpdump (pcap-filter(7)), and needs libpcap.""",
       -e frame.interface_name -e frame.time_epoch -e _ws.col.Info""",
     )
     command.mixes = True  # the filter may be behind options
-    command.add_argument("id", metavar="ID", help="the id of a sandbox, or the beginning of its id")
+    add_id(command)
     command.add_argument(
         "filter",
         metavar="FILTER",
@@ -79,17 +80,14 @@ tcpdump (pcap-filter(7)), and needs libpcap.""",
 def _capture(arguments: argparse.Namespace) -> int:
     from tapwright.capture import capturing, filters, points
     from tapwright.state import registry
-    from tapwright.state.record import RUNNING
 
     output.need_root()
-    # Whatever can be wrong is said before anything begins.
+    # All that can be wrong is found before anything begins.
     expression = " ".join(arguments.filter)
     program = filters.compiled(expression)
     sandbox = registry.find(arguments.root, arguments.id)
-    if sandbox.status != RUNNING or sandbox.record is None:
-        reason = f" ({sandbox.problem})" if sandbox.problem else ""
-        raise SandboxStateError(f"sandbox {sandbox.id!r} is {sandbox.status}{reason}, not running")
-    found = points.of_sandbox(sandbox.record, arguments.at, arguments.nic)
+    sandbox.check_running()
+    found = points.of_sandbox(sandbox.readable_record(), arguments.at, arguments.nic)
     name = arguments.write or f"{sandbox.id}.pcapng"
     fd = _opened(name, is_ours=not arguments.write)
     bounds: dict[str, Any] = {"seconds": arguments.seconds, "most_bytes": arguments.bytes}

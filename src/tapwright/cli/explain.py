@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
+from tapwright.cli.parser import add_id
 from tapwright.errors import UsageError, shown
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def add_command(commands: Any) -> None:
         "and say in words whether they arrive, where they end if not, why, and what to do. Exit "
         "status 0 when they arrive, 1 when they do not. Nothing is changed.",
     )
-    command.add_argument("id", metavar="ID", help="the id of a sandbox, or the beginning of its id")
+    add_id(command)
     command.add_argument(
         "--to",
         metavar="ADDRESS[:PORT]|NAME[:PORT]",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Container, Iterable
 
 from tapwright.cli import output
+from tapwright.cli.parser import add_id
 from tapwright.errors import TapwrightError, UsageError
 
 _MOST_BYTES = 4 * 1024 * 1024
@@ -55,11 +56,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     )
     cleanup.set_defaults(run=_cleanup)
     for command in (ipvsadm, cleanup):
-        command.add_argument(
-            "id",
-            metavar="ID",
-            help="the id of a sandbox, or of one of its containers, or the beginning of an id",
-        )
+        add_id(command, of_containers=True)
 
 
 def _ipvsadm(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from tapwright.cli import output
+from tapwright.cli.parser import add_id
 from tapwright.errors import TapwrightError
 
 Json = Any
@@ -63,11 +64,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
         command = commands.add_parser(
             name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."
         )
-        command.add_argument(
-            "id",
-            metavar="ID",
-            help="the id of a sandbox, or of one of its containers, or the beginning of an id",
-        )
+        add_id(command, of_containers=True)
         if verb.takes:
             command.add_argument(
                 "file",

@@ -7,6 +7,14 @@ from typing import Any
 from tapwright.cli import output
 
 
+def add_id(command: Any, name: str = "id", of_containers: bool = False, **more: Any) -> None:
+    """Add the argument ID: a sandbox, or with `of_containers` also any container in it."""
+    words = "the id of a sandbox, or the beginning of its id"
+    if of_containers:
+        words = "the id of a sandbox, or of one of its containers, or the beginning of an id"
+    command.add_argument(name, metavar="ID", help=words, **more)
+
+
 class Parser(argparse.ArgumentParser):
     """Prints descriptions and epilogs of several lines as they are written. With `mixes` options
     may also stand between and after words of which there may be any number."""

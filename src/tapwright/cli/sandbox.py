@@ -2,7 +2,6 @@
 modules of their own."""
 
 import argparse
-import contextlib
 import os
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import capture, explain, output, show
+from tapwright.cli.parser import add_id
 from tapwright.command import LOG_LEVEL_VARIABLE
 from tapwright.errors import SandboxNotFoundError, TapwrightError, UsageError, shown
 
@@ -38,7 +38,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
         help="show the state of a sandbox, as JSON",
         description="Show all that is known of a sandbox, as JSON.",
     )
-    command.add_argument("id", metavar="ID", help="the id of a sandbox, or the beginning of its id")
+    add_id(command)
     command.add_argument("--json", action="store_true", help="print the JSON on one line")
     command.set_defaults(run=_inspect)
     show.add_command(commands)
@@ -49,9 +49,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
         description="End sandboxes, in whatever state they are, and release all that they hold on "
         "the host. Deleting a sandbox that does not exist is no failure.",
     )
-    command.add_argument(
-        "ids", metavar="ID", nargs="+", help="the id of a sandbox, or the beginning of its id"
-    )
+    add_id(command, "ids", nargs="+")
     command.add_argument(
         "--force",
         action="store_true",
@@ -160,7 +158,7 @@ def _add_exec(commands: Any) -> None:
         "this command, and exit with its status (128 + N for signal N, 127 when the command does "
         "not exist, 126 when it can't be run).",
     )
-    command.add_argument("id", metavar="ID", help="the id of a sandbox, or the beginning of its id")
+    add_id(command)
     command.add_argument(
         "--env",
         metavar="KEY=VALUE",
@@ -185,11 +183,9 @@ def _add_exec(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     output.need_root()
-    from tapwright.sandbox.launching import Launch, spares_are_there
+    from tapwright.sandbox import launching
 
-    # First of all: it has as much to load as we have. Where there are spares one is likely to do.
-    with contextlib.ExitStack() as stack:
-        launch = None if spares_are_there(arguments.root) else stack.enter_context(Launch())
+    with launching.ahead(arguments.root) as launch:
         sandbox = _run_with(launch, arguments, started)
     for text in sandbox.record.warnings if sandbox.record else ():
         print(f"warning: {shown(text)}", file=sys.stderr)
@@ -363,7 +359,7 @@ def _spares(arguments: argparse.Namespace) -> int:
     ]
     output.print_table(head, rows)
     if reason:
-        print(f"The last one that came to nothing: {shown(reason)}")
+        print(f"The last spare that failed: {shown(reason)}")
     return 0
 
 

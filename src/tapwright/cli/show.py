@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
+from tapwright.cli.parser import add_id
 from tapwright.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ def add_command(commands: Any) -> None:
         "changed. The exit status is 0 also where there are complaints.",
     )
     which = command.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "id", metavar="ID", nargs="?", help="the id of a sandbox, or the beginning of its id"
-    )
+    add_id(which, nargs="?")
     which.add_argument("--all", action="store_true", help="draw all sandboxes of this host")
     command.add_argument(
         "--json", action="store_true", help="print the picture as JSON on one line (--all: a list)"

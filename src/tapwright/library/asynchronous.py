@@ -1,5 +1,5 @@
-"""The library with `await`: each call runs the blocking one in a thread of its own, so that a
-program may wait for any number at once."""
+"""The library with `await`: each call runs the blocking call in a thread of its own, so a program
+may wait for any number of calls at once."""
 
 import asyncio
 import contextvars
@@ -26,8 +26,9 @@ T = TypeVar("T")
 async def in_thread(
     call: Callable[..., T], *args: Any, giving_up: Callable[[], object] | None = None, **kwargs: Any
 ) -> T:
-    """Return or raise what a blocking call does. The call is never left half done: when the task is
-    cancelled, this calls `giving_up`, which makes the call end soon, and waits for that end."""
+    """Run a blocking call in a thread; return its result, or raise its error. When the task is
+    cancelled, this calls `giving_up`, which makes the call end soon, and waits for that end; so no
+    call is left half done."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
@@ -44,7 +45,7 @@ async def in_thread(
         result, error = None, None
         try:
             result = context.run(functools.partial(call, *args, **kwargs))
-        except BaseException as raised:  # whatever it is, the task gets it
+        except BaseException as raised:  # the task gets it
             error = raised
         with suppress(RuntimeError):  # the loop has been closed
             loop.call_soon_threadsafe(settle, result, error)
@@ -105,8 +106,8 @@ class AsyncOutput(_Wrapper[Output]):
 
 
 class AsyncProcess(_Wrapper[Process]):
-    """`Process` with `await`. When a task is cancelled while it waits for the command, the command
-    ends."""
+    """`Process` with `await`. When a task is cancelled while it waits for the command, the library
+    ends the command."""
 
     def __init__(self, process: Process) -> None:
         super().__init__(process, process.close)
@@ -173,27 +174,28 @@ class AsyncFiles(_Wrapper[Files]):
     put = _awaited(Files.put)
 
 
-class _WaitedFor:
-    """The supervisor that a thread waits for, which may be another one later: a spare can fail."""
+class _Supervisor:
+    """The supervisor for which a thread waits. The thread may wait for another one later, because a
+    spare can fail."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._is_over = False
+        self._is_given_up = False
 
-    def be(self, supervisor: Waiting) -> None:
+    def replace(self, supervisor: Waiting) -> None:
         with self._lock:
             self._socket = supervisor.socket
-            if self._is_over:
+            if self._is_given_up:
                 self._leave()
 
     def give_up(self) -> None:
         with self._lock:
-            self._is_over = True
+            self._is_given_up = True
             self._leave()
 
     def _leave(self) -> None:
-        # It takes that for its caller's end, and takes everything back.
+        # To the supervisor, its caller has ended; so it takes everything back.
         if self._socket:
             with suppress(OSError):
                 report.give_up(self._socket)
@@ -201,8 +203,8 @@ class _WaitedFor:
 
 class AsyncSandbox(Described, _Wrapper[Sandbox]):
     """`Sandbox` with `await`: the same arguments, results and errors. When a task is cancelled
-    while it makes a sandbox, everything is taken back; while it runs a command, the command
-    ends."""
+    while it makes a sandbox, the library takes everything back; while it runs a command, the
+    library ends the command."""
 
     def __init__(self, sandbox_id: str, root: str | Path | None = None) -> None:
         Described.__init__(self, sandbox_id, root)
@@ -221,16 +223,16 @@ class AsyncSandbox(Described, _Wrapper[Sandbox]):
     @classmethod
     async def run(cls, sandbox_id: str | None = None, **wanted: Any) -> Self:
         """As `Sandbox.run`."""
-        waited_for = _WaitedFor()
+        supervisor = _Supervisor()
         made: list[Sandbox] = []
 
         def run() -> None:
-            made.append(Sandbox.run(sandbox_id, waiting=waited_for.be, **wanted))
+            made.append(Sandbox.run(sandbox_id, waiting=supervisor.replace, **wanted))
 
         try:
-            await in_thread(run, giving_up=waited_for.give_up)
+            await in_thread(run, giving_up=supervisor.give_up)
         except asyncio.CancelledError:
-            for sandbox in made:  # it was there already
+            for sandbox in made:  # it was complete before the task gave up
                 await in_thread(sandbox.delete)
             raise
         return cls(made[0].id, made[0].root)

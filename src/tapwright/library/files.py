@@ -10,14 +10,15 @@ from tapwright.agent import protocol
 from tapwright.errors import GuestFileError, UsageError
 from tapwright.sandbox.execution import Process
 
-# Whole under its name, or as it was before.
+# So that the file is complete, or as it was before.
 _WRITE = 'cat >"$1.$$" && chmod "$2" "$1.$$" && mv "$1.$$" "$1" || { rm -f "$1.$$"; exit 1; }'
 
 Start = Callable[..., Process]
 
 
 class Files:
-    """Each method raises GuestFileError where the guest refuses, SandboxStateError, AgentError."""
+    """The files of a guest. Each method raises GuestFileError when the guest refuses,
+    SandboxStateError, AgentError."""
 
     def __init__(self, start: Start) -> None:
         self._start = start
@@ -28,14 +29,14 @@ class Files:
             return process.stdout.read()
 
     def write(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
-        """Make this the content of a file; it is there whole, or as it was before."""
+        """Replace the content of a file. After a failure the file is as it was."""
         data = content.encode() if isinstance(content, str) else content
         with self._writing(path, mode) as process:
             process.write(data)
 
     def get(self, path: str, to: str | Path | IO[bytes]) -> None:
-        """Copy a file of the guest to one of the host (a path, or what is open for binary
-        writing), bit by bit. Raises OSError."""
+        """Copy a file of the guest to the host, part by part; `to` is a path, or a file that is
+        open for binary writing. Raises OSError."""
         if isinstance(to, str | Path):
             with open(to, "wb") as file:
                 self.get(path, file)
@@ -45,8 +46,9 @@ class Files:
                 to.write(data)
 
     def put(self, source: str | Path | IO[bytes], path: str, *, mode: int | None = None) -> None:
-        """Copy a file of the host (a path, or what is open for binary reading) to the guest, bit
-        by bit; without a `mode` it has that of the host's file. Raises OSError."""
+        """Copy a file of the host to the guest, part by part; `source` is a path, or a file that is
+        open for binary reading. Without a `mode`, a path keeps its mode, and an open file gets
+        0o644. Raises OSError."""
         if isinstance(source, str | Path):
             with open(source, "rb") as file:
                 self.put(

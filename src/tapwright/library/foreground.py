@@ -1,4 +1,5 @@
-"""Runs a command in a guest as if it were this process: stdin and signals of this one go to it."""
+"""Runs a command in a guest as if it were this process: this process's stdin and signals go to the
+command."""
 
 import os
 import selectors
@@ -18,10 +19,10 @@ Sink = Callable[[bytes], None]
 
 
 def attend(process: Process, stdin: int | None, stdout: Sink, stderr: Sink) -> int:
-    """Pass on all that comes and goes until the command's end; return its exit status (see
+    """Pass on input, output and signals until the command ends; return its exit status (see
     `Completed.status`).
 
-    `stdin` is a descriptor to read, None for none. To be called from the main thread. Raises
+    `stdin` is a descriptor to read, None for none. Call this from the main thread. Raises
     SandboxStateError, AgentError.
     """
     # poll(2), for epoll refuses regular files.
@@ -47,7 +48,7 @@ def attend(process: Process, stdin: int | None, stdout: Sink, stderr: Sink) -> i
 
 
 class _Source:
-    """Our stdin, which is read as far as the command's takes it."""
+    """This process's stdin. It is read as fast as the command reads its own."""
 
     def __init__(self, fd: int | None, process: Process, selector: selectors.BaseSelector) -> None:
         self._fd = fd

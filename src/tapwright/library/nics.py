@@ -19,8 +19,8 @@ Find = Callable[[], registry.Sandbox]
 
 @dataclass(frozen=True)
 class Nic:
-    """A NIC of the guest, as it was when it was asked for. `device` is the interface on the host
-    that it is joined with, empty where that is not known."""
+    """A NIC of the guest, at the time of the call. `device` is the interface on the host that the
+    NIC is joined with, empty where that is not known."""
 
     name: str
     mac: str
@@ -30,11 +30,11 @@ class Nic:
     _nics: "Nics"
 
     def remove(self) -> None:
-        """Take it out of the guest. Raises as `Nics.add` does."""
+        """Take the NIC out of the guest. Raises as `Nics.add` does."""
         client.of(self._nics.find()).remove_interface({"name": self.name})
 
     def set_addresses(self, addresses: Iterable[str | Address]) -> "Nic":
-        """Make these its addresses; return the NIC as it is then. Raises as `Nics.add` does."""
+        """Replace the NIC's addresses; return the new `Nic`. Raises as `Nics.add` does."""
         wanted = [_written(address) for address in addresses]
         client.of(self._nics.find()).update_interface({"name": self.name, "IPAddresses": wanted})
         return self._nics[self.name]
@@ -59,10 +59,10 @@ class Nics:
     ) -> Nic:
         """Plug an interface of the host into the running VM, as `kata-network add-iface` does.
 
-        `device` is its name in the sandbox's network namespace or the host's, `name` that in the
-        guest; addresses as ADDRESS/PREFIX; without a `mac` the NIC gets a random one, without an
-        `mtu` 1500. Raises UsageError, NetworkError, HypervisorError, AgentError,
-        SandboxStateError.
+        `device` is the interface's name in the sandbox's network namespace or the host's, `name`
+        the NIC's name in the guest. Addresses are ADDRESS/PREFIX. Without a `mac` the NIC gets a
+        random one, without an `mtu` 1500. Raises UsageError, NetworkError, HypervisorError,
+        AgentError, SandboxStateError.
         """
         interface: dict[str, Any] = {
             "device": device,
@@ -105,7 +105,7 @@ class Nics:
 
 @dataclass(frozen=True)
 class Route:
-    """A route of the guest. `gateway` and `source` are None where it has none."""
+    """A route of the guest. `gateway` and `source` are None where the route has none."""
 
     destination: Network
     gateway: IP | None
@@ -139,7 +139,7 @@ class Routes:
         client.of(self.find()).add_routes([route])
 
     def remove(self, destination: str | Network, *, via: str | IP = "", device: str = "") -> None:
-        """Remove all routes to `destination`, those through `via` and by `device` where given.
+        """Remove all routes to `destination`; with `via` or `device`, only the routes through that.
         Raises as `add` does."""
         client.of(self.find()).remove_routes([_route(destination, via, device)])
 
@@ -164,7 +164,7 @@ def _route(destination: str | Network, via: str | IP, device: str) -> dict[str, 
 
 
 def _addresses(entry: dict[str, Any]) -> Iterator[Address]:
-    """The addresses of a NIC, in either form of `list-ifaces`."""
+    """The addresses of a NIC. `list-ifaces` has two forms (`enable_compat_old_cni`)."""
     for text in entry.get("ip") or ():
         yield ipaddress.ip_interface(text)
     for one in entry.get("IPAddresses") or ():

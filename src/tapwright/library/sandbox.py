@@ -1,6 +1,5 @@
-"""A sandbox as an object: made, found, used, deleted. Blocking calls, from any thread."""
+"""A sandbox as an object: make, find, use, delete it. Blocking calls, from any thread."""
 
-import contextlib
 import functools
 import os
 import secrets
@@ -11,14 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, overlo
 
 from tapwright import command, config
 from tapwright.config import Config
-from tapwright.errors import (
-    SandboxNotFoundError,
-    SandboxStateError,
-    TapwrightError,
-)
+from tapwright.errors import SandboxNotFoundError, TapwrightError
 from tapwright.progress import Progress
 from tapwright.sandbox import lifecycle
-from tapwright.sandbox.launching import Launch, Waiting, spares_are_there
+from tapwright.sandbox.launching import Launch, Waiting, ahead
 from tapwright.sandbox.planning import Wish, parse_published, plan
 from tapwright.state import ids, registry
 from tapwright.state.record import Record
@@ -38,7 +33,7 @@ def _silent(said: object) -> None:
 
 
 def _named(method: Callable[P, T]) -> Callable[P, T]:
-    """The errors of a method say which sandbox it was."""
+    """Add the sandbox's id to the errors of a method."""
 
     @functools.wraps(method)
     def calling(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -52,11 +47,11 @@ def _named(method: Callable[P, T]) -> Callable[P, T]:
 
 
 class Described:
-    """What the files of a sandbox say of it; each property reads them anew."""
+    """A sandbox as its files describe it; each property reads them anew."""
 
     def __init__(self, sandbox_id: str, root: str | Path | None = None) -> None:
-        """The sandbox of that id, whether there is one or not; `root` is where state is kept, by
-        default that of the command (`$TAPWRIGHT_ROOT`, /var/lib/tapwright)."""
+        """The sandbox of that id, which need not exist. `root` is the directory of the state, by
+        default the command's (`$TAPWRIGHT_ROOT`, /var/lib/tapwright)."""
         self.id = sandbox_id
         self.root = Path(root or command.root())
 
@@ -65,24 +60,21 @@ class Described:
 
     @property
     def status(self) -> str:
-        """`creating`, `running`, `dead` when its supervisor has ended, or `deleted`."""
+        """`creating`, `running`, `dead` (its supervisor has ended), or `deleted`."""
         found = self._look()
         return found.status if found else "deleted"
 
     @property
     def problem(self) -> str:
-        """Why it is dead, or why its record can't be read; empty for none."""
+        """Why the sandbox is dead, or why its record can't be read; empty for no problem."""
         found = self._look()
         return found.problem if found else ""
 
     @property
     def record(self) -> Record:
-        """All that is on disk of it. Raises SandboxNotFoundError, SandboxStateError for one that
-        can't be read."""
-        found = self._find()
-        if found.record is None:
-            raise SandboxStateError(found.problem)
-        return found.record
+        """The sandbox's record on disk. Raises SandboxNotFoundError, SandboxStateError for a record
+        that can't be read."""
+        return self._find().readable_record()
 
     @property
     def addresses(self) -> "list[Address]":
@@ -97,12 +89,13 @@ class Described:
 
     @property
     def netns(self) -> str:
-        """The path of its network namespace; empty where it has none. Raises as `record` does."""
+        """The path of the network namespace; empty where the sandbox has none. Raises as `record`
+        does."""
         return self.record.netns
 
     @property
     def warnings(self) -> list[str]:
-        """What the guest has otherwise than asked for. Raises as `record` does."""
+        """Where the guest differs from the request. Raises as `record` does."""
         return self.record.warnings
 
     def _look(self) -> registry.Sandbox | None:
@@ -120,9 +113,9 @@ class Described:
 class Sandbox(Described):
     """One virtual machine on its networks.
 
-    Made by `run`, found by `find` or `tapwright.sandboxes()`. As a context manager it is deleted at
-    the end of the block. Each property is looked up when it is read. Its methods raise only
-    `tapwright.Error`, with the `sandbox`'s id.
+    `run` makes one; `find` and `tapwright.sandboxes()` find one. A `with` block deletes its sandbox
+    at the end. Each property is read anew. The methods raise only `tapwright.Error`, with the
+    `sandbox`'s id.
     """
 
     def __enter__(self) -> Self:
@@ -171,12 +164,12 @@ class Sandbox(Described):
         """Start a virtual machine and attach it to CNI networks; return when its guest is on them.
 
         `networks` are NAME or NAME:IFNAME, `publish` [IP:]HOSTPORT:PORT[/PROTOCOL], `taps` as the
-        command's `--tap` or `TapWish`; without a `netns` it has one of its own, without an id a
-        random one. Memory in MiB. `config` is a file or a `Config`, by default that of the command.
-        `progress` hears what goes on, `warn` what went another way than was wanted. `launch` is a
-        supervisor that was started before, `started` (monotonic clock) where the phases of the
-        record are counted from, `waiting` hears which supervisor is waited for. When it fails, all
-        that was made has been taken back.
+        command's `--tap` or `TapWish`. Without a `netns` the sandbox gets a new one, without an id
+        a random one. Memory in MiB. `config` is a file or a `Config`, by default the command's.
+        `progress` gets texts about each step, `warn` about each difference from the request.
+        `launch` is a supervisor that was started before; the phases of the record count from
+        `started` (monotonic clock); `waiting` gets each supervisor for which this call waits. After
+        a failure, all that was made has been taken back.
 
         Raises UsageError, SandboxExistsError, ConfigError, ImageError, HypervisorError,
         NetworkError, AgentError, SandboxStateError.
@@ -184,13 +177,7 @@ class Sandbox(Described):
         started = time.monotonic() if started is None else started
         made = cls(f"box-{secrets.token_hex(4)}" if sandbox_id is None else sandbox_id, root)
         try:
-            # First of all: it has as much to load as we have. Where there are spares one is likely
-            # to do.
-            with contextlib.ExitStack() as stack:
-                if launch is None and not spares_are_there(made.root):
-                    launch = Launch()
-                if launch:
-                    stack.enter_context(launch)
+            with launch or ahead(made.root) as supervisor:
                 ids.check(made.id)
                 wish = Wish(
                     networks=[_network(text) for text in networks],
@@ -201,7 +188,9 @@ class Sandbox(Described):
                     vcpus=vcpus,
                 )
                 spec = plan(_configuration(config), wish, progress)
-                lifecycle.run(made.root, made.id, spec, progress, started, launch, warn, waiting)
+                lifecycle.run(
+                    made.root, made.id, spec, progress, started, supervisor, warn, waiting
+                )
         except TapwrightError as error:
             error.sandbox = made.id
             raise
@@ -209,8 +198,8 @@ class Sandbox(Described):
 
     @classmethod
     def find(cls, sandbox_id: str, *, root: str | Path | None = None) -> Self:
-        """The sandbox of that id, or the only one whose id begins so. Raises
-        SandboxNotFoundError, UsageError where there are several."""
+        """The sandbox of that id, or the only sandbox whose id begins with it. Raises
+        SandboxNotFoundError, UsageError when there are several."""
         return cls(registry.find(root or command.root(), sandbox_id).id, root)
 
     @overload
@@ -251,11 +240,11 @@ class Sandbox(Described):
         cwd: str = "/",
         encoding: str | None = "utf-8",
     ) -> "Completed[Any]":
-        """Run a command in the guest to its end; return its `status`, `stdout` and `stderr`: text,
-        where what is none is replaced, or with `encoding=None` bytes.
+        """Run a command in the guest to its end; return its `status`, `stdout` and `stderr`. These
+        are text, with U+FFFD for undecodable bytes, or bytes with `encoding=None`.
 
-        Raises CommandTimeoutError when it takes longer than `timeout` seconds (it is killed then);
-        with `check` CommandError where the status is not 0; AgentError, SandboxStateError,
+        Raises CommandTimeoutError when the command takes longer than `timeout` seconds (this kills
+        it); with `check`, CommandError when the status is not 0; AgentError, SandboxStateError,
         SandboxNotFoundError.
         """
         with self.popen(argv, stdin=bool(stdin), env=env, cwd=cwd) as process:
@@ -271,8 +260,8 @@ class Sandbox(Described):
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
     ) -> "Process":
-        """Start a command in the guest. It has a `stdin` where that is wanted, or a `terminal` of
-        its own. Raises SandboxNotFoundError, SandboxStateError, UsageError."""
+        """Start a command in the guest: with `stdin`, the program can write to it; with `terminal`
+        it gets a terminal. Raises SandboxNotFoundError, SandboxStateError, UsageError."""
         from tapwright.sandbox.execution import Process
 
         return Process(
@@ -286,10 +275,10 @@ class Sandbox(Described):
 
     @_named
     def delete(self, *, force: bool = False) -> list[str]:
-        """End it and take back all that it holds; nothing happens when there is none.
+        """End the sandbox and take back all that it holds; do nothing when it does not exist.
 
-        Raises NetworkError when something could not be taken back: it stays then, dead. With
-        `force` it goes all the same, and what was left behind is returned, in words.
+        Raises NetworkError when something could not be taken back; then the sandbox stays, dead.
+        With `force` this removes it all the same, and returns in words what was left behind.
         """
         return lifecycle.delete(self.root, self.id, force)
 

@@ -1,8 +1,8 @@
-"""What the annotations of a pod ask of its sandbox: Kata's, and openEuler's.
+"""Annotations of a pod that configure its sandbox: Kata's, and openEuler's.
 
-Kata's name keys of the configuration; those of the hypervisor are taken when the list
-`enable_annotations` has them, and refused else (pkg/oci/utils.go: addAnnotations). openEuler's are
-the VM's size and its name servers, under two prefixes.
+Kata's annotations name keys of the configuration. Those of the hypervisor are refused unless the
+list `enable_annotations` allows them (pkg/oci/utils.go: addAnnotations). openEuler's are the VM's
+size and its name servers, under two prefixes.
 """
 
 import json
@@ -33,7 +33,7 @@ _OF_HYPERVISOR = frozenset(
     )
 )
 _OF_RUNTIME = frozenset(("disable_guest_seccomp", "internetworking_model"))
-"""Not `disable_new_netns`: only the host's administrator may pass over the platform's network."""
+"""Not `disable_new_netns`: only the host's administrator may ignore the platform's network."""
 _MOST_SERVERS, _MOST_WORDS, _WORD_CHARACTERS = 16, 64, 256
 _LEAST_CPUS = 0.25
 _MIB = 1 << 20
@@ -67,8 +67,8 @@ def configured(config: "Config", annotations: "Mapping[str, str]", log: "Log") -
 
 
 def disable_guest_seccomp(config: "Config", annotations: "Mapping[str, str]") -> bool:
-    """Whether a sandbox's annotations turn seccomp off; members of a pod read nothing else of
-    them."""
+    """Whether a sandbox's annotations turn seccomp off. Members of a pod use no other annotation of
+    the sandbox."""
     name = f"{_RUNTIME}disable_guest_seccomp"
     if name not in annotations:
         return config.runtime.disable_guest_seccomp
@@ -76,8 +76,8 @@ def disable_guest_seccomp(config: "Config", annotations: "Mapping[str, str]") ->
 
 
 def dns(annotations: "Mapping[str, str]") -> "Json | None":
-    """The guest's resolv.conf as the annotation `sandbox_dns` has it, in the shape of a CNI result:
-    nameservers, domain, search, options. None without one. Raises BundleError."""
+    """The guest's resolv.conf by the annotation `sandbox_dns`, in the form of a CNI result:
+    nameservers, domain, search, options. None without the annotation. Raises BundleError."""
     name, text = _own(annotations, "sandbox_dns")
     if not name:
         return None
@@ -108,8 +108,8 @@ def dns(annotations: "Mapping[str, str]") -> "Json | None":
 
 
 def resolv_conf_mount(annotations: "Mapping[str, str]", mounts: "list[Json]") -> "list[Json]":
-    """The guest's resolv.conf for a container that has none of its own, where the sandbox's
-    annotations say what is in it."""
+    """A mount of the guest's resolv.conf for a container without one of its own, if the sandbox's
+    annotations configure it; otherwise an empty list."""
     place = "/etc/resolv.conf"
     if not _own(annotations, "sandbox_dns")[0]:
         return []
@@ -122,7 +122,7 @@ def resolv_conf_mount(annotations: "Mapping[str, str]", mounts: "list[Json]") ->
 def _of_kata(
     config: "Config", annotations: "Mapping[str, str]", log: "Log"
 ) -> "tuple[dict[str, tuple[str, Any]], dict[str, tuple[str, Any]]]":
-    """What is asked of the hypervisor and of the runtime: the annotation and the value by key."""
+    """Values for the sections of the hypervisor and of the runtime: (annotation, value) by key."""
     found: tuple[dict[str, tuple[str, Any]], dict[str, tuple[str, Any]]] = {}, {}
     for name, text in annotations.items():
         for prefix, known, values in (
@@ -146,8 +146,8 @@ def _of_kata(
 
 
 def _is_enabled(patterns: "tuple[str, ...]", key: str) -> bool:
-    """Whether one of the patterns allows the key. As in Kata, each is a regular expression that
-    fits any part; an invalid one fits nothing."""
+    """Whether one of the patterns allows the key. As in Kata, each is a regular expression that may
+    match any part; an invalid one matches nothing."""
     for pattern in patterns:
         try:
             if re.search(pattern, key):
@@ -181,7 +181,7 @@ def _value(config: "Config", name: str, key: str, text: str) -> "Any":
 
 
 def _own(annotations: "Mapping[str, str]", key: str) -> tuple[str, str]:
-    """(name, value) of an annotation of openEuler's; empty where there is none."""
+    """(name, value) of one of openEuler's annotations; empty strings without it."""
     for prefix in (_VIRTCONTAINERS, _KATA):
         if (name := prefix + key) in annotations:
             _check_text(name, annotations[name])
@@ -204,7 +204,7 @@ def _cpus(name: str, text: str) -> int:
 
 
 def _memory(name: str, text: str) -> int:
-    """Bytes, or with a unit as docker takes it (2g, 512MiB); MiB."""
+    """MiB, from bytes, or a number with a unit as docker takes it (2g, 512MiB)."""
     match = _SIZE.fullmatch(text)
     if match is None or len(text) > 20:
         raise _refusal(name, text, "bytes, or a number with a unit such as 512m or 2g")

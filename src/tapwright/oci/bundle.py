@@ -1,9 +1,10 @@
 """A bundle: the directory with config.json that a platform hands over (runtime-spec, bundle.md and
-config.md). Read and checked here, so that the rest can rely on its shape."""
+config.md). This module reads and checks it, so that other modules can rely on its shape."""
 
 import json
 import os
 
+from tapwright import shapes
 from tapwright.errors import BundleError
 
 TYPE_CHECKING = False
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 _FILE = "config.json"
 _MAX_BYTES = 8 << 20
 
-# What the guest's kernel takes of a program's arguments and environment (execve(2); fs/exec.c,
-# bprm_stack_limits): a quarter of the stack that it may have, within bounds.
+# The kernel's limits for a program's arguments and environment (execve(2); fs/exec.c,
+# bprm_stack_limits): together a quarter of the stack's limit, within bounds.
 _STRING_BYTES = 128 << 10  # MAX_ARG_STRLEN
 _LEAST_BYTES, _MOST_BYTES = 128 << 10, 6 << 20
 _STACK_BYTES = 8 << 20  # _STK_LIM
@@ -46,8 +47,8 @@ _PROCESS: "Json" = {
     "apparmorProfile": str,
     "selinuxLabel": str,
 }
-# What is used of it, or handed on to the guest; all else is passed over. A list has one entry,
-# which all of its own are to match.
+# The keys that this runtime uses, or hands on to the guest; it ignores others. A list has one
+# entry, whose shape all entries must have.
 _CONFIG: "Json" = {
     "ociVersion": str,
     "root": {"path": str, "readonly": bool},
@@ -79,8 +80,8 @@ _CONFIG: "Json" = {
 
 
 class Bundle:
-    """`config` is config.json with the parts that are missing or null left out; `rootfs` the root
-    filesystem's absolute path."""
+    """`config` is config.json without null values; `rootfs` is the root filesystem's absolute
+    path."""
 
     def __init__(self, directory: str, config: "Json") -> None:
         self.directory = directory
@@ -107,7 +108,8 @@ class Bundle:
         return os.path.normpath(os.path.join(self.directory, path))
 
     def namespace(self, kind: str) -> str | None:
-        """The path of the namespace of that type, empty for a new one; None where there is none."""
+        """The path of the namespace of that type, empty for a new one; None without such an
+        entry."""
         for entry in self.linux.get("namespaces", ()):
             if entry["type"] == kind:
                 return str(entry.get("path", ""))
@@ -115,7 +117,7 @@ class Bundle:
 
 
 def load(directory: str) -> Bundle:
-    """Raises BundleError: with the file, and what is wrong in it."""
+    """Read a bundle. Raises BundleError, which names the file and the mistake."""
     directory = os.path.abspath(directory)
     path = os.path.join(directory, _FILE)
     config = _read(path)
@@ -151,7 +153,7 @@ def load_process(path: str) -> "Json":
 
 
 def check_process(process: "Json | None", where: str) -> None:
-    """Raises BundleError for one that can't be run."""
+    """Raises BundleError for a process that can't be run."""
     if not process or not process.get("args"):
         raise BundleError(f"{where}: process.args is missing: there is nothing to run")
     if not process.get("cwd", "").startswith("/"):
@@ -170,7 +172,7 @@ def _check_user(process: "Json") -> None:
 
 def _check_environment(process: "Json") -> None:
     """Raises BundleError, in runc's words (libcontainer, init_linux.go:
-    populateProcessEnvironment), for what a program would find changed, or not at all."""
+    populateProcessEnvironment), for entries that a program would not get unchanged."""
     for text in process.get("env", ()):
         name, equals, value = text.partition("=")
         if not equals:
@@ -185,9 +187,9 @@ def _check_environment(process: "Json") -> None:
 
 
 def _check_size(process: "Json", where: str) -> None:
-    """Raises BundleError for arguments and an environment that no kernel executes a program with,
-    which else would be found out when everything is made."""
-    # Of variables of one name the last one counts.
+    """Raises BundleError for arguments and an environment that are too large for execve(2), which
+    would otherwise fail after everything is made."""
+    # Of variables with one name, the last one counts.
     variables = {text.partition("=")[0]: text for text in process.get("env", ())}
     words = [("process.args", text) for text in process["args"]]
     words += [(f"process.env ({name[:64]})", text) for name, text in variables.items()]
@@ -197,15 +199,15 @@ def _check_size(process: "Json", where: str) -> None:
         total += size + _POINTER_BYTES
         if size > _STRING_BYTES:
             raise BundleError(
-                f"{where}: {field} has a string of {size - 1} bytes, and a program can be given "
-                f"{_STRING_BYTES - 1} in one; pass it in a file"
+                f"{where}: {field} has a string of {size - 1} bytes, and the kernel takes "
+                f"{_STRING_BYTES - 1} at most; pass it in a file"
             )
     most = min(max(_stack(process) // 4, _LEAST_BYTES), _MOST_BYTES)
     if total > most:
         raise BundleError(
-            f"{where}: process.args and process.env have {total} bytes ({_POINTER_BYTES + 1} more "
-            f"for each string than its own), and a program can be given {most}: a quarter of "
-            "RLIMIT_STACK, 6 MiB at most; pass some of it in files"
+            f"{where}: process.args and process.env have {total} bytes (each string counts "
+            f"{_POINTER_BYTES + 1} more than its own), and the kernel takes {most} at most: a "
+            "quarter of RLIMIT_STACK, but no more than 6 MiB; pass some of it in files"
         )
 
 
@@ -221,7 +223,7 @@ def _read(path: str) -> "Json":
         with open(path, "rb") as file:
             raw = file.read(_MAX_BYTES + 1)
         if len(raw) > _MAX_BYTES:
-            raise BundleError(f"{path} has more than {_MAX_BYTES} bytes, which is what is taken")
+            raise BundleError(f"{path} is too large: it has more than {_MAX_BYTES} bytes")
         content = json.loads(raw)
     except OSError as error:
         raise BundleError(f"{path} can't be read: {error.strerror}") from None
@@ -233,10 +235,10 @@ def _read(path: str) -> "Json":
 
 
 def _check(value: "Any", shape: "Any", path: str, place: str) -> None:
-    """Raises BundleError where a value is not of its shape; takes out what is null."""
+    """Raises BundleError for a value that does not have its shape; removes null values."""
     kind: Any = shape if isinstance(shape, type) else type(shape)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise BundleError(f"{path}: {place.lstrip('.')} must be {_NAMES[kind]}")
+        raise BundleError(f"{path}: {place.lstrip('.')} must be {shapes.NAMES[kind]}")
     if kind is list and shape is not list:
         for number, entry in enumerate(value):
             _check(entry, shape[0], path, f"{place}[{number}]")
@@ -249,19 +251,10 @@ def _check(value: "Any", shape: "Any", path: str, place: str) -> None:
 
 
 def _check_annotations(annotations: "Json", path: str) -> None:
-    """Raises BundleError for one that is no string (config.md, "Annotations"); null is an empty
-    one, as for Go."""
+    """Raises BundleError for an annotation that is no string (config.md, "Annotations"). Null
+    becomes an empty string, as in Go."""
     for name, value in annotations.items():
         if value is None:
             annotations[name] = ""
         elif not isinstance(value, str):
             raise BundleError(f"{path}: annotations.{name} must be a string")
-
-
-_NAMES = {
-    str: "a string",
-    int: "a whole number",
-    bool: "true or false",
-    list: "a list",
-    dict: "an object",
-}

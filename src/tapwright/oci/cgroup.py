@@ -1,13 +1,13 @@
 """The control group that a platform names for a container (`linux.cgroupsPath`), on the host.
 
-In that of the container that started a sandbox are QEMU, virtiofsd, supervisor and monitor, beside
-the shims; in that of a member of a pod are its shims. What the container may use in the guest, its
-virtual machine may use on the host, with an overhead (docs/security.md).
+QEMU, virtiofsd, supervisor and monitor run in the group of the container that started the sandbox,
+with its shims; the group of another member of the pod has only shims. The virtual machine may use
+as much of the host as the containers may use in the guest, and an overhead (docs/security.md).
 """
 
 from tapwright.errors import BundleError, ContainerStateError, SandboxStateError
 from tapwright.linux import cgroups
-from tapwright.oci import size
+from tapwright.oci import pods, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,17 +21,15 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 PLATFORMS, OWN, SHARED = "platform's", "own", "shared"
-"""Whose group it is: the container's, at the place that the platform names, or at Tapwright's; or,
-if it had processes already, another owner's, and then it is neither limited nor removed."""
-
-_OF_PODS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
+"""The kind of a group: new at the path that the platform names, or at Tapwright's own path; or one
+that had processes already, which Tapwright neither limits nor removes."""
 
 
 def make(
     container: "Container", bundle: "Bundle", config: "Config", held: "Held", log: "Log"
 ) -> None:
-    """Make the container's group, which its state names already. What the host can't do becomes a
-    warning, and no failure. Raises BundleError for a path that can't be one, OSError."""
+    """Make the container's group. The container's state names the group first. Limits that the host
+    lacks become warnings. Raises BundleError for an invalid path, OSError."""
     runtime = config.runtime
     try:
         path = cgroups.expanded(bundle.linux.get("cgroupsPath", ""))
@@ -54,16 +52,17 @@ def make(
 
 
 def allow_for(container: "Container", bundle: "Bundle", memory_mib: int) -> None:
-    """Reckon with a VM of this size, which may be larger than the limit (`oci.size`). Its guest
-    keeps all that it has touched: with less the host would end it for its page cache."""
+    """Allow for a VM of this size, which may be larger than the container's limit (`oci.size`). A
+    guest keeps all memory that it has touched: with a lower limit, the host would kill QEMU because
+    of the guest's page cache."""
     limit = size.memory_limit(bundle)
     if 0 < limit < size.UNLIMITED:
         container.overhead[1] += max(0, memory_mib - (limit >> 20))
 
 
 def bound(container: "Container", bundle: "Bundle", log: "Log") -> None:
-    """Set its limits. They are those of a sandbox that runs: to make a template takes more, of what
-    is ours alone."""
+    """Set the limits of the group, when the sandbox runs. Making a template may use more, because
+    it belongs to no container."""
     if container.cgroup_kind not in (OWN, PLATFORMS):
         return
     resources = _resources(bundle) if container.owns else bundle.linux.get("resources", {})
@@ -77,13 +76,13 @@ def bound(container: "Container", bundle: "Bundle", log: "Log") -> None:
 
 
 def _resources(bundle: "Bundle") -> "Json":
-    """The resources of the container that starts a sandbox, or of its pod."""
+    """The limits of the container that starts a sandbox: those of its pod, if it has one."""
     found: Json = dict(bundle.linux.get("resources", {}))
     if memory := size.of_pod(bundle, "memory"):
         found["memory"] = {**found.get("memory", {}), "limit": memory}
     cpu = dict(found.get("cpu", {}))
-    if is_of_pod(bundle):
-        # Of a container that only waits; the pod's are those of the group above.
+    if pods.is_pause(bundle):
+        # A weight for one idle container; the pod's weight is that of the group above.
         cpu.pop("shares", None)
     if quota := size.of_pod(bundle, "cpu-quota"):
         cpu |= {"quota": quota, "period": size.of_pod(bundle, "cpu-period")}
@@ -91,15 +90,10 @@ def _resources(bundle: "Bundle") -> "Json":
     return found
 
 
-def is_of_pod(bundle: "Bundle") -> bool:
-    """Whether it is the container of a pod that only waits."""
-    return any(bundle.annotations.get(name) == "sandbox" for name in _OF_PODS)
-
-
 def limits(container: "Container", resources: "Json") -> cgroups.Limits:
     """The host's limits for linux.resources (config-linux.md, "Control groups")."""
     more_cpu, more_memory, more_pids = container.overhead
-    if not container.owns:  # there are but shims
+    if not container.owns:  # the group has only shims
         more_cpu = more_memory = 0
     memory = size.number((resources.get("memory") or {}).get("limit"))
     cpu = resources.get("cpu") or {}
@@ -136,10 +130,10 @@ def check_update(container: "Container", resources: "Json") -> None:
 
 
 def update(container: "Container", resources: "Json", by_supervisor: bool, log: "Log") -> None:
-    """Change its limits on the host: those of memory and CPUs, which all in a VM have together, its
-    supervisor has set, unless that is of an older version. Raises ContainerStateError where it
-    can't be bound to the CPUs or memory nodes; the other limits become warnings: the guest enforces
-    them."""
+    """Change the container's limits on the host. The supervisor has set those for memory and CPUs,
+    which belong to the whole VM, unless it is of an older version. Raises ContainerStateError when
+    CPUs or memory nodes can't be set; failures of other limits become warnings, because the guest
+    enforces those limits."""
     if container.cgroup_kind not in (OWN, PLATFORMS):
         return
     wanted = limits(container, resources)
@@ -161,8 +155,7 @@ def enter(container: "Container", pid: int) -> None:
 
 
 def of_sandbox(root: str, sandbox: str) -> str:
-    """The group that a platform's sandbox joined, for a caller that no longer knows its
-    container."""
+    """The group that a platform's sandbox joined, by the sandbox's record."""
     from tapwright.state import record
     from tapwright.state.registry import directory_of
 
@@ -174,7 +167,7 @@ def of_sandbox(root: str, sandbox: str) -> str:
 
 
 def remove(container: "Container") -> str:
-    """Remove it; return what is left, in words."""
+    """Remove the container's group; return in words why that failed, empty for success."""
     if container.cgroup_kind not in (OWN, PLATFORMS) or not container.cgroup:
         return ""
     try:

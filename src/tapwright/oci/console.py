@@ -1,4 +1,4 @@
-"""Terminals: a pseudo-terminal whose master goes to the platform, or the caller's own."""
+"""Terminals of containers: a new one, whose master goes to the platform, or the caller's own."""
 
 import os
 import socket
@@ -29,7 +29,7 @@ def opened_for(path: str, size: "dict[str, int] | None") -> int:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             with unixsocket.address(path) as address:
                 connection.connect(address)
-            # With its name, which runc sends too (libcontainer/utils, SendFile).
+            # With the terminal's name, as runc does (libcontainer/utils, SendFile).
             socket.send_fds(connection, [os.ttyname(slave).encode()], [master])
     except OSError as error:
         os.close(slave)
@@ -42,8 +42,8 @@ def opened_for(path: str, size: "dict[str, int] | None") -> int:
 
 
 def make_raw(fd: int) -> "list[Any]":
-    """Make a terminal pass everything on unchanged, because the guest's terminal does the rest;
-    return its settings of before."""
+    """Make a terminal pass all bytes on unchanged, because the guest has a terminal of its own;
+    return the old settings."""
     before = termios.tcgetattr(fd)
     mode = termios.tcgetattr(fd)
     mode[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)

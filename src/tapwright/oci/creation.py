@@ -1,8 +1,8 @@
-"""Makes a container, and the sandbox that it starts where it is not a member of one."""
+"""Makes a container, and its sandbox unless the container joins one."""
 
 import os
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from tapwright.agent.protocol import SHARE
 from tapwright.command import LOG_LEVEL_VARIABLE
@@ -46,10 +46,10 @@ _SHARED_AT_ONCE = 200  # a message has 253 descriptors at most (net/core/scm.c: 
 
 
 class Wish:
-    """What a caller asks for: a container of that id from the bundle in a directory. Empty paths
-    are none; `detached` says that the caller does not wait for the container. `caller` is the pid
-    of this process's parent, where that has to delete the container: when it dies before there is
-    one that it could know of, all is taken back."""
+    """The caller's request: a container of that id from the bundle in a directory. Empty paths are
+    none; `detached` says that the caller does not wait for the container. `caller` is the pid of
+    this process's parent, if that must delete the container: if it dies before the container
+    exists, everything is taken back. 0 for a caller without that duty."""
 
     def __init__(
         self,
@@ -73,8 +73,8 @@ class Wish:
 
 
 def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
-    """Make the container, and the shim whose pid it has; the caller closes the Stdio. What was
-    made is taken back when it fails. Raises TapwrightError."""
+    """Make the container, and its shim; the caller must close the Stdio. A failure takes everything
+    back. Raises TapwrightError."""
     bundle = bundles.load(wish.directory)
     owner = pods.owner_of(wish.root, bundle)
     container = Container(
@@ -108,8 +108,8 @@ def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
 
 
 def _claimed(root: str, container: Container, log: Log) -> Held:
-    """Enter the container, in place of one that was left when the host went down: platforms take it
-    for granted that nothing is known any more."""
+    """Claim the container's id. Delete a container of that id from before a reboot first: platforms
+    expect that a runtime knows nothing after a reboot."""
     try:
         return state.claim(root, container)
     except ContainerExistsError:
@@ -146,13 +146,9 @@ class _Making:
             shared, of_guest = self._plan(configuration)
             self._make_cgroup(configuration)
         else:
-            from tapwright.sandbox.launching import Launch, spares_are_there
+            from tapwright.sandbox import launching
 
-            # First of all: it has as much to load as we have. Where there are spares one is likely
-            # to do.
-            with ExitStack() as stack:
-                is_likely = spares_are_there(self._wish.root)
-                launch = None if is_likely else stack.enter_context(Launch())
+            with launching.ahead(self._wish.root) as launch:
                 configuration = annotations.configured(
                     self._configuration(), self._bundle.annotations, self._log
                 )
@@ -168,7 +164,7 @@ class _Making:
         self._follow_resolvers(shared)
         life.sync(self._sandbox, self._container)
         if settings := sysctls.of_network(self._bundle):
-            # Of interfaces, too, which hooks may have made.
+            # After the hooks, which may have made the interfaces.
             self._sandbox.call("set_sysctls", sysctls=settings)
         if self._wish.pid_file:
             shim.write_pid_file(self._wish.pid_file, self._container.pid)
@@ -176,8 +172,8 @@ class _Making:
         return made
 
     def _follow_resolvers(self, shared: "Sequence[mounts.Shared]") -> None:
-        """Docker's own name server is in the sandbox's network namespace, and the container's
-        resolv.conf says so."""
+        """Serve docker's own name server, which is in the sandbox's network namespace. The
+        container's resolv.conf names it."""
         for one in shared:
             if self._container.netns and one.destination == "/etc/resolv.conf":
                 self._sandbox.call_if_known(
@@ -185,15 +181,15 @@ class _Making:
                 )
 
     def _check_caller(self) -> None:
-        """A later call for a dead caller (containerd's `delete`) finds the container locked, and
-        waits; but it may have come before the container existed."""
+        """Fail when the caller has died. Its platform then calls `delete`, which may have run
+        before the container existed; a later `delete` finds the container locked, and waits."""
         if self._wish.caller and os.getppid() != self._wish.caller:
             raise ContainerStateError(
                 "the process that asked for the container died before the container was made"
             )
 
     def undo(self) -> None:
-        """Take all back; what can't be is left to `delete`, which platforms call."""
+        """Take everything back. What fails is left to `delete`, which platforms call."""
         if self._stdio:
             self._stdio.close()
         try:
@@ -213,8 +209,8 @@ class _Making:
         return found
 
     def _plan(self, configuration: "Config") -> "tuple[list[mounts.Shared], dict[str, Any]]":
-        """(what the guest shares with the host, the guest's configuration). Mistakes that can be
-        known are raised before anything is made."""
+        """(files that the guest shares with the host, the guest's configuration). Finds mistakes
+        before anything is made."""
         if net_devices.wanted(self._bundle) and configuration.runtime.disable_new_netns:
             raise BundleError(
                 "linux.netDevices: with disable_new_netns the container has no network namespace "
@@ -250,17 +246,17 @@ class _Making:
 
         network = self._bundle.namespace("network")
         in_host = configuration.runtime.disable_new_netns
-        # Docker names the host's by a path.
+        # Docker names the host's namespace by a path.
         if (network is None or netns.is_own(network)) and not in_host:
             raise BundleError(
                 "a VM can't have the host's network (--network host); choose another "
                 "network, or none"
             )
         if network and in_host:
-            self._log.warn(f"with disable_new_netns the namespace {network} is not looked at")
+            self._log.warn(f"with disable_new_netns the namespace {network} is ignored")
         default = configuration.qemu
         shared_memory = memory.asked_for(of_guest["mounts"])
-        is_pod, pod = cgroup.is_of_pod(self._bundle), size.claim(self._bundle)
+        is_pod, pod = pods.is_pause(self._bundle), size.claim(self._bundle)
         spec = planning.plan(
             configuration,
             planning.Wish(
@@ -294,8 +290,8 @@ class _Making:
         self._held.save(self._container)
 
     def _tell_progress(self, text: str) -> None:
-        """Such a step takes seconds, and the platform may give this call up meanwhile. A template
-        is made to its end all the same."""
+        """Leave an error in the log in case the platform kills this call during the step, which
+        takes seconds. The step (making a template) goes on all the same."""
         self._log.fails_unless(
             f"the platform gave up during a step that takes seconds, but only once: {text}; "
             "try again"
@@ -306,11 +302,9 @@ class _Making:
         for first in range(0, len(shared), _SHARED_AT_ONCE):
             some = shared[first : first + _SHARED_AT_ONCE]
             with mounts.cloned(some) as descriptors:
-                paths |= self._sandbox.call(
-                    "share",
-                    descriptors,
-                    container=self._container.id,
-                    names=[one.name for one in some],
+                paths |= self._sandbox.share(
+                    self._container.id,
+                    dict(zip((one.name for one in some), descriptors, strict=True)),
                     apart=[one.name for one in some if one.is_apart],
                     followed=[one.name for one in some if one.name != mounts.ROOTFS],
                 )
@@ -352,8 +346,8 @@ class _Making:
     @contextmanager
     def _netns(self) -> "Iterator[str]":
         """The network namespace of the shim. Where the sandbox has none (`disable_new_netns`), an
-        empty one: hooks, which are given the shim's pid, would change the host's (docker's
-        libnetwork-setkey turns IPv6 off)."""
+        empty one: hooks get the shim's pid, and would otherwise change the host's namespace
+        (docker's libnetwork-setkey turns IPv6 off)."""
         if self._container.netns:
             yield self._container.netns
             return
@@ -370,6 +364,6 @@ class _Making:
         oci_state = state.oci_state(self._container, state.CREATING)
         self._hooks_begun = True
         for kind in _EARLY_HOOKS:
-            # Those of the container's namespaces have here its network's alone.
+            # This hook runs in the container's namespaces; the host has only its network namespace.
             netns = self._container.netns if kind == "createContainer" else ""
             hooks.run(kind, wanted.get(kind, ()), oci_state, netns)

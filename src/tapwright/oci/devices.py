@@ -24,8 +24,7 @@ _WHOLE = frozenset((1, 4, 5, 7))
 _PPP = 108
 _BLOCK = frozenset((7, 43))  # loop, nbd
 
-# Those that the guest's runtime makes in each container anyway (config-linux.md, "Default
-# Devices").
+# The guest's runtime makes these in each container (config-linux.md, "Default Devices").
 _MADE_ANYWAY = frozenset(
     f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx")
 )
@@ -36,8 +35,7 @@ _KEPT = ("path", "type", "major", "minor", "fileMode", "uid", "gid")
 
 def of_guest(wanted: "Iterable[Json]", mounts: "Sequence[Json]") -> "tuple[list[Json], list[str]]":
     """(devices to make in the guest, paths of devices that can't be made). `mounts` are the
-    guest's: the guest makes a node only in a file system of its own, because the host's would
-    refuse it."""
+    guest's: it can make a node only in a filesystem of its own, because the share refuses nodes."""
     made, lacking = [], []
     for device in wanted:
         path = os.path.normpath(device["path"])
@@ -64,7 +62,7 @@ def _is_known(device: "Json") -> bool:
 
 
 def _is_in_memory(path: str, mounts: "Sequence[Json]") -> bool:
-    """Whether the last mount that has the path in it is a tmpfs, or the like."""
+    """Whether the last mount above the path is a filesystem in memory."""
     kinds = [
         mount.get("type")
         for mount in mounts

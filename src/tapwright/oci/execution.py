@@ -1,4 +1,4 @@
-"""More processes in a container, and waiting for one in the foreground."""
+"""Runs more processes in a container, and waits for processes in the foreground."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def execute(
     detached: bool = False,
 ) -> int:
     """Run a process (config.md, "Process") in a container; return its exit status, or 0 at once
-    when `detached`. Raises ContainerStateError, and what the guest refuses with."""
+    when `detached`. Raises ContainerStateError, and the guest's refusals."""
     container = state.load(root, container_id)
     status = state.status(root, container)
     if status in (state.STOPPED, state.CREATING):
@@ -65,8 +65,8 @@ def execute(
 
 
 def run(wish: "Wish", keep: bool, log: Log) -> int:
-    """Make and start a container; return its exit status when it has ended and been deleted
-    (unless to `keep`), or 0 at once when the wish is detached. Raises TapwrightError."""
+    """Make and start a container; wait for its end, delete it (unless `keep`), and return its exit
+    status; or return 0 at once when the wish is detached. Raises TapwrightError."""
     from tapwright.oci import creation, life
 
     container, made = creation.create(wish, log)
@@ -88,14 +88,15 @@ def run(wish: "Wish", keep: bool, log: Log) -> int:
 
 
 def wait(pid: int) -> int:
-    """The exit status of a shim that is our child; signals to us go to it meanwhile."""
+    """Wait for a shim, which is a child of this process; return its exit status. Meanwhile, signals
+    to this process go to the shim."""
 
     def forward(number: int, frame: object) -> None:
         os.kill(pid, number)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        # Its pid stays its own until no signal goes there any more.
+        # WNOWAIT keeps the pid until the handlers that send signals to it are gone.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     finally:
         for number, handler in before.items():
@@ -117,7 +118,7 @@ def process_of(
     no_new_privileges: bool = False,
     terminal: bool = False,
 ) -> "Json":
-    """A process like the container's own, but for what is given. Raises BundleError."""
+    """A process like the container's own, with the given changes. Raises BundleError."""
     from tapwright.oci import bundle as bundles
 
     process = bundles.load(state.load(root, container_id).bundle).process
@@ -144,15 +145,15 @@ def process_of(
 
 
 def _completed(process: "Json", container: state.Container) -> "Json":
-    """The process with the limits of the container's own process where it has none (libcontainer:
-    newInitConfig), and a HOME."""
+    """The process with a HOME, and with the limits of the container's own process if it has none
+    (libcontainer: newInitConfig)."""
     if process.get("rlimits") and not home.lacks(process):
         return process
     from tapwright.oci import bundle as bundles
 
     try:
         bundle = bundles.load(container.bundle)
-    except BundleError:  # it may be gone by now
+    except BundleError:  # the bundle may be gone by now
         return process
     limits = process.get("rlimits") or bundle.process.get("rlimits", [])
     return {**home.given(process, bundle), "rlimits": limits}

@@ -1,6 +1,6 @@
-"""The configuration of a container in the guest, made from the bundle's: the input of the runtime
-there (crun). It leaves out what only the host has; it refuses what is impossible, or warns of it.
-docs/oci.md lists all of this.
+"""Makes the configuration of a container in the guest, the input of crun there, from the bundle's.
+This leaves out what only the host has, and refuses what is impossible, or warns of it. docs/oci.md
+lists all of this.
 """
 
 import os
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 _OF_EACH = ("pid", "mount", "ipc", "uts", "cgroup")
-"""Namespaces that a container has in the guest, of its own unless it joins a pod's."""
+"""Namespaces that each container has in the guest: its own, unless it joins those of its pod."""
 _NETWORK = {"type": "network", "path": "/proc/1/ns/net"}
-"""The guest's, which is the pod's."""
+"""The guest's network namespace, which all containers of a pod share."""
 
 _RESOURCES = {
     "memory": ("limit", "reservation", "swap", "checkBeforeUpdate"),
@@ -44,9 +44,9 @@ def configuration(
     seccomp: "Json | None",
     log: "Log",
 ) -> "Json":
-    """`rootfs` and the sources of `mounts` are paths in the guest, and so are those of namespaces
-    in `joined`, by type; `seccomp` is the part of the runtime's configuration on it
-    (`oci.seccomp`). Raises BundleError."""
+    """The guest's configuration. `rootfs`, the sources of `mounts`, and the namespaces in `joined`
+    (by type) are paths in the guest; `seccomp` is what `oci.seccomp` adds for crun. Raises
+    BundleError."""
     _refuse(bundle)
     _warn(bundle, log)
     linux: Json = {
@@ -81,7 +81,8 @@ def configuration(
     }
     if "uts" not in joined:
         names = ("hostname", "domainname")
-        # A new namespace begins with the host's names, and without one (`--uts host`) they stay.
+        # As on the host: a new UTS namespace begins with the host's names; with `--uts host` a
+        # container has them, too.
         config.update(zip(names, (os.uname().nodename, _host_domain()), strict=True))
         config.update({key: bundle.config[key] for key in names if bundle.config.get(key)})
     if started := bundle.config.get("hooks", {}).get("startContainer"):
@@ -95,8 +96,8 @@ def _host_domain() -> str:
 
 
 def process(given: "Json") -> "Json":
-    """A process object without the labels of the host's security modules, each group once, and with
-    all limits: of those that it has not, the caller's, as a child of runc has them."""
+    """A process object for the guest: without labels of the host's security modules, and with all
+    limits. A limit that it lacks is the caller's, which a child of runc would inherit."""
     kept = {
         key: value
         for key, value in given.items()
@@ -118,12 +119,12 @@ def process(given: "Json") -> "Json":
 
 
 def resources(given: "Json", log: "Log") -> "Json":
-    """The limits that the guest's cgroups can set. Of most a 0 is none, as runc has it
-    (libcontainer/cgroups/fs2): docker sends it for all that an update does not change. Raises
-    BundleError for a limit of memory with which nothing runs."""
+    """The limits that the guest's cgroups can set. For most limits 0 is none, as in runc
+    (libcontainer/cgroups/fs2): docker sends 0 for each limit that an update does not change. Raises
+    BundleError for a memory limit that is too low for any program."""
     limit = size.number((given.get("memory") or {}).get("limit"))
     if 0 < limit < _LEAST_MEMORY:
-        # The kernel would read the program anew for each page that it executes, without an end.
+        # The kernel would drop and read the program's pages again and again, and never get on.
         raise BundleError(
             f"unable to set memory limit to {limit}: nothing can be started with less than "
             f"{_LEAST_MEMORY} bytes; give it more, in the right unit (Kubernetes: 64Mi, not 64m)"

@@ -1,6 +1,6 @@
-"""HOME of a process whose environment has none: the home of its user in the container's
-/etc/passwd, `/` where that knows no such user, as runc sets it (libcontainer/init_linux.go). The
-guest's runtime does the first, and leaves out the second.
+"""HOME of a process whose environment lacks it. Like runc (libcontainer/init_linux.go), it is the
+user's home in the container's /etc/passwd, or `/` when that file lacks the user. crun in the guest
+does the first; this module does the second.
 """
 
 import os
@@ -18,12 +18,12 @@ _MOST_BYTES = 4 << 20
 
 
 def lacks(process: "Json") -> bool:
-    """Whether a process has no HOME, or an empty one, which is the same."""
+    """Whether a process has no HOME, or an empty one, which counts as none."""
     return not any(each.startswith("HOME=") and each != "HOME=" for each in process.get("env", ()))
 
 
 def given(process: "Json", bundle: "Bundle") -> "Json":
-    """The process with the HOME that the guest's runtime would not find."""
+    """The process, with HOME=/ where crun would set none."""
     if not lacks(process):
         return process
     env = [each for each in process.get("env", ()) if each != "HOME="]
@@ -37,13 +37,13 @@ def _knows(bundle: "Bundle", uid: int) -> bool:
     for mount in bundle.config.get("mounts", ()):
         if os.path.normpath(mount["destination"]) == _USERS:
             path = os.path.realpath(bundle.path(mount.get("source", "")))
-    from tapwright.linux import foreign  # where there is a HOME, nothing is read
+    from tapwright.linux import foreign  # few processes lack a HOME
 
     try:
         lines = foreign.read(path, _MOST_BYTES).split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
-        # The directory may be a link, which the guest's runtime follows in the container.
+        # The directory may be a link, which crun follows in the container.
         return os.path.islink(os.path.dirname(path))
     except OSError:
-        return True  # it is a link, or nothing that we read: the guest's runtime may
+        return True  # a link, or no regular file: crun may be able to read it
     return any(line.split(b":")[2:3] == [b"%d" % uid] for line in lines)

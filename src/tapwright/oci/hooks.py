@@ -1,5 +1,5 @@
-"""Hooks: programs of the platform's that run at points of a container's life (config.md, "POSIX-
-platform Hooks"). `startContainer` is the guest's; the others run here."""
+"""Hooks: programs of the platform that run at points of a container's life (config.md, "POSIX-
+platform Hooks"). `startContainer` runs in the guest; the others run here."""
 
 import json
 import os
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-_TOLD_BYTES = 2000
+_MOST_OUTPUT = 2000
 
 
 def run(kind: str, hooks: "Sequence[Json]", state: "Json", netns: str = "") -> None:
-    """Run hooks in their order, in the network namespace at `netns` where one is given; `state` is
-    the container's (runtime.md) and goes to their stdin.
+    """Run hooks in their order, in the network namespace at `netns` if one is given. Each gets the
+    container's `state` (runtime.md) on stdin.
 
-    Raises ContainerStateError for the first one that fails; those after it are not run.
+    Raises ContainerStateError for the first hook that fails; later hooks do not run.
     """
     netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if netns and hooks else -1
     try:
@@ -43,12 +43,12 @@ def run_late(kind: str, hooks: "Sequence[Json]", state: "Json", log: Log) -> Non
 
 
 def _failure(hook: "Json", state: str, netns_fd: int) -> str:
-    """Run a hook; why it failed, empty when it did not."""
+    """Run a hook; return why it failed, empty for success."""
     import subprocess  # most containers have no hooks
 
     environment = dict(entry.partition("=")[::2] for entry in hook.get("env", ()))
     timeout = hook.get("timeout")
-    # Not a pipe, which something that a hook leaves running could hold open for ever.
+    # Not a pipe, because a process that a hook leaves behind could hold it open for ever.
     with open(os.memfd_create("hook"), "r+b") as output:
         try:
             done = subprocess.run(
@@ -67,7 +67,7 @@ def _failure(hook: "Json", state: str, netns_fd: int) -> str:
         except OSError as error:
             return f"it can't be run: {error.strerror}"
         output.seek(0)
-        said = output.read(_TOLD_BYTES).decode(errors="replace").strip()
+        said = output.read(_MOST_OUTPUT).decode(errors="replace").strip()
     if not done.returncode:
         return ""
     how = f"status {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"

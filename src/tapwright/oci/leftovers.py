@@ -1,9 +1,9 @@
-"""Takes back what sandboxes, their spares and containers have left on the host after a reboot, or
-when their processes were killed.
+"""Takes back what sandboxes, spares and containers have left on the host after a reboot, or when
+their processes were killed.
 
-It leaves alone what lives: the processes of each thing hold its lock, which this module takes
-meanwhile. It leaves to a platform what that still knows, and so deletes itself: containers of this
-boot, with their sandboxes.
+A sandbox, spare or container that lives holds its lock; this module takes the lock first, and so
+leaves the living alone. It also leaves containers of the present boot, and their sandboxes, because
+their platform still knows them, and deletes them itself.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _LOCK_SECONDS = 10.0
 
 @dataclass
 class Collected:
-    """The names of what is gone; `given_up` and `problems` in words."""
+    """The names of everything that is taken back; `given_up` and `problems` are texts."""
 
     containers: list[str] = field(default_factory=list)
     sandboxes: list[str] = field(default_factory=list)
@@ -33,10 +33,10 @@ class Collected:
 
 
 def collect(root: str, templates: str, force: bool = False) -> Collected:
-    """Take back all of it; `templates` is the directory of templates, or empty.
+    """Take back all leftovers; `templates` is the directory of templates, or empty.
 
-    What can't be taken back as a whole stays, and is in `problems`, as is whatever else went wrong.
-    With `force` it goes, and what it could not give back is in `given_up`."""
+    A leftover that can't be taken back completely stays, and `problems` says why. With `force` it
+    goes all the same, and `given_up` says what was left behind."""
     found = Collected()
     for container in state.listing(root):
         if state.is_of_another_boot(container):
@@ -44,7 +44,7 @@ def collect(root: str, templates: str, force: bool = False) -> Collected:
                 _container(found, root, container.id, force)
     known = {container.sandbox for container in state.listing(root)}
     for sandbox in registry.listing(root):
-        # A container that was never finished does not know in which boot; its sandbox does.
+        # A container that was never finished may lack its boot; its sandbox has it.
         is_known = sandbox.id in known and not _is_of_another_boot(sandbox)
         if sandbox.status == registry.DEAD and not is_known:
             with _noted(found.problems, f"sandbox {sandbox.id}"):
@@ -71,8 +71,8 @@ def _noted(problems: list[str], name: str) -> Iterator[None]:
 
 
 def _container(found: Collected, root: str, container_id: str, force: bool) -> None:
-    """Its process, control group and shim ended with the boot. Hooks are not run: they are for the
-    host that it was on, and runc, which has its state in /run, forgets them too."""
+    """Delete a container whose process, control group and shim ended with their boot. Hooks do not
+    run: after a reboot, runc has forgotten them, too, because its state is in /run."""
     try:
         held = state.hold(root, container_id, _LOCK_SECONDS)
     except ContainerNotFoundError:
@@ -80,7 +80,7 @@ def _container(found: Collected, root: str, container_id: str, force: bool) -> N
     try:
         container = state.load(root, container_id)
         if not state.is_of_another_boot(container):
-            return  # one of the same name, made since
+            return  # a new container of the same name
         if container.owns:
             _sandbox(found, root, container.sandbox, force)
         held.discard()

@@ -32,7 +32,6 @@ _UNSTARTABLE = {
     state.STOPPED: "cannot start a container that has stopped",
     state.RUNNING: "cannot start an already running container",
 }
-_NOT_RUNNING = "container not running"
 
 
 def start(root: str, container_id: str, log: Log) -> None:
@@ -63,15 +62,14 @@ def start(root: str, container_id: str, log: Log) -> None:
 
 
 def kill(root: str, container_id: str, number: int, all_processes: bool) -> None:
-    """Send a signal to the container's process, or to `all_processes` in it; 0 sends nothing, and
-    only checks.
+    """Send a signal to the container's first process, or to `all_processes`; signal 0 only checks.
 
     Raises ContainerNotFoundError, ContainerStateError when it does not run.
     """
     container = state.load(root, container_id)
     # In a shared pid namespace, other processes may live on when the first one has ended.
     if not all_processes and not state.is_running(container):
-        raise ContainerStateError(_NOT_RUNNING)
+        raise ContainerStateError(state.NOT_RUNNING)
     if not number:
         return
     try:
@@ -80,10 +78,10 @@ def kill(root: str, container_id: str, number: int, all_processes: bool) -> None
     except TapwrightError as error:
         if _ends(container, _SETTLE_SECONDS):
             if not all_processes:
-                raise ContainerStateError(_NOT_RUNNING) from None
+                raise ContainerStateError(state.NOT_RUNNING) from None
         elif isinstance(error, ContainerStateError | ContainerNotFoundError):
-            # Its process has ended, but not all that it printed is written.
-            raise ContainerStateError(_NOT_RUNNING) from None
+            # The process has ended, but not all of its output is written yet.
+            raise ContainerStateError(state.NOT_RUNNING) from None
         elif number == signal.SIGKILL and isinstance(error, AgentError | SandboxStateError):
             # The guest does not answer. For the platform, the container ends with its shim.
             _kill_shim(container)
@@ -92,24 +90,26 @@ def kill(root: str, container_id: str, number: int, all_processes: bool) -> None
 
 
 def pause(root: str, container_id: str) -> None:
-    """Raises ContainerStateError."""
+    """Freeze the container's processes. Raises ContainerStateError."""
     _switch(root, container_id, "pause_container", paused=True)
 
 
 def resume(root: str, container_id: str) -> None:
-    """Raises ContainerStateError for one that is not paused."""
+    """Thaw the container's processes. Raises ContainerStateError for a container that is not
+    paused."""
     _switch(root, container_id, "resume_container", paused=False)
 
 
 def update(root: str, container_id: str, resources: "dict[str, Any]", log: Log) -> None:
-    """Set limits (linux.resources) of its control groups in the guest and on the host; the VM grows
-    and shrinks with them.
+    """Set the container's limits (linux.resources) in the guest and on the host; the VM grows and
+    shrinks with them.
 
-    Raises ContainerStateError, HypervisorError when the VM can't grow: then all is as it was.
+    Raises ContainerStateError, and HypervisorError when the VM can't grow; then nothing has
+    changed.
     """
     from tapwright.oci import cgroup, guest
 
-    container = _living(root, container_id)
+    container = state.running(root, container_id)
     cgroup.check_update(container, resources)
     of_guest = guest.resources(resources, log)
     sandbox = client.named(root, container.sandbox)
@@ -120,10 +120,11 @@ def update(root: str, container_id: str, resources: "dict[str, Any]", log: Log) 
 
 
 def delete(root: str, container_id: str, force: bool, log: Log) -> None:
-    """Take back all that it holds; its sandbox too, when it started that.
+    """Delete a container and all that it holds; if it started its sandbox, the sandbox, too.
 
-    Raises ContainerNotFoundError unless by `force`, ContainerStateError for one that runs and must
-    not by force be ended, NetworkError for what can't be taken back.
+    With `force` this ends a running container, and accepts that none exists. Raises
+    ContainerNotFoundError, ContainerStateError for a running container, NetworkError for what can't
+    be taken back.
     """
     try:
         held = state.hold(root, container_id, _LOCK_SECONDS)
@@ -148,9 +149,9 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
 
 
 def take_down(root: str, container: Container, force: bool) -> list[str]:
-    """End the container, and the sandbox that it owns; wait for the shim's end. Return what could
-    not be taken back and was, by `force`, given up, in words. Raises as `delete` does."""
-    from tapwright.oci import cgroup  # which `start` and `kill` have no use for
+    """End the container, and the sandbox that it owns; wait for the shim's end. Return in words
+    what `force` gave up. Raises as `delete` does."""
+    from tapwright.oci import cgroup  # `start` and `kill` do without
 
     left = []
     if container.owns:
@@ -168,8 +169,8 @@ def take_down(root: str, container: Container, force: bool) -> list[str]:
 
 
 def _leave(sandbox: Supervisor, container_id: str) -> list[str]:
-    """Take a member out of its sandbox. Return what was given up, in words: a guest that refuses,
-    or hangs, is not to keep a container from being deleted."""
+    """Take a member out of its sandbox. Return in words what was given up: a guest that refuses or
+    hangs must not prevent the deletion."""
     left = []
     for op, arguments in (
         ("delete_container", {"id": container_id, "force": True}),
@@ -178,7 +179,7 @@ def _leave(sandbox: Supervisor, container_id: str) -> list[str]:
         try:
             sandbox.call(op, **arguments)
         except SandboxStateError:
-            pass  # it ended, and all of its containers with it; or its guest hangs
+            pass  # the sandbox has ended, with all its containers; or its guest hangs
         except TapwrightError as error:
             left.append(str(error))
     return left
@@ -191,11 +192,12 @@ def sync(sandbox: Supervisor, container: Container) -> None:
 
 
 def _see_to_its_end(root: str, container: Container, sandbox: Supervisor, log: Log) -> None:
-    """Arrange the container's deletion at its end when its monitor is dead. The monitor called
-    `create`, and got the shim as a child."""
+    """Ask the supervisor to delete the container at its end if its monitor has died by then. The
+    monitor called `create`, and is the parent of the shim."""
     if state.parent_of(container.pid) != container.caller:
         return
-    # Podman's conmon ends as the command that deletes. CRI-O's is done before; CRI-O deletes.
+    # Podman's conmon becomes the command that deletes. CRI-O's conmon ends before that; CRI-O
+    # deletes.
     monitor_deletes = "--exit-command" in state.command_of(container.caller)
     is_crios = any(key.startswith("io.kubernetes.cri-o.") for key in container.annotations)
     if is_crios and not monitor_deletes:
@@ -214,7 +216,7 @@ def _see_to_its_end(root: str, container: Container, sandbox: Supervisor, log: L
 def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
     held = state.hold(root, container_id, _LOCK_SECONDS)
     try:
-        container = _living(root, container_id)
+        container = state.running(root, container_id)
         before, container.paused = container.paused, paused
         held.save(container)
         try:
@@ -227,13 +229,6 @@ def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
         held.release()
 
 
-def _living(root: str, container_id: str) -> Container:
-    container = state.load(root, container_id)
-    if not state.is_running(container):
-        raise ContainerStateError(_NOT_RUNNING)
-    return container
-
-
 def run_hooks(kind: str, container: Container, status: str, log: Log) -> None:
     """Run the container's hooks of that kind, `poststart` or `poststop`."""
     if kind in container.hooks:
@@ -243,8 +238,8 @@ def run_hooks(kind: str, container: Container, status: str, log: Log) -> None:
 
 
 def _load_or_guess(root: str, container_id: str) -> Container:
-    """A container whose file is damaged can be deleted all the same: what it was sure to hold is
-    its sandbox."""
+    """The container; for a damaged file a guess, so that it can be deleted: a container of that
+    name with a sandbox of its own."""
     try:
         return state.load(root, container_id)
     except ContainerStateError:
@@ -258,7 +253,7 @@ def _load_or_guess(root: str, container_id: str) -> Container:
 
 
 def _ends(container: Container, seconds: float) -> bool:
-    """Whether the shim is gone, at once or within the time."""
+    """Whether the shim ends within the time."""
     if not state.is_running(container):
         return True
     try:
@@ -266,7 +261,7 @@ def _ends(container: Container, seconds: float) -> bool:
     except ProcessLookupError:
         return True
     try:
-        # That of the shim, if it still lives now that its pid can't be used again.
+        # Check again: only now, with the pidfd open, can no other process get this pid.
         return not state.is_running(container) or bool(select.select([pidfd], [], [], seconds)[0])
     finally:
         os.close(pidfd)
@@ -277,7 +272,7 @@ def _kill_shim(container: Container) -> None:
 
 
 def _kill_shims(container: Container) -> None:
-    """Kill the shims of the container's other processes, too: their callers wait for them."""
+    """Kill all shims of the container, because their callers wait for them."""
     from tapwright.oci import shim
 
     _kill_shim(container)

@@ -1,4 +1,5 @@
-"""What `update` sets (config-linux.md, "Control groups"), and other numbers of the command line."""
+"""The limits that `update` sets (config-linux.md, "Control groups"), and durations, as the command
+line has them."""
 
 import json
 import re
@@ -48,7 +49,7 @@ def read(path: str) -> "Json":
 
 
 def of_options(given: "dict[str, str]") -> "Json":
-    """The limits of options, by name. Raises UsageError."""
+    """linux.resources from command-line options, by the option's name. Raises UsageError."""
     found: Json = {}
     for name, text in given.items():
         if name in _PASSED_OVER:
@@ -71,7 +72,7 @@ def seconds(text: str) -> float:
 
 def _list(name: str, text: str) -> str:
     if not _LIST.fullmatch(text):
-        raise UsageError(f"--{name}: {text!r} is no list of numbers such as 0-2,4")
+        raise UsageError(f"--{name}: {text!r} is not a list of numbers such as 0-2,4")
     return text
 
 

@@ -1,7 +1,7 @@
-"""Errors and warnings for platforms: in the file that `--log` names, as they read it.
+"""Errors and warnings for platforms, in the file that `--log` names, in the form that they read.
 
-containerd takes the last error of it, podman expects nothing but one error in it: so warnings are
-kept until the call has succeeded, and there are none beside an error.
+containerd reads the last error in the file, and podman expects only one error. So a call writes its
+warnings when it has succeeded, and none beside an error.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ class Log:
             self._warnings.append(text)
 
     def fails_unless(self, text: str) -> None:
-        """Keep an error in the file until this call ends, for a platform that kills the call before
-        that, as containerd does at its time limit."""
+        """Keep an error in the file until this call ends, for the case that the platform kills the
+        call, as containerd does after its time limit."""
         if self._path:
             self._take_back()
             self._ahead = self._write("error", [shown(text)])
 
     def _take_back(self) -> None:
-        """Remove the line again, unless another process has written since."""
+        """Remove that error, unless another process has written to the file since."""
         ahead = self._ahead.encode()
         self._ahead = ""
         if not ahead:
@@ -50,7 +50,7 @@ class Log:
                 file.truncate(start)
 
     def succeeded(self) -> None:
-        """Print the warnings; on stderr only without a log file, because it may be the
+        """Write the warnings to the file; without a file to stderr, which may otherwise be the
         container's."""
         self._take_back()
         if self._path:
@@ -61,15 +61,15 @@ class Log:
         self._warnings = []
 
     def failed(self, text: str) -> None:
-        """Tell the error, in the file and on stderr, as runc does."""
+        """Write the error to the file and to stderr, as runc does."""
         self._take_back()
-        text = shown(text)  # platforms print what is in the file
+        text = shown(text)  # platforms print the file
         if self._path:
             self._write("error", [text])
         _to_stderr(text)
 
     def _write(self, level: str, texts: "Iterable[str]") -> str:
-        """Return what was written."""
+        """Append lines; return their text, empty after a failure."""
         lines = "".join(f"{self._line(level, text)}\n" for text in texts)
         if not lines:
             return ""

@@ -1,13 +1,13 @@
-"""Memory of the host that is a tmpfs of the guest instead: what a platform binds to a container's
+"""Replaces a tmpfs of the host by one in the guest: the one that a platform binds to a container's
 /dev/shm, and Kubernetes' emptyDir volumes of `medium: Memory`.
 
-Processes share memory by them, which files that the guest sees of the host can't do. So an empty
+Processes share memory through them, which is impossible through files of the share. So an empty
 tmpfs of the host becomes one of the guest, equal in size, owner and mode; containers of a sandbox
-that bind the same one share it. One that contains files is in use on the host, and the guest sees
-it like any other directory.
+that bind the same one share it. A tmpfs that contains files is in use on the host, and the guest
+sees it like any other directory.
 
-A volume is known by its path, as Kata Containers does it (pkg/katautils: IsEphemeralStorage): a
-tmpfs mounted in a directory of that name.
+As in Kata Containers (pkg/katautils: IsEphemeralStorage), the path shows whether a tmpfs is a
+volume.
 """
 
 import os
@@ -37,11 +37,11 @@ def serves(mount: "Json", source: str) -> bool:
     """Whether memory of the guest replaces this source of a bind mount. If so, or if it may, the
     mount gets a field `memory`:
 
-    `name` identifies it, `bytes` is its size (0: the guest's default), `directories` are those from
-    its root to the bound one: `name`, `mode`, `uid`, `gid` of each; the root has no name. A
-    `lasting` one stays until the sandbox ends, another until no container uses it. Without `make`
-    the host's directory has files: then the guest uses the memory only if it exists already, and
-    else the mount's source. Raises BundleError.
+    `name` identifies the memory, `bytes` is its size (0: the guest's default). `directories` are
+    those from its root to the bound one: `name`, `mode`, `uid`, `gid` of each; the root has no
+    name. `lasting` memory stays until the sandbox ends, other memory until no container uses it.
+    Without `make`, the host's directory has files: then the guest uses the memory only if it exists
+    already, and otherwise the mount's source. Raises BundleError.
     """
     destination = mount["destination"]
     try:
@@ -56,8 +56,8 @@ def serves(mount: "Json", source: str) -> bool:
 
 
 def asked_for(mounts: "Sequence[Json]") -> int:
-    """Bytes of memory that processes of a container want to share, by its mounts in the guest:
-    those of its volumes and of /dev/shm, where they have a size."""
+    """The sizes, in bytes, of a container's memory volumes and /dev/shm, by its mounts in the
+    guest; mounts without a size count 0."""
     described = [mount["memory"] for mount in mounts if "memory" in mount]
     of_guest: dict[str, int] = {memory["name"]: memory["bytes"] for memory in described}
     of_runtime = [
@@ -92,7 +92,7 @@ def _found(source: str, destination: str) -> tuple[str, str, bool] | None:
 
 def _described(root: str, below: str, is_volume: bool) -> "Json":
     return {
-        # Numbers of devices and inodes come again when a tmpfs has gone, the handle does not.
+        # Another tmpfs may get the same device and inode later, but not the same handle.
         "name": f"{_device(root):x}-{libc.file_handle(root).hex()}",
         "bytes": _size(root),
         "directories": list(_directories(root, below)),
@@ -130,8 +130,8 @@ def _device(path: str) -> int:
 
 
 def _size(root: str) -> int:
-    """The size in bytes; 0 where it has no bound, or only a default one: tmpfs takes half of the
-    memory by default, and the kubelet all of its memory for pods."""
+    """The size in bytes; 0 for no limit, or a default one: tmpfs may use half of the host's memory
+    by default, and the kubelet sets all of its memory for pods."""
     facts = os.statvfs(root)
     return _bounded(facts.f_blocks * facts.f_frsize)
 
@@ -151,8 +151,8 @@ def _directories(root: str, below: str) -> "Iterator[Json]":
 
 
 def _has_content(directory: str, directories_too: bool) -> bool:
-    """Whether it contains a file. The kubelet makes the directories of subPaths on the host in any
-    case; so many directories count as content, too."""
+    """Whether a directory contains a file. Directories alone are no content, because the kubelet
+    makes those of subPaths on the host; a very large number of them is."""
     waiting, seen = [directory], 0
     while waiting:
         with os.scandir(waiting.pop()) as entries:

@@ -1,5 +1,5 @@
-"""What becomes of a container's mounts: those of the host's files are shared with the guest and
-bound there, those of a kernel's own filesystems are the guest's."""
+"""Plans a container's mounts. The guest sees files of the host through the share, and binds them;
+filesystems of a kernel (proc, sysfs, tmpfs, …) are the guest's own."""
 
 import os
 import re
@@ -36,7 +36,7 @@ _FOLLOWING = frozenset(("slave", "rslave", "shared", "rshared"))
 _SHARING = frozenset(("shared", "rshared"))
 
 _MODULES = frozenset(("/lib/modules", "/usr/lib/modules"))
-"""Kernel modules of the host. The guest has its own kernel's in their place, if it has any."""
+"""Kernel modules of the host. The guest mounts its own kernel's modules instead, if it has any."""
 
 _KERNEL_OWN = """
     bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl mqueue proc pstore ramfs
@@ -54,10 +54,10 @@ _MOST_LINKS = 255  # as runc follows (cyphar/filepath-securejoin)
 
 
 class Shared:
-    """A file or directory of the host that the guest gets under a name; the destination is where
-    the container has it. What is mounted below it comes along if it is `recursive`, and what is
-    mounted there later if it is `following`. `read_only` is of the mount itself, `all_read_only` of
-    those below it too. With options in `overlay` it is an overlay filesystem, made on the host."""
+    """A file or directory of the host that the guest sees under a name, for a destination in the
+    container. `recursive` includes the mounts below it, `following` also those that come later.
+    `read_only` applies to the mount itself, `all_read_only` also to mounts below it. With options
+    in `overlay` it is an overlay filesystem, made on the host."""
 
     def __init__(
         self, name: str, source: str, destination: str, options: "Sequence[str]" = ()
@@ -71,12 +71,12 @@ class Shared:
         self.following = not _FOLLOWING.isdisjoint(options)
         self.overlay: list[str] = []
         self.is_apart = self.all_read_only or not self.recursive or name == ROOTFS
-        """Whether the guest needs it in a place of its own, apart from other mounts of this source:
-        it has less below it, or only parts of it are writable."""
+        """Whether the guest can't use one place for this and other mounts of the same source,
+        because their submounts or their flags differ."""
 
 
 def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared], "list[Json]"]:
-    """(what the guest shares with the host, the mounts of the guest's configuration). Raises
+    """(files that the guest shares with the host, mounts of the guest's configuration). Raises
     BundleError."""
     shared = [Shared(ROOTFS, bundle.rootfs, "/")]
     wanted = bundle.config.get("mounts", ())
@@ -105,7 +105,7 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 continue
             shared.append(share)
             if share.read_only and not share.all_read_only and _has_mounts_below(share):
-                # The guest has all of it as one mount. The host keeps it from writing to the first.
+                # In the guest all is one mount, so the host must make only the first one read-only.
                 share.is_apart = True
                 bound["options"] = [option for option in bound["options"] if option != "ro"]
         elif kind == "overlay":
@@ -129,8 +129,8 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
 
 
 def in_memory(of_guest: "Sequence[Json]") -> list[str]:
-    """The places, but for those of devices, where the guest's mounts have a filesystem in memory on
-    top."""
+    """The places where the topmost of the guest's mounts is a filesystem in memory, except below
+    /dev and /sys."""
     kinds = {mount["destination"]: mount.get("type") for mount in of_guest}
     return [
         place
@@ -141,7 +141,7 @@ def in_memory(of_guest: "Sequence[Json]") -> list[str]:
 
 @contextmanager
 def cloned(shared: "Sequence[Shared]") -> "Iterator[list[int]]":
-    """Detached mounts of what is shared, in its order, which last for the block. Raises
+    """Detached mounts of the shared files, in their order, for the length of the block. Raises
     BundleError."""
     descriptors: list[int] = []
     try:
@@ -183,9 +183,9 @@ def _cloned(one: Shared) -> int:
 
 
 def _as_short(name: str, value: str, stack: ExitStack) -> str:
-    """An option of an overlay, for the kernel takes 255 bytes in one (fs/fsopen.c); podman's
-    `--mount type=image` has more. Directories are named by descriptors then, which `stack` closes.
-    Raises OSError."""
+    """An option of an overlay, with at most 255 bytes, because the kernel takes no more
+    (fs/fsopen.c) and podman's `--mount type=image` has more. It then names directories by
+    descriptors, which `stack` closes. Raises OSError."""
     if len(os.fsencode(value)) <= _MOST_BYTES or name not in _OVERLAY_DIRECTORIES:
         return value
     short = []
@@ -233,9 +233,9 @@ def _bound(place: str, source: str, options: list[str]) -> "Json":
 def _mode_beneath(
     rootfs: str, place: str, mounts: "Sequence[Json]", shared: "Sequence[Shared]"
 ) -> list[str]:
-    """The option by which a tmpfs has the mode of the directory that it covers, as by runc
-    (libcontainer, rootfs_linux.go: mountToRootfs), unless a later option names another; none where
-    it covers nothing, or what only the guest has."""
+    """The option that gives a tmpfs the mode of the directory that it covers, as runc does
+    (libcontainer, rootfs_linux.go: mountToRootfs); a later option overrides it. No option where the
+    tmpfs covers nothing, or a directory that only the guest has."""
     path = rootfs + place
     for mount in reversed(mounts):
         over = mount["destination"]
@@ -255,10 +255,10 @@ def _mode_beneath(
 
 
 def _in_rootfs(rootfs: str, destination: str, mounted: "Sequence[str]") -> str:
-    """Where a mount comes to lie: the destination with the links in the rootfs followed, `/` being
-    the rootfs, whether what they lead to is there or not. The guest's runtime follows only those
-    that lead somewhere, where runc makes what is missing. Nothing is opened on this way; what is
-    below one of the places `mounted` is left as it is. Raises BundleError."""
+    """The place of a mount: the destination with all links in the rootfs followed, as if the rootfs
+    were `/`. Links may lead nowhere: runc follows those, too, and makes the missing directories,
+    but crun does not. This opens no file, and follows no link below one of the places `mounted`.
+    Raises BundleError."""
     left, done, links = destination.split("/")[::-1], list[str](), 0
     while left:
         part = left.pop()
@@ -286,7 +286,7 @@ def _is_below(path: str, places: "Sequence[str]") -> bool:
 
 
 def _link(path: str) -> str:
-    """Where a link leads; empty for all else."""
+    """The target of a link; empty for other files."""
     try:
         return os.readlink(path)
     except OSError:
@@ -294,7 +294,7 @@ def _link(path: str) -> str:
 
 
 def _is_label(option: str) -> bool:
-    """SELinux labels the host's files; the guest has no SELinux."""
+    """Whether it is an option of SELinux, which the guest lacks."""
     return option.partition("=")[0] in ("context", "fscontext", "defcontext", "rootcontext")
 
 
@@ -303,7 +303,7 @@ def _is_of_overlay(option: str) -> bool:
 
 
 def _refuse(mount: "Json") -> None:
-    """Raises BundleError for what would be another mount than was asked for."""
+    """Raises BundleError for a mount that the guest would make in another way."""
     destination = mount["destination"]
     if os.path.normpath(destination).strip("/") in ("", "."):
         raise BundleError(

@@ -1,6 +1,5 @@
-"""`linux.netDevices` of a bundle: interfaces of the host that the container shall have (config-
-linux.md, "Network Devices"). They are moved into its network namespace before the hooks run, as by
-runc."""
+"""`linux.netDevices` of a bundle: interfaces of the host for the container (config-linux.md,
+"Network Devices"). As with runc, they move into its network namespace before the hooks run."""
 
 from tapwright.errors import BundleError
 
@@ -12,7 +11,8 @@ _NAME_BYTES = 15  # IFNAMSIZ, without the NUL
 
 
 def wanted(bundle: "Bundle") -> dict[str, str]:
-    """Their names in the container, by those on the host. Raises BundleError."""
+    """The names of the interfaces in the container, by their names on the host. Raises
+    BundleError."""
     found: dict[str, str] = {}
     for device, settings in bundle.linux.get("netDevices", {}).items():
         if not isinstance(settings, dict | None):
@@ -34,8 +34,8 @@ def wanted(bundle: "Bundle") -> dict[str, str]:
 
 
 def _check(name: object) -> None:
-    """By the kernel's rule (net/core/dev.c: dev_valid_name), with at most one number to be chosen
-    by it."""
+    """Raises BundleError for an invalid name by the kernel's rule (net/core/dev.c: dev_valid_name).
+    One `%d` is allowed, which the kernel replaces by a number."""
     if (
         not isinstance(name, str)
         or not 0 < len(name.encode(errors="surrogatepass")) <= _NAME_BYTES

@@ -1,6 +1,6 @@
-"""Reports of a kill for memory. A platform looks for one in the container's control group on the
-host, where nothing is killed. So the supervisor (`control.oom_reports`) reports it the way that the
-platform's monitor would."""
+"""Which reports of a kill for memory the platform wants. Platforms watch the container's control
+group on the host, but the guest's kernel kills. So the supervisor (`control.oom_reports`) makes the
+reports that the platform's monitor would make."""
 
 import os
 
@@ -15,8 +15,9 @@ _ADDRESS = "TTRPC_ADDRESS"
 
 
 def of_caller(container_id: str, root: str, bundle: str, caller: int) -> "dict[str, Any]":
-    """The reports that the calling process (`caller`) wants: those of conmon, those of containerd's
-    shim (whose environment is ours, and whose namespace is the last part of the root), or none."""
+    """The reports for the process that calls (`caller`): those of conmon, those of containerd's
+    shim, or none. This process has the environment of containerd's shim, and the last part of its
+    root is the shim's namespace."""
     found: dict[str, Any] = {}
     command = state.command_of(caller)
     if os.path.basename(command[0] if command else "") == _MONITOR:

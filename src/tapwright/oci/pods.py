@@ -1,4 +1,4 @@
-"""In which sandbox a container lives: one that it starts, or one that is there.
+"""In which sandbox a container lives: one that it starts, or one that another container started.
 
 The marks are those of containerd's CRI plugin (pkg/cri/annotations), of CRI-O and podman
 (pkg/annotations), and of the kubelet's former docker shim; as Kata reads them.
@@ -27,11 +27,12 @@ _JOINED = ("pid", "ipc", "uts")
 
 
 def owner_of(root: str, bundle: "Bundle") -> "Container | None":
-    """Return the container that started the sandbox which this one joins; None when it starts its
-    own.
+    """Return the container that started the sandbox which this container joins; None when it starts
+    a sandbox of its own.
 
-    Besides the marks, a sandbox's network namespace shows it: a namespace can't have two VMs
-    (podman's pods, `--network container:X`). Raises BundleError when the sandbox does not exist.
+    The marks name the sandbox. Without marks, the network namespace shows it, because a namespace
+    can't have two VMs (podman's pods, `--network container:X`). Raises BundleError when the sandbox
+    does not exist.
     """
     named = _named(bundle.annotations)
     network = bundle.namespace("network")
@@ -44,14 +45,19 @@ def owner_of(root: str, bundle: "Bundle") -> "Container | None":
                 return container
         if named:
             raise BundleError(
-                f"the sandbox {named!r} of this container is not there; start it (CRI-O starts one "
-                "only with drop_infra_ctr = false)"
+                f"the sandbox {named!r} of this container does not exist; start it (CRI-O starts "
+                "one only with drop_infra_ctr = false)"
             )
     return None
 
 
+def is_pause(bundle: "Bundle") -> bool:
+    """Whether this is a pod's pause container, which only holds the pod's namespaces."""
+    return any(bundle.annotations.get(kind) == "sandbox" for kind, _ in _MARKS)
+
+
 def sandbox_id(container_id: str) -> str:
-    """The id of the sandbox that a container starts: its own, where that can be one."""
+    """The id of the sandbox that a container starts: the container's, if that is a valid id."""
     if ids.is_id(container_id):
         return container_id
     import hashlib
@@ -61,8 +67,8 @@ def sandbox_id(container_id: str) -> str:
 
 
 def sandbox_of(root: str, prefix: str) -> "Sandbox":
-    """The sandbox of that id, else that of the container of that id; else the only one of which
-    either begins so. Kata and openEuler name a sandbox by any of its containers.
+    """The sandbox of that id, or of the container of that id; or the only sandbox for which one of
+    these ids begins with `prefix`. Kata and openEuler name a sandbox by any of its containers.
 
     Raises SandboxNotFoundError, UsageError when there are several.
     """
@@ -81,27 +87,28 @@ def sandbox_of(root: str, prefix: str) -> "Sandbox":
 
 
 def joined_namespaces(root: str, bundle: "Bundle", owner: "Container | None") -> dict[str, str]:
-    """The namespaces that the container is to share, by type: their paths in the guest.
+    """The namespaces that the container shares with others: paths in the guest, by type.
 
-    The host's path is one of a shim's process, which stands for a container; one that was bound
-    somewhere is that of the pod. Raises BundleError, ContainerNotFoundError.
+    A path /proc/PID/ns/… of a shim stands for the namespace of the shim's container; any other path
+    stands for the pod's. Raises BundleError, ContainerNotFoundError.
     """
     found = {}
     for kind in _JOINED:
         path = bundle.namespace(kind)
-        # With a sandbox of its own it has none in common with others; but few rely on ipc and uts.
+        # A container with a sandbox of its own shares no namespace. That is an error only for pid,
+        # because few programs rely on a shared ipc or uts namespace.
         if not path or (owner is None and kind != "pid"):
             continue
         container = _of_path(root, path)
         if container and not (owner and container.sandbox == owner.sandbox):
             raise BundleError(
-                f"the {kind} namespace {path} is of container {container.id!r}, which lives in "
-                "another VM"
+                f"the {kind} namespace {path} belongs to container {container.id!r}, which lives "
+                "in another VM"
             )
         if owner is None:
             continue
         if kind == "pid" and container is None:
-            raise BundleError(f"the pid namespace {path} is of no container that runs in this VM")
+            raise BundleError(f"the pid namespace {path} belongs to no container in this VM")
         container = container or owner
         if not state.is_running(container):
             raise ContainerNotFoundError(
@@ -113,7 +120,7 @@ def joined_namespaces(root: str, bundle: "Bundle", owner: "Container | None") ->
 
 
 def _named(annotations: dict[str, str]) -> str:
-    """The sandbox that the container is marked as a member of; empty when it is not."""
+    """The sandbox that the marks name, for a member of a pod; otherwise empty."""
     for kind, sandbox in _MARKS:
         if annotations.get(kind) == "container":
             return annotations.get(sandbox, "")

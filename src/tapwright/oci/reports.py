@@ -43,16 +43,16 @@ def listing(root: str) -> "list[Json]":
 
 
 def processes(root: str, container_id: str) -> "list[Json]":
-    """The container's processes, with their pids in the guest; one that has stopped has none.
+    """The container's processes, with their pids in the guest; empty for a stopped container.
     Raises ContainerStateError."""
     if state.status(root, state.load(root, container_id)) == state.STOPPED:
         return []
-    found: list[Json] = _living(root, container_id).call("container_processes", id=container_id)
+    found: list[Json] = _supervisor(root, container_id).call("container_processes", id=container_id)
     return found
 
 
 def shims(root: str, container_id: str) -> list[int]:
-    """The processes that stand for a container's on this host, where platforms look for pids."""
+    """The pids of a container's shims; platforms expect pids of this host."""
     container = state.load(root, container_id)
     if not state.is_running(container):
         return []
@@ -67,9 +67,8 @@ def statistics(root: str, container_id: str) -> "Json":
 
 
 def events(root: str, container_id: str, interval: float) -> "Iterator[Json]":
-    """Yield an event of statistics every so many seconds, until the container ends; before it one
-    of type `oom` when the guest's kernel has since killed a process of the container for want of
-    memory."""
+    """Yield statistics every `interval` seconds until the container ends. An event of type `oom`
+    comes first when the guest's kernel has killed a process of the container for want of memory."""
     numbers = _numbers(root, container_id)
     yield _stats(container_id, numbers)
     while True:
@@ -85,7 +84,7 @@ def events(root: str, container_id: str, interval: float) -> "Iterator[Json]":
 
 
 def _numbers(root: str, container_id: str) -> "Json":
-    found: Json = _living(root, container_id).call("container_statistics", id=container_id)
+    found: Json = _supervisor(root, container_id).call("container_statistics", id=container_id)
     return found
 
 
@@ -101,7 +100,7 @@ def _oom_kills(numbers: "Json") -> int:
 
 
 def features() -> "Json":
-    """What is supported (features.md): what the guest's runtime can, but for what is refused."""
+    """The features of this runtime (features.md): crun's, without those that are refused."""
     from tapwright.oci import seccomp
     from tapwright.oci.bundle import HOOKS
 
@@ -123,8 +122,5 @@ def features() -> "Json":
     }
 
 
-def _living(root: str, container_id: str) -> Supervisor:
-    container = state.load(root, container_id)
-    if not state.is_running(container):
-        raise ContainerStateError("container not running")
-    return client.named(root, container.sandbox)
+def _supervisor(root: str, container_id: str) -> Supervisor:
+    return client.named(root, state.running(root, container_id).sandbox)

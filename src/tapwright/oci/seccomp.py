@@ -1,9 +1,9 @@
-"""The seccomp profile of a container (config-linux.md, "Seccomp"), made into the program that the
-guest's kernel runs for each of its system calls.
+"""Compiles the seccomp profile of a container (config-linux.md, "Seccomp") into the program that
+the guest's kernel runs for each system call.
 
-It is made here, by the host's libseccomp, as runc makes it (libcontainer/seccomp): so it is the
-same, and an emulated processor need not. crun in the guest takes it as it is (crun(1):
-`run.oci.seccomp_bpf_data`), for the container's program and for all that is run in it.
+The host's libseccomp compiles it as runc does (libcontainer/seccomp). So the program is the same as
+with runc, and an emulated processor is spared the work. crun in the guest uses the program as it is
+(crun(1): `run.oci.seccomp_bpf_data`), for all processes of the container.
 """
 
 import base64
@@ -42,15 +42,16 @@ FLAGS = tuple(
 )
 _EPERM = 1
 _ARGUMENTS = 6
-_TREE_FROM = 32  # rules, as runc has it; with none at all the library misbehaves
+_TREE_FROM = 32  # rules, as in runc; with a tree of no rules the library misbehaves
 
 
 class Profile:
-    """What becomes of system calls: `default`, and of some of them (name, action, conditions that
-    are to hold together) in `rules`. `of_runtime` is what crun is to know beside the program."""
+    """A profile: the action for system calls by `default`, and `rules` for some of them (name,
+    action, conditions that must all hold). `of_runtime` is the configuration that crun needs beside
+    the program."""
 
     def __init__(self, given: "Json") -> None:
-        """Raises BundleError for a profile that the guest can't have."""
+        """Raises BundleError for a profile that is impossible in a guest."""
         if given.get("listenerPath"):
             raise BundleError(
                 f"{_PLACE}.listenerPath: its listener is a process of the host, which can't answer "
@@ -97,7 +98,7 @@ class Profile:
 
 
 def of_bundle(bundle: "Bundle") -> "Profile | None":
-    """None where it asks for nothing. Raises BundleError."""
+    """The bundle's profile; None without one. Raises BundleError."""
     given = bundle.linux.get("seccomp") or {}
     if not given.get("defaultAction") and not given.get("syscalls"):
         return None
@@ -105,7 +106,7 @@ def of_bundle(bundle: "Bundle") -> "Profile | None":
 
 
 class Making:
-    """A program that is made while others do something else: it takes some 15 ms."""
+    """A program that a thread compiles while the caller goes on: it takes some 15 ms."""
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
@@ -120,7 +121,7 @@ class Making:
             self._found = error
 
     def annotation(self) -> dict[str, str]:
-        """What crun takes it from. Raises BundleError."""
+        """The annotation from which crun takes the program. Raises BundleError."""
         self._thread.join()
         if isinstance(self._found, BundleError):
             raise self._found
@@ -155,8 +156,8 @@ def _action(where: "Json", key: str, number_key: str) -> int:
 
 
 def _conditions(entry: "Json") -> "Iterator[list[tuple[int, int, int, int]]]":
-    """The conditions of a rule: all of them must hold, or, where one argument has several, any of
-    them (libcontainer/seccomp: matchCall)."""
+    """The conditions of a rule: all must hold; but if one argument has several conditions, any one
+    is enough (libcontainer/seccomp: matchCall)."""
     found = []
     for each in _list(entry, "args"):
         name = _short(each.get("op"), "SCMP_CMP_")

@@ -30,8 +30,7 @@ _UNREACHABLE = (
 def begin(
     supervisor: "Supervisor", op: str, descriptors: "Sequence[int]", **arguments: "Any"
 ) -> "tuple[socket.socket, dict[str, Any]]":
-    """Begin a process in a container, as `Supervisor.converse` does, whose failures runc's words
-    have here."""
+    """Begin a process in a container, as `Supervisor.converse` does; failures get runc's words."""
     try:
         return supervisor.converse(op, descriptors, **arguments)
     except TapwrightError as error:
@@ -48,12 +47,12 @@ def start(
     netns: str = "",
     view: int | None = None,
 ) -> int:
-    """Start it over the connection that `begin` returned; return its pid.
+    """Start a shim on the connection that `begin` returned; return its pid.
 
-    It has nothing open but the connection and the `terminal`. Where no other process has that
-    terminal as its own, it becomes the shim's `own`: then the shim hears of changes of the size. It
-    lives in the network namespace at `netns`, and in the mount namespace `view` (`oci.view`), if
-    they are given. `name` is what ps(1) shows. Raises ContainerStateError.
+    The shim has only the connection and the `terminal` open. With `own`, the terminal becomes the
+    shim's controlling terminal, so that the shim gets SIGWINCH; no other process may have it then.
+    The shim runs in the network namespace at `netns` and the mount namespace `view` (`oci.view`),
+    if given. `name` is what ps(1) shows. Raises ContainerStateError.
     """
     actions: list[Any] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
@@ -63,7 +62,7 @@ def start(
     ]
     keep = [0, 1, 2, _CONNECTION]
     if terminal is not None:
-        # Who has no terminal so far gets the one it opens (tty_open_proc_set_tty).
+        # A session leader without a terminal gets the one it opens (tty_open_proc_set_tty).
         flags = os.O_RDWR | (0 if own else os.O_NOCTTY)
         actions.append((os.POSIX_SPAWN_OPEN, _TERMINAL, os.ttyname(terminal), flags, 0))
         keep.append(_TERMINAL)
@@ -93,8 +92,8 @@ def start(
 
 
 def _as_runc(message: str, program: str) -> str:
-    """What crun says of a program that it can't execute, in runc's words: docker's exit status
-    follows from these, to the letter (daemon/start_unix.go and errors.go, of moby 20.10)."""
+    """Translate crun's error about a program that it can't execute into runc's words: docker
+    derives its exit status from them (daemon/start_unix.go and errors.go, of moby 20.10)."""
     if "/" not in program and message.endswith("not found in $PATH: No such file or directory"):
         return f'exec: "{program}": executable file not found in $PATH'
     if message.endswith("open executable: Operation not permitted"):  # a directory
@@ -109,10 +108,10 @@ def _as_runc(message: str, program: str) -> str:
 
 
 def _inherited() -> list[int]:
-    """Descriptors that a program started from here would have: those that this one was given."""
+    """Descriptors that a new program would inherit: those that this process got from its caller."""
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the list
+        with contextlib.suppress(OSError):  # the descriptor of this very list
             if os.get_inheritable(int(name)):
                 found.append(int(name))
     return found
@@ -120,7 +119,7 @@ def _inherited() -> list[int]:
 
 @contextlib.contextmanager
 def _within(netns: str) -> "Iterator[None]":
-    """In that network namespace for the length of the block, where one is given."""
+    """Enter the network namespace, if one is given, for the length of the block."""
     if not netns:
         yield
         return
@@ -131,7 +130,7 @@ def _within(netns: str) -> "Iterator[None]":
 
 
 def write_pid_file(path: str, pid: int) -> None:
-    """Whole, or not at all. Raises ContainerStateError."""
+    """Write a complete file, or none. Raises ContainerStateError."""
     try:
         files.replace(os.path.abspath(path), str(pid), synced=False, mode=0o666)
     except OSError as error:

@@ -1,13 +1,14 @@
 # The process that a platform waits for: it stands for a process in the guest, and ends with its
-# exit status, 128 + N for signal N. A shell, for it needs a tenth of Python's memory.
+# exit status, 128 + N for signal N. It is a shell, which needs a tenth of Python's memory.
 #
-# 3 is the supervisor's control socket, a JSON object a line: the exit status comes from there,
-# signals and sizes go there. When the supervisor dies, so has the process: 137, as if killed.
-# 4 is the terminal, if $1 is "terminal".
-# Signals are forwarded, but for those that can't be caught (9, 19), that the shell needs or raises
-# itself (4, 7, 8, 11, 13, 17), and those of the C library (32, 33). One that comes in the
-# microseconds between the shell's last look for signals and its read(2) is forwarded with the next
-# signal or line: a shell can't do both at once, as ppoll(2) does.
+# Descriptor 3 is the supervisor's control socket, with a JSON object a line: it brings the exit
+# status, and takes signals and sizes. When the supervisor dies, the process in the guest has died,
+# too: then the shim ends with 137, as if killed. Descriptor 4 is the terminal, if $1 is "terminal".
+#
+# It forwards signals, except those that can't be caught (9, 19), those that the shell needs or
+# raises itself (4, 7, 8, 11, 13, 17), and those of the C library (32, 33). A signal that comes
+# between the shell's last look for signals and its read(2), which takes microseconds, is forwarded
+# with the next signal or line: a shell can't wait for both at once, as ppoll(2) does.
 
 cd /
 interrupted=
@@ -34,7 +35,7 @@ if [ "$1" = terminal ]; then
     resize
 fi
 
-# Bash hears of a new size only when it has done reading.
+# Bash runs a trap only after `read` has returned.
 limit=
 [ -z "${BASH_VERSION-}" ] || [ "$1" != terminal ] || limit='-t 1'
 

@@ -1,8 +1,8 @@
-"""How large a sandbox's VM must be, from what its container, or its pod, may use.
+"""How large a sandbox's VM must be at its start, by the limits of its container or its pod.
 
-The guest's cgroups hold each container to its limit, so the VM need only be large enough. It is
-the configured size wherever the limit fits in; above that there are few sizes, powers of two, for
-each size is a template of its own. The host lends memory as it is written to.
+The guest's cgroups enforce the limits, so the VM must only be large enough. It has the configured
+size if the limit fits in; above that, the sizes are powers of two, because each size needs a
+template of its own. A guest takes memory of the host only when it writes to it.
 """
 
 from tapwright.linux import cgroups
@@ -22,11 +22,11 @@ _POD = "io.kubernetes.cri.sandbox-"  # containerd, pkg/cri/annotations
 
 
 def memory_mib(bundle: "Bundle", default: int, shared: int = 0) -> int:
-    """MiB, at least `default`. So many bytes of memory that processes share were asked for; a limit
-    covers them."""
+    """MiB, at least `default`. `shared` are bytes of shared memory (`memory.asked_for`), which a
+    memory limit includes."""
     limit = memory_limit(bundle)
     if not 0 < limit < UNLIMITED:
-        # With what the kernel keeps of each page: a guest that runs out of memory ends.
+        # With the kernel's own data about each page, because a guest that runs out of memory ends.
         limit = shared + shared // 32
     if not limit:
         return default
@@ -37,15 +37,15 @@ def memory_mib(bundle: "Bundle", default: int, shared: int = 0) -> int:
 
 
 def memory_limit(bundle: "Bundle") -> int:
-    """Bytes that the container, or the pod that it starts, may use; 0 or less, or `UNLIMITED` and
-    more, for any."""
+    """Bytes that the container, or the pod that it starts, may use; 0 or less, or `UNLIMITED` or
+    more, for no limit."""
     return of_pod(bundle, "memory") or number(_own(bundle, "memory").get("limit"))
 
 
 def vcpus(bundle: "Bundle", default: int, usable: "Collection[int]") -> int:
-    """CPUs: those that the quota needs, at least `default`, and no more than there are `usable`
-    ones of the host. Without a quota, those of the host that the container is bound to, where it is
-    to any, as `nproc` has them by runc."""
+    """The number of CPUs: as many as the quota needs, at least `default`, and no more than the host
+    has `usable` ones. Without a quota, as many as the container is bound to (cpuset), which is what
+    `nproc` shows with runc."""
     quota, period = cpu_quota(bundle)
     if quota > 0:
         return max(default, min(-(-quota // period), len(usable)))
@@ -62,7 +62,7 @@ def cpu_quota(bundle: "Bundle") -> tuple[int, int]:
 
 
 def claim(bundle: "Bundle") -> needs.Claim:
-    """What the pod may use that the container starts."""
+    """What the pod of the container may use."""
     quota, period = cpu_quota(bundle)
     limits = {"memory": {"limit": memory_limit(bundle)}, "cpu": {"quota": quota, "period": period}}
     return needs.Claim().changed(limits)
@@ -80,8 +80,8 @@ def of_pod(bundle: "Bundle", key: str) -> int:
 
 
 def _numbers(cpus: object) -> set[int]:
-    """The numbers in a list of CPUs such as 0-2,4 (cpuset(7)); none of what is no such list, which
-    the kernel refuses."""
+    """The numbers in a list of CPUs such as 0-2,4 (cpuset(7)). Invalid parts count nothing; the
+    kernel refuses them later."""
     found = set[int]()
     for part in cpus.split(",") if isinstance(cpus, str) else ():
         first, _, last = part.strip().partition("-")

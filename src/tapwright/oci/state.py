@@ -1,8 +1,9 @@
-"""What is known of a container, on disk: ROOT/containers/ID/state.json.
+"""The state of a container on disk: ROOT/containers/ID/state.json.
 
-Written before anything is made, and whole or not at all, so that `delete` finds it after a kill at
-any instant. The status is not in it: it follows from the shim, which lives as long as the
-container's process. Who changes a container holds a lock (flock(2)) on its directory.
+The file is written before anything is made, and is always complete, so that `delete` finds it after
+a kill at any instant. It does not contain the status, which follows from the shim: the shim lives
+as long as the container's process. A process that changes a container holds a lock (flock(2)) on
+its directory.
 """
 
 import contextlib
@@ -32,19 +33,21 @@ PAUSED, STOPPED = "paused", "stopped"
 _FILE = "state.json"
 _ID = re.compile(r"[\w+.\-]{1,128}", re.ASCII)
 
+# In runc's words, because platforms look for them; so are other texts of this room.
 NOT_FOUND = "container does not exist"
-"""In runc's words, by which platforms know it; so are other texts of this room."""
+NOT_RUNNING = "container not running"
 
 
 class Container:
-    """A container. The attributes are what is saved.
+    """A container; all attributes are saved.
 
-    `sandbox` is the id of its sandbox, which it `owns` or is a member of. `pid` is the shim's, 0
-    until there is one, `pid_started` that process's start (clock ticks since the host's, `boot`);
-    `guest_pid` that of its process in the guest, `caller` the pid of the process that called
-    `create`. `created` as RFC 3339. `hooks` are those that are due: `poststart`, `poststop`.
-    `cgroup` is the path of its control group on the host, and `cgroup_kind` whose that is
-    (`oci.cgroup`); `overhead` what its VM may use beside it there: hundredths of a CPU, MiB, tasks.
+    `sandbox` is the id of its sandbox, which it `owns` or joins. `pid` is the shim's, 0 before the
+    shim exists; `pid_started` is the shim's start (clock ticks since the host's `boot`).
+    `guest_pid` is the pid of its process in the guest, `caller` that of the process that called
+    `create`. `created` is a time as in RFC 3339. `hooks` are those that run later: `poststart`,
+    `poststop`. `cgroup` is the path of its control group on the host, `cgroup_kind` its kind
+    (`oci.cgroup`), and `overhead` what the VM may use there beside the container: hundredths of a
+    CPU, MiB, tasks.
     """
 
     def __init__(self, **saved: "Any") -> None:
@@ -69,7 +72,7 @@ class Container:
         self.cgroup_kind: str = saved.get("cgroup_kind", "")
         more_cpu, more_memory, more_pids = saved.get("overhead", (0, 0, 0))
         self.overhead: list[int] = [more_cpu, more_memory, more_pids]
-        # What another version wrote is kept for it.
+        # Fields of another version are kept for that version.
         vars(self).update((key, saved[key]) for key in saved.keys() - vars(self).keys())
 
 
@@ -116,9 +119,9 @@ class Held:
 
 
 def directory_of(root: str, container_id: str | None = None) -> str:
-    """That of a container, or of all. Raises UsageError for what can't be an id."""
+    """The directory of a container, or of all containers. Raises UsageError for an invalid id."""
     if container_id == "":
-        # It would be the directory of all of them, also to `delete --force`.
+        # This would be the directory of all containers, and `delete --force` would remove it.
         raise UsageError("container id cannot be empty")
     if container_id and (not _ID.fullmatch(container_id) or container_id in (".", "..")):
         raise UsageError(f"invalid container ID format: {container_id!r}")
@@ -135,7 +138,7 @@ def claim(root: str, container: Container) -> Held:
     try:
         fd = _open(draft)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        # Until something is made, and saved, nothing is lost with it.
+        # Not synced: nothing is lost with this file before something is made.
         _save(draft, container, synced=False)
         claims.take(draft, target)
     except FileExistsError:
@@ -168,6 +171,14 @@ def load(root: str, container_id: str) -> Container:
     return found
 
 
+def running(root: str, container_id: str) -> Container:
+    """Raises ContainerStateError for a container that does not run, and what `load` raises."""
+    container = load(root, container_id)
+    if not is_running(container):
+        raise ContainerStateError(NOT_RUNNING)
+    return container
+
+
 def listing(root: str) -> list[Container]:
     """All containers whose state can be read, in the order of their ids."""
     found = []
@@ -175,17 +186,17 @@ def listing(root: str) -> list[Container]:
         try:
             found.append(load(root, name))
         except (ContainerNotFoundError, ContainerStateError):
-            continue  # just deleted; a damaged one is reported when it is asked for
+            continue  # just deleted; or damaged, which a call for this container reports
     return found
 
 
 def is_of_another_boot(container: Container) -> bool:
-    """Whether it was given its process before the host's last boot, which ended that."""
+    """Whether the container's process started before the host's last reboot, which ended it."""
     return container.boot not in ("", boot())
 
 
 def sweep(root: str) -> None:
-    """Remove what calls that were killed have left of containers, and sandboxes, that are gone."""
+    """Remove directories of containers and sandboxes that killed calls have left behind."""
     for directory in (directory_of(root), os.path.join(root, "sandboxes")):
         with contextlib.suppress(OSError):
             claims.sweep(directory)
@@ -193,7 +204,7 @@ def sweep(root: str) -> None:
 
 def hold(root: str, container_id: str, seconds: float) -> Held:
     """Lock a container. Raises ContainerNotFoundError, and ContainerStateError when another process
-    has it for longer than that."""
+    holds the lock for longer than that."""
     directory = directory_of(root, container_id)
     deadline = time.monotonic() + seconds
     while True:
@@ -209,11 +220,11 @@ def hold(root: str, container_id: str, seconds: float) -> Held:
             )
         if filelock.is_still(fd, directory):
             return Held(directory, fd)
-        os.close(fd)  # deleted in the meantime, maybe made anew
+        os.close(fd)  # the container was deleted meanwhile, and perhaps made again
 
 
 def status(root: str, container: Container) -> str:
-    """What the container is in (runtime.md, "State")."""
+    """The container's status (runtime.md, "State")."""
     if not container.pid:
         return CREATING if filelock.is_held(directory_of(root, container.id)) else STOPPED
     if not is_running(container):
@@ -224,7 +235,7 @@ def status(root: str, container: Container) -> str:
 
 
 def oci_state(container: Container, status: str) -> "dict[str, Any]":
-    """The state as hooks get it (runtime.md, "State"); `pid` only where there is a process."""
+    """The state as hooks get it (runtime.md, "State"); `pid` only if the process exists."""
     found: dict[str, Any] = {
         "ociVersion": container.oci_version,
         "id": container.id,
@@ -239,7 +250,7 @@ def oci_state(container: Container, status: str) -> "dict[str, Any]":
 
 
 def is_running(container: Container) -> bool:
-    """Whether the shim lives: not another process of its pid, nor a mere exit status."""
+    """Whether the shim lives. A zombie does not count, nor another process with its pid."""
     return (
         container.pid_started > 0
         and start_of(container.pid) == container.pid_started
@@ -248,25 +259,25 @@ def is_running(container: Container) -> bool:
 
 
 def boot() -> str:
-    """Return what identifies the present boot of the host."""
+    """The id of the host's present boot."""
     return boots.current()
 
 
 def start_of(pid: int) -> int:
-    """When a process started, in clock ticks since the host did; -1 for one that is gone or has
+    """The start of a process, in clock ticks since the host's boot; -1 for a process that has
     ended."""
     fields = _facts(pid)
     return int(fields[19]) if fields else -1
 
 
 def parent_of(pid: int) -> int:
-    """-1 for a process that is gone or has ended."""
+    """The parent of a process; -1 for a process that has ended."""
     fields = _facts(pid)
     return int(fields[1]) if fields else -1
 
 
 def command_of(pid: int) -> list[str]:
-    """The command line of a process; empty for one that is gone or has ended."""
+    """The command line of a process; empty for a process that has ended."""
     try:
         with open(f"/proc/{pid}/cmdline", errors="replace") as file:
             return file.read().split("\0")
@@ -278,7 +289,7 @@ def _facts(pid: int) -> list[str]:
     """The fields of a living process, from its state on (proc(5), /proc/PID/stat)."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            # The name before may have spaces and brackets.
+            # The name in front may contain spaces and brackets.
             fields = file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []

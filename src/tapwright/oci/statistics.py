@@ -1,6 +1,6 @@
-"""What a container uses, in the shape of runc's events (types/events.go), made of the numbers of
-its control group (Documentation/admin-guide/cgroup-v2.rst); and what openEuler's runtime adds to
-it: the network of the guest, which all containers of a sandbox share."""
+"""A container's statistics in the form of runc's events (types/events.go), from the numbers of its
+control group (Documentation/admin-guide/cgroup-v2.rst). openEuler's runtime adds the network of the
+guest, which all containers of a sandbox share."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def _network(numbers: "Json") -> "Json":
 
 
 def _counts(found: object, names: tuple[str, ...]) -> "Json":
-    """All of them, 0 for those that the guest has not: without IPv6 there are no sockets of its."""
+    """All counters; 0 for those that the guest lacks, such as IPv6 sockets without IPv6."""
     table = _table(found)
     return {name: table.get(name) or 0 for name in names}
 
 
 def _table(found: object) -> "Json":
-    """The guest is hostile: it may be anything."""
+    """A table from the guest, which is hostile; empty for anything else."""
     return found if isinstance(found, dict) else {}
 
 

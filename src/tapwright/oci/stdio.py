@@ -1,4 +1,4 @@
-"""What a container's process gets as stdin, stdout and stderr, or as its terminal."""
+"""The stdin, stdout and stderr of a container's process, or its terminal."""
 
 import fcntl
 import os
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class Stdio:
-    """`descriptors` are for the supervisor: stdin, stdout, stderr, or a terminal alone. The
-    `terminal` is the container's `own`, or that of the caller, whose mode `close` restores."""
+    """`descriptors` go to the supervisor: stdin, stdout, stderr, or only a terminal. The `terminal`
+    is the container's `own`, or the caller's, whose mode `close` restores."""
 
     def __init__(
         self, descriptors: list[int], terminal: int | None = None, mode: "list[Any] | None" = None
@@ -31,8 +31,9 @@ class Stdio:
 
 
 def of_process(process: "dict[str, Any]", console_socket: str, detached: bool) -> Stdio:
-    """What fits the process, whose consoleSize becomes that of the caller's terminal if it gets
-    that. Raises ContainerStateError, with runc's words for what does not fit together."""
+    """The Stdio for a process. If the process gets the caller's terminal, its consoleSize becomes
+    that of the terminal. Raises ContainerStateError, in runc's words, for options that contradict
+    the process."""
     if not process.get("terminal"):
         if console_socket:
             raise ContainerStateError(
@@ -51,8 +52,8 @@ def of_process(process: "dict[str, Any]", console_socket: str, detached: bool) -
 
 
 def _usable(fd: int, access: int) -> int:
-    """A copy of one of our descriptors; of the null device where it is closed, or can't be used
-    that way, as with runc."""
+    """A copy of this process's descriptor; as with runc, the null device if that is closed, or
+    can't be read or written as needed."""
     try:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if flags & os.O_ACCMODE in (access, os.O_RDWR):
@@ -70,5 +71,5 @@ def _of_the_caller() -> int:
         return os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         raise ContainerStateError(
-            "the container is to have a terminal, and there is none here: give a --console-socket"
+            "the container needs a terminal, and this command has none: give a --console-socket"
         ) from None

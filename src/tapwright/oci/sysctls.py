@@ -1,5 +1,5 @@
-"""`linux.sysctl` of a bundle: those of the network are set in the guest by its agent, when the
-hooks have run and interfaces are there, as runc does; the others by the guest's runtime.
+"""`linux.sysctl` of a bundle. The agent sets those of the network after the hooks, when all
+interfaces exist, as runc does; crun in the guest sets the others.
 """
 
 from tapwright.errors import BundleError
@@ -39,8 +39,9 @@ def _all(bundle: "Bundle") -> list[tuple[str, str, str]]:
 
 
 def _path(name: str) -> str:
-    """By the rule of sysctl(8): the first separator, dot or slash, is the one between the parts of
-    the name, and the other one stands in a part for the first (`eth0/100`, `eth0.100`)."""
+    """The path below /proc/sys. By the rule of sysctl(8), the first separator in the name, dot or
+    slash, separates its parts; the other character stands for the separator inside a part
+    (`eth0/100`, `eth0.100`)."""
     dot, slash = name.find("."), name.find("/")
     is_path = slash >= 0 and (dot < 0 or slash < dot)
     path = name if is_path else name.translate(_SWAPPED)

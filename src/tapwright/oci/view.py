@@ -1,9 +1,9 @@
 """A container's files, for a process that joins the mount namespace of the shim.
 
-`podman cp` joins it to find a running container's files as they are mounted, and works on `/`,
-which must not be the host's. The view lacks what only the guest has mounted (tmpfs, proc), and
-overlays. In the place of a tmpfs it has one that is read-only: a copy there would go into the
-root filesystem, where the container does not see it.
+`podman cp` joins that namespace to find a running container's files as they are mounted, and works
+on `/`, which must not be the host's. The view lacks filesystems that only the guest has (tmpfs,
+proc), and overlays. Instead of a tmpfs, it has an empty read-only one: otherwise, a copy would go
+into the root filesystem below it, where the container does not see it.
 """
 
 import os
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def of_container(shared: "Sequence[Shared]", memory: "Sequence[str]" = ()) -> "Iterator[int]":
-    """A mount namespace of what is shared, each at its destination, the first being the root, and
-    of nothing at the places of the guest's `memory`. It lasts for the block, and as long as a
-    process is in it.
+    """A mount namespace with the shared files at their destinations; the first of them is the root.
+    The places of `memory`, which the guest has as tmpfs, are empty. The namespace exists for the
+    length of the block, and as long as a process is in it.
 
     Raises ContainerStateError, BundleError.
     """
@@ -55,7 +55,7 @@ def _namespace(root: int, places: "list[tuple[int, str]]", hidden: "list[str]") 
 
 def _attach_all(places: "Iterable[tuple[int, str]]", hidden: "Iterable[str]") -> None:
     for fd, path in places:
-        # In a filesystem of the guest's own, which is not here.
+        # A place in a filesystem of the guest does not exist here.
         with suppress(FileNotFoundError, NotADirectoryError):
             mounts.attach(fd, path)
     for path in hidden:

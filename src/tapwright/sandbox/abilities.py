@@ -1,4 +1,4 @@
-"""What this host's kernel and processor can do for sandboxes. This module tries abilities in a
+"""What this host's kernel and processor can do for sandboxes. This module tries each ability in a
 network namespace of its own. To try KVM, it boots a guest, at most once for each boot of the
 host."""
 
@@ -36,7 +36,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def kvm(config: Config, files: tuple[Path, Path] | None, progress: Progress) -> Finding:
-    """Whether the guest of these files boots on it."""
+    """Whether the guest of these files (kernel, initrd) boots on KVM."""
     if config.qemu.accelerator == "tcg":
         return Finding("KVM", OK, "not wanted: accelerator is tcg")
     if os.geteuid() != 0:
@@ -58,7 +58,7 @@ def kvm(config: Config, files: tuple[Path, Path] | None, progress: Progress) -> 
 
 
 def _without_kvm(reason: str) -> tuple[str, str]:
-    """The reason why not, and what can be done about it."""
+    """(why KVM does not work, what to do about it)."""
     if reason.startswith(accelerator.CLOSED):
         return accelerator.CLOSED, f"run: {accelerator.TO_OPEN}"
     if os.path.exists("/dev/kvm"):
@@ -105,7 +105,7 @@ def vhost(config: Config) -> Finding:
 
 
 def joining(config: Config) -> list[Finding]:
-    """What the ways to join an interface with a NIC take."""
+    """Whether the kernel can join interfaces with NICs, and limit their rates."""
     model = config.runtime.internetworking_model
     limited = bool(config.qemu.rx_rate_limiter_max_rate or config.qemu.tx_rate_limiter_max_rate)
     unused = f"internetworking_model is {model}"
@@ -123,9 +123,9 @@ def joining(config: Config) -> list[Finding]:
 
 
 def _other(model: str, attempt: Attempt) -> str:
-    """What to do where the kernel lacks what a model takes."""
+    """What to do where the kernel lacks what an internetworking model needs."""
     if attempt() is None:
-        return f'the kernel lacks what it takes: set internetworking_model = "{model}" in [runtime]'
+        return f'the kernel lacks the modules: set internetworking_model = "{model}" in [runtime]'
     return (
         "the kernel lacks macvtap, and cls_u32 or act_mirred: it needs CONFIG_NET_CLS_U32 and "
         "CONFIG_NET_ACT_MIRRED, or CONFIG_MACVTAP"
@@ -133,7 +133,7 @@ def _other(model: str, attempt: Attempt) -> str:
 
 
 def _device(path: str, name: str, module: str, numbers: str) -> str:
-    """What to do where the device file of a driver of this name is missing; empty for nothing."""
+    """What to do where a driver's device file is missing; empty for no advice."""
     if (_MISC / name).exists():
         return f"run: mkdir -p {os.path.dirname(path)} && mknod {path} c {numbers}"
     if modules.is_there(module):
@@ -142,7 +142,7 @@ def _device(path: str, name: str, module: str, numbers: str) -> str:
 
 
 def cgroups() -> Finding:
-    """Which version of cgroups the host has (cgroups(7)); platforms need one, sandboxes do not."""
+    """The host's version of cgroups (cgroups(7)); platforms need one, sandboxes do not."""
     if (_CGROUPS / "cgroup.controllers").exists():
         return Finding("cgroups", OK, "version 2")
     if (_CGROUPS / "unified" / "cgroup.controllers").exists():

@@ -1,7 +1,7 @@
 """The guest's IPVS table and connections, as `kata-ipvs` changes and lists them.
 
-A program in the guest (`agent.guest.balancing`) does it. The guest is hostile: what comes back is
-bounded, and goes nowhere before each part of it is what it should be.
+A program in the guest (`agent.guest.balancing`) does the work. The guest is hostile: its answers
+are bounded, and this module checks each part of them before it uses any.
 """
 
 import ipaddress
@@ -27,9 +27,9 @@ Json = Any
 
 
 def run(sandbox: Sandbox, command: Command) -> Iterator[str]:
-    """Do what ipvsadm would; its output, in lines with their ends. Raises SandboxStateError,
-    AgentError; AgentRefusedError with the reason when the guest's kernel refuses, and then nothing
-    has changed. To be called from the main thread."""
+    """Do what ipvsadm would do; yield its output, in lines with their ends. Raises
+    SandboxStateError, AgentError; AgentRefusedError with the reason when the guest's kernel
+    refuses, and then nothing has changed. Call this from the main thread."""
     match command:
         case Changes():
             _change(sandbox, command, into_empty=False)
@@ -46,13 +46,13 @@ def run(sandbox: Sandbox, command: Command) -> Iterator[str]:
 
 
 def restore(sandbox: Sandbox, rules: Changes) -> None:
-    """Make these the table, which must be empty; all of them, or after a failure none. Raises as
-    `run`."""
+    """Fill the table, which must be empty, with these rules: all of them, or after a failure none.
+    Raises as `run` does."""
     _change(sandbox, rules, into_empty=True)
 
 
 def cleanup(sandbox: Sandbox, wanted: Cleanup) -> Iterator[str]:
-    """Remove connections; the output of conntrack. Raises as `run`."""
+    """Remove connections; yield the output of conntrack. Raises as `run` does."""
     lines, _ = _ask(sandbox, {"op": "forget", **wanted._asdict()})
     gone = _checked(lambda: [_connection(line) for line in lines])
     yield from ipvsadm.written_cleanup(gone)
@@ -89,7 +89,7 @@ def _ask(sandbox: Sandbox, request: Json) -> tuple[list[Json], Json]:
     if done.status:
         *_, reason = [b"no reason given", *done.stderr[-_EXCERPT_BYTES:].splitlines()]
         text = _excerpt(reason.decode(errors="replace"))
-        raise AgentError(f"the guest's part failed with {done.status}: {text}")
+        raise AgentError(f"the program in the guest failed with status {done.status}: {text}")
     return _read(done.stdout)
 
 

@@ -1,8 +1,7 @@
-"""A running sandbox's supervisor, asked from here over its control socket: the library behind
-`kata-network` and the OCI runtime.
+"""The client of a supervisor's control socket, for `kata-network`, the OCI runtime and the library.
 
-Imports little, for each call of the runtime is a new process. What the supervisor raised is raised
-here, with the `result` that it may have and the id of the `sandbox`.
+Imports little, because each call of the runtime is a new process. An error of the supervisor is
+raised here, with its `result` and the id of the `sandbox`.
 """
 
 import json
@@ -26,30 +25,26 @@ _LINE_BYTES = 64 * 1024
 
 
 def of(sandbox: "Sandbox", seconds: float = 120.0) -> "Supervisor":
-    """The supervisor of a sandbox that was found. Raises SandboxStateError: it does not run."""
-    from tapwright.state.record import RUNNING
-
-    if sandbox.status != RUNNING:
-        reason = f" ({sandbox.problem})" if sandbox.problem else ""
-        raise SandboxStateError(f"sandbox {sandbox.id!r} is {sandbox.status}{reason}, not running")
+    """The supervisor of a sandbox. Raises SandboxStateError when the sandbox does not run."""
+    sandbox.check_running()
     return Supervisor(sandbox.directory, seconds)
 
 
 def named(root: str, sandbox_id: str, seconds: float = 120.0) -> "Supervisor":
-    """The supervisor of the sandbox with this id; no file is looked at."""
+    """The supervisor of the sandbox with this id. This looks at no file."""
     return Supervisor(directory_of(root, sandbox_id), seconds)
 
 
 def directory_of(root: str, sandbox_id: str) -> str:
-    """As `registry.directory_of` has it, which loads more."""
+    """The same as `registry.directory_of`, which loads more modules."""
     return os.path.join(root, "sandboxes", sandbox_id)
 
 
 class Supervisor:
-    """The supervisor of the sandbox in a directory, which may take so many `seconds` to answer.
+    """The supervisor of the sandbox in a directory; it has so many `seconds` to answer.
 
-    Blocking calls. Each raises SandboxStateError when the sandbox does not run or answer, and what
-    the supervisor raised.
+    Blocking calls. Each raises SandboxStateError when the sandbox does not run or answer, and the
+    errors of the supervisor.
     """
 
     def __init__(self, directory: "str | os.PathLike[str]", seconds: float = 120.0) -> None:
@@ -58,7 +53,7 @@ class Supervisor:
         self._seconds = seconds
 
     def call(self, op: str, descriptors: "Sequence[int]" = (), **arguments: "Any") -> "Any":
-        """Send a request, with these descriptors; return its answer."""
+        """Send a request with descriptors; return the answer."""
         try:
             return self._asked(op, descriptors, arguments)
         except TapwrightError as error:
@@ -81,8 +76,7 @@ class Supervisor:
         raise _refusal(content)
 
     def call_if_known(self, op: str, warn: "Callable[[str], object]", **arguments: "Any") -> None:
-        """Call an operation that may be missing in a sandbox of an older version: then only
-        warn."""
+        """Call an operation that the supervisor of an older version may lack: then only warn."""
         try:
             self.call(op, **arguments)
         except errors.UnknownRequestError as error:
@@ -91,8 +85,7 @@ class Supervisor:
     def converse(
         self, op: str, descriptors: "Sequence[int]", **arguments: "Any"
     ) -> "tuple[socket.socket, Json]":
-        """Begin a process in a container; return the connection, from which nothing but the first
-        line has been read, and that line."""
+        """Begin a process in a container; return the connection, and the first line from it."""
         connection = self.opened(op, descriptors, **arguments)
         try:
             try:
@@ -112,7 +105,7 @@ class Supervisor:
     def opened(
         self, op: str, descriptors: "Sequence[int]" = (), **arguments: "Any"
     ) -> socket.socket:
-        """A connection on which a request was sent. Raises UsageError, too."""
+        """A connection on which the request has been sent. Raises UsageError, too."""
         try:
             connection = wire.connected(self._directory, self._seconds)
         except OSError as error:
@@ -147,13 +140,13 @@ class Supervisor:
         return updated
 
     def list_interfaces(self) -> "list[Json]":
-        """The guest's NICs: name, mac, ip (ADDRESS/PREFIX), mtu; of a sandbox that was made with
-        `enable_compat_old_cni = false` the fields of `add_interface`."""
+        """The guest's NICs: name, mac, ip (ADDRESS/PREFIX), mtu. A sandbox that was made with
+        `enable_compat_old_cni = false` has the fields of `add_interface` instead."""
         found: list[Json] = self.call("list_interfaces")
         return found
 
     def add_routes(self, routes: "list[Json] | Json") -> "list[Json]":
-        """Add all of the routes, or none; return them. One can be given by itself."""
+        """Add all of the routes, or none; return them. `routes` is a list, or a single route."""
         added: list[Json] = self.call("add_routes", routes=routes)
         return added
 
@@ -164,19 +157,19 @@ class Supervisor:
         return removed
 
     def update_routes(self, routes: "list[Json]") -> "list[Json]":
-        """Make these the guest's routes, beside those of the kernel; return all of them."""
+        """Replace the guest's routes, except the kernel's; return all routes."""
         found: list[Json] = self.call("update_routes", routes=routes)
         return found
 
     def list_routes(self) -> "list[Json]":
-        """The guest's routes: dest, gateway, device, source, scope, metric, where they are not
-        empty or zero."""
+        """The guest's routes: dest, gateway, device, source, scope, metric; empty and zero fields
+        are left out."""
         found: list[Json] = self.call("list_routes")
         return found
 
     def look(self, seconds: float | None = None) -> "Json":
-        """The state of the network in guest and QEMU at this moment (`control.looking`): an answer
-        within a few seconds, also when neither answers; the guest has so many `seconds`."""
+        """The present state of the network in guest and QEMU (`control.looking`). The answer comes
+        within a few seconds, even when neither answers; the guest has so many `seconds`."""
         more: Json = {} if seconds is None else {"seconds": seconds}
         seen: Json = self.call("look", **more)
         return seen
@@ -193,11 +186,11 @@ class Supervisor:
         """Show detached mounts (`linux.mounts.clone`) to the guest, by name, as
         `/run/tapwright/share/CONTAINER/NAME`, beside those that it sees there; all, or none.
 
-        Return the path of each in the guest: a container gets no place a second time, and a file or
-        directory that the guest already sees keeps its place, unless it must be `apart`. The guest
-        learns when the host changes those that are `followed`; a directory that the kubelet fills
-        is a copy there, which follows it. The descriptors stay the caller's, but can't be used
-        again. Raises HypervisorError, AgentError and UsageError, too.
+        Return the path of each in the guest. A place is never used twice; a file or directory that
+        the guest already sees keeps its place, unless it must be `apart`. The guest learns of the
+        host's changes in mounts that are `followed`; of a directory that the kubelet fills, the
+        guest has a copy that follows it. The caller must still close the descriptors, but can't
+        share them again. Raises HypervisorError, AgentError and UsageError, too.
         """
         paths: dict[str, str] = self.call(
             "share",
@@ -210,7 +203,8 @@ class Supervisor:
         return paths
 
     def unshare(self, container: str) -> None:
-        """Take back all that was shared for a container, but for what others have too."""
+        """Take back the files that were shared for a container, except those that other containers
+        use, too."""
         self.call("unshare", container=container)
 
     def _silent(self, error: Exception) -> SandboxStateError:
@@ -224,8 +218,8 @@ def _refusal(content: "Json") -> TapwrightError:
 
 
 def _refused(connection: socket.socket) -> "Json | None":
-    """What the supervisor says when it can't take the request, which it does in frames; None when
-    something else comes. Raises OSError."""
+    """The supervisor's refusal of the request, which comes in frames; None when something else
+    comes. Raises OSError."""
     if connection.recv(1, socket.MSG_PEEK) in (b"", b"{"):
         return None
     answer = wire.answer(connection)
@@ -235,7 +229,7 @@ def _refused(connection: socket.socket) -> "Json | None":
 
 
 def _line(connection: socket.socket) -> "Json":
-    """The next line, and no byte more: what follows is for the shim. Raises OSError, ValueError."""
+    """The next line, and no byte more: the shim reads the rest. Raises OSError, ValueError."""
     line = b""
     while not line.endswith(b"\n"):
         ahead = connection.recv(_LINE_BYTES, socket.MSG_PEEK)
@@ -246,5 +240,5 @@ def _line(connection: socket.socket) -> "Json":
             raise ValueError("a line without end")
     content: Json = json.loads(line)
     if not isinstance(content, dict):
-        raise ValueError("an answer that is no object")
+        raise ValueError("the answer is no object")
     return content

@@ -1,8 +1,8 @@
-"""Has a sandbox deleted by its own supervisor.
+"""Asks a sandbox's own supervisor to delete it.
 
-The supervisor has loaded all that this takes, which else takes a command most of its time. Whatever
-it leaves, because it has died, does not answer or has failed, is left to `lifecycle.delete`, which
-takes it back by the journal. Imports little, for verbs of the OCI runtime call this.
+The supervisor has loaded all modules for that; loading them would take a command most of its time.
+If the supervisor has died, does not answer or fails, `lifecycle.delete` takes back the rest by the
+journal. Imports little, because verbs of the OCI runtime call this.
 """
 
 import os
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     Path = str | os.PathLike[str]
 
 REQUEST = "delete"
-"""With it come stderr and the environment of the process that asks, which plugins then have. It has
-no answer: the supervisor hangs up, and ends when it is done."""
+"""With it come stderr and the environment of the process that asks, for plugins. There is no
+answer: the supervisor hangs up, and ends when the sandbox is deleted."""
 
 _STDERR = 2
 _ANSWER_SECONDS = 2.0
 
 
 def is_by_supervisor(directory: "Path") -> bool:
-    """Ask the supervisor; whether nothing of the sandbox is left, the supervisor neither.
+    """Ask the supervisor to delete the sandbox; return whether it did, and has ended.
 
-    A supervisor that is at it for long has locked the directory by then, so that it can be waited
-    for. One whose directory is locked is not asked: its sandbox is being deleted.
+    A supervisor that takes long has locked the directory, so the caller can wait for the lock. This
+    does not ask when the directory is locked already: then the sandbox is being deleted.
     """
     pid = supervisors.pid_of(directory)
     try:
         pidfd = os.pidfd_open(pid or 0)
     except OSError:
-        return False  # there is none
+        return False  # the supervisor has ended
     try:
         return (
             supervisors.is_it(directory, pid or 0)
@@ -44,7 +44,7 @@ def is_by_supervisor(directory: "Path") -> bool:
             and not os.path.exists(directory)
         )
     except OSError:
-        return False  # it does not take requests: not yet, or not any more
+        return False  # it takes no requests yet, or no more
     finally:
         os.close(pidfd)
 
@@ -69,6 +69,6 @@ def _is_done(directory: "Path", supervisor: int) -> bool:
             if supervisor in there:
                 return True
             if connection.recv(1):
-                return False  # a refusal: it is of a version that does not know the request
+                return False  # a refusal: an older version does not know the request
             watched.remove(connection)
     return False

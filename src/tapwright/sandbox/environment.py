@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def handed_over() -> "Iterator[int]":
-    """This process's, as a descriptor to send, for the length of the block. Raises OSError."""
+    """This process's environment as a descriptor to send, for the length of the block. Raises
+    OSError."""
     fd = os.memfd_create("tapwright-environment")
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -21,7 +22,7 @@ def handed_over() -> "Iterator[int]":
 
 
 def take(fd: int) -> None:
-    """Have the environment in that descriptor in place of this process's, and close it."""
+    """Replace this process's environment by that in the descriptor, and close the descriptor."""
     with open(fd, "rb") as file:
         file.seek(0)
         content = file.read()

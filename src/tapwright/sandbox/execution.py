@@ -31,8 +31,8 @@ Text = TypeVar("Text", str, bytes)
 
 @dataclass(frozen=True)
 class Completed(Generic[Text]):
-    """A command that has ended. `status` is its exit status as a shell would give it: 128 + N for
-    signal N, 127 for no such command, 126 for one that can't be run."""
+    """A command that has ended. `status` is its exit status as in a shell: 128 + N for signal N,
+    127 when the command does not exist, 126 when it can't be run."""
 
     argv: tuple[str, ...]
     status: int
@@ -40,16 +40,16 @@ class Completed(Generic[Text]):
     stderr: Text
 
     def check(self) -> Self:
-        """Return this. Raises CommandError where `status` is not 0."""
+        """Return this object. Raises CommandError when `status` is not 0."""
         if self.status:
             raise CommandError(self.argv, self.status, self.stdout, self.stderr)
         return self
 
 
 class Output:
-    """What a command writes to stdout or stderr, as it comes: a binary stream to read once.
+    """The stdout or stderr of a running command: a binary stream to read once.
 
-    Iterating gives lines. A command that is not read waits when it has written
+    Iterating gives lines. A command whose output nobody reads waits when it has written
     `protocol.WINDOW` bytes (256 KiB).
     """
 
@@ -60,11 +60,11 @@ class Output:
         self._has_ended = False
 
     def read_waiting(self) -> bytes:
-        """What has come already; empty for nothing."""
+        """The bytes that have come, without waiting; empty for none."""
         return self._take(-1)
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, fewer only at the end; all until the end by default."""
+        """Up to `size` bytes, fewer only at the end; by default all until the end."""
         parts = bytearray()
         while size < 0 or len(parts) < size:
             data = self.read1(size - len(parts) if size >= 0 else -1)
@@ -74,8 +74,8 @@ class Output:
         return bytes(parts)
 
     def read1(self, size: int = -1, timeout: float | None = None) -> bytes:
-        """What has come, up to `size` bytes; waits for the first one. Empty at the end. Raises
-        TimeoutError when nothing has come within `timeout` seconds."""
+        """The bytes that have come, up to `size`; this waits for the first one. Empty at the end.
+        Raises TimeoutError when nothing comes within `timeout` seconds."""
         if not self._process.wait_until(lambda: bool(self._waiting or self._has_ended), timeout):
             raise TimeoutError(f"nothing came within {timeout:g} s")
         return self._take(size)
@@ -102,7 +102,7 @@ class Output:
         return bool(self._waiting)
 
     def add(self, data: bytes) -> None:
-        """What has come; empty at the end."""
+        """Take output in; no data is its end."""
         if data:
             self._waiting += data
         else:
@@ -121,10 +121,10 @@ class Output:
 
 
 class Process:
-    """A command that runs in a guest; a context manager, which ends it if it still runs.
+    """A command that runs in a guest. The end of a `with` block ends a command that still runs.
 
-    Any thread may use it. `stdout` and `stderr` are read as the command writes; of a `terminal`
-    all of it comes by `stdout`.
+    Any thread may use it. `stdout` and `stderr` can be read while the command writes; a `terminal`
+    has all output on `stdout`.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Process:
             **more,
         )
         self._connection.settimeout(None)
-        # Another thread may end what this one waits for.
+        # Another thread may close the process while this one waits.
         self._poll = select.poll()
         self._poll.register(self._connection, select.POLLIN)
 
@@ -177,12 +177,12 @@ class Process:
 
     @property
     def status(self) -> int | None:
-        """The exit status, None as long as it is not known; see `Completed.status`."""
+        """The exit status, None while the command runs; see `Completed.status`."""
         return self._status
 
     @property
     def room(self) -> int:
-        """How many bytes `write` takes at present without waiting."""
+        """How many bytes `write` can take now without waiting."""
         return max(self._window, 0)
 
     def wait(self, timeout: float | None = None) -> int:
@@ -195,19 +195,19 @@ class Process:
         return self._status
 
     def write(self, data: bytes) -> None:
-        """To its stdin. Waits as long as the command does not read. Nothing happens when it has
-        ended."""
+        """Write to the command's stdin; wait while the command does not read. Do nothing when the
+        command has ended."""
         rest = memoryview(data)
         while rest and self._status is None:
             self.wait_until(lambda: self._window > 0 or self._status is not None)
             rest = rest[self._write_some(rest) :]
 
     def close_stdin(self) -> None:
-        """The end of file for its stdin."""
+        """Send the end of file to the command's stdin."""
         self.send(protocol.STDIN, b"")
 
     def signal(self, number: int) -> None:
-        """Send a signal to the command, and to what it started in its session."""
+        """Send a signal to the command, and to all processes of its session."""
         if not 0 < number <= 64:
             raise UsageError(f"{number} is not a signal, 1 to 64")
         self.send(protocol.SIGNAL, bytes([number]))
@@ -216,17 +216,17 @@ class Process:
         self.signal(signals.SIGKILL)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Say how large the terminal's window is."""
+        """Set the size of the terminal's window."""
         self.send(protocol.RESIZE, protocol.size(rows, columns))
 
     def communicate(
         self, stdin: bytes = b"", timeout: float | None = None, limit: int | None = None
     ) -> Completed[bytes]:
-        """Send all of `stdin` and its end, read all that is written, wait for the end.
+        """Send `stdin` and its end, read all output, wait for the command's end.
 
-        Raises CommandTimeoutError, with what had come by then, when that takes longer than
-        `timeout` seconds; the command is killed then. AgentError, also where it writes more than
-        `limit` bytes; SandboxStateError.
+        Raises CommandTimeoutError, with the output so far, when that takes longer than `timeout`
+        seconds, and kills the command; AgentError, also when the command writes more than `limit`
+        bytes; SandboxStateError.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         rest = memoryview(stdin)
@@ -263,8 +263,8 @@ class Process:
     def finish(
         self, stdin: str | bytes, timeout: float | None, check: bool, encoding: str | None
     ) -> Completed[Any]:
-        """`communicate`, as text where an `encoding` is given, checked where that is wanted. Raises
-        as `communicate` and `Completed.check` do."""
+        """Call `communicate`; decode the output with an `encoding`; with `check` call
+        `Completed.check`. Raises as these do."""
 
         def text(written: str | bytes) -> str | bytes:
             if encoding is None or isinstance(written, str):
@@ -285,7 +285,7 @@ class Process:
             raise
 
     def close(self) -> None:
-        """End the command if it still runs, and forget what it wrote."""
+        """End the command if it still runs, and discard its output."""
         # The supervisor kills the command of a client that hangs up.
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -303,23 +303,23 @@ class Process:
             connection.close()
 
     def fileno(self) -> int:
-        """What becomes readable when `pump` has something to do: for a caller's own loop."""
+        """The descriptor that becomes readable when `pump` has work: for a caller's own loop."""
         return self._connection.fileno()
 
     def pump(self) -> None:
-        """Take in what has come, without waiting. Raises as `wait` does."""
+        """Read what has come from the guest, without waiting. Raises as `wait` does."""
         self.wait_until(lambda: False, 0)
 
     def send(self, kind: int, payload: bytes) -> None:
-        # A command that has ended hangs up while we may still be sending: its end is on the way.
+        # A command may end, and hang up, while this sends; the report of its end is on the way.
         with self._sending, suppress(OSError):
             self._connection.sendall(protocol.encode(Frame(kind, 0, 0, payload)))
 
     def wait_until(self, is_so: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Take in what comes until something is so; False when it is not after so many seconds.
+        """Read what comes from the guest until `is_so` returns true; return False when it does not
+        within so many seconds.
 
-        One thread at a time reads; the others wait for what it finds. Raises AgentError,
-        SandboxStateError."""
+        One thread at a time reads; the others wait for it. Raises AgentError, SandboxStateError."""
         deadline = None if timeout is None else time.monotonic() + timeout
         has_looked = False
         with self.changing:
@@ -349,7 +349,7 @@ class Process:
             return True
 
     def _received(self, timeout: float | None) -> bytes | None:
-        """What has come, None when nothing has."""
+        """The bytes that have come; None for nothing."""
         if not self._poll.poll(None if timeout is None else max(0, int(timeout * 1000) + 1)):
             return None
         try:
@@ -358,7 +358,7 @@ class Process:
             return b""
 
     def _take_checked(self, data: bytes) -> None:
-        """The guest is hostile: what it sends may be anything."""
+        """Take in bytes of the guest, which is hostile."""
         try:
             if not data:
                 raise SandboxStateError("the sandbox ended while the command ran")

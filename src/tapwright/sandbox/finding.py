@@ -1,4 +1,4 @@
-"""What is found out about a host."""
+"""A result of checking a host."""
 
 from dataclasses import dataclass
 

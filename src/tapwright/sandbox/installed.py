@@ -24,7 +24,7 @@ _SECONDS = 10.0
 
 
 def _has(find: Callable[[int], object]) -> Callable[[int], bool]:
-    """Whether there is an account of a number."""
+    """Return a function that says whether an account has a number."""
 
     def known(number: int) -> bool:
         try:
@@ -37,10 +37,10 @@ def _has(find: Callable[[int], object]) -> Callable[[int], bool]:
 
 
 _ROMS = (("bios-256k.bin", "firmware"), ("pvh.bin", "qemu"))
-"""What QEMU loads before a guest's kernel, and whose package has it."""
+"""Files that QEMU loads before a guest's kernel, and the programs whose packages contain them."""
 
 _SERVICES = {"a user's": _has(pwd.getpwuid), "a group's": _has(grp.getgrgid)}
-"""What the services that know accounts (nsswitch.conf(5)) say of a number."""
+"""Whether an account has a number, by the host's databases (nsswitch.conf(5))."""
 
 _PLUGIN_PLACES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 """Where distributions put the reference plugins."""
@@ -68,7 +68,7 @@ def qemu(config: Config, system: Distribution) -> Finding:
 
 
 def guest(config: Config, system: Distribution) -> Finding:
-    """The files that are the guest, readable for QEMU's user."""
+    """Whether the guest's files exist, and QEMU's user can read them."""
     for file in filter(None, (config.qemu.kernel, config.qemu.initrd)):
         if not os.path.exists(file):
             advice = "name another in [hypervisor.qemu], or none: Tapwright builds its own"
@@ -77,7 +77,7 @@ def guest(config: Config, system: Distribution) -> Finding:
     if files is None:
         return _not_built(system)
     for path in files:
-        # It is shown to QEMU without the directories that it is in.
+        # Only the file counts: QEMU's jail shows it without the directories above it.
         if os.geteuid() == 0 and not access.may_read(path, *process.user()):
             found = f"{path} can't be read by QEMU's user, which is not root: it is closed"
             advice = f"run: {_opened(path)}"
@@ -100,7 +100,7 @@ def _not_built(system: Distribution) -> Finding:
 
 
 def guest_files(config: Config) -> tuple[Path, Path] | None:
-    """Kernel and initrd; None where our image is wanted and not built."""
+    """Kernel and initrd; None when Tapwright's own image is wanted, and not built yet."""
     kernel, initrd = config.qemu.kernel, config.qemu.initrd
     if kernel and initrd:
         return Path(kernel), Path(initrd)
@@ -111,8 +111,8 @@ def guest_files(config: Config) -> tuple[Path, Path] | None:
 
 
 def firmware(config: Config, system: Distribution) -> Iterator[Finding]:
-    """Yield what QEMU loads before the guest, from the directories that QEMU names; nothing if it
-    names none."""
+    """Check the files that QEMU loads before the guest, in the directories that QEMU names; yield
+    nothing if it names none."""
     path = shutil.which(config.qemu.path)
     try:
         listed = _run(path, "-L", "help").stdout if path else ""
@@ -144,7 +144,7 @@ def users_of_qemu() -> Finding:
     others = [kind for kind, known in _SERVICES.items() if known(process.user()[0])]
     if others:
         found = f"{process.user()[0]}, of the range of QEMU's users, is {' and '.join(others)}"
-        advice = "have accounts elsewhere: a QEMU that is taken over acts with their rights"
+        advice = "move the accounts: a QEMU that is taken over acts with their rights"
         return Finding(name, WARNING, found, advice)
     if owners := users.owners():
         return Finding(name, OK, f"{range_}, for others are in {' and '.join(owners)}")
@@ -152,8 +152,8 @@ def users_of_qemu() -> Finding:
 
 
 def memory(config: Config) -> Iterator[Finding]:
-    """Whether the directory or the huge pages for the guest's memory are there, if the
-    configuration names them."""
+    """Whether the directory or the huge pages for the guest's memory exist, if the configuration
+    names them."""
     directory = config.qemu.file_mem_backend
     if directory and not os.path.isdir(directory):
         advice = "make it, or name another in [hypervisor.qemu]"
@@ -261,12 +261,13 @@ def _run(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _closed_to_qemu(path: Path, wanted: int = os.R_OK) -> Path | None:
-    """Return what keeps QEMU's user from a file; None also if only root could find out."""
+    """Return the file or directory that keeps QEMU's user from a file; None also if only root could
+    find out."""
     if os.geteuid() != 0:
         return None
     return access.obstacle(path, *process.user(), wanted)
 
 
 def _opened(closed: Path, of_file: str = "a+r") -> str:
-    """The command that opens it to all."""
+    """The command that opens a file to all users."""
     return f"chmod {'a+x' if closed.is_dir() else of_file} {closed}"

@@ -1,8 +1,8 @@
-"""The language of ipvsadm(8) and conntrack(8), as far as openEuler's `kata-ipvs` speaks it:
-parameters read and checked, and what they print written.
+"""The parameters and the output of ipvsadm(8) and conntrack(8), as far as openEuler's `kata-ipvs`
+has them: this module reads and checks the parameters, and writes the output.
 
-Everything that is refused is a UsageError that names parameter, value and rule. Nothing of the text
-goes further: what is read is numbers and addresses.
+A refusal is a UsageError that names parameter, value and rule. No text of a caller goes further:
+the results of reading are numbers and addresses.
 """
 
 import ipaddress
@@ -31,7 +31,7 @@ DEFAULT_PERSISTENCE = 360
 WEIGHTS = range(65_536)
 TIMEOUTS = range(1_296_001)
 MOST_RULES = 20_000
-"""Services and servers of a sandbox together, as openEuler has it."""
+"""Services and servers of a sandbox together, as in openEuler."""
 _PORTS = range(1, 65_536)
 _LINE_CHARACTERS = 512
 
@@ -78,7 +78,7 @@ Command = Changes | Clear | SetTimeouts | Listing
 
 
 class Cleanup(NamedTuple):
-    """Which connections to forget: by their first destination and protocol."""
+    """Which connections to remove: by their original destination, and protocol."""
 
     destination: str
     protocol: int
@@ -137,7 +137,7 @@ _Given = dict[_Option, list[str]]
 
 
 def read(parameters: str) -> Command:
-    """What ipvsadm is asked for by these parameters. Raises UsageError."""
+    """The command that these parameters of ipvsadm mean. Raises UsageError."""
     action, given = _read_action(parameters)
     if action is _CLEAR:
         return Clear()
@@ -182,7 +182,7 @@ def read_rules(text: str) -> Changes:
 
 
 def read_cleanup(parameters: str) -> Cleanup:
-    """Which connections `cleanup` is about. Raises UsageError."""
+    """The connections that the parameters of `cleanup` name. Raises UsageError."""
     given = _options(parameters.split(), (_DESTINATION, _PROTOCOL))
     for option in (_DESTINATION, _PROTOCOL):
         if option not in given:
@@ -223,7 +223,7 @@ def written_timeouts(seconds: Sequence[int]) -> str:
 
 
 def written_cleanup(gone: Iterable[Connection]) -> Iterator[str]:
-    """The lines of connections that were removed, as conntrack prints them, and how many."""
+    """The lines that conntrack prints: one for each removed connection, and their number."""
     count = 0
     for count, connection in enumerate(gone, 1):  # noqa: B007
         yield _connection_line(connection)
@@ -290,7 +290,7 @@ def _rule(line: str) -> Change:
 
 
 def _check_order(change: Change, servers: dict[Service, set[tuple[str, int]]]) -> None:
-    """A file that could be done by half is refused before anything is."""
+    """Refuse a file that would fail half way, before anything changes."""
     key = Service(*change.service[:3])
     if change.server is None:
         if key in servers:
@@ -340,7 +340,7 @@ def _service(given: _Given) -> Service:
 
 def _server(given: _Given, service: Service) -> Server:
     if _SERVER not in given:
-        raise UsageError(f"{_SERVER.shown} is missing: which server is meant, IP:PORT")
+        raise UsageError(f"{_SERVER.shown} is missing: name the server, IP:PORT")
     address, port = _place(_SERVER, given[_SERVER][0])
     if (":" in address) != (":" in service.address):
         raise _refusal(_SERVER, given[_SERVER][0], f"an address of the family of {service.address}")

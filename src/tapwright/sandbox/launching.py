@@ -1,8 +1,9 @@
 """Starts the process that becomes a sandbox's supervisor.
 
-It may start before its sandbox is known, and loads its modules meanwhile; without an order it ends
-with its caller. A program that starts sandboxes one after the other has one ready for the
-next, and gives it to `lifecycle.run`. Imports little, for its callers are in a hurry.
+The process may start before its sandbox is known, and loads its modules meanwhile; without an order
+it ends with its caller. A program that starts sandboxes one after the other keeps a process ready
+for the next one, and gives it to `lifecycle.run`. This module imports little, because each start
+waits for it.
 """
 
 import contextlib
@@ -22,14 +23,15 @@ from tapwright.sandbox import environment
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
 SPARES = "spares"
 """The directory of those supervisors that have a guest already (`spares`), below the root."""
 _WORDS_BYTES = 4096
 
-# Forks, so that our caller need not wait for the sandbox's end. Without `site`, which takes
-# a third of the interpreter's start, and of which nothing is needed but the path.
+# Forks, so that the caller does not have to wait for the sandbox's end. Without `site`, which takes
+# a third of the interpreter's start, and is needed only for the path.
 _BOOT = """import os, sys
 if os.fork(): os._exit(0)
 os.chdir("/")
@@ -81,8 +83,8 @@ def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = (
         if not pid:
             try:
                 signal.set_wakeup_fd(-1)  # by which the caller would take our signals for its own
-                # Before anything else, even before exec: else the remover of the group would find
-                # the process in it, or half out; and the group's limits are for the sandbox.
+                # Before anything else, even before exec: otherwise a process that removes the group
+                # would find this one in it, or half out; and the group's limits are the sandbox's.
                 cgroups.enter(top)
                 _go_on_alone(command, places)
             finally:
@@ -111,8 +113,13 @@ def _package_path() -> str:
     return str(Path(tapwright.__file__).parent.parent)
 
 
-def spares_are_there(root: "str | os.PathLike[str]") -> bool:
-    """Whether there may be a spare of whatever kind, so that none else need be started ahead."""
+def ahead(root: "str | os.PathLike[str]") -> "AbstractContextManager[Launch | None]":
+    """Start a supervisor before its sandbox is known, because it has as much to load as its caller.
+    None where the root has spares: one of them is likely to fit. Raises OSError."""
+    return contextlib.nullcontext() if _has_spares(root) else Launch()
+
+
+def _has_spares(root: "str | os.PathLike[str]") -> bool:
     try:
         return any(not name.startswith(".") for name in os.listdir(os.path.join(root, SPARES)))
     except OSError:
@@ -144,7 +151,7 @@ class Waiting:
             socket.send_fds(self.socket, [message], [alive_fd, theirs])
 
     def last_words(self) -> str:
-        """What it said last, where it has not come as far as its log."""
+        """What the process printed, if it died before it had opened its log."""
         return ""
 
     def close(self) -> None:
@@ -187,7 +194,6 @@ class Launch(Waiting):
                 os.close(fd)
 
     def last_words(self) -> str:
-        """What the interpreter said last, where the supervisor has not come as far as its log."""
         return os.pread(self._words, _WORDS_BYTES, 0).decode(errors="replace").strip()
 
     def close(self) -> None:

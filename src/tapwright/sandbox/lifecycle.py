@@ -1,4 +1,4 @@
-"""Run and delete sandboxes: plain blocking calls, for commands and programs."""
+"""Runs and deletes sandboxes: plain blocking calls, for commands and programs."""
 
 import importlib
 import os
@@ -52,10 +52,10 @@ def run(
     A namespace that is given as /proc/PID/ns/net is bound in /run/netns under the sandbox's name,
     so it exists until the sandbox goes.
 
-    `warn` gets a line for each thing that went otherwise than asked for. Phases count from
-    `started` (monotonic clock); `launch` is a supervisor that was started before. `waiting` gets
-    each supervisor for which this call waits; the supervisor takes everything back when that socket
-    is shut down. After a failure all that was made has been taken back. Raises UsageError,
+    `warn` gets a line for each difference from the request. Phases count from `started` (monotonic
+    clock); `launch` is a supervisor that was started before. `waiting` gets each supervisor for
+    which this call waits; to give up, shut its socket down, and the supervisor takes everything
+    back. After a failure, all that was made has been taken back. Raises UsageError,
     SandboxExistsError, and what `Bringup.run` does.
     """
     ids.check(sandbox_id)
@@ -63,7 +63,7 @@ def run(
         raise UsageError(f"{spec.netns} is this host's own namespace; a sandbox would cut it off")
     used = spec.netns or netns.path_of(f"tapwright-{sandbox_id}")
     if spec.netns and netns.is_of_a_process(spec.netns):
-        # It is to outlive the process, and the number, which may be another's by the end.
+        # The namespace must outlive the process, whose number another process may have later.
         spec = replace(spec, netns=netns.for_others(spec.netns))
         used = netns.path_of(f"tapwright-{sandbox_id}")
     record = Record(
@@ -82,7 +82,7 @@ def run(
             try:
                 return _run_by(spare, root, record, progress, warn)
             except Silence:
-                pass  # it has cost the time of a start
+                pass  # only time is lost
     with launch or Launch() as supervisor:
         waiting(supervisor)
         try:
@@ -95,8 +95,8 @@ def run(
 def _run_by(
     supervisor: Waiting, root: str | Path, record: Record, progress: Progress, warn: Progress
 ) -> Record:
-    """Raises Silence, with the last words of a supervisor that has died, when all is taken back,
-    and what its bringing up raised."""
+    """Raises the errors of the start. When the supervisor dies, raises Silence with its last words,
+    after everything is taken back."""
     directory, alive_fd = ownership.claim(directory_of(root), record)
     supervisor.tell(directory, alive_fd)
     os.close(alive_fd)
@@ -110,13 +110,13 @@ def _run_by(
 
 
 def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
-    """End the sandbox and take back all it holds, in whatever state it is; do nothing when it does
-    not exist.
+    """End the sandbox and take back all that it holds, in any state; do nothing when it does not
+    exist.
 
-    Raises NetworkError when something could not be taken back: the sandbox stays then, dead, and
-    can be deleted again. With `force` it goes all the same; returns what was left behind, in words.
-    Of a damaged record, takes back what can be read. Raises SandboxStateError when another process
-    is deleting it, NewerRecordError unless by force.
+    Raises NetworkError when something could not be taken back: then the sandbox stays, dead, and
+    can be deleted again. With `force` this removes it all the same, and returns in words what was
+    left behind. From a damaged record, this takes back what can be read. Raises SandboxStateError
+    when another process is deleting the sandbox, NewerRecordError without `force`.
     """
     if deletion.is_by_supervisor(directory_of(root) / sandbox_id):
         return []
@@ -124,7 +124,7 @@ def delete(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
 
 
 def delete_from_here(root: str | Path, sandbox_id: str, force: bool = False) -> list[str]:
-    """As `delete` does where the supervisor has been asked, in vain."""
+    """`delete`, for a caller that has asked the supervisor in vain."""
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         if not there:
@@ -136,8 +136,8 @@ def delete_from_here(root: str | Path, sandbox_id: str, force: bool = False) -> 
 
 
 def delete_dead(root: str | Path, sandbox_id: str, force: bool = False) -> list[str] | None:
-    """Delete a sandbox that no process makes or supervises any more; return None, and do nothing,
-    where none exists, or where it lives. Raises and returns what `delete` does."""
+    """Delete a sandbox that no process makes or supervises any more. Do nothing, and return None,
+    when it does not exist, or lives. Otherwise raises and returns what `delete` does."""
     directory = directory_of(root) / sandbox_id
     with ownership.taking_down(directory, _DELETE_SECONDS) as there:
         # The dead stay dead: no other sandbox gets the directory's name as long as it is locked.
@@ -163,14 +163,13 @@ def _take_down(directory: Path, force: bool) -> list[str]:
 
 
 def sweep(root: str | Path) -> None:
-    """Remove what is left of the directories of sandboxes whose deletion was killed, or failed when
-    they were given up already."""
+    """Remove directories that a killed or failed deletion has left behind."""
     with suppress(OSError):
         claims.sweep(directory_of(root))
 
 
 def _load_or_guess(directory: Path, force: bool) -> Record:
-    """A record of which nothing but the journal may be as it was."""
+    """The record; of a damaged one the journal, with guesses for the rest."""
     try:
         return load(directory)
     except NewerRecordError as error:
@@ -213,7 +212,7 @@ def _end_supervisor(directory: Path) -> None:
 
 
 def _end(directory: Path, pid: int) -> bool:
-    """Whether there was a supervisor of that pid."""
+    """End the supervisor; return whether that pid was its own."""
     return ending.end(
         pid,
         _SUPERVISOR_SECONDS,

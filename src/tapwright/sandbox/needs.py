@@ -15,11 +15,11 @@ _SMALL_MIB = 256
 UNIT_MIB = 128
 """What a guest gets at a time (`hypervisor.growth`)."""
 UNLIMITED = 1 << 53
-"""Platforms write numbers near 2^63 for none."""
+"""Platforms write numbers near 2^63 for "no limit"."""
 
 
 class Claim:
-    """What a container may use: bytes of `memory`, and `cpus` by its quota; 0 for any."""
+    """What a container may use: bytes of `memory`, and `cpus` by its quota; 0 for no limit."""
 
     def __init__(self, memory: int = 0, cpus: float = 0.0) -> None:
         self.memory = memory
@@ -48,8 +48,8 @@ class Size:
 
 
 def wanted(spec: "Spec", pod: Claim, containers: "Sequence[Claim]") -> Size:
-    """How large a VM must be for containers, and for what their `pod` may use, whichever is more;
-    it is never smaller than it was when it started. What it can have at most is not looked at."""
+    """How large a VM must be: for its containers, or for what their `pod` may use, whichever is
+    more. It is never smaller than at its start. The result may be larger than `most`."""
     memory = max(pod.memory, sum(claim.memory for claim in containers))
     of_others = not pod.memory and not all(claim.memory for claim in containers)
     mib = spec.machine.memory_mib
@@ -65,7 +65,7 @@ def wanted(spec: "Spec", pod: Claim, containers: "Sequence[Claim]") -> Size:
 
 
 def most(spec: "Spec") -> Size:
-    """How large it can become."""
+    """How large the VM can become."""
     machine = spec.machine
     return Size(
         machine.memory_mib + _units(machine.room_mib), max(machine.vcpus, machine.most_vcpus)

@@ -1,5 +1,5 @@
-"""From what a caller asks for to a specification: networks found, names given, the image built,
-and whatever can be known to be wrong said before anything is made."""
+"""Makes a specification from a caller's wish: finds networks, chooses names, builds the image, and
+reports every mistake that it can find, before anything is made."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def our_monitor() -> list[str]:
-    """The command of Tapwright's own monitor: by its name, under which it is found by ps."""
+    """The command of Tapwright's own monitor, by its own name, so that ps shows it."""
     beside = os.path.join(os.path.dirname(command.path()), "tapwright-netmon")
     if os.access(beside, os.X_OK):
         return [beside]
@@ -46,11 +46,11 @@ _ADDRESSABLE_MIB = 512 << 10
 
 @dataclass(frozen=True)
 class Wish:
-    """What a caller asks for. `networks` are (name, ifname), ifname empty for eth0, eth1, …;
-    `published` are portMappings entries (CNI conventions, "port mappings"). With `share`
-    the guest can be shown files of the host; `dns` (as in a CNI result) is the guest's. `cgroup`
-    is the control group to join, None for one of the sandbox's own; empty for none. For those that
-    run in the container `first`, and beside it, the VM may grow: see `record.Spec`."""
+    """The caller's request. `networks` are (name, ifname), ifname empty for eth0, eth1, …;
+    `published` are portMappings entries (CNI conventions, "port mappings"). With `share` the guest
+    can see files of the host; `dns` (as in a CNI result) is the guest's. `cgroup` is the control
+    group to join: None for one of the sandbox's own, empty for none. The VM may grow for the
+    container `first` and for others beside it: see `record.Spec`."""
 
     networks: Sequence[tuple[str, str]] = ()
     published: Sequence[dict[str, Any]] = ()
@@ -156,8 +156,8 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
 
 
 def _slots(config: Config, wish: Wish) -> int:
-    """For how many NICs the machine has room: as configured, and for all that are known before it
-    starts. Then in eights, lest there be a template for each number."""
+    """The number of NICs for which the machine has room: the configured one, or more when more are
+    known before the start. Then in eights, because each number needs a template of its own."""
     qemu = config.qemu
     known = len(wish.networks) + len(wish.taps)
     if wish.netns:
@@ -168,8 +168,8 @@ def _slots(config: Config, wish: Wish) -> int:
 
 
 def _interfaces(path: str) -> int:
-    """How many interfaces of a namespace may be NICs, 0 where it can't be looked at: who starts the
-    machine will say why."""
+    """How many interfaces of a namespace may become NICs; 0 when it can't be read, for which the
+    start will report an error."""
     with contextlib.suppress(OSError), netns.entered(path), Netlink() as nl:
         found = (one for one in links.listing(nl) if one.is_ethernet and not one.is_loopback)
         return sum(not one.is_port and one.kind != "bridge" for one in found)
@@ -181,13 +181,14 @@ def _daemon(qemu: Qemu) -> Daemon:
 
 
 def most_memory_mib(qemu: Qemu) -> int:
-    """How much memory a VM may have that grows: what the configuration has, and the host."""
+    """The most memory for a VM that grows: that of the configuration, but no more than the host
+    has."""
     of_host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     return min(qemu.default_maxmemory or of_host, of_host, _ADDRESSABLE_MIB)
 
 
 def cpus() -> int:
-    """How many the host has."""
+    """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -238,7 +239,7 @@ def _check_netns(config: Config, wish: Wish) -> None:
 
 
 def monitor(config: Config) -> list[str]:
-    """The network monitor's command, empty for no monitor."""
+    """The network monitor's command; empty for no monitor. Raises NetworkError."""
     netmon = config.netmon
     if not netmon.enable_netmon:
         return []
@@ -285,7 +286,7 @@ def _networks(config: Config, wish: Wish, ifnames: Sequence[str]) -> list[Networ
         _check_plugins(network, config.cni.bin_dirs)
         capability_args = {}
         if published and "portMappings" in network.capabilities:
-            # The first network that can: a port of the host leads to one place.
+            # Only the first network that can, because a port of the host leads to one place.
             capability_args["portMappings"], published = published, []
         requests.append(
             NetworkRequest(
@@ -306,7 +307,7 @@ def _networks(config: Config, wish: Wish, ifnames: Sequence[str]) -> list[Networ
 
 
 def _check_plugins(network: cni.Network, directories: Sequence[str]) -> None:
-    """A chain with a plugin missing could not be taken down again."""
+    """Raises NetworkError for a missing plugin: without it, DEL of the chain would fail, too."""
     for plugin in network.plugins:
         if cni.find_plugin(plugin["type"], directories) is None:
             raise NetworkError(
@@ -335,8 +336,8 @@ def _ifnames(wanted: Sequence[str]) -> list[str]:
 
 
 def _guest(config: Config, progress: Progress) -> tuple[str, str, str]:
-    """(kernel, initrd, disk): the configured ones, or those of our image, whose initrd alone can
-    use the disk."""
+    """(kernel, initrd, disk): the configured ones, or those of Tapwright's image. Only that image's
+    initrd can use the disk."""
     qemu = config.qemu
     if qemu.kernel and qemu.initrd:
         return qemu.kernel, qemu.initrd, ""

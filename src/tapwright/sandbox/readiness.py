@@ -1,7 +1,7 @@
-"""Can this host run a sandbox with this configuration? What there is, what is missing, what to do.
+"""Can this host run a sandbox with this configuration? What it has, what is missing, what to do.
 
-Nothing is changed: what the kernel can do is tried in a namespace of its own, and whether KVM works
-is asked of the verdict that sandboxes go by, which boots the guest once where there is none yet.
+The check changes nothing. It tries abilities of the kernel in a namespace of its own. For KVM it
+uses the verdict that sandboxes use; if there is none yet, it boots the guest once.
 """
 
 import os
@@ -17,8 +17,8 @@ from tapwright.sandbox.finding import OK, PROBLEM, WARNING, Finding
 
 
 def findings(config: Config, progress: Progress, root: str = "") -> list[Finding]:
-    """All there is to say of the host, and of the spares in the state directory `root`. Booting a
-    guest to try KVM takes up to 6 s, once."""
+    """All findings about the host, and about spares in the state directory `root`. Booting a guest
+    to try KVM takes up to 6 s, once."""
     system = distribution.this()
     qemu, guest = installed.qemu(config, system), installed.guest(config, system)
     firmware = list(installed.firmware(config, system)) if qemu.state == OK else []
@@ -58,7 +58,7 @@ def _spares(config: Config, root: str) -> Iterator[Finding]:
         held = sum(map(spares.held_mib, found))
         yield Finding("spares", OK, f"{len(found)} of {held} MiB (tapwright sandbox spares)")
     elif config.factory.enable_template and config.factory.vm_cache_number:
-        yield Finding("spares", OK, "none so far: the first sandbox of a kind has one made")
+        yield Finding("spares", OK, "none so far: the first sandbox of each kind makes one")
 
 
 def _monitor(config: Config) -> Iterator[Finding]:

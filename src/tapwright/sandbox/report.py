@@ -1,7 +1,7 @@
 """The messages between a sandbox's supervisor and its caller over their socket pair.
 
-The caller gives the supervisor a sandbox (`launching.Waiting.tell`). The supervisor answers with a
-JSON object a line: `progress` and `warning`, and in the end `running` or `failed`. The module
+The caller gives the supervisor a sandbox (`launching.Waiting.tell`). The supervisor answers with
+one JSON object a line: `progress` and `warning`, and at the end `running` or `failed`. The module
 imports little, because the supervisor reads its order before it loads the rest.
 """
 
@@ -22,12 +22,12 @@ _MESSAGE_BYTES = 16 * 1024
 
 
 class Silence(Exception):  # noqa: N818 - leads to another start, or to an error of its own
-    """The supervisor ended without a last word."""
+    """The supervisor ended without `running` or `failed`."""
 
 
 def follow(connection: socket.socket, progress: Progress, warn: Progress) -> None:
-    """Pass on what the supervisor says until the sandbox runs. Raises what its bringing up raised,
-    or Silence."""
+    """Pass on the supervisor's messages until the sandbox runs. Raises the errors of the start, or
+    Silence."""
     try:
         for message in _messages(connection):
             if "progress" in message:
@@ -80,21 +80,21 @@ class Caller:
         return bool(select.select([self._socket], [], [], 0)[0])
 
     def sandbox(self) -> tuple[dict[str, Any], int] | None:
-        """Wait for the order: (its message, the descriptor of the sandbox's `alive` lock), or None
+        """Wait for the order: (its message, the descriptor of the sandbox's `alive` lock); None
         when the caller goes away without one."""
-        # A plugin that outlives this process, and had the lock, too, would be taken for it.
+        # Not inheritable: a plugin that outlived this process with the lock would look like it.
         data, fds, _ = unixsocket.received(self._socket, _MESSAGE_BYTES, 2)
         if not data or not fds:
             return None
         for fd in fds[1:]:
-            environment.take(fd)  # in which plugins run
+            environment.take(fd)  # for plugins
         return json.loads(data), fds[0]
 
     def progress(self, text: str) -> None:
         self._tell(progress=text)
 
     def warn(self, text: str) -> None:
-        """Report what differs from the wish, and keeps no sandbox from running."""
+        """Report a difference from the request that does not stop the sandbox."""
         self._tell(warning=text)
 
     def running(self) -> None:
@@ -102,11 +102,12 @@ class Caller:
         self._socket.close()
 
     def failed(self, error: BaseException, left: Sequence[str]) -> None:
-        """Report the sandbox's failure; `left` is what could not be taken back, in words."""
+        """Report the failure; `left` says in words what could not be taken back."""
         self._tell(failed=str(error), kind=type(error).__name__, left=list(left))
 
     def is_gone(self) -> bool:
-        """Whether a socket that is readable is at its end: the caller says no other word."""
+        """Whether the caller has hung up. The caller sends nothing more, so a readable socket is at
+        its end."""
         try:
             return not self._socket.recv(1, socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -1,9 +1,9 @@
 """Spares, as callers see them: guests that were restored ahead and wait for a sandbox
 (`supervisor.spare`).
 
-Each has a directory beside those of the sandboxes, with its lock `alive`, a file that describes it,
-and a socket when it is ready: the first caller that connects has it. A directory whose lock is free
-is left of a killed spare, and the next caller removes it.
+Each spare has a directory beside those of the sandboxes, with the lock `alive`, a file that
+describes it, and a socket when it is ready. The first caller that connects owns the spare. A
+directory whose lock is free belongs to a killed spare, and the next caller removes it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from tapwright.state.record import Journal, Spec, written_machine, written_spec
 
 ALIVE, FILE, SOCKET = "alive", "spare.json", "socket"
 YOURS = b"yours\n"
-"""What a spare says to the caller that has it."""
+"""The greeting of a spare to its owner."""
 
 _FAILED = ".failed"
 _NAMESPACES = "cgroup", "ipc", "mnt", "net", "pid", "user", "uts"
@@ -58,8 +58,8 @@ def directory_of(root: str | Path) -> Path:
 
 
 def take(root: str | Path, spec: Spec) -> Waiting | None:
-    """A spare for the sandbox of a specification, if there is one: it is the caller's alone. That
-    of one that has hung is passed over, and so is one that dies."""
+    """A spare that fits the specification, which from now on is the caller's alone; None if there
+    is none. This skips spares that hang or die."""
     if not _is_possible(spec):
         return None
     directory, key = directory_of(root), key_of(spec)
@@ -72,26 +72,26 @@ def take(root: str | Path, spec: Spec) -> Waiting | None:
 
 
 def refill(journal: Journal) -> None:
-    """Start to make a spare in the background, unless there are enough."""
+    """Start a process that makes a spare, unless there are enough."""
     spec, root = journal.record.spec, journal.directory.parent.parent
     if (
         not _is_possible(spec)
         or len(list(_living(directory_of(root), key_of(spec)))) >= spec.spares
     ):
         return
-    with contextlib.suppress(OSError):  # the next one tries again
+    with contextlib.suppress(OSError):  # the next sandbox tries again
         begin(root, spec)
 
 
 def begin(root: str | Path, spec: Spec, at_once: bool = False) -> None:
-    """Start a process that makes a spare for such sandboxes, unless there are enough: `at_once`, or
-    when the host is idle. Raises OSError."""
+    """Start a process that makes a spare for such sandboxes, unless there are enough. It waits
+    until the host is idle, except with `at_once`. Raises OSError."""
     order = {"root": str(root), "spec": written_spec(_plain(spec)), "at_once": at_once}
     in_background("spare", order)
 
 
 def listing(root: str | Path) -> list[Spare]:
-    """All spares, those that are still being made too."""
+    """All spares, including those that are still being made."""
     found = []
     for name in claims.names(directory_of(root)):
         directory = directory_of(root) / name
@@ -106,7 +106,8 @@ def listing(root: str | Path) -> list[Spare]:
 
 
 def held_mib(spare: Spare) -> int:
-    """MiB of memory that its processes have, with their part of what they share (proc(5), Pss)."""
+    """MiB of memory that the spare's processes hold, with their part of shared pages (proc(5),
+    Pss)."""
     found, pids = 0, [spare.pid]
     for pid in pids:
         with contextlib.suppress(OSError, StopIteration):
@@ -117,7 +118,7 @@ def held_mib(spare: Spare) -> int:
 
 
 def sweep(root: str | Path) -> list[str]:
-    """Remove what spares have left that were killed; return their names."""
+    """Remove the directories of killed spares; return their names."""
     directory = directory_of(root)
     dead = [
         name for name in claims.names(directory) if not filelock.is_held(directory / name / ALIVE)
@@ -135,7 +136,7 @@ def note_failure(root: str | Path, reason: str) -> None:
 
 
 def last_failure(root: str | Path) -> str:
-    """Why the last one that came to nothing did, empty where none has."""
+    """Why the last spare that failed did; empty where none has failed."""
     try:
         return (directory_of(root) / _FAILED).read_text(errors="replace")
     except OSError:
@@ -143,8 +144,8 @@ def last_failure(root: str | Path) -> str:
 
 
 def drop(root: str | Path) -> list[str]:
-    """End all spares; return the names of those that were there. One that a sandbox takes in the
-    meantime may be the sandbox's: that starts another way then."""
+    """End all spares; return their names. If a sandbox takes a spare at this moment, the sandbox
+    starts without it."""
     dropped = []
     for spare in listing(root):
         _end(spare)
@@ -154,8 +155,8 @@ def drop(root: str | Path) -> list[str]:
 
 
 def key_of(spec: Spec) -> str:
-    """A name for all sandboxes that a spare can serve: the same guest, the same program as
-    supervisor, and the same inheritance from the process that started the supervisor."""
+    """A name for all sandboxes that one spare can serve: those with the same guest, the same
+    program as supervisor, and the same rights of the process that starts the supervisor."""
     guest = [written_machine(spec.machine), spec.template]
     program = [tapwright.__version__, tapwright.__file__]
     content = json.dumps([program, _inherited(), guest], sort_keys=True).encode()
@@ -163,7 +164,7 @@ def key_of(spec: Spec) -> str:
 
 
 def _inherited() -> list[Any]:
-    """Namespaces, rights, and processors of this process, which it hands on."""
+    """Namespaces, rights, and processors, which a process inherits from its parent."""
     with open("/proc/self/status") as file:
         rights = [line.strip() for line in file if line.startswith(_RIGHTS)]
     namespaces = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in _NAMESPACES]
@@ -171,8 +172,8 @@ def _inherited() -> list[Any]:
 
 
 def enter(root: str | Path, spec: Spec) -> tuple[Path, int] | None:
-    """Make the directory of a new spare, which this process becomes; return it with the descriptor
-    of its lock. None where there are enough. Raises OSError."""
+    """Make the directory of a new spare, which is this process; return the directory and the
+    descriptor of its lock. None where there are enough. Raises OSError."""
     directory, key = directory_of(root), key_of(spec)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -195,7 +196,7 @@ def enter(root: str | Path, spec: Spec) -> tuple[Path, int] | None:
 
 
 def leave(directory: Path, alive: int) -> None:
-    """Remove the directory of a spare that is none any more, the calling process."""
+    """Remove the directory of this process, which is no spare any more."""
     with contextlib.suppress(OSError):
         claims.discard(directory)
     os.close(alive)
@@ -213,7 +214,7 @@ def _is_possible(spec: Spec) -> bool:
 
 
 def _plain(spec: Spec) -> Spec:
-    """What a spare needs to know of it."""
+    """The parts of a specification that matter to a spare."""
     return dataclasses.replace(spec, netns="", networks=[], cgroup="", dns=None, netmon=[])
 
 
@@ -227,7 +228,7 @@ def _described(spec: Spec) -> dict[str, Any]:
 
 
 def _asked(directory: Path) -> Waiting | None:
-    """The spare there, if it is ours."""
+    """Connect to a spare; None unless it becomes this caller's."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(_ANSWER_SECONDS)
@@ -237,7 +238,7 @@ def _asked(directory: Path) -> Waiting | None:
             connection.settimeout(None)
             return Waiting(connection)
     except OSError:
-        pass  # another was first, or it is not ready, or dead
+        pass  # another caller was first, or the spare is not ready, or dead
     connection.close()
     return None
 
@@ -249,14 +250,14 @@ def _living(directory: Path, key: str) -> Iterator[str]:
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what a spare has left that was killed."""
+    """Remove the directory of a spare, if it was killed."""
     if not filelock.is_held(directory / ALIVE):
-        with contextlib.suppress(OSError):  # another one does it
+        with contextlib.suppress(OSError):  # another process removes it
             claims.discard(directory)
 
 
 def _end(spare: Spare) -> None:
-    """Unless it has been taken, or the number is another's by now."""
+    """End a spare, unless a sandbox has taken it, or another process has its pid."""
     is_it = partial(supervisors.is_it, spare.directory, spare.pid)
     with contextlib.suppress(OSError):
         ending.end(spare.pid, _END_SECONDS, is_it, (signal.SIGTERM, signal.SIGKILL))

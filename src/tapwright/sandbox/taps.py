@@ -1,4 +1,4 @@
-"""TAPs of the host's namespace, as a caller asks for them: `NAME[,bridge=BR|,ovs=BR][,KEY=…]`."""
+"""Requests for TAPs of the host's namespace: `NAME[,bridge=BR|,ovs=BR][,KEY=…]`."""
 
 import ipaddress
 import re
@@ -16,8 +16,8 @@ _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
 @dataclass
 class TapWish:
-    """The TAP `device`, and the NIC on it. An empty name is eth0, eth1, …; an empty MAC any,
-    an MTU of 0 that of the TAP, or of the bridge where the TAP is made."""
+    """The TAP `device`, and the NIC on it. An empty name becomes eth0, eth1, …; an empty MAC a
+    random one; an MTU of 0 becomes that of the TAP, or of the bridge for a new TAP."""
 
     device: str
     bridge: str = ""
@@ -47,14 +47,14 @@ def parse(text: str) -> TapWish:
         elif key == "ip":
             tap.addresses.append(_address(value, text))
         else:
-            raise UsageError(f"--tap {text}: {option!r} is not possible; it is {FORM}")
+            raise UsageError(f"--tap {text}: {option!r} is unknown; the form is {FORM}")
     if tap.bridge and tap.ovs:
-        raise UsageError(f"--tap {text}: a TAP can be in one bridge, not in two")
+        raise UsageError(f"--tap {text}: a TAP can be in only one bridge")
     return tap
 
 
 def requested(tap: TapWish, name: str) -> TapRequest:
-    """The TAP as a specification has it, with the NIC's `name`."""
+    """The TAP for a specification, with the NIC's `name`."""
     return TapRequest(
         tap.device, name, tap.mac or any_mac(), tap.bridge, tap.ovs, tap.mtu, tap.addresses
     )

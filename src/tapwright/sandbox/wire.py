@@ -1,5 +1,5 @@
-"""Requests to a supervisor on the wire: the client's side of `control.server`. Imports little,
-because each call of the OCI runtime is a new process.
+"""Requests to a supervisor as bytes on its socket: the client's side of `control.server`. Imports
+little, because each call of the OCI runtime is a new process.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 SOCKET = "control.sock"
 VERSION = 1
-"""The version of the requests, which `version` returns; version 0 did not have that request.
-Requests and arguments are only added, so that older and newer versions can talk to a running
-sandbox: an argument that may be missing has a default, and a new request may be refused as
-unknown."""
+"""The version of the requests, which the request `version` returns; version 0 lacked that request.
+New versions only add requests and arguments, so older and newer clients can talk to a running
+sandbox: each new argument has a default, and a supervisor refuses a request that it does not
+know."""
 MAX_REQUEST = 16 << 20
-"""Bytes of a request: those of `agent.protocol`, for most of it goes on to the guest."""
+"""Bytes; the same as in `agent.protocol`, because most of a request goes on to the guest."""
 
 
 def connected(directory: "str | os.PathLike[str]", seconds: float | None = None) -> socket.socket:
-    """A connection with the supervisor of the sandbox in a directory, which may take so many
-    seconds to do each thing. Raises OSError."""
+    """A connection with the supervisor of the sandbox in a directory; each step on it may take so
+    many seconds. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(seconds)
@@ -42,10 +42,10 @@ def connected(directory: "str | os.PathLike[str]", seconds: float | None = None)
 
 
 def send(connection: socket.socket, request: "Json", descriptors: "Sequence[int]" = ()) -> None:
-    """Begin a connection with a request and its descriptors. One that the supervisor refuses
-    before it has read all is no failure: the answer is there. Raises OSError, and UsageError for a
-    request that is too large."""
-    # As `agent.protocol` has it.
+    """Send a request with its descriptors, which begins the connection. It is no failure when the
+    supervisor refuses the request before it has read all: its answer can be read. Raises OSError,
+    and UsageError for a request that is too large."""
+    # The same form as in `agent.protocol`.
     text = json.dumps(request, ensure_ascii=False, separators=(",", ":")) + "\n"
     line = text.encode(errors="surrogatepass")
     if len(line) > MAX_REQUEST:
@@ -58,9 +58,9 @@ def send(connection: socket.socket, request: "Json", descriptors: "Sequence[int]
 
 
 def kind_of(refusal: "Json") -> "Any":
-    """The kind of error of a refusal; of a request that is not known, UnknownRequestError."""
+    """The name of a refusal's error; for an unknown request, UnknownRequestError."""
     kind, said = refusal.get("kind"), str(refusal.get("message"))
-    # As version 0 said it.
+    # The words of version 0.
     if kind == "ProtocolError" and said.startswith("unknown request "):
         return UnknownRequestError.__name__
     if kind == "TypeError" and "got an unexpected keyword argument" in said:
@@ -69,7 +69,7 @@ def kind_of(refusal: "Json") -> "Any":
 
 
 def answer(connection: socket.socket) -> "tuple[int, Json] | None":
-    """(REPLY or ERROR, content) of a request that is answered once; None when the supervisor has
+    """(REPLY or ERROR, content): the answer to a request that has one; None when the supervisor has
     hung up. Raises OSError, ProtocolError."""
     from tapwright.agent import protocol
 

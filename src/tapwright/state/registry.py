@@ -28,6 +28,18 @@ class Sandbox:
     record: Record | None
     problem: str = ""
 
+    def check_running(self) -> None:
+        """Raises SandboxStateError unless the sandbox runs."""
+        if self.status != RUNNING:
+            reason = f" ({self.problem})" if self.problem else ""
+            raise SandboxStateError(f"sandbox {self.id!r} is {self.status}{reason}, not running")
+
+    def readable_record(self) -> Record:
+        """Raises SandboxStateError when the record can't be read."""
+        if self.record is None:
+            raise SandboxStateError(self.problem)
+        return self.record
+
 
 def directory_of(root: str | Path) -> Path:
     return Path(root, "sandboxes")
