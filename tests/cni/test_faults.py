@@ -207,7 +207,7 @@ def test_trace_tells_every_run(fakes: Fakes) -> None:
 
 def test_an_error_that_says_nothing_has_its_exit_status(fakes: Fakes) -> None:
     fakes.script("p", """echo '{"code": 0, "msg": ""}'; [ $CNI_COMMAND = DEL ] || exit 3""")
-    with pytest.raises(PluginError, match="exit status 3, with an error that says nothing"):
+    with pytest.raises(PluginError, match="exit status 3, with an empty error message"):
         fakes.runtime().add(network("p"), WEB)
 
 

@@ -290,10 +290,10 @@ def test_delete_in_a_version_that_we_do_not_know(fakes: Fakes, version: str) -> 
         parse_network(raw, "x")
     unknown = parse_network(raw, "x", any_version=True)
     for operation in (runtime.add, runtime.check):
-        with pytest.raises(CniError, match="not one that we know"):
+        with pytest.raises(CniError, match="unknown here"):
             operation(unknown, WEB)
     for operate in (runtime.status, runtime.gc):
-        with pytest.raises(CniError, match="not one that we know"):
+        with pytest.raises(CniError, match="unknown here"):
             operate(unknown)
     runtime.delete(unknown, WEB)
     (run,) = fakes.seen("DEL")

@@ -1,14 +1,13 @@
-"""The attachments that were made, in libcni's own place and format.
+"""Remembers attachments in libcni's own directory and format.
 
 libcni (libcni/api.go, `cachedInfo`) keeps one file an attachment, <dir>/results/<network>-
-<container id>-<ifname>, of the kind "cniCacheV1". So an attachment made here can be deleted by
-any other user of libcni, and the other way round. We write it twice: before the first plugin
-runs, without a result, so that a kill in the middle leaves a trace for GC; and at the end, with
+<container id>-<ifname>, of the kind "cniCacheV1". So any other user of libcni can delete an
+attachment that was made here, and the other way round. This module writes each file twice: before
+the first plugin runs, without a result, so that GC finds a trace after a kill; and at the end, with
 the result.
 
-What we know beyond that is under a key of our own, which libcni passes over, and which a file that
-it wrote has not: the namespace that the path led to, and the whole configuration where plugins came
-from a folder.
+A key of our own, which libcni ignores and does not write, has more: the namespace to which the path
+led, and the whole configuration where plugins came from a folder.
 """
 
 import binascii
@@ -28,7 +27,7 @@ _MOST_BYTES = 255  # of a name (NAME_MAX, limits.h)
 
 
 class TornError(CniError):
-    """An incomplete file: its writer did not come to the end."""
+    """An incomplete file: its writer did not finish it."""
 
 
 class LegacyError(CniError):
@@ -40,9 +39,9 @@ class LegacyError(CniError):
 
 
 class Entry(NamedTuple):
-    """One file of the cache. `config` is the network's configuration as it was at ADD; `result` is
-    None when ADD did not get to its end. `namespace` is the one that the attachment is in, None
-    where it is not known; `whole` the configuration with all its plugins, where that is more."""
+    """One file of the cache. `config` is the network's configuration at ADD; `result` is None when
+    ADD did not finish. `namespace` is the attachment's, None if unknown; `whole` is the
+    configuration with the plugins from its folder, too."""
 
     network: str
     attachment: Attachment
@@ -61,8 +60,8 @@ def _file_name(network: str, attachment: Attachment) -> str:
 
 
 def write(path: str, entry: Entry) -> None:
-    """Remember an attachment. The file appears whole or not at all; it may be lost with a sudden
-    loss of power, as libcni's own may. Raises CniError."""
+    """Remember an attachment. The file is always complete, but a loss of power may lose it, like
+    libcni's own. Raises CniError."""
     attachment = entry.attachment
     content = {
         "kind": _KIND,
@@ -113,18 +112,18 @@ def _replace(path: str, data: str) -> None:
 
 
 def _draft(path: str) -> str:
-    """Return where a file is written: a name unlike any attachment's, and not longer than a name
-    may be. A lock on the container keeps other writers out, and the file of a killed writer goes
-    with the attachment's."""
+    """The path of a file before it is complete: no attachment has such a name, and it is short
+    enough for a name. The lock on the container keeps other writers out. `remove` removes what a
+    killed writer has left."""
     folder, name = os.path.split(path)
     return os.path.join(folder, f".{name}"[:_MOST_BYTES])
 
 
 def read(path: str) -> Entry | None:
-    """The remembered attachment, None where there is none.
+    """The remembered attachment; None when the file does not exist.
 
-    Raises TornError when the file is torn, LegacyError when it is a result alone, CniError when it
-    is not ours.
+    Raises TornError for an incomplete file, LegacyError for a file with only a result, CniError for
+    any other invalid file.
     """
     try:
         with open(path, "rb") as file:
@@ -141,9 +140,9 @@ def read(path: str) -> Entry | None:
         raise LegacyError(_complaint(path, ValueError("it has no kind")), content)
     try:
         entry = _entry(content)
-        # GC removes the file that an entry names: it must be this one, and no path elsewhere.
+        # GC removes the file that an entry names, which must be this one and no other path.
         if _file_name(entry.network, entry.attachment) != os.path.basename(path):
-            raise ValueError("what it says does not fit its name")
+            raise ValueError("its content does not fit its name")
         return entry
     except (ValueError, TypeError, KeyError, binascii.Error) as error:
         raise CniError(_complaint(path, error)) from None
@@ -192,7 +191,7 @@ def remove(path: str) -> None:
 
 
 def entries(directory: str) -> tuple[list[Entry], list[str]]:
-    """All that is remembered, in the order of the files, and what is wrong with the others."""
+    """(all remembered attachments, in the order of the files; what is wrong with other files)."""
     folder = os.path.join(directory, "results")
     found: list[Entry] = []
     problems: list[str] = []

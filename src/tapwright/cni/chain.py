@@ -1,4 +1,4 @@
-"""The plugins of one network, run one after the other (section 3)."""
+"""Runs the plugins of one network, one after the other (section 3)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Chain(NamedTuple):
     keep_fds: Sequence[int] = ()
 
     def add(self, attachment: Attachment) -> Iterator[Result]:
-        """ADD, plugin by plugin; gives the result after each. Raises PluginError."""
+        """Run ADD of each plugin; yield the result after each. Raises PluginError."""
         result: Result | None = None
         for plugin in self.network.plugins:
             more = runtime_config(plugin, attachment)
@@ -39,11 +39,12 @@ class Chain(NamedTuple):
             yield result
 
     def delete(self, attachment: Attachment, result: Result | None) -> list[CniError]:
-        """DEL in reverse, all of it; returns the failures.
+        """Run DEL of all plugins in reverse; return the failures.
 
-        libcni stops at the first one, and what the others hold is lost; we do not. Nor do we give
-        up where the namespace is gone and a plugin insists on one (sbr does, and that of 1.1 on the
-        interface too): it is asked again with a new one, which has just an interface of that name.
+        libcni stops at the first failure, and then nothing releases what the other plugins hold.
+        When the namespace is gone and a plugin insists on one (sbr does, and sbr 1.1 on the
+        interface, too), this calls the plugin again with a new namespace, which contains only an
+        interface of that name.
         """
         failures = []
         for plugin in reversed(self.network.plugins):
@@ -67,15 +68,16 @@ class Chain(NamedTuple):
             return [CniError(f"no namespace can be made: {error}")]
 
     def check(self, attachment: Attachment, result: Result) -> None:
-        """CHECK, up to the first failure. Raises PluginError."""
+        """Run CHECK, up to the first failure. Raises PluginError."""
         for plugin in self.network.plugins:
             more = {**runtime_config(plugin, attachment), "prevResult": result}
             self._run(plugin, "CHECK", attachment_variables(attachment), more)
 
     def gc(self, valid: list[tuple[str, str]]) -> list[CniError]:
-        """GC, all of it; returns the failures. `valid` has container ids and interface names."""
+        """Run GC of all plugins; return the failures. `valid` has container ids and interface
+        names."""
         named = [{"containerID": container, "ifname": ifname} for container, ifname in valid]
-        # By both names: the specification had the second one at first (libcni/api.go).
+        # Under both keys: the specification had the second one first (libcni/api.go).
         more = {"cni.dev/valid-attachments": named, "cni.dev/attachments": named}
         return [
             failure
@@ -84,12 +86,12 @@ class Chain(NamedTuple):
         ]
 
     def status(self) -> None:
-        """STATUS, up to the first failure. Raises PluginError."""
+        """Run STATUS, up to the first failure. Raises PluginError."""
         for plugin in self.network.plugins:
             self._run(plugin, "STATUS", {}, {})
 
     def find_all(self, command: str) -> None:
-        """Look up all executables. Raises PluginError for the first that is missing."""
+        """Look for all executables. Raises PluginError for the first missing one."""
         for plugin in self.network.plugins:
             self._invocation(plugin, command).find()
 

@@ -1,7 +1,7 @@
-"""The directory of networks, /etc/cni/net.d: its files read in lexical order.
+"""Reads the directory of networks, /etc/cni/net.d, in lexical order.
 
-A file is a list of plugins (.conflist) or a single one (.conf, .json). Plugins may also lie one a
-file in a folder beside it that has the network's name (section 1, "loadOnlyInlinedPlugins").
+A file is a list of plugins (.conflist) or a single plugin (.conf, .json). A network may have more
+plugins, one a file, in a folder with the network's name (section 1, "loadOnlyInlinedPlugins").
 """
 
 import os
@@ -17,10 +17,11 @@ _MAX_BYTES = 1 << 20
 def load_networks(
     directory: str | os.PathLike[str], any_version: bool = False
 ) -> tuple[list[Network], list[ConfigurationError]]:
-    """All networks of a directory in the order of its files, and what is wrong with the rest.
+    """(all networks of a directory, in the order of its files; what is wrong with other files).
 
-    Of several networks of one name the first wins, but a .conflist before all others (libcni,
-    libcni/conf.go, LoadNetworkConf); the others are problems. A missing directory has no networks.
+    Of several networks with one name the first wins, but any .conflist wins over other files
+    (libcni, libcni/conf.go, LoadNetworkConf); the others are problems. A missing directory has no
+    networks.
     """
     networks: dict[str, Network] = {}
     problems: list[ConfigurationError] = []
@@ -44,9 +45,9 @@ def load_networks(
 def find_network(
     directory: str | os.PathLike[str], name: str, any_version: bool = False
 ) -> Network:
-    """The network of that name; with `any_version` one of a version that we do not know, or with a
-    name that breaks the rules, will do, which can be taken down only. Raises ConfigurationError,
-    which names the networks that exist."""
+    """The network of that name. With `any_version`, its version may be unknown, or its name may
+    break the rules; only DEL works for such a network. Raises ConfigurationError, which names the
+    networks that exist."""
     networks, problems = load_networks(directory, any_version)
     for network in networks:
         if network.name == name:
@@ -59,7 +60,7 @@ def find_network(
 
 
 def load_network(path: str, any_version: bool = False) -> Network:
-    """Read one file, and its folder of plugins where it has one. Raises ConfigurationError."""
+    """Read one file, and its folder of plugins if it has one. Raises ConfigurationError."""
     document = Document(_read(path), path)
     inlined_only = document.flag("loadOnlyInlinedPlugins")
     name = document.get("name")
@@ -81,7 +82,7 @@ def _folder_plugins(folder: str) -> list[Plugin]:
 
 
 def _files(directory: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[str]:
-    """The files with these suffixes, in lexical order; none where there is no directory."""
+    """The files with these suffixes, in lexical order; none when the directory does not exist."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What can go wrong with networks and their plugins, and the specification's error codes."""
+"""The errors of networks and plugins, and the specification's error codes."""
 
 # Section 5, "Error"; the last two are libcni's own (pkg/types/types.go).
 INCOMPATIBLE_VERSION = 1
@@ -16,14 +16,14 @@ INTERNAL = 999
 
 
 class CniError(Exception):
-    """The root of this package's exceptions."""
+    """The base of this package's exceptions."""
 
 
 class ConfigurationError(CniError):
-    """A network configuration that can't be used.
+    """An invalid network configuration.
 
-    `source` is the file (or what the caller called it), `line` counts from 1 and is 0 where it is
-    unknown, `key` is the key at fault or empty, `reason` says what was expected.
+    `source` is the file (or the caller's name for it), `line` counts from 1 and is 0 if unknown,
+    `key` is the key at fault or empty, `reason` says what is wrong.
     """
 
     def __init__(self, source: str, reason: str, key: str = "", line: int = 0) -> None:

@@ -1,5 +1,5 @@
-"""Runs one plugin for one operation: parameters and configuration in, an answer or a PluginError
-out (section 2)."""
+"""Runs one plugin for one operation: takes parameters and configuration, returns the answer or
+raises PluginError (section 2)."""
 
 import contextlib
 import json
@@ -20,9 +20,9 @@ _SHOWN = 500
 
 
 class Run(NamedTuple):
-    """One run of a plugin, for a trace. `environment` has the CNI parameters only; `status` is
-    the exit status, minus the signal, or None when it could not be started or was ended;
-    `problem` is empty after a success; `remarks` are on a result that is taken as it is."""
+    """One run of a plugin, for a trace. `environment` has only the CNI parameters; `status` is the
+    exit status, or minus the signal, or None when the plugin did not start or had to be killed;
+    `problem` is empty after a success; `remarks` are about oddities in the result."""
 
     network: str
     plugin: str
@@ -42,7 +42,7 @@ Trace = Callable[[Run], None]
 
 
 class Invocation(NamedTuple):
-    """Which plugin is to do what for which network, and where plugins are."""
+    """The plugin (`kind`), its command and network, and the directories of plugins."""
 
     network: str
     kind: str
@@ -77,15 +77,14 @@ class Invocation(NamedTuple):
         variables: Mapping[str, str],
         keep_fds: Sequence[int] = (),
     ) -> dict[str, Any] | None:
-        """Run the plugin to its end; return the JSON object it printed, None for nothing.
+        """Run the plugin to its end; return the JSON object that it printed, None for nothing.
 
-        Only ADD and VERSION have an answer: what a plugin prints on stdout at other commands is
-        passed over, and what it says on stderr is relayed to ours, as by libcni (pkg/invoke/
-        exec.go, raw_exec.go). `variables` are the parameters beside CNI_COMMAND and CNI_PATH.
-        Raises PluginError.
+        Only ADD and VERSION have an answer. As in libcni (pkg/invoke/exec.go, raw_exec.go), the
+        stdout of other commands is ignored, and stderr goes to this process's stderr. `variables`
+        are the parameters beside CNI_COMMAND and CNI_PATH. Raises PluginError.
         """
         path = self.find()
-        # All of them, always, as from libcni (pkg/invoke/args.go): a script may run with set -u.
+        # Always all of them, as in libcni (pkg/invoke/args.go): a script may run with set -u.
         parameters = {
             **dict.fromkeys(_PARAMETERS, ""),
             **variables,
@@ -130,10 +129,10 @@ class Invocation(NamedTuple):
             raise self.error(
                 f"its output is not a JSON object: {_excerpt(done.stdout)!r}", stderr=stderr
             )
-        return answer or {}  # null is an empty one to libcni
+        return answer or {}  # null is an empty object in libcni
 
     def _failure(self, done: process.Finished, stderr: str) -> PluginError:
-        """From what a failed plugin said, in whatever shape."""
+        """The error of a failed plugin, from its output in any form."""
         try:
             answer = strictjson.parse(done.stdout)
         except ValueError:
@@ -141,7 +140,7 @@ class Invocation(NamedTuple):
         if isinstance(answer, dict) and isinstance(message := member(answer, "msg"), str):
             code = member(answer, "code")
             return self.error(
-                message or f"{_end(done)}, with an error that says nothing",
+                message or f"{_end(done)}, with an empty error message",
                 code=code if isinstance(code, int) else 0,
                 details=str(member(answer, "details") or ""),
                 stderr=stderr,
@@ -186,7 +185,7 @@ def _end(done: process.Finished) -> str:
 
 
 def _relay(stderr: bytes) -> None:
-    """Say what a plugin said on stderr; a daemon may have closed its own, or given it away."""
+    """Copy a plugin's stderr to this process's; a daemon may have closed its own."""
     if stderr and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(_printable(stderr.decode(errors="replace")))
@@ -199,8 +198,9 @@ def _printable(text: str) -> str:
 
 
 def _environment(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Ours with the parameters: plugins need the rest too, PATH above all to find iptables, and the
-    trace that they are part of (TRACEPARENT, TRACESTATE, BAGGAGE: libcni, raw_exec.go)."""
+    """This process's environment with the parameters. Plugins need the rest, too: PATH to find
+    iptables, and the trace that they belong to (TRACEPARENT, TRACESTATE, BAGGAGE: libcni,
+    raw_exec.go)."""
     return {"PATH": os.defpath, **os.environ, **parameters}
 
 

@@ -1,17 +1,17 @@
-"""Which operations may run at the same time, across processes (section 3, "Lifecycle &
-Ordering"): one on a container, any number on different ones, and GC only on its own.
+"""Locks between operations of all processes (section 3, "Lifecycle & Ordering"): one operation on a
+container at a time, any number on different containers, and GC alone.
 
-Each lock is a flock(2) that plugins inherit with its descriptor. So it is held as long as any of
-them runs, even when the process that took it was killed in between: a later DEL waits for the
-orphaned ADD, and then finds all that it made. When a plugin takes longer than it may, the process
-that waits kills it, because no other process would.
+Each lock is a flock(2) on a descriptor that plugins inherit. So it is held as long as any of them
+runs, even when the process that took it was killed: a later DEL waits for the orphaned ADD, and
+then finds all that the ADD has made. The process that waits kills a plugin that runs for too long,
+because no other process would.
 
-Three locks in the cache directory, taken in this order only, so that nothing can wait in a circle:
-the directory "locks", which a GC that waits keeps for itself and others pass through, so that they
-can't keep it waiting for ever; the directory "results", shared by all operations on containers and
-exclusive to GC; and a file for each container, which goes when no process uses it. On a disk
-without room for that file "results" alone will do, exclusively: so a DEL is possible that makes
-room.
+Three locks in the cache directory are always taken in this order, so that no processes wait for
+each other. The directory "locks": a GC keeps it while it waits, so that other operations can't
+delay the GC for ever; these release it at once. The directory "results": shared by operations on
+containers, exclusive for GC. And a file for each container, which is removed when no process uses
+it. On a disk without room for that file, an operation takes "results" exclusively instead; so a DEL
+that makes room stays possible.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from tapwright.cni.errors import CniError
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 _LOOK_SECONDS = 0.5
 _ORPHANS_SECONDS = 60.0
-"""How long a plugin without a watcher may run: as long as `Runtime` lets one by default."""
+"""How long a plugin without a watcher may run: the default `timeout` of `Runtime`."""
 
 _TAKER = re.compile(r"(?m)^lock:.*\bFLOCK +ADVISORY +\w+ +(\d+) ")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -40,8 +40,9 @@ class _NoRoomError(CniError):
 
 @contextlib.contextmanager
 def container(directory: str, container_id: str, timeout: float) -> Iterator[tuple[int, ...]]:
-    """Be the only process to work on this container, without a GC; yields the descriptors that
-    plugins must inherit. Raises CniError when that is impossible within `timeout` seconds."""
+    """Keep other operations on this container, and GC, out for the length of the block; yield the
+    descriptors that plugins must inherit. Raises CniError when that takes longer than `timeout`
+    seconds."""
     gate, results = _directories(directory)
     deadline = _Deadline(timeout)
     with _held(gate, fcntl.LOCK_SH, deadline, "GC"):
@@ -51,7 +52,7 @@ def container(directory: str, container_id: str, timeout: float) -> Iterator[tup
         try:
             own = _acquire(path, fcntl.LOCK_EX, deadline, f"another operation on {container_id!r}")
         except _NoRoomError:
-            # Whoever waits for it, too, is to have it first, or both wait for each other.
+            # Released first: two processes that both want it exclusively would wait for each other.
             fcntl.flock(shared, fcntl.LOCK_UN)
             with _held(
                 results, fcntl.LOCK_EX, deadline, "an operation on a container"
@@ -70,7 +71,7 @@ def container(directory: str, container_id: str, timeout: float) -> Iterator[tup
 
 @contextlib.contextmanager
 def everything(directory: str, timeout: float) -> Iterator[tuple[int, ...]]:
-    """For GC: no operation on any container goes on. Raises CniError like `container`."""
+    """For GC: keep operations on all containers out. Raises CniError like `container`."""
     gate, results = _directories(directory)
     deadline = _Deadline(timeout)
     with (
@@ -81,17 +82,17 @@ def everything(directory: str, timeout: float) -> Iterator[tuple[int, ...]]:
 
 
 class _Deadline:
-    """Until when locks are waited for."""
+    """The time until which to wait for locks."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
         if seconds >= _ORPHANS_SECONDS:
-            # A runtime that was killed just now has left a plugin that is as old as this wait.
+            # When a runtime is killed now, its plugin may be as old as this wait.
             self._end += 2 * _LOOK_SECONDS
         self._next_look = 0.0
 
     def is_over(self, path: str) -> bool:
-        """Whether there is no use in waiting for that lock any longer."""
+        """Whether the time is over; also looks for plugins to kill."""
         if time.monotonic() >= self._next_look:
             _end_overdue(path)
             self._next_look = time.monotonic() + _LOOK_SECONDS
@@ -99,7 +100,7 @@ class _Deadline:
 
 
 def _end_overdue(path: str) -> None:
-    """Kill the plugins that have a lock for too long, and whose runtime, which took it, is gone."""
+    """Kill plugins that have held a lock for too long, if the runtime that took it is gone."""
     try:
         lock = os.stat(path)
     except FileNotFoundError:
@@ -119,8 +120,8 @@ def _end_overdue(path: str) -> None:
 
 
 def _takers(pid: int, lock: os.stat_result) -> set[int]:
-    """The processes that took the lock of which a process has the descriptor (proc(5),
-    /proc/PID/fdinfo); empty where it does not have it."""
+    """The processes that took a lock, by the descriptors of a process (proc(5), /proc/PID/fdinfo);
+    empty if that process does not have the lock."""
     found: set[int] = set()
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
@@ -129,7 +130,7 @@ def _takers(pid: int, lock: os.stat_result) -> set[int]:
                     with open(f"/proc/{pid}/fdinfo/{entry.name}") as file:
                         found |= {int(taker) for taker in _TAKER.findall(file.read())}
     except OSError:
-        pass  # it has ended, or is not ours
+        pass  # the process has ended, or belongs to another user
     return found
 
 
@@ -141,7 +142,7 @@ def _is(path: str, file: os.stat_result) -> bool:
 
 
 def _age(pid: int) -> float:
-    """How many seconds a process runs (proc(5), /proc/PID/stat). Raises OSError."""
+    """How many seconds a process has run (proc(5), /proc/PID/stat). Raises OSError."""
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

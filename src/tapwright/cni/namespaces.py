@@ -1,9 +1,10 @@
-"""Which namespace a path leads to, and another in place of one that is gone.
+"""Notices when a path leads to another namespace than before, and makes a stand-in for a namespace
+that is gone.
 
-A path of a namespace is used again: a name in /run/netns by the next container of that name,
-/proc/PID/ns/net by the next process of that number. Numbers of inodes are used again, too. So a
-namespace is known by device, inode and boot, and by its cookie, which the kernel gives out once
-(SO_NETNS_COOKIE, net/core/sock.c; since 5.14). Whoever may not enter it does not see the cookie.
+Paths of namespaces are reused: a name in /run/netns by the next container of that name,
+/proc/PID/ns/net by the next process of that number. Inode numbers are reused, too. So device,
+inode, boot and cookie identify a namespace; the kernel uses each cookie once (SO_NETNS_COOKIE,
+net/core/sock.c; since 5.14). Only a process that may enter the namespace can read the cookie.
 """
 
 import contextlib
@@ -20,8 +21,8 @@ _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 
 
 class Namespace(NamedTuple):
-    """The identity of a network namespace. `boot` is random(4)'s boot_id; a `cookie` of 0 is not
-    known."""
+    """The identity of a network namespace. `boot` is random(4)'s boot_id; a `cookie` of 0 is
+    unknown."""
 
     device: int
     inode: int
@@ -30,7 +31,7 @@ class Namespace(NamedTuple):
 
 
 def at(path: str) -> Namespace | None:
-    """The network namespace that a path leads to; None where it leads to none."""
+    """The network namespace at a path; None when the path leads to none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError):
@@ -45,7 +46,7 @@ def at(path: str) -> Namespace | None:
 
 
 def leads_to(path: str, known: Namespace) -> bool:
-    """Whether that namespace is what the path leads to."""
+    """Whether the path leads to that namespace."""
     found = at(path)
     if found is None or found[:3] != known[:3]:
         return False
@@ -53,7 +54,7 @@ def leads_to(path: str, known: Namespace) -> bool:
 
 
 def from_json(value: Any) -> Namespace | None:
-    """From the object of a file, None where it is none: then the namespace is not known."""
+    """The namespace from a file's JSON; None, for an unknown namespace, if that is invalid."""
     try:
         known = Namespace(**value)
     except TypeError:
@@ -65,10 +66,9 @@ def from_json(value: Any) -> Namespace | None:
 
 @contextlib.contextmanager
 def stand_in(ifname: str) -> Iterator[str]:
-    """Yield the path of a new namespace, within the block. The namespace contains only an interface
-    of this name, and TAPs can be made there. Both end with this process in any case, because they
-    belong to its descriptors; the interface does so even if it was moved elsewhere. Raises
-    OSError."""
+    """Yield the path of a new namespace, for the length of the block. It contains an interface of
+    this name, if a TAP can be made there. Both end with this process in any case, because they
+    belong to its descriptors; the interface even if it was moved elsewhere. Raises OSError."""
     with contextlib.ExitStack() as opened:
         with _own_kept():
             _call("unshare", _CLONE_NEWNET)
@@ -140,13 +140,13 @@ def _own_kept() -> Iterator[None]:
 
 
 def _call(name: str, *arguments: int) -> None:
-    """setns(2) or unshare(2), which Python has since 3.12. Raises OSError."""
+    """Call setns(2) or unshare(2), which `os` has since Python 3.12. Raises OSError."""
     if call := getattr(os, name, None):
         call(*arguments)
         return
     # Not ctypes, which takes as long to load as a small plugin to run.
     from _ctypes import call_function, dlopen, dlsym
 
-    program = dlopen(None, 0)  # type: ignore[arg-type]  # as dlopen(3) has it
+    program = dlopen(None, 0)  # type: ignore[arg-type]  # None as in dlopen(3)
     if call_function(dlsym(program, name), arguments) != 0:
         raise OSError(f"{name} failed")

@@ -1,5 +1,5 @@
-"""Which version a network is run with: the highest that its configuration, its plugins and we
-know (section 1, "Version considerations")."""
+"""Chooses the version for a network: the highest that its configuration, its plugins and this
+package know (section 1, "Version considerations")."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Negotiation:
         self._known: dict[tuple[str, int, int], tuple[str, ...]] = {}
 
     def supported(self, kind: str, network: str = "") -> tuple[str, ...]:
-        """The versions that a plugin says it supports. Raises PluginError."""
+        """The versions that a plugin supports, by its own answer. Raises PluginError."""
         run = Invocation(network, kind, "VERSION", self._directories, self._timeout, self._trace)
         file = os.stat(run.find())
         key = (kind, file.st_ino, file.st_mtime_ns)
@@ -29,8 +29,8 @@ class Negotiation:
         return self._known[key]
 
     def choose(self, network: Network) -> str:
-        """The version to run a network with. Plugins are asked only where the configuration
-        leaves a choice: an operation takes longer by that."""
+        """The version for a network. This asks the plugins only if the configuration leaves a
+        choice, because it makes an operation slower."""
         choice = network.versions
         if len(choice) == 1:
             return choice[0]
@@ -38,13 +38,13 @@ class Negotiation:
             try:
                 known = self.supported(kind, network.name)
             except PluginError:
-                continue  # the operation itself will run into it, and report it
+                continue  # the operation itself will fail, and report this
             choice = tuple(version for version in choice if version in known) or choice
         return choice[-1]
 
     def problems(self, network: Network) -> list[str]:
-        """What would keep the network from working, in words: plugins that are missing or do not
-        know its version, and reserved keys, which are not passed on."""
+        """Say what would keep the network from working: plugins that are missing or do not know its
+        version, and reserved keys, which the runtime does not pass on."""
         problems = []
         for number, plugin in enumerate(network.plugins):
             for key in sorted(filter(is_reserved, plugin)):
@@ -81,7 +81,7 @@ def _ask(run: Invocation) -> tuple[str, ...]:
     if not answer:
         raise run.error("it printed no answer")
     version = answer.get("cniVersion")
-    # Of 0.2.0, plugins that name none (libcni, pkg/version/plugin.go, Decode).
+    # Plugins of version 0.2.0 may name no versions (libcni, pkg/version/plugin.go, Decode).
     alone = ["0.1.0", "0.2.0"] if version == "0.2.0" else [version]
     supported = answer.get("supportedVersions") or alone
     if not isinstance(supported, list) or not all(isinstance(v, str) for v in supported):

@@ -1,4 +1,4 @@
-"""One network configuration: read and checked (section 1)."""
+"""Reads and checks one network configuration (section 1)."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from tapwright.cni.errors import ConfigurationError
 from tapwright.cni.names import is_name
 from tapwright.cni.versions import VERSIONS, number
 
-# With fewer parts than three, as libcni takes them (pkg/version/plugin.go, ParseVersion).
+# Also with fewer than three parts, as in libcni (pkg/version/plugin.go, ParseVersion).
 _VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){0,2}(-[0-9A-Za-z.\-]+)?(\+[0-9A-Za-z.\-]+)?", re.ASCII)
 _RESERVED = ("runtimeConfig", "prevResult")
 
@@ -18,11 +18,11 @@ Plugin = dict[str, Any]
 
 
 class Network(NamedTuple):
-    """A network: plugin configurations, to be run one after the other.
+    """A network: the configurations of plugins that run one after the other.
 
-    `versions` are those the configuration may be run with, highest last; `raw` is what libcni
-    would remember of it (a single plugin as a list); `whole` is a conflist that says all of it,
-    even where parts came from other files; `source` names the file.
+    `versions` are the configuration's versions that this package knows, the highest last; `raw` is
+    the form that libcni would remember (a single plugin as a list); `whole` is a complete conflist,
+    with plugins from other files; `source` names the file.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Network(NamedTuple):
 
     @property
     def capabilities(self) -> set[str]:
-        """The runtime arguments that the plugins take, such as portMappings."""
+        """The capabilities of the plugins, such as portMappings."""
         return {
             name
             for plugin in self.plugins
@@ -50,18 +50,18 @@ class Network(NamedTuple):
 
 
 def capabilities_of(plugin: Plugin) -> dict[str, Any]:
-    """The capabilities of a plugin, by name; null means no."""
+    """The capabilities of a plugin, by name; null means false."""
     return member(plugin, "capabilities") or {}
 
 
 def ipam_type(plugin: Plugin) -> str:
-    """The plugin that one delegates its addresses to, empty for none."""
+    """The IPAM plugin to which a plugin delegates its addresses; empty for none."""
     return member(member(plugin, "ipam") or {}, "type") or ""
 
 
 def member(holder: dict[str, Any], key: str) -> Any:
-    """A value by its key, None where there is none. As in Go (encoding/json), capitals make no
-    difference, and the last of several counts."""
+    """A value by its key; None without such a key. As in Go (encoding/json), the case of letters
+    does not matter, and the last of several keys counts."""
     found = holder.get(key)
     for name, value in holder.items():
         if name.lower() == key.lower():
@@ -70,24 +70,23 @@ def member(holder: dict[str, Any], key: str) -> Any:
 
 
 def is_reserved(key: str) -> bool:
-    """Whether the runtime alone may set this key of a plugin's request (section 1, "Reserved
-    keys"). `args` is not among them: by convention administrators write it, and libcni passes it
-    on."""
+    """Whether only the runtime may set this key of a plugin's request (section 1, "Reserved keys").
+    `args` is not reserved: by convention administrators write it, and libcni passes it on."""
     return key in _RESERVED or key.startswith("cni.dev/")
 
 
 def parse_network(raw: bytes, source: str, any_version: bool = False) -> Network:
-    """Read a list of plugins or a single one; `source` names it in errors.
+    """Read a list of plugins or a single plugin; `source` names it in errors.
 
-    Raises ConfigurationError. With `any_version` it may be of one that we do not know, and have a
-    name that breaks the rules, which will do for DEL. Knows no files: a network whose plugins lie
-    in a folder beside it is read by `directory.load_network`.
+    With `any_version`, its version may be unknown, or its name may break the rules, which is enough
+    for DEL. This reads no files: `directory.load_network` reads a network with a folder of plugins.
+    Raises ConfigurationError.
     """
     return build_network(Document(raw, source), (), any_version)
 
 
 class Document:
-    """The JSON object of one file, with words for what is wrong in it."""
+    """The JSON object of one file, which makes the errors about it."""
 
     def __init__(self, raw: bytes, source: str) -> None:
         self.raw = raw
@@ -104,8 +103,8 @@ class Document:
         self.content: dict[str, Any] = content
 
     def error(self, key: str, reason: str) -> ConfigurationError:
-        """`key` may be a path such as 'plugins[1].type'; the error names its line when that is
-        certain."""
+        """An error about a key, which may be a path such as 'plugins[1].type'. It names the line if
+        that is certain."""
         pattern = rb'"%s"\s*:' % re.escape(re.split(r"[.\[]", key)[0].encode())
         found = list(re.finditer(pattern, self.raw))
         line = self.raw.count(b"\n", 0, found[0].start()) + 1 if len(found) == 1 else 0
@@ -113,16 +112,17 @@ class Document:
 
     @property
     def is_single(self) -> bool:
-        """Whether it is a single plugin, and no list of some."""
+        """Whether the document is a single plugin, and not a list."""
         return "plugins" not in self.content and member(self.content, "type") is not None
 
     def get(self, key: str) -> Any:
-        """The value of a key, None where there is none. Capitals make no difference in a single
-        plugin, which libcni decodes into a structure, as they do in a list (libcni/conf.go)."""
+        """The value of a key; None without such a key. The case of letters does not matter in a
+        single plugin, which libcni decodes into a structure; it matters in a list
+        (libcni/conf.go)."""
         return member(self.content, key) if self.is_single else self.content.get(key)
 
     def flag(self, key: str) -> bool:
-        """A boolean, which libcni lets be written as a string too; false where it is missing."""
+        """A boolean, which may also be a string, as in libcni; false when it is missing."""
         value = self.content.get(key, False)
         if isinstance(value, str) and value.lower() in ("true", "false"):
             return value.lower() == "true"
@@ -134,7 +134,7 @@ class Document:
 def build_network(
     document: Document, others: Iterable[Plugin], any_version: bool = False
 ) -> Network:
-    """The network of a file, with `others` (plugins from its folder) behind its own."""
+    """The network of a file, with `others` (plugins from its folder) after its own plugins."""
     content = document.content
     name = document.get("name")
     # What a runtime that looks less closely has attached can be taken down by its name.
@@ -188,7 +188,7 @@ def _own_plugins(document: Document) -> list[Plugin]:
 def check_plugin(document: Document, plugin: Any, place: str) -> Plugin:
     """A plugin configuration; `place` is its path in the document. Raises ConfigurationError.
 
-    As libcni's decoder has it, null is as good as nothing, and `Type` as good as `type`.
+    As in libcni's decoder, null counts as missing, and `Type` as `type`.
     """
     if not isinstance(plugin, dict):
         raise document.error(place, f"must be a JSON object, not {_shown(plugin)}")
@@ -218,8 +218,8 @@ def _check_type(document: Document, holder: dict[str, Any], key: str) -> None:
 
 
 def _versions(document: Document, any_version: bool) -> tuple[str, ...]:
-    """The versions of the configuration that we know (section 1, "Version considerations"); if we
-    know none and any will do, the highest."""
+    """The known versions of the configuration (section 1, "Version considerations"); with
+    `any_version`, if it names no known version, the highest one that it names."""
     named = document.content.get("cniVersions", [])
     if not isinstance(named, list):
         raise document.error("cniVersions", f"must be a list of versions, not {_shown(named)}")
@@ -239,7 +239,7 @@ def _versions(document: Document, any_version: bool) -> tuple[str, ...]:
 
 
 def _conflist(document: Document, plugins: list[Plugin]) -> bytes:
-    """A conflist that is complete in itself, for a program that does not know folders."""
+    """A complete conflist, for programs that do not know folders of plugins."""
     kept = document.content
     if document.is_single:
         keys = ("cniVersion", "cniVersions", "name", "disableCheck", "disableGC")
@@ -248,8 +248,8 @@ def _conflist(document: Document, plugins: list[Plugin]) -> bytes:
 
 
 def _upconverted(document: Document) -> bytes:
-    """What libcni makes of a single plugin (libcni/conf.go, ConfListFromConf): it knows no other
-    keys of a list than these."""
+    """The list that libcni makes of a single plugin (libcni/conf.go, ConfListFromConf), with only
+    these keys."""
     version = document.get("cniVersion") or ""
     network = {"cniVersion": version, "name": document.get("name"), "plugins": [document.content]}
     return json.dumps(network, sort_keys=True, separators=(",", ":")).encode()

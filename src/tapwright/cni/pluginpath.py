@@ -1,4 +1,4 @@
-"""Where plugins are."""
+"""Finds the executable of a plugin."""
 
 import os
 
@@ -10,7 +10,7 @@ DEFAULT_PATH = ("/opt/cni/bin", "/usr/lib/cni")
 
 
 def find_plugin(kind: str, directories: "Sequence[str]") -> str | None:
-    """The plugin's executable in the first directory that has it, or None."""
+    """The plugin's executable in the first directory that contains it; None if none does."""
     for directory in directories:
         path = os.path.join(directory, kind)
         if os.path.isfile(path) and os.access(path, os.X_OK):

@@ -17,8 +17,8 @@ _SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class Finished(NamedTuple):
-    """How a run ended. `status` is the exit status, or minus the signal; `failure` says why we
-    ended it, and is empty where it ended by itself."""
+    """The end of a run. `status` is the exit status, or minus the signal; `failure` says why `run`
+    killed the process, and is empty if the process ended by itself."""
 
     status: int
     stdout: bytes
@@ -33,12 +33,12 @@ def run(
     timeout: float,
     keep_fds: Iterable[int] = (),
 ) -> Finished:
-    """Run to the end of the process, but no longer than `timeout` seconds.
+    """Run an executable to its end, but no longer than `timeout` seconds.
 
-    `keep_fds` are inherited by it and by all that it starts. When it takes too long or prints too
-    much, it is killed with its process group. Raises OSError when it can't be started.
+    The process and its children inherit `keep_fds`. When it takes too long or prints too much, this
+    kills it with its process group. Raises OSError when it can't be started.
 
-    Uses posix_spawn(3): importing `subprocess` alone would take as long as a small plugin.
+    This uses posix_spawn(3), because importing `subprocess` would take as long as a small plugin.
     """
     pipes: list[int] = []
     try:
@@ -65,7 +65,7 @@ def run(
 
 
 def _above_standard(fd: int, opened: list[int]) -> int:
-    """The file under a number of 3 or more: a caller may have closed 0, 1 or 2."""
+    """The descriptor, moved to 3 or more: a caller may have closed 0, 1 or 2."""
     if fd < 3:
         import fcntl
 
@@ -96,8 +96,8 @@ def _spawn(path: str, environment: Mapping[str, str], actions: list[tuple[int, i
 
 
 def _watch(pid: int, stdout: int, stderr: int, timeout: float) -> Finished:
-    """Collect the output until the process has ended. What it left running may keep the pipes
-    open: they are not waited for."""
+    """Collect the output until the process has ended. This does not wait for the end of the pipes,
+    because background processes may keep them open."""
     output = {stdout: bytearray(), stderr: bytearray()}
     deadline = time.monotonic() + timeout
     status, failure = None, ""
@@ -136,7 +136,7 @@ def _read(fd: int, data: bytearray) -> bool:
 
 
 def _drain(output: dict[int, bytearray]) -> None:
-    """Take what the process wrote before it ended."""
+    """Read what the process wrote before it ended."""
     for fd, data in output.items():
         os.set_blocking(fd, False)
         try:

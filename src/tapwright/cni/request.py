@@ -1,4 +1,4 @@
-"""The input of one attachment, and of one run of a plugin for it (sections 2 and 3)."""
+"""An attachment, and the input of a plugin's run for it (sections 2 and 3)."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Attachment(NamedTuple):
 
 
 def check_attachment(attachment: Attachment) -> None:
-    """Raises CniError where a name breaks the rules of section 2, "Parameters", or of the kernel
+    """Raises CniError for a name that breaks the rules of section 2, "Parameters", or of the kernel
     (libcni, pkg/utils/utils.go)."""
     if not is_name(attachment.container_id):
         raise CniError(
@@ -59,7 +59,7 @@ def attachment_variables(attachment: Attachment) -> dict[str, str]:
 def derive(network: Network, version: str, plugin: Plugin, **more: Any) -> dict[str, Any]:
     """A plugin's request (section 3, "Deriving request configuration from plugin configuration").
 
-    `more` are the keys that only some operations have.
+    `more` are keys that only some operations have.
     """
     kept = {
         key: value
@@ -70,8 +70,8 @@ def derive(network: Network, version: str, plugin: Plugin, **more: Any) -> dict[
 
 
 def runtime_config(plugin: Plugin, attachment: Attachment) -> dict[str, Any]:
-    """`runtimeConfig` for `derive`: the arguments of the plugin's capabilities, nothing if it has
-    none of them."""
+    """`runtimeConfig` for `derive`: the arguments for the plugin's capabilities; empty without
+    any."""
     capabilities = capabilities_of(plugin)
     arguments = {
         name: value for name, value in attachment.capability_args.items() if capabilities.get(name)

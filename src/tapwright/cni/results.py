@@ -8,14 +8,13 @@ A result stays the JSON object that the plugin printed, so that no key is lost, 
      "routes": [{"dst", "gw", "mtu", "advmss", "priority", "table", "scope"}],
      "dns": {"nameservers", "domain", "search", "options"}}
 
-Below 1.1.0 an interface has name, mac and sandbox only, and a route dst and gw; but from 0.3.0 on
-what a plugin said beyond that stays, as in libcni, whose types for 1.0.0 and 1.1.0 are the same.
-Below 1.0.0 each of the ips says its "version", "4" or "6". Below 0.3.0 there are "ip4" and "ip6"
-instead, each {"ip", "gateway", "routes"}, and no interfaces.
+Below 1.1.0 an interface has only name, mac and sandbox, and a route only dst and gw; but from 0.3.0
+on, further keys of a plugin stay, as in libcni, whose types for 1.0.0 and 1.1.0 are the same. Below
+1.0.0 each of the ips has a "version", "4" or "6". Below 0.3.0 a result has "ip4" and "ip6" instead
+of ips, each {"ip", "gateway", "routes"}, and no interfaces.
 
-What is checked is what libcni's decoder checks (pkg/types, pkg/types/100): the types of known keys,
-and that addresses are addresses. Null is as good as nothing, and capitals of keys make no
-difference.
+This module checks what libcni's decoder checks (pkg/types, pkg/types/100): the types of known keys,
+and the form of addresses. Null counts as missing, and the case of keys does not matter.
 """
 
 from tapwright.cni.versions import RICH_RESULTS, VERSIONS, at_least
@@ -45,9 +44,9 @@ _REQUIRED = ("address", "dst", "ip")
 
 
 def as_version(result: "Any", version: str) -> "Result":
-    """What a plugin or a cache calls a result, checked, as that version has it. Raises ValueError.
+    """Check the result of a plugin or a cache, and convert it to a version. Raises ValueError.
 
-    A result that names no version has `version`, that of its configuration (libcni,
+    A result without a version has `version`, that of its configuration (libcni,
     pkg/invoke/exec.go).
     """
     if version not in VERSIONS:
@@ -81,7 +80,7 @@ def check(result: "Any", default_version: str) -> "Result":
 
 
 def remarks(result: "Result") -> "Iterator[str]":
-    """What is odd in a result, and taken all the same, as by every runtime that uses libcni."""
+    """Yield oddities of a result, which all runtimes that use libcni accept."""
     interfaces = result.get("interfaces")
     count = len(interfaces) if isinstance(interfaces, list) else 0
     ips = result.get("ips")
@@ -111,7 +110,7 @@ def _checked_family(value: "Any", place: str) -> "Result":
 def _checked(
     value: "Any", keys: "dict[str, str]", place: str, others: tuple[str, ...] = ()
 ) -> "Result":
-    """An object with its known keys spelled as they are here, if they have the right types."""
+    """The object with its known keys in our spelling, if they have the right types."""
     if not isinstance(value, dict):
         raise ValueError(f"{place} is not an object")
     spelled = _spelled(value, (*keys, *others))
@@ -125,7 +124,7 @@ def _checked(
 
 
 def _spelled(value: "Result", keys: tuple[str, ...]) -> "Result":
-    """The object, its known keys in our capitals."""
+    """The object with its known keys in our spelling."""
     ours = {key.lower(): key for key in keys}
     return {ours.get(key.lower(), key): entry for key, entry in value.items()}
 
@@ -149,7 +148,7 @@ def _is_network(text: str) -> bool:
 
 
 def _family_of(address: str) -> str:
-    """ "4" or "6", empty for what is no address."""
+    """ "4" or "6"; empty for a text that is no address."""
     from _socket import AF_INET, AF_INET6, inet_pton  # `socket` would cost every plugin 2 ms
 
     for family, name in ((AF_INET, "4"), (AF_INET6, "6")):
@@ -162,10 +161,10 @@ def _family_of(address: str) -> str:
 
 
 def convert(result: "Result", version: str) -> "Result":
-    """A result that `check` has passed, as that version has it.
+    """Convert a result that `check` has passed to a version.
 
-    What the other version has no place for is left out, nothing else; nothing at all between
-    equal versions. Raises ValueError when it can't be said: below 0.3.0 a result needs an address.
+    The conversion leaves out only keys that the version does not have. Raises ValueError for a
+    result that the version can't express: below 0.3.0 a result needs an address.
     """
     source = result["cniVersion"]
     if source == version:

@@ -1,4 +1,4 @@
-"""The operations on networks, each under its lock and with its traces in the cache (section 3)."""
+"""The operations on networks, each under its lock and remembered in the cache (section 3)."""
 
 import contextlib
 import os
@@ -16,18 +16,18 @@ from tapwright.cni.request import Attachment, check_attachment
 
 
 class Collected(NamedTuple):
-    """What GC took down, and what is wrong with the files of the cache that it skipped."""
+    """The attachments that GC deleted, and the files of the cache that it skipped, with reasons."""
 
     deleted: list[cache.Entry]
     problems: list[str]
 
 
 class Runtime:
-    """Runs plugins found in `plugin_path`, remembering attachments under `cache_directory`.
+    """Runs the plugins in `plugin_path`, and remembers attachments in `cache_directory`.
 
-    `timeout` bounds, in seconds, each plugin's run, and each wait for other operations on the same
-    container. `trace` is called after each run of a plugin. Safe to use from several threads and
-    processes at once.
+    `timeout` is the limit, in seconds, for each plugin's run, and for each wait for other
+    operations on the same container. `trace` is called after each run of a plugin. Several threads
+    and processes may use a runtime at once.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Runtime:
     def add(self, network: Network, attachment: Attachment) -> Result:
         """Run the chain's ADD; return the last plugin's result, of the network's version.
 
-        When a plugin fails, the chain's DEL runs before the failure is raised ("Lifecycle &
-        Ordering"). What even that could not undo is added to the error as notes, and the
-        attachment stays remembered for `delete` and `gc`. Raises PluginError and CniError.
+        When a plugin fails, the chain's DEL runs before this raises the failure ("Lifecycle &
+        Ordering"). If DEL fails, too, its failures become notes of the error, and the attachment
+        stays remembered for `delete` and `gc`. Raises PluginError and CniError.
         """
         check_attachment(attachment)
         if not attachment.netns:
@@ -79,13 +79,13 @@ class Runtime:
         return result
 
     def delete(self, network: Network, attachment: Attachment) -> None:
-        """Run the chain's DEL in reverse, with the remembered result where there is one.
+        """Run the chain's DEL in reverse, with the remembered result if there is one.
 
-        `args` and `capability_args` that the attachment does not give are those of its ADD. When
-        its path leads to another namespace than at ADD, or to none, plugins get no namespace, and
-        leave that one alone. When a plugin fails, the others still run. The network may be of a
-        version that we do not know. Raises an ExceptionGroup of PluginErrors; the attachment stays
-        remembered then, so that it can be tried again.
+        Without `args` or `capability_args`, those of the ADD are used. When the path leads to
+        another namespace than at ADD, or to none, plugins get no namespace, and so leave that one
+        alone. When a plugin fails, the others still run. The network's version may be unknown.
+        Raises an ExceptionGroup of PluginErrors; then the attachment stays remembered, and DEL can
+        be tried again.
         """
         check_attachment(attachment)
         path = self._path(network, attachment)
@@ -93,15 +93,15 @@ class Runtime:
             try:
                 entry = _read(path, network, attachment)
             except CniError:
-                # Torn: DEL has to do without a result, as after a lost cache, and takes the file.
+                # Damaged: DEL runs without a result, as after a lost cache, and removes the file.
                 entry = None
             self._delete(self._chain(network, fds, any_version=True), attachment, entry)
 
     def check(self, network: Network, attachment: Attachment) -> bool:
         """Run the chain's CHECK with the result of its ADD.
 
-        False when the network says `disableCheck`: then no plugin was asked. Raises PluginError
-        for the first plugin that is not content, CniError when there is nothing to check.
+        Return False, and run nothing, when the network has `disableCheck`. Raises PluginError for
+        the first plugin that fails, CniError when the attachment is not remembered.
         """
         check_attachment(attachment)
         path = self._path(network, attachment)
@@ -129,12 +129,12 @@ class Runtime:
         return True
 
     def gc(self, network: Network, valid: Iterable[tuple[str, str]] | None = None) -> Collected:
-        """Take down what is left of attachments other than `valid`, pairs of container id and
-        interface name: DEL for each one that is remembered, then the chain's GC.
+        """Delete all attachments except the `valid` ones (pairs of container id and interface
+        name): run DEL for each remembered one, then the chain's GC.
 
-        Without `valid`, those that are remembered and whose namespace still exists are valid, and
-        those of which no namespace is known. Does nothing when the network says `disableGC`. Goes
-        on past failures, and raises them as an ExceptionGroup.
+        Without `valid`, remembered attachments are valid if their namespace still exists, or is
+        unknown. Do nothing when the network has `disableGC`. Failures do not stop this; it raises
+        them at the end as an ExceptionGroup.
         """
         if network.disable_gc:
             return Collected([], [])
@@ -159,9 +159,9 @@ class Runtime:
     def status(self, network: Network) -> bool:
         """Ask the chain's plugins for their STATUS.
 
-        False when the network's version has no STATUS (it needs 1.1.0), and none was asked. Raises
-        PluginError for the first that can't serve ADD, with code 50, or 51 when containers that
-        are there have limited connectivity too.
+        Return False, and ask none, when the network's version lacks STATUS, which came with 1.1.0.
+        Raises PluginError for the first plugin that can't serve ADD, with code 50, or 51 when
+        existing containers have limited connectivity, too.
         """
         chain = self._chain(network)
         if not versions.at_least(chain.version, versions.STATUS):
@@ -170,12 +170,12 @@ class Runtime:
         return True
 
     def version(self, kind: str) -> tuple[str, ...]:
-        """The versions that a plugin says it supports. Raises PluginError."""
+        """The versions that a plugin supports. Raises PluginError."""
         return self._negotiation.supported(kind)
 
     def validate(self, network: Network) -> list[str]:
-        """What would keep the network from working, in words: plugins that are missing or do not
-        know its version, reserved keys, which are not passed on, and what is odd in the results of
+        """Say what would keep the network from working: plugins that are missing or do not know its
+        version, reserved keys, which the runtime does not pass on, and oddities in the results of
         its attachments."""
         entries, _ = self.attachments()
         odd = [
@@ -187,7 +187,7 @@ class Runtime:
         return self._negotiation.problems(network) + odd
 
     def attachments(self) -> tuple[list[cache.Entry], list[str]]:
-        """All that is remembered, and what is wrong with the other files of the cache."""
+        """(all remembered attachments; what is wrong with other files of the cache)."""
         return cache.entries(self.cache_directory)
 
     def _path(self, network: Network, attachment: Attachment) -> str:
@@ -200,8 +200,8 @@ class Runtime:
         version = self._negotiation.choose(network)
         if version not in versions.VERSIONS and not any_version:
             raise CniError(
-                f"network {network.name!r} has version {version}, which is not one that we know "
-                f"({', '.join(versions.VERSIONS)}); it can be taken down only"
+                f"network {network.name!r} has version {version}, which is unknown here (known: "
+                f"{', '.join(versions.VERSIONS)}); only DEL is possible"
             )
         return Chain(network, version, self.plugin_path, self.timeout, self.trace, fds)
 
@@ -212,7 +212,7 @@ class Runtime:
             attachment = _completed(attachment, entry)
             attachment = attachment._replace(netns=_own_path(attachment, entry))
             if entry.result is not None:
-                # One that no longer fits the network is no help: libcni goes on without it too.
+                # Like libcni, go on without a result that no longer fits the network.
                 with contextlib.suppress(ValueError):
                     result = results.as_version(entry.result, chain.version)
         failures = chain.delete(attachment, result)
@@ -224,10 +224,10 @@ class Runtime:
     def _make_way(
         self, network: Network, attachment: Attachment, path: str, fds: Sequence[int]
     ) -> None:
-        """See to it that an ADD finds nothing of an earlier one. What is remembered of a namespace
-        that has gone, with the host's last run say, is taken down first, but for one that this ADD
-        is for by another path; a file that a loss of power has emptied, or cut, is none, as for
-        libcni's ADD. Raises CniError."""
+        """Make sure that an ADD finds nothing of an earlier one. If the remembered attachment's
+        namespace is gone, for example after a reboot, and this ADD is not for the same namespace at
+        another path, run DEL for it first. Like libcni's ADD, ignore a file that a loss of power
+        has emptied or cut. Raises CniError."""
         try:
             entry = cache.read(path)
         except cache.TornError:
@@ -248,7 +248,7 @@ class Runtime:
     def _delete_stale(
         self, network: Network, entry: cache.Entry, fds: Sequence[int]
     ) -> list[CniError]:
-        """DEL with the configuration of the ADD; with today's where that one can't be read."""
+        """Run DEL with the configuration of the ADD; with the present one if that can't be read."""
         with contextlib.suppress(ConfigurationError):
             network = parse_network(entry.whole, network.source, any_version=True)
         try:
@@ -273,8 +273,8 @@ def _pair(entry: cache.Entry) -> tuple[str, str]:
 
 
 def _is_alive(entry: cache.Entry) -> bool:
-    """Whether its namespace exists: the path may be left as an empty file when it has gone, and
-    may be another one's by now."""
+    """Whether the attachment's namespace exists. Its path may lead to another namespace by now, or
+    be the empty file that `ip netns` leaves."""
     if not entry.attachment.netns:
         return True
     if entry.namespace:
@@ -288,8 +288,8 @@ def _is_alive(entry: cache.Entry) -> bool:
 def _expect_none(
     entry: cache.Entry | None, network: Network, attachment: Attachment, path: str
 ) -> None:
-    """ADD is not to be called twice without a DEL (section 2, "ADD"): a second one would fail, and
-    the DEL behind it would take the first one down."""
+    """Refuse a second ADD without a DEL (section 2, "ADD"): it would fail, and its DEL would delete
+    the first attachment."""
     if entry is None:
         return
     if not _is_of(entry, network, attachment):
@@ -304,7 +304,7 @@ def _expect_none(
 
 
 def _is_of(entry: cache.Entry, network: Network, attachment: Attachment) -> bool:
-    """Whether the file holds this attachment: names with hyphens can meet in one file name."""
+    """Whether the file is this attachment's: names with hyphens can share a file name."""
     kept = entry.attachment
     return (entry.network, kept.container_id, kept.ifname) == (
         network.name,
@@ -314,7 +314,7 @@ def _is_of(entry: cache.Entry, network: Network, attachment: Attachment) -> bool
 
 
 def _own_path(attachment: Attachment, entry: cache.Entry) -> str:
-    """A path that leads to the namespace of the attachment, empty where there is none any more."""
+    """A path that leads to the attachment's namespace; empty if none does any more."""
     if entry.namespace is None:
         return attachment.netns
     for path in filter(None, (attachment.netns, entry.attachment.netns)):
@@ -332,7 +332,7 @@ def _expect_namespace(attachment: Attachment, entry: cache.Entry) -> None:
 
 
 def _completed(attachment: Attachment, entry: cache.Entry) -> Attachment:
-    """The attachment, with the arguments of its ADD where it has none itself."""
+    """The attachment; without arguments of its own, it gets those of its ADD."""
     kept = entry.attachment
     return attachment._replace(
         args=attachment.args or kept.args,

@@ -1,9 +1,9 @@
-"""JSON as Go's decoder takes it: no NaN, no bottomless nesting, U+FFFD for bytes that are no UTF-8.
+"""Reads JSON like Go's decoder: no NaN, bounded nesting, U+FFFD for bytes that are no UTF-8.
 
-Whatever `parse` returns can be written as JSON again and be read by any plugin: the same value, and
-in Go's notation. A whole number is written as one, however the file has it (1e3, 1.0), for a plugin
-in Go takes no other for an integer, and libcni writes it so (it decodes to float64 and encodes
-again: libcni/conf.go, InjectConf). Unlike there, an integer keeps all its digits.
+Every plugin can read the values of `parse` when they are written as JSON again. A whole number
+becomes an integer, also when the file has 1e3 or 1.0: a plugin in Go accepts no other form for an
+integer, and libcni writes integers, too (it decodes to float64 and encodes again: libcni/conf.go,
+InjectConf). Unlike in libcni, an integer keeps all its digits.
 """
 
 import json
@@ -17,8 +17,8 @@ _WITH_EXPONENT = 1e21
 
 
 def parse(data: bytes) -> "Any":
-    """The value that the bytes stand for. Raises ValueError, which says what is wrong: its
-    subclass JSONDecodeError, with line and column, where the text is not JSON."""
+    """The value of a JSON text. Raises ValueError with the reason; for a syntax error, its subclass
+    JSONDecodeError with line and column."""
     try:
         text = data.decode(errors="replace")
         value = json.loads(text, parse_constant=_refuse, parse_float=_number)
@@ -36,7 +36,7 @@ def _number(digits: str) -> float | int:
     value = float(digits)
     if value in (float("inf"), float("-inf")):
         raise ValueError(f"the number {digits} is too large")
-    # From there on Go, too, writes an exponent (encoding/json/encode.go, floatEncoder).
+    # From here on Go writes an exponent, too (encoding/json/encode.go, floatEncoder).
     return int(value) if value.is_integer() and abs(value) < _WITH_EXPONENT else value
 
 

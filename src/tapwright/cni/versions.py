@@ -1,4 +1,4 @@
-"""Versions of the CNI specification, and what each of them allows."""
+"""Versions of the CNI specification, and the first one with each operation."""
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CURRENT = VERSIONS[-1]
@@ -11,12 +11,12 @@ RICH_RESULTS = "0.3.0"
 
 
 def at_least(version: str, minimum: str) -> bool:
-    """Whether a version is `minimum` or later; it may be one that we do not know."""
+    """Whether a version, which may be unknown, is `minimum` or later."""
     return number(version) >= number(minimum)
 
 
 def number(version: str) -> tuple[int, ...]:
-    """What versions are compared by: "1.2" comes between "1.1.9" and "1.2.1" (libcni,
+    """A tuple to compare versions by: "1.2" comes between "1.1.9" and "1.2.1" (libcni,
     pkg/version/plugin.go, ParseVersion)."""
     parts = [int(part) for part in version.split("-")[0].split("+")[0].split(".")]
     return (*parts, 0, 0)[:3]

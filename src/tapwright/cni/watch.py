@@ -1,4 +1,4 @@
-"""Networks that follow their directory, by inotify(7)."""
+"""Follows a directory of networks, by inotify(7)."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NetworkWatcher:
-    """`networks` and `problems` of a directory, as `load_networks` gives them, kept up to date.
+    """The `networks` and `problems` of a directory (see `load_networks`), always up to date.
 
     The directory, and folders of plugins in it, may come and go. Use it in a `with` statement, and
     call `wait`; or wait for `fileno()` to become readable (an event loop's add_reader), and then
@@ -60,7 +60,8 @@ class NetworkWatcher:
         return self._fd
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until something changes, `timeout` seconds at most; load again. Whether it did."""
+        """Wait until something changes, `timeout` seconds at most, and load again; return whether
+        anything changed."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if not poll.poll(None if timeout is None else timeout * 1000):
@@ -69,20 +70,20 @@ class NetworkWatcher:
         return True
 
     def _load(self) -> None:
-        """First watch, then read: so the next `wait` reports a change in between."""
+        """Watch first, then read, so that the next `wait` reports changes in between."""
         for watch in self._watches:
-            _libc.inotify_rm_watch(self._fd, watch)  # fails where what it watched is gone
+            _libc.inotify_rm_watch(self._fd, watch)  # fails for a directory that is gone
         with contextlib.suppress(BlockingIOError):
             while os.read(self._fd, _BUFFER):
-                pass  # which file it was makes no difference
+                pass  # it does not matter which file has changed
         paths: list[str] = []
-        while paths != (now := self._paths()):  # one that was missing may have come meanwhile
+        while paths != (now := self._paths()):  # directories may appear meanwhile
             paths = now
             self._watches = {self._watch(path) for path in paths}
         self.networks, self.problems = load_networks(self.directory)
 
     def _paths(self) -> list[str]:
-        """The directory and its folders; where it is missing, the nearest one above it."""
+        """The directory and its folders; if it is missing, the nearest directory above it."""
         path = self.directory
         while not os.path.isdir(path) and path != "/":
             path = os.path.dirname(path)

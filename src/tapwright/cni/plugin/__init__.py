@@ -1,6 +1,6 @@
-"""For writing plugins: the protocol's side of one, in the role of libcni's `skel`.
+"""For writing plugins: speaks the protocol for a plugin, as libcni's `skel` does.
 
-A plugin is a function for ADD and one for DEL, and others as it needs them:
+A plugin is a function for ADD and one for DEL, and optionally others:
 
     from tapwright.cni import plugin
 
@@ -13,10 +13,10 @@ A plugin is a function for ADD and one for DEL, and others as it needs them:
 
     plugin.main(add, delete)
 
-Results are of version 1.1.0 on this side of `main`, whatever version the caller speaks. A failure
-is raised: `Error` with a code of section 5, "Error", or anything else, which becomes code 999.
+Results in these functions have version 1.1.0; `main` converts them to the caller's version. For a
+failure, raise `Error` with a code of section 5, "Error"; any other exception becomes code 999.
 
-Plugins run often, and must start fast: this module imports nothing that it can do without.
+Plugins run often, and must start fast, so this module imports as little as possible.
 `request` reads what the runtime asks for, `delegate` runs the plugin that another one delegates to
 (IPAM), `error` is what a plugin raises.
 """
@@ -98,7 +98,7 @@ def _ask_ipam(request: Request) -> None:
 
 
 def _result(answer: "Any", request: Request) -> "Result":
-    """What ADD returned, as the caller's version has it."""
+    """The result of ADD in the caller's version."""
     if answer is None:
         answer = request.prev_result or {}
     try:
@@ -116,7 +116,7 @@ def _read_stdin() -> bytes:
 
 
 def _asked_version(versions: "Sequence[str]") -> str:
-    """The version on stdin, where the caller gives one: by hand, there may be nothing."""
+    """The version on stdin; the newest if stdin is empty or a terminal, as in a run by hand."""
     if sys.stdin is None or sys.stdin.isatty():
         return versions[-1]
     try:

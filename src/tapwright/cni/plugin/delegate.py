@@ -1,4 +1,4 @@
-"""Runs the plugin that a plugin delegates to, with its own environment and input (section 4)."""
+"""Runs the plugin to which a plugin delegates, with the same environment and input (section 4)."""
 
 import os
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def run(kind: str, command: str, path: "Sequence[str]", stdin: bytes) -> "Result | None":
-    """Run a plugin found in `path`; its stderr is ours. Returns its result, None for none; what
-    it prints at other commands than ADD is passed over, as by libcni (pkg/invoke/delegate.go).
+    """Run a plugin found in `path`, with this plugin's stderr; return its result, None for none. As
+    in libcni (pkg/invoke/delegate.go), the output of commands other than ADD is ignored.
 
-    It stays in our process group, so that a runtime which ends us ends it too. Raises Error.
+    The plugin stays in this process group, so a runtime that kills this one kills it, too. Raises
+    Error.
     """
     executable = None if "/" in kind else find_plugin(kind, path)
     if executable is None:

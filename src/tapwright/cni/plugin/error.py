@@ -1,4 +1,4 @@
-"""What a plugin raises: imported by all of its modules, and by nothing slow."""
+"""The error that a plugin raises; a module of its own, because all modules here import it."""
 
 
 class Error(Exception):

@@ -1,4 +1,4 @@
-"""What the runtime asks of a plugin, read and checked (section 2, "Parameters")."""
+"""Reads and checks the runtime's request to a plugin (section 2, "Parameters")."""
 
 import os
 import sys
@@ -28,12 +28,12 @@ _OWN_NETNS = "/proc/self/ns/net"
 
 
 class Request:
-    """What the runtime asks for.
+    """The runtime's request. Missing parameters are empty.
 
-    `config` is the request as it came, with `version` its version; `args` has CNI_ARGS by key;
-    `runtime_config` the capability arguments; `valid_attachments` (for GC) pairs of container id
-    and interface name; `prev_result` the result so far, as version 1.1.0 has it, or None. What is
-    missing is empty.
+    `config` is the configuration from stdin, `version` its version; `args` has CNI_ARGS by key;
+    `runtime_config` has the capability arguments; `valid_attachments` (for GC) has pairs of
+    container id and interface name; `prev_result` is the previous plugin's result in version 1.1.0,
+    or None.
     """
 
     def __init__(self, command: str, environment: "Mapping[str, str]", stdin: bytes) -> None:
@@ -56,7 +56,7 @@ class Request:
         self._delegated: list[str] = []
 
     def check(self, versions: "Sequence[str]") -> None:
-        """Raises Error when the plugin, which knows these versions, can't do it."""
+        """Raises Error for a request that a plugin of these versions can't serve."""
         _check_version(self, versions)
         _check_netns(self)
         previous = self.config.get("prevResult")
@@ -66,11 +66,11 @@ class Request:
             raise Error(f"key 'prevResult': {error}", errors.DECODING_FAILURE) from None
 
     def ipam(self) -> "Result":
-        """Run the IPAM plugin that the configuration names, for the same command.
+        """Run the IPAM plugin of the configuration, for the same command; return its result, empty
+        for other commands than ADD.
 
-        Returns its result, empty for other commands than ADD. When ADD fails, here or later in
-        the plugin, DEL of the IPAM plugin runs before the failure is reported (section 4). Raises
-        Error with the IPAM plugin's own words.
+        When ADD fails, here or later in the plugin, DEL of the IPAM plugin runs before the failure
+        is reported (section 4). Raises Error with the IPAM plugin's own words.
         """
         kind = (self.config.get("ipam") or {}).get("type")
         if not kind:
@@ -80,7 +80,7 @@ class Request:
         return self._delegate(kind, self.command)
 
     def undo_delegated(self) -> None:
-        """DEL of the delegates of a failed ADD; they say on stderr what they fail at."""
+        """Run DEL of the delegates of a failed ADD; print their failures on stderr."""
         for kind in reversed(self._delegated):
             try:
                 self._delegate(kind, "DEL")
@@ -89,7 +89,7 @@ class Request:
         self._delegated.clear()
 
     def _current(self, result: "Any") -> "Result":
-        """A result, as version 1.1.0 has it; one that names no version has the request's."""
+        """A result in version 1.1.0. A result without a version has the request's."""
         return results.convert(results.check(result, self.version), CURRENT)
 
     def _delegate(self, kind: str, command: str) -> "Result":
@@ -159,7 +159,7 @@ def _check_version(request: Request, versions: "Sequence[str]") -> None:
 
 
 def _check_netns(request: Request) -> None:
-    """A container in our own namespace would have the host's network changed (libcni, pkg/skel)."""
+    """Refuse this process's own namespace, which is usually the host's (libcni, pkg/skel)."""
     override = os.environ.get("CNI_NETNS_OVERRIDE", "").upper() in ("1", "TRUE")
     if request.command not in ("ADD", "DEL") or not request.netns or override:
         return
