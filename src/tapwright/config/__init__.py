@@ -1,7 +1,7 @@
-"""configuration.toml: where it is, what is in it, and what is wrong with it.
+"""Finds, reads and checks configuration.toml.
 
-`sections` has the keys, their defaults and the values they may have, and what conflicts with what;
-`reading` makes a `Config` of a file; `kata` knows the keys that only Kata Containers has a use for.
+`sections` has the keys, their defaults, the allowed values, and the conflicts between keys;
+`reading` makes a `Config` from a file; `kata` lists the keys that only Kata Containers uses.
 `configuration.toml`, beside them, is the file with all defaults.
 """
 
@@ -50,7 +50,7 @@ PLACES = (
     "/usr/share/defaults/kata-containers/configuration.toml",
 )
 DEFAULT_FILE = os.path.join(os.path.dirname(__file__), "configuration.toml")
-"""Every key with its default, and what it means."""
+"""Every key with its default and its meaning."""
 
 DROP_INS = "config.d"
 
@@ -58,9 +58,10 @@ _MAX_BYTES = 1 << 20
 
 
 def load(path: str | None = None) -> "Config":
-    """The configuration from `path`, or from the first place that has one, or the defaults.
+    """The configuration from `path`, or from the first of the default places that exists, or the
+    defaults.
 
-    Raises ConfigError: with file, key and value, or with what conflicts.
+    Raises ConfigError, which names file, key and value, or the conflict.
     """
     from tapwright.config.sections import conflicts
 
@@ -71,7 +72,7 @@ def load(path: str | None = None) -> "Config":
 
 
 def read(path: str | None = None) -> "Config":
-    """Read the configuration without the check for conflicts. Raises ConfigError."""
+    """Like `load`, without the check for conflicts. Raises ConfigError."""
     from tapwright.config import reading
     from tapwright.config.sections import Config
 
@@ -83,24 +84,25 @@ def read(path: str | None = None) -> "Config":
 
 
 def find(path: str | None = None) -> str | None:
-    """The file to read: `path`, or what the environment names, or the first place that has one."""
+    """The file to read: `path`, or that of the environment, or the first default place that
+    exists; None if there is none."""
     named = path or os.environ.get(ENVIRONMENT_VARIABLE)
     return named or next((place for place in PLACES if os.path.exists(place)), None)
 
 
 def drop_ins(path: str) -> list[str]:
-    """The files in `config.d` beside the file at `path`, where a link leads, in the order in which
-    they are read: each one's values take the place of those before. As in Kata, where every file
-    counts (pkg/katautils/config.go: decodeDropIns); what begins with a dot, and directories, are
-    left out. Raises ConfigError."""
+    """The files in `config.d` beside the file at `path` (its real path), in their order: later
+    values replace earlier ones. As in Kata (pkg/katautils/config.go: decodeDropIns), every file
+    counts, except directories and names that begin with a dot. Raises ConfigError."""
     directory = os.path.join(os.path.dirname(os.path.realpath(path)), DROP_INS)
     try:
         status = os.stat(directory)
-        # In a directory such as /tmp, any user could make it, and root runs the programs that it
-        # names.
+        # In a directory such as /tmp, any user could make config.d, and root would run the programs
+        # that it names.
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o002:
             raise ConfigError(
-                f"{directory} can be written by others; make it root's, or name a file elsewhere"
+                f"users other than root can write to {directory}; give it to root, or use a file "
+                "elsewhere"
             )
         with os.scandir(directory) as entries:
             found = [each.path for each in entries if each.name[0] != "." and not each.is_dir()]
@@ -128,7 +130,7 @@ def _content(path: str) -> bytes:
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: most commands only ask whether there is a file."""
+    """Import on first use: most commands only need to know whether a file exists."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from tapwright.config import sections

@@ -1,5 +1,5 @@
-"""The keys that Kata Containers has a use for and Tapwright has none: containers, file systems,
-tracing, other hypervisors. They are passed over; a key that neither knows is a mistake.
+"""The keys that only Kata Containers uses: for containers, file systems, tracing, other
+hypervisors. Tapwright ignores them; a key that neither knows is a mistake.
 
 From pkg/katautils/config.go of kata-containers/runtime (1.x) and of kata-containers (2.x to 4.x),
 from src/libs/kata-types of the latter (its runtime in Rust, from 3.0 on), and from openEuler's

@@ -1,5 +1,5 @@
-"""From the text of a file to a Config: checks types and values, and reports unknown keys with the
-key that may have been meant."""
+"""Makes a Config from the text of a file: checks types and values, and reports unknown keys, with
+the key that may have been meant."""
 
 import math
 import os
@@ -27,8 +27,8 @@ _NO_RULE = Rule()
 
 
 def parse(files: Sequence[tuple[str, bytes]]) -> Config:
-    """Read (path, content) of the configuration's file and then of its drop-ins: of a key, the
-    last value counts. Raises ConfigError with file, key and value."""
+    """Read the configuration's file, then its drop-ins, each as (path, content); the last value of
+    a key counts. Raises ConfigError with file, key and value."""
     reading = _Reading(files[0][0])
     for path, raw in files:
         reading.path = path
@@ -46,8 +46,8 @@ def parse(files: Sequence[tuple[str, bytes]]) -> Config:
 
 
 def overridden(config: Config, section: str, values: Mapping[str, tuple[str, Any]]) -> Config:
-    """The configuration with other values of a section: for each key their source, and the value as
-    in a file. Raises ConfigError."""
+    """The configuration with other values in a section. `values` maps keys to (source, value as in
+    a file). Raises ConfigError."""
     if not values:
         return config
     attribute, _ = SECTIONS[section]
@@ -60,21 +60,21 @@ def overridden(config: Config, section: str, values: Mapping[str, tuple[str, Any
 
 
 class _Reading:
-    """What has been found so far, in the file at `path` and those before it, of which `source` is
-    the first; keys are written "[section] key"."""
+    """The keys read so far. `path` is the present file, `source` the first one; keys are written
+    "[section] key"."""
 
     def __init__(self, source: str) -> None:
         self.path = source
         self._source = source
         self._values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-        self._given: dict[str, str] = {}  # the file that has said it last
+        self._given: dict[str, str] = {}  # the last file with that key
         self._unused: list[str] = []
         self._unknown: list[tuple[str, str]] = []  # section, and a key of it or nothing
         self._guest: list[str] = []  # keys that name Kata's guest
         self._model = ""  # as it is written
 
     def take(self, section: str, table: dict[str, Any]) -> None:
-        """Take in a section. Raises ConfigError."""
+        """Read a section. Raises ConfigError."""
         if section in kata.OTHER_HYPERVISORS:
             self._unused.append(f"[{section}]")
             return
@@ -100,17 +100,17 @@ class _Reading:
                 self._unknown.append((section, key))
 
     def config(self) -> Config:
-        """All of it."""
+        """The configuration."""
         if self._values["netmon"].pop("disable_new_netns", False):
             self._values["runtime"]["disable_new_netns"] = True
         qemu = self._values["hypervisor.qemu"]
         self._pass_over_guest(qemu)
         if "default_bridges" in qemu:
-            # As in Kata, where there are no root ports unless they are asked for.
+            # As in Kata, which has no root ports by default.
             qemu.setdefault("pcie_root_port", 0)
         if self._is_for_kata():
-            # Kata boots each guest unless it is asked not to: guests of a template have more in
-            # common, and the file's author has not chosen that.
+            # Kata boots each guest by default. Guests from a template share more, and the author of
+            # this file has not chosen that.
             self._values["factory"].setdefault("enable_template", False)
         parts: dict[str, Any] = {
             attribute: kind(**self._values[section])
@@ -125,12 +125,13 @@ class _Reading:
         )
 
     def _is_for_kata(self) -> bool:
-        """By the directory that it is in, or by what only Kata has a use for."""
+        """Whether the file is Kata's: by its directory, or by keys that only Kata uses."""
         directories = os.path.abspath(self._source).split("/")[:-1]
         return bool(self._unused) or kata.GUEST_DIRECTORY in directories
 
     def _take_misplaced(self, value: Any) -> None:
-        """Some documents print it in [netmon]; true in either place is true."""
+        """Read `disable_new_netns` in [netmon], where some documents have it; true in either place
+        is true."""
         item = _items("runtime")["disable_new_netns"]
         self._values["netmon"]["disable_new_netns"] = self._checked("netmon", item, value)
         self._given["[runtime] disable_new_netns"] = self.path
@@ -162,10 +163,10 @@ class _Reading:
             yield f"{len(self._unknown) - _NAMED} more are not known, and passed over"
 
     def _checked(self, section: str, item: "Field[Any]", value: Any) -> Any:
-        """The value to use for `value`. Raises ConfigError."""
+        """The effective value. Raises ConfigError."""
         rule: Rule = item.metadata.get("rule", _NO_RULE)
         if item.name == "default_vcpus" and isinstance(value, float) and math.isfinite(value):
-            # Of a part of a CPU the guest gets a whole one, as in Kata (hypervisor.go: NumVCPUs).
+            # Rounded up, as in Kata (hypervisor.go: NumVCPUs).
             value = math.ceil(value) if value >= 0 else math.floor(value)
         if type(value) is type(item.default) and not value and rule.blank:
             return item.default
@@ -186,7 +187,7 @@ class _Reading:
 
 
 def _objection(value: Any, default: Any, rule: Rule) -> str:
-    """What the value must be and is not; empty when nothing is wrong with it."""
+    """What the value must be; empty for a valid value."""
     if isinstance(default, tuple):
         fits = isinstance(value, list) and all(_is_text(entry) and entry for entry in value)
         return "" if fits else "a list of strings that are not empty"
@@ -209,7 +210,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _tables(content: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(section, its keys), the section empty for keys outside of all. Raises ConfigError."""
+    """(section, its keys); the section is empty for keys outside of all sections. Raises
+    ConfigError."""
     for name, value in content.items():
         if name in kata.FAMILIES:
             for kind, table in _table(value, name, path).items():
@@ -235,7 +237,7 @@ def _known_sections() -> list[str]:
 
 
 def _hint(section: str, key: str) -> str:
-    """What may have been meant by a key, or by a section where `key` is empty."""
+    """The key, or for an empty `key` the section, that may have been meant."""
     if not key:
         near = _near(section, _known_sections())
         return f"; did you mean [{near}]?" if near else ""
@@ -248,7 +250,7 @@ def _hint(section: str, key: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name that a person wrote, fit for their terminal whatever is in it."""
+    """A name from the file, made safe for a terminal."""
     return _shortened(name if name.isprintable() else repr(name))
 
 

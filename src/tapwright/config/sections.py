@@ -1,4 +1,4 @@
-"""What a configuration holds: the sections, their keys, the defaults, and what conflicts.
+"""The sections of a configuration, their keys and defaults, and the conflicts between keys.
 
 Sections and keys are those of Kata Containers 1.x where it has them, with their meaning
 (pkg/katautils/config.go in kata-containers/runtime); the rate limits are from its version 2.
@@ -32,9 +32,9 @@ _LEAST_RATE, _MOST_RATE = 8_000, 10**12
 
 @dataclass(frozen=True)
 class Rule:
-    """Which values a key may have: numbers from `least` to `most`, one of `choices` where there
-    are any, or one of `also`, which files of Kata's have; an empty value, or 0, in place of the
-    default where it is `blank`, as Kata has it."""
+    """The valid values of a key: numbers from `least` to `most`, or one of `choices`, or one of
+    `also`, which files for Kata have. With `blank`, an empty value or 0 means the default, as in
+    Kata."""
 
     least: int = 0
     most: int = 0
@@ -87,7 +87,7 @@ class Qemu:
 
     @property
     def slots(self) -> int:
-        """For how many NICs there is room, 1 to 150."""
+        """The number of NICs for which the machine has room, 1 to 150."""
         if self.pcie_root_port and self.machine_type != "pc":
             return self.pcie_root_port
         return _NICS_PER_BRIDGE * self.default_bridges
@@ -95,7 +95,8 @@ class Qemu:
 
 @dataclass(frozen=True)
 class Netmon:
-    """[netmon]: the process that watches a sandbox's netns. An empty `path` means our own."""
+    """[netmon]: the process that watches a sandbox's netns. An empty `path` means Tapwright's
+    own."""
 
     enable_netmon: bool = False
     path: str = ""
@@ -104,15 +105,15 @@ class Netmon:
 
 @dataclass(frozen=True)
 class Runtime:
-    """[runtime]: how interfaces are joined with NICs, whether there is a netns at all, what becomes
-    of a guest that can't have the packet rules of the netns, whether containers do without
-    their seccomp filters in the guest, and whether NICs are listed in the short form
-    (`enable_compat_old_cni`, a key of openEuler's).
+    """[runtime]: how interfaces are joined with NICs, whether the sandbox has a netns, whether the
+    guest must have the packet rules of the netns, whether containers have no seccomp filters in the
+    guest, and whether list-ifaces prints the short form (`enable_compat_old_cni`, a key of
+    openEuler).
 
-    `sandbox_cgroup` is the control group below which sandboxes have groups of their own, empty for
-    none: each with at most `cpu_max` hundredths of a CPU, `memory_max` MiB, `pids_max` tasks (0:
-    any). What a platform gives a container or pod is its virtual machine's with an overhead, in the
-    same units.
+    `sandbox_cgroup` is the control group below which sandboxes get groups of their own, empty for
+    none. Each group may use `cpu_max` hundredths of a CPU, `memory_max` MiB and `pids_max` tasks
+    (0: no limit). The virtual machine of a platform's container or pod may use the container's
+    limits and an overhead, in the same units.
     """
 
     internetworking_model: str = _key(
@@ -134,9 +135,9 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Factory:
-    """[factory]: whether sandboxes start from a template, the directory of the templates, and how
-    many MiB of its disk they may take together (0: any); how many guests of each kind are restored
-    ahead, and for how many seconds each of them waits."""
+    """[factory]: whether sandboxes start from a template, the directory of the templates, and the
+    MiB of disk for all of them (0: no limit); the number of spares of each kind, and the seconds
+    for which each of them waits."""
 
     enable_template: bool = True
     template_path: str = _key("/var/lib/tapwright/template", blank=True)
@@ -147,7 +148,7 @@ class Factory:
 
 @dataclass(frozen=True)
 class Cni:
-    """[cni]: where networks and plugins are, and where attachments are remembered."""
+    """[cni]: the directories of networks, of plugins, and of remembered attachments."""
 
     conf_dir: str = "/etc/cni/net.d"
     bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
@@ -156,7 +157,7 @@ class Cni:
 
 @dataclass(frozen=True)
 class Image:
-    """[image]: where guest images are kept."""
+    """[image]: the directory of guest images."""
 
     store: str = "/var/lib/tapwright/images"
 
@@ -173,8 +174,8 @@ SECTIONS: dict[str, tuple[str, type[Any]]] = {
 
 
 class Setting(NamedTuple):
-    """A key, its value, where that came from (a file, or `default`), and what becomes of it: `in
-    use` or `passed over`."""
+    """A key, its value, the value's source (a file, or `default`), and its state: `in use` or
+    `passed over`."""
 
     section: str
     key: str
@@ -187,9 +188,9 @@ class Setting(NamedTuple):
 class Config:
     """A whole configuration. `source` is the file, empty for the defaults.
 
-    Keys are written "[section] key": `given` has ours that are set, with the file that does so (a
-    drop-in may), `unused` those that Kata
-    knows and nothing here makes use of. `warnings` are whole sentences, without the file.
+    Keys are written "[section] key". `given` maps Tapwright's keys to the file that sets them,
+    which may be a drop-in; `unused` has the keys that only Kata uses. `warnings` are whole
+    sentences, without the file.
     """
 
     qemu: Qemu = field(default_factory=Qemu)
@@ -221,7 +222,7 @@ class Config:
 
 
 def conflicts(config: Config) -> list[str]:
-    """What can't be together, in Kata's words."""
+    """The conflicts between keys, in Kata's words."""
     if not config.runtime.disable_new_netns:
         return []
     found = []
