@@ -116,7 +116,7 @@ def _opened(name: str, is_ours: bool) -> int:
         return 1
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if is_ours else os.O_TRUNC)
     try:
-        # Others are not to read what a sandbox says.
+        # Only root may read a sandbox's packets.
         return os.open(name, flags, 0o600)
     except FileExistsError:
         raise UsageError(f"there is a file {name} already; name another one with -w") from None

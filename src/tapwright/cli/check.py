@@ -18,7 +18,7 @@ _STATE, _NAME = 9, 13
 
 
 def add_commands(command: argparse.ArgumentParser, words: Container[str]) -> None:
-    """A command by itself: it has options, and no commands below it."""
+    """`check` has options, and no commands below it."""
     command.description = (
         "Check all that sandboxes need of this host, and print the configuration: the value and "
         "the source of each key, ignored keys, conflicts. Exit status 0 if a "
@@ -118,7 +118,7 @@ def _by_section(names: Iterable[str]) -> list[str]:
 
 
 def _print_wrapped(head: str, text: str) -> None:
-    """The head, and the text beside it in as many lines as it needs."""
+    """Print the head, and beside it the text in several lines."""
     indent = " " * (len(head) or 2)
     lines = textwrap.wrap(
         text,

@@ -71,8 +71,8 @@ def _gc_arguments(command: argparse.ArgumentParser) -> None:
         "--keep",
         metavar="ID/IFNAME",
         action="append",
-        help="keep this attachment, and only those named so (repeatable; default: keep those whose "
-        "namespace exists)",
+        help="keep only the attachments that this option names (repeatable; default: keep those "
+        "whose namespace exists)",
     )
     command.add_argument(
         "--all", action="store_true", help="keep no attachment of the network, as cnitool does"
@@ -180,7 +180,7 @@ def _version(arguments: argparse.Namespace) -> int:
         output.print_json(supported)
     else:
         rows = [(kind, ", ".join(known)) for kind, known in supported.items()]
-        output.print_table(("WHO", "VERSIONS"), rows)
+        output.print_table(("NAME", "VERSIONS"), rows)
     return 0
 
 
@@ -265,7 +265,7 @@ def _runtime(arguments: argparse.Namespace) -> "Runtime":
 
 
 def _show_run(run: "Run") -> None:
-    """One run for a person's eyes."""
+    """Print one run of a plugin, for people."""
     end = "not run to its end" if run.status is None else f"exit {run.status}"
     lines = [f"--- {run.command} {run.plugin} ({run.path}): {end}, {run.seconds * 1000:.1f} ms"]
     lines += [f"    {name}={value}" for name, value in run.environment.items()]
@@ -279,7 +279,7 @@ def _show_run(run: "Run") -> None:
 
 
 def _complain(problems: "Iterable[CniError | Exception | str]") -> int:
-    """Tell each on stderr; 1 if there are any."""
+    """Print each problem on stderr; return 1 if there are any."""
     status = 0
     for problem in problems:
         print(f"tapwright: {shown(problem)}", file=sys.stderr)

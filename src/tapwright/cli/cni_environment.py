@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from tapwright.cni.invoke import Trace
 
 DESCRIPTION = """\
-environment (as cnitool has it):
+environment, as of cnitool:
   NETCONFPATH  the directory of networks (default: /etc/cni/net.d)
-  CNI_PATH     where plugins are, separated by ':' (default: /opt/cni/bin:/usr/lib/cni)
+  CNI_PATH     the directories of plugins, separated by ':' (default: /opt/cni/bin:/usr/lib/cni)
   CNI_IFNAME   the interface in the namespace (default: eth0)
   CNI_ARGS     arguments for all plugins: KEY=VALUE;KEY=VALUE
   CAP_ARGS     capability arguments as JSON: {"portMappings": [{"hostPort": 80, …}]}
@@ -28,7 +28,7 @@ def network(arguments: argparse.Namespace, any_version: bool = False) -> "Networ
 
 
 def attachment(arguments: argparse.Namespace) -> "Attachment":
-    """The attachment that cnitool would make, down to the container id (cnitool/cmd/root.go)."""
+    """The attachment that cnitool would make, with the same container id (cnitool/cmd/root.go)."""
     from tapwright.cni import Attachment
 
     netns = os.path.abspath(arguments.netns)
@@ -44,7 +44,7 @@ def attachment(arguments: argparse.Namespace) -> "Attachment":
 
 def _sha512(data: bytes) -> bytes:
     try:
-        # Without OpenSSL, which takes 2 ms to load; as `random` in the standard library does it.
+        # Without OpenSSL, which takes 2 ms to load; the standard library's `random` does the same.
         from _sha512 import sha512  # type: ignore[import-not-found]
     except ImportError:
         from hashlib import sha512
@@ -96,7 +96,8 @@ def net_dir(arguments: argparse.Namespace) -> str:
 
 
 def _configured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """[cni] of configuration.toml, where there is one: reading it takes as long as a plugin."""
+    """[cni] of configuration.toml; empty without a file, because loading the defaults takes as long
+    as a plugin."""
     from tapwright import config
 
     if config.find(arguments.config) is None:

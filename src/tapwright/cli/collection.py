@@ -10,7 +10,7 @@ from tapwright.errors import shown
 
 
 def add_commands(command: argparse.ArgumentParser, words: Container[str]) -> None:
-    """A command by itself, as `check` is."""
+    """`gc` has options, and no commands below it."""
     command.description = (
         "Release what is left of sandboxes, spares and templates that were never finished, after "
         "a reboot of the host or after a kill: namespaces, leases, port mappings, ports of "

@@ -32,8 +32,8 @@ def add_command(commands: Any) -> None:
         metavar="ADDRESS",
         dest="source",
         default=None,
-        help="send from this address of the host to the guest, or with 'host' from whichever; "
-        "--to is then :PORT, the guest's address, or a port that the host publishes",
+        help="send packets to the guest from this address of the host ('host': from any); then "
+        "--to is :PORT, an address of the guest, or a port that the host publishes",
     )
     command.add_argument(
         "--udp", action="store_true", help="send UDP, not TCP, to the port of --to"
@@ -86,7 +86,7 @@ def split(text: str) -> tuple[str, int]:
 
 
 def lines(explanation: "Explanation") -> list[str]:
-    """The answer as a person reads it."""
+    """The lines of the answer, for people."""
     verdict = explanation.verdict
     way = " → ".join(explanation.way)
     found = [f"{explanation.sandbox}: {explanation.question}"]

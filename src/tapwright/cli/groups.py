@@ -28,10 +28,10 @@ _FAILED, _WRONG_USAGE, _INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str]) -> int:
     """Run one command of a group; return its exit status."""
-    # A link named kata-runtime is called as such.
+    # The command may be called through a link, such as kata-runtime.
     name = os.path.basename(sys.argv[0]).removesuffix(".py") or "tapwright"
     arguments = parser(argv, name).parse_args(_joined(argv))
-    # The supervisor, a process of its own, takes it from there.
+    # The supervisor is another process, which reads the level there.
     os.environ[command.LOG_LEVEL_VARIABLE] = arguments.log_level
     from tapwright.cni.errors import CniError
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`--parameters VALUE` as one word: argparse would take the value, `--list`, for an option."""
+    """Join `--parameters VALUE`: argparse would take a value such as `--list` for an option."""
     words = list(argv)
     for place, word in enumerate(words[:-1]):
         if word == "--parameters" and "kata-ipvs" in words:
@@ -69,8 +69,8 @@ def _complain(what: object, status: int) -> int:
 
 
 def parser(argv: Container[str], name: str) -> argparse.ArgumentParser:
-    """A parser that knows all groups by name, and more of those alone that `argv` may mean: to
-    build all of it takes as long as many a command."""
+    """A parser with the names of all groups, and the commands of those groups that `argv` names:
+    building all commands takes as long as running some of them."""
     parser = Parser(
         prog=name,
         description="Networking for secure containers: CNI networks carried into virtual machines.",
@@ -86,7 +86,7 @@ OCI runtime verbs, with the options of runc:
         version=version.TEXT,
         help="print the version and exit",
     )
-    # The second name is that of kata-runtime, whose scripts run through a link of its name.
+    # The second name is kata-runtime's: scripts for it call this command through a link.
     parser.add_argument(
         "--config",
         "--kata-config",

@@ -65,7 +65,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from tapwright.image import store
 
     if arguments.mirror and not arguments.suite:
-        raise UsageError("--mirror says where a release is: name that by --suite")
+        raise UsageError("--mirror is the mirror of a release: name the release with --suite")
     configuration = config.load(arguments.config)
     try:
         image = store.build_image(
@@ -74,7 +74,7 @@ def _build(arguments: argparse.Namespace) -> int:
             arguments.suite,
             arguments.mirror,
         )
-        # Who only builds an image, to export it say, need not have QEMU or be root.
+        # Without that key, building an image needs neither QEMU nor root, for example to export it.
         is_wanted = "[factory] enable_template" in configuration.given
         if is_wanted and configuration.factory.enable_template:
             _make_template(configuration)

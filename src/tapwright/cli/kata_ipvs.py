@@ -1,5 +1,5 @@
-"""`tapwright kata-ipvs`: the load balancer of a running sandbox's kernel, under the names and with
-the parameters of openEuler's `kata-runtime kata-ipvs`."""
+"""`tapwright kata-ipvs`: the load balancer of a running sandbox's kernel, with the names and
+parameters of openEuler's `kata-runtime kata-ipvs`."""
 
 import argparse
 import sys
@@ -88,11 +88,11 @@ def _cleanup(arguments: argparse.Namespace) -> int:
 def _read() -> str:
     data = sys.stdin.buffer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
-        raise UsageError(f"standard input has more than {_MOST_BYTES} bytes: these are no rules")
+        raise UsageError(f"standard input is too large for rules: more than {_MOST_BYTES} bytes")
     try:
         return data.decode("ascii")
     except UnicodeDecodeError as error:
-        raise TapwrightError(f"standard input is no ASCII text: {error}") from None
+        raise TapwrightError(f"standard input is not ASCII text: {error}") from None
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -1,5 +1,5 @@
-"""`tapwright kata-network`: NICs and routes of a running sandbox, under the names, with the JSON
-and the answers of `kata-runtime kata-network`."""
+"""`tapwright kata-network`: NICs and routes of a running sandbox, with the names, the JSON and the
+answers of `kata-runtime kata-network`."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ Json = Any
 
 
 class Verb(NamedTuple):
-    """`call` is the method of `sandbox.client.Supervisor`; `takes` what it reads."""
+    """`call` is a method of `sandbox.client.Supervisor`; `takes` names the JSON that it reads."""
 
     call: str
     help: str
@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
         call: Callable[..., Json] = getattr(client.of(sandbox), verb.call)
         answer = call(content) if verb.takes else call()
     except TapwrightError as error:
-        # Of an interface that could not be removed, what is known of it.
+        # Like kata-runtime, print an interface that could not be removed.
         _print((error.result or content) if verb.call == "remove_interface" else None)
         raise
     _print(answer or None)

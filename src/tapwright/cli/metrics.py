@@ -18,7 +18,7 @@ _MOST_PORT = 65535
 
 
 def add_commands(command: argparse.ArgumentParser, words: Container[str]) -> None:
-    """A command by itself: it has options, and no commands below it."""
+    """`metrics` has options, and no commands below it."""
     command.description = (
         "Print what sandboxes, their NICs, guests and processes, spares, templates and CNI plugins "
         "have counted, as metrics in the format OpenMetrics. Each guest has one second to answer."
@@ -64,7 +64,8 @@ def _metrics(arguments: argparse.Namespace) -> int:
 
 
 def _write(name: str, text: str) -> None:
-    """Whole, for node_exporter may read it at any moment, as a user of its own."""
+    """Write a complete file, readable for all: node_exporter may read it at any moment, as a user
+    of its own."""
     temporary = f"{name}.{os.getpid()}"
     try:
         with open(temporary, "x") as file:
@@ -87,7 +88,7 @@ def _listen(address: str, port: int, collect: "Callable[[], list[Family]]") -> i
             f"--listen {address}:{port}: can't listen there: {error.strerror}"
         ) from None
     except OverflowError:
-        raise UsageError(f"--listen: {port} is no port") from None
+        raise UsageError(f"--listen: {port} is not a port") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     host, port = server.server_address[:2]
     shown = f"[{host!s}]" if ":" in str(host) else str(host)

@@ -1,7 +1,7 @@
-"""The OCI runtime's verbs, each a function here: parse, call, print.
+"""The OCI runtime's verbs, a function each: parse, call, print.
 
-Platforms call them often: each imports what it needs, and nothing else. Exit status 0, 1 for
-whatever fails (255 of `exec`); of `run` and `exec` that of the process.
+Platforms call them often, so each imports only what it needs. The exit status is 0, or 1 for any
+failure (255 for `exec`); after `run` and `exec` it is the status of the process.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tapwright.oci.log import Log
 
 _FAILED, _INTERRUPTED = 1, 130
-_EXEC_FAILED = 255  # what it is for runc, too: 1 may be the process's
+_EXEC_FAILED = 255  # as in runc, because 1 may be the status of the process
 
 
 class Call:
@@ -39,7 +39,7 @@ class Call:
 
 def main(argv: "Sequence[str]") -> int:
     """Run one verb; return the exit status."""
-    caller = os.getppid()  # as early as can be, for it may die
+    caller = os.getppid()  # as early as possible, because the caller may die
     _open_stdio()
     from tapwright.oci.log import Log
 
@@ -76,7 +76,8 @@ def main(argv: "Sequence[str]") -> int:
 
 
 def _open_stdio() -> None:
-    """Platforms close descriptors; what is opened later must not become one of these three."""
+    """Open those of 0, 1 and 2 that a platform has closed, so that no later file gets their
+    numbers."""
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -116,7 +117,7 @@ def _wish(call: Call, detached: bool, caller: int = 0) -> "Any":
 
 def _warn_of_descriptors(call: Call) -> None:
     if call.options.text("preserve-fds", "0") != "0" or os.environ.get("LISTEN_FDS"):
-        call.log.warn("the container has no further descriptors: a VM can't inherit them")
+        call.log.warn("the container gets no more descriptors: a VM can't inherit them")
 
 
 def _start(call: Call) -> int:

@@ -1,7 +1,7 @@
-"""The options of the OCI verbs, and reading them: as runc takes them, in the forms that platforms
-use, before the verb and after it: `--opt value`, `--opt=value`, `-opt value`, `-o value`.
+"""The options of the OCI verbs, and their parser. Options are as in runc, before the verb and after
+it, in the forms that platforms use: `--opt value`, `--opt=value`, `-opt value`, `-o value`.
 
-By hand, for argparse takes longer than most of these calls.
+Without argparse, which takes longer than most of these calls.
 """
 
 from tapwright.errors import UsageError
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Option:
-    """`metavar` is empty for a flag. `words` is for help: what it does."""
+    """`metavar` is empty for a flag. `words` is the help text."""
 
     def __init__(self, name: str, metavar: str, words: str, short: str = "") -> None:
         self.name = name
@@ -22,7 +22,8 @@ class Option:
 
 
 class Verb:
-    """`least` and `most` operands; where the last is a command, its words are not looked at."""
+    """A verb with `least` to `most` operands. With `command`, all words after the first operand
+    belong to a command, and are not parsed."""
 
     def __init__(
         self, words: str, usage: str, least: int, most: int, *options: Option, command: bool = False
@@ -36,7 +37,7 @@ class Verb:
 
 
 class Options:
-    """What was given: `text` and `flag` by the option's name, and the operands."""
+    """The given options by name, and the operands."""
 
     def __init__(self) -> None:
         self._given: dict[str, list[str]] = {}
@@ -227,7 +228,7 @@ VERBS = {
 
 
 def verb_of(argv: "Sequence[str]") -> str:
-    """The OCI verb that is called, empty when it is something else."""
+    """The OCI verb in a command line; empty for other commands."""
     words = iter(argv)
     for word in words:
         if not word.startswith("-"):
@@ -282,7 +283,7 @@ def _help_lines(option: Option) -> str:
 def _read(
     options: "Sequence[Option]", argv: "Sequence[str]", is_command: bool
 ) -> tuple[Options, list[str]]:
-    """The options, and the operands; with `is_command` all is operands from the first one on."""
+    """(options, operands). With `is_command`, all words from the first operand on are operands."""
     found = Options()
     operands: list[str] = []
     words = list(argv)

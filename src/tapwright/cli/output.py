@@ -1,5 +1,5 @@
-"""What commands have in common: JSON for programs, tables for people, progress on stderr, and the
-check for root."""
+"""Output of all commands: JSON for programs, tables for people, progress on stderr; and the check
+for root."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def need_root() -> None:
 
 
 def columns() -> int:
-    """How wide what is printed may be."""
+    """The width of the terminal, or a default."""
     try:
         return os.get_terminal_size(1).columns or _COLUMNS
     except OSError:
@@ -33,7 +33,7 @@ def print_json(content: Any) -> None:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they must be; the head alone when there are no rows."""
+    """Print a table; without rows only its head."""
     lines = [head, *rows]
     widths = [max(len(shown(line[column])) for line in lines) for column in range(len(head))]
     for line in lines:
@@ -42,7 +42,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def show_progress(text: str) -> None:
-    """Say what is going on: in place on a terminal, as plain lines elsewhere."""
+    """Print a step: in place on a terminal, as a line elsewhere."""
     text = shown(text)
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text} …", end="", file=sys.stderr, flush=True)
@@ -51,12 +51,12 @@ def show_progress(text: str) -> None:
 
 
 def show_warning(text: str) -> None:
-    """Tell it on a line of its own."""
+    """Print a warning on a line of its own."""
     end_progress()
     print(f"tapwright: {text}", file=sys.stderr, flush=True)
 
 
 def end_progress() -> None:
-    """Clear the line that progress was shown on."""
+    """Clear the line of the progress."""
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

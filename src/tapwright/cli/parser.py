@@ -1,5 +1,5 @@
-"""argparse, without what makes it slow to start: it asks for the terminal's size, through a module
-that takes 2 ms to import, for each argument."""
+"""argparse that starts faster: the original asks for the terminal's size for each argument, through
+a module that takes 2 ms to import."""
 
 import argparse
 from typing import Any
@@ -16,8 +16,8 @@ def add_id(command: Any, name: str = "id", of_containers: bool = False, **more: 
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints descriptions and epilogs of several lines as they are written. With `mixes` options
-    may also stand between and after words of which there may be any number."""
+    """A parser that prints descriptions of several lines unchanged. With `mixes`, options may also
+    stand between and after the words of a list."""
 
     mixes = False
 

@@ -1,5 +1,5 @@
-"""`tapwright sandbox`: run, list, inspect, exec, delete; `show`, `explain` and `capture` have
-modules of their own."""
+"""`tapwright sandbox`: run, list, inspect, exec, delete, spares; `show`, `explain` and `capture`
+have modules of their own."""
 
 import argparse
 import os
@@ -302,13 +302,13 @@ def _delete(arguments: argparse.Namespace) -> int:
         if ids.is_id(given) and deletion.is_by_supervisor(place):
             deleted.append(given)
             continue
-        # What loads as long as such a deletion takes.
+        # Loading these takes as long as a deletion by the supervisor.
         from tapwright.sandbox import lifecycle
         from tapwright.state import registry
 
         try:
             found = registry.find(arguments.root, given)
-            # A whole id has been asked for above.
+            # The supervisor of a complete id has been asked above.
             delete = lifecycle.delete_from_here if found.id == given else lifecycle.delete
             for left in delete(arguments.root, found.id, arguments.force):
                 print(f"tapwright: {found.id}: given up: {shown(left)}", file=sys.stderr)
@@ -380,7 +380,7 @@ def _config(arguments: argparse.Namespace) -> "Config":
 
 
 def _described(sandbox: "Sandbox") -> dict[str, Any]:
-    """A sandbox as JSON: the same in every command."""
+    """A sandbox as JSON, the same in every command."""
     import dataclasses
     from datetime import UTC, datetime
 

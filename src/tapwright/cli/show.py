@@ -120,7 +120,7 @@ def _write(path: str, text: str) -> None:
     if path == "-":
         sys.stdout.write(text)
     else:
-        # What its sandboxes are connected to, and where the live page is, is root's to know.
+        # Only root may know the connections of sandboxes, and the address of the live page.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(text)

@@ -1,4 +1,4 @@
-"""A picture of how a sandbox came up: a bar for each phase, side by side as they ran."""
+"""Draws the phases of a sandbox's start, a bar each."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def picture(phases: Sequence[Phase], columns: int) -> str:
-    """Lines of name, start, duration and bar, in the order of their starts, `columns` wide."""
+    """Lines with name, start, duration and bar, ordered by start, at most `columns` wide."""
     shown = sorted(phases, key=lambda phase: (phase.start_ms, -phase.duration_ms))
     names = max(len(phase.name) for phase in shown)
     end = max(phase.start_ms + phase.duration_ms for phase in shown)
@@ -22,7 +22,7 @@ def picture(phases: Sequence[Phase], columns: int) -> str:
 
 
 def _bar(start: float, length: float) -> str:
-    """To an eighth of a column at its end; never nothing."""
+    """A bar, exact to an eighth of a column at its end, and never empty."""
     first = int(start)
     full, rest = divmod(max(round((start + length - first) * 8), 1), 8)
     return (" " * first + "█" * full + _EIGHTHS[rest]).rstrip()
