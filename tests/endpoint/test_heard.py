@@ -220,6 +220,23 @@ def test_a_program_sends_and_is_answered(joined: Joined) -> None:
         assert client.recv(100) == b"answer"
 
 
+@pytest.mark.parametrize("limits", [Limits(), Limits(10**6, 10**6)])
+def test_an_interface_without_a_queue_gets_none(limits: Limits) -> None:
+    """As CNI's bridge makes them. The guest's NIC would follow it otherwise, a second time."""
+    with namespace("queueless") as near:
+        near.ip("link add near0 txqueuelen 0 type veth peer name far0")
+        assert "qlen" not in near.ip("link show near0")
+        endpoint = TcFilter(near.path, "near0", near.index("near0"), *limits)
+        tap = endpoint.attach(1, 0)
+        try:
+            assert "ingress" in near.tc("qdisc show dev near0")
+            assert "qlen" not in near.ip("link show near0")
+        finally:
+            os.close(tap.fds[0])
+            endpoint.detach()
+        assert "qlen" not in near.ip("link show near0")
+
+
 def test_a_kernel_without_such_filters(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -73,6 +73,10 @@ class TcFilter(WithCompanion):
             links.set_all_multicast(nl, link.index, True)
             limits.limit_egress(nl, tap, self.rx_limit)
             limits.limit_egress(nl, link.index, self.tx_limit)
+            if not link.txqlen:
+                # With its first qdisc the kernel gives it one of 1000 frames (qdisc_create in
+                # net/sched/sch_api.c), which would count as a change of the interface.
+                links.set_txqlen(nl, link.index, 0)
         except NetlinkError as error:
             raise NetworkError(f"{link.name} can't be joined with a TAP: {error}") from None
 
