@@ -48,6 +48,15 @@ def test_it_follows(machine: Machine, settings: Path) -> None:
         await kernel.look()
         assert await read(agent, "vm/max_map_count") == "65530"
 
+    async def what_was_given_ahead_is_not_given_again(qemu: Qemu, agent: AgentClient) -> None:
+        kernel = HostKernel(agent, settings)
+        await kernel.carry()
+        await run(agent, "sh", "-c", "echo 300000 >/proc/sys/fs/inotify/max_user_watches")
+        (settings / "vm/max_map_count").write_text("70000\n")
+        async with kernel.followed():
+            assert await read(agent, "fs/inotify/max_user_watches") == "300000"
+            assert await read(agent, "vm/max_map_count") == "70000"
+
     async def clock_is_the_hosts(qemu: Qemu, agent: AgentClient) -> None:
         kernel = HostKernel(agent, settings)
         for stepped in ("@1000000000", "@4000000000"):
@@ -64,7 +73,13 @@ def test_it_follows(machine: Machine, settings: Path) -> None:
         assert len(found) > len(SETTINGS) // 2
         assert await agent.call(change_kernel_settings(found)) == {"refused": []}
 
-    tell(machine, settings_are_the_hosts, clock_is_the_hosts, all_are_taken)
+    tell(
+        machine,
+        settings_are_the_hosts,
+        what_was_given_ahead_is_not_given_again,
+        clock_is_the_hosts,
+        all_are_taken,
+    )
 
 
 def _is_here(name: str) -> bool:

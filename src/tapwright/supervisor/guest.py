@@ -22,6 +22,7 @@ from tapwright.nics.interfaces import Interfaces
 from tapwright.progress import Progress
 from tapwright.state.entries import TemplateDraft
 from tapwright.state.record import Journal, Spec
+from tapwright.supervisor.host_kernel import HostKernel
 from tapwright.supervisor.prelude import Holders
 from tapwright.supervisor.prepared import Prepared
 
@@ -58,6 +59,7 @@ class Guest:
     agent: AgentClient
     interfaces: Interfaces
     following: Following
+    host_kernel: HostKernel
 
     async def answers(self, timeout: float) -> None:
         """Wait until the agent answers. Raises AgentError, also when QEMU ends before that."""
@@ -112,7 +114,7 @@ class Starter:
 
     def take(self, prepared: Prepared) -> Guest:
         """Take the guest of a spare."""
-        guest = self._guest_of(prepared.qemu, prepared.agent)
+        guest = self._guest_of(prepared.qemu, prepared.agent, prepared.host_kernel)
         guest.interfaces.expect(prepared.nic)
         return guest
 
@@ -153,15 +155,15 @@ class Starter:
 
     def _guest(self, qemu: Qemu, session: int = 0) -> Guest:
         agent = AgentClient(qemu.agent, is_new=not session, session=session, process=qemu.pid)
-        return self._guest_of(qemu, agent)
+        return self._guest_of(qemu, agent, HostKernel(agent))
 
-    def _guest_of(self, qemu: Qemu, agent: AgentClient) -> Guest:
+    def _guest_of(self, qemu: Qemu, agent: AgentClient, host_kernel: HostKernel) -> Guest:
         interfaces = Interfaces(self._journal, qemu, agent)
         netns = self._journal.record.netns
         # Only containers may have programs that use indexes.
         has_containers = self._spec.machine.share is not None
         following = Following(netns, interfaces, agent, self._spec.rulesets, has_containers)
-        self.guest = Guest(qemu, agent, interfaces, following)
+        self.guest = Guest(qemu, agent, interfaces, following, host_kernel)
         return self.guest
 
     async def _restored(self, machine: Machine, begun: Restoring | None) -> Guest | None:

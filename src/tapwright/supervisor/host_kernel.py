@@ -58,13 +58,17 @@ class HostKernel:
     async def followed(self) -> AsyncIterator[None]:
         """Give the guest the settings before the block, and changes soon after they happen. The
         guest has the time already."""
-        await self._try(self._change_settings)
+        await self.carry()
         task = asyncio.create_task(self._follow())
         try:
             yield
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def carry(self) -> None:
+        """Give the guest those settings that it has not been given, or that have changed since."""
+        await self._try(self._change_settings)
 
     async def look(self) -> None:
         """Carry what has changed into the guest. Raises AgentError, AgentRefusedError."""

@@ -29,7 +29,6 @@ from tapwright.state import control_group, ownership
 from tapwright.state.record import LOG, RUNNING, Journal, Record
 from tapwright.supervisor.bringup import Bringup
 from tapwright.supervisor.guest import Guest
-from tapwright.supervisor.host_kernel import HostKernel
 from tapwright.supervisor.monitor import Monitor
 from tapwright.supervisor.prelude import Early
 from tapwright.supervisor.room import Room
@@ -137,7 +136,7 @@ class Life:
                 room.kept(),
                 shares.watched(),
                 forwarded(record.netns, guest.agent),
-                HostKernel(guest.agent).followed(),
+                guest.host_kernel.followed(),
                 server.serving(self._journal.directory, guest.agent, operations, conversations),
                 self._monitored(),
             ):

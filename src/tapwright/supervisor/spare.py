@@ -1,9 +1,10 @@
 """A spare: a supervisor that waits for a sandbox. Its guest was restored ahead, has a NIC, and has
 answered. When a sandbox takes the spare, it becomes that sandbox's supervisor.
 
-A spare waits at low priority, in no control group, and is the first process that the host's kernel
-kills for want of memory. It ends when no sandbox takes it for a while, and when the template or the
-configuration has changed. All that it holds ends with it, except its directory.
+A spare is made at low priority, at which its guest also waits, in no control group, and is the
+first process that the host's kernel kills for want of memory. It ends when no sandbox takes it for
+a while, and when the template or the configuration has changed. All that it holds ends with it,
+except its directory.
 """
 
 import asyncio
@@ -44,8 +45,9 @@ Taker = tuple[Caller, dict[str, Any], int]
 def main(order: dict[str, Any]) -> None:
     """Prepare a guest, and wait for the sandbox that takes it."""
     root, spec, at_once = order["root"], read_spec(order["spec"]), order["at_once"]
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
     if not at_once:
-        _stand_back(_NICE, _FIRST_TO_GO)
+        _set_priority(_NICE, [os.getpid()], _FIRST_TO_GO)
     entered = spares.enter(root, spec)
     if entered is None:
         return
@@ -72,28 +74,31 @@ def main(order: dict[str, Any]) -> None:
         if prepared is None:
             return
         held.callback(lambda: prepared.qemu.has_ended or runner.run(prepared.stop()))
-        _stand_back(_NICE, _FIRST_TO_GO, prepared.qemu.pids())
+        _set_priority(_NICE, prepared.qemu.pids(), _FIRST_TO_GO)
+        # It takes no time while it waits, and has to answer in time on a host that is busy.
+        _set_priority(usual, [os.getpid()], _FIRST_TO_GO)
         taker = runner.run(_Waiting(spec, directory, prepared).taker())
         leaving.close()
         if taker:
             caller, message, alive_fd = taker
-            _stand_back(int(message.get("nice", 0)), "", prepared.qemu.pids())
+            _set_priority(int(message.get("nice", 0)), [os.getpid(), *prepared.qemu.pids()])
             supervisors.note(alive_fd)
             supervisor.supervise(
                 Path(message["directory"]), message["log_level"], caller, prepared, runner
             )
 
 
-def _stand_back(nice: int, oom_score: str, others: Sequence[int] = ()) -> None:
-    """Set the priority of this process and others, with all their threads."""
-    pids = [os.getpid(), *others]
+def _set_priority(nice: int, pids: Sequence[int], oom_score: str = "") -> None:
+    """Set the priority of processes, with all their threads; that of this one for its session
+    too."""
     for pid in pids:
         with contextlib.suppress(OSError):
             for thread in os.listdir(f"/proc/{pid}/task"):
                 os.setpriority(os.PRIO_PROCESS, int(thread), nice)
-    with contextlib.suppress(OSError):
-        # Where the kernel shares out processors between sessions first (sched(7)).
-        Path("/proc/self/autogroup").write_text(str(nice))
+    if os.getpid() in pids:
+        with contextlib.suppress(OSError):
+            # Where the kernel shares out processors between sessions first (sched(7)).
+            Path("/proc/self/autogroup").write_text(str(nice))
     for pid in pids if oom_score else ():
         with contextlib.suppress(OSError):
             Path(f"/proc/{pid}/oom_score_adj").write_text(oom_score)
@@ -152,6 +157,7 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
     from tapwright.hypervisor.template_store import Store
     from tapwright.nics.interfaces import WaitingNic
     from tapwright.nics.request import any_mac
+    from tapwright.supervisor.host_kernel import HostKernel
     from tapwright.supervisor.prepared import Prepared
 
     wanted = spec.machine
@@ -178,12 +184,14 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
         mac = any_mac()
         slot = await warming.nic_ahead(qemu, agent, path, mac)
         await warming.share_ahead(qemu, agent)
+        host_kernel = HostKernel(agent)
+        await host_kernel.carry()
     except BaseException:
         await agent.close()
         await qemu.kill()
         raise
     nic = WaitingNic(slot, mac, Waiting(warming.TAP, netns_fd))
-    return Prepared(machine, verdict[1], qemu, agent, nic, netns_fd, holders.memory)
+    return Prepared(machine, verdict[1], qemu, agent, host_kernel, nic, netns_fd, holders.memory)
 
 
 class _Waiting:
