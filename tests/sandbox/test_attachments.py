@@ -1,10 +1,13 @@
 """CNI networks of a sandbox, attached and taken back, without a guest."""
 
+import asyncio
 import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +20,9 @@ from tapwright.sandbox import planning
 from tapwright.state import ownership, teardown
 from tapwright.state.record import Journal, NetworkRequest, Record, Spec, load
 from tapwright.supervisor.attachments import Attaching
+from tapwright.supervisor.life import Life
 from tests.cni.fakes import Fakes
+from tests.host import eventually
 
 
 @pytest.fixture
@@ -55,6 +60,48 @@ def replaced(path: str) -> None:
 
 def told_at_delete(fakes: Fakes) -> list[str]:
     return [run.environment["CNI_NETNS"] for run in fakes.seen("DEL")]
+
+
+def ended_by_request(journal: Journal, may_end: Callable[[], bool]) -> Life:
+    """The end of a sandbox's life when its supervisor deletes it; its QEMU takes until then."""
+
+    async def stop() -> None:
+        assert await asyncio.to_thread(eventually, may_end)
+
+    nothing: Any = SimpleNamespace()
+    life = Life(journal, nothing, nothing)
+    life.takes_down = True
+    guest: Any = SimpleNamespace(stop=stop)
+    asyncio.run(life._stop(guest))
+    return life
+
+
+def test_plugins_do_not_wait_for_the_end_of_qemu(fakes: Fakes, scratch_netns: str) -> None:
+    journal = attached(fakes, scratch_netns)
+    life = ended_by_request(journal, lambda: told_at_delete(fakes) == [scratch_netns])
+    assert life.left == []
+    left = load(journal.directory)
+    assert left.held == []
+    assert teardown.take_back(Journal(journal.directory, left)) == []
+    assert len(told_at_delete(fakes)) == 1
+
+
+def test_what_a_plugin_refuses_meanwhile_stays(fakes: Fakes, scratch_netns: str) -> None:
+    """For the process that deletes the sandbox, which tells it."""
+    journal = attached(fakes, scratch_netns)
+    fakes.failing("p", "DEL")
+    life = ended_by_request(journal, lambda: told_at_delete(fakes) == [scratch_netns])
+    assert "p fails" in life.left[0]
+    assert load(journal.directory).held == journal.record.held
+
+
+def test_only_networks_are_taken_back_meanwhile(fakes: Fakes, scratch_netns: str) -> None:
+    """What was entered before something else waits for that to be undone."""
+    journal = attached(fakes, scratch_netns)
+    journal.hold("host_tap", device="tap-of-qemu", mark="x")
+    assert teardown.take_back_networks(journal) == []
+    assert told_at_delete(fakes) == []
+    assert len(journal.record.held) == 2
 
 
 def test_its_namespace_is_told_to_del(fakes: Fakes, scratch_netns: str) -> None:

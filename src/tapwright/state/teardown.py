@@ -24,36 +24,51 @@ from tapwright.state.entries import (
 )
 from tapwright.state.record import Journal
 
+_OF_NETWORKS = "attachment", "tcfilter"
+
 
 def take_back(journal: Journal) -> list[str]:
     """Undo all entries; return what failed, in words. Failed entries stay, for another try."""
-    with plugin_runs.noted(journal.directory.parent.parent) as trace:
-        return _take_back(journal, trace)
-
-
-def _take_back(journal: Journal, trace: plugin_runs.Trace) -> list[str]:
     failures = []
-    is_over = journal.record.boot not in ("", boot.current())
-    for entry in reversed(list(journal.record.held)):
-        try:
-            _check(entry)
-            if not (is_over and _ended_with_the_kernel(entry)):
-                undo(entry, trace)
-        except (OSError, cni.CniError, TapwrightError) as error:
-            failures.append(str(error))
-        except KeyError as error:
-            failures.append(f"{entry['kind']}: the journal does not say {error} of it")
-        except ExceptionGroup as group:
-            failures.extend(str(error) for error in group.exceptions)
-        else:
-            if entry["kind"] == "attachment":
-                # Some plugins do not tolerate a second DEL.
-                journal.release(entry)
-            else:
-                journal.strike(entry)
+    with plugin_runs.noted(journal.directory.parent.parent) as trace:
+        for entry in reversed(list(journal.record.held)):
+            failures += _taken_back(journal, entry, trace)
     if failures:
         journal.save_if_possible()  # otherwise the directory goes
     return failures
+
+
+def take_back_networks(journal: Journal) -> list[str]:
+    """Undo the last entries, as long as they are of CNI networks and of their joins, which need not
+    wait for QEMU's end; return what failed, in words, and was the last of them."""
+    with plugin_runs.noted(journal.directory.parent.parent) as trace:
+        for entry in reversed(list(journal.record.held)):
+            if entry["kind"] not in _OF_NETWORKS:
+                break
+            if failures := _taken_back(journal, entry, trace):
+                return failures
+    return []
+
+
+def _taken_back(journal: Journal, entry: dict[str, Any], trace: plugin_runs.Trace) -> list[str]:
+    """Undo an entry, and strike it; or return what failed, in words."""
+    is_over = journal.record.boot not in ("", boot.current())
+    try:
+        _check(entry)
+        if not (is_over and _ended_with_the_kernel(entry)):
+            undo(entry, trace)
+    except (OSError, cni.CniError, TapwrightError) as error:
+        return [str(error)]
+    except KeyError as error:
+        return [f"{entry['kind']}: the journal does not say {error} of it"]
+    except ExceptionGroup as group:
+        return [str(error) for error in group.exceptions]
+    if entry["kind"] == "attachment":
+        # Some plugins do not tolerate a second DEL.
+        journal.release(entry)
+    else:
+        journal.strike(entry)
+    return []
 
 
 def undo(entry: dict[str, Any], trace: plugin_runs.Trace | None = None) -> None:

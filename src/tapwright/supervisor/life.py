@@ -5,7 +5,9 @@ import contextlib
 import importlib
 import logging
 import logging.handlers
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ from tapwright.control.processes import Processes
 from tapwright.control.shares import Shares
 from tapwright.control.totals import Totals
 from tapwright.errors import SandboxStateError, TapwrightError, printable, shown
+from tapwright.linux import cgroups
 from tapwright.nics.forwarding import forwarded
 from tapwright.nics.net_devices import NetDevices
 from tapwright.nics.resolvers import Resolvers
-from tapwright.sandbox import deletion, spares
+from tapwright.sandbox import deletion, environment, spares
 from tapwright.sandbox.report import Caller
 from tapwright.state import control_group, ownership
-from tapwright.state.record import LOG, RUNNING, Journal, Record
+from tapwright.state.record import LOG, RUNNING, Journal, Record, load
 from tapwright.supervisor.bringup import Bringup
 from tapwright.supervisor.guest import Guest
 from tapwright.supervisor.monitor import Monitor
@@ -34,6 +37,7 @@ from tapwright.supervisor.prelude import Early
 from tapwright.supervisor.room import Room
 
 _LOG_BYTES = 1 << 20
+_ASKED_WITH = 2
 _NEXT = "tapwright.hypervisor.orphans", "tapwright.state.rebinding", "tapwright.state.teardown"
 
 _log = logging.getLogger(__name__)
@@ -42,8 +46,8 @@ _log = logging.getLogger(__name__)
 class Life:
     """One sandbox's life. `failure` is set when the sandbox ended before it ran; `deleted` after
     SIGTERM, or after a request of `sandbox.deletion`. After such a request, this process takes the
-    sandbox back if `takes_down`: then `rights` holds the lock for that, and `asked_with` has the
-    descriptors that came with the request."""
+    sandbox back if `takes_down`: then `rights` holds the lock for that, and `left` says what it
+    could not take back while QEMU ended."""
 
     def __init__(self, journal: Journal, early: Early, caller: Caller) -> None:
         self._journal = journal
@@ -53,7 +57,7 @@ class Life:
         self.deleted = False
         self.takes_down = False
         self.rights = contextlib.ExitStack()
-        self.asked_with: list[int] = []
+        self.left: list[str] = []
         self._end: Callable[[], None] = lambda: None
         self._monitor: Monitor | None = None
 
@@ -150,7 +154,7 @@ class Life:
                 self._journal.save_if_possible()
         finally:
             if bringup.guest:
-                await bringup.guest.stop()
+                await self._stop(bringup.guest)
             elif self._early.restoring:  # begun, and not taken over yet
                 self._early.restoring.spawned.kill()
             elif self._early.prepared:
@@ -164,11 +168,36 @@ class Life:
         with contextlib.suppress(SandboxStateError):  # another process deletes the sandbox
             taking_down = ownership.taking_down(self._journal.directory, timeout=0)
             self.takes_down = self.rights.enter_context(taking_down)
-        self.asked_with += request.descriptors
-        request.descriptors.clear()
+        if self.takes_down and len(request.descriptors) == _ASKED_WITH:
+            # Of the process that deletes it.
+            os.dup2(request.descriptors[0], sys.stderr.fileno())
+            environment.take(request.descriptors.pop())
         self._end()
         for module in _NEXT:  # while QEMU ends
             importlib.import_module(module)
+
+    async def _stop(self, guest: Guest) -> None:
+        """End the guest. Where this process takes the sandbox back, the CNI plugins run meanwhile,
+        which takes as long."""
+        stopping = asyncio.create_task(guest.stop())
+        if self.takes_down and any(
+            each["kind"] == "attachment" for each in self._journal.record.held
+        ):
+            self.left = await asyncio.to_thread(self._take_back_networks)
+        await stopping
+
+    def _take_back_networks(self) -> list[str]:
+        from tapwright.state import rebinding, teardown
+
+        directory = self._journal.directory
+        try:
+            record = load(directory)
+            if record.spec.cgroup_of_its_own and not cgroups.leave(record.cgroup):
+                return []  # all of it is left to the process that deletes it
+            rebinding.bind_again(directory)
+            return teardown.take_back_networks(Journal(directory, record))
+        except SandboxStateError:  # that process knows what to do with a damaged record
+            return []
 
     def _restarts(self) -> int:
         """How often the network monitor was restarted."""

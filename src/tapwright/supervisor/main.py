@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.linux import process
-from tapwright.sandbox import environment
 from tapwright.sandbox.report import Caller
 from tapwright.state import control_group, ownership, supervisors
 from tapwright.state.record import LOG, RUNNING, Journal, load
@@ -47,7 +46,6 @@ _LATER = (
 
 _FILES = 1 << 16  # sockets of processes in containers, for the most part
 _MOST_FILES = 1 << 20  # of virtiofsd
-_ASKED_WITH = 2
 
 
 def main(caller_fd: int) -> None:
@@ -109,7 +107,7 @@ def supervise(
     begun.end()
     if life.takes_down:
         with life.rights:
-            _take_down(directory, life.asked_with)
+            _take_down(directory, life.left)
     if life.failure and journal.record.status != RUNNING:
         caller.failed(life.failure, [] if life.deleted else _give_up(journal))
 
@@ -124,17 +122,16 @@ def _speak_to(path: Path) -> None:
     os.close(fd)
 
 
-def _take_down(directory: Path, asked_with: Sequence[int]) -> None:
-    """Take back all that the sandbox held, with stderr and environment of the process that asked.
-    That process tries again where this fails, and reports the error."""
+def _take_down(directory: Path, left: Sequence[str]) -> None:
+    """Take back all that the sandbox still holds. The process that asked tries again where this
+    fails, and reports the error; it does all of it where something is `left` already."""
     from tapwright.hypervisor import orphans
     from tapwright.linux import cgroups
     from tapwright.state import rebinding, teardown
 
-    if len(asked_with) == _ASKED_WITH:
-        os.dup2(asked_with[0], sys.stderr.fileno())
-        environment.take(asked_with[1])
     orphans.end(os.getpid())
+    if left:
+        return
     with contextlib.suppress(SandboxStateError):  # the process that asked handles damaged records
         record = load(directory)
         if record.spec.cgroup_of_its_own and not cgroups.leave(record.cgroup):
