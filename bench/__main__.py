@@ -24,6 +24,7 @@ from bench import (
     platforms,
     report,
     scrape,
+    soak,
     starts,
 )
 from bench.endpoints import Traffic
@@ -111,7 +112,10 @@ def write(data: report.Data, directory: Path) -> None:
     # A line for each part, so that what has changed can be seen.
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
     (directory / "performance.json").write_text(f"{{\n{lines}\n}}\n")
-    (directory / "performance.md").write_text(report.markdown(data))
+    # Of a run of its own, which no run of the others takes away.
+    soaked = beside / soak.RESULT
+    parts = data | ({"soak": json.loads(soaked.read_text())} if soaked.exists() else {})
+    (directory / "performance.md").write_text(report.markdown(parts))
     for name, svg in report.pictures(data).items():
         (beside / name).write_text(svg)
 

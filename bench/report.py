@@ -211,6 +211,14 @@ themselves is in the column of runc, too.
 """
 
 
+_SOAK = """## Do transfers stand still?
+
+{text}
+
+{table}
+"""
+
+
 class Aim(NamedTuple):
     """What was aimed at: at most `limit`, or at `least`. The remark is for when it is missed."""
 
@@ -511,6 +519,17 @@ def _parts(data: Any) -> str:
     return _PARTS.format(**{part: median(samples) for part, samples in data.items()})
 
 
+def _soak(data: Any) -> str:
+    text = (
+        f"On {data['date']}, in a run of its own (`scripts/soak`), {data['transfers']} TCP "
+        f"transfers of up to {data['longest']:g} s went to and from {data['sandboxes']} sandboxes, "
+        f"some of them at once, in {data['seconds']} s; {data['megabytes']} MB together. Meanwhile "
+        f"{data['busy']} other process only computed. {data['stood_still']} had no byte for "
+        f"{data['gap']:g} s or more, {data['failed']} failed."
+    )
+    return _SOAK.format(text=_filled(text), table=tables.soak(data))
+
+
 _SECTIONS: dict[str, Callable[[Any], str]] = {
     "starts": _starts,
     "crowd": _crowd,
@@ -522,4 +541,5 @@ _SECTIONS: dict[str, Callable[[Any], str]] = {
     "carrying": lambda data: _CARRYING.format(table=tables.carrying(data)),
     "cni": lambda data: _CNI.format(table=tables.cni(data), threads=data["threads"]),
     "endpoints": lambda data: _ENDPOINTS.format(table=tables.endpoints(data)),
+    "soak": _soak,
 }

@@ -11,10 +11,12 @@ itself.
 
 By environment: TRANSFERS (1000), SANDBOXES (9), SEED (the time), GAP (seconds without a byte: 5),
 SECONDS (the longest transfer: 2), BUSY (processes that do nothing but compute: 1), OUTPUT
-(build/soak). Exit status 1 when a transfer stood still.
+(build/soak). Exit status 1 when a transfer stood still. A soak of a thousand or more goes into
+docs/performance.md.
 """
 
 import dataclasses
+import datetime
 import json
 import os
 import random
@@ -30,7 +32,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from bench.endpoints import BRIDGE, HOST, ROWS, STRAIGHT, Shell, in_guest, prepared, sandbox
 from bench.place import Place, make_bridge, new_host, private, say
@@ -40,6 +42,9 @@ from tapwright.sandbox.taps import TapWish, requested
 from tapwright.state import registry, supervisors
 from tapwright.state.record import LOG
 
+RESULT = "soak.json"
+_RESULTS = Path(__file__).parents[1] / "docs/performance"
+_FULL = 1000
 _CHUNK = bytes(1 << 16)
 _PORT = 5100
 _CONNECT_SECONDS, _HEAL_SECONDS, _ASK_SECONDS = 20.0, 60.0, 15.0
@@ -89,6 +94,23 @@ class Transfer:
     @property
     def is_sound(self) -> bool:
         return not self.gaps and not self.failed
+
+
+class Soaked(TypedDict):
+    """What came of a soak. `ends` are the kinds of joins, and how many transfers went each way: to
+    the guest, and from it."""
+
+    date: str
+    transfers: int
+    sandboxes: int
+    busy: int
+    longest: float
+    gap: float
+    seconds: int
+    megabytes: int
+    stood_still: int
+    failed: int
+    ends: dict[str, tuple[int, int]]
 
 
 Capture = Callable[[End, Path], None]
@@ -324,6 +346,15 @@ def soak(
                 yield from (transfer for _, transfer in part)
 
 
+def ways(done: Sequence[Transfer]) -> dict[str, tuple[int, int]]:
+    """By kinds of joins how many went to the guest, and from it."""
+    found = {}
+    for name in sorted({one.end for one in done}):
+        own = [one.direction for one in done if one.end == name]
+        found[name] = own.count("to"), own.count("from")
+    return found
+
+
 def summary(done: Sequence[Transfer]) -> str:
     still = [one for one in done if one.gaps]
     failed = [one for one in done if one.failed]
@@ -331,10 +362,8 @@ def summary(done: Sequence[Transfer]) -> str:
         f"{len(done)} transfers, {sum(one.bytes for one in done) / 1e6:.0f} MB; "
         f"{len(still)} stood still, {len(failed)} failed"
     ]
-    for name in sorted({one.end for one in done}):
-        own = [one for one in done if one.end == name]
-        to = sum(one.direction == "to" for one in own)
-        lines.append(f"  {name}: {to} to the guest, {len(own) - to} from it")
+    for name, (to, back) in ways(done).items():
+        lines.append(f"  {name}: {to} to the guest, {back} from it")
     for one in done:
         if not one.is_sound:
             lines.append(
@@ -352,16 +381,33 @@ def main() -> int:
     seed, seconds = _number("SEED", int(time.time())), float(os.environ.get("SECONDS", "2"))
     output = Path(os.environ.get("OUTPUT", f"build/soak/{seed}"))
     watchdog = Watchdog(float(os.environ.get("GAP", "5")), output)
+    transfers, sandboxes = _number("TRANSFERS", _FULL), _number("SANDBOXES", 9)
+    others = _number("BUSY", 1)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     done: list[Transfer] = []
     begun = time.monotonic()
-    with private() as place, busy(_number("BUSY", 1)):
-        counts = _number("TRANSFERS", 1000), _number("SANDBOXES", 9)
-        for transfer in soak(place, watchdog, *counts, seed, seconds):
+    with private() as place, busy(others):
+        for transfer in soak(place, watchdog, transfers, sandboxes, seed, seconds):
             done.append(transfer)
             if not transfer.is_sound or len(done) % 50 == 0:
                 say(f"{len(done)} done in {time.monotonic() - begun:.0f} s; SEED={seed}")
-    print(f"{summary(done)}\nin {time.monotonic() - begun:.0f} s; again by SEED={seed}")
+    took = round(time.monotonic() - begun)
+    print(f"{summary(done)}\nin {took} s; again by SEED={seed}")
+    if transfers >= _FULL:
+        result: Soaked = {
+            "date": datetime.date.today().isoformat(),
+            "transfers": len(done),
+            "sandboxes": sandboxes,
+            "busy": others,
+            "longest": seconds,
+            "gap": watchdog.gap,
+            "seconds": took,
+            "megabytes": round(sum(one.bytes for one in done) / 1e6),
+            "stood_still": sum(bool(one.gaps) for one in done),
+            "failed": sum(bool(one.failed) for one in done),
+            "ends": ways(done),
+        }
+        (_RESULTS / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(one.is_sound for one in done) else 1
 
 

@@ -14,6 +14,7 @@ from bench.memory import Memory
 from bench.netmon import Netmon
 from bench.platforms import HOST, SPARED, Platforms
 from bench.samples import Samples, median, summary
+from bench.soak import Soaked
 from bench.starts import Starts
 
 VARIANTS = {
@@ -272,6 +273,11 @@ def endpoints(data: list[Model]) -> str:
     ]
     head = ("", "to the guest", "Mbit/s", "from it", "Mbit/s", "round trip", "µs")
     return table(head, rows)
+
+
+def soak(data: Soaked) -> str:
+    rows = [[kind, *map(str, counts)] for kind, counts in data["ends"].items()]
+    return table(("", "to the guest", "from it"), rows)
 
 
 def _value_and_ratio(values: Samples, base: Samples) -> tuple[str, str]:

@@ -53,6 +53,7 @@ def test_a_transfer(end: End, tmp_path: Path, direction: str) -> None:
     assert transfer.is_sound, transfer
     assert transfer.bytes > 0
     assert "0 stood still, 0 failed" in soak.summary([transfer])
+    assert soak.ways([transfer]) == {end.name: (1, 0) if direction == "to" else (0, 1)}
 
 
 @pytest.mark.parametrize("direction", ["to", "from"])
