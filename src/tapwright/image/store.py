@@ -34,12 +34,22 @@ class Image(NamedTuple):
 
 def listing(store: Path = DIRECTORY) -> list[Image]:
     """The images of a store, the newest first."""
+    return list(_newest_first(store))
+
+
+def find(store: Path = DIRECTORY) -> Image | None:
+    """The newest image that fits this Tapwright, or None."""
+    # Each start looks for it: no manifest is read in vain.
+    return next((image for image in _newest_first(store) if image.current), None)
+
+
+def _newest_first(store: Path) -> "Iterator[Image]":
     digest = sources.sources_digest()
-    found = []
-    for path in store.glob(f"*/{_MANIFEST}"):
+    found = [(path.stat().st_mtime_ns, path) for path in store.glob(f"*/{_MANIFEST}")]
+    for _, path in sorted(found, reverse=True):
         manifest = json.loads(path.read_text())
         directory = path.parent
-        image = Image(
+        yield Image(
             key=directory.name,
             kernel=directory / FILES[0],
             initrd=directory / FILES[1],
@@ -47,13 +57,6 @@ def listing(store: Path = DIRECTORY) -> list[Image]:
             manifest=manifest,
             current=manifest["sources"] == digest,
         )
-        found.append((path.stat().st_mtime_ns, image))
-    return [image for _, image in sorted(found, key=lambda item: item[0], reverse=True)]
-
-
-def find(store: Path = DIRECTORY) -> Image | None:
-    """The newest image that fits this Tapwright, or None."""
-    return next((image for image in listing(store) if image.current), None)
 
 
 def ensure(store: Path, progress: "Progress") -> Image:
