@@ -215,7 +215,9 @@ def ended(pid: int) -> bool:
 
     def gone() -> bool:
         with suppress(OSError):
-            return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+            status = Path(f"/proc/{pid}/status").read_text()
+            # Its other threads may end later, and have its files open until then.
+            return "State:\tZ" in status and "Threads:\t1\n" in status
         return True
 
     return eventually(gone)
