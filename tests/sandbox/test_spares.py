@@ -150,7 +150,7 @@ def test_a_sandbox_of_a_spare(tapwright: Tapwright, config: Path, ready: Ready) 
     assert len(groups) == 1
     assert "/tapwright/taken-" in groups.pop()
     for pid in (supervisor, qemu):
-        assert priorities(pid) == {0}
+        assert priorities(pid) == priorities(os.getpid())
         assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "0\n"
     tapwright.delete("taken")
     assert ended(supervisor)
