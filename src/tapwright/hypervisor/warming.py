@@ -33,6 +33,9 @@ _RESOLV_CONF = "/etc/resolv.conf"
 _GUEST, _HOST, _HOST6, _GUEST6 = "169.254.1.2", "169.254.1.1", "fd00::1", "fd00::2"
 
 _INDEX = 1 << 16  # of the NIC, on the host's side
+_FIRST_INDEX = 2
+"""That of the first interface of most namespaces, behind loopback. A NIC with another one than its
+interface passes through a namespace later."""
 _WAYS = ("10.0.0.0/8", _HOST), ("fd01::/64", _HOST6)
 
 # Fill free memory with zeros, which are not saved. The kernel's reserve is left out, and so is most
@@ -79,8 +82,11 @@ async def nic_ahead(qemu: Qemu, agent: AgentClient, netns_path: str, mac: str) -
     namespace at that path. Return its slot. Raises HypervisorError, AgentError, OSError."""
     slot = await _plugged(qemu, netns_path, mac)
     await _exercise(agent, mac)
-    quiet = requests.set_interface(mac, "eth0", [], mtu=1500, up=False)
-    await agent.call(requests.batch(quiet))
+    quiet = [requests.set_interface(mac, "eth0", [], mtu=1500, up=False)]
+    if qemu.share:
+        # Programs of containers may care for indexes, and a NIC gets its while it is down.
+        quiet.append(requests.set_interface(mac, "eth0", [], index=_FIRST_INDEX, up=False))
+    await agent.call(requests.batch(*quiet))
     await _run(agent, "rm", _RESOLV_CONF)
     with netns.entered(netns_path), Netlink() as nl:
         link = links.named(nl, TAP)
