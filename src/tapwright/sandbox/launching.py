@@ -30,15 +30,20 @@ SPARES = "spares"
 """The directory of those supervisors that have a guest already (`spares`), below the root."""
 _WORDS_BYTES = 4096
 
+# asyncio and hashlib do without OpenSSL, which saves memory of each supervisor, and some of its
+# start.
+_WITHOUT_OPENSSL = 'sys.modules |= {"ssl": None, "_hashlib": None}'
+
 # Forks, so that the caller does not have to wait for the sandbox's end. Without `site`, which takes
 # a third of the interpreter's start, and is needed only for the path.
-_BOOT = """import os, sys
+_BOOT = f"""import os, sys
 if os.fork(): os._exit(0)
 os.chdir("/")
 caller = int(sys.argv[1])
 os.closerange(3, caller)
 os.closerange(caller + 1, 1 << 20)
 os.set_inheritable(caller, False)
+{_WITHOUT_OPENSSL}
 sys.path.insert(0, sys.argv[2])
 from tapwright.supervisor.main import main
 main(caller)
@@ -46,11 +51,12 @@ os._exit(0)  # a deletion waits: the interpreter would tidy up
 """
 
 # For work without a caller; its order is on stdin, and the descriptors that it got start at 3.
-_BACKGROUND = """import os, sys
+_BACKGROUND = f"""import os, sys
 os.chdir("/")
 given = int(sys.argv[1])
 os.closerange(3 + given, 1 << 20)
 for fd in range(3, 3 + given): os.set_inheritable(fd, False)
+{_WITHOUT_OPENSSL}
 sys.path.insert(0, sys.argv[2])
 from tapwright.supervisor.background import main
 main()

@@ -49,8 +49,6 @@ _MOST_FILES = 1 << 20  # of virtiofsd
 
 
 def main(caller_fd: int) -> None:
-    # asyncio does without it, which saves 0.7 MiB of each supervisor, and some of its start.
-    sys.modules["ssl"] = None  # type: ignore[assignment]
     gc.disable()  # collecting would take a fifteenth of the time that loading takes
     caller = Caller(socket.socket(fileno=caller_fd))
     for module in _LATER:

@@ -13,7 +13,6 @@ import gc
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -58,7 +57,6 @@ def main(order: dict[str, Any]) -> None:
         leaving.callback(spares.leave, directory, alive)
         if not (at_once or _has_room(spec)):
             return
-        sys.modules["ssl"] = None  # type: ignore[assignment]  # see supervisor
         gc.disable()
         from tapwright.state import supervisors
         from tapwright.supervisor import main as supervisor
