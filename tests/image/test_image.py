@@ -91,6 +91,22 @@ def test_damaged_package_is_fetched_again(tmp_path: Path, machine_netns: str) ->
     assert list((tmp_path / "tree/usr/lib").rglob("libz.so.1"))
 
 
+@pytest.mark.unit
+def test_modes_do_not_depend_on_the_installer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Debian package has no executable files but in /usr/bin; a guest with such an init hangs."""
+    ours = sources.own_sources()
+    installed = {name: tmp_path / str(number) for number, name in enumerate(ours)}
+    for name, source in ours.items():
+        installed[name].write_bytes(source.read_bytes())
+    monkeypatch.setattr(build, "own_sources", lambda: installed)
+    stage = tmp_path / "stage"
+    build._select_own(stage)
+    executable = {name for name in installed if (stage / name).stat().st_mode & 0o111}
+    assert executable == {"init", "usr/lib/tapwright/disk"}
+
+
 def test_unknown_package() -> None:
     with pytest.raises(ImageError, match="no-such-package"):
         packages.libraries(HOST.known(["zlib1g", "no-such-package"]), ["no-such-package"])

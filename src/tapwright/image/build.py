@@ -10,7 +10,7 @@ from tapwright.errors import ImageError
 from tapwright.image import archive, kernel, packages
 from tapwright.image.archive import Entry, Tree
 from tapwright.image.packages import Index, Package
-from tapwright.image.sources import OWN, own_sources
+from tapwright.image.sources import EXECUTABLE, OWN, own_sources
 from tapwright.progress import Progress
 
 # The modules that every guest needs; what they depend on is found.
@@ -121,8 +121,7 @@ def build(
     )
     _select(release, tuple(_PROGRAMS.values()), stage)
     _select_python(recipe, cache, work)
-    for name, source in own_sources().items():
-        _copy(source, stage / name)
+    _select_own(stage)
     _select_libraries(release, stage)
     progress("compile Python")
     _compile(release, stage, recipe.python)
@@ -327,6 +326,12 @@ def _modules(directory: Path) -> Tree:
         lines = "".join(f"/{name}\n" for name in names)
         tree[f"etc/modules.{listing}"] = Entry.file(lines.encode())
     return tree
+
+
+def _select_own(stage: Path) -> None:
+    for name, source in own_sources().items():
+        _copy(source, stage / name)
+        (stage / name).chmod(0o755 if name in EXECUTABLE else 0o644)
 
 
 def _copy(source: Path, target: Path) -> None:

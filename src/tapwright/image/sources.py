@@ -11,6 +11,10 @@ import tapwright
 OWN = "usr/lib/tapwright"
 """Where Tapwright's own files are in the guest."""
 
+EXECUTABLE = frozenset(("init", f"{OWN}/disk"))
+"""The files that the guest executes. Their modes on the host do not count: the Debian package
+installs them as data."""
+
 _SOURCES = (
     "__init__.py",
     "shapes.py",
