@@ -1,5 +1,5 @@
-"""What the host still hears on an interface that a VM is joined with, by `tcfilter`: frames come
-from another namespace, the VM's side is the TAP's descriptor."""
+"""Frames that the host gets, too, on an interface that `tcfilter` joins with a VM: frames come from
+another namespace, and the VM's side is the TAP's descriptor."""
 
 import errno
 import os
