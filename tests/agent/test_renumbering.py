@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tapwright.agent.guest import renumbering
-from tapwright.linux import links, netns
+from tapwright.linux import addresses, links, netns
 from tapwright.linux.netlink import Netlink
 
 
@@ -30,6 +30,37 @@ def test_one_that_is_taken(nl: Netlink) -> None:
     links.set_up(nl, before.index)
     up = links.named(nl, "nic")
     assert renumbering.renumber(nl, up, 778, []) == up
+
+
+def test_one_that_a_nic_has_which_waits_for_its_own(
+    nl: Netlink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of NICs that are plugged in together. A NIC has no kind, as all interfaces here have."""
+    first, second = links.named(nl, "nic"), links.named(nl, "other")
+    decode = links.decode
+    monkeypatch.setattr(links, "decode", lambda body: decode(body)._replace(kind=""))
+    refused: list[str] = []
+    assert renumbering.renumber(nl, first, second.index, refused).index == second.index
+    assert links.named(nl, "nic").index == second.index
+    moved = links.named(nl, "other")
+    assert moved.index not in (first.index, second.index)
+    assert renumbering.renumber(nl, moved, first.index, refused).index == first.index
+    assert (links.named(nl, "other").index, refused) == (first.index, [])
+
+
+@pytest.mark.parametrize("state", ["up", "address"])
+def test_one_that_a_nic_has_which_waits_no_more(
+    nl: Netlink, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    first, second = links.named(nl, "nic"), links.named(nl, "other")
+    decode = links.decode
+    monkeypatch.setattr(links, "decode", lambda body: decode(body)._replace(kind=""))
+    if state == "up":
+        links.set_up(nl, second.index)
+    else:
+        addresses.add(nl, second.index, addresses.Address("10.1.2.3", 24))
+    assert renumbering.renumber(nl, first, second.index, []).index == first.index
+    assert links.named(nl, "other").index == second.index
 
 
 def test_another_with_its_mac_address(nl: Netlink) -> None:

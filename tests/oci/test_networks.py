@@ -72,14 +72,17 @@ def test_the_program_finds_its_network_running(runtime: Runtime, outside: Namesp
 
 def test_a_namespace_with_a_path(runtime: Runtime, outside: Namespace) -> None:
     with namespace("twtest-inside") as inside:
-        for other in ("one", "two"):  # so that its index is not what a guest gives to its first
-            link(outside, inside.name, other, "10.77.2")
-        link(outside, inside.name, "eth0", "10.77.1")
-        set_up(inside.path, "eth0", "10.77.1")
+        # Their indexes are none of those that the guest's kernel gives to its first NICs, or are
+        # those of other NICs.
+        names = ["one", "two", "eth0"]
+        for number, name in enumerate(names, 1):
+            link(outside, inside.name, name, f"10.77.{4 - number}")
+            set_up(inside.path, name, f"10.77.{4 - number}")
         spaces = {"namespaces": in_namespace(inside.path)}
         with runtime.running("sleep", "1000", linux=spaces) as container:
-            index = container.says("cat", "/sys/class/net/eth0/ifindex")
-            assert int(index) == inside.index("eth0") > 3
+            files = [f"/sys/class/net/{name}/ifindex" for name in names]
+            indexes = container.says("cat", *files).split()
+            assert list(map(int, indexes)) == [inside.index(name) for name in names]
             assert reaches(container, "10.77.1.1")
             assert "10.77.1.2/24" in container.says("ip", "addr", "show", "eth0")
 

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from tapwright.linux import libc, links
+from tapwright.linux import addresses, libc, links
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, NetlinkError
 
@@ -76,13 +76,25 @@ def prepare() -> None:
     _passage = _passage or Passage()
 
 
+def _is_waiting(nl: Netlink, link: Link) -> bool:
+    """Whether it is a NIC that nobody has configured yet. What programs make has a kind."""
+    is_made = link.is_loopback or link.kind
+    return not (link.is_up or is_made or addresses.of(nl, link.index))
+
+
 def renumber(nl: Netlink, link: Link, index: int, refused: list[str]) -> Link:
-    """Give a NIC that index if the index is free; return the NIC with its new data. A NIC without
-    configuration loses nothing on its way. A failure is no error: the kernel's reason is added to
-    `refused`. Raises NetlinkError when the NIC is lost."""
-    if link.is_up or link.index == index or _passage is None or links.at(nl, index):
+    """Give a NIC that index if the index is free, or a NIC has it that waits for its own. Return
+    the NIC with its new data. A NIC without configuration loses nothing on its way. A failure is no
+    error: the kernel's reason is added to `refused`. Raises NetlinkError when the NIC is lost."""
+    if link.is_up or link.index == index or _passage is None:
+        return link
+    holder = links.at(nl, index)
+    if holder and not _is_waiting(nl, holder):
         return link
     try:
+        if holder:
+            # NICs that are plugged in together get indexes in any order.
+            _passage.pass_through(nl, holder, max(one.index for one in links.listing(nl)) + 1)
         _passage.pass_through(nl, link, index)
     except NetlinkError as error:
         refused.append(f"{link.name} gets no index {index}: {error}")
