@@ -7,6 +7,7 @@ can do only through a private attribute of asyncio's sockets.
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,8 @@ _GREETING_SECONDS = 20.0
 _EVENT_COST = 1024
 """What an event takes beside its bytes, in bytes. A guest can have QEMU send as many as it likes:
 each write to a register of hot-plug, for one, is an ACPI_DEVICE_OST."""
-_LONGEST_PAUSE = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class QmpError(HypervisorError):
@@ -43,6 +45,9 @@ class Qmp:
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._listeners: dict[str, list[Callable[[dict[str, Any]], None]]] = {}
         self._unasked = Patience(at_once=4 << 20, a_second=1 << 20)
+        self.has_broken_rules = asyncio.Event()
+        """Set when there are more events than any guest has cause for. What is not read, QEMU would
+        keep in memory: it is to end."""
         self._sending = asyncio.Lock()
         loop = asyncio.get_running_loop()
         self._greeting = loop.create_future()
@@ -124,8 +129,10 @@ class Qmp:
                 )
                 if len(buffer) > _LINE_LIMIT:
                     break
-                # A guest that has QEMU send events, on and on, is not to keep the supervisor busy.
-                await asyncio.sleep(min(self._unasked.spend(unasked), _LONGEST_PAUSE))
+                if self._unasked.spend(unasked):
+                    _log.error("the guest has QEMU send events, on and on: it is ended")
+                    self.has_broken_rules.set()
+                    break
         except (OSError, ValueError, RecursionError):
             pass
         finally:

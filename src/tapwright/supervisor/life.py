@@ -235,16 +235,19 @@ def _log_to(path: Path, level: str) -> None:
 
 async def _end_of(guest: Guest) -> str:
     """Wait until the guest has ended, or must be ended; return the reason in words."""
-    ended = asyncio.ensure_future(guest.qemu.wait())
-    broken = asyncio.ensure_future(guest.agent.has_broken_rules.wait())
+    ended = guest.qemu.wait()
+    broken = (guest.agent.has_broken_rules, guest.qemu.qmp.has_broken_rules)
+    waiting = [asyncio.ensure_future(one) for one in (ended, *(rule.wait() for rule in broken))]
     try:
-        await asyncio.wait((ended, broken), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (ended, broken):
+        for task in waiting:
             task.cancel()
-        await asyncio.gather(ended, broken, return_exceptions=True)
+        await asyncio.gather(*waiting, return_exceptions=True)
     if guest.agent.has_broken_rules.is_set():
         return "the guest broke the rules of the agent's protocol, and was ended"
+    if guest.qemu.qmp.has_broken_rules.is_set():
+        return "the guest had QEMU send events without end, and was ended"
     return f"QEMU ended: {guest.qemu.last_words()}"
 
 
