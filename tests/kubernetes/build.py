@@ -1,11 +1,12 @@
-"""Kubernetes' programs, from Debian's source package and by Debian's Go, and etcd from its package.
+"""Kubernetes' programs, from Debian's source package and by Debian's Go, and what is beside them.
 
     .venv/bin/python -m tests.kubernetes.build        # minutes the first time; prints the directory
 
 Bookworm is the last release whose source package has the whole of Kubernetes (1.20.2); since then
 it is that of kubectl alone. The packages are fetched by apt with lists of their own, and unpacked,
 not installed. `KUBERNETES=DIRECTORY` names programs of another version in place of those:
-kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet, kubectl and etcd.
+kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet, kubectl, etcd and
+docker-registry.
 """
 
 import fcntl
@@ -18,7 +19,9 @@ from pathlib import Path
 SUITE = "bookworm"
 PROGRAMS = "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"
 SERVER = "kube-apiserver"
-_PACKAGES = "golang-1.19-go", "golang-1.19-src", "etcd-server"
+_PACKAGED = {"etcd": "etcd-server", "docker-registry": "docker-registry"}
+"""Program → its package."""
+_PACKAGES = "golang-1.19-go", "golang-1.19-src", *_PACKAGED.values()
 _GO = "usr/lib/go-1.19"
 _VERSION = "component-base/version", "client-go/pkg/version"
 _OPENAPI = "k8s.io/kube-openapi/cmd/openapi-gen"
@@ -42,16 +45,21 @@ def ensure() -> Path:
     """Build what is lacking."""
     programs = directory()
     if "KUBERNETES" in os.environ:
-        lacking = [one for one in (*PROGRAMS, SERVER, "etcd") if not (programs / one).exists()]
-        assert not lacking, f"{programs} lacks {', '.join(lacking)}"
+        missing = lacking(programs)
+        assert not missing, f"{programs} lacks {', '.join(missing)}"
         return programs
     cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all((programs / one).exists() for one in (*PROGRAMS, SERVER, "etcd")):
+        if lacking(programs):
             _Build(cache).run()
     return programs
+
+
+def lacking(programs: Path) -> list[str]:
+    """The programs that are not there."""
+    return [one for one in (*PROGRAMS, SERVER, *_PACKAGED) if not (programs / one).exists()]
 
 
 def version(programs: Path) -> str:
@@ -72,6 +80,11 @@ class _Build:
     def run(self) -> None:
         self._fetch()
         self.programs.mkdir(exist_ok=True)
+        for program in _PACKAGED:
+            shutil.copy(self.unpacked / "usr/bin" / program, self.programs / program)
+        built = [one for one in lacking(self.programs) if one not in _PACKAGED]
+        if not built:
+            return
         generator = self.cache / "openapi-gen"
         self._go("build", "-o", str(generator), f"k8s.io/kubernetes/vendor/{_OPENAPI}")
         self._describe_api(generator)
@@ -86,9 +99,8 @@ class _Build:
         linking = ["-ldflags", " ".join(["-s", "-w", *flags])]
         # Without the SDKs of clouds, and without docker.
         options = ["-trimpath", "-tags", "providerless,dockerless", *linking]
-        commands = [f"./cmd/{one}" for one in (*PROGRAMS, SERVER)]
+        commands = [f"./cmd/{one}" for one in built]
         self._go("build", *options, "-o", f"{self.programs}/", *commands)
-        shutil.copy(self.unpacked / "usr/bin/etcd", self.programs / "etcd")
 
     def _fetch(self) -> None:
         home, packages = self.cache / "apt", self.cache / "packages"

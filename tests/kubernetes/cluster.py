@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from tests.kubernetes.control import Control
+from tests.kubernetes.networks import OTHERS
 from tests.kubernetes.node import IMAGE, Node
 from tests.kubernetes.waiting import eventually
 
 Object = dict[str, Any]
 RUNTIMES = "runc", "tapwright"
-SECONDS = 120.0
+SECONDS = 300.0
+"""The most that is waited for: two emulated processors may have other work, so it says nothing."""
 _CPU, _MEMORY = {"cpu": "250m"}, {"memory": "384Mi"}
 _CLASSES: dict[str, tuple[str, dict[str, str]]] = {
     "runc": ("runc", {}),
     "tapwright": ("tapwright", _CPU | _MEMORY),
-    "several-runc": ("several-runc", {}),
-    "several-tapwright": ("several-tapwright", _CPU | _MEMORY),
+    **{f"{network}-runc": (f"{network}-runc", {}) for network in OTHERS},
+    **{f"{network}-tapwright": (f"{network}-tapwright", _CPU | _MEMORY) for network in OTHERS},
     # Two processors have no room for many times the overhead: what a pod asks for itself is all.
     "dense-runc": ("runc", {}),
     "dense-tapwright": ("tapwright", _MEMORY),
@@ -89,6 +91,10 @@ class Cluster:
 
     def address(self, name: str) -> str:
         return str(self.status(name)["podIP"])
+
+    def address6(self, name: str) -> str:
+        (found,) = [one["ip"] for one in self.status(name)["podIPs"] if ":" in one["ip"]]
+        return str(found)
 
     def container(self, pod: str, name: str) -> Any:
         """Its status."""

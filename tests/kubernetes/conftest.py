@@ -11,6 +11,7 @@ import pytest
 from tests.kubernetes import build
 from tests.kubernetes.cluster import RUNTIMES, Cluster
 from tests.kubernetes.dns import NameServer
+from tests.kubernetes.registry import Registry
 from tests.platforms import images
 from tests.platforms.runtime import executable
 
@@ -44,6 +45,15 @@ def cluster(private_host: str, home: Path) -> Iterator[Cluster]:
     finally:
         names.stop()
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def registry(cluster: Cluster, home: Path) -> Iterator[Registry]:
+    place = home / "registry"
+    place.mkdir()
+    registry = Registry(cluster.control.programs, place)
+    yield registry
+    registry.stop()
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)

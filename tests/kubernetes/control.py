@@ -13,11 +13,10 @@ from typing import Any
 
 from tests.kubernetes import build
 from tests.kubernetes.certificates import Certificates
+from tests.kubernetes.networks import WIRE, WIRE6
 from tests.kubernetes.waiting import eventually
 
-WIRE = "192.168.50"
-PODS = "10.244"
-SERVICES = "10.96.0.0/16"
+SERVICES = "10.96.0.0/16,fd00:96::/112"
 DNS = "10.96.0.10"
 _SERVER = f"https://{WIRE}.1:6443"
 _CLIENTS = {
@@ -35,6 +34,8 @@ class Control:
         self.programs = programs
         major, minor, *_ = build.version(programs).split(".")
         self.version = int(major), int(minor)
+        # Both families of addresses, before they were a matter of course.
+        self.gates = [] if self.version >= (1, 23) else ["--feature-gates=IPv6DualStack=true"]
         self.certificates = Certificates(home / "pki")
         self._home = home
         self._running: list[subprocess.Popen[bytes]] = []
@@ -42,6 +43,7 @@ class Control:
     def start(self) -> None:
         _ip("link", "add", "wire", "type", "bridge")
         _ip("address", "add", f"{WIRE}.1/24", "dev", "wire")
+        _ip("address", "add", f"{WIRE6}:1/64", "dev", "wire", "nodad")
         _ip("link", "set", "wire", "up")
         names = "kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"
         addresses = f"{WIRE}.1", "127.0.0.1", "10.96.0.1"
@@ -148,6 +150,7 @@ class Control:
             f"--service-cluster-ip-range={SERVICES}",
             f"--tls-cert-file={keys.certificate('server')}",
             f"--tls-private-key-file={keys.key('server')}",
+            *self.gates,
         )
 
     def _start_controllers(self) -> None:
@@ -160,6 +163,7 @@ class Control:
             "--leader-elect=false",
             # How soon a node that is gone is called so.
             "--node-monitor-grace-period=20s",
+            *self.gates,
         )
         config = f"--kubeconfig={self.kubeconfig('scheduler')}"
         self._start("kube-scheduler", config, "--leader-elect=false")

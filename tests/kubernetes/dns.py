@@ -8,7 +8,8 @@ import struct
 import threading
 from ipaddress import ip_address
 
-from tests.kubernetes.control import DNS, WIRE, Control
+from tests.kubernetes.control import DNS, Control
+from tests.kubernetes.networks import WIRE
 
 _DOMAIN = ["svc", "cluster", "local"]
 _A, _NAME_ERROR, _ANSWER = 1, 3, 0x8480  # a response with authority; recursion is available

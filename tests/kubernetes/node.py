@@ -4,15 +4,16 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from tapwright.linux import cgroups
-from tests.kubernetes.control import DNS, PODS, WIRE, Control
+from tests.kubernetes import networks, registry
+from tests.kubernetes.control import DNS, Control
+from tests.kubernetes.networks import PODS, PODS6, WIRE
 from tests.kubernetes.waiting import eventually
 from tests.platforms import images
-from tests.sandboxes import PLUGINS
 
 _RUNTIMES = 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes'
 IMAGE, PAUSE = "localhost/busybox:latest", "localhost/pause:latest"
@@ -34,47 +35,11 @@ path = "{home}/opt"
 sandbox_image = "{pause}"
 restrict_oom_score_adj = true
 disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."{registry}"]
+endpoint = ["http://{registry}"]
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{home}/plugins"
 conf_dir = "{home}/cni"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tapwright]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.tapwright.options]
-BinaryName = "{runtime}"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.several-runc]
-runtime_type = "io.containerd.runc.v2"
-cni_conf_dir = "{home}/several"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.several-tapwright]
-runtime_type = "io.containerd.runc.v2"
-cni_conf_dir = "{home}/several"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.several-tapwright.options]
-BinaryName = "{runtime}"
-"""
-# Runs several plugins for a pod, as Multus does: the first for eth0, whose result is the pod's, and
-# the others for net1, net2, …
-_META = """\
-#!/usr/bin/python3 -ISB
-import json, os, subprocess, sys
-
-config = json.load(sys.stdin)
-adds = os.environ["CNI_COMMAND"] == "ADD"
-delegates = list(enumerate(config["delegates"]))
-results = []
-for number, one in delegates if adds else delegates[::-1]:
-    told = {"cniVersion": config["cniVersion"], "name": f"{config['name']}-{number}", **one}
-    name = f"net{number}" if number else os.environ["CNI_IFNAME"]
-    done = subprocess.run(
-        [f"{os.path.dirname(__file__)}/{one['type']}"],
-        input=json.dumps(told), stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "CNI_IFNAME": name},
-    )
-    results.append(done.stdout)
-    if done.returncode:
-        print(done.stdout)
-        sys.exit(done.returncode)
-print(results[0] if adds else "")
 """
 # What a kubelet insists on, shown to it alone: the machine has other tenants.
 _SYSCTLS = {
@@ -88,11 +53,9 @@ _SYSCTLS = {
 _HOLDER = """\
 set -e
 mount --make-rshared /
-for directory in /run/netns /run/tapwright /run/containerd; do
-    mkdir -p $directory
-    mount -t tmpfs -o mode=755 tmpfs $directory
-done
-for directory in /var/lib/kubelet /var/lib/cni /var/log; do
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir /run/netns /run/tapwright /run/containerd /run/lock
+for directory in /var/lib/kubelet /var/lib/cni /var/log /etc/containerd /opt /usr/local/sbin; do
     mkdir -p "$0$directory" $directory
     mount --bind "$0$directory" $directory
 done
@@ -108,6 +71,7 @@ mount --rbind /sys/fs/cgroup "$0/cgroup"
 mount -t sysfs sysfs /sys
 mount --rbind "$0/cgroup" /sys/fs/cgroup
 echo 1 >/proc/sys/net/ipv4/ip_forward
+echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 ip link set lo up
 echo ready
 exec sleep infinity
@@ -125,6 +89,8 @@ class Node:
         self.address = f"{WIRE}.{10 + number}"
         self.pods = f"{PODS}.{number}.0/24"
         self._home = home / self.name
+        self.asked = self._home / "systemctl"
+        """What is asked of systemd, until it is done."""
         self._control = control
         self._runtime = runtime
         self._layer = layer
@@ -163,6 +129,7 @@ class Node:
         cgroups.make(self._group)
         self._hold()
         self.join()
+        networks.begin(self)
         self.start_containerd()
 
     def join(self) -> None:
@@ -175,11 +142,13 @@ class Node:
         self.output("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.output("ip", "link", "set", "eth0", "up")
         self.output("ip", "route", "add", "default", "via", f"{WIRE}.1")
+        six = f"{networks.WIRE6}:{10 + self.number}/64"
+        self.output("ip", "address", "add", six, "dev", "eth0", "nodad")
         _run("ip", "route", "replace", self.pods, "via", self.address)
 
     def route_to(self, other: "Node") -> None:
-        """As a network of routes does, without an overlay."""
-        self.output("ip", "route", "add", other.pods, "via", other.address)
+        """Have its pods reach those of another node."""
+        networks.lead(self, other)
 
     def start_containerd(self, config: Path | None = None) -> None:
         config = config or self._home / "containerd.toml"
@@ -211,7 +180,8 @@ class Node:
             f"--kubeconfig={self._control.kubeconfig('proxy')}",
             f"--hostname-override={self.name}",
             f"--proxy-mode={mode}",
-            f"--cluster-cidr={PODS}.0.0/16",
+            f"--cluster-cidr={PODS}.0.0/16,{PODS6}:/48",
+            *self._control.gates,
             # Settings of the machine.
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0",
@@ -234,6 +204,12 @@ class Node:
         """containerd's configuration as it is before Tapwright is on the node."""
         whole = (self._home / "containerd.toml").read_text()
         return whole[: whole.index(f"[{_RUNTIMES}.tapwright]")]
+
+    def write_containerd(self, text: str) -> Path:
+        """Into /etc/containerd/config.toml of the node; where the tests see that."""
+        file = self._home / "etc/containerd/config.toml"
+        file.write_text(text)
+        return file
 
     def kill(self, program: str) -> None:
         """`containerd`, `kubelet` or `kube-proxy`, without a word."""
@@ -302,41 +278,31 @@ class Node:
 
     def _write(self) -> None:
         (self._home / "cni").mkdir(parents=True)
+        # What restarts containerd on a node with systemd tells the tests, who do it.
+        systemctl = self._home / "usr/local/sbin/systemctl"
+        systemctl.parent.mkdir(parents=True)
+        wait = f"while [ -e {self.asked} ]; do sleep 0.2; done"
+        systemctl.write_text(f'#!/bin/sh\necho "$@" >{self.asked}\n{wait}\n')
+        systemctl.chmod(0o755)
         for name, value in _SYSCTLS.items():
             path = self._home / "sysctl" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{value}\n")
-        names = {"home": self._home, "pause": PAUSE, "runtime": self._runtime}
-        (self._home / "containerd.toml").write_text(_CONTAINERD.format(**names))
+        text = _CONTAINERD.format(home=self._home, pause=PAUSE, registry=registry.ADDRESS)
+        text += f'[{_RUNTIMES}.runc]\nruntime_type = "io.containerd.runc.v2"\n'
+        text += self._handler("tapwright", self._runtime)
+        for network in networks.OTHERS:
+            directory = f'cni_conf_dir = "{self._home}/{network}"\n'
+            text += self._handler(f"{network}-runc", "runc", directory)
+            text += self._handler(f"{network}-tapwright", self._runtime, directory)
+        (self._home / "containerd.toml").write_text(text)
         (self._home / "resolv.conf").write_text(f"nameserver {WIRE}.1\n")
         (self._home / "kubelet.json").write_text(json.dumps(self._kubelet()))
-        self._write_networks()
+        networks.write(self._home, self.number)
 
-    def _write_networks(self) -> None:
-        """That of all pods, and that of those with further interfaces."""
-        (self._home / "plugins").mkdir()
-        for plugin in Path(PLUGINS).iterdir():
-            (self._home / "plugins" / plugin.name).symlink_to(plugin)
-        meta = self._home / "plugins/meta"
-        meta.write_text(_META)
-        meta.chmod(0o755)
-        pair = {"type": "ptp", "ipam": _ipam(self.pods, routes=[{"dst": "0.0.0.0/0"}])}
-        ports = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
-        self._write_network("cni", "pods", pair, ports)
-        again = f"{PODS}.{100 + self.number}.0/24"
-        first = {**pair, "ipam": _ipam(again, routes=[{"dst": "0.0.0.0/0"}])}
-        local = {"type": "bridge", "bridge": "second", "mtu": 1400, "ipam": _ipam("10.77.1.0/24")}
-        # The nodes are in one network: each has a part of its addresses.
-        part = {"rangeStart": f"10.77.2.{self.number}0", "rangeEnd": f"10.77.2.{self.number}9"}
-        apart = {"type": "macvlan", "master": "eth0", "ipam": _ipam("10.77.2.0/24", **part)}
-        self._write_network(
-            "several", "several", {"type": "meta", "delegates": [first, local, apart]}
-        )
-
-    def _write_network(self, directory: str, name: str, *plugins: Mapping[str, object]) -> None:
-        (self._home / directory).mkdir(exist_ok=True)
-        network = {"cniVersion": "0.4.0", "name": name, "plugins": plugins}
-        (self._home / directory / f"10-{name}.conflist").write_text(json.dumps(network))
+    def _handler(self, name: str, command: str | Path, more: str = "") -> str:
+        head = f'[{_RUNTIMES}.{name}]\nruntime_type = "io.containerd.runc.v2"\n{more}'
+        return f'{head}[{_RUNTIMES}.{name}.options]\nBinaryName = "{command}"\n'
 
     def _kubelet(self) -> dict[str, object]:
         authority = str(self._control.certificates.authority)
@@ -363,6 +329,12 @@ class Node:
             "maxPods": 60,
             "resolvConf": str(self._home / "resolv.conf"),
             "syncFrequency": "5s",
+            # Its two minutes, of which a pod gets twice as many, are none for twenty guests at once
+            # on two emulated processors.
+            "runtimeRequestTimeout": "10m",
+            # How soon a volume that is too big is seen.
+            "volumeStatsAggPeriod": "5s",
+            **({"featureGates": {"IPv6DualStack": True}} if self._control.gates else {}),
             "volumePluginDir": str(self._home / "plugins"),
             **({"failCgroupV1": False} if self._control.version >= (1, 31) else {}),
         }
@@ -377,10 +349,6 @@ def _kill_within(mounts: str) -> bool:
                 os.kill(int(pid), signal.SIGKILL)
                 found = True
     return found
-
-
-def _ipam(subnet: str, routes: Sequence[object] = (), **part: str) -> dict[str, object]:
-    return {"type": "host-local", "ranges": [[{"subnet": subnet, **part}]], "routes": routes}
 
 
 def _run(*words: str) -> None:

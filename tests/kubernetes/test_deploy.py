@@ -1,99 +1,129 @@
-"""deploy/kubernetes on the cluster: a DaemonSet installs Tapwright on a node, and removes it."""
+"""deploy/kubernetes on the cluster, as docs/kubernetes.md tells people to use it."""
 
+import json
 import os
 import platform
+import re
+import shlex
+import shutil
 import subprocess
-import tarfile
+import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
-from tests.kubernetes.cluster import SECONDS, Cluster, container, pod
-from tests.kubernetes.waiting import eventually
-from tests.platforms import images
+from tests.kubernetes.cluster import SECONDS, Cluster
+from tests.kubernetes.node import Node
+from tests.kubernetes.registry import ADDRESS, BASE, Registry, executable
 from tests.platforms.chart import rendered
+from tests.platforms.images import PAGE, SERVE
 from tests.sandboxes import COMMAND
 
 HERE = Path(__file__).parents[2]
 DEPLOY = HERE / "deploy/kubernetes"
-INSTALLER = "localhost/tapwright-install:latest"
 
 
-@pytest.fixture(scope="module")
-def image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image with busybox, the wheel, the guest image and the two scripts at /tapwright, on the
-    first node; the directory that it was made in."""
-    home = tmp_path_factory.mktemp("deploy")
-    layer = images.rootfs(home)
-    (wheel,) = Path(os.environ["WHEELS"]).glob("tapwright-*.whl")
-    guest = home / "guest-image"
-    subprocess.run([COMMAND, "image", "export", str(guest)], check=True)
-    with tarfile.open(layer, "a") as archive:
-        for file in (DEPLOY / "node.sh", DEPLOY / "pod.sh", guest, wheel):
-            archive.add(file, f"tapwright/{file.name}")
-    archived = images.oci_archive(layer, {INSTALLER: ["sh"]})
-    node = cluster.nodes[0]
-    node.output("ctr", "--namespace", "k8s.io", "image", "import", str(archived))
-    return home
+def blocks(page: Path) -> list[str]:
+    """What the page has people type, in the part about nodes, without what takes Helm."""
+    part = page.read_text().partition("## Onto the nodes")[2].partition("\n## ")[0]
+    found = re.findall(r"^( *)```sh\n(.*?)^ *```", part, re.DOTALL | re.MULTILINE)
+    texts = [textwrap.dedent(text) for _, text in found]
+    return [text for text in texts if not text.startswith("helm ")]
 
 
-def manifest(name: str, home: Path, process: int) -> str:
-    """With this image, and places of the test's own: the nodes share the machine's files."""
-    text = (DEPLOY / name).read_text()
-    for written, own in (
-        ("image: IMAGE", f"image: {INSTALLER}\n          imagePullPolicy: Never"),
-        ("/opt/tapwright", f"{home}/prefix"),
-        ("/etc/containerd/config.toml", f"{home}/containerd.toml"),
-        ('value: "1"', f'value: "{process}"'),
-        ("systemctl restart containerd", f"touch {home}/restart"),
-    ):
-        assert written in text
-        text = text.replace(written, own)
-    return text
+@contextmanager
+def systemd(node: Node) -> Iterator[None]:
+    """While it lasts, containerd is what `systemctl restart containerd` on the node restarts."""
+    config = Path("/etc/containerd/config.toml")
+    ended = threading.Event()
 
+    def serve() -> None:
+        while not ended.wait(0.2):
+            if node.asked.exists():
+                assert node.asked.read_text() == "restart containerd\n"
+                node.kill("containerd")
+                node.start_containerd(config)
+                node.asked.unlink()
 
-def test_daemon_set(cluster: Cluster, image: Path) -> None:
-    """deploy/kubernetes: a DaemonSet installs Tapwright, a pod runs by it, another removes it"""
-    node, control = cluster.nodes[0], cluster.control
-    config, restart, prefix = (image / name for name in ("containerd.toml", "restart", "prefix"))
-    before = node.without_tapwright()
-    config.write_text(before)
-    control.output("delete", "runtimeclass", "tapwright")
-    control.output("apply", "-f", str(DEPLOY / "runtimeclass.yaml"))
-    control.output("label", "node", node.name, "tapwright/install=yes")
+    node.kill("containerd")
+    node.start_containerd(config)
+    thread = threading.Thread(target=serve)
+    thread.start()
     try:
-        node.kill("containerd")
-        node.start_containerd(config)
-        control.output("apply", "-f", "-", input=manifest("install.yaml", image, node.process))
-        assert eventually(restart.exists, 300), told(cluster, "install")
-        restart.unlink()
-        node.kill("containerd")
-        node.start_containerd(config)
-        assert eventually(lambda: labelled(cluster, node.name), SECONDS), told(cluster, "install")
-        with cluster.running(pod("deployed", "tapwright", [container("one", "sleep", "10000")])):
-            kernel = cluster.said("deployed", "one", "uname", "-r").strip()
-            assert kernel != platform.release()
-        # What runs by it keeps it on the node.
-        cluster.delete("pod", "deployed", wait=True)
-        control.output("delete", "-f", "-", input=manifest("install.yaml", image, node.process))
-        control.output("apply", "-f", "-", input=manifest("remove.yaml", image, node.process))
-        assert eventually(lambda: not prefix.exists(), SECONDS), told(cluster, "remove")
-        assert not labelled(cluster, node.name)
-        assert config.read_text() == before
-        control.output("delete", "-f", "-", input=manifest("remove.yaml", image, node.process))
+        yield
     finally:
-        cluster.add_classes()
+        ended.set()
+        thread.join()
         node.kill("containerd")
         node.start_containerd()
 
 
+def test_page(cluster: Cluster, registry: Registry, tmp_path: Path) -> None:
+    """docs/kubernetes.md, line by line: install, a pod that answers on a service, remove"""
+    node, control = cluster.nodes[0], cluster.control
+    shutil.copytree(HERE / "deploy", tmp_path / "deploy")
+    deploy = tmp_path / "deploy/kubernetes"
+    for name in ("install.yaml", "remove.yaml"):
+        text = (deploy / name).read_text()
+        # The nodes are namespaces of one machine, so the first process is another for each.
+        assert 'value: "1"' in text
+        (deploy / name).write_text(text.replace('value: "1"', f'value: "{node.process}"'))
+    registry.add("web", f"CMD {json.dumps(SERVE)}")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/tapwright").symlink_to(COMMAND)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "podman").symlink_to(registry.podman)
+    kubectl, curl = control.command(), node.command("/usr/bin/curl", "-sS")
+    executable(programs / "kubectl", f'exec {shlex.join(kubectl)} "$@"')
+    executable(programs / "curl", f'exec {shlex.join(curl)} "$@"')
+    # The script of this run has made it, while the registry of Python's packages could be reached.
+    executable(programs / "pip", f"cp {os.environ['WHEELS']}/tapwright-*.whl {deploy}")
+    words = {"REGISTRY": ADDRESS, "BASE": BASE, "NODE": node.name, "nginx": f"{ADDRESS}/web"}
+    before = node.without_tapwright()
+    config = node.write_containerd(before)
+    control.output("delete", "runtimeclass", "tapwright")
+
+    def typed(text: str) -> str:
+        for word, own in words.items():
+            text = re.sub(rf"\b{word}\b", own, text)
+        done = subprocess.run(
+            ["sh", "-ec", text],
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=4 * SECONDS,
+        )
+        assert done.returncode == 0, f"{text}{done.stdout}{done.stderr}{told(cluster)}"
+        return done.stdout
+
+    try:
+        with systemd(node):
+            image, install, pod, remove = blocks(HERE / "docs/kubernetes.md")
+            typed(image)
+            ready = typed(install).splitlines()
+            assert any(line.startswith(node.name) and line.endswith("ready") for line in ready)
+            *_, kernel, page = typed(pod).splitlines()
+            assert kernel != platform.release()
+            assert page == PAGE.strip()
+            typed(remove)
+            assert not labelled(cluster, node.name)
+            assert config.read_text() == before
+            node.output("test", "!", "-e", "/opt/tapwright")
+    finally:
+        cluster.add_classes()
+
+
 def labelled(cluster: Cluster, node: str) -> bool:
-    labels = cluster.control.get("node", node)["metadata"]["labels"]
-    return bool(labels.get("tapwright/runtime") == "ready")
+    return "tapwright/runtime" in cluster.control.get("node", node)["metadata"]["labels"]
 
 
-def told(cluster: Cluster, what: str) -> str:
-    words = "-n", "tapwright", "-l", f"app=tapwright-{what}"
+def told(cluster: Cluster) -> str:
+    """What the pods of the DaemonSets say."""
+    words = "-n", "tapwright", "-l", "app in (tapwright-install, tapwright-remove)"
     log = cluster.control.kubectl("logs", *words)
     return log.stdout + log.stderr + cluster.control.kubectl("describe", "pod", *words).stdout
 

@@ -114,48 +114,58 @@ def test_many(cluster: Cluster, runtime: str) -> None:
     def ready() -> int:
         return int(control.get("deployment", name)["status"].get("readyReplicas", 0))
 
-    assert eventually(lambda: ready() == _MANY, 500), f"{ready()} of {_MANY}"
-    pods = [one["metadata"]["name"] for one in control.get("pod", "-l", f"app={name}")["items"]]
-    told = {cluster.said(each, "one", "hostname").strip() for each in pods}
-    assert told == set(pods)
-    cluster.delete("deployment", name)
-    gone = eventually(lambda: not control.get("pod", "-l", f"app={name}")["items"], 300)
+    def present() -> list[str]:
+        return [one["metadata"]["name"] for one in control.get("pod", "-l", f"app={name}")["items"]]
+
+    try:
+        came = eventually(lambda: ready() == _MANY, 4 * SECONDS)
+        assert came, control.output("describe", "pod", "-l", f"app={name}")
+        pods = present()
+        told = {cluster.said(each, "one", "hostname").strip() for each in pods}
+        assert told == set(pods)
+    finally:
+        cluster.delete("deployment", name)
+        gone = eventually(lambda: not present(), 2 * SECONDS)
     assert gone, control.output("get", "pod", "-l", f"app={name}")
 
 
 def test_rolling_update(cluster: Cluster, runtime: str) -> None:
     """A rolling update under load, without a request that fails"""
-    # Whose name is that of its pods' label.
+    # The service selects by it.
     name = f"rolling{runtime}"
     control = cluster.control
-    probe = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1, "timeoutSeconds": 5}
+    probe = {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 1, "timeoutSeconds": 60}
     # It goes on until no kube-proxy leads anybody to it.
-    hook = {"preStop": {"exec": {"command": ["sleep", "4"]}}}
+    hook = {"preStop": {"exec": {"command": ["sleep", "15"]}}}
 
     def version(number: int) -> Object:
         tell = f"echo version {number} >/www/index.html; exec {' '.join(SERVE)}"
         one = container("one", "sh", "-c", tell, readinessProbe=probe, lifecycle=hook)
-        return deployment(name, runtime, 2, [one])
+        wanted = deployment(name, runtime, 2, [one])
+        wanted["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 20
+        return wanted
 
     control.apply(version(1), service(name))
-    control.output("rollout", "status", "deployment", name, timeout=300)
-    address = control.get("service", name)["spec"]["clusterIP"]
-    url = f"http://{address}/"
-    assert eventually(lambda: "version 1" in cluster.nodes[0].run("curl", "-s", url).stdout)
-    # From a node, by its kube-proxy.
-    script = f"while :; do curl -sS --max-time 10 {url} || echo failed; sleep 0.1; done"
-    words = cluster.nodes[0].command("sh", "-c", script)
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True) as load:
-        control.apply(version(2))
-        control.output("rollout", "status", "deployment", name, timeout=300)
-        assert eventually(
-            lambda: len(control.get("pod", "-l", f"app={name}")["items"]) == 2, SECONDS
-        )
-        load.terminate()
-        assert load.stdout
-        answers = load.stdout.read().splitlines()
-    cluster.delete("deployment", name)
-    cluster.delete("service", name)
+    try:
+        control.output("rollout", "status", "deployment", name, timeout=SECONDS)
+        address = control.get("service", name)["spec"]["clusterIP"]
+        url = f"http://{address}/"
+        assert eventually(lambda: "version 1" in cluster.nodes[0].run("curl", "-s", url).stdout)
+        # From a node, by its kube-proxy.
+        script = f"while :; do curl -sS --max-time 60 {url} || echo failed; sleep 0.1; done"
+        words = cluster.nodes[0].command("sh", "-c", script)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True) as load:
+            control.apply(version(2))
+            control.output("rollout", "status", "deployment", name, timeout=SECONDS)
+            assert eventually(
+                lambda: len(control.get("pod", "-l", f"app={name}")["items"]) == 2, SECONDS
+            )
+            load.terminate()
+            assert load.stdout
+            answers = load.stdout.read().splitlines()
+    finally:
+        cluster.delete("deployment", name)
+        cluster.delete("service", name)
     assert set(answers) == {"version 1", "version 2"}, answers
     assert answers[-1] == "version 2"

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.kubernetes.cluster import Cluster, container, pod
+from tests.kubernetes.cluster import SECONDS, Cluster, container, pod
 from tests.kubernetes.waiting import eventually
 from tests.platforms.images import PAGE, SERVE
 
@@ -60,7 +60,7 @@ def test_exec(cluster: Cluster, web: str) -> None:
     assert cluster.said(web, "client", "wc", "-c", input=big).strip() == str(len(big))
     words = cluster.control.command("exec", "-it", web, "-c", "client", "--", "tty")
     script = ["script", "-qec", " ".join(words), "/dev/null"]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=150)
     assert "/dev/pts/" in done.stdout
 
 
@@ -95,7 +95,7 @@ def test_port_forward(cluster: Cluster, web: str) -> None:
             assert forwarding.stdout
             assert "Forwarding" in forwarding.stdout.readline()
             for _ in range(3):
-                with urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+                with urlopen(f"http://127.0.0.1:{port}/", timeout=100) as answer:
                     assert answer.read().decode() == PAGE
         finally:
             forwarding.terminate()
@@ -127,10 +127,12 @@ def test_restart_policies(cluster: Cluster, runtime: str) -> None:
         one = container("one", "sh", "-c", "exit 3")
         cluster.control.apply(pod(name, runtime, [one], restartPolicy=policy))
     never = names.pop("Never")
-    assert eventually(lambda: cluster.status(never)["phase"] == "Failed", 120), cluster.why(never)
+    assert eventually(lambda: cluster.status(never)["phase"] == "Failed", SECONDS), cluster.why(
+        never
+    )
     assert cluster.ended(never, "one")["exitCode"] == 3
     for name in names.values():
-        assert eventually(partial(has_restarted, cluster, name), 120), cluster.why(name)
+        assert eventually(partial(has_restarted, cluster, name), SECONDS), cluster.why(name)
     cluster.delete("pod", never, *names.values())
 
 

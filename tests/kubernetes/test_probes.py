@@ -1,10 +1,7 @@
 """Probes, which the kubelet makes, and what it does by them."""
 
-import pytest
-
 from tests.kubernetes.cluster import SECONDS, Cluster, Object, container, pod
 from tests.kubernetes.waiting import eventually
-from tests.platforms.images import SERVE
 
 _OFTEN: Object = {"periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 2}
 _KINDS: dict[str, Object] = {
@@ -12,27 +9,42 @@ _KINDS: dict[str, Object] = {
     "http": {"httpGet": {"path": "/fine", "port": 80}},
     "tcp": {"tcpSocket": {"port": 8080}},
 }
+_BEGIN = {
+    "exec": "touch /tmp/fine",
+    "http": "touch /www/fine; httpd -h /www",
+    "tcp": "httpd -p 8080",
+}
+_END = {"exec": "rm /tmp/fine", "http": "rm /www/fine"}
 
 
-@pytest.mark.parametrize("kind", _KINDS)
-def test_readiness(cluster: Cluster, runtime: str, kind: str) -> None:
+def test_readiness(cluster: Cluster, runtime: str) -> None:
     """Readiness probes: exec, HTTP, TCP"""
-    one = container("one", *SERVE, readinessProbe={**_KINDS[kind], **_OFTEN})
-    wanted = pod(f"ready-{kind}-{runtime}", runtime, [one])
-    name = wanted["metadata"]["name"]
-    cluster.control.apply(wanted)
-    running = eventually(
-        lambda: "running" in cluster.container(name, "one").get("state", {}), SECONDS
-    )
-    assert running, cluster.why(name)
-    assert not cluster.pod_is_ready(name)
-    fine = "touch /tmp/fine /www/fine; httpd -p 8080"
-    cluster.said(name, "one", "sh", "-c", fine)
-    assert eventually(lambda: cluster.pod_is_ready(name), SECONDS), cluster.why(name)
-    if kind != "tcp":
-        cluster.said(name, "one", "rm", "/tmp/fine", "/www/fine")
-        assert eventually(lambda: not cluster.pod_is_ready(name), SECONDS), cluster.why(name)
-    cluster.delete("pod", name)
+    name = f"ready-{runtime}"
+    containers = [
+        container(kind, "sleep", "10000", readinessProbe=probe | _OFTEN)
+        for kind, probe in _KINDS.items()
+    ]
+    cluster.control.apply(pod(name, runtime, containers))
+
+    def running() -> bool:
+        return all("running" in cluster.container(name, one).get("state", {}) for one in _KINDS)
+
+    def ready() -> set[str]:
+        return {kind for kind in _KINDS if cluster.container(name, kind)["ready"]}
+
+    try:
+        assert eventually(running, SECONDS), cluster.why(name)
+        assert not ready()
+        for kind, script in _BEGIN.items():
+            cluster.said(name, kind, "sh", "-c", script)
+        assert eventually(lambda: ready() == {*_KINDS}, SECONDS), cluster.why(name)
+        assert eventually(lambda: cluster.pod_is_ready(name), SECONDS), cluster.why(name)
+        for kind, script in _END.items():
+            cluster.said(name, kind, "sh", "-c", script)
+        assert eventually(lambda: ready() == {"tcp"}, SECONDS), cluster.why(name)
+        assert not cluster.pod_is_ready(name)
+    finally:
+        cluster.delete("pod", name)
 
 
 def test_liveness(cluster: Cluster, runtime: str) -> None:

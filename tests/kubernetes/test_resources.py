@@ -39,6 +39,25 @@ def test_used_up(cluster: Cluster, runtime: str) -> None:
     cluster.delete("pod", name)
 
 
+def test_eviction(cluster: Cluster, runtime: str) -> None:
+    """A pod that writes more than a limit of its volume is evicted, and the others go on"""
+    names = [f"{what}-{runtime}" for what in ("filling", "sober")]
+    mounted = {"volumeMounts": [{"name": "limited", "mountPath": "/limited"}]}
+    volumes = [{"name": "limited", "emptyDir": {"sizeLimit": "8Mi"}}]
+    for name, count in zip(names, (16, 4), strict=True):
+        script = f"dd if=/dev/zero of=/limited/file bs=1M count={count}; sleep 10000"
+        one = container("one", "sh", "-c", script, **mounted)
+        cluster.control.apply(pod(name, runtime, [one], volumes=volumes, nodeName="node1"))
+    filling, sober = names
+    try:
+        evicted = eventually(lambda: cluster.status(filling).get("reason") == "Evicted", SECONDS)
+        assert evicted, cluster.why(filling)
+        assert eventually(lambda: cluster.pod_is_ready(sober), SECONDS), cluster.why(sober)
+        assert cluster.said(sober, "one", "stat", "-c", "%s", "/limited/file") == f"{4 << 20}\n"
+    finally:
+        cluster.delete("pod", *names)
+
+
 def test_quota(cluster: Cluster, runtime: str) -> None:
     """A limit of the processor holds"""
     name = f"slow-{runtime}"

@@ -27,6 +27,7 @@ def served(cluster: Cluster, runtime: str) -> Iterator[str]:
         service(f"{runtime}-port", type="NodePort"),
         service(f"{runtime}-headless", clusterIP="None"),
         service(f"{runtime}-sticky", sessionAffinity="ClientIP"),
+        service(f"{runtime}-dual", ipFamilyPolicy="RequireDualStack"),
         *servers,
         pod(client, runtime, [container("one", "sleep", "10000")], nodeName="node1"),
     )
@@ -35,7 +36,7 @@ def served(cluster: Cluster, runtime: str) -> Iterator[str]:
             assert eventually(partial(cluster.pod_is_ready, name), SECONDS), cluster.why(name)
         yield runtime
     finally:
-        kinds = "", "-port", "-headless", "-sticky"
+        kinds = "", "-port", "-headless", "-sticky", "-dual"
         cluster.delete("service", *(f"{runtime}{kind}" for kind in kinds))
         cluster.delete("pod", *names, client)
 
@@ -53,7 +54,7 @@ def service(name: str, **spec: object) -> Object:
 
 def reaches_both(cluster: Cluster, runtime: str, url: str) -> bool:
     """As a pod sees it, in some tries: 2 of 20 that are all the same one are one in 500 000."""
-    script = f"for n in $(seq 20); do timeout 5 wget -qO- {url}; done"
+    script = f"for n in $(seq 20); do timeout 20 wget -qO- {url} || break; done"
     found = cluster.exec(f"{runtime}-client", "one", "sh", "-c", script).stdout.split()
     return set(found) == {f"{runtime}-a", f"{runtime}-b"} and len(found) == 20
 
@@ -82,7 +83,7 @@ def test_headless(cluster: Cluster, served: str) -> None:
 def test_session_affinity(cluster: Cluster, served: str) -> None:
     """`sessionAffinity: ClientIP`"""
     address = cluster.control.get("service", f"{served}-sticky")["spec"]["clusterIP"]
-    script = f"for n in $(seq 10); do timeout 5 wget -qO- http://{address}/; done"
+    script = f"for n in $(seq 10); do timeout 20 wget -qO- http://{address}/ || break; done"
 
     def sticks() -> bool:
         found = cluster.exec(f"{served}-client", "one", "sh", "-c", script).stdout.split()
@@ -105,7 +106,7 @@ def fetches_both(runtime: str, url: str) -> bool:
 
 def fetched(url: str) -> set[str]:
     """What comes of some tries from the control plane, which is no node."""
-    words = ["curl", "-s", "--max-time", "5", *([url] * 20)]
+    words = ["curl", "-s", "--max-time", "20", *([url] * 20)]
     return set(subprocess.run(words, capture_output=True, text=True, check=False).stdout.split())
 
 
@@ -113,18 +114,34 @@ def test_across_nodes(cluster: Cluster, served: str) -> None:
     """Pods of two nodes reach each other, and see each other's own address"""
     if len(cluster.nodes) < 2:
         pytest.skip("the cluster has one node")
-    client = f"{served}-client"
-    address = cluster.address(f"{served}-b")
+    client, server = f"{served}-client", f"{served}-b"
+    address = cluster.address(server)
     assert cluster.said(client, "one", "wget", "-qO-", f"http://{address}/").strip()
-    told = "nc -l -p 99 -e sh -c 'netstat -tn | grep :99'"
-    cluster.said(f"{served}-b", "one", "sh", "-c", f"({told}) >/dev/null 2>&1 &")
-    mine = cluster.address(client)
+    see_each_other(cluster, client, cluster.address(client), server, address)
+
+
+def see_each_other(cluster: Cluster, client: str, mine: str, server: str, address: str) -> None:
+    """A connection of one pod to an address of another comes from that of the first."""
+    told = "while nc -l -p 99 -e sh -c 'netstat -tn | grep :99'; do :; done"
+    cluster.said(server, "one", "sh", "-c", f"({told}) >/dev/null 2>&1 &")
 
     def seen() -> bool:
         said = cluster.exec(client, "one", "nc", "-w", "5", address, "99", input="").stdout
         return f"{mine}:" in said
 
     assert eventually(seen, SECONDS)
+
+
+def test_dual_stack(cluster: Cluster, served: str) -> None:
+    """IPv6 beside IPv4: pods have both, also across nodes, and a service is reached by both"""
+    addresses = cluster.control.get("service", f"{served}-dual")["spec"]["clusterIPs"]
+    (four,) = [one for one in addresses if ":" not in one]
+    (six,) = [one for one in addresses if ":" in one]
+    assert eventually(lambda: reaches_both(cluster, served, f"http://[{six}]/"), SECONDS)
+    assert reaches_both(cluster, served, f"http://{four}/")
+    client, server = f"{served}-client", f"{served}-b"
+    of_client, of_server = (cluster.address6(one) for one in (client, server))
+    see_each_other(cluster, client, of_client, server, of_server)
 
 
 def test_host_port(cluster: Cluster, runtime: str) -> None:

@@ -99,7 +99,7 @@ def test_shared_directory(cluster: Cluster, files: str) -> None:
     words = cluster.control.command("exec", files, "-c", "two", "--", "cat", "/shared/fifo")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as reading:
         cluster.said(files, "one", "sh", "-c", "echo through >/shared/fifo")
-        assert reading.communicate(timeout=60)[0] == "through\n"
+        assert reading.communicate(timeout=150)[0] == "through\n"
     denied = cluster.exec(files, "one", "touch", "/readonly/new")
     assert "Read-only" in denied.stderr
 
