@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reference import commands
+from reference import commands, library
 from reference.__main__ import write
 
 pytestmark = pytest.mark.unit
@@ -227,3 +227,9 @@ def test_mandoc_finds_no_fault_in_man_pages(share: Path) -> None:
         text=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_the_page_of_the_library_is_that_of_its_docstrings() -> None:
+    assert library.PAGE.read_text() == library.page(), (
+        "PYTHONPATH=scripts python3 -m reference.library writes it"
+    )
