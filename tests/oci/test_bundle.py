@@ -57,6 +57,14 @@ def test_null_is_nothing(tmp_path: Path) -> None:
         ({"root": {"path": "nowhere"}}, "no such file or directory"),
         ({"linux": []}, "linux must be an object"),
         ({"mounts": [{"type": "bind"}]}, "a mount has no destination"),
+        (
+            {"linux": {"namespaces": [{"type": "pid"}, {"type": "time", "path": "/x"}]}},
+            'namespace {"time" "/x"} does not exist',
+        ),
+        (
+            {"linux": {"namespaces": [{"type": "pid"}, {"type": "pid"}]}},
+            'malformed spec file: duplicated ns {"pid" ""}',
+        ),
         ({"hooks": {"prestart": [{"path": 1}]}}, r"hooks.prestart\[0\].path must be a string"),
         ({"annotations": {"a": "b", "io.x/y": 5}}, "annotations.io.x/y must be a string"),
     ],

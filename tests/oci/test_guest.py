@@ -109,6 +109,32 @@ def test_bind_mounts_come_through_the_share(tmp_path: Path) -> None:
     assert made.mount("/data")["options"] == ["rbind"]
 
 
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_mount_that_is_to_follow_no_links(tmp_path: Path, kind: str) -> None:
+    options = ["nosymfollow", "ro", "rnosymfollow"]
+    wanted = {"destination": "/t", "type": kind, "source": "/", "options": options}
+    made = Made(tmp_path, configuration(mounts=[wanted])).mount("/t")
+    assert made["links"] == "none below"
+    assert {"nosymfollow", "rnosymfollow"}.isdisjoint(made["options"])
+
+
+@pytest.mark.parametrize(
+    ("option", "root", "expected"),
+    [
+        ("rshared", "rshared", "rshared"),
+        ("rslave", "", "rslave"),
+        ("rprivate", "", None),
+        ("rslave", "private", "private"),
+    ],
+)
+def test_the_propagation_of_mounts(
+    tmp_path: Path, option: str, root: str, expected: str | None
+) -> None:
+    bound = {"destination": "/t", "type": "bind", "source": str(tmp_path), "options": [option]}
+    content = configuration(mounts=[bound], linux={"rootfsPropagation": root})
+    assert Made(tmp_path, content).config["linux"].get("rootfsPropagation") == expected
+
+
 def test_kernel_filesystems_are_the_guests(tmp_path: Path) -> None:
     labelled = {"destination": "/t", "type": "tmpfs", "options": ["size=1m", 'context="a:b"']}
     made = Made(tmp_path, configuration(mounts=[labelled]))
@@ -176,16 +202,22 @@ def test_devices_that_are_the_guests_own(tmp_path: Path) -> None:
         device("/dev/kvm", "c", 10, 232),
         device("/dev/vsock", "c", 10, 258),
         device("/dev/ppp1", "c", 108, 1),
-        device("/srv/tun", "c", 10, 200),
+    ]
+    elsewhere = [
+        device("/srv/tun", "c", 10, 200, fileMode=0o600),
         device("/dev/bound/tun", "c", 10, 200),
     ]
     made_anyway = [device("/dev/null", "c", 1, 3), device("/dev/console", "c", 5, 1)]
     bound = {"destination": "/dev/bound", "type": "bind", "source": str(tmp_path)}
-    content = configuration(mounts=[bound], linux={"devices": [*hosts, *made_anyway, *own]})
+    content = configuration(
+        mounts=[bound], linux={"devices": [*hosts, *made_anyway, *own, *elsewhere]}
+    )
     made = Made(tmp_path, content)
     assert made.config["linux"]["devices"] == own
+    for node in elsewhere:
+        assert made.mount(node["path"])["device"] == node
     (told,) = made.warnings
-    assert told.startswith("/dev/sda, /dev/vda, /dev/kvm and 4 more: the host's devices")
+    assert told.startswith("/dev/sda, /dev/vda, /dev/kvm and 2 more: the host's devices")
 
 
 def test_the_hosts_modules_are_asked_of_the_guest(

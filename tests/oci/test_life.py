@@ -100,10 +100,14 @@ def test_created_and_deleted(runtime: Runtime) -> None:
         assert container.wait() == 137
 
 
-def test_created_and_killed(runtime: Runtime) -> None:
+@pytest.mark.parametrize(("name", "status"), [("KILL", 137), ("TERM", 2)])
+def test_created_and_killed(runtime: Runtime, name: str, status: int) -> None:
+    """By TERM, too, as runc's process is, with its status; other signals change nothing."""
     with runtime.created(configuration("sleep", "1000")) as container:
-        runtime.succeed("kill", container.id, "9")
-        assert container.wait() == 137
+        runtime.succeed("kill", container.id, "USR1")
+        assert container.state["status"] == "created"
+        runtime.succeed("kill", container.id, name)
+        assert container.wait() == status
 
 
 def test_pause(runtime: Runtime) -> None:
@@ -237,7 +241,8 @@ def test_hooks(runtime: Runtime, tmp_path: Path) -> None:
 
     def hook(name: str, program: str = "/bin/sh") -> list[dict[str, object]]:
         script = (
-            f'read -r state; echo "{name} $state $(readlink /proc/self/ns/net)" >> {tmp_path}/said'
+            f'read -r state; echo "{name} $state $(readlink /proc/self/ns/net)" >> {tmp_path}/said;'
+            f"pwd >> {tmp_path}/directories"
         )
         return [{"path": program, "args": ["hook", "-c", script]}]
 
@@ -260,6 +265,9 @@ def test_hooks(runtime: Runtime, tmp_path: Path) -> None:
         assert (told["id"], told["bundle"]) == (container.id, str(container.bundle))
         said[name] = (told["status"], told.get("pid"), where)
     assert list(said) == list(names), "in this order"
+    bundle = str(container.bundle)
+    directories = (tmp_path / "directories").read_text().split()
+    assert directories[:3] == [bundle, bundle, f"{bundle}/rootfs"], "as by runc"
     assert said == {
         "prestart": ("creating", container.pid, own),
         "createRuntime": ("creating", container.pid, own),

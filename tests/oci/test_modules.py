@@ -18,7 +18,15 @@ PPP = {"path": "/dev/ppp", "type": "c", "major": 108, "minor": 0, "fileMode": 0o
 VHOST = {"path": "/dev/vhost-net", "type": "c", "major": 10, "minor": 238, "uid": 7, "gid": 8}
 OTHER_NAME = {"path": "/dev/deep/er/tunnel", "type": "c", "major": 10, "minor": 200}
 CLOSED = {"path": "/dev/loop-control", "type": "c", "major": 10, "minor": 237}
-DEVICES = [TUN, FUSE, PPP, VHOST, OTHER_NAME, CLOSED]
+ELSEWHERE = {
+    "path": "/data/tun",
+    "type": "c",
+    "major": 10,
+    "minor": 200,
+    "fileMode": 0o640,
+    "gid": 5,
+}
+DEVICES = [TUN, FUSE, PPP, VHOST, OTHER_NAME, ELSEWHERE, CLOSED]
 USR = {"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]}
 MODULES = {"destination": "/lib/modules", "type": "bind", "source": "/lib/modules"}
 
@@ -233,8 +241,10 @@ def test_devices_and_sockets(container: Container) -> None:
         "/dev/ppp 600 0 0",
         "/dev/vhost-net 666 7 8",
         "/dev/deep/er/tunnel 666 0 0",
+        "/data/tun 640 0 5",
         "/dev/loop-control 666 0 0",
     ]
+    container.says("sh", "-c", ": <>/data/tun")
 
 
 def test_connections_are_counted(container: Container) -> None:

@@ -1,5 +1,6 @@
 """Mounts of the host in a container, by runc and by Tapwright: no difference."""
 
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -109,6 +110,8 @@ def test_destinations_that_lead_through_links(by_runc: Run, by_us: Run, tmp_path
     (tmp_path / "volume").mkdir()
     (tmp_path / "volume/file").write_text("text\n")
     volume = tmp_path / "volume"
+    (volume / "inside").symlink_to("/home/inside/file")
+    (volume / "up").symlink_to("../up/file")
     mounts = [
         bound(volume, "/relative/one", "rbind"),
         bound(volume, "/absolute/two", "rbind"),
@@ -117,14 +120,36 @@ def test_destinations_that_lead_through_links(by_runc: Run, by_us: Run, tmp_path
         bound(volume / "file", "/etc/linked", "rbind"),
         bound(volume, "/etc/../dots/./five", "rbind"),
         {"destination": "/absolute/tmp", "type": "tmpfs", "source": "tmpfs"},
+        # Links in what is mounted count, too.
+        bound(volume / "file", "/relative/one/inside", "rbind"),
+        bound(volume / "file", "/home/one/up", "rbind"),
     ]
     # Links of a filesystem that is mounted there are not those of the root filesystem.
     mounts.append(bound(volume, "/home/tmp/relative", "rbind"))
     script = "ls -R /home /beside /missing /dots /etc; cat /etc/target; readlink /etc/linked"
     expected = by_runc("sh", "-c", script, mounts=mounts, prepare=_with_links)
     assert expected.startswith("0 ")
-    assert expected.count("file") == 6, expected
+    assert expected.count("file\n") == 8, expected
     assert by_us("sh", "-c", script, mounts=mounts, prepare=_with_links) == expected
+
+
+def test_access_times(by_runc: Run, by_us: Run, tmp_path: Path) -> None:
+    """The time of a reading is noted, unless the mount says otherwise."""
+    places = {"kept": [], "not": ["noatime"], "last": ["noatime", "strictatime"]}
+    for place in places:
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "file").write_text("text")
+    mounts = [bound(tmp_path / name, f"/{name}", "rbind", *each) for name, each in places.items()]
+
+    def long_ago(_: Path) -> None:
+        for place in places:
+            os.utime(tmp_path / place / "file", (1, 2))
+
+    script = 'for i in "$@"; do cat /$i/file > /dev/null; stat -c %X /$i/file | wc -c; done'
+    argv = ("sh", "-c", script, "sh", *places)
+    expected = by_runc(*argv, mounts=mounts, prepare=long_ago)
+    assert expected == "0 11\n2\n11\n"
+    assert by_us(*argv, mounts=mounts, prepare=long_ago) == expected
 
 
 def _with_modes(rootfs: Path) -> None:

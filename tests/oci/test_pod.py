@@ -3,17 +3,19 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.host import eventually
-from tests.oci.bundles import configuration
+from tests.oci.bundles import CAPABILITIES, configuration
 from tests.oci.runtime import Container, Runtime
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 CRI = "io.kubernetes.cri."
+ADMIN = [*CAPABILITIES, "CAP_SYS_ADMIN"]
 
 
 @contextmanager
@@ -77,6 +79,35 @@ def test_a_member_of_a_network_namespace(runtime: Runtime) -> None:
         ]
         with runtime.running("sleep", "1000", linux={"namespaces": namespaces}) as other:
             assert other.state["sandbox"] == one.state["sandbox"]
+
+
+def test_mounts_are_passed_on(runtime: Runtime, tmp_path: Path) -> None:
+    """What one container mounts below a shared mount shows in another one that follows it, and ends
+    there with the other's umount; by runc it does by way of the host."""
+    source = tmp_path / "volume"
+    (source / "below").mkdir(parents=True)
+
+    def mounted(option: str) -> dict[str, Any]:
+        bound = {"destination": "/data", "type": "bind", "source": str(source)}
+        return {
+            "mounts": [bound | {"options": ["rbind", option]}],
+            "linux": {"rootfsPropagation": option},
+        }
+
+    process = {"capabilities": dict.fromkeys(("bounding", "effective", "permitted"), ADMIN)}
+    with pod(runtime, **mounted("rshared"), process=process) as sandbox:
+        content = member(sandbox, "sleep", "1000")
+        content["mounts"] += mounted("rslave")["mounts"]
+        content["linux"] |= mounted("rslave")["linux"]
+        with runtime.created(content) as container:
+            container.start()
+            sandbox.says(
+                "sh", "-c", "mount -t tmpfs inner /data/below; echo seen > /data/below/file"
+            )
+            assert container.says("cat", "/data/below/file") == "seen\n"
+            sandbox.says("umount", "/data/below")
+            assert container.says("ls", "/data/below") == ""
+    assert not list((source / "below").iterdir())
 
 
 def test_shared_processes(runtime: Runtime) -> None:

@@ -116,6 +116,18 @@ def test_many_at_once(runtime: Runtime, container: Container) -> None:
         assert (process.returncode, output.count(b"\n")) == (number, 3000)
 
 
+def test_what_an_exec_leaves_in_the_background(container: Container) -> None:
+    """It prints on where the exec printed, which has ended; so a reader has all of it."""
+    script = "(until [ -e /tmp/go ]; do sleep 0.05; done; echo late) & echo own; exit 4"
+    command = container.runtime.tapwright.command("exec", container.id, "sh", "-c", script)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as running:
+        assert running.wait(60) == 4
+        assert running.stdout
+        assert running.stdout.readline() == b"own\n"
+        container.says("touch", "/tmp/go")
+        assert running.stdout.read() == b"late\n"
+
+
 def test_exec_ends_when_its_shim_is_killed(runtime: Runtime, container: Container) -> None:
     command = runtime.tapwright.command("exec", container.id, "sleep", "1234")
     with subprocess.Popen(command) as running:

@@ -70,8 +70,11 @@ class Held:
     async def hear(self) -> Any:
         return json.loads(await self._reader.readline())
 
-    def close(self) -> None:
+    def hang_up(self) -> None:
         self._writer.close()
+
+    def close(self) -> None:
+        self.hang_up()
         self.stdio.close()
 
 
@@ -135,6 +138,53 @@ def test_it_says_once_that_a_process_started(tmp_path: Path) -> None:
             await guest.send(protocol.message(protocol.REPLY, guest.session, 1, {"signal": 9}))
             assert await process.hear() == {"started": {"pid": 5}}
             assert await process.hear() == {"exited": {"signal": 9}}
+
+    tell(tmp_path, story)
+
+
+def test_output_after_the_end_of_a_process(tmp_path: Path) -> None:
+    """What it left in the background prints: the client has the end when the process's own output
+    is written, and may hang up."""
+
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+
+            async def says(kind: int, payload: bytes) -> None:
+                await guest.send(protocol.encode(Frame(kind, guest.session, 1, payload)))
+
+            loop = asyncio.get_running_loop()
+            await says(protocol.STARTED, b'{"pid": 5}')
+            await says(protocol.STDOUT, b"own")
+            await says(protocol.EXITED, b'{"status": 3}')
+            assert await process.hear() == {"started": {"pid": 5}}
+            assert await process.hear() == {"exited": {"status": 3}}
+            assert await loop.sock_recv(process.stdio, 100) == b"own"
+            process.hang_up()
+            await says(protocol.STDOUT, b"late")
+            assert await loop.sock_recv(process.stdio, 100) == b"late"
+            await says(protocol.REPLY, b'{"status": 3}')
+            assert await loop.sock_recv(process.stdio, 100) == b""
+
+    tell(tmp_path, story)
+
+
+def test_outputs_that_are_kept_open_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no more of them than are allowed, the oldest is given up; so nothing is leaked, however
+    many processes a guest says have left something behind."""
+    monkeypatch.setattr(protocol, "MAX_LINGERING", 0)
+
+    async def story(guest: Hostile, directory: Path) -> None:
+        async with held(guest, directory) as process:
+            for kind, payload in (
+                (protocol.STARTED, b'{"pid": 5}'),
+                (protocol.EXITED, b'{"status": 3}'),
+            ):
+                await guest.send(protocol.encode(Frame(kind, guest.session, 1, payload)))
+            assert await process.hear() == {"started": {"pid": 5}}
+            assert await process.hear() == {"exited": {"status": 3}}
+            assert await asyncio.get_running_loop().sock_recv(process.stdio, 100) == b""
 
     tell(tmp_path, story)
 
@@ -387,6 +437,7 @@ def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
             return len(fds)
 
         async with server.serving(tmp_path, guest.agent, {"take": take}, {}):
+            gc.collect()  # what earlier tests have left is not to be closed meanwhile
             open_before = len(os.listdir("/proc/self/fd"))
             for op in ("take", "nonsense", "take"):
                 connection = socket.socket(socket.AF_UNIX)

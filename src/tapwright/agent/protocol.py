@@ -23,8 +23,12 @@ terminal RESIZE. The receiver of such data returns CREDIT for what it has passed
 never has more than WINDOW bytes of a channel without credit, so no reader, however slow, makes the
 other end hold more than that. An empty STDOUT or STDERR to the agent means that its reader has
 gone. A process of a container exists when STARTED comes, which may be after its first output. OOM
-means that the guest's kernel has killed processes of the container because memory was used up. The
-stream of a resolver carries a question in each STDOUT, an answer in each STDIN. A forwarded
+means that the guest's kernel has killed processes of the container because memory was used up.
+EXITED means that a further process of a container has ended, and has left others that may still
+write to its outputs. It has the content of the REPLY, which comes when they can't write any more,
+or when more than MAX_LINGERING such streams are open: the oldest one ends.
+
+The stream of a resolver carries a question in each STDOUT, an answer in each STDIN. A forwarded
 connection has a stream with STDIN and STDOUT, of which the agent sends at most FORWARD_WINDOW bytes
 without credit. A follower of the guest's listeners gets all of them, as JSON, in each STDOUT.
 
@@ -64,10 +68,11 @@ WINDOW = 256 * 1024
 FORWARD_WINDOW = 64 * 1024
 """The window of a connection; there may be many more connections than processes."""
 MAX_LISTENERS = 256
+MAX_LINGERING = 64
 
 HELLO, REQUEST, REPLY, ERROR, STDIN, STDOUT, STDERR, SIGNAL, CREDIT, CANCEL = range(1, 11)
-STARTED, RESIZE, OOM = range(11, 14)
-_LAST_KIND = OOM
+STARTED, RESIZE, OOM, EXITED = range(11, 15)
+_LAST_KIND = EXITED
 MORE = 1  # flag: the message goes on in the next frame of the stream
 
 _ENTROPY_BYTES = 64

@@ -16,6 +16,10 @@ Messages on the connection are JSON, one object a line. To the client:
 
 From the client: {"signal": N} and {"resize": [rows, columns]}. When the client hangs up, the
 supervisor kills the process; if it is the container's first one, it also deletes the container.
+
+A further process that has ended may have left others in the background, which have its outputs.
+What they print is passed on for as long as they can print, as if they had the descriptors
+themselves; of MAX_LINGERING such processes at most.
 """
 
 import asyncio
@@ -57,6 +61,7 @@ class Processes:
         self._admit = admit
         self._leave = leave
         self._first: dict[str, _Conversation] = {}
+        self._lingering: list[_Conversation] = []
 
     def expect_end(self, container: str) -> None:
         """Count a killed container as ended on the host when the guest has not reported its end
@@ -76,7 +81,7 @@ class Processes:
 
     async def _converse(self, request: ControlRequest, started: str) -> None:
         try:
-            conversation = _Conversation(self._agent, request, started)
+            conversation = _Conversation(self._agent, request, started, self._linger)
             async with self._known(request, conversation):
                 outcome = await conversation.run()
         except asyncio.CancelledError:
@@ -93,6 +98,13 @@ class Processes:
             outcome = {"failed": text, "kind": type(error).__name__}
         if outcome:
             _tell(request, outcome)
+
+    def _linger(self, conversation: "_Conversation") -> None:
+        """Note one whose client has gone. A hostile guest could keep any number of them open."""
+        self._lingering = [each for each in self._lingering if not each.is_over] + [conversation]
+        excess = max(0, len(self._lingering) - protocol.MAX_LINGERING)
+        for oldest in self._lingering[:excess]:
+            oldest.give_up()
 
     @contextlib.asynccontextmanager
     async def _known(
@@ -126,12 +138,28 @@ class _Output:
         self.waiting = bytearray()
         self.has_ended = False
         self.news = asyncio.Event()
+        self._taken = 0
+        self._written = 0
+        self._progress = asyncio.Event()
 
     def take(self, data: bytes) -> None:
         if not self.has_ended:
             self.waiting += data
+            self._taken += len(data)
             self.has_ended = not data
             self.news.set()
+
+    def wrote(self, count: int) -> None:
+        """Note that so many bytes have been written, or are lost."""
+        self._written += count
+        self._progress.set()
+
+    async def settle(self) -> None:
+        """Wait until all that has come by now has been written."""
+        taken = self._taken
+        while self._written < taken:
+            self._progress.clear()
+            await self._progress.wait()
 
     def end(self) -> None:
         self.has_ended = True
@@ -139,11 +167,18 @@ class _Output:
 
 
 class _Conversation:
-    def __init__(self, agent: AgentClient, request: ControlRequest, started: str) -> None:
+    def __init__(
+        self,
+        agent: AgentClient,
+        request: ControlRequest,
+        started: str,
+        linger: "Callable[[_Conversation], None]",
+    ) -> None:
         """Raises UsageError for a wrong number of descriptors."""
         self._agent = agent
         self._request = request
         self._started = started
+        self._may_linger = request.op == "exec_container"
         self._oom = OomReports(request.arguments.pop("oom", {}))
         self._stdin, *channels = _channels(request)
         self._outputs = dict(zip(_OUTPUTS, map(_Output, channels), strict=False))
@@ -152,6 +187,10 @@ class _Conversation:
         self._assembler = protocol.Assembler()
         self._is_started = False
         self._outcome: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._exit: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._linger = linger
+        self._is_lingering = False
+        self.is_over = False
         self._given_up = asyncio.Event()
         self._stream = 0
 
@@ -161,8 +200,8 @@ class _Conversation:
 
     async def run(self) -> dict[str, Any] | None:
         """Run until the process has ended and its output is written; return the last message for
-        the client, None when the client has gone. Raises AgentError, ContainerError,
-        ProtocolError."""
+        the client, None when the client has gone, or has had it. Raises AgentError,
+        ContainerError, ProtocolError."""
         tasks: list[asyncio.Task[Any]] = []
         try:
             opening = _task(tasks, self._open())
@@ -177,8 +216,12 @@ class _Conversation:
                 writing = [
                     _task(tasks, self._write(kind, out)) for kind, out in self._outputs.items()
                 ]
+                _task(tasks, self._report_exit())
                 ending = _task(tasks, self._end(writing))
                 await _one_of(listening, ending, giving_up)
+                if self._is_lingering:
+                    await _one_of(ending, giving_up)
+                    return None
                 if ending.done():
                     await self._oom.settle()
                     return ending.result()
@@ -194,6 +237,7 @@ class _Conversation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.close()
+            self.is_over = True
 
     def close(self) -> None:
         """Close the descriptors that came with the request."""
@@ -223,6 +267,8 @@ class _Conversation:
                 _tell(self._request, {self._started: {"pid": pid}})
             elif frame.kind == protocol.OOM:
                 self._oom.killed()
+            elif frame.kind == protocol.EXITED and self._may_linger and not self._exit.done():
+                self._exit.set_result(_outcome(protocol.read_json(frame.payload)))
             elif frame.kind in (protocol.REPLY, protocol.ERROR) and not self._outcome.done():
                 self._take_end(frame)
         except ProtocolError as error:
@@ -236,12 +282,21 @@ class _Conversation:
         if frame.kind == protocol.ERROR:
             self._fail(failure(self._request.op, reply))
             return
-        key, most = ("signal", 64) if "signal" in reply else ("status", 255)
-        self._outcome.set_result({"exited": {key: _number(reply, key, most)}})
+        self._outcome.set_result(_outcome(reply))
 
     def _fail(self, error: AgentError) -> None:
         if not self._outcome.done():
             self._outcome.set_exception(error)
+
+    async def _report_exit(self) -> None:
+        """Tell the client of the end of a process whose outputs go on, which is when it has all
+        that the process itself has printed. It may hang up then."""
+        outcome = await self._exit
+        await asyncio.gather(*(output.settle() for output in self._outputs.values()))
+        if not self._outcome.done():
+            self._is_lingering = True
+            _tell(self._request, outcome)
+            self._linger(self)
 
     async def _end(self, writing: list[asyncio.Task[None]]) -> dict[str, Any]:
         outcome = await self._outcome
@@ -298,6 +353,7 @@ class _Conversation:
                 if output.channel and not await self._written(kind, output.channel, data):
                     output.channel.close()
                     output.channel = None
+                output.wrote(len(data))
                 await self._agent.send(
                     self._stream, protocol.CREDIT, protocol.credit(kind, len(data))
                 )
@@ -337,6 +393,12 @@ def _number(content: dict[str, Any], key: str, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise ProtocolError(f"{key} is {value!r}")
     return value
+
+
+def _outcome(reply: dict[str, Any]) -> dict[str, Any]:
+    """The message about a process's end. Raises ProtocolError."""
+    key, most = ("signal", 64) if "signal" in reply else ("status", 255)
+    return {"exited": {key: _number(reply, key, most)}}
 
 
 def _read_size(size: Any) -> tuple[int, int]:

@@ -22,6 +22,10 @@ _MOVE_MOUNT_F_EMPTY_PATH = 4
 READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, NO_SYMLINKS = 1, 2, 4, 8, 0x200000
 """Attributes of mounts (include/uapi/linux/mount.h: MOUNT_ATTR_RDONLY, …)."""
 
+NO_ACCESS_TIMES, ALL_ACCESS_TIMES, NO_ACCESS_TIMES_OF_DIRECTORIES = 0x10, 0x20, 0x80
+"""The same for when a file was last read (MOUNT_ATTR_NOATIME, …)."""
+_ACCESS_TIMES = 0x70
+
 _WORDS = {
     READ_ONLY: "ro",
     NO_SETUID: "nosuid",
@@ -66,6 +70,18 @@ def restrict(place: int | str, attributes: int, *, recursive: bool = True) -> No
         _set(place, b"", attributes, recursive=recursive)
     else:
         _set(_AT_FDCWD, os.fsencode(place), attributes, recursive=recursive)
+
+
+def keep_access_times(fd: int, attributes: int) -> None:
+    """Set for a detached mount, but not for those below it, which of its access times are kept.
+    Raises OSError."""
+    _set(fd, b"", attributes, without=_ACCESS_TIMES, recursive=False)
+
+
+def share(path: str) -> None:
+    """Make the mount at a path, and those below it, shared ones (mount_namespaces(7)). Raises
+    OSError."""
+    _set(_AT_FDCWD, os.fsencode(path), propagation=libc.MS_SHARED)
 
 
 def are_restricted(pid: int, attributes: int) -> bool:

@@ -9,6 +9,7 @@ from tapwright.errors import BundleError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     Json = dict[str, Any]
@@ -23,6 +24,9 @@ _LEAST_BYTES, _MOST_BYTES = 128 << 10, 6 << 20
 _STACK_BYTES = 8 << 20  # _STK_LIM
 _POINTER_BYTES = 8
 _MOST_ID = 2**31 - 1
+
+# As runc 1.1 knows them (libcontainer, specconv, spec_linux.go).
+_NAMESPACES = frozenset(("pid", "network", "mount", "user", "ipc", "uts", "cgroup"))
 
 HOOKS = (
     *("prestart", "createRuntime", "createContainer", "startContainer"),
@@ -141,6 +145,7 @@ def load(directory: str) -> Bundle:
     ):
         if not all(each.get(key) for each in listed):
             raise BundleError(f"{path}: {what} has no {key}")
+    _check_namespaces(linux.get("namespaces", ()))
     return bundle
 
 
@@ -161,6 +166,19 @@ def check_process(process: "Json | None", where: str) -> None:
     _check_user(process)
     _check_environment(process)
     _check_size(process, where)
+
+
+def _check_namespaces(namespaces: "Iterable[Json]") -> None:
+    """Raises BundleError, in runc's words (libcontainer, specconv: CreateLibcontainerConfig)."""
+    seen = set[str]()
+    for each in namespaces:
+        kind, path = each["type"], each.get("path", "")
+        named = f"{{{json.dumps(kind)} {json.dumps(path)}}}"
+        if kind not in _NAMESPACES:
+            raise BundleError(f"namespace {named} does not exist")
+        if kind in seen:
+            raise BundleError(f"malformed spec file: duplicated ns {named}")
+        seen.add(kind)
 
 
 def _check_user(process: "Json") -> None:

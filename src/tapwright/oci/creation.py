@@ -364,6 +364,9 @@ class _Making:
         oci_state = state.oci_state(self._container, state.CREATING)
         self._hooks_begun = True
         for kind in _EARLY_HOOKS:
-            # This hook runs in the container's namespaces; the host has only its network namespace.
-            netns = self._container.netns if kind == "createContainer" else ""
-            hooks.run(kind, wanted.get(kind, ()), oci_state, netns)
+            # Those of the container's namespaces have here its network's alone.
+            inside = kind == "createContainer"
+            netns = self._container.netns if inside else ""
+            # By runc, it has entered the bundle by then, and then the root filesystem.
+            directory = self._bundle.rootfs if inside else self._bundle.directory
+            hooks.run(kind, wanted.get(kind, ()), oci_state, netns, directory)

@@ -33,19 +33,28 @@ _CONSOLE = "/dev/console"
 _KEPT = ("path", "type", "major", "minor", "fileMode", "uid", "gid")
 
 
-def of_guest(wanted: "Iterable[Json]", mounts: "Sequence[Json]") -> "tuple[list[Json], list[str]]":
-    """(devices to make in the guest, paths of devices that can't be made). `mounts` are the
-    guest's: it can make a node only in a filesystem of its own, because the share refuses nodes."""
-    made, lacking = [], []
+def of_guest(
+    wanted: "Iterable[Json]", mounts: "Sequence[Json]"
+) -> "tuple[list[Json], list[Json], list[str]]":
+    """(devices to make in the guest, mounts of devices, paths of devices that can't be made).
+    `mounts` are the guest's. A node is made in a file system of the guest's own only, because the
+    host's would refuse it; at other places the agent mounts one, as `device` of a mount."""
+    made: list[Json] = []
+    mounted: list[Json] = []
+    lacking: list[str] = []
     for device in wanted:
         path = os.path.normpath(device["path"])
         if path in _MADE_ANYWAY or path == _CONSOLE:
             continue
-        if _is_known(device) and _is_in_memory(path, mounts):
-            made.append({key: device[key] for key in _KEPT if device.get(key) is not None})
-        else:
+        node = {key: device[key] for key in _KEPT if device.get(key) is not None}
+        if not _is_known(device):
             lacking.append(device["path"])
-    return made, lacking
+        elif _is_in_memory(path, mounts):
+            made.append(node)
+        else:
+            mount = {"destination": path, "type": "bind", "options": ["bind"], "device": node}
+            mounted.append(mount)
+    return made, mounted, lacking
 
 
 def _is_known(device: "Json") -> bool:

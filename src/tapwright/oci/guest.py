@@ -9,6 +9,7 @@ import resource
 from tapwright.errors import BundleError
 from tapwright.linux import rlimits
 from tapwright.oci import devices, home, size, sysctls
+from tapwright.oci.mounts import FOLLOWING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,9 +63,11 @@ def configuration(
     }
     kept = ("maskedPaths", "readonlyPaths", "personality")
     linux.update({key: bundle.linux[key] for key in kept if key in bundle.linux})
+    if propagation := _propagation(bundle, mounts):
+        linux["rootfsPropagation"] = propagation
     if settings := sysctls.of_runtime(bundle):
         linux["sysctl"] = settings
-    made, lacking = devices.of_guest(bundle.linux.get("devices", ()), mounts)
+    made, mounted, lacking = devices.of_guest(bundle.linux.get("devices", ()), mounts)
     if made:
         linux["devices"] = made
     if lacking:
@@ -76,7 +79,7 @@ def configuration(
         "ociVersion": "1.0.2",
         "root": {"path": rootfs, "readonly": bundle.config["root"].get("readonly", False)},
         "process": process(home.given(bundle.process, bundle)),
-        "mounts": mounts,
+        "mounts": [*mounts, *mounted],
         "linux": linux,
     }
     if "uts" not in joined:
@@ -88,6 +91,14 @@ def configuration(
     if started := bundle.config.get("hooks", {}).get("startContainer"):
         config["hooks"] = {"startContainer": started}
     return config
+
+
+def _propagation(bundle: "Bundle", of_guest: "list[Json]") -> str:
+    """The propagation of the root filesystem, on which that of its mounts depends: crun's default
+    passes nothing on, and runc's (`rslave`) to the container only."""
+    given: str = bundle.linux.get("rootfsPropagation", "")
+    follows = any(not FOLLOWING.isdisjoint(mount.get("options", ())) for mount in of_guest)
+    return given or ("rslave" if follows else "")
 
 
 def _host_domain() -> str:

@@ -17,16 +17,22 @@ if TYPE_CHECKING:
 _MOST_OUTPUT = 2000
 
 
-def run(kind: str, hooks: "Sequence[Json]", state: "Json", netns: str = "") -> None:
-    """Run hooks in their order, in the network namespace at `netns` if one is given. Each gets the
-    container's `state` (runtime.md) on stdin.
+def run(
+    kind: str,
+    hooks: "Sequence[Json]",
+    state: "Json",
+    netns: str = "",
+    directory: str | None = None,
+) -> None:
+    """Run hooks in their order, in the network namespace at `netns` and in the directory where
+    these are given; `state` is the container's (runtime.md) and goes to their stdin.
 
     Raises ContainerStateError for the first hook that fails; later hooks do not run.
     """
     netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if netns and hooks else -1
     try:
         for number, hook in enumerate(hooks):
-            if failure := _failure(hook, json.dumps(state), netns_fd):
+            if failure := _failure(hook, json.dumps(state), netns_fd, directory):
                 raise ContainerStateError(f"{kind} hook {number} ({hook['path']}): {failure}")
     finally:
         if netns_fd >= 0:
@@ -42,7 +48,7 @@ def run_late(kind: str, hooks: "Sequence[Json]", state: "Json", log: Log) -> Non
             log.warn(str(error))
 
 
-def _failure(hook: "Json", state: str, netns_fd: int) -> str:
+def _failure(hook: "Json", state: str, netns_fd: int, directory: str | None) -> str:
     """Run a hook; return why it failed, empty for success."""
     import subprocess  # most containers have no hooks
 
@@ -56,6 +62,7 @@ def _failure(hook: "Json", state: str, netns_fd: int) -> str:
                 executable=hook["path"],
                 input=state.encode(),
                 env=environment,
+                cwd=directory,
                 timeout=timeout,
                 stdout=output,
                 stderr=output,

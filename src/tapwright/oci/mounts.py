@@ -14,7 +14,7 @@ from tapwright.oci import memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from tapwright.oci.bundle import Bundle
@@ -32,8 +32,13 @@ _DEVICES: "Json" = {
 }
 """As runc's `spec` writes it. A directory of the host can't have device nodes of the guest."""
 
-_FOLLOWING = frozenset(("slave", "rslave", "shared", "rshared"))
+FOLLOWING = frozenset(("slave", "rslave", "shared", "rshared"))
+"""Options by which a mount has what is mounted later below its source."""
+_ACCESS_TIMES = {"noatime": trees.NO_ACCESS_TIMES, "strictatime": trees.ALL_ACCESS_TIMES}
 _SHARING = frozenset(("shared", "rshared"))
+
+_NO_LINKS = {"nosymfollow": "none", "rnosymfollow": "none below"}
+"""Options that the guest's runtime does not know, and what the agent is told of them."""
 
 _MODULES = frozenset(("/lib/modules", "/usr/lib/modules"))
 """Kernel modules of the host. The guest mounts its own kernel's modules instead, if it has any."""
@@ -68,9 +73,12 @@ class Shared:
         self.all_read_only = "rro" in options
         self.read_only = self.all_read_only or "ro" in options
         self.recursive = "bind" not in options or "rbind" in options
-        self.following = not _FOLLOWING.isdisjoint(options)
+        self.following = not FOLLOWING.isdisjoint(options)
         self.overlay: list[str] = []
-        self.is_apart = self.all_read_only or not self.recursive or name == ROOTFS
+        self.access_times = _access_times(options)
+        self.is_apart = (
+            self.all_read_only or not self.recursive or name == ROOTFS or self.access_times > 0
+        )
         """Whether the guest can't use one place for this and other mounts of the same source,
         because their submounts or their flags differ."""
 
@@ -83,17 +91,19 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
     mounts = []
     if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in wanted):
         mounts.append(_DEVICES)
-    places: list[str] = []
+    places: dict[str, str] = {}
     for number, mount in enumerate(wanted):
         options = [option for option in mount.get("options", ()) if not _is_label(option)]
         kind = mount.get("type", "")
         _refuse(mount)
         place = _in_rootfs(bundle.rootfs, mount["destination"], places)
-        places.append(place)
+        places.pop(place, None)
+        places[place] = ""
         if kind == "bind" or "bind" in options or "rbind" in options:
             source = _source(bundle, mount)
             if libc.is_hugetlbfs(source):
                 raise _no_huge_pages(mount)
+            places[place] = source
             share = Shared(f"mount-{number}", source, mount["destination"], options)
             if not _SHARING.isdisjoint(options):
                 log.warn(f"{mount['destination']}: what the container mounts there stays in the VM")
@@ -125,7 +135,28 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 f"{mount['destination']}: a mount of type {kind!r} can't be made in a VM, which "
                 "has no device for it; mount it on the host, and bind it into the container"
             )
-    return shared, mounts
+    return shared, [_marked(mount) for mount in mounts]
+
+
+def _access_times(options: "Iterable[str]") -> int:
+    """Attributes of a mount by its options for access times, the last of which counts; 0 for those
+    of the source. It is the host that notes when a file was read."""
+    kept = of_directories = 0
+    for option in options:
+        kept = _ACCESS_TIMES.get(option, kept)
+        if option == "nodiratime":
+            of_directories = trees.NO_ACCESS_TIMES_OF_DIRECTORIES
+    return kept | of_directories
+
+
+def _marked(mount: "Json") -> "Json":
+    """A mount with `links` in place of the options that the guest's runtime does not know."""
+    options = mount.get("options", ())
+    named = [_NO_LINKS[option] for option in options if option in _NO_LINKS]
+    if not named:
+        return mount
+    options = [option for option in options if option not in _NO_LINKS]
+    return {**mount, "options": options, "links": named[-1]}
 
 
 def in_memory(of_guest: "Sequence[Json]") -> list[str]:
@@ -174,6 +205,8 @@ def _cloned(one: Shared) -> int:
             following=one.following,
         )
     try:
+        if one.access_times:
+            trees.keep_access_times(fd, one.access_times)
         if one.read_only:
             trees.restrict(fd, trees.READ_ONLY, recursive=False)
     except BaseException:
@@ -254,11 +287,12 @@ def _mode_beneath(
     return [f"mode={stat.S_IMODE(found.st_mode):04o}"] if stat.S_ISDIR(found.st_mode) else []
 
 
-def _in_rootfs(rootfs: str, destination: str, mounted: "Sequence[str]") -> str:
-    """The place of a mount: the destination with all links in the rootfs followed, as if the rootfs
-    were `/`. Links may lead nowhere: runc follows those, too, and makes the missing directories,
-    but crun does not. This opens no file, and follows no link below one of the places `mounted`.
-    Raises BundleError."""
+def _in_rootfs(rootfs: str, destination: str, mounted: "Mapping[str, str]") -> str:
+    """Where a mount comes to lie: the destination with the links in the rootfs followed, `/` being
+    the rootfs, whether what they lead to is there or not. The guest's runtime follows only those
+    that lead somewhere, where runc makes what is missing. Nothing is opened on this way. Links are
+    followed in what is `mounted` by then, too: the host's directories by their places, in order,
+    and nothing at those that are not the host's. Raises BundleError."""
     left, done, links = destination.split("/")[::-1], list[str](), 0
     while left:
         part = left.pop()
@@ -268,7 +302,7 @@ def _in_rootfs(rootfs: str, destination: str, mounted: "Sequence[str]") -> str:
             del done[-1:]
             continue
         path = "/" + "/".join([*done, part])
-        target = "" if _is_below(path, mounted) else _link(rootfs + path)
+        target = _link(_on_the_host(rootfs, path, mounted))
         if not target:
             done.append(part)
             continue
@@ -279,6 +313,16 @@ def _in_rootfs(rootfs: str, destination: str, mounted: "Sequence[str]") -> str:
             done = []
         left += target.split("/")[::-1]
     return "/" + "/".join(done)
+
+
+def _on_the_host(rootfs: str, path: str, mounted: "Mapping[str, str]") -> str:
+    """The host's path of what a container has at a path; empty for what can be no link of the
+    host's: a mount itself, and what is below one of the guest's."""
+    for place, source in reversed(list(mounted.items())):
+        if _is_below(path, [place]):
+            below = path.removeprefix(place.rstrip("/"))
+            return source + below if source and below else ""
+    return rootfs + path
 
 
 def _is_below(path: str, places: "Sequence[str]") -> bool:

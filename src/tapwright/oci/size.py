@@ -43,13 +43,15 @@ def memory_limit(bundle: "Bundle") -> int:
 
 
 def vcpus(bundle: "Bundle", default: int, usable: "Collection[int]") -> int:
-    """The number of CPUs: as many as the quota needs, at least `default`, and no more than the host
-    has `usable` ones. Without a quota, as many as the container is bound to (cpuset), which is what
-    `nproc` shows with runc."""
+    """CPUs: those of the `usable` ones of the host that the container is bound to, where it is to
+    any, as `nproc` has them by runc. Else those that the quota needs, at least `default`, and no
+    more than there are usable ones."""
+    if bound := _numbers(_own(bundle, "cpu").get("cpus")) & set(usable):
+        return len(bound)
     quota, period = cpu_quota(bundle)
     if quota > 0:
         return max(default, min(-(-quota // period), len(usable)))
-    return len(_numbers(_own(bundle, "cpu").get("cpus")) & set(usable)) or default
+    return default
 
 
 def cpu_quota(bundle: "Bundle") -> tuple[int, int]:

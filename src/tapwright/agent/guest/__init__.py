@@ -7,9 +7,9 @@ has listeners and connections to them; `counters` counts. `looking` and `probing
 its own, `probe`) show where packets go. `balancing` is a program beside the agent, for IPVS and
 connections. Processes: `streams` is a process with a client, which is either a command (`commands`)
 or a container's (`container_process`, with `console`); `containers` drives `crun`, with
-`executable`, `limits`, `cgroups`, `memory` and `sysctls`; `oom` and `oom_kills` concern the
-processes that the kernel kills when memory is used up. The rest: `share` and `shared_files` for the
-host's files, `growth` for memory and CPUs that are plugged in, `system` for clock and hostname,
-`disk` for kernel modules, `totals` for metrics, `events` for descriptors and children, `files` of
-the kernel, `leftovers` of an agent that died.
+`executable`, `limits`, `cgroups`, `memory`, `propagation` and `sysctls`; `oom` and `oom_kills`
+concern the processes that the kernel kills when memory is used up. The rest: `share` and
+`shared_files` for the host's files, `growth` for memory and CPUs that are plugged in, `system` for
+clock and hostname, `disk` for kernel modules and device nodes, `totals` for metrics, `events` for
+descriptors and children, `files` of the kernel, `leftovers` of an agent that died.
 """

@@ -38,6 +38,7 @@ class ContainerProcess(Process):
         self._when_executed: list[Callable[[], None]] = []
         self._is_cancelled = False
         self._is_silent = True
+        self._ends_as: int | None = None
         self.pid = 0
         self.program = ""
         self.on_exit = _nothing
@@ -97,6 +98,11 @@ class ContainerProcess(Process):
             with contextlib.suppress(OSError):  # there is no such signal
                 os.kill(self.pid, number)
 
+    def kill_as(self, code: int) -> None:
+        """Kill the process, and report that it has ended with this exit status."""
+        self._ends_as = code << 8
+        self.signal(signal.SIGKILL)
+
     def tell_oom_kills(self, count: int) -> None:
         """Report how many processes of the container the kernel has killed by now because memory
         was used up."""
@@ -111,7 +117,7 @@ class ContainerProcess(Process):
 
     def exited(self, status: int) -> None:
         self.on_exit()
-        super().exited(status)
+        super().exited(status if self._ends_as is None else self._ends_as)
 
     def _passed_on(self, output: bytes) -> bytes:
         # The program wrote this output, or crun did in its place.

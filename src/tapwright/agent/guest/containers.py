@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from tapwright.agent import protocol
 from tapwright.agent.guest import (
     cgroups,
     counters,
@@ -23,6 +24,7 @@ from tapwright.agent.guest import (
     files,
     limits,
     network,
+    propagation,
 )
 from tapwright.agent.guest.container_process import ContainerProcess
 from tapwright.agent.guest.crun import Crun, Done
@@ -30,6 +32,7 @@ from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.leftovers import DIRECTORY
 from tapwright.agent.guest.memory import Memory
 from tapwright.agent.guest.oom_kills import OomKills
+from tapwright.agent.guest.propagation import Propagation
 from tapwright.agent.guest.refusal import (
     EXISTS,
     FAILED,
@@ -45,6 +48,16 @@ CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", 
 
 # The pattern of runc and crun; an id is also the name of a directory.
 _ID = re.compile(r"(?!\.{1,2}$)[\w+.-]{1,128}", re.ASCII)
+# What ends runc's process before it executes the container's program, with which status: that is a
+# program in Go (os/signal, "Default behavior of signals in Go programs"), and crun's is in C.
+_ENDS_UNSTARTED = frozenset(
+    (
+        *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGABRT),
+        *(signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV),
+        *(signal.SIGSTKFLT, signal.SIGSYS),
+    )
+)
+_STATUS_UNSTARTED = 2
 # systemd's limit on a host: a container may want as many open files as it can have there.
 _MOST_FILES = "1073741816"
 
@@ -101,7 +114,9 @@ class Containers:
         self._crun = Crun(children)
         self._known: dict[str, Container] = {}
         self._memory = Memory()
+        self._propagation = Propagation()
         self._oom_kills = OomKills(watch)
+        self._lingering: list[ContainerProcess] = []
         files.write("/proc/sys/fs/nr_open", _MOST_FILES)
         self.operations: dict[str, Callable[[Request, Answer], Process | None]] = {
             "create_container": self.create,
@@ -120,7 +135,8 @@ class Containers:
     def create(self, request: Request, answer: Answer) -> Process:
         """Make a container of the OCI configuration `config`, with a terminal if `terminal`, but do
         not run its program. The agent chooses the control group. A mount may name `memory` as its
-        source, or say that it is of the kernel's `modules`."""
+        source, or say that it is of the kernel's `modules`, or which `device` it is.
+        `links` are not followed in it, if it says so."""
         name, config = request["id"], request["config"]
         if not _ID.fullmatch(name):
             raise RefusedError(f"{name!r} can't be the id of a container", FAILED)
@@ -134,9 +150,14 @@ class Containers:
         container.init.on_cancel = lambda: self._delete(container)
         over = container.at_work()
         wanted = limits.taken(config["process"])
+        linkless = propagation.without_links(config)
 
         def check(pid: int) -> str:
-            return executable.refusal(pid, config["process"]) or limits.give(pid, wanted)
+            return (
+                executable.refusal(pid, config["process"])
+                or limits.give(pid, wanted)
+                or propagation.forbid_links(pid, linkless)
+            )
 
         def created(reason: str) -> None:
             if not reason:
@@ -157,7 +178,9 @@ class Containers:
         words = ["create", "--bundle", container.directory]
         try:
             self._memory.give(name, config)
+            self._propagation.give(name, config)
             disk.give_modules(config)
+            disk.give_devices(config, container.directory)
             files.write(f"{container.directory}/config.json", json.dumps(config))
             terminal = bool(request.get("terminal"))
             container.init.launch(words, name, terminal, created, check=check, undo=undo)
@@ -174,6 +197,8 @@ class Containers:
             raise RefusedError(reason, FAILED)
         process = self._process(answer)
         process.program = str(request["process"]["args"][0])
+        process.lingers = True
+        process.on_exit = lambda: self._lingers(process)
         words, sheet = ["exec", "--detach", "--process={}"], request["process"]
         over = container.at_work()
         try:
@@ -222,7 +247,11 @@ class Containers:
         container, number = self._named(request), int(request["signal"])
         if number not in signal.valid_signals():
             raise RefusedError(f"there is no signal {number}", FAILED)
-        if request.get("all"):
+        if container.status == CREATED and number in _ENDS_UNSTARTED:
+            # That of crun has no handler, and the kernel passes over it.
+            container.must_be(CREATED)
+            container.init.kill_as(_STATUS_UNSTARTED)
+        elif request.get("all"):
             cgroups.signal_all(container.cgroup, number)
         else:
             container.must_be(CREATED, RUNNING, PAUSED)
@@ -314,6 +343,13 @@ class Containers:
         self._oom_kills.look(container.cgroup)
         container.stopped()
 
+    def _lingers(self, process: ContainerProcess) -> None:
+        """Note a process that has ended, and let go of the oldest ones where they are too many."""
+        self._lingering = [each for each in self._lingering if not each.is_over] + [process]
+        excess = max(0, len(self._lingering) - protocol.MAX_LINGERING)
+        for oldest in self._lingering[:excess]:
+            oldest.let_go()
+
     def _become(self, container: Container, before: str, after: str) -> None:
         """Note the state after crun's work, unless the container has ended meanwhile."""
         if container.status == before:
@@ -350,6 +386,7 @@ class Containers:
         if self._known.get(container.id) is container:
             del self._known[container.id]
             self._oom_kills.forget(container.cgroup)
+            self._propagation.release(container.id)
             self._memory.release(container.id)
         files.remove(container.directory)
 

@@ -16,7 +16,8 @@ MODULES = "/usr/lib/tapwright/mounted/usr/lib/modules"
 _DEVICES = "/etc/devices"
 _MODPROBE = "/proc/sys/kernel/modprobe"
 _FOR_ALL = frozenset(("fuse", "net/tun"))
-_KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
+_KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+_MODE = 0o666  # of a device without `fileMode`, as crun has it
 
 
 def make_devices() -> None:
@@ -35,6 +36,18 @@ def make_devices() -> None:
             with contextlib.suppress(FileExistsError):
                 os.mknod(path, mode, os.makedev(major, minor))
                 os.chmod(path, mode & 0o777)
+
+
+def give_devices(config: dict[str, Any], directory: str) -> None:
+    """Make the nodes of those mounts of a container's configuration that have the key `device`, an
+    OCI device, in a directory; make them the sources, and remove the key. Raises OSError."""
+    for number, mount in enumerate(config.get("mounts", ())):
+        if device := mount.pop("device", None):
+            mount["source"] = f"{directory}/device-{number}"
+            numbers = os.makedev(device.get("major", 0), device.get("minor", 0))
+            os.mknod(mount["source"], _KINDS[device["type"]], numbers)
+            os.chown(mount["source"], device.get("uid", 0), device.get("gid", 0))
+            os.chmod(mount["source"], device.get("fileMode", _MODE))
 
 
 def load(module: str) -> None:

@@ -21,7 +21,7 @@ def clear() -> None:
         return
     import subprocess
 
-    from tapwright.agent.guest import cgroups, crun, files, memory
+    from tapwright.agent.guest import cgroups, crun, files, memory, propagation
 
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
@@ -32,4 +32,5 @@ def clear() -> None:
             cgroups.remove(cgroups.of_container(name))
         files.remove(f"{DIRECTORY}/{name}")
     files.remove(LAUNCHES)
+    propagation.clear()
     memory.clear()

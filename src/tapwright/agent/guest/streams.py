@@ -1,6 +1,7 @@
 """Processes whose stdin, stdout and stderr travel over a stream, and their flow control."""
 
 import fcntl
+import json
 import os
 import select
 import struct
@@ -12,7 +13,7 @@ from tapwright.agent import protocol
 from tapwright.agent.guest.events import Watcher
 
 _CHUNK = protocol.MAX_PAYLOAD
-_TIOCSWINSZ = 0x5414  # include/uapi/asm-generic/ioctls.h
+_FIONREAD, _TIOCSWINSZ = 0x541B, 0x5414  # include/uapi/asm-generic/ioctls.h
 
 
 class Answer(NamedTuple):
@@ -30,6 +31,9 @@ class Process:
     window allows. The code that learns of the process's end calls `exited`.
     """
 
+    lingers = False
+    """Whether its outputs stay open after its end, for processes that it left behind."""
+
     def __init__(self, watch: Watcher, answer: Answer) -> None:
         self._watch = watch
         self._answer = answer
@@ -44,6 +48,9 @@ class Process:
         self._is_attached = False
         self._is_over = False
         self._status: int | None = None
+        self._owed: dict[int, int] | None = None
+        """By output, how many bytes from before the end have not been passed on; None before the
+        end, and when it has been reported."""
 
     def attach(self, stdin: int, outputs: dict[int, int]) -> None:
         """Take over the other ends of stdin (-1 for none), and of STDOUT and STDERR."""
@@ -60,6 +67,11 @@ class Process:
         """Take over the master of a terminal, for stdin and STDOUT."""
         self._is_terminal = True
         self.attach(os.dup(master), {protocol.STDOUT: master})
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its stream has ended."""
+        return self._is_over
 
     @property
     def has_exited(self) -> bool:
@@ -105,19 +117,31 @@ class Process:
             if self._is_terminal:
                 self._close_stdin()
             self._end_if_done()
+            self._report_exit()
+
+    def let_go(self) -> None:
+        """Close the outputs of a process that has ended, whoever may still write to them."""
+        for kind in self._outputs:
+            self._close_output(kind)
+        self._end_if_done()
 
     def cancel(self) -> None:
         """End the process without a report, because the client has gone."""
         self._answer = Answer(_say_nothing, _say_nothing, _say_nothing)
         self._close()
+        self._end_if_done()
 
     def exited(self, status: int) -> None:
         """Note that the process has ended with this wait status."""
         self._status = status
         self._close_stdin()
+        if self.lingers and not self._is_terminal:
+            held = {kind: fd for kind, fd in self._outputs.items() if fd >= 0}
+            self._owed = {kind: _readable(fd) for kind, fd in held.items()}
         for kind in self._outputs:
             self._drain(kind)
         self._end_if_done()
+        self._report_exit()
 
     def fail(self, refusal: dict[str, Any]) -> None:
         """Report that the process could not be started."""
@@ -137,19 +161,22 @@ class Process:
     def _drain(self, kind: int) -> None:
         """Pass on what the process has written, as far as the window allows.
 
-        A process is over when it has exited. Its background processes may hold its output open, but
-        the agent does not wait for them.
+        When the process has exited, its background processes may hold its output open. The agent
+        reads on only if it `lingers`.
         """
         while (fd := self._outputs[kind]) >= 0 and self._window[kind] > 0:
             try:
                 data = os.read(fd, min(_CHUNK, self._window[kind]))
             except OSError as error:
                 # A closed terminal may be opened again as long as its process lives.
-                if not self.has_exited and (
-                    isinstance(error, BlockingIOError) or self._is_terminal
-                ):
+                if isinstance(error, BlockingIOError):
+                    if not self.has_exited or (self.lingers and not self._is_terminal):
+                        return
+                elif self._is_terminal and not self.has_exited:
                     return
                 data = b""
+            if self._owed is not None:
+                self._owed[kind] -= len(data)
             if data:
                 data = self._passed_on(data)
             self._answer.send(kind, data)
@@ -157,6 +184,8 @@ class Process:
             if not data:
                 self._close_output(kind)
                 self._end_if_done()
+            self._report_exit()
+            if not data:
                 return
         if fd >= 0:
             self._watch.remove(fd)
@@ -194,8 +223,15 @@ class Process:
         if self._is_over or self._status is None or any(fd >= 0 for fd in self._outputs.values()):
             return
         self._is_over = True
-        code = os.waitstatus_to_exitcode(self._status)
-        self._answer.finish({"signal": -code} if code < 0 else {"status": code})
+        self._answer.finish(_outcome(self._status))
+
+    def _report_exit(self) -> None:
+        """Report the end of a process whose outputs stay open, after all that it has written."""
+        if self._status is None or self._owed is None or self._is_over:
+            return
+        if all(left <= 0 or self._outputs[kind] < 0 for kind, left in self._owed.items()):
+            self._owed = None
+            self._answer.send(protocol.EXITED, json.dumps(_outcome(self._status)).encode())
 
     def _close(self) -> None:
         self._close_stdin()
@@ -216,6 +252,17 @@ class Process:
             self._watch.remove(fd)
             os.close(fd)
             self._outputs[kind] = -1
+
+
+def _readable(fd: int) -> int:
+    """Return how many bytes a pipe holds."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, _FIONREAD, bytes(4)))[0])
+
+
+def _outcome(status: int) -> dict[str, Any]:
+    """Return a wait status as the other end gets it."""
+    code = os.waitstatus_to_exitcode(status)
+    return {"signal": -code} if code < 0 else {"status": code}
 
 
 def _say_nothing(*words: Any) -> None:
