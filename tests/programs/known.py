@@ -14,7 +14,7 @@ EVERYWHERE = (
     Known(
         r"xattrs\.(names_and_sizes_of_attributes: name|attributes_of_the_system: ).*",
         r"EPERM|\[\]|\[.*ENODATA.*",
-        "attributes in `trusted.` and `security.`, but for capabilities and access control lists",
+        "attributes in `trusted.` and `security.`, except capabilities and access control lists",
     ),
     Known(
         r"attributes\.set_ids_are_cleared: open to truncate by owner, 6777",
