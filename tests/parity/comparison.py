@@ -16,7 +16,8 @@ REASONS = (
     ),
     (
         r"links: \w+ txqlen 1000: only in the guest",
-        "an interface of 0 has no queue; a NIC without one would drop what it can't send at once",
+        "an interface without a queue (`txqlen` 0, as bridge and ptp make them); the guest's NIC "
+        "has one of 1000 frames, because without one it would drop what it can't send at once",
     ),
     (
         r"settings: ipv6/conf/eth0/mtu is 65535, in the guest 65521",
@@ -262,14 +263,23 @@ _TAIL = """
   (`unres_qlen`) may differ as kernels do.
 - busybox's `ip link add d …` and `ip link add n …` fail in the guest as on a host: it takes `d` for
   `dev`, `n` for `name`.
+- An interface that is down in the namespace carries nothing, also when a program in the guest
+  brings its NIC up: it is to be brought up there.
+- Settings of connection tracking (`net.netfilter.nf_conntrack_*`) are there in a guest with
+  containers, and those of IPVS, SCTP, MPLS and bridges' packet filters when the configuration or
+  the namespace has them: the guest loads the module.
 - Loopback is up, and has 127.0.0.1 and ::1. In a namespace where no program has set it up, it is
   down.
 - Interfaces that are no Ethernet devices (tunnels that each kernel puts into each namespace), and
   bridges, are not carried; nor are routes through them, or through VRFs.
-- Not carried are address labels (`ip addrlabel`), tokens (`ip token`), MPTCP's endpoints, IPsec's
-  policies and states, neighbours by `nud noarp` (which a kernel forgets when nobody uses them), an
-  alias of loopback, and `ipv6/conf/*/mtu`, which is that of the link. That an interface takes all
-  multicast is carried as it was when its NIC came: from then on it does on the host.
+- Not carried are what no plugin and no platform is known to set: address labels (`ip addrlabel`,
+  and labels of IPv4 addresses without a colon), tokens (`ip token`), MPTCP's endpoints and limits,
+  an alias of loopback, groups of `ip maddr add`, and very long queues (600,000 frames). Nor are
+  IPsec's policies and states (their keys and counters would be in two kernels), neighbours by `nud
+  noarp` (which a kernel forgets when nobody uses them: in the namespace nobody does), the end of a
+  route by `expires` (it goes when the namespace's has gone), and `ipv6/conf/*/mtu`, which is that
+  of the link. That an interface takes all multicast is carried as it was when its NIC came: from
+  then on it does on the host.
 - A kernel's own routes of the table `local` are there in the guest, also when somebody has removed
   them from the namespace (of an address, of a broadcast, of `ff00::/8`).
 - Routes that router advertisements and redirects make are the guest's own, from the same messages.
