@@ -11,7 +11,6 @@ without a spare, of which each start makes the next.
 """
 
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from bench.ping import first_ping
-from bench.place import Place, new_host
+from bench.place import Place, new_host, output
 from bench.remains import interfaces
 from bench.samples import Samples, rounded
 from bench.start import (
@@ -151,7 +150,7 @@ def _shrink(place: Place, root: str, present: int) -> float:
 
 def _delete(place: Place, root: str, names: Sequence[str]) -> None:
     command = place.command(root, "sandbox", "delete", *names)
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    output(command)
 
 
 def _addresses(root: str) -> list[str]:

@@ -10,12 +10,11 @@ of one more beside the others.
 """
 
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import TypedDict
 
-from bench.place import NETWORK, Place, new_host
+from bench.place import NETWORK, Place, new_host, output
 from bench.remains import processes
 from bench.samples import Samples, rounded
 from tapwright.state import registry
@@ -45,8 +44,7 @@ def measure(place: Place, beside: int) -> Memory:
     before = _shared_memory()
     for name in names:
         words = ("sandbox", "run", name, "--network", NETWORK)
-        command = place.command(root, *words, configuration=place.monitored)
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        output(place.command(root, *words, configuration=place.monitored))
     time.sleep(_SETTLE_SECONDS)  # what a process does after its start is over
     sandboxes = [registry.find(root, name) for name in names]
     share: dict[str, Samples] = {}
@@ -54,9 +52,7 @@ def measure(place: Place, beside: int) -> Memory:
     for sandbox in sandboxes:
         _add(sandbox, share, own)
     template = _shared_memory() - before
-    subprocess.run(
-        place.command(root, "sandbox", "delete", *names), stdout=subprocess.DEVNULL, check=True
-    )
+    output(place.command(root, "sandbox", "delete", *names))
     return {
         "beside": beside,
         "guest": place.spec().machine.memory_mib,

@@ -111,6 +111,20 @@ def private() -> Iterator[Place]:
             place.delete_all()
 
 
+def output(command: Sequence[str]) -> bytes:
+    """What a command prints. When this process is to end, the command is, too, and takes back what
+    it has made; `subprocess.run` would kill it. Raises CalledProcessError."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            printed, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return printed
+
+
 def new_host() -> None:
     """Put this process into a fresh network namespace, which is its host from here on."""
     libc.unshare(libc.CLONE_NEWNET)

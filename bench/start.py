@@ -1,7 +1,6 @@
 """One start of a sandbox, by the command or by the library, and its end; with their times."""
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.ping import first_ping
-from bench.place import NETWORK, Place
+from bench.place import NETWORK, Place, output
 from bench.remains import remains
 from bench.samples import Milliseconds
 from tapwright.config import Config
@@ -51,7 +50,7 @@ def by_command(place: Place, root: str, name: str, configuration: Path | None = 
     words = ("sandbox", "run", name, "--network", NETWORK, "--json")
     command = place.command(root, *words, configuration=configuration)
     begun = time.monotonic()
-    answer = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    answer = output(command)
     done = time.monotonic()
     (nic,) = json.loads(answer)["interfaces"]
     pinged = first_ping(_address(nic["addresses"]))
@@ -81,7 +80,7 @@ def delete_by_command(place: Place, root: str, name: str, before: frozenset[int]
     left = remains(place, root, name, before)
     command = place.command(root, "sandbox", "delete", name)
     begun = time.monotonic()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    output(command)
     return _end(begun, time.monotonic(), left.gone())
 
 
