@@ -22,14 +22,13 @@ from tapwright.control.processes import Processes
 from tapwright.control.shares import Shares
 from tapwright.control.totals import Totals
 from tapwright.errors import SandboxStateError, TapwrightError, printable, shown
-from tapwright.linux import cgroups
 from tapwright.nics.forwarding import forwarded
 from tapwright.nics.net_devices import NetDevices
 from tapwright.nics.resolvers import Resolvers
 from tapwright.sandbox import deletion, environment, spares
 from tapwright.sandbox.report import Caller
 from tapwright.state import control_group, ownership
-from tapwright.state.record import LOG, RUNNING, Journal, Record, load
+from tapwright.state.record import LOG, RUNNING, Journal, Record
 from tapwright.supervisor.bringup import Bringup
 from tapwright.supervisor.guest import Guest
 from tapwright.supervisor.monitor import Monitor
@@ -38,7 +37,6 @@ from tapwright.supervisor.room import Room
 
 _LOG_BYTES = 1 << 20
 _ASKED_WITH = 2
-_NEXT = "tapwright.hypervisor.orphans", "tapwright.state.rebinding", "tapwright.state.teardown"
 
 _log = logging.getLogger(__name__)
 
@@ -173,8 +171,7 @@ class Life:
             os.dup2(request.descriptors[0], sys.stderr.fileno())
             environment.take(request.descriptors.pop())
         self._end()
-        for module in _NEXT:  # while QEMU ends
-            importlib.import_module(module)
+        importlib.import_module("tapwright.supervisor.takedown")  # while QEMU ends
 
     async def _stop(self, guest: Guest) -> None:
         """End the guest. Where this process takes the sandbox back, the CNI plugins run meanwhile,
@@ -183,21 +180,10 @@ class Life:
         if self.takes_down and any(
             each["kind"] == "attachment" for each in self._journal.record.held
         ):
-            self.left = await asyncio.to_thread(self._take_back_networks)
+            from tapwright.supervisor import takedown
+
+            self.left = await asyncio.to_thread(takedown.networks, self._journal.directory)
         await stopping
-
-    def _take_back_networks(self) -> list[str]:
-        from tapwright.state import rebinding, teardown
-
-        directory = self._journal.directory
-        try:
-            record = load(directory)
-            if record.spec.cgroup_of_its_own and not cgroups.leave(record.cgroup):
-                return []  # all of it is left to the process that deletes it
-            rebinding.bind_again(directory)
-            return teardown.take_back_networks(Journal(directory, record))
-        except SandboxStateError:  # that process knows what to do with a damaged record
-            return []
 
     def _restarts(self) -> int:
         """How often the network monitor was restarted."""

@@ -9,13 +9,11 @@ It loads most of its modules while it would only wait: while the caller makes it
 QEMU starts.
 """
 
-import contextlib
 import gc
 import importlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,8 +102,10 @@ def supervise(
     life.run(log_level, runner)
     begun.end()
     if life.takes_down:
+        from tapwright.supervisor import takedown
+
         with life.rights:
-            _take_down(directory, life.left)
+            takedown.rest(directory, life.left)
     if life.failure and journal.record.status != RUNNING:
         caller.failed(life.failure, [] if life.deleted else _give_up(journal))
 
@@ -118,25 +118,6 @@ def _speak_to(path: Path) -> None:
         return  # stderr stays the memory of `Launch`, which the caller reads
     os.dup2(fd, sys.stderr.fileno())
     os.close(fd)
-
-
-def _take_down(directory: Path, left: Sequence[str]) -> None:
-    """Take back all that the sandbox still holds. The process that asked tries again where this
-    fails, and reports the error; it does all of it where something is `left` already."""
-    from tapwright.hypervisor import orphans
-    from tapwright.linux import cgroups
-    from tapwright.state import rebinding, teardown
-
-    orphans.end(os.getpid())
-    if left:
-        return
-    with contextlib.suppress(SandboxStateError):  # the process that asked handles damaged records
-        record = load(directory)
-        if record.spec.cgroup_of_its_own and not cgroups.leave(record.cgroup):
-            return  # the group can't be removed before this process has ended
-        rebinding.bind_again(directory)
-        if not teardown.take_back(Journal(directory, record)):
-            ownership.discard(directory)
 
 
 def _give_up(journal: Journal) -> list[str]:
