@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import struct
 import subprocess
 import termios
@@ -129,13 +130,21 @@ def test_what_an_exec_leaves_in_the_background(container: Container) -> None:
 
 
 def test_exec_ends_when_its_shim_is_killed(runtime: Runtime, container: Container) -> None:
-    command = runtime.tapwright.command("exec", container.id, "sleep", "1234")
-    with subprocess.Popen(command) as running:
+    def shims() -> set[int]:
+        return set(json.loads(runtime.succeed("ps", "--format=json", container.id)))
+
+    before = shims()
+    running = subprocess.Popen(runtime.tapwright.command("exec", container.id, "sleep", "1234"))
+    try:
+        # Its process in the guest is there first, and its shim a moment later.
+        assert eventually(lambda: bool(shims() - before))
         assert eventually(lambda: "sleep 1234" in runtime.succeed("ps", container.id))
-        pids = json.loads(runtime.succeed("ps", "--format=json", container.id))
-        (shim,) = set(pids) - {container.pid}
-        os.kill(shim, 9)
+        (shim,) = shims() - before
+        os.kill(shim, signal.SIGKILL)
         assert running.wait(60) == 137
+    finally:
+        running.kill()
+        running.wait()
     assert eventually(lambda: "sleep 1234" not in runtime.succeed("ps", container.id))
 
 
