@@ -7,12 +7,13 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ import pytest
 from tapwright import AsyncSandbox, Sandbox
 from tapwright import config as configurations
 from tapwright.hypervisor.machine import Daemon, Machine
-from tapwright.linux import filelock
+from tapwright.linux import filelock, starving, unixsocket
 from tapwright.sandbox import launching, planning, spares
 from tapwright.state import supervisors
 from tapwright.state.record import Spec, read_spec, written_spec
@@ -645,6 +646,38 @@ def test_what_was_killed_is_removed(tmp_path: Path) -> None:
     again = spares.enter(tmp_path, spec)
     assert again
     spares.leave(*again)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("starves", [True, False])
+def test_one_that_has_no_processor_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starves: bool
+) -> None:
+    """It greets when it has been looked at for the fourth time, by when it is late."""
+    spec = Spec(Machine(Path("kernel"), Path("initrd")), template="/nowhere", spares=1)
+    entered = spares.enter(tmp_path, spec)
+    assert entered
+    looks: list[int] = []
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as accepted:
+
+        def waited(pid: int) -> dict[int, float]:
+            looks.append(pid)
+            if len(looks) == 4:
+                connection, _ = listener.accept()
+                accepted.enter_context(connection).sendall(spares.YOURS)
+            return {pid: time.monotonic() if starves else 0.0}
+
+        monkeypatch.setattr(spares, "_ANSWER_SECONDS", 0.3)
+        monkeypatch.setattr(starving, "waited", waited)
+        with unixsocket.address(entered[0] / spares.SOCKET) as path:
+            listener.bind(path)
+        listener.listen()
+        taken = spares.take(tmp_path, spec)
+        assert (taken is not None, len(looks)) == ((True, 4) if starves else (False, 3))
+        if taken:
+            taken.socket.close()
+    assert set(looks) == {os.getpid()}
+    spares.leave(*entered)
 
 
 @pytest.mark.unit

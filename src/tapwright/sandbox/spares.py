@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tapwright
-from tapwright.linux import claims, ending, filelock, unixsocket
+from tapwright.linux import claims, ending, filelock, starving, unixsocket
 from tapwright.sandbox.launching import SPARES, Waiting, in_background
 from tapwright.state import supervisors
 from tapwright.state.record import Journal, Spec, written_machine, written_spec
@@ -230,17 +230,28 @@ def _described(spec: Spec) -> dict[str, Any]:
 def _asked(directory: Path) -> Waiting | None:
     """Connect to a spare; None unless it becomes this caller's."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    allowance = starving.Allowance(supervisors.pid_of(directory), _ANSWER_SECONDS)
     try:
         connection.settimeout(_ANSWER_SECONDS)
         with unixsocket.address(directory / SOCKET) as path:
             connection.connect(path)
-        if connection.recv(len(YOURS)) == YOURS:
+        if _heard(connection, allowance) == YOURS:
             connection.settimeout(None)
             return Waiting(connection)
     except OSError:
         pass  # another caller was first, or the spare is not ready, or dead
     connection.close()
     return None
+
+
+def _heard(connection: socket.socket, allowance: starving.Allowance) -> bytes:
+    """The greeting of a spare that answers in time; nothing when it closes the connection. A spare
+    that has no processor is waited for: the start of a sandbox without it would take longer."""
+    while (left := allowance.left()) > 0:
+        connection.settimeout(max(left, starving.STEP_SECONDS))
+        with contextlib.suppress(TimeoutError):
+            return connection.recv(len(YOURS))
+    raise TimeoutError
 
 
 def _living(directory: Path, key: str) -> Iterator[str]:
