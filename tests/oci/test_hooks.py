@@ -22,6 +22,20 @@ def test_they_get_the_state_and_nothing_but_their_environment(tmp_path: Path) ->
 
 
 @pytest.mark.unit
+def test_without_an_environment_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have the caller's, or what the container's process has; an empty one is empty."""
+    monkeypatch.setenv("TWTEST", "caller")
+    said = tmp_path / "said"
+    script = f"echo ${{TWTEST-none}} >> {said}"
+    hooks.run("prestart", [shell(script), shell(script, env=[])], STATE)
+    own = shell(script, env=["TWTEST=own"])
+    hooks.run("createContainer", [shell(script), own], STATE, environment=["TWTEST=process"])
+    assert said.read_text().split() == ["caller", "none", "process", "own"]
+
+
+@pytest.mark.unit
 def test_the_first_failure_ends_it(tmp_path: Path) -> None:
     made = tmp_path / "made"
     with pytest.raises(
@@ -51,9 +65,9 @@ def test_a_missing_program() -> None:
 
 
 @pytest.mark.unit
-def test_late_ones_only_warn(tmp_path: Path) -> None:
+def test_those_of_poststop_only_warn(tmp_path: Path) -> None:
     log, made = Log(str(tmp_path / "log"), "text"), tmp_path / "made"
-    hooks.run_late("poststop", [shell("exit 1"), shell(f"touch {made}")], STATE, log)
+    hooks.run_poststop([shell("exit 1"), shell(f"touch {made}")], STATE, log)
     log.succeeded()
     assert made.exists()
     assert "poststop hook 0" in (tmp_path / "log").read_text()

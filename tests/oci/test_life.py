@@ -12,6 +12,7 @@ import pytest
 
 from tests.host import eventually
 from tests.oci.bundles import configuration
+from tests.oci.conftest import Run
 from tests.oci.runtime import Container, Runtime
 from tests.sandboxes import pids_of
 
@@ -236,6 +237,11 @@ def test_processes(runtime: Runtime) -> None:
         assert pids == [container.pid]
 
 
+def shell(script: str) -> dict[str, Any]:
+    """A hook."""
+    return {"path": "/bin/sh", "args": ["sh", "-c", script]}
+
+
 def test_hooks(runtime: Runtime, tmp_path: Path) -> None:
     """Each where the specification says, with the state as it is then."""
 
@@ -275,6 +281,42 @@ def test_hooks(runtime: Runtime, tmp_path: Path) -> None:
         "poststart": ("running", container.pid, own),
         "poststop": ("stopped", None, own),
     }
+
+
+def test_environments_of_hooks(
+    by_runc: Run, by_us: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those without one of their own: as by runc."""
+    monkeypatch.setenv("TWTEST_CALLER", "caller")
+    said = {}
+    for name, run in (("runc", by_runc), ("tapwright", by_us)):
+        file = tmp_path / name
+        rootfs: list[Path] = []
+        kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+        hooks = {
+            kind: [shell(f"echo {kind} $TWTEST_CALLER $TWTEST_PROCESS >> {into}")]
+            for kind, into in (*((kind, file) for kind in kinds), ("startContainer", "/data/said"))
+        }
+        process = {"env": ["PATH=/bin", "TWTEST_PROCESS=process"]}
+        answer = run("true", prepare=rootfs.append, hooks=hooks, process=process)
+        assert answer.startswith("0 "), answer
+        lines = file.read_text() + (rootfs[0] / "data/said").read_text()
+        said[name] = sorted(lines.splitlines())
+    assert said["tapwright"] == said["runc"]
+    assert "startContainer process" in said["runc"]
+    assert "prestart caller" in said["runc"]
+
+
+def test_a_hook_of_poststart_that_fails(runtime: Runtime, tmp_path: Path, by_runc: Run) -> None:
+    """It ends the container, as by runc; the program has run until then."""
+    hooks = {"poststart": [shell("true"), shell("exit 3"), shell(f"touch {tmp_path}/later")]}
+    assert by_runc("sleep", "1000", hooks=hooks).startswith("1 ")
+    with runtime.created(configuration("sleep", "1000", hooks=hooks)) as container:
+        said = runtime.refused("start", container.id)
+        assert "poststart hook 1 (/bin/sh): it ended with status 3" in said
+        assert container.state["status"] == "stopped"
+        assert container.wait() == 128 + signal.SIGKILL
+    assert not (tmp_path / "later").exists()
 
 
 def test_a_hook_that_fails(runtime: Runtime, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ class _Making:
         try:
             life.take_down(self._wish.root, self._container, force=True)
             if self._hooks_begun:
-                life.run_hooks("poststop", self._container, state.STOPPED, self._log)
+                life.run_poststop(self._container, self._log)
             self._held.discard()
         except (TapwrightError, OSError) as error:
             self._log.warn(f"not everything could be taken back: {error}")
@@ -367,6 +367,8 @@ class _Making:
             # Those of the container's namespaces have here its network's alone.
             inside = kind == "createContainer"
             netns = self._container.netns if inside else ""
-            # By runc, it has entered the bundle by then, and then the root filesystem.
+            # By runc, it has entered the bundle by then, and then the root filesystem, with the
+            # environment of the container's process.
             directory = self._bundle.rootfs if inside else self._bundle.directory
-            hooks.run(kind, wanted.get(kind, ()), oci_state, netns, directory)
+            environment = self._bundle.process.get("env", []) if inside else None
+            hooks.run(kind, wanted.get(kind, ()), oci_state, netns, directory, environment)

@@ -23,36 +23,45 @@ def run(
     state: "Json",
     netns: str = "",
     directory: str | None = None,
+    environment: "Sequence[str] | None" = None,
 ) -> None:
     """Run hooks in their order, in the network namespace at `netns` and in the directory where
-    these are given; `state` is the container's (runtime.md) and goes to their stdin.
+    these are given; `state` is the container's (runtime.md) and goes to their stdin. A hook without
+    `env` gets `environment`, and this process's where that is not given, as by runc and crun.
 
     Raises ContainerStateError for the first hook that fails; later hooks do not run.
     """
     netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC) if netns and hooks else -1
     try:
         for number, hook in enumerate(hooks):
-            if failure := _failure(hook, json.dumps(state), netns_fd, directory):
+            if failure := _failure(hook, json.dumps(state), netns_fd, directory, environment):
                 raise ContainerStateError(f"{kind} hook {number} ({hook['path']}): {failure}")
     finally:
         if netns_fd >= 0:
             os.close(netns_fd)
 
 
-def run_late(kind: str, hooks: "Sequence[Json]", state: "Json", log: Log) -> None:
-    """Run hooks of `poststart` and `poststop`, whose failures are only warnings."""
+def run_poststop(hooks: "Sequence[Json]", state: "Json", log: Log) -> None:
+    """Run hooks of `poststop`, whose failures are only warnings."""
     for hook in hooks:
         try:
-            run(kind, [hook], state)
+            run("poststop", [hook], state)
         except ContainerStateError as error:
             log.warn(str(error))
 
 
-def _failure(hook: "Json", state: str, netns_fd: int, directory: str | None) -> str:
+def _failure(
+    hook: "Json",
+    state: str,
+    netns_fd: int,
+    directory: str | None,
+    environment: "Sequence[str] | None",
+) -> str:
     """Run a hook; return why it failed, empty for success."""
     import subprocess  # most containers have no hooks
 
-    environment = dict(entry.partition("=")[::2] for entry in hook.get("env", ()))
+    given = hook.get("env", environment)
+    variables = None if given is None else dict(entry.partition("=")[::2] for entry in given)
     timeout = hook.get("timeout")
     # Not a pipe, because a process that a hook leaves behind could hold it open for ever.
     with open(os.memfd_create("hook"), "r+b") as output:
@@ -61,7 +70,7 @@ def _failure(hook: "Json", state: str, netns_fd: int, directory: str | None) -> 
                 hook.get("args") or [hook["path"]],
                 executable=hook["path"],
                 input=state.encode(),
-                env=environment,
+                env=variables,
                 cwd=directory,
                 timeout=timeout,
                 stdout=output,

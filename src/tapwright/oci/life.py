@@ -1,5 +1,6 @@
 """A container's life after it was made: start, signals, pause, limits, and its end."""
 
+import contextlib
 import os
 import select
 import signal
@@ -35,7 +36,8 @@ _UNSTARTABLE = {
 
 
 def start(root: str, container_id: str, log: Log) -> None:
-    """Execute the container's program. Raises ContainerStateError, and the guest's refusals."""
+    """Execute the container's program. If a hook of `poststart` fails, kill it. Raises
+    ContainerStateError, and the guest's refusals."""
     held = state.hold(root, container_id, _LOCK_SECONDS)
     try:
         container = state.load(root, container_id)
@@ -56,7 +58,7 @@ def start(root: str, container_id: str, log: Log) -> None:
             container.started = False
             held.save(container)
             raise
-        run_hooks("poststart", container, state.RUNNING, log)
+        _run_poststart(root, container)
     finally:
         held.release()
 
@@ -142,7 +144,7 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
             )
         for left in take_down(root, container, force):
             log.warn(f"given up: {left}")
-        run_hooks("poststop", container, state.STOPPED, log)
+        run_poststop(container, log)
         held.discard()
     finally:
         held.release()
@@ -229,12 +231,29 @@ def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
         held.release()
 
 
-def run_hooks(kind: str, container: Container, status: str, log: Log) -> None:
-    """Run the container's hooks of that kind, `poststart` or `poststop`."""
-    if kind in container.hooks:
+def _run_poststart(root: str, container: Container) -> None:
+    """Run the container's hooks of `poststart`. The first one that fails ends the container
+    (runtime.md, "Lifecycle"; runc and crun have always done so). Raises ContainerStateError."""
+    if "poststart" in container.hooks:
         from tapwright.oci import hooks
 
-        hooks.run_late(kind, container.hooks[kind], state.oci_state(container, status), log)
+        told = state.oci_state(container, state.RUNNING)
+        try:
+            hooks.run("poststart", container.hooks["poststart"], told)
+        except ContainerStateError:
+            with contextlib.suppress(ContainerStateError):  # it has ended by itself
+                kill(root, container.id, signal.SIGKILL, False)
+            _ends(container, _GUEST_SECONDS)
+            raise
+
+
+def run_poststop(container: Container, log: Log) -> None:
+    """Run the container's hooks of `poststop`."""
+    if "poststop" in container.hooks:
+        from tapwright.oci import hooks
+
+        told = state.oci_state(container, state.STOPPED)
+        hooks.run_poststop(container.hooks["poststop"], told, log)
 
 
 def _load_or_guess(root: str, container_id: str) -> Container:
