@@ -290,7 +290,7 @@ def test_environments_of_hooks(
     monkeypatch.setenv("TWTEST_CALLER", "caller")
     said = {}
     for name, run in (("runc", by_runc), ("tapwright", by_us)):
-        file = tmp_path / name
+        file = tmp_path / f"by-{name}"
         rootfs: list[Path] = []
         kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
         hooks = {

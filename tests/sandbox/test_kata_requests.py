@@ -1,5 +1,6 @@
 """The JSON of `kata-network`, as Kata's own runtime and monitor read and write it."""
 
+import ipaddress
 from typing import Any
 
 import pytest
@@ -72,6 +73,15 @@ def test_default_routes_of_katas_monitor(route: Any, dest: str) -> None:
 def test_a_route_that_leads_nowhere(route: Any) -> None:
     with pytest.raises(UsageError, match=r"(dest|device): it is missing"):
         kata.read_table([route])
+
+
+@pytest.mark.parametrize("dest", ["192.168.157.204/20", "fd00::7/64"])
+def test_bits_beyond_the_prefix_do_not_count(dest: str) -> None:
+    """Kata's agent takes them (kata-containers/kata-containers#5207)."""
+    route = {"dest": dest, "device": "eth0", "scope": 253}
+    (read,) = kata.read_table([route])
+    assert read.dest == str(ipaddress.ip_network(dest, strict=False))
+    assert kata.read_routes(route, one=True) == kata.read_routes([route]) == [read]
 
 
 def test_a_destination_is_not_left_out_by_people() -> None:

@@ -83,10 +83,10 @@ def read_leaving(content: Any) -> tuple[str, str]:
 
 def read_routes(content: Any, as_patterns: bool = False, one: bool = False) -> list[RouteRequest]:
     """Routes to add, or patterns of routes to remove. With `one`, a single object is a route, too:
-    openEuler's users write that, and may set bits beyond the prefix, which do not count. Raises
-    UsageError."""
+    openEuler's users write that. Bits of a destination beyond its prefix do not count, as in Kata's
+    agent. Raises UsageError."""
     if one and isinstance(content, dict):
-        return [_route(_fields(content, "a route"), as_patterns, strict=False)]
+        return [_route(_fields(content, "a route"), as_patterns)]
     if content is None:
         return []
     if not isinstance(content, list):
@@ -166,10 +166,10 @@ def _written_addresses(texts: Iterable[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _route(fields: dict[str, Any], as_pattern: bool, strict: bool = True) -> RouteRequest:
+def _route(fields: dict[str, Any], as_pattern: bool) -> RouteRequest:
     gateway = _ip(fields, "gateway")
     source = _ip(fields, "source")
-    dest = _destination(fields, gateway, as_pattern, strict)
+    dest = _destination(fields, gateway, as_pattern)
     for key, value in (("gateway", gateway), ("source", source)):
         if value and dest and (":" in value) != (":" in dest):
             raise _refusal(key, value, f"an address of the same family as dest, {dest}")
@@ -186,7 +186,7 @@ def _route(fields: dict[str, Any], as_pattern: bool, strict: bool = True) -> Rou
     )
 
 
-def _destination(fields: dict[str, Any], gateway: str, as_pattern: bool, strict: bool) -> str:
+def _destination(fields: dict[str, Any], gateway: str, as_pattern: bool) -> str:
     dest = _text(fields, "dest")
     # Kata's monitor leaves the destination of a default route empty.
     if dest == "default" or (not dest and gateway):
@@ -195,11 +195,9 @@ def _destination(fields: dict[str, Any], gateway: str, as_pattern: bool, strict:
         # One that leads to a link has no gateway; Kata's agent, too, takes it for IPv4.
         return "::/0" if ":" in (gateway or _ip(fields, "source")) else "0.0.0.0/0"
     try:
-        return str(ipaddress.ip_network(dest, strict))
+        return str(ipaddress.ip_network(dest, strict=False))
     except ValueError:
-        raise _refusal(
-            "dest", dest, "ADDRESS/PREFIX with no bits beyond the prefix, ADDRESS, or default"
-        ) from None
+        raise _refusal("dest", dest, "ADDRESS/PREFIX, ADDRESS, or default") from None
 
 
 def _address(content: Any) -> Address:
