@@ -106,6 +106,20 @@ def test_a_request_that_is_given_up_half_way_is_taken_back() -> None:
     tell(story)
 
 
+def test_a_request_without_an_answer_is_cancelled_once() -> None:
+    async def story(guest: Hostile) -> None:
+        with pytest.raises(AgentError, match="did not answer small within"):
+            await guest.agent.call(of("small"), timeout=0.1)
+        asking = asyncio.create_task(guest.agent.call(of("next"), timeout=10))
+        found = await read_until(guest, lambda frame: b"next" in frame.payload)
+        kinds = [frame.kind for frame in found]
+        assert kinds == [protocol.REQUEST, protocol.CANCEL, protocol.REQUEST]
+        await guest.send(protocol.message(protocol.REPLY, guest.session, found[-1].stream, {}))
+        assert await asking == {}
+
+    tell(story)
+
+
 def test_a_request_whose_stream_has_ended_is_not_sent_on() -> None:
     async def story(guest: Hostile) -> None:
         got: list[Frame] = []

@@ -145,28 +145,31 @@ class AgentClient:
                 answer.set_exception(failure(op, reply))
 
         stream = None
+        is_cancelled = False
 
         async def ask() -> dict[str, Any]:
             nonlocal stream
             stream = await self.open(request, take)
             return await asyncio.shield(answer)
 
+        async def ask_for_last_word(stream: int) -> dict[str, Any]:
+            nonlocal is_cancelled
+            await self.send(stream, protocol.CANCEL, b"")
+            is_cancelled = True
+            return await asyncio.shield(answer)
+
         try:
             with contextlib.suppress(TimeoutError):
                 return await granted(self._process, timeout, ask())
             if stream is not None:
+                seconds = min(timeout, _LAST_WORD_SECONDS)
                 with contextlib.suppress(TimeoutError):
-                    last_word = self._last_word(stream, answer)
-                    return await granted(self._process, min(timeout, _LAST_WORD_SECONDS), last_word)
+                    return await granted(self._process, seconds, ask_for_last_word(stream))
             raise AgentError(f"the agent did not answer {op} within {timeout:g} s")
         finally:
             if stream is not None:
-                self.close_stream(stream, cancel=not answer.done())
+                self.close_stream(stream, cancel=not answer.done() and not is_cancelled)
             answer.cancel()
-
-    async def _last_word(self, stream: int, answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
-        await self.send(stream, protocol.CANCEL, b"")
-        return await asyncio.shield(answer)
 
     async def listing(self, what: str) -> list[dict[str, Any]]:
         """The guest's `interfaces` or `routes`. Raises AgentError."""

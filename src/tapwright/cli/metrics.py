@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from tapwright.cli import output
 from tapwright.errors import TapwrightError, UsageError
+from tapwright.linux import files
 
 if TYPE_CHECKING:
     from tapwright.metrics.exposition import Family
 
-_READABLE = 0o644
 _MOST_PORT = 65535
 
 
@@ -66,15 +66,10 @@ def _metrics(arguments: argparse.Namespace) -> int:
 def _write(name: str, text: str) -> None:
     """Write a complete file, readable for all: node_exporter may read it at any moment, as a user
     of its own."""
-    temporary = f"{name}.{os.getpid()}"
+    os.umask(0o022)
     try:
-        with open(temporary, "x") as file:
-            os.fchmod(file.fileno(), _READABLE)
-            file.write(text)
-        os.rename(temporary, name)
+        files.replace(name, text, synced=False, mode=0o644, is_shared=True)
     except OSError as error:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         raise TapwrightError(f"{name} can't be written: {error.strerror}") from None
 
 

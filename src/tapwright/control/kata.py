@@ -78,7 +78,9 @@ def read_leaving(content: Any) -> tuple[str, str]:
     give the name, and Kata's runtime uses only the MAC address. Raises UsageError."""
     fields = _fields(content, "an interface")
     mac = _mac(fields) if _text(fields, "hwAddr") else ""
-    return _name(fields, "name") if _text(fields, "name") or not mac else "", mac
+    if mac and not _text(fields, "name"):
+        return "", mac
+    return _name(fields, "name"), mac
 
 
 def read_routes(content: Any, as_patterns: bool = False, one: bool = False) -> list[RouteRequest]:

@@ -16,14 +16,22 @@ _REMEDIES = {
 
 
 def replace(
-    path: "Path", text: str, synced: bool = True, kept: bool = False, mode: int = 0o600
+    path: "Path",
+    text: str,
+    synced: bool = True,
+    kept: bool = False,
+    mode: int = 0o600,
+    is_shared: bool = False,
 ) -> None:
-    """Write a file, which only root can read unless its `mode` says otherwise. The caller keeps
-    other processes from writing the file at the same time. Without `synced`, the file may be empty
-    after a loss of power; without `kept`, it may have its old content then. Raises OSError; then
-    the file is as it was, unless its directory could not be synced."""
+    """Write a file, which only root can read unless its `mode` says otherwise. With `is_shared`,
+    other processes may write the file at the same time, and the last one wins; without it, the
+    caller keeps them from that. Without `synced`, the file may be empty after a loss of power;
+    without `kept`, it may have its old content then. Raises OSError; then the file is as it was,
+    unless its directory could not be synced."""
     directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}")
+    # A draft that others may see does not have the file's ending, by which node_exporter reads.
+    draft = f".{name}.{os.getpid()}" if is_shared else f".{name}"
+    temporary = os.path.join(directory, draft)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = os.open(temporary, flags, mode)

@@ -13,15 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tapwright.linux import netlink, netns
+from tapwright.linux import files, netlink, netns
 
 ROOT = "/proc/sys/net"
 _DEFAULTS_FILE = Path("/run/tapwright/network-defaults.json")
 _MOST_BYTES = 4096
 _AF_INET, _AF_INET6 = 2, 10
 _IFLA_INET_CONF, _IFLA_INET6_CONF = 1, 2
-
-Values = Mapping[str, str]
 
 
 class _Conf(NamedTuple):
@@ -224,11 +222,10 @@ def defaults() -> Defaults:
             found = _read_fresh()
     finally:
         os.close(fresh)
-    temporary = _DEFAULTS_FILE.with_name(f".{_DEFAULTS_FILE.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # the next call finds them out again
         _DEFAULTS_FILE.parent.mkdir(mode=0o755, exist_ok=True)
-        temporary.write_text(json.dumps(found._asdict()))
-        temporary.rename(_DEFAULTS_FILE)
+        text = json.dumps(found._asdict())
+        files.replace(_DEFAULTS_FILE, text, synced=False, is_shared=True)
     return found
 
 
@@ -316,11 +313,11 @@ def _read_fresh() -> Defaults:
     """Read all settings that can be read and written in this thread's namespace, which has only its
     loopback."""
     values, neigh = {}, {}
-    for directory, below, files in os.walk(ROOT):
+    for directory, below, names in os.walk(ROOT):
         room = directory.removeprefix(ROOT).strip("/")
         if room.endswith("/conf"):
             below.clear()
-        for file in files:
+        for file in names:
             path = f"{room}/{file}"
             if path in _PASSED_OVER or room in _ROOMS_PASSED_OVER:
                 continue
