@@ -21,40 +21,41 @@ _COLUMNS = 100
 
 _HEAD = """# Performance
 
-All figures are of one run of `scripts/bench`, which has written this page; the data are in
-[performance.json](performance.json). In a run the variants of a measurement take turns, so their
-ratios can be relied on; figures of different runs are not to be compared. A value is the median,
-in brackets the quartiles: half of the values are between them.
+One run of `scripts/bench` measured all figures and wrote this page; the data are in
+[performance.json](performance.json). In a run, the variants of a measurement take turns, so their
+ratios are reliable; figures of different runs do not compare. A value is the median, and the
+brackets have the quartiles: half of the values are between them.
 
 {machine}
 
-Each part can be run alone: `scripts/bench --only starts`; its module says what it does.
+`scripts/bench --only starts` runs one part alone; the docstring of its module says what it does.
 """
 
 _STARTS = """## Start to first ping
 
-From the fork of the command (or the call) to the first answer to a ping, on a CNI network of the
-reference plugins bridge and host-local, and back to nothing. A ping is an ICMP echo request sent
-every 2 ms from the bridge's namespace, over a socket that is open already.
+The time from the fork of the command (or from the call) to the first answer to a ping. The CNI
+network has the reference plugins bridge and host-local, and each sandbox is deleted before the next
+start. A socket that is already open sends a ping (an ICMP echo request) every 2 ms from the
+bridge's namespace.
 
 {table}
 
 ![From nothing to the first ping](performance/starts.svg)
 
-*Bare QEMU* is the floor: the same template, its memory filled already, a TAP in a bridge; one
-process does by hand only what must be done, without confinement, journal and CNI. *Beside another
-sandbox* the template's memory is taken over from that one; *alone* it is read from the disk, and
-checked. *Booted* is the same guest, with the same network, and no template. A supervisor *started
-ahead* (`sandbox.launching.Launch`) has loaded its modules before it is told of its sandbox. A
-*spare* ([what it is](configuration.md#spares)) is there already, and a second one, so that none is
-made meanwhile.
+*Bare QEMU* is the floor: it has the same template, whose memory is already filled, and a TAP in a
+bridge. One process does by hand only what a start needs, without confinement, journal or CNI.
+*Beside another sandbox*, a sandbox takes over the template's memory from the other one; *alone*, it
+reads the memory from the disk, and checks it. *Booted* is the same guest on the same network,
+without a template. A supervisor *started ahead* (`sandbox.launching.Launch`) has loaded its modules
+before it gets a sandbox. *With a spare*, two [spares](configuration.md#spares) are ready before the
+start, so Tapwright makes none during it.
 """
 
 _STEPS = """### Where the time goes
 
-`sandbox run` beside another sandbox; the steps that overlap run side by side (medians of each, so
-they need not add up exactly). `--json` and `sandbox inspect` tell those of every sandbox as
-`phases`.
+The steps of `sandbox run` beside another sandbox. Steps that overlap run side by side. Each figure
+is a median, so the sums are not exact. `--json` and `sandbox inspect` show the steps of each
+sandbox as `phases`.
 
 {table}
 
@@ -65,99 +66,99 @@ The floor's own steps, for comparison:
 {floor}
 
 The library saves the start of an interpreter and its imports, {library:.0f} ms; a supervisor that
-was started ahead {ready:.0f} ms more. What it takes more than the floor then, {above:.0f} ms, is
-the namespace, the CNI plugins (which run while QEMU starts), the journal, which is written through
-to the disk before anything is made, and the joining of the interfaces.
+was started ahead saves {ready:.0f} ms more. The rest above the floor, {above:.0f} ms, goes into the
+namespace, the CNI plugins (which run while QEMU starts), the journal (which is synced to the disk
+before anything is made), and the joining of the interfaces.
 """
 
-_SPARE_STEPS = """With a spare, `sandbox run` takes:
+_SPARE_STEPS = """The steps of `sandbox run` with a spare:
 
 {table}
 """
 
 _DELETES = """## Deleting a sandbox
 
-From the fork of `sandbox delete` (or the call) until nothing is left: no process, namespace,
-interface, lease, or file. The kernel takes the interfaces of a namespace away in its own time, also
-after the command's end.
+The time from the fork of `sandbox delete` (or from the call) until nothing is left: no process,
+namespace, interface, lease or file. The kernel may remove the interfaces of a namespace after the
+command has ended.
 
 {table}
 """
 
 _CROWD = """## Many sandboxes
 
-One more start, to the first ping, with so many sandboxes there already; measured on the way up and
-on the way down again. With none there, the template's memory is read from the disk.
+The time of one more start, to the first ping, while so many sandboxes run. Each number was measured
+on the way up and on the way down. The first sandbox reads the template's memory from the disk.
 
 {table}
 
 ![First ping over the number of sandboxes](performance/crowd.svg)
 
-With {most} of them at once, {answered} answered a ping. When they were deleted, {left}. One
-command that deletes many takes {delete:.0f} ms for each.
+Of {most} at once, {answered} answered a ping. After their deletion, {left}. One command that
+deletes many takes {delete:.0f} ms for each.
 
 ### Starts per second
 
-{batch} sandboxes by `sandbox run`, some of them at once, until all have answered a ping:
+{batch} sandboxes by `sandbox run`, so many of them at once, until all have answered a ping:
 
 {together}
 
-And {many}, two at once; with spares each start makes the next one meanwhile:
+And {many}, two at once. Each start with a spare also makes the next spare:
 
 {sustained}
 """
 
 _MEMORY = """## Memory of a sandbox
 
-One more sandbox beside {beside} others, with a guest of {guest} MiB, a network monitor, and one
-network, all from the same template and idle. The proportional share counts a page that N processes
-have mapped as one N-th; the pages of the template that no guest has written to are shared by all
-of them.
+One more sandbox beside {beside} others, with a guest of {guest} MiB, a network monitor and one
+network. All are idle, and start from the same template. The proportional share counts a page that N
+processes have mapped as one N-th; all guests share the template's pages to which none has written.
 
 {table}
 
-Beside it there is the template's memory, once for all: {template:.0f} MiB, of which the shares
-above contain what the guests have mapped.
+The template's memory exists once for all sandboxes: {template:.0f} MiB. The shares above contain
+the part of it that the guests have mapped.
 """
 
 _COMMAND_START = """## The command's own start
 
 {table}
 
-`python3` is the interpreter itself, isolated and without site-packages of the user; the command
-runs with those of its virtual environment.
+`python3` is the interpreter alone, isolated and without site-packages of the user; the command has
+the site-packages of its virtual environment.
 """
 
 _HOTPLUG = """## Plugging a NIC into a running VM
 
-A TAP on a Linux bridge, from asking for it to the first ping, and from asking for its end to that:
+A NIC with a TAP on a Linux bridge: from the request to the first ping, and from the request to
+remove it to its end.
 
 {table}
 
 `bare` does by hand, in one process, only what must be done; `library` asks a running sandbox over
-its control socket; `command` is `tapwright kata-network`. Of the time to remove, much is QEMU's
-own: it tells of the end of a device when its threads have let go of it.
+its control socket; `command` is `tapwright kata-network`. QEMU takes much of the time to remove: it
+reports the end of a device when its threads have let go of it.
 """
 
 _NETMON = """## Following the namespace
 
-A veth whose other end is in a Linux bridge, from coming up in the namespace to the first ping that
-the guest answers; the namespace's own stack is kept from answering.
+A veth whose other end is in a Linux bridge: from the moment when it comes up in the namespace to
+the first ping that the guest answers. The namespace's own stack does not answer.
 
 {table}
 """
 
 _CARRYING = """## Carrying routes, rules and settings
 
-With the network monitor, until the guest is what the namespace is:
+The time until the network monitor has made the guest's network equal to the namespace's:
 
 {table}
 """
 
 _CNI = """## Running CNI networks
 
-Bridge, host-local and tuning. `bare` executes the plugins with input that was made before;
-`library` is `Runtime` in one process; `command` is `tapwright cni`; `cnitool` is there where it is
+The plugins are bridge, host-local and tuning. `bare` executes them with input that was made before;
+`library` is `Runtime` in one process; `command` is `tapwright cni`; `cnitool` has a row where it is
 installed.
 
 {table}
@@ -167,47 +168,48 @@ installed.
 
 _ENDPOINTS = """## Models and endpoints
 
-A sandbox for each row; TCP each way, the guest's end being busybox's `nc`, and the round trip of
-pings one after another. Ratios are to a TAP straight in a bridge.
+Each row is a sandbox of its own: TCP in each direction, with busybox's `nc` in the guest, and the
+round trip of pings one after another. Ratios are to a TAP directly in a bridge.
 
 {table}
 
 ![TCP to the guest](performance/models.svg)
 
-Under software emulation the guest is the bottleneck, so the models differ by little. The existing
-TAP is made by `ip tuntap add`, without `vnet_hdr`: no segmentation or checksum offload passes such
-a TAP. `vhost-user` is not in the table: Open vSwitch's own polling takes a whole core.
+Under software emulation the guest is the bottleneck, so the models differ by little. `ip tuntap
+add` makes the existing TAP without `vnet_hdr`: such a TAP passes no segmentation or checksum
+offload. The table has no `vhost-user`, because Open vSwitch's polling takes a whole core.
 """
 
 _PLATFORMS = """## Containers
 
-On podman, by turns with runc on the same podman, a network with a bridge of its own, and an image
-of busybox; without spares, and with one (and a second, so that none is made meanwhile):
+The same podman runs containers by runc and by Tapwright in turn, from an image of busybox, on a
+network with a bridge of its own. *With a spare*, two spares are ready before the start, so
+Tapwright makes none during it.
 
 {calls}
 {parts}
 ### Files in a container
 
-A file of {mib} MiB written, with fsync, and read while it is in the host's page cache, and small
-files made by a shell; on the host, in a directory of the same filesystem:
+A program writes a file of {mib} MiB, with fsync, and reads it while the host's page cache has it; a
+shell makes small files. The row *host* is a directory of the same filesystem on the host.
 
 {files}
 
 ### Memory of a container
 
-A web server that is idle, its network monitor with it; in the last column one more container in
-the same pod, in the same guest. The proportional share of each process:
+The proportional share of each process for an idle web server, with its network monitor. The last
+column is one more container in the same pod, and so in the same guest.
 
 {memory}
 """
 
 
 _PARTS = """
-Of `podman exec`, {guest:.0f} ms are the guest's: crun and the process itself, from the request to
-the supervisor until that tells of the end. A call of the runtime that does little, `state`, takes
-{state:.0f} ms, and of these an empty interpreter {interpreter:.0f} ms. `podman run --rm` calls the
-runtime three times (`create`, `start`, `delete`), and `podman exec` once; what podman and conmon do
-themselves is in the column of runc, too.
+Of `podman exec`, the guest takes {guest:.0f} ms for crun and the process itself, from the request
+to the supervisor until the supervisor reports the end. A call of the runtime that does little,
+`state`, takes {state:.0f} ms; an empty interpreter takes {interpreter:.0f} ms of these. `podman run
+--rm` calls the runtime three times (`create`, `start`, `delete`), and `podman exec` once. The
+column of runc also contains what podman and conmon do themselves.
 """
 
 
@@ -329,7 +331,7 @@ def _start_aims(starts: Data) -> list[Aim]:
             aim,
             "times",
             pinged[kind] / floor,
-            "what takes the time is in [where the time goes](#where-the-time-goes).",
+            "[where the time goes](#where-the-time-goes) has the steps.",
         )
         for kind, what, aim in (
             ("spare_library", "library with a spare", 0.25),
@@ -343,14 +345,14 @@ def _start_aims(starts: Data) -> list[Aim]:
             350,
             "ms",
             command,
-            f"{floor:.0f} ms of it are the floor; {details}.",
+            f"the floor takes {floor:.0f} ms; {details}.",
         ),
         Aim(
             "library in a warm process, its supervisor started ahead, to the first ping",
             250,
             "ms",
             ready,
-            f"{floor:.0f} ms of it are the floor; {details}.",
+            f"the floor takes {floor:.0f} ms; {details}.",
         ),
         Aim(
             "a booted guest, to `sandbox run` with a spare",
@@ -366,7 +368,7 @@ def _start_aims(starts: Data) -> list[Aim]:
             60,
             "ms",
             gone,
-            f"the command itself takes {done:.0f} ms; the rest is the kernel's.",
+            f"the command itself takes {done:.0f} ms; the kernel takes the rest.",
         ),
     ]
 
@@ -383,7 +385,7 @@ def _crowd_aims(crowd: Data) -> list[Aim]:
                 1.15,
                 "times",
                 median(last[key]) / first,
-                "[the numbers between](#many-sandboxes) tell how it grows.",
+                "[the numbers between](#many-sandboxes) show how it grows.",
             )
         )
     found.append(
@@ -392,8 +394,8 @@ def _crowd_aims(crowd: Data) -> list[Aim]:
             5,
             "a second",
             median(sustained["spare"]),
-            "each start makes a spare for the next, which takes a processor as long as a restore "
-            "does; [the table](#starts-per-second) has both.",
+            "each start makes a spare for the next, which takes as much processor time as a "
+            "restore; [the table](#starts-per-second) has both.",
             least=True,
         )
     )
@@ -407,12 +409,12 @@ def _platform_aims(platforms: Data) -> list[Aim]:
     if parts:
         state = median(parts["state"])
         remarks |= {
-            "true": f"three calls of the runtime, of which one that does little takes {state:.0f} "
-            f"ms, and the guest's work; {figures}.",
-            "answer": f"two calls of the runtime, of which one that does little takes {state:.0f} "
-            f"ms, and the guest's work; {figures}.",
-            "exec": f"{median(parts['guest']):.0f} ms of it are the guest's, and a call of the "
-            f"runtime that does little takes {state:.0f} ms; {figures}.",
+            "true": f"podman calls the runtime three times, a call that does little takes "
+            f"{state:.0f} ms, and the guest works; {figures}.",
+            "answer": f"podman calls the runtime twice, a call that does little takes "
+            f"{state:.0f} ms, and the guest works; {figures}.",
+            "exec": f"the guest takes {median(parts['guest']):.0f} ms, and a call of the runtime "
+            f"that does little takes {state:.0f} ms; {figures}.",
         }
     return [
         Aim(
@@ -442,7 +444,7 @@ def _aims_section(found: list[Aim]) -> str:
     ]
     text = f"## Aims\n\n{tables.table(('', 'aim', 'measured', 'met'), rows)}\n"
     if missed := [aim for aim in found if not aim.is_met]:
-        text += "\nOf those that are not met:\n\n"
+        text += "\nThe aims that are not met:\n\n"
     for aim in missed:
         remark = f"- {aim.what}: {aim.remark}"
         text += _filled(remark, "  ") + "\n"

@@ -39,14 +39,14 @@ STEPS = {
     "template": "find the template, take over its memory, start QEMU on it",
     "modules": "the supervisor loads the rest",
     "memory": "take over its memory, or read it",
-    "spare": "the spare's agent is given a new seed",
+    "spare": "the spare's agent gets a new seed",
     "qemu": "start QEMU",
     "restore": "wait until the guest runs again",
-    "agent": "its agent answers",
+    "agent": "the guest's agent answers",
     "boot": "the guest boots and answers",
     "join": "scan the namespace, make endpoints, plug NICs",
     "plug": "plug the NIC",
-    "guest": "the guest configures it",
+    "guest": "the guest configures the NIC",
     "ping": "the first ping",
 }
 """What happens in a step of that name."""
@@ -234,7 +234,7 @@ def netmon(data: Netmon) -> str:
         ["`add-iface` called by hand at that moment", "1.00", ms(data["by_hand"])],
         ["the network monitor", ratio(data["monitor"], data["by_hand"]), ms(data["monitor"])],
     ]
-    pings = table(("", "to by hand", "up to first ping, ms"), rows)
+    pings = table(("", "to by hand", "until the first ping, ms"), rows)
     idle = [
         [kind, str(data["ticks"][kind]), f"{data['memory'][kind]:.1f}"] for kind in data["ticks"]
     ]

@@ -17,7 +17,8 @@ REASONS = (
     (
         r"links: \w+ txqlen 1000: only in the guest",
         "an interface without a queue (`txqlen` 0, as bridge and ptp make them); the guest's NIC "
-        "has one of 1000 frames, because without one it would drop what it can't send at once",
+        "has a queue of 1000 frames, because without a queue it would drop what it can't send "
+        "at once",
     ),
     (
         r"settings: ipv6/conf/eth0/mtu is 65535, in the guest 65521",
@@ -25,18 +26,19 @@ REASONS = (
     ),
     (
         r"groups: \w+ ff0[15]::2: not in the guest",
-        "a kernel joins the groups of all routers but that of the link only where forwarding is "
-        "switched on while the interface is there",
+        "a kernel joins the groups of all routers, except that of the link, only when somebody "
+        "switches forwarding on while the interface exists",
     ),
     (
         r"settings: ipv6/conf/\w+/accept_dad",
-        "the guest does not look for duplicates of its addresses: those are held on the host",
+        "the guest does not look for duplicates of its addresses: the host holds them",
     ),
     (
         r"settings: ipv6/conf/\w+/addr_gen_mode is 0, in the guest 1|"
         r"links: \w+ inet6_addr_gen_mode \w+: ",
-        "the interface has no link-local address of the MAC address that it has (that was another "
-        "one, or somebody took it away), so the guest's kernel is not to make one",
+        "the interface has no link-local address made from its present MAC address (the MAC "
+        "address was another one, or somebody removed the address), so Tapwright keeps the "
+        "guest's kernel from making one",
     ),
     (
         r"settings: ipv[46]/neigh/\w+/retrans_time\b",
@@ -44,7 +46,7 @@ REASONS = (
     ),
     (
         r"settings: ipv[46]/neigh/\w+/unres_qlen(_bytes)?\b",
-        "what the kernel reckons from the size of its own structures",
+        "the kernel computes it from the size of its own structures",
     ),
 )
 """What may differ, and why: a pattern of the difference as it is told, and the reason."""
@@ -207,37 +209,39 @@ Written = Callable[[], str]
 _HEAD = """\
 # Parity
 
-What a program in a namespace sees of its network, and what a program in the guest sees: the same
-probe in both, compared field by field. Written by
-`TAPWRIGHT_WRITE_PARITY=1 scripts/test tests/parity`; the test compares.
+The same probe runs in a namespace and in the guest that belongs to it; this page says, field by
+field, whether both see the same network. `TAPWRIGHT_WRITE_PARITY=1 scripts/test tests/parity`
+writes the page; without the variable, the test compares the page with what it finds.
 
 - *links*: MAC, MTU, queue length, flags, group, generation of addresses, alias, other names.
-- *addresses*: with scope, peer, broadcast, label, metric, flags and times; in their order, but for
+- *addresses*: with scope, peer, broadcast, label, metric, flags and times; in their order, except
   link-local ones.
-- *routes*: of all tables and types, the kernel's own too, and next hop objects.
+- *routes*: of all tables and types, also those that the kernel makes, and next hop objects.
 - *rules*: of both families, in their order.
 - *neighbours*: static ones, and proxies.
 - *groups*: the multicast groups of both families.
-- *settings*: `/proc/sys/net/*/conf` and `neigh` of each interface and of loopback, and all of the
-  namespace that are not a fresh one's, as far as both kernels know them.
+- *settings*: `/proc/sys/net/*/conf` and `neigh` of each interface and of loopback, and all
+  settings of the namespace that differ from a new namespace's, if both kernels know them.
 """
 
 _BEHAVIOUR = """
 ## What works
 
-The same program tries what works on a network: in a container of runc's on a namespace, then in a
-guest on another such one; with the host, a neighbour in the subnet (a second container of the
-network), and a node behind a router to which the last link has an MTU of 1300. Each answer is
-compared, with the addresses, hop limits and segment sizes that both ends see.
+The same program tries what works on a network: first in a container of runc on a namespace, then
+in a guest on a namespace of the same kind. Its partners are the host, a neighbour in the subnet (a
+second container of the network), and a node behind a router, to which the last link has an MTU of
+1300. The test compares each answer, with the addresses, hop limits and segment sizes that both
+ends see.
 
 - *reaching*: ICMP, UDP and TCP of both families, to the gateway, the others and itself; the source
   address that is chosen; what is forwarded.
-- *being reached*: the same from each of them; closed ports; ports of the host that portmap leads
-  there, also from itself.
+- *being reached*: the same from each of them; closed ports; ports of the host that portmap
+  forwards to it, also from itself.
 - *groups*: multicast and broadcast, sent and heard.
-- *sizes*: fragments, the MTU of the path, packets that must stay whole, much by TCP.
-- *errors*: hops exceeded, closed ports, what a router refuses, neighbours that are not there, and
-  types of routes.
+- *sizes*: fragments, the MTU of the path, packets that must not be fragmented, large transfers by
+  TCP.
+- *errors*: hops exceeded, closed ports, what a router refuses, absent neighbours, and types of
+  routes.
 - *discovery*: answers to ARP and neighbour solicitations; router advertisements, taken or not;
   DHCP.
 """
@@ -245,47 +249,52 @@ compared, with the addresses, hop limits and segment sizes that both ends see.
 _TAIL = """
 ## In every network
 
-- Kind, queues and offloads of an interface are those of a virtio NIC; its speed is that of a veth,
-  its `iflink` is its own index, not that of an end on the host. Its index is that of the namespace,
-  as long as nothing else of the guest's has it, and the guest's kernel is 5.13 or later; but not of
-  a NIC that is there at the start of a sandbox without containers of a platform.
-- The guest's NIC has a queueing discipline of its own (`pfifo_fast` or `fq_codel` in place of
-  `noqueue`). Those of the namespace shape what leaves the interface there, on the host, where the
-  plugin put them; in the guest they would do it twice.
-- A table of nf_tables that changes in the namespace is made anew in the guest, in one transaction.
-  What a container has added to it (chains, rules, sets, maps, counters) is there again, the rules
-  before or after those of the namespace as they were, under other handles; what it has changed of
-  the namespace's own (policies, elements of its sets, rules that it deleted) is as in the namespace
-  again. A table of iptables-legacy is replaced as a whole.
-- The guest does not look for duplicates of its addresses, which are held on the host:
-  `ipv6/conf/*/accept_dad` is 0. (Here it is in the namespace, too, so that no program has to wait.)
-- Settings in ticks of a kernel's clock (`neigh/*/retrans_time`) and sizes that a kernel reckons
-  (`unres_qlen`) may differ as kernels do.
-- busybox's `ip link add d …` and `ip link add n …` fail in the guest as on a host: it takes `d` for
-  `dev`, `n` for `name`.
-- An interface that is down in the namespace carries nothing, also when a program in the guest
-  brings its NIC up: it is to be brought up there.
-- Settings of connection tracking (`net.netfilter.nf_conntrack_*`) are there in a guest with
-  containers, and those of IPVS, SCTP, MPLS and bridges' packet filters when the configuration or
-  the namespace has them: the guest loads the module.
-- Loopback is up, and has 127.0.0.1 and ::1. In a namespace where no program has set it up, it is
-  down.
-- Interfaces that are no Ethernet devices (tunnels that each kernel puts into each namespace), and
-  bridges, are not carried; nor are routes through them, or through VRFs.
-- Not carried are what no plugin and no platform is known to set: address labels (`ip addrlabel`,
+- An interface of the guest has the kind, queues and offloads of a virtio NIC, and the speed of a
+  veth. Its `iflink` is its own index, not that of an end on the host. Its index is the one that
+  the interface has in the namespace, if no other interface of the guest has that index, and the
+  guest's kernel is 5.13 or later. In a sandbox without containers of a platform, a NIC that exists
+  from the start has the guest's own index.
+- The guest's NIC has a queueing discipline of its own (`pfifo_fast` or `fq_codel` instead of
+  `noqueue`). The namespace's queueing disciplines shape, on the host, what leaves the interface
+  there; in the guest they would shape it a second time.
+- When a table of nf_tables changes in the namespace, Tapwright makes it anew in the guest, in one
+  transaction. It keeps what a container has added to the table (chains, rules, sets, maps,
+  counters): the rules stay before or after the namespace's, with other handles. It undoes what a
+  container has changed of the namespace's own (policies, elements of sets, deleted rules).
+  Tapwright replaces a table of iptables-legacy as a whole.
+- The guest does not look for duplicates of its addresses, because the host holds them:
+  `ipv6/conf/*/accept_dad` is 0. (In these tests it is 0 in the namespace, too, so no program has
+  to wait.)
+- Settings in ticks of a kernel's clock (`neigh/*/retrans_time`), and sizes that a kernel computes
+  (`unres_qlen`), differ where the kernels differ.
+- busybox's `ip link add d …` and `ip link add n …` fail in the guest as on a host: busybox takes
+  `d` for `dev` and `n` for `name`.
+- An interface that is down in the namespace carries nothing, even if a program in the guest brings
+  its NIC up. Bring the interface up in the namespace.
+- A guest with containers has the settings of connection tracking (`net.netfilter.nf_conntrack_*`).
+  It has those of IPVS, SCTP, MPLS and bridges' packet filters if the configuration or the
+  namespace has them: then the guest loads the module.
+- Loopback is up, and has 127.0.0.1 and ::1. In a namespace where no program has brought it up, it
+  is down.
+- Tapwright does not carry interfaces that are no Ethernet devices (such as the tunnels that each
+  kernel puts into each namespace), bridges, and routes through these or through VRFs.
+- Tapwright does not carry what no known plugin or platform sets: address labels (`ip addrlabel`,
   and labels of IPv4 addresses without a colon), tokens (`ip token`), MPTCP's endpoints and limits,
-  an alias of loopback, groups of `ip maddr add`, and very long queues (600,000 frames). Nor are
-  IPsec's policies and states (their keys and counters would be in two kernels), neighbours by `nud
-  noarp` (which a kernel forgets when nobody uses them: in the namespace nobody does), the end of a
-  route by `expires` (it goes when the namespace's has gone), and `ipv6/conf/*/mtu`, which is that
-  of the link. That an interface takes all multicast is carried as it was when its NIC came: from
-  then on it does on the host.
-- A kernel's own routes of the table `local` are there in the guest, also when somebody has removed
-  them from the namespace (of an address, of a broadcast, of `ff00::/8`).
-- Routes that router advertisements and redirects make are the guest's own, from the same messages.
-- Memberships in groups that a program has joined in the namespace are that program's.
-- `ipv4/tcp_fastopen_key`, `netfilter/nf_log` and settings that only one of the kernels has are not
-  carried; a congestion control that the guest's kernel lacks is refused by it, and logged.
-- An attribute of a rule that was new in Linux 6.13 or later is refused, and logged: an older kernel
-  would pass over it, and the rule would be for more traffic.
+  an alias of loopback, groups of `ip maddr add`, and very long queues (600,000 frames).
+- Tapwright does not carry IPsec's policies and states, because two kernels would have their keys
+  and counters; neighbours by `nud noarp`, which a kernel forgets when nobody uses them, as in the
+  namespace; the end of a route by `expires`, because the route goes when the namespace's route has
+  gone; and `ipv6/conf/*/mtu`, which follows the link.
+- An interface that takes all multicast when its NIC comes does so in the guest, too; Tapwright
+  does not carry later changes of that to the guest.
+- The guest has the kernel's own routes of the table `local` (of an address, of a broadcast, of
+  `ff00::/8`), even if somebody has removed them from the namespace.
+- Router advertisements and redirects reach the guest's kernel, too, which makes routes from them
+  itself.
+- When a program in the namespace joins a multicast group, the guest does not join it.
+- Tapwright does not carry `ipv4/tcp_fastopen_key`, `netfilter/nf_log`, and settings that only one
+  of the kernels has. The guest's kernel refuses a congestion control that it lacks, and Tapwright
+  logs that.
+- Tapwright refuses, and logs, an attribute of a rule that Linux has only since 6.13: an older
+  kernel would ignore the attribute, and the rule would match more traffic.
 """
