@@ -21,7 +21,7 @@ _FILES = (
 _EXIT = (
     ("0", "The command is done."),
     ("1", "The command failed; standard error has the reason in a sentence."),
-    ("2", "The command was called in a wrong way."),
+    ("2", "The command line is wrong."),
 )
 
 

@@ -28,8 +28,8 @@ point that they pass: in the guest, at the TAP, at the interface of the namespac
 end on the host. The file's interfaces are named for the points (guest:eth0, tap:tap2_kata,
 interface:eth0, host:veth1234).
 
-It ends after some time, at some size, or with Ctrl-C, and says what was dropped. FILTER is that of
-tcpdump (pcap-filter(7)), and needs libpcap.""",
+The capture ends after some time, at some size, or with Ctrl-C; then the command says how many
+packets were dropped. FILTER is that of tcpdump (pcap-filter(7)), and needs libpcap.""",
         epilog="""\
   tapwright sandbox capture web -w web.pcapng tcp port 80
   tapwright sandbox capture web --at guest --at tap -w - | tshark -r - -T fields \\
@@ -49,21 +49,21 @@ tcpdump (pcap-filter(7)), and needs libpcap.""",
         action="append",
         default=[],
         choices=("guest", "tap", "interface", "host"),
-        help="a point to capture at: guest, tap, interface or host (repeatable; default: all "
+        help="capture at this point: guest, tap, interface or host (repeatable; default: all "
         "points of the sandbox)",
     )
     command.add_argument(
         "--nic",
         metavar="NAME",
         default="",
-        help="the NIC of the guest to capture the packets of (default: all NICs)",
+        help="capture the packets of this NIC of the guest (default: all NICs)",
     )
     command.add_argument(
         "-w",
         "--write",
         metavar="FILE",
         default="",
-        help="the file to write; - is stdout (default: ID.pcapng, which must not be there yet)",
+        help="write to this file; - is stdout (default: ID.pcapng, which must not exist yet)",
     )
     command.add_argument(
         "--seconds", metavar="N", type=_seconds, help="end after N seconds (default: 60)"

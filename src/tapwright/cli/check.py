@@ -22,14 +22,14 @@ def add_commands(command: argparse.ArgumentParser, words: Container[str]) -> Non
     command.description = (
         "Check all that sandboxes need of this host, and print the configuration: the value and "
         "the source of each key, ignored keys, conflicts. Exit status 0 if a "
-        "sandbox could start, 1 if not. To try KVM, a guest may be booted, once for each boot of "
-        "the host."
+        "sandbox could start, 1 if not. To try KVM, the command boots a guest, once for each boot "
+        "of the host."
     )
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
     command.add_argument(
         "--print-default",
         action="store_true",
-        help="print a configuration file with all keys and their defaults instead",
+        help="print a configuration file with all keys and their defaults, and check nothing",
     )
     command.set_defaults(run=_check)
 

@@ -12,10 +12,10 @@ from tapwright.errors import shown
 def add_commands(command: argparse.ArgumentParser, words: Container[str]) -> None:
     """`gc` has options, and no commands below it."""
     command.description = (
-        "Release what is left of sandboxes, spares and templates that were never finished, after "
-        "a reboot of the host or after a kill: namespaces, leases, port mappings, ports of "
-        "bridges, files. Sandboxes that are alive are left alone, and so are containers that a "
-        "platform has made since the host's last boot. Print one line for each thing released. "
+        "Release what sandboxes, spares and unfinished templates have left after a reboot of the "
+        "host or after a kill: namespaces, leases, port mappings, ports of bridges, files. Leave "
+        "alone what is alive, and containers that a platform has made since the host's last boot. "
+        "Print one line for each thing released. "
         "Exit status 1 if something could not be released."
     )
     command.add_argument(

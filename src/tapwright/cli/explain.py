@@ -17,15 +17,15 @@ def add_command(commands: Any) -> None:
         help="say why a packet of a sandbox does not arrive",
         description="Send a few packets from the guest, or with --from towards it, follow them, "
         "and say in words whether they arrive, where they end if not, why, and what to do. Exit "
-        "status 0 when they arrive, 1 when they do not. Nothing is changed.",
+        "status 0 when they arrive, 1 when they do not. The command changes nothing.",
     )
     add_id(command)
     command.add_argument(
         "--to",
         metavar="ADDRESS[:PORT]|NAME[:PORT]",
         default="",
-        help="target of the packets, an IPv6 address with a port as [ADDRESS]:PORT; a name is "
-        "looked up in the guest (default: the guest's default gateway, with --from the guest)",
+        help="send the packets to this target, an IPv6 address with a port as [ADDRESS]:PORT; the "
+        "guest looks up a name (default: the guest's default gateway; with --from, the guest)",
     )
     command.add_argument(
         "--from",
@@ -38,7 +38,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--udp", action="store_true", help="send UDP, not TCP, to the port of --to"
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--json", action="store_true", help="print the verdict as JSON")
     command.set_defaults(run=_explain)
 
 

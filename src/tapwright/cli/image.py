@@ -14,10 +14,10 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
         "build",
         help="build the guest image from packages of Debian or Ubuntu",
         description="Build the guest image from today's packages of the host's Debian or Ubuntu. "
-        "The same packages and the same Tapwright give the same bytes; an image that is there "
-        "already is kept. Sandboxes use the image that was built, or imported, last. Where a "
-        "configuration sets enable_template = true, the template that they start from is made too; "
-        "else the first sandbox makes it.",
+        "The same packages and the same Tapwright give the same bytes; an image that exists "
+        "already stays. Sandboxes use the image that was built or imported last. Where a "
+        "configuration sets enable_template = true, the command also makes the template that "
+        "sandboxes start from; otherwise the first sandbox makes it.",
     )
     command.add_argument(
         "--suite",
@@ -45,7 +45,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
         "import",
         help="read an image from a file, for sandboxes to use",
         description="Read an image that `tapwright image export` wrote. Sandboxes use that image "
-        "from then on. A file that did not arrive whole is refused.",
+        "from then on. The command refuses a file that is not complete.",
     )
     command.add_argument("file", type=Path, metavar="FILE", help="a file that export wrote")
     command.add_argument("--json", action="store_true", help="print the image as JSON")

@@ -36,7 +36,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     command = commands.add_parser(
         "inspect",
         help="show the state of a sandbox, as JSON",
-        description="Show all that is known of a sandbox, as JSON.",
+        description="Show all that Tapwright knows of a sandbox, as JSON.",
     )
     add_id(command)
     command.add_argument("--json", action="store_true", help="print the JSON on one line")
@@ -46,7 +46,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     command = commands.add_parser(
         "delete",
         help="end sandboxes and release all that they hold on the host",
-        description="End sandboxes, in whatever state they are, and release all that they hold on "
+        description="End sandboxes in any state, and release all that they hold on "
         "the host. Deleting a sandbox that does not exist is no failure.",
     )
     add_id(command, "ids", nargs="+")
@@ -59,9 +59,9 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     command.set_defaults(run=_delete)
     command = commands.add_parser(
         "spares",
-        help="list the guests that wait for sandboxes, or end those guests",
-        description="List the guests that were restored ahead and wait for sandboxes "
-        "([factory] vm_cache_number), with what they hold of the host's memory.",
+        help="list or end the spares, guests that wait for sandboxes",
+        description="List the spares: guests that Tapwright restored ahead, and that wait for "
+        "sandboxes ([factory] vm_cache_number); with what they hold of the host's memory.",
     )
     command.add_argument("--drop", action="store_true", help="end all spares and print their names")
     command.add_argument("--json", action="store_true", help="print the spares as JSON")

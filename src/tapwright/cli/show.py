@@ -25,8 +25,8 @@ def add_command(commands: Any) -> None:
         "end, QEMU's NIC, the TAP, the tc filters, the interface of the namespace, its peer, the "
         "bridge, the gateway and the host's NIC, with their addresses, states and counters, and "
         "the CNI plugin that made each. An arrow down is the way from the guest to the network, an "
-        "arrow up the way back. Complaints say what keeps packets from arriving. Nothing is "
-        "changed. The exit status is 0 also where there are complaints.",
+        "arrow up the way back. Complaints say what keeps packets from arriving. The command "
+        "changes nothing. The exit status is 0 even if there are complaints.",
     )
     which = command.add_mutually_exclusive_group(required=True)
     add_id(which, nargs="?")

@@ -19,14 +19,14 @@ a sandbox as they come, go or change: by the control socket of Tapwright's super
 other runtime, by calling RUNTIME kata-network add-iface|del-iface|update-routes ID FILE.
 
   -s ID          carry changes into the sandbox of this id (required)
-  -r RUNTIME     take the program at this path for the sandbox's runtime (required)
+  -r RUNTIME     call the program at this path as the sandbox's runtime (required)
   -d             log everything, as with -log debug
   -log LEVEL     log this much to stderr and syslog: debug, info, warn or warning, error, fatal,
                  panic (default: warn)
   -v, -version   print the version and exit
   -h, -help      print this help and exit
 
-Where Tapwright is the runtime, TAPWRIGHT_ROOT names the directory of the state of sandboxes.
+If Tapwright is the runtime, TAPWRIGHT_ROOT names the directory of the state of sandboxes.
 """
 
 _LEVELS = {"debug": 0, "info": 1, "warn": 2, "warning": 2, "error": 3, "fatal": 4, "panic": 4}
