@@ -82,7 +82,8 @@ def _rank(item: pytest.Item) -> int:
 @pytest.fixture(scope="session")
 def private_host() -> str:
     """A network namespace of the session's own, as the host of its tests, and an image for their
-    guests; the path of the machine's own namespace. All tests have it but those marked `unit`."""
+    guests; the path of the machine's own namespace. All tests use it, except those marked
+    `unit`."""
     if os.geteuid() != 0:
         pytest.fail("this test makes namespaces, TAPs or virtual machines: run it as root")
     # While the package archive can still be reached.

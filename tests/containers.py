@@ -83,7 +83,7 @@ class Connection:
         return json.loads(line) if line else None
 
     def has_news(self) -> bool:
-        """Whether there is something to hear at present."""
+        """Whether the supervisor has sent something that the test has not read."""
         return bool(select.select([self._socket], [], [], 0)[0])
 
     def say(self, **words: Any) -> None:

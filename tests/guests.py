@@ -66,7 +66,7 @@ async def _spoken_to(qemu: Qemu, agent: AgentClient) -> AsyncIterator[tuple[Qemu
 
 
 def tell(machine: Machine, *stories: Story, templates: Path | None = None) -> None:
-    """Boot one guest, or start it from a template, and let the stories have it, one after the
+    """Boot one guest, or start it from a template, and run the stories on it, one after the
     other."""
 
     async def all_of_them() -> None:

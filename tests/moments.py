@@ -1,8 +1,8 @@
-"""The moments at which processes write down what they know: each waits for a word of the test.
+"""The moments at which processes write down what they know: each waits for the test's decision.
 
 Such a moment is a system call that makes, renames, removes or syncs a file below a directory, by a
 process that was started here or by one of those that it started (seccomp_unotify(2)). The test may
-let it go on, have it fail, kill the process, or take the power from the disk.
+let it go on, make it fail, kill the process, or take the power from the disk.
 """
 
 import array
@@ -173,7 +173,7 @@ def _filter() -> bytes:
 
 
 def _become(fd: int, argv: list[str]) -> None:
-    """Give away who decides, and become the command."""
+    """Hand over the descriptor of the filter's decisions, and become the command."""
     libc = ctypes.CDLL(None, use_errno=True)
     code = ctypes.create_string_buffer(_filter())
     program = struct.pack("@HP", (len(code) - 1) // _INSTRUCTION.size, ctypes.addressof(code))

@@ -1,4 +1,4 @@
-"""Network namespaces as a test prepares them, and all that `ip` and `tc` tell of them."""
+"""Network namespaces as a test prepares them, and all that `ip` and `tc` show of them."""
 
 import json
 import subprocess
@@ -116,7 +116,7 @@ def _without_timers(value: Json) -> Json:
 
 
 def give_ip(tapwright: Tapwright, sandbox: str) -> None:
-    """Put this host's `ip` into a guest, to have its tables told by the same program as ours."""
+    """Put this host's `ip` into a guest, so the same program shows its tables and ours."""
     listed = _output("ldd", _IP)
     files = [_IP, *(word for word in listed.split() if word.startswith("/"))]
     archive = BytesIO()

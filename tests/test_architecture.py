@@ -1,4 +1,4 @@
-"""The rooms of docs/architecture.md: who may import whom."""
+"""The rooms of docs/architecture.md: which may import which."""
 
 import ast
 import sys

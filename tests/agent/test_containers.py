@@ -58,7 +58,8 @@ def test_containers(machine: Machine, session_templates: Path) -> None:
         await agent.call(of("delete_container", id="one"))
 
     async def other_end_restarts(qemu: Qemu, agent: AgentClient) -> None:
-        """Nobody is there any more who would hear of the end of containers: they are deleted."""
+        """No process remains that would learn of the end of containers, so the agent deletes
+        them."""
         running = await made(agent, "two", "sleep", "86392")
         await running.hear(protocol.STARTED)
         await agent.call(of("start_container", id="two"))

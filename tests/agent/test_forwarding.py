@@ -1,5 +1,5 @@
-"""What the agent tells of listeners, in a namespace in place of a guest, and without its kernel's
-news: the whole is tested from the host, with a guest (tests/sandbox/test_forwarding.py)."""
+"""What the agent reports of listeners, in a namespace instead of a guest, and without its kernel's
+news: tests/sandbox/test_forwarding.py tests the whole from the host, with a guest."""
 
 import json
 import socket
@@ -33,7 +33,7 @@ for line in sys.stdin:
 
 
 class Told:
-    """What a follower has told last."""
+    """The last list that a follower has reported."""
 
     def __init__(self) -> None:
         self.listeners: list[Any] = []
@@ -69,7 +69,7 @@ class Listening:
 
 @contextmanager
 def followed(path: str) -> Iterator[tuple[Told, Callable[[Callable[[], bool]], None], Listening]]:
-    """(what is told, what waits until something is so, a process that listens)."""
+    """(the reports, a function that waits until a condition holds, a process that listens)."""
     with netns.entered(path):
         watch, told, listening = Watcher(), Told(), Listening()
         answer = Answer(told.send, lambda _: None, lambda _: None)
@@ -132,7 +132,7 @@ def test_its_own_are_left_out(scratch_netns: str) -> None:
         assert told.listeners == [[4, 54]]
 
 
-def test_more_than_are_told(scratch_netns: str) -> None:
+def test_more_than_are_reported(scratch_netns: str) -> None:
     _addressed(scratch_netns)
     with followed(scratch_netns) as (told, wait, process):
         process.at(*(f"0.0.0.0 {port}" for port in range(1000, 1300)))

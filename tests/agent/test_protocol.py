@@ -85,7 +85,7 @@ def test_messages(content: dict[str, object]) -> None:
 
 @given(st.text(st.characters(), max_size=40))
 def test_any_string_of_json_arrives(text: str) -> None:
-    """Half a surrogate pair, too: JSON has it, and UTF-8 does not."""
+    """Half a surrogate pair, too: JSON allows it, and UTF-8 does not."""
     data = protocol.written(protocol.REPLY, {"text": text})
     assert protocol.read_json(data) == {"text": text}
 

@@ -1,5 +1,5 @@
 """`scripts/soak`, as far as it needs no guest: its transfers, and its watchdog. The other end is a
-namespace; what QEMU tells of its queues is asked of one that stands still from the beginning."""
+namespace; a QEMU that stands still from the beginning reports its queues."""
 
 import asyncio
 import socket
@@ -58,7 +58,8 @@ def test_a_transfer(end: End, tmp_path: Path, direction: str) -> None:
 
 @pytest.mark.parametrize("direction", ["to", "from"])
 def test_one_that_stands_still_is_seen(end: End, tmp_path: Path, direction: str) -> None:
-    """What there is to see is written down meanwhile; then the transfer goes on, and is told of."""
+    """The watchdog writes down what it sees; then the transfer goes on, and the watchdog reports
+    it."""
     down: list[str] = []
 
     class Cutting(Watchdog):

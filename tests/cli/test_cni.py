@@ -169,7 +169,7 @@ def test_output_reaches_a_pipe(commands: Commands, words: list[str]) -> None:
     assert done.stdout.endswith("\n")
 
 
-def test_every_failure_of_a_delete_is_told(
+def test_every_failure_of_a_delete_is_reported(
     commands: Commands, reference: Reference, make_netns: MakeNetns
 ) -> None:
     netns = make_netns()

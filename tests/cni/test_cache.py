@@ -58,8 +58,8 @@ def test_an_entry_of_older_libcni_is_read(fakes: Fakes) -> None:
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.4.0", ""])
 def test_a_result_alone_is_what_oldest_libcni_remembers(fakes: Fakes, version: str) -> None:
-    """Before 0.8. CHECK and DEL have it, in the version of the network; a list shows it as a
-    problem, for it does not say whose it is."""
+    """Before 0.8. CHECK and DEL pass it on, in the version of the network; a list shows it as a
+    problem, because it does not say which attachment it belongs to."""
     fakes.plugin("p")
     runtime = fakes.runtime()
     ips = [{"address": "10.1.0.5/16", "version": "4"}]
@@ -259,7 +259,7 @@ def test_a_plugin_that_nobody_watches_and_never_ends(
 
 
 def test_a_plugin_that_is_watched_is_let_be(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes, and who else waits for the lock."""
+    """However long it takes, and whatever else waits for the lock."""
     gate = fakes.directory / "gate"
     os.mkfifo(gate)
     fakes.plugin("a", body=f"[ $CNI_COMMAND != ADD ] || cat {gate} >&2")

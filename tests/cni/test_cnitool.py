@@ -82,7 +82,7 @@ def test_each_checks_and_deletes_what_the_other_added(
 def test_ports_that_cnitool_mapped_are_unmapped(
     commands: Commands, make_netns: Callable[[], str]
 ) -> None:
-    """Even when CAP_ARGS is forgotten at `del`: the cache has it."""
+    """Even without CAP_ARGS at `del`: the cache has its value."""
     netns = make_netns()
     assert commands.cnitool("add", "net", netns, **VARIABLES).returncode == 0
     assert "8087" in output("iptables-save")

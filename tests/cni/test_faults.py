@@ -186,7 +186,7 @@ def test_signals_are_as_after_login(fakes: Fakes) -> None:
     assert not ignored & 1 << 12
 
 
-def test_trace_tells_every_run(fakes: Fakes) -> None:
+def test_trace_shows_every_run(fakes: Fakes) -> None:
     runs: list[Run] = []
     fakes.plugin("a", body="echo log >&2")
     fakes.failing("b", "ADD")

@@ -174,7 +174,7 @@ def odd_result(index: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("index", [1, -1, 1 << 40])
-def test_an_index_beyond_the_interfaces_is_taken_and_told(fakes: Fakes, index: int) -> None:
+def test_an_index_beyond_the_interfaces_is_taken_and_reported(fakes: Fakes, index: int) -> None:
     fakes.plugin("p", add=odd_result(index))
     runs: list[Run] = []
     runtime, net = fakes.runtime(trace=runs.append), network("p")

@@ -90,7 +90,7 @@ def test_the_interface_of_a_stand_in_is_never_left_behind(make_netns: Make) -> N
     assert "eth0" not in links(path)
 
 
-def test_delete_is_told_of_no_other_namespace(fakes: Fakes, make_netns: Make) -> None:
+def test_delete_gets_no_other_namespace(fakes: Fakes, make_netns: Make) -> None:
     path = make_netns()
     web = in_of(fakes, path)
     replaced(path)
@@ -194,7 +194,7 @@ def test_a_plugin_that_insists_on_a_namespace(fakes: Fakes, make_netns: Make) ->
 
 
 def test_a_plugin_that_refuses_a_new_namespace_too(fakes: Fakes, make_netns: Make) -> None:
-    """It is told with its first words, and all others have run."""
+    """The error has its first words, and all others have run."""
     path = make_netns()
     fakes.plugin("quiet")
     fakes.plugin("never", body="[ $CNI_COMMAND != DEL ] || { echo $CNI_NETNS is bad >&2; exit 1; }")

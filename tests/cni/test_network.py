@@ -1,4 +1,4 @@
-"""Configurations read from bytes and directories: what is wrong is told with its place."""
+"""Configurations read from bytes and directories: an error names the place of the mistake."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_line_of_a_wrong_key() -> None:
     assert str(error).startswith("/etc/cni/net.d/n.conflist, line 3: key 'cniVersion': must hold")
 
 
-def test_a_missing_network_is_told_with_what_there_is(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_network_lists_the_others(tmp_path: Path) -> None:
     write(tmp_path, "a.conflist", GOOD)
     write(tmp_path, "b.conflist", b"{")
     with pytest.raises(ConfigurationError) as caught:

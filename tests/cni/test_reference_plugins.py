@@ -180,7 +180,7 @@ def test_bandwidth(reference: Reference, make_netns: MakeNetns) -> None:
 
 
 def test_tuning(reference: Reference, make_netns: MakeNetns) -> None:
-    """The capability `mac` changes the result of the chain, as section 1 of the example has it."""
+    """The capability `mac` changes the result of the chain, as in section 1 of the example."""
     netns = make_netns()
     tuning = {"type": "tuning", "capabilities": {"mac": True}, "mtu": 1400}
     mac = "02:00:00:00:00:07"

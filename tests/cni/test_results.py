@@ -126,7 +126,7 @@ def test_no_value_crashes_it(value: Any, version: str) -> None:
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.4.0", "1.0.0"])
 def test_what_1_1_0_added_stays_in_earlier_results(version: str) -> None:
-    """libcni has one type for 1.0.0 and 1.1.0: the MTU of an interface gets to who can use it."""
+    """libcni has one type for 1.0.0 and 1.1.0, so the MTU of an interface reaches its users."""
     new = {
         "cniVersion": "1.1.0",
         "interfaces": [{"name": "e", "mtu": 1, "socketPath": "/s", "pciID": "p"}],

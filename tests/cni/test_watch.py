@@ -21,7 +21,7 @@ def names(watcher: NetworkWatcher) -> list[str]:
 
 
 def wait_for(watcher: NetworkWatcher, expected: list[str]) -> None:
-    """One change may be told as several."""
+    """One change may cause several reports."""
     while names(watcher) != expected:
         assert watcher.wait(SECONDS), f"no event, and still {names(watcher)}"
 

@@ -90,7 +90,7 @@ def test_an_empty_variable_names_nothing(
 
 
 def test_drop_ins_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
-    """Of each key the last value counts, and who has said it is told."""
+    """The last value of each key counts, and `check` names the file that set it."""
     (tmp_path / "config.d").mkdir()
     for name, text in {
         "20-more.toml": "[hypervisor.qemu]\ndefault_memory = 512\n[cni]\ncache_dir = '/c'\n",
@@ -140,9 +140,7 @@ def test_drop_ins_are_beside_the_file_that_a_link_leads_to(tmp_path: Path) -> No
         ("[hypervisor", "is not TOML"),
     ],
 )
-def test_what_is_wrong_with_a_drop_in_is_told_with_its_name(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_an_error_of_a_drop_in_names_it(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "config.d").mkdir()
     (tmp_path / "config.d/1.toml").write_text(text)
     if not said:

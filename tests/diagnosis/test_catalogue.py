@@ -101,7 +101,7 @@ def note(name: str, answer: dict[str, Any], is_mended: bool, took: float) -> Non
             file.write(f"| {name} | {said} | {'yes' if is_mended else 'no'} | {took:.1f} s |\n")
 
 
-def test_the_command_tells_by_its_status(scene: Scene) -> None:
+def test_the_status_of_the_command_says_whether_it_arrives(scene: Scene) -> None:
     stage = scene.stage
     assert stage.command("--to 198.51.100.2:80")["arrives"]
     assert stage.command("--to 198.51.100.2:81")["verdict"]["hop"] == "target"

@@ -43,7 +43,7 @@ def test_it_is_json() -> None:
 
 
 @pytest.mark.parametrize("kind", [way.GUEST_NIC, way.TAP, way.INTERFACE, way.PEER, way.BRIDGE])
-def test_what_is_down_is_told_once(kind: str) -> None:
+def test_a_point_that_is_down_is_reported_once(kind: str) -> None:
     def change(picture: Picture) -> None:
         seen = False
         for one in picture.ways[0].points:

@@ -220,7 +220,7 @@ def test_addresses_are_spelled_as_the_kernel_s() -> None:
 def explained(
     monkeypatch: pytest.MonkeyPatch, wish: Wish, prepared: dict[str, Any], results: dict[str, Any]
 ) -> tuple[Case, list[str]]:
-    """The case after the guest's part, and whom the host has asked."""
+    """The case after the guest's part, and the addresses that the host has asked."""
     asked: list[str] = []
 
     class Guest:

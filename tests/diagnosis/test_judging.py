@@ -326,7 +326,7 @@ def test_a_fault_has_its_verdict(change: Change, hop: str, why: str, remedy: str
     assert verdict.remedy or verdict.advice or not remedy
 
 
-def test_what_the_kernel_says_of_drops_is_told() -> None:
+def test_the_kernels_reasons_for_drops_are_printed() -> None:
     found = case()
     found.reasons = {"NETFILTER_DROP": 2, "IP_RPFILTER": 1}
     verdict = judging.judge(found)
@@ -365,7 +365,7 @@ def test_words_become_a_question() -> None:
             split(wrong)
 
 
-def test_the_answer_is_told_in_lines() -> None:
+def test_the_answer_is_printed_in_lines() -> None:
     found = case()
     link(found, up=False)
     told = lines(Explanation("box", "from the guest to x", False, judging.judge(found), ["tap"]))

@@ -1,4 +1,4 @@
-"""The server of a page that refreshes itself: who gets what from it."""
+"""The server of a page that refreshes itself: which client gets what from it."""
 
 import http.client
 import socket

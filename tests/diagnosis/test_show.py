@@ -159,7 +159,7 @@ def test_what_the_guest_changed(shown: Shown) -> None:
 
 
 def in_a_browser(shown: Shown, directory: Path) -> str:
-    """The page as the browser has it when its script has run."""
+    """The page in the browser after its script has run."""
     file = directory / "page.html"
     done = shown.tapwright.run("sandbox", "show", NAME, "--html", str(file))
     assert done.returncode == 0, done.stderr

@@ -47,7 +47,7 @@ class Joined:
                 return frame
 
     def listening(self, protocol: int, device: str = "near0") -> socket.socket:
-        """A socket of that protocol in the namespace, as a program there has it."""
+        """A socket of that protocol in the namespace, like a program's there."""
         with netns.entered(self.near.path):
             listening = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(protocol))
         listening.bind((device, protocol))
@@ -180,7 +180,7 @@ def test_what_both_hear(joined: Joined, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NOT_HEARD)
-def test_what_the_vm_alone_hears(joined: Joined, kind: str) -> None:
+def test_frames_for_the_vm_alone(joined: Joined, kind: str) -> None:
     protocol, frame = NOT_HEARD[kind]
     last = LAST[protocol]
     with joined.listening(protocol) as listening:

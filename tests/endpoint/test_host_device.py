@@ -62,7 +62,7 @@ def looked_at(inside: Namespace, name: str = INSIDE) -> HostDevice:
 
 
 def again(device: HostDevice) -> HostDevice:
-    """As another process has it from the journal."""
+    """As another process reads it from the journal."""
     return host_device.of_entry({"kind": "net_device", **host_device.entry_of(device)})
 
 

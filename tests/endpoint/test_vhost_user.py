@@ -1,4 +1,4 @@
-"""vhost-user sockets in directories of others, who put something else in their place."""
+"""vhost-user sockets in directories of other users, who put something else in their place."""
 
 import os
 import socket

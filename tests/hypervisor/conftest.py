@@ -46,6 +46,6 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def top(guest: Guest, share: Share, tree: Path) -> int:
-    """The tree as the guest has it: a node."""
+    """The tree as the guest sees it: a node."""
     show(share, "one", tree=tree)
     return guest.walk("one/tree").node

@@ -345,8 +345,8 @@ def test_the_end_of_the_supervisor_is_its_end(bare: Machine, open_place: Path) -
 
 @pytest.mark.unit
 def test_ranges_of_users(tmp_path: Path) -> None:
-    """Below what is no user id, above those that others are given; and another one where a file
-    says that somebody has it."""
+    """Below the numbers that are no user ids, above those of other programs; and another range if a
+    file gives numbers of it to somebody."""
     free = users.first(tmp_path)
     assert free > 2_000_200_000
     assert all(2_000_200_000 < uid < 0x7FFE0000 for uid in users.all_of(1 << 22)[:-1])

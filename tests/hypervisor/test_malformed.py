@@ -489,7 +489,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_out_of_descriptors(scarce: int, daemon: Daemon, tree: Path, secret: Path) -> None:
-    """Who asks is told; and when it forgets, all goes on."""
+    """The guest that asks gets an error; after it forgets files, all goes on."""
     (tree / "many").mkdir()
     for number in range(2 * scarce):
         (tree / "many" / str(number)).touch()

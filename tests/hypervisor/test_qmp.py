@@ -1,4 +1,4 @@
-"""QEMU's monitor, and what a guest, or a QEMU that it has taken over, can have it send."""
+"""QEMU's monitor, and what a guest, or a QEMU that it has taken over, can make it send."""
 
 import asyncio
 import json

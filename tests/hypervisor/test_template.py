@@ -544,7 +544,7 @@ def test_guests_whose_memory_is_shared(
 
 
 class WithoutGeneration(Machine):
-    """A machine whose guest is not told by a device that it is another one."""
+    """A machine without the device by which a guest learns that it is another one (vmgenid)."""
 
     def command(self, *fds: int, **options: Any) -> list[str]:
         command = super().command(*fds, **options)

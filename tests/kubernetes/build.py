@@ -137,7 +137,7 @@ class _Build:
         return whole.name.partition(".orig")[0].rpartition("_")[2].rpartition("really")[2]
 
     def _describe_api(self, generator: Path) -> None:
-        """What the API server tells of its objects is generated, as upstream's Makefile does."""
+        """Generate the descriptions of the API server's objects, as upstream's Makefile does."""
         found = subprocess.check_output(
             ["grep", "-rl", "--include=*.go", "// *+k8s:openapi-gen=", "pkg", "staging/src/k8s.io"],
             cwd=self.source,

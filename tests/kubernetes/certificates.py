@@ -8,7 +8,8 @@ DAYS = "30"
 
 
 class Certificates:
-    """An authority, and who it has signed for: `NAME.crt` and `NAME.key` in one directory."""
+    """An authority, and those that it has signed for: `NAME.crt` and `NAME.key` in one
+    directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -121,7 +121,7 @@ class Cluster:
         return self.control.output("logs", pod, "-c", container, *words)
 
     def delete(self, kind: str, *names: str, grace: int = 0, wait: bool = False) -> None:
-        """Of a pod, `wait` until it has ended: the kubelet tells that every ten seconds."""
+        """With `wait`, wait until a pod has ended: the kubelet reports that every ten seconds."""
         now = [f"--grace-period={grace}"] if kind == "pod" else []
         # With none at all, the API forgets the pod before the kubelet has ended it.
         now = ["--grace-period=1"] if now and not grace else now

@@ -108,7 +108,8 @@ class Node:
         self.start_proxy()
 
     def reboot(self, others: Sequence["Node"]) -> None:
-        """As when the power goes and comes back: no process is told, and what is on disk stays."""
+        """As when the power goes and comes back: no process gets a signal before, and the disk
+        stays."""
         assert self._holder
         for program in [*self._running]:
             self.kill(program)

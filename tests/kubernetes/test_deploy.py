@@ -1,4 +1,4 @@
-"""deploy/kubernetes on the cluster, as docs/kubernetes.md tells people to use it."""
+"""deploy/kubernetes on the cluster, used as docs/kubernetes.md says."""
 
 import json
 import os

@@ -27,7 +27,7 @@ def busy(cluster: Cluster, runtime: str) -> Iterator[str]:
 
 
 def test_of_a_pod(cluster: Cluster, busy: str) -> None:
-    """Figures of a pod, as the kubelet tells them: processor time and memory"""
+    """Figures of a pod, as the kubelet reports them: processor time and memory"""
     assert eventually(lambda: is_busy(told(cluster, busy)), SECONDS), told(cluster, busy)
 
 

@@ -152,8 +152,8 @@ def pods_of(cluster: Cluster, network: str, runtime: str) -> Iterator[tuple[str,
 
 
 def crosses(cluster: Cluster, server: str, near: str, far: str) -> None:
-    """Both reach the server, also with what takes packets as large as can be, and are seen as who
-    they are."""
+    """Both reach the server, also with packets as large as possible, and the server sees their own
+    addresses."""
     address = cluster.address(server)
     for client in (near, far):
         assert eventually(partial(reaches, cluster, client, address), SECONDS), client

@@ -1,4 +1,4 @@
-"""What a pod is given as files, and as whom its containers run."""
+"""What a pod gets as files, and as which users its containers run."""
 
 import json
 import subprocess

@@ -132,7 +132,7 @@ def test_the_files_of_version_2(v2: Path) -> None:
     assert not cgroups.has("hugetlb", "/a")
 
 
-def test_what_can_not_be_is_told(v2: Path) -> None:
+def test_impossible_limits_are_named(v2: Path) -> None:
     (failure,) = cgroups.limit("/a", Limits(cpus="0"))
     assert failure == "cpuset.cpus: there is no controller 'cpuset' in /a"
     (failure,) = cgroups.join("/nowhere")

@@ -49,8 +49,8 @@ def test_calls_that_are_refused_and_those_that_are_lacking() -> None:
 
 
 def answer(installed: Filter, number: int, arch: int = X86_64) -> int:
-    """What the kernel is told of a call, by the filter's own instructions: of those here that are
-    not to be made, or that this kernel has not."""
+    """The filter's verdict on a call, by its own instructions: for calls that must not be made
+    here, or that this kernel lacks."""
     code = list(struct.iter_unpack("=HBBI", installed._code.raw[:-1]))
     call = struct.pack("=IIQ6Q", number, arch, 0, *range(6))
     accumulator = place = 0

@@ -75,7 +75,7 @@ def given(path: str, some: list[Entry], remove: bool = False) -> list[tuple[int,
 
 
 def told(path: str) -> list[str]:
-    """What `ip` tells of it, without what is each kernel's own."""
+    """What `ip` shows of it, without the parts that each kernel chooses."""
     commands = (
         "-4 route show table all",
         "-6 route show table all",
@@ -106,7 +106,7 @@ def test_given_to_another_kernel(pair: tuple[str, str]) -> None:
     assert told(there) == before
 
 
-def test_what_is_refused_is_told_by_its_number(pair: tuple[str, str]) -> None:
+def test_a_refused_entry_is_named_by_its_number(pair: tuple[str, str]) -> None:
     here, there = pair
     for command in COMMANDS[:3]:
         ip(here, command)

@@ -1,5 +1,5 @@
-"""Packet rules of one namespace, made anew in another: the tools that come with the kernel tell the
-same of both. The rules are of the shapes in which plugins and platforms set them (rulesets/)."""
+"""Packet rules of one namespace, made anew in another: the kernel's usual tools show the same
+of both. The rules are of the shapes in which plugins and platforms set them (rulesets/)."""
 
 import errno
 import re
@@ -52,7 +52,7 @@ def run(where: Namespace, *command: str, text: str = "") -> str:
 
 
 def told(where: Namespace, *command: str) -> str:
-    """What a tool tells, without what passes while it does: the time, what is left of a timeout."""
+    """What a tool shows, without the parts that change with time, such as the rest of a timeout."""
     output = run(where, *command)
     lines = [line for line in output.splitlines() if not line.startswith("#")]
     return re.sub(r" expires \w+| timeout \d{3}\b", "", "\n".join(lines))
@@ -85,7 +85,7 @@ def commit(where: Namespace, tables: list[nftables.Table]) -> list[nfnetlink.Ref
 
 
 @pytest.mark.parametrize("name", files(".nft"))
-def test_nft_tells_the_same(name: str, here: Namespace, there: Namespace) -> None:
+def test_nft_shows_the_same(name: str, here: Namespace, there: Namespace) -> None:
     load(here, name)
     for _ in range(2):  # where there is nothing, and in the place of the same
         assert commit(there, read(here, place_of(here, there))) == []
@@ -93,7 +93,7 @@ def test_nft_tells_the_same(name: str, here: Namespace, there: Namespace) -> Non
 
 
 @pytest.mark.parametrize("name", files(*OF_IPTABLES))
-def test_iptables_nft_tells_the_same(name: str, here: Namespace, there: Namespace) -> None:
+def test_iptables_nft_shows_the_same(name: str, here: Namespace, there: Namespace) -> None:
     program = OF_IPTABLES[Path(name).suffix]
     run(here, f"{program}-nft-restore", text=(CORPUS / name).read_text())
     assert commit(there, read(here, place_of(here, there))) == []
@@ -103,7 +103,7 @@ def test_iptables_nft_tells_the_same(name: str, here: Namespace, there: Namespac
 
 
 @pytest.mark.parametrize("name", files(".v4", ".v6"))
-def test_iptables_legacy_tells_the_same(name: str, here: Namespace, there: Namespace) -> None:
+def test_iptables_legacy_shows_the_same(name: str, here: Namespace, there: Namespace) -> None:
     program = OF_IPTABLES[Path(name).suffix]
     rules = (CORPUS / name).read_text().replace("ACCEPT [0:0]", "ACCEPT [7:700]")
     run(here, f"{program}-legacy-restore", "-c", text=rules)
@@ -112,7 +112,7 @@ def test_iptables_legacy_tells_the_same(name: str, here: Namespace, there: Names
     assert told(there, *save) == told(here, *save) != ""
 
 
-def test_arptables_legacy_tells_the_same(here: Namespace, there: Namespace) -> None:
+def test_arptables_legacy_shows_the_same(here: Namespace, there: Namespace) -> None:
     run(here, "arptables-legacy", "-A", "INPUT", "-s", "10.0.0.9", "-j", "DROP")
     mangle = "-A OUTPUT -d 10.0.0.9 -j mangle --mangle-ip-s 10.0.0.1"
     run(here, "arptables-legacy", *mangle.split())
@@ -156,7 +156,7 @@ def test_looking_sets_no_table_up(here: Namespace) -> None:
         assert packet_rules.legacy_tables() == ()
 
 
-def test_ipset_tells_the_same(here: Namespace, there: Namespace) -> None:
+def test_ipset_shows_the_same(here: Namespace, there: Namespace) -> None:
     run(here, "ipset", "restore", text=(CORPUS / "kinds.ipset").read_text())
     run(there, "ipset", "create", "own", "hash:ip")
     for _ in range(2):

@@ -113,7 +113,7 @@ def test_defaults_of_a_host_that_has_loaded_more(tmp_path: Path, defaults: Defau
     assert settings.defaults() == defaults
 
 
-def test_written_from_outside_is_told(scratch_netns: str) -> None:
+def test_a_write_from_outside_is_reported(scratch_netns: str) -> None:
     from tapwright.linux.inotify import Writes
 
     with netns.entered(scratch_netns):

@@ -1,4 +1,4 @@
-"""Trying what the kernel can do: the truth is told, and nothing is left."""
+"""Trying what the kernel can do: the answer is true, and nothing is left."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def test_what_this_kernel_has_works_and_nothing_is_left() -> None:
     assert len(os.listdir("/proc/self/fd")) == len(fds)
 
 
-def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_parts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuntap, "_DEVICE", "/nowhere/tun")
     error = trial.tap()
     assert isinstance(error, FileNotFoundError)

@@ -1,4 +1,4 @@
-"""What the network monitor hears of in a namespace."""
+"""The changes of a namespace that the network monitor notices."""
 
 import subprocess
 from collections.abc import Iterator

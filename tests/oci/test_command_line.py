@@ -1,4 +1,4 @@
-"""The verbs' options as platforms pass them, and how failures are told."""
+"""The verbs' options as platforms pass them, and how the verbs report failures."""
 
 import json
 import os

@@ -245,7 +245,7 @@ def test_the_hosts_modules_are_asked_of_the_guest(
         ({"namespaces": [{"type": "network"}, {"type": "ipc"}]}, "without a pid namespace"),
     ],
 )
-def test_what_is_told(tmp_path: Path, changes: Json, warning: str) -> None:
+def test_warnings(tmp_path: Path, changes: Json, warning: str) -> None:
     (told,) = Made(tmp_path, configuration(linux=changes)).warnings
     assert told.startswith(warning)
 

@@ -46,7 +46,7 @@ def test_a_part_is_killed(runtime: Runtime, part: str, started: bool) -> None:
         assert ended(qemu)
 
 
-def test_the_guest_hears_of_a_killed_shim(runtime: Runtime) -> None:
+def test_the_guest_learns_of_a_killed_shim(runtime: Runtime) -> None:
     """Also in a sandbox that goes on."""
     with runtime.running("sleep", "1000") as sandbox:
         spaces = [{"type": "network", "path": f"/proc/{sandbox.pid}/ns/net"}, {"type": "pid"}]
@@ -98,7 +98,7 @@ def test_the_guest_of_a_member_hangs(runtime: Runtime, monkeypatch: pytest.Monke
 
 
 def test_a_guest_that_refuses_keeps_no_member() -> None:
-    """All is tried, and what was refused is told."""
+    """`delete` tries all, and reports what the guest refused."""
     asked = []
 
     class Refusing(Supervisor):
@@ -166,7 +166,7 @@ def test_the_caller_of_create_is_killed(runtime: Runtime, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("hook", ["prestart", "createContainer"])
 def test_create_is_killed_in_a_hook(runtime: Runtime, tmp_path: Path, hook: str) -> None:
-    """Where it has a shim, and nobody has been told of that."""
+    """At a moment when it has a shim, and no caller knows of the shim."""
     begun = tmp_path / "begun"
     script = f"echo $$ > {begun}.new; mv {begun}.new {begun}; exec sleep 1000"
     hooks = {hook: [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}]}

@@ -241,8 +241,8 @@ def test_more_than_the_guest_has(runtime: Runtime, tmpfses: Tmpfses) -> None:
 
 @pytest.mark.usefixtures("nothing_left")
 def test_a_pods_memory(runtime: Runtime, tmpfses: Tmpfses) -> None:
-    """The pod's own from beginning to end; a member's until the last one that has it is gone; a
-    volume's as long as the pod, for its containers come and go."""
+    """The pod's own from beginning to end; a member's until the last container that uses it is
+    gone; a volume's as long as the pod, because its containers come and go."""
     podwide, own, volume = (
         tmpfses.tmpfs("pod"),
         tmpfses.tmpfs("own"),

@@ -23,7 +23,7 @@ host = Namespace()
 
 @pytest.fixture
 def device(machine: Machine, nothing_left: None) -> Iterator[dict[str, Any]]:
-    """An interface of the host, as `ip` tells of it; its peer answers in another namespace."""
+    """An interface of the host, as `ip` shows it; its peer answers in another namespace."""
     with namespace("twtest-peer") as peer:
         host.ip(f"link add {DEVICE} mtu 1450 type veth peer name {PEER} netns {peer.name}")
         peer.ip(f"address add {SUBNET}.1/24 dev {PEER}")

@@ -190,8 +190,8 @@ def test_a_hook_that_makes_the_network(runtime: Runtime, outside: Namespace) -> 
 
 
 def test_settings_of_what_a_hook_makes(runtime: Runtime) -> None:
-    """They are set when the hooks have run, as by runc; one that is refused is the end of it. What
-    is a module's is there: on a host who names it has loaded that."""
+    """Tapwright sets them after the hooks, as runc does; a refused one ends the container. A
+    module's settings exist: on a host, whoever names them has loaded the module."""
     script = """
         pid=$(sed 's/.*"pid": *\\([0-9]*\\).*/\\1/')
         nsenter --net=/proc/$pid/ns/net sh -ec '
@@ -241,7 +241,8 @@ def test_between_create_and_start(runtime: Runtime, outside: Namespace) -> None:
 
 
 def test_after_the_start(runtime: Runtime, outside: Namespace) -> None:
-    """`network connect`, of which the runtime is not told: this is what the monitor is for."""
+    """`network connect`: the platform does not tell the runtime, so the monitor finds the
+    interface."""
     runtime.config = runtime.tapwright.configuration(template=runtime.tapwright.templates)
     runtime.config.write_text(runtime.config.read_text() + "[netmon]\nenable_netmon = true\n")
     try:

@@ -1,4 +1,4 @@
-"""Whom a container's caller has told of a kill for want of memory."""
+"""Where a container's caller reports a kill for want of memory."""
 
 import subprocess
 from collections.abc import Iterator

@@ -69,7 +69,7 @@ def test_a_pod_of_podman_without_infra_container(tmp_path: Path) -> None:
     assert owner(tmp_path, loaded(tmp_path, marks, network="")) is None
 
 
-def test_the_network_namespace_tells(tmp_path: Path) -> None:
+def test_the_network_namespace_shows_the_pod(tmp_path: Path) -> None:
     enter(tmp_path, "pod", netns=OWN)
     assert owner(tmp_path, loaded(tmp_path, network=f"/proc/{os.getpid()}/ns/net")) == "pod"
     assert owner(tmp_path, loaded(tmp_path, network="/nowhere")) is None
@@ -111,7 +111,7 @@ def test_sandbox_ids() -> None:
 
 
 def test_the_sandbox_of_a_container(tmp_path: Path) -> None:
-    """As `kata-network` and `kata-ipvs` are told of it: by any of its containers."""
+    """`kata-network` and `kata-ipvs` find it by any of its containers."""
     for name in ("pod", "c-of-another"):
         (tmp_path / "sandboxes" / name).mkdir(parents=True)
         save(Record(name, Spec(Machine(Path(), Path())), 0, 0, ""), tmp_path / "sandboxes" / name)

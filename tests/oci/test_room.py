@@ -49,7 +49,7 @@ def test_what_containers_need(
 
 
 @pytest.mark.unit
-def test_limits_that_are_not_told_stay() -> None:
+def test_limits_that_are_not_given_stay() -> None:
     claim = needs.Claim().changed(
         {"memory": {"limit": 5 * MIB}, "cpu": {"quota": 150_000, "period": 50_000}}
     )

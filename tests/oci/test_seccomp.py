@@ -68,8 +68,8 @@ def when(*conditions: tuple[int, str, int, int]) -> list[Json]:
 
 
 def answer(profile: Json, number: int, *arguments: int, arch: int = X86_64) -> int:
-    """What the kernel is told of a call by the program of a profile: read here, for a call that is
-    denied may be one that reading needs."""
+    """The verdict of a profile's program on a call. The test reads the program here, because a call
+    that it denies may be one that reading needs."""
     code = list(struct.iter_unpack("=HBBI", seccomp.Profile(profile).program()))
     given = [*arguments, *[0] * (6 - len(arguments))]
     call = struct.pack("=IIQ6Q", number, arch, 0, *given)

@@ -1,4 +1,4 @@
-"""The process that platforms wait for, over a socket as the supervisor has it."""
+"""The process that platforms wait for, over a socket like the supervisor's."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ SHELLS = [shell for shell in ("/bin/dash", "/bin/bash") if shutil.which(shell)]
 
 
 class Shim:
-    """A shim that runs; `told` has what it says."""
+    """A shim that runs; `told` has its output."""
 
     def __init__(self, terminal: int | None = None, netns: str = "") -> None:
         self.connection, theirs = socket.socketpair()

@@ -40,7 +40,7 @@ def exec_with(container: Container, env: list[str], *argv: str) -> Any:
 
 
 class Guest:
-    """Those who pass on what a container reads and writes: supervisor, and agent."""
+    """The processes that pass on what a container reads and writes: supervisor and agent."""
 
     def __init__(self, runtime: Runtime, sandbox: str) -> None:
         self._tapwright = runtime.tapwright
@@ -101,7 +101,7 @@ def test_arguments_to_the_last_byte(runtime: Runtime) -> None:
 
 
 def test_a_large_configuration(runtime: Runtime) -> None:
-    """8 MiB to the byte, of what stays here and of what the guest is told."""
+    """8 MiB to the byte: both of what stays on the host and of what goes to the guest."""
     content = configuration("sh", "-c", "ls /data | wc -l; sleep 1000")
     bundle = runtime.bundle(content)
     for number in range(300):
@@ -150,7 +150,7 @@ def test_one_byte_more_is_refused_before_anything_is_made(runtime: Runtime) -> N
 
 
 @pytest.mark.large
-def test_what_was_told_is_not_kept(runtime: Runtime) -> None:
+def test_configurations_are_not_kept(runtime: Runtime) -> None:
     """Configurations of 2 MB each, of processes that go on: neither end has them any more."""
     env = environment(1_900_000, each=500)
     with runtime.running("sleep", "1000", process={"env": env}) as container:

@@ -1,4 +1,4 @@
-"""What is seen by who joins the mount namespace of a container's process on the host."""
+"""What a process sees that joins the mount namespace of a container's process on the host."""
 
 import os
 import socket
@@ -48,7 +48,7 @@ def pid(root: Path, tmp_path: Path) -> Iterator[int]:
 
 
 def joined(pid: int, path: str) -> list[str]:
-    """The lines of a file, or the names in a directory, as somebody sees it who joins."""
+    """The lines of a file, or the names in a directory, as a process that joins sees them."""
 
     def look() -> list[str]:
         return os.listdir(path) if os.path.isdir(path) else Path(path).read_text().splitlines()

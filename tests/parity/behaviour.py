@@ -1,5 +1,5 @@
-"""What works on a network, and how: the same is tried by who lives in a namespace and by its guest,
-with others beside them. What is found is compared field by field."""
+"""What works on a network, and how: a program in a namespace and one in its guest try the same,
+with the same partners. The answers are compared field by field."""
 
 import errno
 import json
@@ -42,7 +42,7 @@ _SETTINGS = {
 
 
 class Station:
-    """One who sends and receives: `station` as a process."""
+    """A sender and receiver: `station` as a process."""
 
     def __init__(self, command: Sequence[str]) -> None:
         pipe = subprocess.PIPE
@@ -236,7 +236,7 @@ class Trial:
             self._names[address] = f"gateway's IPv{version}"
 
     def peers(self, version: int) -> Iterator[tuple[str, Party, str]]:
-        """(name, who, address)"""
+        """(name, station, address)"""
         if version in self.gateways:
             yield "gateway", self.others.host, self.gateways[version]
         for one in (self.others.neighbour, self.others.host, self.others.node):
@@ -633,7 +633,7 @@ def leased(trial: Trial) -> None:
 
 
 def forwarding(trial: Trial) -> None:
-    """The neighbour sends to the host by way of who is tried."""
+    """The neighbour sends to the host by way of the program under test."""
     own, neighbour, host = trial.own, trial.others.neighbour, trial.others.host
     for version in own.addresses:
         to = {4: "192.0.2.2", 6: "fd02::2"}[version]

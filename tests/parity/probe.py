@@ -11,7 +11,7 @@ ROOT = "/proc/sys/net"
 
 
 def answers(program: list[str], *commands: str) -> list[list[dict[str, object]]]:
-    """What `ip` tells, called once for several commands where each is answered."""
+    """What `ip` shows, called once for several commands if it answers each of them."""
     done = subprocess.run(
         [*program, "-N", "-d", "-j", "-force", "-batch", "-"],
         input="".join(f"{command}\n" for command in commands),

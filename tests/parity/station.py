@@ -1,7 +1,7 @@
-"""Sends and receives, as one who lives somewhere in a network: in a container, in a guest, or in a
-namespace beside them. Started there as a program of its own; reads requests, [what, arguments], as
-lines of JSON, and answers each by a line. Wherever it runs it does the same, so what differs is the
-network's."""
+"""Sends and receives at a place of a network: in a container, in a guest, or in a namespace beside
+them. It runs there as a program of its own, reads requests, [what, arguments], as lines of JSON,
+and answers each by a line. It does the same wherever it runs, so the network causes every
+difference."""
 
 import errno
 import json
@@ -112,7 +112,7 @@ def send(
 
 
 def receive(name: str, seconds: float) -> Answer:
-    """What came: from where, to which address, its TTL and size; or an error, and who told of it;
+    """What came: from where, to which address, its TTL and size; or an error, and its sender;
     None for neither."""
     one = SOCKETS[name]
     if not waited(one, seconds):
@@ -133,7 +133,7 @@ def receive(name: str, seconds: float) -> Answer:
 
 
 def told_by(one: socket.socket) -> Answer:
-    """Of the error that waits at a socket: type, code and who told of it (struct
+    """Of the error that waits at a socket: type, code and sender (struct
     sock_extended_err)."""
     try:
         _, extra, _, _ = one.recvmsg(2048, 1024, MSG_ERRQUEUE)
@@ -267,7 +267,7 @@ def drained(one: socket.socket) -> int:
 
 
 def ping(to: str, seconds: float, size: int = 16, ttl: int = 0, whole: bool = False) -> Answer:
-    """The answer: from where, with which TTL; an error, and who told of it; None for neither."""
+    """The answer: from where, with which TTL; an error, and its sender; None for neither."""
     version = family(to)
     protocol = socket.IPPROTO_ICMPV6 if version == 6 else socket.IPPROTO_ICMP
     request, reply = ECHO[version]
@@ -321,7 +321,7 @@ def mac_of(device: str) -> bytes:
 
 
 def arp(device: str, sender: str, address: str, seconds: float) -> str | None:
-    """The MAC address that is told for an IPv4 address, None for none."""
+    """The MAC address that answers for an IPv4 address, None for none."""
     own, index = mac_of(device), socket.htons(ETH_P_ARP)
     asked = socket.inet_aton(address)
     body = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1)

@@ -1,5 +1,5 @@
-"""Each network is made in the namespace of one running sandbox, which follows; what `ip` and /proc
-tell in the namespace is what they tell in the guest."""
+"""Each network is made in the namespace of one running sandbox, which follows; `ip` and /proc show
+the same in the namespace and in the guest."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_indexes_are_those_of_the_namespace(networked: Networked) -> None:
 
 def test_what_an_interface_receives(networked: Networked, tapwright: Tapwright) -> None:
     """What the plugin `tuning` sets (promisc, allmulti) is set in the guest; what the guest's own
-    programs set stays. And it tells the speed of a veth, which bonds and exporters ask for."""
+    programs set stays. The NIC has the speed of a veth, which bonds and exporters ask for."""
 
     def there() -> list[str]:
         networked.guest.sync()

@@ -283,7 +283,7 @@ def found(case: Case, networked: Networked, one: Station, others: Others, expect
 
 
 def forget_neighbours() -> None:
-    """Who has had an address before is not who has it now."""
+    """Another machine has an address now than before."""
     for place in ("", f"-n twtest-neighbour-{os.getpid()}"):
         subprocess.run(
             ["ip", *place.split(), "neigh", "flush", "all"], check=True, stderr=subprocess.DEVNULL

@@ -48,7 +48,7 @@ class Cri:
         return sandbox
 
     def start_sandbox(self, name: str) -> Any:
-        """A future, for who does not wait until it runs."""
+        """A future, for callers that do not wait until it runs."""
         request = {1: self._sandbox_config(name, {}), 2: "tapwright"}
         return self._method("RunPodSandbox").future(request, timeout=_SECONDS)
 
@@ -112,7 +112,7 @@ class Cri:
         return Output(stdout, stderr, reply.get(3, [0])[0])
 
     def start_exec(self, container: str, *command: str) -> Any:
-        """A future, for who does not wait until it ends."""
+        """A future, for callers that do not wait until it ends."""
         request = {1: container, 2: list(command), 3: _SECONDS}
         return self._method("ExecSync").future(request, timeout=_SECONDS)
 

@@ -1,4 +1,4 @@
-"""A port of a pod, as a kubelet's client has it forwarded: by a WebSocket (RFC 6455) to the CRI's
+"""A port of a pod, forwarded as for a kubelet's client: by a WebSocket (RFC 6455) to the CRI's
 streaming server, with the channels of k8s.io/kubelet's pkg/cri/streaming/portforward/websocket.go.
 """
 

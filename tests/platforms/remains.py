@@ -64,7 +64,7 @@ def is_ours(pid: int, session: Path) -> bool:
 
 def sweep(home: Path, cgroups_before: set[Path]) -> None:
     """End what runs out of a platform's directory, and remove its mounts, cgroups and files. The
-    daemons themselves are ended by who started them."""
+    fixture that started the daemons ends them."""
     ending = [pid for pid, command in commands() if str(home) in command]
     for pid in ending:
         with suppress(ProcessLookupError):

@@ -112,7 +112,7 @@ def execute(
 
 
 def test_killed_for_memory(containerd: Containerd) -> None:
-    """The kill is told before the end."""
+    """The kill is reported before the end."""
     with events(containerd) as lines:
         words = containerd.run_words("--rm", "--memory-limit", str(MEMORY), IMAGE, "greedy")
         assert containerd.ctr(*words, "sh", "-c", GROW).returncode == 137

@@ -314,7 +314,8 @@ def test_seccomp_profiles(podman: Podman, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", [GROW, CHILD_GROWS])
 def test_killed_for_memory(podman: Podman, script: str) -> None:
-    """Not beside runc, of which conmon hears nothing where both versions of cgroups are."""
+    """Not compared with runc: conmon learns nothing of its kills where both versions of cgroups
+    exist."""
     words = "run", "--name", "greedy", "--network", "none", "--memory", str(MEMORY)
     done = podman.run(*words, "busybox", "sh", "-c", script)
     state = podman.inspect("greedy")["State"]

@@ -33,7 +33,7 @@ _FORMAT = "$(REPO_URI) $(CODENAME) $(COMPONENT) $(ORIGIN)"
 
 def ensure(packages: Sequence[str]) -> Path:
     """The root filesystem of these packages, and of what they need, in this host's release of
-    Debian; half a minute to a minute when it is to be made. It is shared: who writes needs an
+    Debian; half a minute to a minute when it is to be made. It is shared: a writer needs an
     overlay. Raises CalledProcessError with what mmdebstrap says.
     """
     sources = _sources()

@@ -1,4 +1,4 @@
-"""What is done when a container ends, and who should hear of that is gone."""
+"""What the supervisor does when a container ends whose monitor is gone."""
 
 import asyncio
 import subprocess

@@ -87,7 +87,7 @@ def test_plugins_do_not_wait_for_the_end_of_qemu(fakes: Fakes, scratch_netns: st
 
 
 def test_what_a_plugin_refuses_meanwhile_stays(fakes: Fakes, scratch_netns: str) -> None:
-    """For the process that deletes the sandbox, which tells it."""
+    """The process that deletes the sandbox reports it."""
     journal = attached(fakes, scratch_netns)
     fakes.failing("p", "DEL")
     life = ended_by_request(journal, lambda: told_at_delete(fakes) == [scratch_netns])
@@ -104,7 +104,7 @@ def test_only_networks_are_taken_back_meanwhile(fakes: Fakes, scratch_netns: str
     assert len(journal.record.held) == 2
 
 
-def test_its_namespace_is_told_to_del(fakes: Fakes, scratch_netns: str) -> None:
+def test_del_gets_its_namespace(fakes: Fakes, scratch_netns: str) -> None:
     journal = attached(fakes, scratch_netns)
     assert teardown.take_back(journal) == []
     assert told_at_delete(fakes) == [scratch_netns]
@@ -112,7 +112,7 @@ def test_its_namespace_is_told_to_del(fakes: Fakes, scratch_netns: str) -> None:
 
 
 @pytest.mark.parametrize("is_remembered", [True, False])
-def test_another_namespace_is_not_told_to_del(
+def test_del_does_not_get_another_namespace(
     fakes: Fakes, scratch_netns: str, is_remembered: bool
 ) -> None:
     """Also when the cache is lost: the journal knows as well."""

@@ -76,7 +76,7 @@ def test_success_and_what_nobody_wants_any_more_are_forgotten(clock: Clock) -> N
     assert made.end_round() is None
 
 
-def test_an_agent_that_does_not_answer_is_told_of(clock: Clock) -> None:
+def test_a_silent_agent_is_reported(clock: Clock) -> None:
     made = Attempts()
 
     async def ask() -> None:

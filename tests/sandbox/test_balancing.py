@@ -43,7 +43,7 @@ class Guest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """As `Process` has it."""
+        """As in `Process`."""
 
     def communicate(self, stdin: bytes, limit: int) -> Completed[bytes]:
         self.asked = json.loads(stdin)

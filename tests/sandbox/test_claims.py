@@ -77,7 +77,7 @@ def test_records_are_read_before_others_have_to_wait(tmp_path: Path, reads: list
 
 @pytest.mark.parametrize("is_old", [True, False])
 def test_what_has_changed_meanwhile_is_seen(tmp_path: Path, reads: list[str], is_old: bool) -> None:
-    """Also what has been written so shortly before that its time tells nothing."""
+    """Also a file that was written so shortly before that its time is the same."""
     first, second = journal(tmp_path, "first"), journal(tmp_path, "second")
     if is_old:
         aged(first, second)

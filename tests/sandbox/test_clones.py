@@ -1,4 +1,4 @@
-"""Many sandboxes of one template at once, and what tells them apart on their network."""
+"""Many sandboxes of one template at once, and what distinguishes them on their network."""
 
 import json
 import re
@@ -111,7 +111,7 @@ class Discover:
 
 
 def is_announcement(frame: bytes) -> bool:
-    """Whether a guest tells of its own address (RFC 5227, section 3)."""
+    """Whether a guest announces its own address (RFC 5227, section 3)."""
     return ethertype(frame) == ETH_P_ARP and frame[28:32] == frame[38:42]
 
 

@@ -93,7 +93,7 @@ def test_a_reader_that_goes_away_ends_the_program(pod: Pod) -> None:
 
 
 def test_a_slow_reader_is_waited_for(pod: Pod) -> None:
-    """The end is told when the last byte has been written, also when all has been over for long."""
+    """The supervisor reports the end after the last byte, even if the program ended long before."""
     config = configuration(process("seq", "60000"))
     with Pipes() as pipes, pod.create(config, pipes.descriptors) as container:
         container.started()

@@ -100,20 +100,22 @@ def test_the_largest_request(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_who_breaks_a_rule_hears_of_it(tmp_path: Path, data: bytes, reason: str) -> None:
+def test_a_broken_rule_is_answered_with_the_reason(
+    tmp_path: Path, data: bytes, reason: str
+) -> None:
     kind, content = served(tmp_path, saying(tmp_path, data))
     assert kind == protocol.ERROR
     assert reason in content["message"]
 
 
-def test_what_is_not_known_has_a_kind_of_its_own(tmp_path: Path) -> None:
+def test_an_unknown_request_has_a_kind_of_its_own(tmp_path: Path) -> None:
     for data in (b'{"op": "new"}\n', b'{"op": "length", "text": "", "new": 1}\n'):
         _, content = served(tmp_path, saying(tmp_path, data))
         assert wire.kind_of(content) == "UnknownRequestError"
         (tmp_path / wire.SOCKET).unlink()
 
 
-def test_what_version_0_said_of_it_is_understood() -> None:
+def test_the_refusal_of_version_0_is_understood() -> None:
     for kind, message in (
         ("ProtocolError", "unknown request 'new'"),
         ("TypeError", "Shares.share() got an unexpected keyword argument 'new'"),
@@ -155,7 +157,9 @@ def test_a_mistake_of_ours_is_no_refusal(tmp_path: Path, caplog: pytest.LogCaptu
     assert "in length" in caplog.text
 
 
-def test_who_never_ends_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_end_is_answered_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "_REQUEST_SECONDS", 0.2)
     _, content = served(tmp_path, saying(tmp_path, b'{"op": '))
     assert content["message"] == "a request did not come whole within 0.2 s"
@@ -186,7 +190,7 @@ def test_a_request_that_comes_in_bits(tmp_path: Path) -> None:
 
 
 def test_a_client_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
-    """With a request that the guest takes nothing of: who asked was killed meanwhile."""
+    """With a request that the guest does not read: the client was killed meanwhile."""
 
     async def story() -> None:
         guest = Hostile()

@@ -89,7 +89,7 @@ def detached(entry: Path) -> str:
 
 
 def shared(pid: int) -> list[str]:
-    """What all processes of a sandbox have in common: control groups, and who is killed first."""
+    """What all processes of a sandbox have in common: control groups, and which is killed first."""
     return [Path(f"/proc/{pid}/{name}").read_text() for name in ("cgroup", "oom_score_adj")]
 
 

@@ -100,7 +100,7 @@ def test_too_little_memory(refusal: Refusal) -> None:
     assert "a guest needs 128" in refusal("sandbox", "run", "x", "--memory", "64", status=2)
 
 
-def test_unknown_keys_are_told(tapwright: Tapwright) -> None:
+def test_unknown_keys_are_reported(tapwright: Tapwright) -> None:
     config = tapwright.configuration(machine_typ="q35")
     done = tapwright.run("sandbox", "run", "x", "--network", "nothing", config=config)
     assert f"{config}: [hypervisor.qemu] machine_typ is not known" in done.stderr

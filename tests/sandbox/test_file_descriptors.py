@@ -39,8 +39,8 @@ except OSError as error:
 
 @pytest.fixture
 def directory(tapwright: Tapwright, tmp_path: Path) -> Iterator[str]:
-    """Where the guest of a daemon with few descriptors has many files. A daemon has the limit of
-    who runs the sandbox, where that one may not have more."""
+    """A directory with many files, in a guest whose daemon has few descriptors. A daemon has the
+    limit of the process that runs the sandbox, if that may not have more."""
     words = [sys.executable, "-c", RUN, str(tapwright.config), str(tapwright.root), SANDBOX]
     subprocess.run(words, check=True)
     sandbox = registry.find(tapwright.root, SANDBOX)
@@ -53,14 +53,14 @@ def directory(tapwright: Tapwright, tmp_path: Path) -> Iterator[str]:
 def test_all_can_be_read_one_after_the_other(
     tapwright: Tapwright, directory: str, nothing_left: None
 ) -> None:
-    """Not always at the first try: the guest is told to forget when half of them are in use."""
+    """Not always at the first try: the supervisor makes the guest forget when half are in use."""
     script = f"cat {directory}/* | wc -c"
     assert eventually(
         lambda: tapwright.exec(SANDBOX, "sh", "-c", f"{{ {script}; }} 2>/dev/null") == f"{FILES}\n"
     )
 
 
-def test_who_opens_too_many_is_told_and_harms_nobody(
+def test_a_program_that_opens_too_many_gets_an_error_alone(
     tapwright: Tapwright, directory: str, nothing_left: None
 ) -> None:
     program = f"FILES = {FILES}\n{OPEN_ALL}"

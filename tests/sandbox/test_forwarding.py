@@ -94,7 +94,7 @@ SERVICES = (
 
 
 class Program:
-    """The server that runs in a guest, and what it has told."""
+    """The server that runs in a guest, and what it has reported."""
 
     def __init__(self, tapwright: Tapwright, sandbox: str, *services: str) -> None:
         argv = ("python3", "-c", SERVER, *services)
@@ -250,7 +250,9 @@ def test_program_resets(guest: Guest, program: Program) -> None:
 
 
 @pytest.mark.parametrize("is_reset", [True, False])
-def test_program_hears_how_it_ends(guest: Guest, program: Program, is_reset: bool) -> None:
+def test_program_learns_how_a_connection_ends(
+    guest: Guest, program: Program, is_reset: bool
+) -> None:
     connection = guest.dial(LISTEN)
     connection.sendall(b"x")
     if is_reset:

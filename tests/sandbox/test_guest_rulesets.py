@@ -74,7 +74,7 @@ def inside(where: Namespace, *command: str, text: str = "") -> str:
 
 
 def give_tools(tapwright: Tapwright) -> None:
-    """This host's, to have the guest's rules told by the same programs as the namespace's."""
+    """This host's, so the same programs show the guest's rules and the namespace's."""
     programs = [*TOOLS, *map(str, EXTENSIONS.glob("lib*.so"))]
     listed = subprocess.run(["ldd", *programs], check=True, capture_output=True, text=True).stdout
     libraries = {word for word in listed.split() if word.startswith("/") and not word.endswith(":")}
@@ -93,8 +93,8 @@ def give_tools(tapwright: Tapwright) -> None:
 
 
 def told(where: Namespace | Tapwright, program: str, arguments: str = "") -> str:
-    """What one of the tools tells, of the namespace or in the guest, but for packets: each has its
-    own."""
+    """What one of the tools shows, of the namespace or in the guest, without counts of packets:
+    each has its own."""
     if isinstance(where, Tapwright):
         multi = program if program == "nft" else f"xtables-{program.split('-')[1]}-multi"
         name = "" if program == "nft" else re.sub("-(nft|legacy)", "", program)

@@ -1,4 +1,4 @@
-"""What the host changes in files that containers have: seen at once, and told by inotify."""
+"""What the host changes in files that containers have: seen at once, and reported by inotify."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def sandbox(tapwright: Tapwright) -> Iterator[registry.Sandbox]:
 
 
 class Volume:
-    """A file or directory of the host, and where the guest has it."""
+    """A file or directory of the host, and its place in the guest."""
 
     def __init__(
         self, tapwright: Tapwright, sandbox: registry.Sandbox, place: Path, read_only: bool = False
@@ -70,7 +70,7 @@ class Watcher:
         return self._process.stdout.readline().strip()
 
     def hears_of(self, *wanted: str) -> list[str]:
-        """All that is heard until each of these lines has been."""
+        """All output until each of these lines has come."""
         heard: list[str] = []
         while not set(wanted) <= set(heard):
             line = self.hears()
@@ -102,8 +102,8 @@ def volume(tapwright: Tapwright, sandbox: registry.Sandbox, tree: Path) -> Itera
 
 
 def overwrite(path: Path, text: str) -> None:
-    """By one change: Python's own way empties the file first, and a busy host tells of that before
-    the rest is there."""
+    """By one change: Python's own way empties the file first, and a busy host reports that before
+    the rest is written."""
     with path.open("r+") as file:
         file.write(text)
 
@@ -144,7 +144,7 @@ def test_a_directory_that_comes_later(volume: Volume, tree: Path) -> None:
         assert volume.sh("cat later/file") == "newer\n"
 
 
-def test_what_the_guest_does_is_told_once(volume: Volume, tree: Path) -> None:
+def test_the_guests_own_change_is_reported_once(volume: Volume, tree: Path) -> None:
     with volume.watch() as watcher:
         volume.sh("echo mine > mine")
         (tree / "end").write_text("end\n")

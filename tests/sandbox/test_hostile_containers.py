@@ -223,7 +223,7 @@ def test_a_flood_of_output_ends_the_conversation(tmp_path: Path) -> None:
 
 
 def test_a_guest_that_takes_nothing_in_is_not_waited_for(tmp_path: Path) -> None:
-    """Not even the request: it ends with who asked."""
+    """Not even the request: it ends with its client."""
 
     async def story(guest: Hostile, directory: Path) -> None:
         config = {"process": {"args": ["x" * (8 << 20)]}}
@@ -285,7 +285,7 @@ def test_ends_of_output_without_end_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_output_is_acknowledged_when_it_is_written(tmp_path: Path) -> None:
-    """So that a reader who does not read makes nobody hold more than a window."""
+    """So a reader that does not read makes no process hold more than a window."""
     reading, writing = os.pipe()
     in_the_pipe = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
 

@@ -185,7 +185,7 @@ def test_as_many_rules_as_there_can_be() -> None:
 
 
 def test_list() -> None:
-    """As ipvsadm 1.31 prints it with -n; `test_kata_ipvs` has it print the same."""
+    """As ipvsadm 1.31 prints it with -n; `test_kata_ipvs` compares with that program."""
     dns = Service(UDP, "fd00::7", 53, "wlc", 0, 2, 128)
     http = HTTP._replace(scheduler="rr", persistence=3000, flags=3, netmask=24)
     servers = [

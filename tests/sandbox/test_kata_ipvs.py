@@ -20,7 +20,7 @@ SERVICE, SERVERS = "172.17.0.7:80", ("172.17.0.4:80", "172.17.0.5:80")
 
 
 class Ipvs:
-    """Runs `kata-ipvs` through a link named kata-runtime, as openEuler's page has it."""
+    """Runs `kata-ipvs` through a link named kata-runtime, as on openEuler's page."""
 
     def __init__(self, tapwright: Tapwright, directory: Path) -> None:
         self.tapwright = tapwright
@@ -162,7 +162,7 @@ def test_what_the_kernel_refuses(ipvs: Ipvs) -> None:
 
 @pytest.mark.large
 def test_as_many_rules_as_there_can_be(ipvs: Ipvs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the suite, the bound that the guest is told is a lower one."""
+    """In the suite, the guest gets a lower bound."""
     most = amount(1_000, ipvsadm.MOST_RULES)
     monkeypatch.setattr(ipvsadm, "MOST_RULES", most)
     rules = []

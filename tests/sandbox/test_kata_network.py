@@ -342,7 +342,7 @@ def test_routes_through_loopback(kata: Kata, clean: None) -> None:
 
 
 def test_one_route(kata: Kata, taps: Any, clean: None) -> None:
-    """As openEuler's page has it: an object."""
+    """As on openEuler's page: an object."""
     taps("tap-test")
     kata("add-iface", interface("tap-test"))
     before = kata("list-routes")
@@ -864,7 +864,7 @@ def test_one_of_several_at_once_gets_a_name(
 
 
 def test_command_killed_at_any_moment(kata: Kata, taps: Any, clean: None) -> None:
-    """What has begun is finished by the supervisor; either way the list tells the truth."""
+    """The supervisor finishes what has begun; either way the list is true."""
     taps("tap-test")
     before = tap_state("tap-test")
     for step in range(8):

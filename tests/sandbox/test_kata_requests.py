@@ -85,7 +85,7 @@ def test_bits_beyond_the_prefix_do_not_count(dest: str) -> None:
 
 
 def test_a_destination_is_not_left_out_by_people() -> None:
-    """As openEuler's verbs have it; a pattern of all default routes is said by its word."""
+    """As with openEuler's verbs; the word `default` is the pattern of all default routes."""
     route = {"device": "eth0"}
     for as_patterns in (False, True):
         with pytest.raises(UsageError, match="dest: it is missing"):

@@ -1,4 +1,4 @@
-"""Kills at any moment: `list` tells the truth, and `delete` takes everything back."""
+"""Kills at any moment: `list` is true, and `delete` takes everything back."""
 
 import json
 import os

@@ -64,7 +64,7 @@ def test_hugepages_and_no_vhost_net(tapwright: Tapwright, hugepages: int) -> Non
 
 
 def test_vhost_net(tapwright: Tapwright) -> None:
-    """Without the key it is in use, where the host has it."""
+    """Without the key, the sandbox uses vhost-net if the host has it."""
     if not Path(VHOST).exists():
         pytest.skip(f"this host has no {VHOST}")
     sandbox = run(tapwright)

@@ -309,7 +309,7 @@ class World:
         assert self.tapwright.run(*serving, input=PAYLOAD, text=False).returncode == 0
 
     def plug(self, kind: Kind, mac: str) -> dict[str, Json]:
-        """What add-iface is to be told."""
+        """The interface for add-iface."""
         addresses = [
             {"address": address, "mask": mask}
             for address, mask in zip(kind.addresses(2), ("24", "64"), strict=True)

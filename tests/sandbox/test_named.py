@@ -68,7 +68,7 @@ WARNINGS = [
 def run(
     tapwright: Tapwright, networks: Networks, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
-    """The sandbox as `run` tells of it, with what it said beside; its namespace is `named`."""
+    """The sandbox as `run` reports it, and its warnings; the namespace is `named`."""
     plugins = tmp_path_factory.mktemp("plugins")
     (plugins / "made").write_text(PLUGIN)
     (plugins / "made").chmod(0o755)
@@ -95,7 +95,7 @@ def test_what_becomes_a_nic(run: dict[str, Any]) -> None:
     }
 
 
-def test_what_does_not_is_said(run: dict[str, Any], tapwright: Tapwright) -> None:
+def test_what_does_not_is_warned_of(run: dict[str, Any], tapwright: Tapwright) -> None:
     assert run["warnings"] == WARNINGS
     assert all(f"warning: {text}\n" in run["said"] for text in WARNINGS)
     inspected = tapwright.json("sandbox", "inspect", SANDBOX)

@@ -330,7 +330,7 @@ def test_the_first_of_several_routes_is_the_first(
 
 
 def test_calico_shaped(namespace: Namespace, tapwright: Tapwright) -> None:
-    """A /32 address, a gateway that is no neighbour of it, and who that is."""
+    """A /32 address, a gateway outside its subnet, and that gateway's entry as a neighbour."""
     namespace.add_veth("eth1", "10.99.0.5/32")
     mac = json.loads(ip(f"-json link show {BRIDGE}"))[0]["address"]
     namespace.batch(
@@ -572,7 +572,7 @@ def test_removed_by_request_stays_away(namespace: Namespace, kata: Callable[...,
     namespace.settles()
 
 
-def test_one_that_fails_is_told_of_and_tried_again(
+def test_a_failed_interface_is_reported_and_tried_again(
     namespace: Namespace, kata: Callable[..., Json]
 ) -> None:
     ip("tuntap add dev tap-mon mode tap")

@@ -1,4 +1,4 @@
-"""What platforms are told when the guest's kernel has killed for want of memory."""
+"""What platforms learn when the guest's kernel has killed for want of memory."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

@@ -17,7 +17,7 @@ class Agent:
 
 
 def looked_at(path: Path, change: str) -> set[str]:
-    """What is found at a path that a container changes after it was told of."""
+    """What the supervisor finds at a path that a container changes after the request."""
     read: list[set[str]] = []
     threads: list[int] = []
 

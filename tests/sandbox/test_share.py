@@ -185,7 +185,7 @@ def test_kinds_of_files(tapwright: Tapwright, tree: Path) -> None:
 
 
 def test_files_that_are_open(tapwright: Tapwright, tree: Path) -> None:
-    """Renamed, replaced and removed under those who have them open: they are what they were, with
+    """Renamed, replaced and removed while programs have them open: they stay what they were, with
     size, owner, mode and time of their own, and can be changed and opened anew."""
     said = python(
         tapwright,

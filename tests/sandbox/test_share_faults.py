@@ -1,5 +1,5 @@
-"""What goes wrong with the host's files under a guest that uses them: the program hears of it, and
-nobody else."""
+"""Faults of the host's files under a guest that uses them: the program gets an error, and nothing
+else suffers."""
 
 import shutil
 import subprocess
@@ -79,7 +79,7 @@ def test_a_source_that_is_removed(
 def test_a_source_that_is_unmounted(
     tapwright: Tapwright, sandbox: registry.Sandbox, small: Path, beside: None
 ) -> None:
-    """By who unmounts it: the guest keeps what it was shown, as a container by runc does."""
+    """Whatever unmounts it: the guest keeps the files that it had, as a container by runc does."""
     (small / "file").write_text("there\n")
     place = show(sandbox, "test", small)
     subprocess.run(["umount", small], check=True)

@@ -280,7 +280,7 @@ def test_clones_are_not_the_same(tapwright: Tapwright, config: Path, ready: Read
 
 
 def test_a_dead_one_is_passed_over(tapwright: Tapwright, config: Path, ready: Ready) -> None:
-    """So is one that has hung. What is left goes with the next who comes."""
+    """So is one that has hung. The next sandbox removes what is left."""
     dead, stuck, *_ = sorted(ready(3), key=lambda one: one.name)
     os.kill(dead.pid, signal.SIGKILL)
     os.kill(stuck.pid, signal.SIGSTOP)
@@ -490,7 +490,8 @@ def test_listed_and_dropped(tapwright: Tapwright, ready: Ready) -> None:
 def test_the_next_is_made_when_one_is_taken(
     tapwright: Tapwright, config: Path, spec: Spec, ready: Ready
 ) -> None:
-    """By who took it, in the background; once, and not in its control group."""
+    """The sandbox that took one makes the next, in the background; once, and not in its control
+    group."""
     (first,) = ready(1)
     sandbox = run(tapwright, config, "taker")
     assert start_of(sandbox) == "spare"
@@ -529,7 +530,7 @@ def _takes(root: str, spec: Spec, number: int) -> list[str]:
 
 
 async def _wait_all(root: str, spec: Spec, asked: Any) -> list[str]:
-    """So many stubs of spares, without guests; whom each belongs to."""
+    """So many stubs of spares, without guests; which sandbox each belongs to."""
     found = []
     for _ in range(COUNT):
         entered = spares.enter(root, spec)

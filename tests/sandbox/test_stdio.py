@@ -131,7 +131,7 @@ def test_a_terminal_whose_reader_is_slow() -> None:
     os.close(slave)
 
 
-def test_a_reader_hears_of_it_before_the_terminal_has_hung_up(
+def test_a_reader_sees_the_end_before_the_terminal_has_hung_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On two processors: pty_close wakes the reader first, which is what n_tty_read gives it."""
@@ -168,7 +168,7 @@ def test_nobody_reads_a_pipe_from_the_beginning() -> None:
 
 
 def test_regular_files(tmp_path: Path) -> None:
-    """Two outputs in one file follow each other, and its position is that of all who have it."""
+    """Two outputs in one file follow each other, and all its holders share its position."""
     path = tmp_path / "file"
     path.write_bytes(b"before\n")
 

@@ -1,4 +1,4 @@
-"""How long a torture goes on, by which seed, and what is told of it."""
+"""How long a torture goes on, by which seed, and how it reports."""
 
 import datetime
 import json
@@ -14,7 +14,7 @@ drawn, and the file to which each adds a line of JSON."""
 
 
 class Bound:
-    """One test's. `random` draws what is drawn; a failure comes again by the seed that is told."""
+    """One test's. `random` draws what is drawn; the reported seed repeats a failure."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -62,5 +62,5 @@ def mutated(documents: Sequence[Json], odd: Sequence[Json] = _ODD) -> Make:
 
 
 def as_text(document: Json) -> str:
-    """As a file has it."""
+    """As in a file."""
     return json.dumps(document)

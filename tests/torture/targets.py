@@ -319,7 +319,7 @@ def _container() -> Json:
 
 @_reads(mutated([_container()]))
 def states(content: Json) -> None:
-    """A container's state: loaded, told, listed. TapwrightError."""
+    """A container's state: loaded, printed, listed. TapwrightError."""
     directory = Path(state.directory_of(str(_PLACE), "c1"))
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "state.json").write_text(json.dumps(content))

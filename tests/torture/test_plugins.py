@@ -62,7 +62,7 @@ class Odd:
         return self._file("pid").exists()
 
     def end(self) -> None:
-        """As an administrator does it who finds that it hangs."""
+        """As an administrator ends a plugin that hangs."""
         with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
             os.killpg(int(self._file("pid").read_text()), signal.SIGKILL)
 

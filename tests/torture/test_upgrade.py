@@ -72,7 +72,7 @@ _whole = pytest.mark.skipif(not _IS_WHOLE, reason="scripts/torture runs it")
 def pair(
     request: pytest.FixtureRequest, tapwright: Tapwright, previous: Tapwright
 ) -> Iterator[tuple[Tapwright, Tapwright]]:
-    """(who makes, who goes on with it)."""
+    """(the version that makes it, the version that goes on with it)."""
     yield (previous, tapwright) if request.param == "upgrade" else (tapwright, previous)
     for name in (MEMBER, NAME):
         tapwright.run("delete", "--force", name)

@@ -112,7 +112,7 @@ def test_unknown_keys_are_passed_on(fakes: Fakes) -> None:
 
 
 def test_reserved_keys_are_not_passed_on(fakes: Fakes) -> None:
-    """`runtimeConfig`, `prevResult` and `cni.dev/…` are the runtime's alone; `validate` tells."""
+    """`runtimeConfig`, `prevResult` and `cni.dev/…` are the runtime's alone; `validate` says so."""
     fakes.plugin("p")
     reserved = {"runtimeConfig": {"mac": "x"}, "prevResult": {}, "cni.dev/valid-attachments": []}
     net = network({"type": "p", **reserved})

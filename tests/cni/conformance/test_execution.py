@@ -138,7 +138,7 @@ def test_add_halts_at_an_error_and_is_undone(fakes: Fakes) -> None:
     assert runtime.attachments() == ([], [])
 
 
-def test_what_a_failed_add_leaves_is_told_and_remembered(fakes: Fakes) -> None:
+def test_what_a_failed_add_leaves_is_reported_and_remembered(fakes: Fakes) -> None:
     fakes.plugin("a", body="[ $CNI_COMMAND = STATUS ] || { echo broken >&2; exit 3; }")
     runtime, net = fakes.runtime(), network("a")
     with pytest.raises(PluginError, match="broken") as caught:

@@ -238,7 +238,7 @@ def test_delegates_are_asked_without_a_handler(fakes: Fakes, command: str) -> No
     assert [run.command for run in fakes.seen()] == [command]
 
 
-def test_delegate_is_told_of_delete(fakes: Fakes) -> None:
+def test_delegate_gets_delete(fakes: Fakes) -> None:
     """Delegated plugin execution procedure: DEL as well, and its error is returned."""
     fakes.failing("addresses", "DEL", code=111)
     answer = written(fakes, delete="request.ipam()").run("DEL", WITH_IPAM)

@@ -1,4 +1,4 @@
-"""What stat tells of a file, and what changes it: modes, owners, times, counts."""
+"""What stat shows of a file, and what changes it: modes, owners, times, counts."""
 
 import ctypes
 import os

@@ -140,5 +140,6 @@ def interval(kind: int, start: int = 0, length: int = 0) -> bytes:
 
 
 def link_of(fd: int, path: str) -> None:
-    """A name for an open file, as open(2) has it for O_TMPFILE; os.link does not follow links."""
+    """A name for an open file, as open(2) describes it for O_TMPFILE; os.link does not follow
+    links."""
     system("linkat", -100, f"/proc/self/fd/{fd}", -100, path, 0x400)

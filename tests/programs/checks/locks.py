@@ -56,7 +56,7 @@ def _found(fd: int, kind: int, start: int = 0, length: int = 0, command: int = -
 
 
 class _Holder:
-    """A child that does something, and ends, when it is told to."""
+    """A child that does something, and ends, on command."""
 
     def __init__(self, action: Callable[[], Any]) -> None:
         said, saying = os.pipe()
@@ -294,7 +294,7 @@ def _interrupted_lock() -> str:
 
 
 def _deadlock() -> str:
-    """Two processes of which each waits for what the other one has: one is told."""
+    """Two processes of which each waits for the other one's lock: one gets EDEADLK."""
     fd = _open()
     _lock(fd, fcntl.F_WRLCK, 0, 1)
     ready, told = os.pipe()

@@ -339,7 +339,7 @@ def sockets() -> Outcome:
 
 
 def _spoken(server: socket.socket, kind: socket.SocketKind, path: str) -> str:
-    """In a child, for who connects may wait."""
+    """In a child, because connecting may block."""
     return str(in_child(lambda: _dialogue(server, kind, path)))
 
 

@@ -251,7 +251,7 @@ def capabilities_of_files() -> Outcome:
 
 
 def _effective() -> str:
-    """What a copy of cat may do, of which the kernel tells."""
+    """The capabilities of a copy of cat, from the kernel."""
     reader, writer = os.pipe()
     if not (pid := os.fork()):
         os.dup2(writer, 1)
