@@ -28,11 +28,11 @@ monitor = process
 async def goes_on(watcher: Abandoned) -> None:
     for _ in range(9):  # more than it takes to see what has happened
         await asyncio.sleep(0)
-    assert watcher.is_watching
+    assert watcher._watching
 
 
 async def is_over(watcher: Abandoned) -> None:
-    while watcher.is_watching:
+    while watcher._watching:
         await asyncio.sleep(0)
 
 

@@ -45,10 +45,6 @@ class Abandoned:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
 
-    @property
-    def is_watching(self) -> bool:
-        return bool(self._watching)
-
     async def watch(
         self, process: Any, monitor: Any, monitor_deletes: Any, bundle: Any, command: Any
     ) -> None:
