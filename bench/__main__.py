@@ -57,7 +57,7 @@ QUICK: dict[str, Part] = {
     "memory": lambda place: memory.measure(place, beside=1),
     "scrape": lambda place: scrape.measure(place, many=2, rounds=1),
     "crowd": lambda place: crowd.measure(
-        place, levels=(0, 1), rounds=1, batch=2, at_once=(2,), many=2
+        place, levels=(0, 1), rounds=1, batch=2, at_once=(2,), many=2, and_back=False
     ),
     "platforms": lambda place: platforms.measure(place, rounds=1, mib=8, is_warm=True),
     "hotplug": lambda place: hotplug.measure(place, rounds=1),

@@ -87,7 +87,9 @@ def measure(
     batch: int,
     at_once: Sequence[int],
     many: int,
+    and_back: bool = True,
 ) -> Crowd:
+    """The levels `and_back` again: each is come by twice."""
     new_host()
     root = place.root("crowd")
     with neighbour(place, place.root("first")):
@@ -101,12 +103,13 @@ def measure(
         _grow(place, root, present)
         _measure(place, root, found[present], rounds)
     most = levels[-1]
-    _measure(place, root, found[most], rounds)  # the others are come by twice
+    again = rounds if and_back else 0
+    _measure(place, root, found[most], again)  # the others are come by twice
     answered = sum(map(_answers, _addresses(root)))
     took = 0.0
     for present in reversed(levels[:-1]):
         took += _shrink(place, root, present)
-        _measure(place, root, found[present], rounds)
+        _measure(place, root, found[present], again)
     left = _left(place, root, before)
     return {
         "levels": list(found.values()),
