@@ -21,6 +21,7 @@ class Host:
 
     def snapshot(self) -> Snapshot:
         """Everything by its kind, each thing a line."""
+        qdiscs = _tc("qdisc")
         return {
             "links": [_line(link, "ifname", "link_type", "mtu", "master") for link in _ip("link")],
             "addresses": [
@@ -38,8 +39,13 @@ class Host:
             ],
             "rules": _run("ip", "rule"),
             "namespaces": sorted(name for name in os.listdir("/run/netns") if _is_ours(name)),
-            "qdiscs": [_line(qdisc, "dev", "kind", "handle") for qdisc in _tc("qdisc")],
-            "filters": [line for link in _ip("link") for line in _filters(link["ifname"])],
+            "qdiscs": [_line(qdisc, "dev", "kind", "handle") for qdisc in qdiscs],
+            "filters": [
+                line
+                for qdisc in qdiscs
+                if qdisc["kind"] in ("ingress", "clsact")
+                for line in _filters(qdisc["dev"])
+            ],
             "iptables": _rules("iptables-save"),
             "ip6tables": _rules("ip6tables-save"),
             "nft": _run("nft", "list", "tables"),
@@ -99,10 +105,13 @@ def _is_kept(path: Path) -> bool:
 
 def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether the condition comes true within the time; for what sends no event. The time is long,
-    for a machine may be busy, and only a failure takes it."""
-    deadline = time.monotonic() + seconds
-    while not (true := condition()) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    for a machine may be busy, and only a failure takes it. Between two looks it waits for as
+    long as one takes, so that looking does not keep the machine from what is looked for."""
+    begun = time.monotonic()
+    deadline = begun + seconds
+    while not (true := condition()) and (now := time.monotonic()) < deadline:
+        time.sleep(min(max(now - begun, 0.02), 0.5))
+        begun = time.monotonic()
     return true
 
 
