@@ -23,6 +23,7 @@ from tapwright.linux import libc, links
 from tapwright.linux.netlink import Netlink
 from tests.host import Host
 from tests.sandboxes import Networks, Tapwright
+from tests.templates import Templates
 
 PLATFORMS = "tests/platforms/", "tests/bench/", "tests/cni/test_example.py"
 LONGEST = (
@@ -126,20 +127,25 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
 
 
 @pytest.fixture(scope="session")
-def session_templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the templates are that all tests start guests from. Each worker has its own: tests kill
-    guests that start, and their template goes with them."""
-    return tmp_path_factory.mktemp("template")
+def templates_of_session(tmp_path_factory: pytest.TempPathFactory) -> Templates:
+    """Those that all tests start guests from, kept where all workers find them."""
+    directory = tmp_path_factory.getbasetemp()
+    of_all = directory.parent if "PYTEST_XDIST_WORKER" in os.environ else directory
+    return Templates(tmp_path_factory.mktemp("template"), of_all / "templates")
+
+
+@pytest.fixture(scope="session")
+def session_templates(templates_of_session: Templates) -> Path:
+    """Where they are."""
+    return templates_of_session.path
 
 
 @pytest.fixture(autouse=True)
-def failures_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A template that went with a guest which a test killed is made again at once. It would not be
-    for ten minutes, and all guests be booted."""
+def templates_renewed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A template that went with a guest which a test killed is there again for the next one."""
     yield
     if "session_templates" in request.fixturenames:
-        for note in request.getfixturevalue("session_templates").glob(".template-failed-*"):
-            note.unlink()
+        request.getfixturevalue("templates_of_session").renew()
 
 
 @pytest.fixture(scope="session")

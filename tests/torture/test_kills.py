@@ -2,8 +2,6 @@
 container then, and a person with a sandbox, leaves nothing."""
 
 import json
-import os
-import shutil
 import time
 from collections import Counter
 from contextlib import suppress
@@ -14,6 +12,7 @@ from tests.host import Host
 from tests.moments import Decide, Moment, Watched
 from tests.oci.runtime import Runtime
 from tests.sandboxes import Tapwright
+from tests.templates import Templates
 from tests.torture import scenes
 from tests.torture.bound import Bound
 from tests.torture.scenes import Fault, Stage, Verb
@@ -22,29 +21,12 @@ _A_VERB_SECONDS = 0.8
 _IN_A_LIFE = 12
 
 
-class Templates:
-    """Those at `path`, which go with guests that are killed while they start: kept, for to make one
-    takes as long as ten kills."""
-
-    def __init__(self, path: Path, kept: Path) -> None:
-        self._path = path
-        self._kept = kept
-        kept.mkdir(mode=0o700)
-
-    def renew(self) -> None:
-        """Keep what is new, put back what has gone; what failed may be tried again."""
-        for note in self._path.glob(".template-failed-*"):
-            note.unlink()
-        for source, target in ((self._path, self._kept), (self._kept, self._path)):
-            for template in source.glob("template-*"):
-                if not (target / template.name).exists():
-                    draft = target / f".kept-{template.name}"
-                    shutil.copytree(template, draft, copy_function=os.link)
-                    draft.rename(target / template.name)
-
-
 def test_kills(
-    bound: Bound, tapwright: Tapwright, runtime: Runtime, host: Host, tmp_path: Path
+    bound: Bound,
+    tapwright: Tapwright,
+    runtime: Runtime,
+    host: Host,
+    templates_of_session: Templates,
 ) -> None:
     """A sandbox that lives on has the next verb, and the next kill."""
     kinds = [scenes.of_sandboxes("small"), scenes.of_containers(runtime)]
@@ -53,9 +35,8 @@ def test_kills(
         shown = {verb.name for verb in scenes.chosen(runtime, bound)}
         verbs = [(verb, []) for verb, _ in verbs if verb.name in shown]
     killed: Counter[str] = Counter()
-    templates = Templates(tapwright.templates, tmp_path / "templates")
     for number in bound.goes_on(short=3):
-        templates.renew()
+        templates_of_session.renew()
         verb, others = verbs[number % len(verbs)]
         before = host.snapshot()
         fault = Fault()
