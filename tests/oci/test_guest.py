@@ -59,6 +59,16 @@ def test_without_a_host_name_it_is_the_hosts(tmp_path: Path, kinds: tuple[str, .
     assert Made(tmp_path, content).config["hostname"] == os.uname().nodename
 
 
+def test_files_without_a_size(tmp_path: Path) -> None:
+    """As exporters of a host's figures bind them."""
+    bound = [
+        {"destination": f"/host{source}", "type": "bind", "source": source, "options": ["rbind"]}
+        for source in ("/proc", "/sys", "/etc")
+    ]
+    (told,) = Made(tmp_path, configuration(mounts=bound)).warnings
+    assert told == "/host/proc: files of /proc look empty in a VM: they have no size"
+
+
 def test_host_only_things_are_left_out(tmp_path: Path) -> None:
     made = Made(
         tmp_path,

@@ -41,8 +41,10 @@ def test_limits_are_the_callers(by_runc: Run, by_us: Run) -> None:
 
 @pytest.mark.parametrize("uid", [1000, 1234])
 def test_home(by_runc: Run, by_us: Run, uid: int) -> None:
-    """Of a user that /etc/passwd has, and of one that it has not; an empty one is none."""
-    process = {"user": {"uid": uid, "gid": uid}, "env": ["PATH=/bin", "HOME="]}
+    """Of a user that /etc/passwd has, and of one that it has not. The last one counts, and an empty
+    one is none."""
+    env = ["PATH=/bin", *(["HOME=/before"] if uid == 1000 else []), "HOME="]
+    process = {"user": {"uid": uid, "gid": uid}, "env": env}
     script = "env | grep -c HOME; echo $HOME"
     expected = by_runc("sh", "-c", script, process=process, prepare=_with_a_user)
     assert expected == f"0 1\n{'/home/w' if uid == 1000 else '/'}\n"

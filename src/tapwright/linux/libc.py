@@ -22,6 +22,8 @@ _CAPABILITY_VERSION_3 = 0x20080522  # include/uapi/linux/capability.h
 _FINIT_MODULE = 313  # x86-64
 _AT_FDCWD, _MAX_HANDLE = -100, 128  # include/uapi/linux/fcntl.h, include/linux/exportfs.h
 _TMPFS_MAGIC, _HUGETLBFS_MAGIC = 0x01021994, 0x958458F6  # include/uapi/linux/magic.h
+# proc, cgroup, cgroup2, debugfs, tracefs
+_WITHOUT_SIZES = (0x9FA0, 0x27E0EB, 0x63677270, 0x64626720, 0x74726163)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -99,6 +101,12 @@ def is_tmpfs(path: str) -> bool:
 def is_hugetlbfs(path: str) -> bool:
     """Whether a path is in a filesystem of huge pages. Raises OSError."""
     return _filesystem(path) == _HUGETLBFS_MAGIC
+
+
+def has_no_sizes(path: str) -> bool:
+    """Whether a path is in a filesystem of the kernel's whose files have content, but the size 0.
+    Raises OSError."""
+    return _filesystem(path) in _WITHOUT_SIZES
 
 
 def _filesystem(path: str) -> int:

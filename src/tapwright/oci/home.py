@@ -18,15 +18,16 @@ _MOST_BYTES = 4 << 20
 
 
 def lacks(process: "Json") -> bool:
-    """Whether a process has no HOME, or an empty one, which counts as none."""
-    return not any(each.startswith("HOME=") and each != "HOME=" for each in process.get("env", ()))
+    """Whether a process has no HOME, or an empty one, which counts as none. The last one counts."""
+    homes = [each for each in process.get("env", ()) if each.startswith("HOME=")]
+    return not homes or homes[-1] == "HOME="
 
 
 def given(process: "Json", bundle: "Bundle") -> "Json":
     """The process, with HOME=/ where crun would set none."""
     if not lacks(process):
         return process
-    env = [each for each in process.get("env", ()) if each != "HOME="]
+    env = [each for each in process.get("env", ()) if not each.startswith("HOME=")]
     if not _knows(bundle, process.get("user", {}).get("uid", 0)):
         env.append("HOME=/")
     return {**process, "env": env}

@@ -100,9 +100,7 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
         places.pop(place, None)
         places[place] = ""
         if kind == "bind" or "bind" in options or "rbind" in options:
-            source = _source(bundle, mount)
-            if libc.is_hugetlbfs(source):
-                raise _no_huge_pages(mount)
+            source = _source(bundle, mount, log)
             places[place] = source
             share = Shared(f"mount-{number}", source, mount["destination"], options)
             if not _SHARING.isdisjoint(options):
@@ -247,10 +245,14 @@ def _has_mounts_below(share: Shared) -> bool:
     return any(place.startswith(below) for place, _ in mount_table.entries())
 
 
-def _source(bundle: "Bundle", mount: "Json") -> str:
+def _source(bundle: "Bundle", mount: "Json", log: "Log") -> str:
     source = bundle.path(mount.get("source", ""))
     if not mount.get("source") or not os.path.exists(source):
         raise BundleError(f"{mount['destination']}: its source {source}: no such file or directory")
+    if libc.is_hugetlbfs(source):
+        raise _no_huge_pages(mount)
+    if os.path.isdir(source) and libc.has_no_sizes(source):
+        log.warn(f"{mount['destination']}: files of {source} look empty in a VM: they have no size")
     return source
 
 
