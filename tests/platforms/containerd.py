@@ -172,7 +172,10 @@ class Containerd:
             "ipam": ipam,
         }
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        content = {"cniVersion": "1.0.0", "name": NETWORK, "plugins": [bridge, portmap]}
+        # It does nothing for a pod without annotations for it.
+        bandwidth = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+        plugins = [bridge, portmap, bandwidth]
+        content = {"cniVersion": "1.0.0", "name": NETWORK, "plugins": plugins}
         directory = self._cni / "net.d"
         directory.mkdir(parents=True)
         (directory / "10-pods.conflist").write_text(json.dumps(content))

@@ -38,9 +38,11 @@ class Cri:
         handler: str = "tapwright",
         ports: Mapping[int, int] | None = None,
         cgroup_parent: str = "",
+        annotations: Mapping[str, str] | None = None,
     ) -> str:
         """`ports` from the host's to the container's; `cgroup_parent` the pod's control group."""
         config = self._sandbox_config(name, ports or {})
+        config[7] = [{1: key, 2: value} for key, value in (annotations or {}).items()]
         config[8] = {1: cgroup_parent, **config[8]}
         reply = self._call("RunPodSandbox", {1: config, 2: handler}, _SECONDS)
         sandbox = str(reply[1][0].decode())

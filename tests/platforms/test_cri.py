@@ -1,6 +1,8 @@
 """Pods, as a kubelet asks containerd's CRI plugin for them."""
 
+import json
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +19,7 @@ from tests.platforms.cri import EXITED, RUNNING, Cri
 from tests.platforms.images import PAGE, SERVE
 
 POD = "pod"
+RATES, AMOUNT, PIECE = ("80M", "40M"), 1 << 20, 1 << 14
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,6 +194,48 @@ def test_two_pods(cri: Cri, pod: str, server: str) -> None:
     assert cri.exec(container, "wget", "-qO-", f"http://{cri.address(pod)}/").stdout == PAGE
     assert cri.exec(container, "wget", "-qO-", "http://127.0.0.1/").status != 0
     cri.remove_sandbox(other)
+
+
+def test_bandwidth(cri: Cri) -> None:
+    """The annotations of Kubernetes for it: what comes to a pod, and what it sends, passes the
+    plugin's queues, of which the one for sending is on an interface of its own."""
+    way = "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"
+    for handler in RUNTIMES:
+        pod = cri.run_sandbox("shaped", handler, annotations=dict(zip(way, RATES, strict=True)))
+        cri.run(pod, "echo", "nc", "-ll", "-p", "7", "-e", "cat")
+        before = queues()
+        assert sorted(before) == sorted(rate * 10**6 // 8 for rate in (80, 40))
+        address = cri.address(pod)
+        assert eventually(partial(echoes, address, 1))
+        assert echoes(address, AMOUNT)
+        after = queues()
+        assert all(after[rate] - before[rate] >= AMOUNT for rate in before), (before, after)
+        cri.remove_sandbox(pod)
+        assert not queues()
+
+
+def queues() -> dict[int, int]:
+    """The bytes that have passed each token bucket of the host, by its rate in bytes a second."""
+    told = subprocess.check_output(["tc", "-statistics", "-json", "qdisc", "show"])
+    return {
+        one["options"]["rate"]: one["bytes"] for one in json.loads(told) if one["kind"] == "tbf"
+    }
+
+
+def echoes(address: str, amount: int) -> bool:
+    """Whether so many bytes come back."""
+    try:
+        with (
+            socket.create_connection((address, 7), 20) as connection,
+            connection.makefile("rb") as answers,
+        ):
+            for start in range(0, amount, PIECE):
+                size = min(PIECE, amount - start)
+                connection.sendall(bytes(size))
+                assert len(answers.read(size)) == size
+    except ConnectionError:
+        return False
+    return True
 
 
 def test_confined_as_by_runc(cri: Cri, tmp_path: Path) -> None:
