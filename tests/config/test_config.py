@@ -376,6 +376,10 @@ def test_a_blank_value_means_the_default_as_in_kata(section: str, key: str, blan
     assert values == defaults
 
 
+def test_no_control_group() -> None:
+    assert read('[runtime]\nsandbox_cgroup = ""\n').runtime.sandbox_cgroup == ""
+
+
 @pytest.mark.parametrize(
     ("given", "used"),
     [

@@ -202,7 +202,8 @@ def _objection(value: Any, default: Any, rule: Rule) -> str:
         return "" if fits else f"a whole number from {rule.least} to {rule.most}{blank}"
     if not _is_text(value):
         return "a string without NUL characters"
-    return "a string that is not empty" if default and not value else ""
+    needed = default and not rule.or_none
+    return "a string that is not empty" if needed and not value else ""
 
 
 def _is_text(value: Any) -> bool:

@@ -34,13 +34,14 @@ _LEAST_RATE, _MOST_RATE = 8_000, 10**12
 class Rule:
     """The valid values of a key: numbers from `least` to `most`, or one of `choices`, or one of
     `also`, which files for Kata have. With `blank`, an empty value or 0 means the default, as in
-    Kata."""
+    Kata; with `or_none`, an empty value means none at all."""
 
     least: int = 0
     most: int = 0
     choices: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     blank: bool = False
+    or_none: bool = False
 
 
 def _key(default: Any, **rule: Any) -> Any:
@@ -121,7 +122,7 @@ class Runtime:
     )
     disable_new_netns: bool = False
     netns_rulesets: str = _key("required", choices=RULESETS, blank=True)
-    sandbox_cgroup: str = "/tapwright"
+    sandbox_cgroup: str = _key("/tapwright", or_none=True)
     cpu_max: int = _key(0, most=_MOST_CPU)
     memory_max: int = _key(0, most=_MOST_MEMORY)
     pids_max: int = _key(0, most=_MOST_PIDS)
