@@ -59,6 +59,19 @@ def test_without_a_host_name_it_is_the_hosts(tmp_path: Path, kinds: tuple[str, .
     assert Made(tmp_path, content).config["hostname"] == os.uname().nodename
 
 
+def test_capabilities_that_runc_does_not_know(tmp_path: Path) -> None:
+    """It leaves them out, and says so in these words."""
+    given = {
+        "bounding": ["CAP_CHOWN", "CAP_NO_SUCH", "cap_kill"],
+        "effective": ["CAP_CHECKPOINT_RESTORE"],
+    }
+    made = Made(tmp_path, configuration(process={"capabilities": given}))
+    found = made.config["process"]["capabilities"]
+    assert found == {"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHECKPOINT_RESTORE"]}
+    words = "ignoring unknown or unavailable capabilities: [CAP_NO_SUCH cap_kill]"
+    assert made.warnings == [words]
+
+
 def test_files_without_a_size(tmp_path: Path) -> None:
     """As exporters of a host's figures bind them."""
     bound = [

@@ -31,6 +31,16 @@ _RESOURCES = {
     "cpu": ("shares", "quota", "period", "burst", "idle"),
     "pids": ("limit",),
 }
+_CAPABILITY_NAMES = """
+    CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+    NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO
+    SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME
+    SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG
+    WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
+"""
+_CAPABILITIES = frozenset(f"CAP_{name}" for name in _CAPABILITY_NAMES.split())
+"""Those that runc knows (capabilities(7)). crun takes names in small letters, too, and its later
+versions refuse unknown ones."""
 _UNLIMITED = 2**64 - 1  # RLIM_INFINITY
 _LEAST_MEMORY = 4 << 20
 _MAY_BE_ZERO = ("burst", "idle")
@@ -107,8 +117,9 @@ def _host_domain() -> str:
 
 
 def process(given: "Json") -> "Json":
-    """A process object for the guest: without labels of the host's security modules, and with all
-    limits. A limit that it lacks is the caller's, which a child of runc would inherit."""
+    """A process object for the guest: without labels of the host's security modules and without
+    unknown capabilities, and with all limits. A limit that it lacks is the caller's, which a child
+    of runc would inherit."""
     kept = {
         key: value
         for key, value in given.items()
@@ -117,6 +128,11 @@ def process(given: "Json") -> "Json":
     if groups := kept.get("user", {}).get("additionalGids"):
         # Each once, as runc sets them; docker names some twice.
         kept["user"] = {**kept["user"], "additionalGids": list(dict.fromkeys(groups))}
+    if "capabilities" in kept:
+        kept["capabilities"] = {
+            kind: [name for name in names if name in _CAPABILITIES]
+            for kind, names in kept["capabilities"].items()
+        }
     limits = list(kept.get("rlimits", ()))
     named = {limit.get("type") for limit in limits}
     for name, kind in rlimits.KINDS.items():
@@ -164,6 +180,9 @@ def _refuse(bundle: "Bundle") -> None:
 
 
 def _warn(bundle: "Bundle", log: "Log") -> None:
+    named = {name for names in bundle.process.get("capabilities", {}).values() for name in names}
+    if unknown := sorted(named - _CAPABILITIES):
+        log.warn(f"ignoring unknown or unavailable capabilities: [{' '.join(unknown)}]")
     if bundle.linux.get("rootfsPropagation", "").lstrip("r") == "shared":
         log.warn("rootfsPropagation: mounts of the container do not reach the host")
     for kind, what in (("pid", "processes"), ("ipc", "System V IPC")):
