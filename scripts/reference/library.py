@@ -23,7 +23,7 @@ _NAMES = (
     ("sandbox/execution.py", ("Process", "Output", "Completed")),
     ("library/nics.py", ("Nics", "Nic", "Routes", "Route")),
     ("library/files.py", ("Files",)),
-    ("library/asynchronous.py", ("AsyncSandbox", "AsyncProcess")),
+    ("library/asynchronous.py", ("AsyncSandbox", "AsyncProcess", "AsyncNic")),
 )
 _HEAD = """\
 # The library's reference

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
         UsageError,
     )
     from tapwright.errors import TapwrightError as Error
-    from tapwright.library.asynchronous import AsyncProcess, AsyncSandbox
+    from tapwright.library.asynchronous import AsyncNic, AsyncProcess, AsyncSandbox
     from tapwright.library.nics import Nic, Route
     from tapwright.library.sandbox import Sandbox, sandboxes
     from tapwright.sandbox.execution import Completed, Process
 
 __all__ = [
     "AgentError",
+    "AsyncNic",
     "AsyncProcess",
     "AsyncSandbox",
     "CommandError",
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "AsyncNic": "library.asynchronous",
     "AsyncProcess": "library.asynchronous",
     "AsyncSandbox": "library.asynchronous",
     "Completed": "sandbox.execution",

@@ -37,7 +37,7 @@ def test_piece(piece: str, reader: None, host: Host, capsys: pytest.CaptureFixtu
     piece = piece.replace("timeout=10)", "timeout=100)")
     exec(compile(piece, PAGE.name, "exec"), names)  # noqa: S102 - ours
     for line in piece.splitlines():
-        if said := re.match(r"print\(.*\) +# (.*)", line):
+        if said := re.search(r"print\(.*\) +# (.*)", line):
             assert said[1] in capsys.readouterr().out
     assert tapwright.sandboxes() == []
 

@@ -22,8 +22,16 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 def test_members() -> None:
     assert sorted(tapwright.__all__) == [
-        *("AgentError", "AsyncProcess", "AsyncSandbox", "CommandError", "CommandTimeoutError"),
-        *("Completed", "ConfigError", "Error", "GuestFileError", "HypervisorError", "ImageError"),
+        *("AgentError", "AsyncNic", "AsyncProcess", "AsyncSandbox", "CommandError"),
+        *(
+            "CommandTimeoutError",
+            "Completed",
+            "ConfigError",
+            "Error",
+            "GuestFileError",
+            "HypervisorError",
+            "ImageError",
+        ),
         *("NetworkError", "Nic", "Process", "Route", "Sandbox", "SandboxExistsError"),
         *("SandboxNotFoundError", "SandboxStateError", "UsageError", "sandboxes"),
     ]

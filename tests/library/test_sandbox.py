@@ -133,6 +133,14 @@ def test_nics_and_routes(box: Sandbox) -> None:
         box.routes.remove("10.200.0.0/16")
         assert "10.200.0.0/16" not in [str(one.destination) for one in box.routes]
         assert str(nic.set_addresses(["172.16.0.4/16"]).addresses[0]) == "172.16.0.4/16"
+
+        async def readdressed() -> str:
+            nic = await AsyncSandbox(box.id, box.root).nics.get("lan0")
+            assert repr(nic).startswith("AsyncNic(name='lan0', mac=")
+            nic = await nic.set_addresses(["172.16.0.5/16"])
+            return f"{nic.name} {nic.device} {nic.addresses[0]}"
+
+        assert asyncio.run(readdressed()) == "lan0 twlib 172.16.0.5/16"
         with pytest.raises(tapwright.UsageError, match="the prefix is missing"):
             nic.set_addresses(["172.16.0.4"])
         with pytest.raises(KeyError):

@@ -6,13 +6,13 @@ import contextvars
 import functools
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from tapwright.library.files import Files
-from tapwright.library.nics import Address, Nic, Nics, Route, Routes
+from tapwright.library.nics import Nic, Nics, Route, Routes
 from tapwright.library.sandbox import Described, Sandbox, sandboxes
 from tapwright.sandbox import report
 from tapwright.sandbox.execution import Completed, Output, Process
@@ -136,22 +136,43 @@ class AsyncProcess(_Wrapper[Process]):
     close = _unchanged(Process.close)
 
 
+def _giving_nic(
+    method: Callable[Concatenate[S, P], Nic],
+) -> "Callable[Concatenate[_Wrapper[S], P], Coroutine[Any, Any, AsyncNic]]":
+    """A method of the wrapped object that returns a NIC, with `await`."""
+    awaited = _awaited(method)
+
+    @functools.wraps(method)
+    async def call(self: _Wrapper[S], /, *args: P.args, **kwargs: P.kwargs) -> "AsyncNic":
+        return AsyncNic(await awaited(self, *args, **kwargs))
+
+    return call
+
+
+class AsyncNic(_Wrapper[Nic]):
+    """`Nic` with `await`: the same fields, `name`, `mac`, `mtu`, `addresses` and `device`."""
+
+    def __init__(self, nic: Nic) -> None:
+        super().__init__(nic)
+        self.name, self.mac, self.mtu = nic.name, nic.mac, nic.mtu
+        self.addresses, self.device = nic.addresses, nic.device
+
+    def __repr__(self) -> str:
+        return f"Async{self._plain!r}"
+
+    remove = _awaited(Nic.remove)
+    set_addresses = _giving_nic(Nic.set_addresses)
+
+
 class AsyncNics(_Wrapper[Nics]):
-    """`Nics` with `await`. It returns plain `Nic`s; `remove` and `set_addresses` take a NIC's
-    name."""
+    """`Nics` with `await`. Its NICs are `AsyncNic`s; `get` returns the NIC of a name."""
 
-    add = _awaited(Nics.add)
-    get = _awaited(Nics.__getitem__)
+    add = _giving_nic(Nics.add)
+    get = _giving_nic(Nics.__getitem__)
 
-    async def remove(self, name: str) -> None:
-        await in_thread(lambda: self._plain[name].remove())
-
-    async def set_addresses(self, name: str, addresses: Iterable[str | Address]) -> Nic:
-        return await in_thread(lambda: self._plain[name].set_addresses(addresses))
-
-    async def __aiter__(self) -> AsyncIterator[Nic]:
+    async def __aiter__(self) -> AsyncIterator[AsyncNic]:
         for nic in await in_thread(lambda: list(self._plain)):
-            yield nic
+            yield AsyncNic(nic)
 
 
 class AsyncRoutes(_Wrapper[Routes]):

@@ -2,7 +2,7 @@
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tapwright.errors import UsageError
@@ -27,7 +27,7 @@ class Nic:
     mtu: int
     addresses: tuple[Address, ...]
     device: str
-    _nics: "Nics"
+    _nics: "Nics" = field(repr=False)
 
     def remove(self) -> None:
         """Take the NIC out of the guest. Raises as `Nics.add` does."""
