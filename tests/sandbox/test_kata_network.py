@@ -549,7 +549,10 @@ def test_veth_in_the_sandboxs_namespace_is_joined(kata: Kata, vm: Json, clean: N
         ({"IPAddresses": "172.16.0.3/16"}, "it must be a list"),
         ({"vhostUserSocket": "run/sock"}, "an absolute path"),
         ({"vhostUserSocket": "/" + "s" * 128}, "at most 128 bytes, not 129"),
-        ({"vhostUserSocket": "/" + "s" * 107}, "at most 107 bytes, as unix sockets have it"),
+        (
+            {"vhostUserSocket": "/" + "s" * 107},
+            "at most 107 bytes, the longest path of a unix socket",
+        ),
         ({"vhostUserSocket": "/run/sock"}, "set file_mem_backend in [hypervisor.qemu]"),
         ({"queues": 2}, "queues: 2: tap-test was made for one queue"),
         ({"linkType": "veth"}, "linkType: 'veth', but tap-test is a tap"),

@@ -45,7 +45,9 @@ def read_interface(content: Any) -> InterfaceRequest:
         raise _refusal("vhostUserSocket", socket, f"at most {_SOCKET_BYTES} bytes, not {size}")
     if size > _SUN_PATH_BYTES:
         raise _refusal(
-            "vhostUserSocket", socket, f"at most {_SUN_PATH_BYTES} bytes, as unix sockets have it"
+            "vhostUserSocket",
+            socket,
+            f"at most {_SUN_PATH_BYTES} bytes, the longest path of a unix socket",
         )
     return InterfaceRequest(
         device=_name(fields, "device"),

@@ -38,7 +38,7 @@ _ACCESS_TIMES = {"noatime": trees.NO_ACCESS_TIMES, "strictatime": trees.ALL_ACCE
 _SHARING = frozenset(("shared", "rshared"))
 
 _NO_LINKS = {"nosymfollow": "none", "rnosymfollow": "none below"}
-"""Options that the guest's runtime does not know, and what the agent is told of them."""
+"""Options that the guest's runtime does not know, and the field that the agent gets for each."""
 
 _MODULES = frozenset(("/lib/modules", "/usr/lib/modules"))
 """Kernel modules of the host. The guest mounts its own kernel's modules instead, if it has any."""
