@@ -115,6 +115,15 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     return true
 
 
+def answers_ping(address: str, *options: str) -> bool:
+    """Whether a machine answers, sooner or later. One packet may be lost: the kernel drops it when
+    a neighbour has not said for three seconds who it is, as a guest that has no processor."""
+    command = ["ping", "-c", "1", "-W", "5", *options, address]
+    return eventually(
+        lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
 def processes() -> Iterable[str]:
     """Those of ours: in this session's namespace, or a QEMU of a supervisor's."""
     here = os.stat("/proc/self/ns/net").st_ino

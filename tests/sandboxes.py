@@ -172,6 +172,11 @@ class Tapwright:
         assert done.returncode == 0, f"{argv}: {done.returncode} {done.stderr}"
         return str(done.stdout)
 
+    def reaches(self, sandbox: str, address: str, *options: str) -> bool:
+        """Whether a guest is answered, as `answers_ping`."""
+        command = ("ping", "-c", "1", "-W", "5", *options, address)
+        return eventually(lambda: self.exec_with_status(sandbox, *command).returncode == 0)
+
     def exec_with_status(self, sandbox: str, *argv: str, **options: Any) -> Any:
         return self.run("sandbox", "exec", sandbox, "--", *argv, **options)
 

@@ -15,6 +15,7 @@ from tests.host import eventually
 from tests.namespaces import Namespace, namespace
 from tests.oci.bundles import NAMESPACES, configuration
 from tests.oci.runtime import Runtime
+from tests.oci.test_networks import reaches
 
 DEVICE, PEER = "ndev0", "ndev1"
 SUBNET, LOCAL = "10.78.0", "10.178.0.3"
@@ -67,7 +68,7 @@ def test_it_is_the_container_s_and_comes_back(runtime: Runtime, device: dict[str
         assert "fd78::2/64" in shown
         assert "mtu 1450" in shown
         assert LOCAL not in shown  # not of global scope
-        assert container.exec("ping", "-c", "1", "-w", "20", f"{SUBNET}.1").returncode == 0
+        assert reaches(container, f"{SUBNET}.1")
         runtime.succeed("delete", "--force", container.id)
         assert is_back(device), (told(), device)
 

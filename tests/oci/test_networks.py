@@ -48,7 +48,9 @@ def in_namespace(path: str) -> list[dict[str, str]]:
 
 
 def reaches(container: Container, address: str) -> bool:
-    return container.exec("ping", "-c", "1", "-W", "2", address).returncode == 0
+    """As `Tapwright.reaches`."""
+    command = ("ping", "-c", "1", "-W", "5", address)
+    return eventually(lambda: container.exec(*command).returncode == 0)
 
 
 def has_some(path: Path) -> bool:
@@ -249,7 +251,7 @@ def test_after_the_start(runtime: Runtime, outside: Namespace) -> None:
         with runtime.running("sleep", "1000") as container:
             link(outside, str(container.pid), "eth0", "10.77.4")
             set_up(f"/proc/{container.pid}/ns/net", "eth0", "10.77.4")
-            assert eventually(lambda: reaches(container, "10.77.4.1"))
+            assert reaches(container, "10.77.4.1")
     finally:
         runtime.config = None
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.amounts import amount
-from tests.sandbox.test_kata_network import answers_ping
+from tests.host import answers_ping
 from tests.sandbox.test_template import is_restored
 from tests.sandboxes import Tapwright
 

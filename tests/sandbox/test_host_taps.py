@@ -16,9 +16,9 @@ import pytest
 
 from tapwright.endpoint import host_tap
 from tapwright.errors import NetworkError
-from tests.host import Host, eventually, processes
+from tests.host import Host, answers_ping, eventually, processes
 from tests.ovs import VSWITCHD, OpenVSwitch
-from tests.sandbox.test_kata_network import Kata, answers_ping, interface, ip, tap_state
+from tests.sandbox.test_kata_network import Kata, interface, ip, tap_state
 from tests.sandboxes import Tapwright, ended, pids_of
 
 BRIDGE, OTHER_BRIDGE, OVS_BRIDGE = "br-tap", "br-tap2", "br-ovs"
@@ -131,9 +131,9 @@ def test_taps_of_all_makes(
     tapwright.exec(SANDBOX, "sh", "-c", script)
     for number in (1, 2, 3):
         assert answers_ping(f"10.85.{number}.2")
-        tapwright.exec(SANDBOX, "ping", "-c", "1", "-W", "5", f"10.85.{number}.1")
+        assert tapwright.reaches(SANDBOX, f"10.85.{number}.1")
     assert answers_ping("fd85::101")
-    tapwright.exec(SANDBOX, "ping", "-c", "1", "-W", "5", "fd85::1")
+    assert tapwright.reaches(SANDBOX, "fd85::1")
 
     kata("add-iface", interface("twlate", IPAddresses=[{"address": "10.85.4.2", "mask": "24"}]))
     assert answers_ping("10.85.4.2")
@@ -176,11 +176,7 @@ def test_bridge_keeps_its_mtu(tapwright: Tapwright, config: Path) -> None:
         ("eth1", 9000),
     ]
     assert "mtu 9000" in ip(f"link show {OTHER_BRIDGE}")
-    subprocess.run(
-        ["ping", "-c", "1", "-W", "5", "-M", "do", "-s", "8972", "10.86.0.2"],
-        check=True,
-        capture_output=True,
-    )
+    assert answers_ping("10.86.0.2", "-M", "do", "-s", "8972")
     tapwright.delete(SANDBOX)
     assert "twmade" not in ip("link show")
     ip("link delete twbig")
@@ -236,8 +232,8 @@ def test_bridge_of_open_vswitch(
     )
     assert set(ovs.vsctl("list-ports", OVS_BRIDGE).split()) == {"twmade", "twthere", "twfound"}
     for last in (1, 2, 3):
-        assert eventually(lambda n=last: answers_ping(f"10.87.1.{n}"))  # type: ignore[misc]
-    tapwright.exec(SANDBOX, "ping", "-c", "1", "-W", "5", "10.87.0.1")
+        assert answers_ping(f"10.87.1.{last}")
+    assert tapwright.reaches(SANDBOX, "10.87.0.1")
     done = tapwright.run("sandbox", "delete", SANDBOX, env=environment)
     assert done.returncode == 0, done.stderr
     assert ovs.vsctl("list-ports", OVS_BRIDGE) == "twthere"

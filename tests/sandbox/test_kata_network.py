@@ -15,7 +15,7 @@ from tapwright.errors import NetworkError
 from tapwright.sandbox import client
 from tapwright.state import registry
 from tests.amounts import amount
-from tests.host import Host, eventually
+from tests.host import Host, answers_ping, eventually
 from tests.sandboxes import COMMAND, Tapwright, ended, pids_of
 
 BRIDGE = "br-kata"
@@ -143,11 +143,6 @@ def interface(tap: str, **changes: Json) -> dict[str, Json]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def answers_ping(address: str) -> bool:
-    command = ["ping", "-c", "1", "-W", "5", address]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 def tap_state(name: str) -> Json:
     (link,) = json.loads(ip(f"-details -json link show {name}"))
     offloads = subprocess.run(
@@ -177,7 +172,7 @@ def test_add_list_and_delete(tapwright: Tapwright, kata: Kata, taps: Any, clean:
         {"name": "eth-test", "mac": "02:42:20:6f:a3:69", "ip": ["172.16.0.3/16"], "mtu": 1500}
     ]
     assert answers_ping("172.16.0.3")
-    tapwright.exec(VM, "ping", "-c", "1", "-W", "5", GATEWAY)
+    assert tapwright.reaches(VM, GATEWAY)
     assert kata("del-iface", {"name": "eth-test"}) is None
     assert tap_state("tap-test") == before
     assert kata("list-ifaces") is None

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.host import answers_ping
 from tests.hypervisor.test_machines import available_hugepages, hugepages
-from tests.sandbox.test_kata_network import answers_ping
 from tests.sandboxes import Tapwright, pids_of
 
 SANDBOX = "machine"
@@ -37,7 +37,7 @@ def has_traffic(tapwright: Tapwright, sandbox: Any) -> bool:
     for address in sandbox["interfaces"][0]["addresses"]:
         assert answers_ping(address.partition("/")[0]), address
     for gateway in ("10.91.0.1", "fd91::1"):
-        tapwright.exec(SANDBOX, "ping", "-c", "1", "-W", "5", gateway)
+        assert tapwright.reaches(SANDBOX, gateway)
     return True
 
 

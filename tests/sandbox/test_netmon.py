@@ -20,7 +20,7 @@ from tapwright.endpoint import discovery
 from tapwright.linux import addresses, neighbours, netns, routes
 from tapwright.linux.netlink import Netlink
 from tests.amounts import amount
-from tests.host import Host, eventually
+from tests.host import Host, answers_ping, eventually
 from tests.sandboxes import Tapwright, ended, pids_of
 
 VM = "watched"
@@ -210,10 +210,10 @@ def namespace(vm: Json, tapwright: Tapwright, host: Host) -> Iterator[Namespace]
 def test_an_interface_comes_and_goes(namespace: Namespace, tapwright: Tapwright) -> None:
     namespace.add_veth("eth1", "10.77.0.9/24", "fd77::9/64")
     assert eventually(lambda: "eth1" in namespace.guest()["interfaces"])
-    assert tapwright.exec(VM, "ping", "-c", "1", "-W", "5", HOST4)
-    assert tapwright.exec(VM, "ping", "-c", "1", "-W", "5", HOST6)
+    assert tapwright.reaches(VM, HOST4)
+    assert tapwright.reaches(VM, HOST6)
     for address in ("10.77.0.9", "fd77::9"):
-        subprocess.run(["ping", "-c", "1", "-W", "5", address], check=True, capture_output=True)
+        assert answers_ping(address)
     namespace.settles()
     ip("link delete h-eth1")
     assert eventually(lambda: namespace.guest()["interfaces"] == {})
@@ -307,7 +307,7 @@ def test_ten_thousand_routes_and_then_too_many(namespace: Namespace, tapwright: 
     assert eventually(lambda: count() > 10_000, 20), count()
     namespace.batch(*several[10_000:])
     assert eventually(lambda: "more than 32768 routes" in namespace.log(), 20)
-    tapwright.exec(VM, "ping", "-c", "1", "-W", "5", HOST4)
+    assert tapwright.reaches(VM, HOST4)
     namespace.ip("route flush root 10.0.0.0/8 protocol boot")
     assert eventually(lambda: count() < 10, 30), count()
 
@@ -341,7 +341,7 @@ def test_calico_shaped(namespace: Namespace, tapwright: Tapwright) -> None:
     namespace.settles()
     ip(f"route add 10.99.0.5 dev {BRIDGE}")
     try:
-        assert tapwright.exec(VM, "ping", "-c", "1", "-W", "5", HOST4)
+        assert tapwright.reaches(VM, HOST4)
     finally:
         ip("route delete 10.99.0.5")
 
@@ -381,7 +381,7 @@ def test_a_mac_address_that_a_program_of_the_guest_has_set(
 
     assert eventually(lambda: "10.77.0.10" in shown("wan1")), namespace.log()
     assert changed in shown("wan1")
-    subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.10"], check=True, capture_output=True)
+    assert answers_ping("10.77.0.10")
 
 
 def test_down_and_up_again(namespace: Namespace) -> None:
@@ -407,7 +407,7 @@ def test_carrier(namespace: Namespace, tapwright: Tapwright) -> None:
     assert eventually(lambda: carrier() == "0")
     ip("link set h-eth1 up")
     assert eventually(lambda: carrier() == "1")
-    subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.9"], check=True, capture_output=True)
+    assert answers_ping("10.77.0.9")
 
 
 def test_not_before_it_is_running(namespace: Namespace) -> None:
@@ -432,7 +432,7 @@ def test_out_of_the_namespace_and_back(namespace: Namespace) -> None:
     ip(f"link set eth1 netns {namespace.name}")
     namespace.batch("address add 10.77.0.12/24 dev eth1", "link set eth1 up")
     namespace.settles()
-    subprocess.run(["ping", "-c", "1", "-W", "5", "10.77.0.12"], check=True, capture_output=True)
+    assert answers_ping("10.77.0.12")
 
 
 def test_what_joined_it_was_taken_away(namespace: Namespace, tapwright: Tapwright) -> None:
@@ -442,9 +442,7 @@ def test_what_joined_it_was_taken_away(namespace: Namespace, tapwright: Tapwrigh
     namespace.settles()
     words = "qdisc", "delete", "dev", "eth1", "ingress"
     subprocess.run(["tc", "-n", namespace.name, *words], check=True)
-    assert eventually(
-        lambda: tapwright.exec_with_status(VM, "ping", "-c", "1", "-W", "1", HOST4).returncode == 0
-    )
+    assert tapwright.reaches(VM, HOST4)
     namespace.settles()
     assert "eth1 is not joined with its NIC any more" in namespace.log()
 
@@ -687,7 +685,7 @@ def test_a_foreign_monitor_drives_our_command(
         assert eventually(lambda: answer.exists() and answer.read_text().count("\n") == 2)
         assert '"pciAddr"' in answer.read_text()
         assert '{"dest":"default","gateway":"10.77.0.1","device":"eth1"}' in answer.read_text()
-        tapwright.exec("foreign", "ping", "-c", "1", "-W", "5", HOST4)
+        assert tapwright.reaches("foreign", HOST4)
         arguments = (tmp_path / "arguments").read_text().split()
         assert arguments[:3] == ["-s", "foreign", "-r"]
         assert arguments[4:] == ["-log", "warning"]

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tapwright.endpoint.vhost_user import _opened, _place, _somebody_listens
-from tests.host import eventually
+from tests.host import answers_ping, eventually
 from tests.hypervisor.test_machines import available_hugepages, hugepages
 from tests.ovs import VSWITCHD, OpenVSwitch
-from tests.sandbox.test_kata_network import Kata, answers_ping, interface, ip, tap_state
+from tests.sandbox.test_kata_network import Kata, interface, ip, tap_state
 from tests.sandbox.test_template import MAKING, is_restored
 from tests.sandboxes import Networks, Tapwright, pids_of
 
@@ -80,7 +80,7 @@ def clean(kata: Kata, ovs: OpenVSwitch) -> Iterator[None]:
 
 def reached() -> bool:
     """Whether the guest answers soon: a switch takes a moment to take its port in."""
-    return eventually(lambda: answers_ping("172.16.0.3"))
+    return answers_ping("172.16.0.3")
 
 
 def guest_sends(tapwright: Tapwright, name: str = VM) -> bytes:

@@ -30,12 +30,11 @@ from tapwright.state import supervisors
 from tapwright.state.record import Spec, read_spec, written_spec
 from tapwright.supervisor import spare
 from tapwright.supervisor.guest import make_template
-from tests.host import Host, eventually
+from tests.host import Host, answers_ping, eventually
 from tests.moments import Moment, Watched
 from tests.oci.bundles import configuration
 from tests.oci.runtime import Runtime
 from tests.sandbox.test_faults import has_qemu, held
-from tests.sandbox.test_kata_network import answers_ping
 from tests.sandboxes import Networks, Tapwright, child_of, ended, pids_of
 
 __all__ = ["held"]

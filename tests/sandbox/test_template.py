@@ -20,8 +20,7 @@ from tapwright.hypervisor import template_store
 from tapwright.hypervisor.template_pages import EXTENTS, MEMORY
 from tapwright.hypervisor.template_store import MANIFEST, STATE
 from tapwright.oci.state import parent_of
-from tests.host import Host, eventually
-from tests.sandbox.test_kata_network import answers_ping
+from tests.host import Host, answers_ping, eventually
 from tests.sandboxes import Networks, Tapwright, ended, pids_of
 
 MAKING = "make the template that guests start from"
@@ -142,8 +141,7 @@ def test_does_what_a_booted_one_does(tapwright: Tapwright, run: Run, template: P
     assert is_restored(sandbox)
     for interface in sandbox["interfaces"]:
         for address in interface["addresses"]:
-            command = ["ping", "-c", "1", "-W", "5", address.partition("/")[0]]
-            assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+            assert answers_ping(address.partition("/")[0])
     assert tapwright.exec("clone", "hostname").strip() == "clone"
     assert tapwright.exec("clone", "cat", "/etc/resolv.conf").startswith("nameserver 10.93.0.1")
     assert tapwright.exec("clone", "sh", "-c", "cat | wc -c", input="x" * 100_000) == "100000\n"
@@ -161,7 +159,7 @@ def test_does_what_a_booted_one_does(tapwright: Tapwright, run: Run, template: P
         words = "kata-network", "add-iface", "clone", "-"
         added = tapwright.run(*words, input=json.dumps(request))
         assert added.returncode == 0, added.stderr
-        assert tapwright.exec("clone", "ping", "-c", "1", "-W", "5", "10.66.0.1")
+        assert tapwright.reaches("clone", "10.66.0.1")
         removed = tapwright.run("kata-network", "del-iface", "clone", "-", input=added.stdout)
         assert removed.returncode == 0, removed.stderr
     finally:
@@ -487,7 +485,7 @@ def test_memory_that_can_be_shared(
     config = tapwright.configuration(template=templates, file_mem_backend="/dev/shm")
     sandboxes = [run(name, "--network", "small", config=config) for name in ("one", "two")]
     assert all(map(is_restored, sandboxes))
-    tapwright.exec("one", "ping", "-c", "1", "-W", "5", "10.92.0.1")
+    assert tapwright.reaches("one", "10.92.0.1")
     files = set()
     for sandbox in sandboxes:
         assert not (tapwright.root / "sandboxes" / sandbox["id"] / "memory").exists()
