@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 Snapshot = dict[str, list[str]]
-_SETTLE_SECONDS = 30.0
+_SETTLE_SECONDS = 60.0
 _UID_BASE = 0x70000000  # of QEMU, in hypervisor/qemu.py
 
 

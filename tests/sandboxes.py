@@ -210,9 +210,19 @@ def pids_of(sandbox: dict[str, Any]) -> tuple[int, int]:
 
 def child_of(supervisor: int, word: str) -> int:
     """The child of a supervisor that has the word in its command."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    (found,) = [pid for pid in children if word in Path(f"/proc/{pid}/cmdline").read_text()]
-    return int(found)
+    (found,) = children_of(supervisor, word)
+    return found
+
+
+def children_of(pid: int, word: str) -> list[int]:
+    """The children of a process that have the word in their commands. Either may end meanwhile."""
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if word in Path(f"/proc/{child}/cmdline").read_text():
+                    found.append(int(child))
+    return found
 
 
 def ended(pid: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from tapwright.state import supervisors
 from tests.host import Host, eventually
-from tests.sandboxes import PLUGINS, Networks, Tapwright
+from tests.sandboxes import PLUGINS, Networks, Tapwright, children_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -200,9 +200,7 @@ def held(tapwright: Tapwright, networks: Networks, tmp_path: Path) -> Iterator[P
 
 
 def has_qemu(supervisor: int) -> bool:
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    commands = [Path(f"/proc/{pid}/cmdline") for pid in children]
-    return any("qemu-system" in path.read_text() for path in commands if path.exists())
+    return bool(children_of(supervisor, "qemu-system"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

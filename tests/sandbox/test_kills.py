@@ -13,6 +13,7 @@ import pytest
 
 from tapwright.linux import netns
 from tests.host import answers_ping, eventually
+from tests.moments import Moment, Watched
 from tests.sandboxes import Networks, Tapwright, ended, pids_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -35,8 +36,9 @@ def test_supervisor_killed(tapwright: Tapwright, networks: Networks, victim: Any
     os.kill(supervisor, signal.SIGKILL)
     assert ended(supervisor)
     assert ended(qemu), "QEMU outlived its supervisor"
-    listed = only_listed(tapwright)
-    assert (listed["status"], listed["problem"]) == ("dead", "its supervisor was killed")
+    # What it was starting at that moment has its lock until it is executed.
+    assert eventually(lambda: only_listed(tapwright)["status"] == "dead")
+    assert only_listed(tapwright)["problem"] == "its supervisor was killed"
     refused = tapwright.run("sandbox", "exec", "victim", "--", "true")
     assert (refused.returncode, "is dead" in refused.stderr) == (1, True)
     tapwright.delete("victim")
@@ -47,9 +49,8 @@ def test_hypervisor_killed(tapwright: Tapwright, victim: Any) -> None:
     supervisor, qemu = pids_of(victim)
     os.kill(qemu, signal.SIGKILL)
     assert ended(supervisor), "the supervisor outlived its QEMU"
-    listed = only_listed(tapwright)
-    assert listed["status"] == "dead"
-    assert listed["problem"].startswith("QEMU ended")
+    assert eventually(lambda: only_listed(tapwright)["status"] == "dead")
+    assert only_listed(tapwright)["problem"].startswith("QEMU ended")
     tapwright.delete("victim")
 
 
@@ -58,7 +59,7 @@ def test_guest_that_powers_off(tapwright: Tapwright, victim: Any) -> None:
     tapwright.run("sandbox", "exec", "victim", "--", "poweroff", "-f")
     assert ended(qemu)
     assert ended(supervisor)
-    assert only_listed(tapwright)["status"] == "dead"
+    assert eventually(lambda: only_listed(tapwright)["status"] == "dead")
     tapwright.delete("victim")
 
 
@@ -183,12 +184,19 @@ def kill_supervisor(tapwright: Tapwright) -> None:
 
 @pytest.mark.parametrize("kind", ["netns", "attachment", "tcfilter"])
 def test_supervisor_killed_as_it_makes(tapwright: Tapwright, networks: Networks, kind: str) -> None:
-    running = tapwright.start(*RUN)
-    assert eventually(lambda: kind in held(tapwright))
-    kill_supervisor(tapwright)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode == 1
-    assert "supervisor died" in errors
+    """At the first write when that is in the journal: there it stands still."""
+    killed: list[str] = []
+
+    def decide(moment: Moment) -> int:
+        if not killed and kind in held(tapwright):
+            killed.append(moment.path)
+            kill_supervisor(tapwright)
+        return 0
+
+    with Watched(tapwright.command(*RUN), tapwright.root, decide) as running:
+        status, said = running.wait()
+    assert killed
+    assert (status, "supervisor died" in said) == (1, True), said
     assert tapwright.json("sandbox", "list") == []
     assert networks.leased("dual") == []
 
@@ -207,5 +215,6 @@ def test_all_killed_at_a_random_moment(tapwright: Tapwright, networks: Networks,
         kill_supervisor(tapwright)
     running.communicate()
     tapwright.delete("victim")
-    assert tapwright.json("sandbox", "list") == []
-    assert networks.leased("dual") == []
+    # A supervisor that had not begun takes back what it makes when it hears of the caller's end.
+    assert eventually(lambda: tapwright.json("sandbox", "list") == [])
+    assert eventually(lambda: networks.leased("dual") == [])

@@ -41,14 +41,20 @@ __all__ = ["held"]
 
 DRAWN = "cat /proc/sys/kernel/random/boot_id /etc/machine-id; od -An -tx1 -N16 /dev/urandom"
 
+_READY_SECONDS = 150.0
+"""For several spares, whose guests are restored at the lowest priority."""
+
 Inspected = dict[str, Any]
 Ready = Callable[..., list[spares.Spare]]
 
 
 def priorities(pid: int) -> set[int]:
-    """Those of all threads of a process."""
-    threads = os.listdir(f"/proc/{pid}/task")
-    return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in threads}
+    """Those of all threads of a process: QEMU has some for a while only."""
+    found = set()
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(ProcessLookupError):
+            found.add(os.getpriority(os.PRIO_PROCESS, int(thread)))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def ready(tapwright: Tapwright, networks: Networks, spec: Spec, host: Host) -> I
             wanted = replace(of, spares=count)
             spares.begin(tapwright.root, wanted, at_once=True)
         assert eventually(
-            lambda: sum(s.is_ready for s in spares.listing(tapwright.root)) == count
+            lambda: sum(s.is_ready for s in spares.listing(tapwright.root)) == count, _READY_SECONDS
         ), spares.last_failure(tapwright.root)
         return spares.listing(tapwright.root)
 
@@ -143,8 +149,9 @@ def test_a_sandbox_of_a_spare(tapwright: Tapwright, config: Path, ready: Ready) 
     assert tapwright.exec("taken", "hostname") == "taken\n"
     shown_mac = tapwright.exec("taken", "cat", "/sys/class/net/eth0/address").strip()
     assert shown_mac == taken["interfaces"][0]["mac"]
+    asked = time.time()
     clock = tapwright.exec("taken", "python3", "-I", "-c", "import time; print(time.time())")
-    assert abs(float(clock) - time.time()) < 5
+    assert asked - 5 < float(clock) < time.time() + 5
     # Its processes are where those of others are, and run as they do.
     groups = {Path(f"/proc/{pid}/cgroup").read_text() for pid in (supervisor, qemu)}
     assert len(groups) == 1
@@ -366,8 +373,9 @@ def test_taker_killed(
             os.kill(int(alive.read_text()), signal.SIGKILL)
     running.communicate()
     tapwright.delete("victim")
-    assert tapwright.json("sandbox", "list") == []
-    assert networks.leased("dual") == []
+    # A supervisor that had not begun takes back what it makes when it hears of the caller's end.
+    assert eventually(lambda: tapwright.json("sandbox", "list") == [])
+    assert eventually(lambda: networks.leased("dual") == [])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -441,6 +449,8 @@ def test_they_go(tapwright: Tapwright, tmp_path: Path, spec: Spec, ready: Ready)
         ),
         "template": replace(spec, template=str(template)),
     }
+    # Which goes a second after it is ready, and may not be seen in that second.
+    unwanted = spares.key_of(kinds["unwanted"])
     pids = {}
     for name, wanted in kinds.items():
         spares.begin(tapwright.root, wanted, at_once=True)
@@ -451,7 +461,7 @@ def test_they_go(tapwright: Tapwright, tmp_path: Path, spec: Spec, ready: Ready)
             found[:] = [
                 one
                 for one in spares.listing(tapwright.root)
-                if one.name.startswith(key) and one.is_ready
+                if one.name.startswith(key) and (one.is_ready or key == unwanted)
             ]
             return bool(found)
 

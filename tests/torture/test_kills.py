@@ -11,7 +11,7 @@ from tapwright.state import supervisors
 from tests.host import Host
 from tests.moments import Decide, Moment, Watched
 from tests.oci.runtime import Runtime
-from tests.sandboxes import Tapwright
+from tests.sandboxes import Tapwright, children_of
 from tests.templates import Templates
 from tests.torture import scenes
 from tests.torture.bound import Bound
@@ -121,10 +121,10 @@ def processes(tapwright: Tapwright, watched: Watched | None = None) -> dict[str,
         with suppress(OSError, ValueError):
             supervisor = int(alive.read_text())
             found["supervisor"] = supervisor
-            for child in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+            for child in children_of(supervisor, ""):
                 words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
                 name = "monitor" if "netmon" in " ".join(words) else Path(words[0]).name
-                found[f"{name.partition('-')[0]}{child}"] = int(child)
+                found[f"{name.partition('-')[0]}{child}"] = child
     for state in tapwright.root.glob("containers/*/state.json"):
         with suppress(OSError, ValueError):
             if pid := json.loads(state.read_text())["pid"]:
