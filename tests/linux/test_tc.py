@@ -108,11 +108,15 @@ def udp_flow(pair: Pair) -> float:
         return flow(lambda: sender.send(datagram), lambda: len(receiver.recv(65536)) + UDP_HEADERS)
 
 
-def is_held(rate: float) -> bool:
+def is_held(measured: Callable[[], float]) -> bool:
     """The kernel shapes, not we: that it has the rate, and in the right unit (not an eighth), is
-    what is tested here, on a machine that may be busy."""
-    print(f"{rate:.0f} {rate / RATE:.3f}")
-    return RATE * 0.2 < rate < RATE * 1.15
+    what is tested here. Never more comes through, and less while the machine is busy."""
+    for _ in range(10):
+        rate = measured()
+        print(f"{rate:.0f} {rate / RATE:.3f}")
+        if rate > RATE * 0.2:
+            return rate < RATE * 1.15
+    return False
 
 
 def is_free(measured: Callable[[], float]) -> bool:
@@ -123,7 +127,7 @@ def is_free(measured: Callable[[], float]) -> bool:
 def test_what_is_sent_is_limited(pair: Pair) -> None:
     assert is_free(lambda: udp_flow(pair)), "this machine is too slow for the test"
     tc.limit_egress(pair.near, pair.near_index, RATE)
-    assert is_held(udp_flow(pair))
+    assert is_held(lambda: udp_flow(pair))
     tc.remove_root(pair.near, pair.near_index)
     tc.remove_root(pair.near, pair.near_index)
     assert is_free(lambda: udp_flow(pair))
@@ -134,7 +138,7 @@ def test_what_is_received_is_limited(pair: Pair) -> None:
     ifb = links.find(pair.far, "ifb7")
     assert ifb is not None
     tc.limit_ingress(pair.far, pair.far_index, ifb.index, RATE)
-    assert is_held(udp_flow(pair))
+    assert is_held(lambda: udp_flow(pair))
     assert show(pair.far_netns, "qdisc", "show", "dev", "ifb7")[0]["kind"] == "htb"
     links.remove(pair.far, ifb.index)
     tc.remove_ingress(pair.far, pair.far_index)
@@ -163,7 +167,7 @@ def test_what_a_macvtap_receives_is_limited(pair: Pair) -> None:
 
         assert is_free(measured)
         tc.limit_ingress(pair.far, pair.far_index, ifb.index, RATE)
-        assert is_held(measured())
+        assert is_held(measured)
     os.close(fd)
 
 
