@@ -1,5 +1,6 @@
 """A full snapshot of what a sandbox could leave on a host."""
 
+import gc
 import json
 import os
 import subprocess
@@ -113,6 +114,13 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
         time.sleep(min(max(now - begun, 0.02), 0.5))
         begun = time.monotonic()
     return true
+
+
+def open_files() -> list[str]:
+    """The descriptors of this process, without those that other tests have left to the collector of
+    garbage, which may come at any time."""
+    gc.collect()
+    return os.listdir("/proc/self/fd")
 
 
 def answers_ping(address: str, *options: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from tapwright.endpoint import vhost_user
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.backends import VhostUser
+from tests.host import open_files
 
 QEMU, SWITCH = 60001, 60002
 
@@ -152,7 +153,7 @@ def test_a_directory_that_has_gone(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_stays(directory: Path, precious: Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_files()
     for place in ("s", "t"):
         backend = attached(directory / place)
         (directory / f".{place}.tapwright" / place).symlink_to(precious)
@@ -160,5 +161,5 @@ def test_no_descriptor_stays(directory: Path, precious: Path) -> None:
             backend.opened()
         os.close(backend.fd)
         vhost_user.of("vhost0", str(directory / place)).detach()
-    assert os.listdir("/proc/self/fd") == before
+    assert open_files() == before
     assert os.listdir(directory) == []

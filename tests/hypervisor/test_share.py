@@ -4,7 +4,6 @@ reach by it, which is tried here by speaking to the daemon as they do."""
 import contextlib
 import errno
 import fcntl
-import gc
 import os
 import select
 import signal
@@ -24,7 +23,7 @@ from tapwright.hypervisor.machine import Daemon
 from tapwright.hypervisor.share import Share
 from tapwright.linux import libc, mounts
 from tapwright.linux.process import die_with
-from tests.host import eventually
+from tests.host import eventually, open_files
 from tests.hypervisor.shares import UID, fields, has_ended, said, seen, show
 from tests.hypervisor.taken_over import TakenOver, taken_over
 from tests.hypervisor.vhost_user_fs import (
@@ -658,11 +657,10 @@ def test_what_is_no_program(tmp_path: Path, kind: str) -> None:
     else:
         path.write_text("" if kind == "empty" else "#!/usr/bin/true\n")
         path.chmod(0o755 if kind == "empty" else 0o644)
-    gc.collect()  # what others have left to it
-    opened = len(os.listdir("/proc/self/fd"))
+    opened = len(open_files())
     with pytest.raises(HypervisorError):
         Share.start(UID, Daemon(str(path)))
-    assert len(os.listdir("/proc/self/fd")) == opened
+    assert len(open_files()) == opened
 
 
 @pytest.mark.parametrize(

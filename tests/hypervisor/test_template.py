@@ -32,6 +32,7 @@ from tapwright.hypervisor.template_store import (
 )
 from tapwright.linux import memfd
 from tests.guests import BOOT_SECONDS, Alone, restored, run
+from tests.host import open_files
 from tests.hypervisor.test_machines import available_hugepages, hugepages
 
 __all__ = ["hugepages"]
@@ -322,10 +323,10 @@ def test_memory_that_can_be_shared_is_a_copy(
         for copy in copies:
             os.close(copy.fd)
         flip_a_byte(directory / MEMORY)
-        opened = os.listdir("/proc/self/fd")
+        opened = open_files()
         with pytest.raises(DamagedError):
             restoring.memory_of(machine, found, holders)
-        assert os.listdir("/proc/self/fd") == opened
+        assert open_files() == opened
 
 
 def flip_a_byte(path: Path) -> None:
@@ -604,7 +605,7 @@ def test_generation_device(machine: Machine, session_templates: Path) -> None:
 
     async def story() -> None:
         async with restored(machine, session_templates, Alone()) as (_, agent):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while b"virtual machine fork" not in (await run(agent, "dmesg"))[1]:
                     await asyncio.sleep(0.05)
 

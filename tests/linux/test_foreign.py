@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.linux import foreign
+from tests.host import open_files
 
 pytestmark = pytest.mark.unit
 
@@ -68,7 +69,7 @@ def test_an_open_finds_no_link(tmp_path: Path) -> None:
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    before = os.listdir("/proc/self/fd")
+    before = open_files()
     for name in ("fifo", "nothing"):
         assert failure(tmp_path / name)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_files() == before

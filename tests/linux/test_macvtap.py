@@ -14,6 +14,7 @@ import pytest
 from tapwright.linux import links, macvtap, netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, pack_mac
+from tests.host import open_files
 from tests.linux.conftest import veth_pair
 
 FRAME_TYPE = 0x88B5  # IEEE 802: for experiments
@@ -110,7 +111,7 @@ def test_same_index_in_another_namespace(
 
 
 def test_nothing_is_mounted_or_left_open(scratch_netns: str, tap: Link) -> None:
-    mounts, fds = Path("/proc/self/mountinfo").read_text(), os.listdir("/proc/self/fd")
+    mounts, fds = Path("/proc/self/mountinfo").read_text(), open_files()
     with netns.entered(scratch_netns):
         for fd in macvtap.open_queues("mt0", 2):
             os.close(fd)
@@ -120,4 +121,4 @@ def test_nothing_is_mounted_or_left_open(scratch_netns: str, tap: Link) -> None:
             macvtap.open_queues("mt0", 257)
         assert raised.value.errno == errno.EBUSY
     assert Path("/proc/self/mountinfo").read_text() == mounts
-    assert os.listdir("/proc/self/fd") == fds
+    assert open_files() == fds

@@ -18,7 +18,7 @@ from tapwright.oci import shim
 from tapwright.oci.log import Log
 from tapwright.sandbox import wire
 from tapwright.sandbox.client import Supervisor
-from tests.host import eventually
+from tests.host import eventually, open_files
 from tests.hostile import Hostile
 
 pytestmark = pytest.mark.unit
@@ -50,7 +50,7 @@ def answered(connection: socket.socket) -> Any:
 
 def saying(directory: Path, data: bytes) -> Callable[[], Any]:
     def client() -> Any:
-        with wire.connected(directory, 30) as connection:
+        with wire.connected(directory, 60) as connection:
             connection.sendall(data)
             return answered(connection)
 
@@ -66,7 +66,7 @@ def test_the_largest_request(tmp_path: Path) -> None:
 
     def client(size: int) -> Callable[[], Any]:
         def ask() -> Any:
-            with wire.connected(tmp_path, 30) as connection:
+            with wire.connected(tmp_path, 60) as connection:
                 wire.send(connection, {"op": "length", "text": "x" * size})
                 return answered(connection)
 
@@ -167,12 +167,12 @@ def test_a_request_without_end_is_answered_with_an_error(
 
 def test_too_many_descriptors(tmp_path: Path) -> None:
     def client() -> Any:
-        open_before = len(os.listdir("/proc/self/fd"))
-        with wire.connected(tmp_path, 30) as connection, open(os.devnull) as null:
+        open_before = len(open_files())
+        with wire.connected(tmp_path, 60) as connection, open(os.devnull) as null:
             for _ in range(2):
                 socket.send_fds(connection, [b" "], [null.fileno()] * 200)
             answer = answered(connection)
-        assert eventually(lambda: len(os.listdir("/proc/self/fd")) == open_before)
+        assert eventually(lambda: len(open_files()) == open_before)
         return answer
 
     _, content = served(tmp_path, client)
@@ -181,7 +181,7 @@ def test_too_many_descriptors(tmp_path: Path) -> None:
 
 def test_a_request_that_comes_in_bits(tmp_path: Path) -> None:
     def client() -> Any:
-        with wire.connected(tmp_path, 30) as connection:
+        with wire.connected(tmp_path, 60) as connection:
             for byte in json.dumps({"op": "length", "text": "in bits"}).encode() + b"\n":
                 connection.sendall(bytes([byte]))
             return answered(connection)

@@ -22,6 +22,7 @@ from tapwright.control.processes import Processes
 from tapwright.errors import AgentError
 from tapwright.linux import unixsocket
 from tapwright.sandbox import wire
+from tests.host import open_files
 from tests.hostile import Hostile
 
 pytestmark = pytest.mark.unit
@@ -32,7 +33,7 @@ Story = Callable[[Hostile, Path], Awaitable[None]]
 def tell(directory: Path, *stories: Story) -> None:
     async def all_of_them() -> None:
         for story in stories:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 guest = Hostile()
                 await guest.connect()
                 conversing = Processes(guest.agent)
@@ -47,7 +48,7 @@ def tell(directory: Path, *stories: Story) -> None:
 
 
 def ask(directory: Path, op: str, **arguments: Any) -> Any:
-    with wire.connected(directory, 10) as connection:
+    with wire.connected(directory, 60) as connection:
         wire.send(connection, {"op": op, **arguments})
         answer = wire.answer(connection)
     assert answer
@@ -230,7 +231,7 @@ def test_a_guest_that_takes_nothing_in_is_not_waited_for(tmp_path: Path) -> None
         for op in ("create_container", "exec_container"):
             ours, theirs = socket.socketpair()
             ours.setblocking(False)
-            with wire.connected(directory, 10) as connection:
+            with wire.connected(directory, 60) as connection:
                 request = {"op": op, "id": "c", "config": config}
                 await asyncio.to_thread(wire.send, connection, request, [theirs.fileno()] * 3)
                 theirs.close()
@@ -437,8 +438,7 @@ def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
             return len(fds)
 
         async with server.serving(tmp_path, guest.agent, {"take": take}, {}):
-            gc.collect()  # what earlier tests have left is not to be closed meanwhile
-            open_before = len(os.listdir("/proc/self/fd"))
+            open_before = len(open_files())
             for op in ("take", "nonsense", "take"):
                 connection = socket.socket(socket.AF_UNIX)
                 with unixsocket.address(tmp_path / wire.SOCKET) as path:
@@ -452,7 +452,7 @@ def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
                 assert content.get("result") == (2 if op == "take" else None)
                 writer.close()
                 await writer.wait_closed()
-            assert len(os.listdir("/proc/self/fd")) == open_before
+            assert len(open_files()) == open_before
         await guest.close()
 
     asyncio.run(story())
