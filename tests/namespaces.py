@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
+from tests.host import eventually
 from tests.sandboxes import Tapwright
 
 Json = Any
@@ -86,6 +87,19 @@ class Namespace:
             }
             for link in by_name["links"]
         }
+
+    def settles(self) -> None:
+        """Wait until the kernel has taken note of all carriers, which it does up to a second later:
+        states and routes follow from them."""
+
+        def has_settled() -> bool:
+            return all(
+                ("LOWER_UP" in link["flags"]) == (link["operstate"] in ("UP", "UNKNOWN"))
+                for link in self._json("ip", "link show")
+                if "UP" in link["flags"]
+            )
+
+        assert eventually(has_settled), self.ip("link show")
 
     def _filters(self, name: str) -> str:
         command = ["tc", *self._place, "filter", "show", "dev", name, "ingress"]

@@ -85,7 +85,7 @@ def test_a_quick_run_measures_everything(output: Path, data: Any, left_before: l
     assert set(data["memory"]["share"]) == {"QEMU", "supervisor", "monitor"}
     variants = {"floor", "ready", "library", "command", "alone", "cold", "spare", "spare_library"}
     assert set(data["starts"]["variants"]) == variants
-    assert left() == left_before
+    assert eventually(lambda: left() == left_before), left()
 
 
 def test_pictures_are_there_and_well_formed(output: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_run_that_is_ended_takes_everything_back(tmp_path: Path, left_before: 
         finally:
             run.send_signal(signal.SIGTERM)
         assert run.wait(60) == 128 + signal.SIGTERM
-    assert left() == left_before
+    assert eventually(lambda: left() == left_before), left()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -55,8 +55,9 @@ def scene(tapwright: Tapwright, networks: Networks) -> Iterator[Scene]:
 @pytest.mark.smoke
 @pytest.mark.parametrize("question", QUESTIONS if ALL else (QUESTIONS[4], QUESTIONS[8]))
 def test_nothing_is_said_of_what_is_well(scene: Scene, question: str) -> None:
-    answer = scene.stage.explain(question)
-    assert answer.arrives, answer
+    stage = scene.stage
+    # A guest has two seconds to answer: on a busy machine it is asked again.
+    assert eventually(lambda: stage.explain(question).arrives), stage.explain(question)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +68,20 @@ def test_a_fault_is_named_and_mended(scene: Scene, fault: Fault) -> None:
     is_mended, answer, took = False, dict[str, Any](), 0.0
     try:
         stage.run(fault.make)
-        begun = time.monotonic()
-        answer = stage.command(fault.question) if ALL else stage.told(fault.question)
-        took = time.monotonic() - begun
-        verdict = answer["verdict"]
+
+        def is_named() -> bool:
+            nonlocal answer, took
+            begun = time.monotonic()
+            answer = stage.command(fault.question) if ALL else stage.told(fault.question)
+            took = time.monotonic() - begun
+            verdict = answer["verdict"]
+            is_it = bool(verdict) and fault.hop == verdict["hop"]
+            return is_it and stage.filled(fault.word) in verdict["why"]
+
+        # As above; and the kernel itself takes note of some a moment later.
+        assert eventually(is_named), answer
         assert not answer["arrives"], answer
-        assert fault.hop == verdict["hop"], verdict
-        assert stage.filled(fault.word) in verdict["why"], verdict
+        verdict = answer["verdict"]
         question = fault.question
         if fault.by_hand.startswith("ASK "):
             question = fault.by_hand.removeprefix("ASK ")
@@ -103,8 +111,13 @@ def note(name: str, answer: dict[str, Any], is_mended: bool, took: float) -> Non
 
 def test_the_status_of_the_command_says_whether_it_arrives(scene: Scene) -> None:
     stage = scene.stage
-    assert stage.command("--to 198.51.100.2:80")["arrives"]
-    assert stage.command("--to 198.51.100.2:81")["verdict"]["hop"] == "target"
+    assert eventually(lambda: stage.command("--to 198.51.100.2:80")["arrives"])
+
+    def is_refused() -> bool:
+        verdict = stage.command("--to 198.51.100.2:81")["verdict"]
+        return bool(verdict) and verdict["hop"] == "target"
+
+    assert eventually(is_refused)
     done = stage.tapwright.run("sandbox", "explain", stage.words["id"], "--to", "x:y")
     assert done.returncode == 2
     assert "a port is a number" in done.stderr
@@ -114,7 +127,7 @@ def test_nothing_is_changed(scene: Scene, host: Host) -> None:
     """Neither by an answer nor by a process that is killed in the middle of one."""
     stage = scene.stage
     before = host.snapshot()
-    assert stage.explain("--to 198.51.100.2").arrives
+    assert eventually(lambda: stage.explain("--to 198.51.100.2").arrives)
     child = os.fork()
     if not child:
         with nftrace.Trace(4, [("", "198.51.100.2")]):
@@ -130,14 +143,14 @@ def test_one_that_is_killed_leaves_nothing(scene: Scene) -> None:
     words = "sandbox", "explain", stage.words["id"], "--to", "198.51.100.99"
     process = subprocess.Popen(stage.tapwright.command(*words), stdout=subprocess.DEVNULL)
     try:
-        assert eventually(lambda: "tapwright-trace" in _tables(), 20)
+        assert eventually(lambda: "tapwright-trace" in _tables())
     finally:
         process.kill()
         process.wait()
-    assert eventually(lambda: "tapwright-trace" not in _tables(), 20)
+    assert eventually(lambda: "tapwright-trace" not in _tables())
     alone = "test $(cat /proc/$PPID/task/$PPID/children | wc -w) = 1"
     command = "sandbox", "exec", stage.words["id"], "--", "sh", "-c", alone
-    assert eventually(lambda: stage.tapwright.run(*command).returncode == 0, 20)
+    assert eventually(lambda: stage.tapwright.run(*command).returncode == 0)
 
 
 def _tables() -> str:

@@ -95,6 +95,7 @@ def test_one_that_was_down_in_a_bridge(inside: Namespace) -> None:
     host.ip("link add taken0 type bridge")
     host.ip(f"link set {DEVICE} down")
     host.ip(f"link set {DEVICE} master taken0")
+    assert eventually(lambda: "state DOWN" in host.ip(f"link show {DEVICE}"))
     before = told(host, DEVICE)
     device = looked_at(inside)
     device.move_in()

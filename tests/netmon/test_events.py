@@ -9,7 +9,7 @@ from tapwright.linux import netns
 from tapwright.netmon.events import Events
 from tests.namespaces import Namespace, namespace
 
-_LONG = 10.0
+_LONG = 60.0
 
 
 @pytest.fixture

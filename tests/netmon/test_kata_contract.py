@@ -93,7 +93,8 @@ def test_calls_in_the_order_of_what_happens(watched: Watched) -> None:
     watched.ip("link set eth1 up")
     watched.ip("link set peer up")
     watched.has_called(("add-iface", "eth1"))
-    (added,) = [content for verb, content in watched.calls() if content["name"] == "eth1"]
+    plugged = [content for verb, content in watched.calls() if verb == "add-iface"]
+    (added,) = [interface for interface in plugged if interface["name"] == "eth1"]
     assert added == {
         "device": "eth1",
         "name": "eth1",

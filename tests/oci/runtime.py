@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -148,6 +149,18 @@ class Container:
             with suppress(ChildProcessError, ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
+
+
+def wait_for_shim(pid: int) -> None:
+    """Until it catches signals, and reads: one in the instant before that waits for the next
+    event."""
+
+    def reads() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        (caught,) = re.findall(r"SigCgt:\s*(\w+)", status)
+        return bool(int(caught, 16) & 1 << signal.SIGPWR - 1) and "State:\tS" in status
+
+    assert eventually(reads)
 
 
 class Console:

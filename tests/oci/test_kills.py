@@ -53,7 +53,7 @@ def test_the_guest_learns_of_a_killed_shim(runtime: Runtime) -> None:
         with runtime.running("sleep", "4711", linux={"namespaces": spaces}) as member:
             inspect = ("ps", "-o", "args")
             name = sandbox.state["sandbox"]
-            assert "sleep 4711" in runtime.tapwright.exec(name, *inspect)
+            assert eventually(lambda: "sleep 4711" in runtime.tapwright.exec(name, *inspect))
             os.kill(member.pid, signal.SIGKILL)
             assert eventually(lambda: "sleep 4711" not in runtime.tapwright.exec(name, *inspect))
             runtime.succeed("delete", "--force", member.id)
@@ -161,7 +161,7 @@ def test_the_caller_of_create_is_killed(runtime: Runtime, tmp_path: Path) -> Non
     caller.wait()
     go_on.touch()
     assert eventually(lambda: json.loads(runtime.succeed("list", "--format=json")) == [])
-    assert runtime.tapwright.names() == set()
+    assert eventually(lambda: runtime.tapwright.names() == set())
 
 
 @pytest.mark.parametrize("hook", ["prestart", "createContainer"])

@@ -13,7 +13,7 @@ import pytest
 from tests.host import eventually
 from tests.oci.bundles import configuration
 from tests.oci.conftest import Run
-from tests.oci.runtime import Container, Runtime
+from tests.oci.runtime import Container, Runtime, wait_for_shim
 from tests.sandboxes import pids_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -80,6 +80,7 @@ def test_signals(runtime: Runtime) -> None:
         runtime.succeed("kill", container.id, "0")
         runtime.succeed("kill", container.id, "SIGUSR1")
         assert container.prints("usr1\n")
+        wait_for_shim(container.pid)
         os.kill(container.pid, signal.SIGUSR1)
         assert container.prints("usr1\nusr1\n"), "sent to the shim"
         runtime.succeed("kill", container.id)
@@ -118,14 +119,24 @@ def test_pause(runtime: Runtime) -> None:
         runtime.succeed("pause", container.id)
         assert container.state["status"] == "paused"
         assert "cannot exec in a paused" in runtime.refused("exec", container.id, "true")
-        said = container.output()
-        assert not eventually(lambda: len(container.output()) > len(said) + 5, 0.5)
+        frozen = (
+            f"cat $(find /sys/fs/cgroup -path '*{container.id}*' -name cgroup.freeze | head -1)"
+        )
+        assert runtime.tapwright.exec(container.id, "sh", "-c", frozen) == "1\n"
+        # What it had said by then may be on its way.
+        assert eventually(lambda: stands_still(container))
         runtime.succeed("resume", container.id)
         assert container.state["status"] == "running"
         paused = len(container.output())
         assert eventually(lambda: len(container.output()) > paused)
         runtime.succeed("pause", container.id)
         runtime.succeed("delete", "--force", container.id)
+
+
+def stands_still(container: Container) -> bool:
+    """Whether nothing more comes within half a second, in which it would tick ten times."""
+    before = len(container.output())
+    return not eventually(lambda: len(container.output()) > before, 0.5)
 
 
 # As docker writes what an update leaves alone.
@@ -226,13 +237,14 @@ def test_events_end_with_the_container(runtime: Runtime) -> None:
 
 def test_processes(runtime: Runtime) -> None:
     with runtime.running("sh", "-c", "sleep 1001 & sleep 1002") as container:
-        assert eventually(lambda: "sleep 1002" in runtime.succeed("ps", container.id))
-        listed = runtime.succeed("ps", container.id).splitlines()
-        assert listed[0].split() == ["UID", "PID", "PPID", "CMD"]
-        assert sorted(line.split(None, 3)[3] for line in listed[1:])[-2:] == [
-            "sleep 1001",
-            "sleep 1002",
-        ]
+
+        def listed() -> list[str]:
+            heading, *lines = runtime.succeed("ps", container.id).splitlines()
+            assert heading.split() == ["UID", "PID", "PPID", "CMD"]
+            return sorted(line.split(None, 3)[3] for line in lines)
+
+        # Until the exec each is a shell.
+        assert eventually(lambda: listed()[-2:] == ["sleep 1001", "sleep 1002"])
         pids = json.loads(runtime.succeed("ps", "--format", "json", container.id))
         assert pids == [container.pid]
 
@@ -255,12 +267,15 @@ def test_hooks(runtime: Runtime, tmp_path: Path) -> None:
     names = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
     content = configuration("sleep", "1000", hooks={name: hook(name) for name in names})
     content["hooks"]["startContainer"] = [
-        {"path": "/bin/sh", "args": ["sh", "-c", "cat > /data/state"]}
+        {"path": "/bin/sh", "args": ["sh", "-c", "cat > /data/new; mv /data/new /data/state"]}
     ]
     with runtime.created(content) as container:
         container.start()
         netns = os.readlink(f"/proc/{container.pid}/ns/net")
-        in_guest = json.loads((container.bundle / "rootfs/data/state").read_text())
+        # `start` does not wait for this hook, which is the new process's: by runc neither.
+        written = container.bundle / "rootfs/data/state"
+        assert eventually(written.exists)
+        in_guest = json.loads(written.read_text())
         runtime.succeed("delete", "--force", container.id)
     assert in_guest["id"] == container.id
     own = os.readlink("/proc/self/ns/net")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tapwright.oci import shim
-from tests.host import eventually
+from tests.oci.runtime import wait_for_shim
 
 SHELLS = [shell for shell in ("/bin/dash", "/bin/bash") if shutil.which(shell)]
 
@@ -24,7 +24,7 @@ class Shim:
 
     def __init__(self, terminal: int | None = None, netns: str = "") -> None:
         self.connection, theirs = socket.socketpair()
-        self.connection.settimeout(10)
+        self.connection.settimeout(60)
         self.pid = shim.start(theirs, "c1", terminal, own=True, netns=netns)
         theirs.close()
         self.told = self.connection.makefile()
@@ -33,24 +33,8 @@ class Shim:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def is_ready(self) -> None:
-        """It catches signals by now."""
-
-        def catches() -> bool:
-            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-                if line.startswith("SigCgt:"):
-                    return bool(int(line.split()[1], 16) & 1 << signal.SIGPWR - 1)
-            return False
-
-        assert eventually(catches)
-
-    def waits(self) -> None:
-        """It reads by now: a signal in the instant before that waits for the next event."""
-
-        def sleeps() -> bool:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-            return stat.rpartition(") ")[2].startswith("S")
-
-        assert eventually(sleeps)
+        """It catches signals by now, and reads."""
+        wait_for_shim(self.pid)
 
 
 @pytest.fixture(params=SHELLS)
@@ -94,7 +78,7 @@ def test_signals_are_passed_on() -> None:
     running = Shim()
     running.is_ready()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
-        running.waits()
+        running.is_ready()
         os.kill(running.pid, number)
         assert json.loads(running.told.readline()) == {"signal": number}
     running.connection.sendall(b'{"exited": {"signal": 15}}\n')

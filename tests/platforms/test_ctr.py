@@ -68,7 +68,7 @@ def test_pause(containerd: Containerd, server: str) -> None:
     assert not fetched(server)
     containerd.output("tasks", "resume", ONE)
     assert containerd.tasks()[ONE][1] == "RUNNING"
-    assert fetched(server)
+    assert eventually(lambda: fetched(server))
 
 
 def test_output_and_exit_status(containerd: Containerd) -> None:

@@ -58,9 +58,9 @@ def fetch(url: str) -> str:
 
 @pytest.mark.smoke
 def test_published_port(docker: Docker, web: str) -> None:
-    assert fetch("http://127.0.0.1:8083/") == PAGE
+    assert eventually(lambda: fetch("http://127.0.0.1:8083/") == PAGE)
     address = docker.inspect(web)["NetworkSettings"]["IPAddress"]
-    assert fetch(f"http://{address}/") == PAGE
+    assert eventually(lambda: fetch(f"http://{address}/") == PAGE)
     assert f"inet {address}/24" in docker.output("exec", web, "ip", "address")
 
 
@@ -108,10 +108,10 @@ def test_network_connected_while_running(docker: Docker, web: str, second: str) 
     docker.output("network", "connect", second, web)
     address = docker.inspect(web)["NetworkSettings"]["Networks"][second]["IPAddress"]
     assert eventually(lambda: f"inet {address}/24" in addresses()), addresses()
-    assert fetch(f"http://{address}/") == PAGE
+    assert eventually(lambda: fetch(f"http://{address}/") == PAGE)
     docker.output("network", "disconnect", second, web)
     assert eventually(lambda: address not in addresses()), addresses()
-    assert fetch("http://127.0.0.1:8083/") == PAGE
+    assert eventually(lambda: fetch("http://127.0.0.1:8083/") == PAGE)
 
 
 def test_network_of_a_users_own(docker: Docker, second: str) -> None:
@@ -134,7 +134,7 @@ def test_pause(docker: Docker, web: str) -> None:
     docker.output("pause", web)
     assert "timed out" in fetch("http://127.0.0.1:8083/")
     docker.output("unpause", web)
-    assert fetch("http://127.0.0.1:8083/") == PAGE
+    assert eventually(lambda: fetch("http://127.0.0.1:8083/") == PAGE)
 
 
 def test_copy_and_logs(docker: Docker) -> None:
@@ -153,8 +153,8 @@ def test_stop(docker: Docker) -> None:
     words = "run", *RUNTIME, "--detach", "--name", "stopped", "busybox", "sh", "-c", script
     docker.output(*words)
     assert eventually(lambda: docker.output("logs", "stopped") == "ready\n")
-    docker.output("stop", "stopped")
-    assert docker.output("logs", "stopped") == "ready\nbye\n"
+    docker.output("stop", "--time", "60", "stopped")
+    assert eventually(lambda: docker.output("logs", "stopped") == "ready\nbye\n")
     assert docker.inspect("stopped")["State"]["ExitCode"] == 4
     docker.output("rm", "stopped")
 

@@ -51,8 +51,8 @@ def fetch(url: str) -> str:
 
 @pytest.mark.smoke
 def test_published_port(podman: Podman, web: str) -> None:
-    assert fetch("http://10.98.0.1:8080/") == PAGE
-    assert fetch("http://127.0.0.1:8080/") == PAGE
+    assert eventually(lambda: fetch("http://10.98.0.1:8080/") == PAGE)
+    assert eventually(lambda: fetch("http://127.0.0.1:8080/") == PAGE)
     assert eventually(lambda: "url:/" in podman.run("logs", web).stderr)
 
 
@@ -142,7 +142,7 @@ def test_pause(podman: Podman, web: str) -> None:
     # The guest's kernel takes the connection; the server does not answer.
     assert "timed out" in fetch("http://127.0.0.1:8080/")
     podman.output("unpause", web)
-    assert fetch("http://127.0.0.1:8080/") == PAGE
+    assert eventually(lambda: fetch("http://127.0.0.1:8080/") == PAGE)
 
 
 def test_network_connected_while_running(podman: Podman, web: str) -> None:
@@ -152,10 +152,10 @@ def test_network_connected_while_running(podman: Podman, web: str) -> None:
     podman.output("network", "connect", "second", web)
     address = podman.inspect(web)["NetworkSettings"]["Networks"]["second"]["IPAddress"]
     assert eventually(lambda: f"inet {address}/24" in links()), links()
-    assert fetch(f"http://{address}/") == PAGE
+    assert eventually(lambda: fetch(f"http://{address}/") == PAGE)
     podman.output("network", "disconnect", "second", web)
     assert eventually(lambda: address not in links()), links()
-    assert fetch("http://127.0.0.1:8080/") == PAGE
+    assert eventually(lambda: fetch("http://127.0.0.1:8080/") == PAGE)
 
 
 def test_restart(podman: Podman, web: str) -> None:
@@ -258,8 +258,8 @@ def test_signals_and_stop(podman: Podman) -> None:
     assert eventually(lambda: podman.output("logs", "heard") == "ready\n")
     podman.output("kill", "--signal", str(int(signal.SIGUSR1)), "heard")
     assert eventually(lambda: podman.output("logs", "heard") == "ready\ncaught\n")
-    podman.output("stop", "--time", "10", "heard")
-    assert podman.output("logs", "heard") == "ready\ncaught\nbye\n"
+    podman.output("stop", "--time", "60", "heard")
+    assert eventually(lambda: podman.output("logs", "heard") == "ready\ncaught\nbye\n")
     assert podman.output("wait", "heard") == "4\n"
     assert podman.inspect("heard")["State"]["ExitCode"] == 4
     podman.output("rm", "heard")

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,11 @@ class Scene:
         self.ip("address add 10.0.0.2/24 dev eth1")
         self.ip("link set eth1 up")
         self.ip("link set eth2 up")
-        assert eventually(lambda: "state UP" in self.ip("link show eth1"))
+        for end in ("eth1", "eth2"):
+            assert eventually(partial(self.is_up, end))
+
+    def is_up(self, end: str) -> bool:
+        return "state UP" in self.ip(f"link show {end}")
 
     def ip(self, command: str) -> str:
         words = ["ip", "-n", self._name, *command.split()]

@@ -108,7 +108,7 @@ class Program:
 
     def end(self) -> None:
         self._running.terminate()
-        self._running.communicate(timeout=30)
+        self._running.communicate(timeout=60)
 
 
 class Guest:
@@ -153,7 +153,10 @@ def guest(tapwright: Tapwright) -> Iterator[Guest]:
 @pytest.fixture(scope="module")
 def program(guest: Guest) -> Iterator[Program]:
     program = Program(guest.tapwright, guest.name, *SERVICES)
-    assert eventually(lambda: guest.listens(LAST) and guest.listens(ANY, 6))
+    # Each is listened to on its own.
+    four = {(_LOOPBACK[4][1], port) for port in (ANY, *range(FOUR, IDLE + 1), LAST)}
+    six = {(_LOOPBACK[6][1], port) for port in (ANY, SIX)}
+    assert eventually(lambda: four | six <= guest.listening()), guest.listening()
     yield program
     program.end()
 
@@ -178,7 +181,7 @@ def test_is_reached_where_it_listens(
 
 def test_name_as_containerd_dials_it(guest: Guest, program: Program) -> None:
     with netns.entered(guest.path):
-        connection = socket.create_connection(("localhost", FOUR), timeout=30)
+        connection = socket.create_connection(("localhost", FOUR), timeout=60)
     with connection:
         connection.sendall(b"hello")
         assert connection.recv(100) == b"hello"
@@ -205,7 +208,7 @@ def test_only_loopback_is_listened_on(guest: Guest, program: Program) -> None:
 
 def test_other_addresses_go_by_the_nic(guest: Guest, program: Program, networks: Networks) -> None:
     (address,) = [address for address in networks.leased("dual") if "." in address]
-    with socket.create_connection((address, PEER), timeout=30) as connection:
+    with socket.create_connection((address, PEER), timeout=60) as connection:
         assert received(connection) == b"10.91.0.1"
 
 

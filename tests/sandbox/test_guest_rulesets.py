@@ -191,8 +191,13 @@ def test_a_redirection_works(vm: Tapwright, outside: Namespace) -> None:
     assert eventually(lambda: "15006" in told(vm, "iptables-nft-save"))
     serve = "nc -l -p {port} -e echo {port} & "
     script = "".join(serve.format(port=port) for port in (15006, 15001, 15006, 15001))
-    vm.exec(VM, "sh", "-c", f"({script}) >/dev/null 2>&1 </dev/null & sleep 0.5")
-    with socket.create_connection((GUEST, 80), 10) as connection:
+    wait = "".join(
+        f"until grep -q ':{port:04X} [0-9A-F:]* 0A ' /proc/net/tcp /proc/net/tcp6; "
+        "do sleep 0.05; done; "
+        for port in (15006, 15001)
+    )
+    vm.exec(VM, "sh", "-c", f"({script}) >/dev/null 2>&1 </dev/null & {wait}")
+    with socket.create_connection((GUEST, 80), 60) as connection:
         assert connection.recv(100) == b"15006\n"
     answer = vm.exec(VM, "sh", "-c", f"nc {HOST} 4321 </dev/null")
     assert answer == "15001\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.host import answers_ping
+from tests.host import answers_ping, eventually
 from tests.hypervisor.test_machines import available_hugepages, hugepages
 from tests.sandboxes import Tapwright, pids_of
 
@@ -60,7 +60,7 @@ def test_hugepages_and_no_vhost_net(tapwright: Tapwright, hugepages: int) -> Non
     descriptors = Path(f"/proc/{pids_of(sandbox)[1]}/fd")
     assert VHOST not in [os.readlink(descriptor) for descriptor in descriptors.iterdir()]
     tapwright.delete(SANDBOX)
-    assert available_hugepages() == before
+    assert eventually(lambda: available_hugepages() == before)
 
 
 def test_vhost_net(tapwright: Tapwright) -> None:

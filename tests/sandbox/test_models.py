@@ -292,6 +292,7 @@ class World:
             if self.model in kind.refused_by and kind.name != "bridge-port":
                 self.ns.ip(f"link set {kind.inside} down")
         assert eventually(lambda: "state DOWN" not in self.ns.ip("link show type bridge"))
+        self.ns.settles()
         self.before = self.ns.state()
 
     def start(self) -> None:

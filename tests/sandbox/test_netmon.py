@@ -203,18 +203,19 @@ def namespace(vm: Json, tapwright: Tapwright, host: Host) -> Iterator[Namespace]
             ip(f"link delete {link['ifname']}")
     space.settles()
     assert space.guest()["interfaces"] == {}
-    assert tapwright.json("sandbox", "inspect", VM)["interfaces"] == []
+    # The supervisor hears of it from QEMU, when the guest has let go.
+    assert eventually(lambda: tapwright.json("sandbox", "inspect", VM)["interfaces"] == [])
     host.assert_same(before)
 
 
 def test_an_interface_comes_and_goes(namespace: Namespace, tapwright: Tapwright) -> None:
     namespace.add_veth("eth1", "10.77.0.9/24", "fd77::9/64")
-    assert eventually(lambda: "eth1" in namespace.guest()["interfaces"])
+    namespace.settles()
+    assert "eth1" in namespace.guest()["interfaces"]
     assert tapwright.reaches(VM, HOST4)
     assert tapwright.reaches(VM, HOST6)
     for address in ("10.77.0.9", "fd77::9"):
         assert answers_ping(address)
-    namespace.settles()
     ip("link delete h-eth1")
     assert eventually(lambda: namespace.guest()["interfaces"] == {})
 
@@ -304,12 +305,12 @@ def test_ten_thousand_routes_and_then_too_many(namespace: Namespace, tapwright: 
         return int(tapwright.exec(VM, "sh", "-c", "ip route | wc -l"))
 
     namespace.batch(*several[:10_000])
-    assert eventually(lambda: count() > 10_000, 20), count()
+    assert eventually(lambda: count() > 10_000), count()
     namespace.batch(*several[10_000:])
-    assert eventually(lambda: "more than 32768 routes" in namespace.log(), 20)
+    assert eventually(lambda: "more than 32768 routes" in namespace.log())
     assert tapwright.reaches(VM, HOST4)
     namespace.ip("route flush root 10.0.0.0/8 protocol boot")
-    assert eventually(lambda: count() < 10, 30), count()
+    assert eventually(lambda: count() < 10), count()
 
 
 def test_the_first_of_several_routes_is_the_first(
@@ -402,7 +403,7 @@ def test_carrier(namespace: Namespace, tapwright: Tapwright) -> None:
     def carrier() -> str:
         return tapwright.exec(VM, "cat", "/sys/class/net/eth1/carrier").strip()
 
-    assert carrier() == "1"
+    assert eventually(lambda: carrier() == "1")
     ip("link set h-eth1 down")
     assert eventually(lambda: carrier() == "0")
     ip("link set h-eth1 up")
