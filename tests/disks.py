@@ -106,7 +106,7 @@ class Powered:
         os.close(self._root)
         self._root = -1
         # Who had it open until just now may hold it for a moment.
-        assert eventually(self._is_unmounted, 20)
+        assert eventually(self._is_unmounted)
 
     def _is_unmounted(self) -> bool:
         return subprocess.run(["umount", str(self.path)], check=False).returncode == 0

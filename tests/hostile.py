@@ -30,7 +30,7 @@ class Hostile:
         (hello,) = await self.frames()
         self.session = hello.session
         await self.send(protocol.hello(self.session, {}))
-        await self.agent.connect(5)
+        await self.agent.connect(60)
 
     async def send(self, data: bytes) -> None:
         await self.loop.sock_sendall(self.socket, data)

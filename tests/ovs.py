@@ -61,7 +61,7 @@ class OpenVSwitch:
                 eventually(lambda pid=pid: not _is_running(pid))  # type: ignore[misc]
 
     def vsctl(self, *words: str) -> str:
-        return self._run("ovs-vsctl", f"--db={self._database}", "--timeout=20", *words).strip()
+        return self._run("ovs-vsctl", f"--db={self._database}", "--timeout=60", *words).strip()
 
     def appctl(self, *words: str) -> str:
         return self._run("ovs-appctl", "-t", str(self.directory / "vswitchd.ctl"), *words)

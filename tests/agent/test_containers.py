@@ -29,7 +29,7 @@ class Stream:
 
     async def hear(self, kind: int) -> Any:
         """The content of the next frame, which must be of this kind."""
-        frame = await asyncio.wait_for(self.frames.get(), 30)
+        frame = await asyncio.wait_for(self.frames.get(), 60)
         assert frame.kind == kind, frame
         return protocol.read_json(frame.payload) if frame.payload[:1] == b"{" else frame.payload
 
@@ -52,7 +52,7 @@ def test_containers(machine: Machine, session_templates: Path) -> None:
         await agent.call(of("start_container", id="one"))
         assert protocol.read_credit(await stream.hear(protocol.CREDIT)) == (protocol.STDIN, 5)
         assert await stream.hear(protocol.STDOUT) == b"word\n"
-        ends = {(await asyncio.wait_for(stream.frames.get(), 30)).kind for _ in range(2)}
+        ends = {(await asyncio.wait_for(stream.frames.get(), 60)).kind for _ in range(2)}
         assert ends == {protocol.STDOUT, protocol.STDERR}
         assert await stream.hear(protocol.REPLY) == {"status": 6}
         await agent.call(of("delete_container", id="one"))
@@ -69,10 +69,10 @@ def test_containers(machine: Machine, session_templates: Path) -> None:
         copy = socket.socket(fileno=os.dup(qemu.agent.fileno()))
         await agent.close()
         again = AgentClient(copy)
-        await again.connect(10)
+        await again.connect(60)
         for name in ("two", "three", "four"):
             # Answered when that is done which is going on.
-            await again.call(of("delete_container", id=name, force=True), timeout=30)
+            await again.call(of("delete_container", id=name, force=True), timeout=60)
         script = "find /run/crun/* /run/tapwright/*/*; ps -o args | grep 8639[2]; true"
         _, left = await run(again, "sh", "-c", script)
         assert left == b""

@@ -21,7 +21,7 @@ HEADER = protocol.encode(Frame(protocol.STDOUT, 0, 0, b"x" * protocol.MAX_PAYLOA
 
 def told(story: Callable[[Hostile], Awaitable[None]]) -> None:
     async def whole() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             guest = Hostile()
             await guest.connect()
             await story(guest)
@@ -46,7 +46,7 @@ def test_frames_with_wrong_checksums_end_it() -> None:
     """Each byte of them is taken for part of a thousand frames."""
 
     async def story(guest: Hostile) -> None:
-        asked = asyncio.create_task(guest.agent.call(of("anything"), 20))
+        asked = asyncio.create_task(guest.agent.call(of("anything"), 60))
         await guest.frames()
         sending = asyncio.create_task(guest.send(HEADER * 20_000))
         await guest.agent.has_broken_rules.wait()
@@ -72,7 +72,7 @@ def test_an_agent_that_dies_now_and_then_is_none_of_these() -> None:
             hello = await guest.frames()
             guest.session = hello[-1].session
             await guest.send(protocol.hello(guest.session, {}))
-            await guest.agent.connect(5)
+            await guest.agent.connect(60)
         assert guest.agent._decoder.unsound >= 50
         assert not guest.agent.has_broken_rules.is_set()
 
@@ -133,8 +133,8 @@ def test_who_has_no_processor_may_be_late(monkeypatch: pytest.MonkeyPatch) -> No
     async def story(process: int | None) -> None:
         guest = Hostile(process)
         await guest.connect()
-        asked = asyncio.create_task(guest.agent.call(of("anything"), timeout=0.1))
-        await asyncio.sleep(0.3)
+        asked = asyncio.create_task(guest.agent.call(of("anything"), timeout=0.2))
+        await asyncio.sleep(0.5)
         await guest.answers(1, protocol.REPLY, b"{}")
         try:
             assert await asked == {}

@@ -94,7 +94,7 @@ def test_a_request_that_is_given_up_half_way_is_taken_back() -> None:
     async def story(guest: Hostile) -> None:
         with pytest.raises(AgentError, match="did not answer large within"):
             await guest.agent.call(of("large", text=LARGE["text"]), timeout=0.3)
-        asking = asyncio.create_task(guest.agent.call(of("small"), timeout=10))
+        asking = asyncio.create_task(guest.agent.call(of("small"), timeout=60))
         found = await read_until(guest, is_end)
         cancelled = [frame.stream for frame in found if frame.kind == protocol.CANCEL]
         begun = {frame.stream for frame in found if frame.flags & protocol.MORE}
@@ -213,7 +213,7 @@ def flood(seed: int) -> None:
         assert taken
         assert all(count <= protocol.WINDOW for count in taken.values())
         # It is understood as soon as it makes sense.
-        asking = asyncio.create_task(agent.call(of("sense"), timeout=20))
+        asking = asyncio.create_task(agent.call(of("sense"), timeout=60))
         found = await read_until(guest, lambda frame: b"sense" in frame.payload)
         (stream,) = [frame.stream for frame in found if b"sense" in frame.payload]
         reply = protocol.message(protocol.REPLY, guest.session, stream, {"well": 1})

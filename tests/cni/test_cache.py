@@ -253,7 +253,7 @@ def test_a_plugin_that_nobody_watches_and_never_ends(
     with pytest.raises(CniError, match="still running"):
         fakes.runtime(timeout=0.05).delete(net, WEB)
     monkeypatch.setattr(locks, "_ORPHANS_SECONDS", 0.1)
-    fakes.runtime(timeout=30).delete(net, WEB)
+    fakes.runtime(timeout=60).delete(net, WEB)
     assert [run.kind for run in fakes.seen("DEL")] == ["b", "a"]
     assert fakes.runtime().attachments() == ([], [])
 
@@ -271,7 +271,7 @@ def test_a_plugin_that_is_watched_is_let_be(fakes: Fakes, monkeypatch: pytest.Mo
         with pytest.raises(CniError, match="still running"):
             fakes.runtime(timeout=1).delete(net, WEB)
         gate.write_text("\n")
-        assert adding.result(30)
+        assert adding.result(60)
     fakes.runtime().delete(net, WEB)
 
 

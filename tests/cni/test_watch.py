@@ -9,7 +9,7 @@ from tapwright.cni import NetworkWatcher
 
 pytestmark = pytest.mark.unit
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 def write(path: Path, name: str = "n") -> None:

@@ -55,7 +55,7 @@ class WrittenPlugin:
             env={"PATH": os.environ["PATH"], "PYTHONPATH": SOURCE, **known},
             capture_output=True,
             check=False,
-            timeout=30,
+            timeout=60,
         )
         output = json.loads(done.stdout) if done.stdout.strip() else None
         return Answer(done.returncode, output, done.stderr.decode())

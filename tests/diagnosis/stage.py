@@ -140,7 +140,7 @@ def staged(tapwright: Tapwright, networks: Networks) -> Iterator[Stage]:
         finally:
             # A plugin may find a chain busy that a fault had to do with, and not again.
             delete = "sandbox", "delete", NAME
-            assert eventually(lambda: tapwright.run(*delete).returncode == 0, 10)
+            assert eventually(lambda: tapwright.run(*delete).returncode == 0)
 
 
 @contextmanager

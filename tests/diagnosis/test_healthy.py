@@ -161,4 +161,4 @@ def test_nothing_is_found(setup: Setup, tapwright: Tapwright) -> None:
         def arrives(sandbox: Sandbox = sandbox, wish: Wish = wish) -> bool:
             return explaining.explain(sandbox, wish).arrives
 
-        assert eventually(arrives, 5), explaining.explain(sandbox, wish)
+        assert eventually(arrives), explaining.explain(sandbox, wish)

@@ -50,7 +50,7 @@ def served(looking: Looking) -> Iterator[Live]:
 
 def get(served: Live, path: str, **headers: str) -> tuple[int, str]:
     host, _, port = served.host.partition(":")
-    with closing(http.client.HTTPConnection(host, int(port), timeout=20)) as connection:
+    with closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
@@ -106,7 +106,7 @@ def test_connections_are_bounded(served: Live) -> None:
     host, _, port = served.host.partition(":")
     with ExitStack() as stack:
         held = [
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
             for _ in range(serving.MOST_CONNECTIONS)
         ]
         # One that sends half a request keeps its place for a while, the next one is hung up on.

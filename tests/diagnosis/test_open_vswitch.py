@@ -82,7 +82,7 @@ def test_a_fault_is_named_and_mended(
     word: str,
     mend: tuple[str, ...],
 ) -> None:
-    assert eventually(lambda: explained(tapwright).arrives, 20), explained(tapwright)
+    assert eventually(lambda: explained(tapwright).arrives), explained(tapwright)
     port = switch.vsctl("get", "Interface", TAP, "ofport")
 
     def carry_out(words: tuple[str, ...]) -> None:
@@ -91,7 +91,7 @@ def test_a_fault_is_named_and_mended(
 
     carry_out(make)
     # The datapath has the old flow for a moment.
-    assert eventually(lambda: not explained(tapwright).arrives, 20)
+    assert eventually(lambda: not explained(tapwright).arrives)
     begun = time.monotonic()
     answer = explained(tapwright)
     took = time.monotonic() - begun
@@ -101,7 +101,7 @@ def test_a_fault_is_named_and_mended(
     assert answer.verdict.remedy
     for command in answer.verdict.remedy:
         switch.run_tool("bash", "-c", command)
-    arrives = eventually(lambda: explained(tapwright).arrives, 20)
+    arrives = eventually(lambda: explained(tapwright).arrives)
     carry_out(mend)
     note(name, {"verdict": vars(answer.verdict)}, arrives, took)
     assert arrives, answer

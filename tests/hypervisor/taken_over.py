@@ -61,7 +61,7 @@ def taken_over(uid: int, directory: Path) -> Iterator[TakenOver]:
     share = Share.start(uid, Daemon(str(program)))
     daemon = TakenOver(share)
     try:
-        share.connection.settimeout(10)
+        share.connection.settimeout(60)
         assert daemon.does("1 + 1") == "2"
         share.seal()
         yield daemon

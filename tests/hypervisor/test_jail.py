@@ -235,6 +235,7 @@ CALLS: dict[str, tuple[str, str | tuple[str, ...]]] = {
 def victim() -> Iterator[int]:
     """A process of root's, and one that it might like to reach; and sockets that are the host's."""
     path = "/run/twtest-jail"
+    Path(path).unlink(missing_ok=True)  # of a run that was killed
     with (
         subprocess.Popen(["sleep", "1000"]) as asleep,
         socket.socket(socket.AF_UNIX) as named,
@@ -295,7 +296,7 @@ def test_whatever_the_umask(bare: Machine, open_place: Path) -> None:
     try:
         made = process._jail("/bin/sh", bare.files, [])
         with process._started("/bin/sh", ["sh", "-c", script], made, stdout=-1, stderr=-2) as sh:
-            said, _ = sh.communicate(None, 10)
+            said, _ = sh.communicate(None, 60)
         made.close()
     finally:
         os.umask(before)
@@ -336,7 +337,7 @@ def test_the_end_of_the_supervisor_is_its_end(bare: Machine, open_place: Path) -
     pidfd = os.pidfd_open(pid)
     os.kill(supervisor, signal.SIGKILL)
     os.waitpid(supervisor, 0)
-    assert select.select([pidfd], [], [], 10)[0]
+    assert select.select([pidfd], [], [], 60)[0]
     os.close(pidfd)
 
 

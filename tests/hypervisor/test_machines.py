@@ -118,7 +118,7 @@ def test_hugepages_and_carrier(machine: Machine, hugepages: int) -> None:
         await is_seen_at(agent, MAC, pci_address(slot))
         for up, shown in ((False, b"0"), (True, b"1")):
             await qemu.nics.set_link(slot, up)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while (await run(agent, "cat", "/sys/class/net/lan0/carrier"))[1].strip() != shown:
                     await asyncio.sleep(0.05)
         with pytest.raises(HypervisorError, match="QEMU refused set_link"):

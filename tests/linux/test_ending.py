@@ -10,7 +10,7 @@ from tapwright.linux import ending
 
 pytestmark = pytest.mark.unit
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ GROUPS = {4: "239.7.7.7", 6: "ff02::7777"}
 HOST = {4: "192.0.2.1", 6: "fd02::1"}
 NODE, ROUTER = {4: "10.81.0.2", 6: "fd81::2"}, {4: "10.80.0.2", 6: "fd80::2"}
 PREFIX = "fd7a::"
-_LONG, _FIRST, _SILENT = 15.0, 2.0, 0.3
+_LONG, _FIRST, _SILENT = 60.0, 2.0, 0.3
 _BULK = 300_000
 
 Found = dict[str, Json]

@@ -121,7 +121,7 @@ class Containerd:
             yield client
         finally:
             self.ctr("tasks", "kill", "--signal", "SIGKILL", name)
-            client.communicate(timeout=30)
+            client.communicate(timeout=60)
 
     def _runs(self, name: str) -> bool:
         return self.tasks().get(name, (0, ""))[1] == "RUNNING"

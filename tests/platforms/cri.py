@@ -109,7 +109,7 @@ class Cri:
         self._call("UpdateContainerResources", {1: container, 2: {1: 100_000, 2: quota, 4: memory}})
 
     def exec(self, container: str, *command: str) -> Output:
-        reply = self._call("ExecSync", {1: container, 2: list(command), 3: 30})
+        reply = self._call("ExecSync", {1: container, 2: list(command), 3: _SECONDS})
         stdout, stderr = (reply.get(number, [b""])[0].decode() for number in (1, 2))
         return Output(stdout, stderr, reply.get(3, [0])[0])
 

@@ -60,7 +60,7 @@ class Docker:
     def stats(self, container: str) -> Any:
         """What the engine's API says that a container uses."""
         url = f"http://engine/containers/{container}/stats?stream=false&one-shot=true"
-        words = ["curl", "-sS", "--max-time", "20", "--unix-socket", f"{self.home}/socket", url]
+        words = ["curl", "-sS", "--max-time", "60", "--unix-socket", f"{self.home}/socket", url]
         return json.loads(subprocess.check_output(words, text=True))
 
     @property

@@ -47,7 +47,7 @@ class Terminal:
         # The kernel tells only those whose controlling terminal this is.
         self.process.send_signal(signal.SIGWINCH)
 
-    def expect(self, text: str, seconds: float = 20.0) -> None:
+    def expect(self, text: str, seconds: float = 60.0) -> None:
         """Read on until the text has come, which is then no longer in `seen`."""
         deadline = time.monotonic() + seconds
         while text not in self.seen:
@@ -58,7 +58,7 @@ class Terminal:
             self.seen += chunk
         self.seen = self.seen.partition(text)[2]
 
-    def wait(self, seconds: float = 20.0) -> int:
+    def wait(self, seconds: float = 60.0) -> int:
         """The program's exit status, with what it still writes in `seen`."""
         while chunk := self._read():
             self.seen += chunk

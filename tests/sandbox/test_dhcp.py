@@ -21,7 +21,7 @@ SECONDS = 60.0  # for all of them
 BRIDGE, SERVER = "brdhcp", "10.96.0.1"
 SANDBOX = "leased"
 
-ASK = "udhcpc -f -n -q -t 5 -T 2 -i eth0 -s /bin/true"
+ASK = "udhcpc -f -n -q -t 20 -T 3 -i eth0 -s /bin/true"
 
 
 class Leases:

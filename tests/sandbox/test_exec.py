@@ -77,7 +77,7 @@ def test_signals_pass(tapwright: Tapwright, guest: str, number: signal.Signals) 
     assert running.stdout is not None
     assert running.stdout.readline() == "ready\n"
     running.send_signal(number)
-    assert running.communicate(timeout=30)[0] == "caught\n"
+    assert running.communicate(timeout=60)[0] == "caught\n"
     assert running.returncode == 5
 
 
@@ -117,7 +117,7 @@ def test_agent_that_dies_comes_back(tapwright: Tapwright, guest: str) -> None:
     running = tapwright.start("sandbox", "exec", guest, "--", "sleep", "97531")
     assert eventually(lambda: "sleep 97531" in processes(tapwright, guest))
     tapwright.run("sandbox", "exec", guest, "--", "sh", "-c", "kill -9 $PPID")
-    _, errors = running.communicate(timeout=30)
+    _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
     assert "the agent in the guest restarted" in errors
 

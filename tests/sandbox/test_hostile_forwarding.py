@@ -61,7 +61,7 @@ class Guest(Hostile):
     def dial(self, port: int) -> socket.socket:
         """Raises ConnectionRefusedError."""
         with netns.entered(self.path):
-            return socket.create_connection(("127.0.0.1", port), timeout=10)
+            return socket.create_connection(("127.0.0.1", port), timeout=60)
 
     def is_open(self, port: int) -> bool:
         """Whether somebody listens on a port; nobody connects."""
@@ -82,7 +82,7 @@ def tell(path: str, story: Story) -> None:
     async def told() -> None:
         guest = Guest(path)
         await guest.connect()
-        async with asyncio.timeout(30), forwarding.forwarded(path, guest.agent):
+        async with asyncio.timeout(60), forwarding.forwarded(path, guest.agent):
             await guest.hear(lambda: bool(guest.follower))
             await story(guest)
         await guest.close()
@@ -234,7 +234,7 @@ def test_address_that_is_not_there_yet(path: str, monkeypatch: pytest.MonkeyPatc
             subprocess.run(["sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0"], check=True)
         while True:
             with suppress(OSError), netns.entered(path):
-                socket.create_connection(("::1", 8000), timeout=10).close()
+                socket.create_connection(("::1", 8000), timeout=60).close()
                 break
             await asyncio.sleep(0.01)
 

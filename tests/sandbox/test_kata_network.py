@@ -734,12 +734,11 @@ def test_agent_that_is_silent(kata: Kata, tapwright: Tapwright, taps: Any, clean
     taps("tap-test")
     before = tap_state("tap-test")
     tapwright.json("sandbox", "run", "silent")
-    # A busy guest may be silent for a while, too: by then it has at least been told to.
-    script = "echo ready; until [ -e /tmp/go ]; do sleep 0.05; done; kill -STOP $PPID"
+    # A busy guest may be silent for a while, too: by then it is about to be stopped.
+    script = "echo ready; sleep 1; kill -STOP $PPID"
     stopped = tapwright.start("sandbox", "exec", "silent", "--", "sh", "-c", script)
     assert stopped.stdout
     assert stopped.stdout.readline() == "ready\n"
-    tapwright.exec("silent", "touch", "/tmp/go")
     assert eventually(lambda: is_silent(tapwright))
     said = kata.refused("add-iface", interface("tap-test"), "silent")
     assert "did not answer batch within" in said

@@ -17,7 +17,7 @@ from tests.sandboxes import Networks, Tapwright
 
 PAYLOAD = os.urandom(4 << 20)
 DIGEST = hashlib.sha256(PAYLOAD).hexdigest()
-TIMEOUT = 30
+TIMEOUT = 60
 
 Sandbox = dict[str, Any]
 
@@ -130,7 +130,7 @@ def test_published_port(tapwright: Tapwright, pair: tuple[Sandbox, Sandbox]) -> 
     subprocess.run(["ip", "address", "replace", "192.0.2.1/32", "dev", "lo"], check=True)
     for target in (f"{address(pair[0])}:80", "192.0.2.1:8088", "127.0.0.1:8088"):
         done = subprocess.run(
-            ["curl", "-sS", "-m", "10", f"http://{target}/"],
+            ["curl", "-sS", "-m", "60", f"http://{target}/"],
             capture_output=True,
             text=True,
             check=False,

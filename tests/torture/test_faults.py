@@ -88,6 +88,6 @@ def check_delete(where: str, stage: scenes.Stage, host: Host, before: Snapshot) 
     status, said = stage.do("sandbox", "delete", "--force", scenes.NAME)
     check_words(where, status, said)
     wanted = on_the_host(before)
-    assert eventually(lambda: on_the_host(host.snapshot()) == wanted, 20), (
+    assert eventually(lambda: on_the_host(host.snapshot()) == wanted), (
         f"{where}; delete: {status} {said}"
     )
