@@ -65,6 +65,22 @@ def test_one_of_many_gets_it(tmp_path: Path) -> None:
     assert all("is in use by sandbox" in refusal for refusal in refusals)
 
 
+def test_of_its_own_namespace_no_other_record_is_read(
+    tmp_path: Path, reads: list[str], scratch_netns: str
+) -> None:
+    """It was made for this sandbox; what this one has itself, it can't take again."""
+    own, *_ = (journal(tmp_path, name) for name in ("own", "other"))
+    eth0: dict[str, Any] = {"device": "eth0", "netns": scratch_netns, "index": 2, "nic": "eth0"}
+    ownership.claim_device(own, "tcfilter", eth0)
+    assert sorted(set(reads)) == ["other", "own"]
+    reads.clear()
+    own.record.netns = scratch_netns
+    ownership.claim_device(own, "tcfilter", eth0 | {"index": 3})
+    with pytest.raises(NetworkError, match="in use by sandbox 'own' as eth0"):
+        ownership.claim_device(own, "tcfilter", eth0)
+    assert reads == []
+
+
 def test_records_are_read_before_others_have_to_wait(tmp_path: Path, reads: list[str]) -> None:
     others = [journal(tmp_path, f"s{number}") for number in range(5)]
     own = journal(tmp_path, "own")

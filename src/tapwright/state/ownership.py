@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tapwright.cni import namespaces
 from tapwright.errors import NetworkError, SandboxExistsError, SandboxStateError
 from tapwright.linux import claims, filelock, files
 from tapwright.state import supervisors
-from tapwright.state.record import FILE, Journal, Record, held, save
+from tapwright.state.record import FILE, Journal, Place, Record, held, save
 
 _CLAIM_SECONDS = 10.0
 _SETTLED_SECONDS = 2.0
@@ -94,12 +94,13 @@ def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str
 
     Raises NetworkError, and SandboxStateError when the devices stay locked.
     """
-    sandboxes = journal.directory.parent
+    record = journal.record
     try:
         place = _place(entry)
     except OSError as error:
         raise NetworkError(f"the namespace of {entry['device']} is gone: {error}") from None
-    with _claiming(sandboxes) as all_held:
+
+    def hold(all_held: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         for name, entered in all_held:
             if entered.get("place") == place and is_still_there(entered):
                 raise NetworkError(
@@ -108,6 +109,12 @@ def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str
                 )
         namespace = namespace_of(entry.get("netns", ""))
         return journal.hold(kind, **entry, place=place, namespace=namespace)
+
+    if record.place is Place.MADE and entry.get("netns") == record.netns:
+        # No other sandbox has anything in that namespace: the records of all need not be read.
+        return hold((record.id, entered) for entered in list(record.held))
+    with _claiming(journal.directory.parent) as all_held:
+        return hold(all_held)
 
 
 def claim_netns(journal: Journal, path: str, bound: str = "") -> None:
