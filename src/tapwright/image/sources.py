@@ -4,6 +4,7 @@ The module is apart from `build`, because a search for an image does not need th
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 import tapwright
@@ -49,27 +50,42 @@ _SOURCES = (
 
 def own_sources() -> dict[str, Path]:
     """Return the agent and all that it imports: source files by their path in the guest."""
-    package = Path(tapwright.__file__).parent
+    return {name: Path(path) for name, path in _own_sources().items()}
+
+
+def _own_sources() -> dict[str, str]:
+    # Each start needs the digest: paths as text take a third of the time.
+    package = os.path.dirname(tapwright.__file__)
     found = {}
     for pattern in _SOURCES:
-        for path in sorted(package.glob(pattern)):
-            found[f"{OWN}/tapwright/{path.relative_to(package)}"] = path
-    guest = package / "image" / "guest"
+        directory, _, name = pattern.rpartition("/")
+        names = [name] if name != "*.py" else _modules(f"{package}/{directory}")
+        for each in names:
+            path = f"{directory}/{each}".lstrip("/")
+            found[f"{OWN}/tapwright/{path}"] = f"{package}/{path}"
+    guest = f"{package}/image/guest"
     for target, name in (("init", "init"), ("etc/inittab", "inittab")):
-        found[target] = guest / name
+        found[target] = f"{guest}/{name}"
     for name in ("agent", "disk"):
-        found[f"{OWN}/{name}"] = guest / name
+        found[f"{OWN}/{name}"] = f"{guest}/{name}"
     return found
+
+
+def _modules(directory: str) -> list[str]:
+    return sorted(name for name in os.listdir(directory) if name.endswith(".py"))
 
 
 def sources_digest() -> str:
     """Return a digest of all of Tapwright's own files in the image, including this recipe."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
+    # A third of the time of SHA-256, which has no fast form without OpenSSL.
+    digest = hashlib.blake2b(digest_size=32)
+    here = os.path.dirname(__file__)
     recipe = {
-        name: here / name
+        name: f"{here}/{name}"
         for name in ("build.py", "archive.py", "kernel.py", "packages.py", "sources.py")
     }
-    for name, path in sorted((own_sources() | recipe).items()):
-        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for name, path in sorted((_own_sources() | recipe).items()):
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
