@@ -9,7 +9,6 @@ import resource
 from tapwright.errors import BundleError
 from tapwright.linux import rlimits
 from tapwright.oci import devices, home, size, sysctls
-from tapwright.oci.mounts import FOLLOWING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,6 +105,8 @@ def configuration(
 def _propagation(bundle: "Bundle", of_guest: "list[Json]") -> str:
     """The propagation of the root filesystem, on which that of its mounts depends: crun's default
     passes nothing on, and runc's (`rslave`) to the container only."""
+    from tapwright.oci.mounts import FOLLOWING  # `exec` does without
+
     given: str = bundle.linux.get("rootfsPropagation", "")
     follows = any(not FOLLOWING.isdisjoint(mount.get("options", ())) for mount in of_guest)
     return given or ("rslave" if follows else "")
