@@ -189,6 +189,11 @@ def create_container(container: str, config: Mapping[str, Any]) -> Request:
     return of("create_container", id=container, config=config, terminal=False)
 
 
+def exec_container(container: str, process: Mapping[str, Any]) -> Request:
+    """Run an OCI process object in a container, without a terminal, on a stream."""
+    return of("exec_container", id=container, process=process, terminal=False)
+
+
 def start_container(container: str) -> Request:
     return of("start_container", id=container)
 

@@ -227,7 +227,8 @@ async def _load_probe(agent: AgentClient) -> None:
 
 
 async def _run_container(agent: AgentClient, root: str) -> None:
-    """Run busybox from a root filesystem, in a container. Raises AgentError."""
+    """Run busybox from a root filesystem, in a container, and as a further process of that. Raises
+    AgentError."""
     loop = asyncio.get_running_loop()
     made: asyncio.Future[Frame] = loop.create_future()
     over: asyncio.Future[Frame] = loop.create_future()
@@ -238,11 +239,12 @@ async def _run_container(agent: AgentClient, root: str) -> None:
         if frame.kind in (protocol.REPLY, protocol.ERROR) and not over.done():
             over.set_result(frame)
 
+    process = {"args": ["/busybox", "true"], "cwd": "/", "env": ["PATH=/"]}
     namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")]
     configuration = {
         "ociVersion": "1.0.2",
         "hostname": _WARM,
-        "process": {"args": ["/busybox", "true"], "cwd": "/", "env": ["PATH=/"]},
+        "process": process,
         "root": {"path": root},
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -255,6 +257,8 @@ async def _run_container(agent: AgentClient, root: str) -> None:
     try:
         async with asyncio.timeout(_COMMAND_SECONDS):
             if (await made).kind == protocol.STARTED:
+                further = requests.exec_container(_WARM, process)
+                await _succeeded(agent, further, "a process in a container")
                 await agent.call(requests.start_container(_WARM))
             frame = await over
     except TimeoutError:
@@ -268,18 +272,23 @@ async def _run_container(agent: AgentClient, root: str) -> None:
 
 async def _run(agent: AgentClient, *argv: str) -> None:
     """Run a command in the guest. Raises AgentError also when the command fails."""
+    await _succeeded(agent, requests.execute(argv), argv[0])
+
+
+async def _succeeded(agent: AgentClient, request: requests.Request, what: str) -> None:
+    """Run a program, and wait for its end. Raises AgentError also when the program fails."""
     over: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
 
     def take(frame: Frame) -> None:
         if frame.kind in (protocol.REPLY, protocol.ERROR) and not over.done():
             over.set_result(frame)
 
-    stream = await agent.open(requests.execute(argv), take)
+    stream = await agent.open(request, take)
     try:
         frame = await asyncio.wait_for(over, _COMMAND_SECONDS)
     except TimeoutError:
-        raise AgentError(f"{argv[0]} did not end within {_COMMAND_SECONDS:g} s") from None
+        raise AgentError(f"{what} did not end within {_COMMAND_SECONDS:g} s") from None
     finally:
         agent.close_stream(stream, cancel=not over.done())
     if protocol.read_json(frame.payload).get("status") != 0:
-        raise AgentError(f"{argv[0]} failed in the guest: {frame.payload[:200]!r}")
+        raise AgentError(f"{what} failed in the guest: {frame.payload[:200]!r}")
