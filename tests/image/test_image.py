@@ -40,6 +40,8 @@ def test_same_inputs_give_the_same_bytes(built: tuple[Path, store.Image]) -> Non
     assert image.key == shared.key
     assert image.kernel.read_bytes() == shared.kernel.read_bytes()
     assert image.initrd.read_bytes() == shared.initrd.read_bytes()
+    assert b"usr/lib/x86_64-linux-gnu/libseccomp" in image.initrd.read_bytes()
+    assert b"usr/lib/x86_64-linux-gnu/libsystemd" not in image.initrd.read_bytes()
     assert image.disk.read_bytes() == shared.disk.read_bytes()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tapwright.errors import ImageError
 from tapwright.image import archive, kernel, packages
 from tapwright.image.archive import Entry, Tree
+from tapwright.image.elf import without
 from tapwright.image.packages import Index, Package
 from tapwright.image.sources import EXECUTABLE, OWN, own_sources
 from tapwright.progress import Progress
@@ -55,6 +56,8 @@ _LOADER = "ld-linux-x86-64.so.2"
 
 # The guest's programs besides Python. The libraries that they need are found.
 _PROGRAMS = {"busybox-static": "usr/bin/busybox", "crun": "usr/bin/crun"}
+# Libraries that a program calls for nothing that it does here: crun's speaks with systemd.
+_NEEDLESS = {"usr/bin/crun": "libsystemd.so.0"}
 # The programs on the disk, which is mounted when one is wanted: those that set packet rules.
 _DISK_PROGRAMS = {
     "conntrack": ("usr/sbin/conntrack",),
@@ -120,12 +123,15 @@ def build(
         _only(kernel_root, "boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz").read_bytes()
     )
     _select(release, tuple(_PROGRAMS.values()), stage)
+    for name, library in _NEEDLESS.items():
+        (stage / name).write_bytes(without((stage / name).read_bytes(), library))
     _select_python(recipe, cache, work)
     _select_own(stage)
     _select_libraries(release, stage)
     progress("compile Python")
     _compile(release, stage, recipe.python)
     _try_imports(stage, recipe.python)
+    _run(stage, stage / _PROGRAMS["crun"], "--version")
     modules = _only(kernel_root, "usr/lib/modules/*")
     progress("write the disk")
     _fill_disk(release, kernel_root, modules, work / "disk")

@@ -82,7 +82,7 @@ def sources_digest() -> str:
     here = os.path.dirname(__file__)
     recipe = {
         name: f"{here}/{name}"
-        for name in ("build.py", "archive.py", "kernel.py", "packages.py", "sources.py")
+        for name in ("build.py", "archive.py", "elf.py", "kernel.py", "packages.py", "sources.py")
     }
     for name, path in sorted((_own_sources() | recipe).items()):
         with open(path, "rb", buffering=0) as file:
