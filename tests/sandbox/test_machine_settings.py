@@ -49,6 +49,10 @@ def test_pc(tapwright: Tapwright) -> None:
     # Behind a bridge, where Kata has its first NIC.
     device = tapwright.exec(SANDBOX, "readlink", "-f", "/sys/class/net/eth0/device").strip()
     assert device.rsplit("/", 3)[1:3] == ["0000:00:02.0", "0000:01:01.0"]
+    if sandbox["accelerator"] == "tcg":
+        features = set(tapwright.exec(SANDBOX, "cat", "/proc/cpuinfo").split())
+        assert "avx2" in features
+        assert features.isdisjoint(("erms", "la57")), "which only take an emulated processor time"
     tapwright.delete(SANDBOX)
 
 

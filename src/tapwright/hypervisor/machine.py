@@ -17,6 +17,12 @@ _TRANSLATED_MIB = 128
 """The memory for translated code of the guest. By default QEMU takes up to 1 GiB
 (accel/tcg/region.c), for which no container's limit has room."""
 
+_EMULATED = "max,erms=off,la57=off"
+"""The emulated processor: everything that QEMU can do, except for two things that only take time.
+With *erms*, a kernel fills and copies memory byte by byte (arch/x86/lib/memset_64.S), which QEMU
+does as it is told, one byte after the other; without, it does so by eight bytes. With *la57*, each
+walk of the page tables reads a fifth level."""
+
 _GROWING = "swiotlb=noforce"
 """A guest that can get memory above 4 GiB reserves 64 MiB for devices that can't reach it
 (arch/x86/kernel/pci-dma.c). This guest has no such device."""
@@ -127,7 +133,7 @@ class Machine:
             ),
             *("-accel", f"tcg,tb-size={_TRANSLATED_MIB}" if tcg else self.accelerator),
             *memory,
-            *("-cpu", "max" if tcg else "host"),
+            *("-cpu", _EMULATED if tcg else "host"),
             *("-m", self._memory_size(), "-smp", self._processors()),
             *(_RESTORED if restored else self._guest()),
             *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
