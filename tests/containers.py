@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import select
 import socket
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
+from tapwright.errors import ContainerStateError
 from tapwright.sandbox import client
 from tapwright.state import registry
 from tapwright.state.registry import Sandbox
@@ -191,7 +195,12 @@ class Container:
 
     @property
     def status(self) -> str:
-        return str(self.call("container_state")["status"])
+        """The status, unless it is paused: the guest names it when it refuses to resume."""
+        with pytest.raises(ContainerStateError) as refused:
+            self.call("resume_container")
+        said = re.search(r" is (\w+), not paused$", str(refused.value))
+        assert said, refused.value
+        return said[1]
 
 
 class Files:

@@ -371,7 +371,6 @@ def test_a_supervisor_that_ends_says_so(tmp_path: Path) -> None:
         ("container_statistics", [{"memory": {"stat": 1}}, {"memory": {"current": {"a": 1}}}]),
         ("container_statistics", [{"memory": {"max": -1}}, {"pids": {"current": 1 << 64}}]),
         ("container_statistics", [{"io": {"sda": {}}}, {"io": {"8:0": 1}}, {"cpu": {"a": True}}]),
-        ("container_state", [{}, {"status": "fine", "pid": 1}, {"status": "running", "pid": "1"}]),
     ],
 )
 def test_its_answers_are_checked(op: str, answers: list[Any]) -> None:

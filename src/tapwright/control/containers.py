@@ -13,7 +13,6 @@ from tapwright.agent.requests import of
 from tapwright.errors import AgentError
 
 _DEVICE = re.compile(r"\d{1,9}:\d{1,9}", re.ASCII)
-STATUSES = ("creating", "created", "running", "paused", "stopped")
 
 _PROCESS: dict[str, Any] = {
     "pid": int,
@@ -55,7 +54,7 @@ class Containers:
         self._on_kill = on_kill
 
     def by_name(self) -> dict[str, Operation]:
-        questions = (self.container_processes, self.container_statistics, self.container_state)
+        questions = (self.container_processes, self.container_statistics)
         return {
             **{op: partial(self._do, op, seconds) for op, seconds in _DEEDS.items()},
             **{question.__name__: question for question in questions},
@@ -78,14 +77,6 @@ class Containers:
         if not _is_numbers(found) or not _are_statistics(found):
             raise AgentError("the agent's answer has no proper numbers")
         return found
-
-    async def container_state(self, **which: Any) -> dict[str, Any]:
-        """`status` (one of STATUSES), and `pid` in the guest, 0 while it is being made."""
-        found = await self._agent.call(of("container_state", **which))
-        status, pid = found.get("status"), found.get("pid")
-        if status not in STATUSES or not isinstance(pid, int):
-            raise AgentError("the agent's answer has no proper state")
-        return {"status": status, "pid": pid}
 
     async def _do(self, op: str, seconds: float, **arguments: Any) -> None:
         if op == "signal_container" and arguments.get("signal") == signal.SIGKILL:

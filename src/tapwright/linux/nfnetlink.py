@@ -27,7 +27,6 @@ from tapwright.linux.netlink import (
 NETLINK_NETFILTER = 12
 NFTABLES, IPSET = 10, 6
 """Subsystems: the upper byte of a message's kind."""
-NFNLGRP_NFTABLES = 7
 
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _BATCH_GENERATION = 1

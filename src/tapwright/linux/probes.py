@@ -111,7 +111,7 @@ class _Probe:
 class _Echo(_Probe):
     def __init__(self, name: str, target: str, token: bytes, size: int, source: str) -> None:
         super().__init__(name)
-        self._target, self._token = target, token
+        self._token = token
         self._six = ":" in target
         overhead = (_IPV6_HEADER if self._six else _IPV4_HEADER) + _ICMP_HEADER
         self._payload = token.ljust(max(0, size - overhead), b"\0")

@@ -119,7 +119,7 @@ _CONTAINERS = frozenset(
     (
         *("create_container", "exec_container", "start_container", "signal_container"),
         *("pause_container", "resume_container", "update_container", "delete_container"),
-        *("container_processes", "container_statistics", "container_state"),
+        *("container_processes", "container_statistics"),
     )
 )
 

@@ -128,7 +128,6 @@ class Containers:
             "update_container": self.update,
             "container_processes": self.processes,
             "container_statistics": self.statistics,
-            "container_state": self.state,
             "delete_container": self.delete,
         }
 
@@ -266,11 +265,6 @@ class Containers:
         numbers = cgroups.statistics(self._named(request).cgroup)
         # All containers share the guest's network.
         answer.finish(numbers | counters.of_network())
-
-    def state(self, request: Request, answer: Answer) -> None:
-        container = self._named(request)
-        state = {"id": container.id, "status": container.status, "pid": container.init.pid}
-        answer.finish(state)
 
     def delete(self, request: Request, answer: Answer) -> None:
         """Remove a container; with `force`, also one that runs. A container that does not exist

@@ -31,7 +31,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         (
             *("start_container", "pause_container", "resume_container", "delete_container"),
-            *("container_processes", "container_statistics", "container_state"),
+            *("container_processes", "container_statistics"),
         ),
         _CONTAINER,
     ),
