@@ -96,11 +96,11 @@ def _mounts() -> Iterable[str]:
 
 def _is_kept(path: Path) -> bool:
     """host-local keeps these for good beside its leases, and we the verdict on KVM and what a fresh
-    namespace is set to, which the first sandbox since the machine's start writes, and how long
-    plugins took."""
+    namespace is set to, which the first sandbox since the machine's start writes, how long plugins
+    took, and the file by which starts wait for each other."""
     if path.parent.name.startswith(".new-"):  # the draft of a killed process goes with the next
         return True
-    ours = "accelerator.", "network-defaults.", "plugin-runs."
+    ours = "accelerator.", "network-defaults.", "plugin-runs.", "starts"
     return path.name == "lock" or path.name.lstrip(".").startswith(("last_reserved_ip", *ours))
 
 

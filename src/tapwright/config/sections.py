@@ -111,6 +111,9 @@ class Runtime:
     guest, and whether list-ifaces prints the short form (`enable_compat_old_cni`, a key of
     openEuler).
 
+    At most `max_concurrent_starts` sandboxes of the host start at once: 0 for any number, less for
+    twice the number of CPUs.
+
     `sandbox_cgroup` is the control group below which sandboxes get groups of their own, empty for
     none. Each group may use `cpu_max` hundredths of a CPU, `memory_max` MiB and `pids_max` tasks
     (0: no limit). The virtual machine of a platform's container or pod may use the container's
@@ -122,6 +125,7 @@ class Runtime:
     )
     disable_new_netns: bool = False
     netns_rulesets: str = _key("required", choices=RULESETS, blank=True)
+    max_concurrent_starts: int = _key(-1, least=-_INT32 - 1, most=_INT32)
     sandbox_cgroup: str = _key("/tapwright", or_none=True)
     cpu_max: int = _key(0, most=_MOST_CPU)
     memory_max: int = _key(0, most=_MOST_MEMORY)

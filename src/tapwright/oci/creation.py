@@ -291,10 +291,9 @@ class _Making:
 
     def _tell_progress(self, text: str) -> None:
         """Leave an error in the log in case the platform kills this call during the step, which
-        takes seconds. The step (making a template) goes on all the same."""
+        takes seconds. The step goes on all the same if it makes a template."""
         self._log.fails_unless(
-            f"the platform gave up during a step that takes seconds, but only once: {text}; "
-            "try again"
+            f"the platform gave up during a step that takes seconds: {text}; try again"
         )
 
     def _share(self, shared: "Sequence[mounts.Shared]", of_guest: "dict[str, Any]") -> None:

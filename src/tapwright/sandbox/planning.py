@@ -40,6 +40,8 @@ _PUBLISH = re.compile(
 )
 _PORTS = range(1, 65536)
 _SLOTS_AT_ONCE = 8
+_STARTS_EACH = 2
+"""Sandboxes that start at once, for each CPU: a start does not only compute."""
 _ADDRESSABLE_MIB = 512 << 10
 """QEMU's own processor reaches 1 TiB (`-cpu max`), of which devices and alignment take some."""
 
@@ -126,6 +128,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         plugin_path=list(config.cni.bin_dirs),
         cni_cache=config.cni.cache_dir,
         boot_timeout=qemu.boot_timeout,
+        most_starts=_most_starts(config.runtime),
         model=config.runtime.internetworking_model,
         rx_limit=qemu.rx_rate_limiter_max_rate,
         tx_limit=qemu.tx_rate_limiter_max_rate,
@@ -190,6 +193,11 @@ def most_memory_mib(qemu: Qemu) -> int:
 def cpus() -> int:
     """How many CPUs this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def _most_starts(runtime: Runtime) -> int:
+    most = runtime.max_concurrent_starts
+    return most if most >= 0 else _STARTS_EACH * cpus()
 
 
 def _group_above(config: Config) -> str:

@@ -81,7 +81,8 @@ class Spec:
     """What a caller asks for.
 
     `netns` is the path of the caller's network namespace, empty for another `Place`; with
-    `in_host_netns` the place is HOST. `dns` (as in a CNI result) replaces that of the networks.
+    `in_host_netns` the place is HOST. `most_starts` sandboxes of the host start at once, 0 for any
+    number. `dns` (as in a CNI result) replaces that of the networks.
     `rx_limit` and `tx_limit` are in bits a second. `netmon` is the network monitor's command, empty
     for no monitor. `rulesets` says whether the guest must have the namespace's packet rules
     (`nics.rulesets`). `short_listing` is the form in which `list-ifaces` prints.
@@ -104,6 +105,7 @@ class Spec:
 
     machine: Machine
     boot_timeout: float = 60.0
+    most_starts: int = 0
     netns: str = ""
     in_host_netns: bool = False
     networks: list[NetworkRequest] = field(default_factory=list)

@@ -20,7 +20,7 @@ from tapwright.nics import named, socket_nics
 from tapwright.nics.interfaces import Interfaces
 from tapwright.progress import Progress
 from tapwright.state.record import Journal, Place
-from tapwright.supervisor import attachments
+from tapwright.supervisor import attachments, starts
 from tapwright.supervisor.guest import Guest, Starter
 from tapwright.supervisor.prelude import Early
 from tapwright.supervisor.prepared import Prepared
@@ -63,6 +63,14 @@ class Bringup:
                 if guest := self.guest:
                     await self._starter.stop()
                     guest.interfaces.give_back_all()
+        try:
+            return await self._run_anew()
+        finally:
+            if self._early.turn:
+                self._early.turn.end()
+
+    async def _run_anew(self) -> Guest:
+        """Run with a guest that starts now."""
         (machine, guest), results = await _all(
             self._start(), asyncio.to_thread(self._early.attaching.results)
         )
@@ -98,6 +106,7 @@ class Bringup:
         return guest
 
     async def _start(self) -> tuple[Machine, Guest]:
+        await starts.come(self._early.turn, self._journal, self._progress)
         machine = self._early.machine or await self._machine()
         return machine, await self._starter.start(machine, self._early.restoring)
 

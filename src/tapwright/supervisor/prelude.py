@@ -21,7 +21,9 @@ from tapwright.linux import netns
 from tapwright.state import ownership
 from tapwright.state.entries import Netns
 from tapwright.state.record import Journal, Place
+from tapwright.supervisor import starts
 from tapwright.supervisor.attachments import Attaching
+from tapwright.supervisor.turns import Turn
 
 if TYPE_CHECKING:
     from tapwright.supervisor.prepared import Prepared
@@ -35,13 +37,14 @@ class Early:
     """The steps that have begun. `machine` is None while the accelerator is unknown, `restoring`
     while the guest has not started. `netns` is a descriptor that keeps the sandbox's namespace as
     long as this process lives, even when its path is removed. `prepared` is the guest of a
-    spare."""
+    spare, which needs no turn to start."""
 
     machine: Machine | None
     restoring: Restoring | None
     attaching: Attaching
     netns: int | None
     prepared: "Prepared | None" = None
+    turn: Turn | None = None
 
     def end(self) -> None:
         """Wait for the chains, and end QEMU if it still runs."""
@@ -58,16 +61,18 @@ def begin(journal: Journal, prepared: "Prepared | None" = None) -> Early:
     machine = record.spec.machine
     verdict = accelerator.known(machine)
     kept = None
+    turn = starts.wanted(record.spec.most_starts)
     if record.place is not Place.HOST:
         with journal.phase("namespace"):
             _make_netns(journal)
             kept = _opened(record.netns)
     if verdict is None:
-        return Early(None, None, Attaching(journal), kept)
+        return Early(None, None, Attaching(journal), kept, turn=turn)
     record.accelerator, record.accelerator_reason = verdict
     machine = replace(machine, accelerator=verdict[0])
     # QEMU first: forking takes longer in a process with several threads.
-    return Early(machine, _restoring(journal, machine), Attaching(journal), kept)
+    begun = _restoring(journal, machine) if turn is None or turn.has_come() else None
+    return Early(machine, begun, Attaching(journal), kept, turn=turn)
 
 
 def _begin_with(journal: Journal, prepared: "Prepared") -> Early:

@@ -103,12 +103,16 @@ def _set_priority(nice: int, pids: Sequence[int], oom_score: str = "") -> None:
 
 
 def _has_room(spec: Spec) -> bool:
-    """Wait until half a processor is idle; return whether it is in time, with memory to spare."""
+    """Wait until half a processor is idle, and no sandbox starts; return whether it is in time,
+    with memory to spare."""
+    from tapwright.supervisor import starts
+
     deadline = time.monotonic() + _IDLE_SECONDS
     while time.monotonic() < deadline:
         before, start = _idle_seconds(), time.monotonic()
         time.sleep(_IDLE_PAUSE)  # no event reports it
-        if (_idle_seconds() - before) / (time.monotonic() - start) > 0.5:
+        is_idle = (_idle_seconds() - before) / (time.monotonic() - start) > 0.5
+        if is_idle and not starts.are_on_their_way():
             return _available_mib() > 2 * spec.machine.memory_mib + _LEFT_MIB
     return False
 
