@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.machine import Machine
@@ -24,6 +25,10 @@ from tapwright.linux.netlink import Netlink
 from tests.host import Host
 from tests.sandboxes import Networks, Tapwright
 from tests.templates import Templates
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 PLATFORMS = "tests/platforms/", "tests/bench/", "tests/cni/test_example.py"
 LONGEST = (
