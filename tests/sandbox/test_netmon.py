@@ -1,6 +1,7 @@
 """The network monitor: what happens to a namespace afterwards arrives in the running guest, with no
 command given to Tapwright."""
 
+import itertools
 import json
 import os
 import random
@@ -25,9 +26,19 @@ from tests.sandboxes import Tapwright, ended, pids_of
 
 VM = "watched"
 BRIDGE, HOST4, HOST6 = "br-mon", "10.77.0.1", "fd77::1"
+LOOK = """
+import sys, json
+sys.path.append("/usr/lib/tapwright")
+from tapwright.linux.netlink import Netlink
+from tapwright.agent.guest.network import list_network
+with Netlink() as nl:
+    for line in sys.stdin:
+        print(json.dumps([line, list_network(nl, {})]), flush=True)
+"""
 
 Json = Any
 State = dict[str, Any]
+Look = Callable[[], Json]
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +71,37 @@ def vm(tapwright: Tapwright, configuration: Path) -> Iterator[Json]:
     ip(f"link delete {BRIDGE}")
 
 
-class Namespace:
-    """The namespace of the VM, changed from outside as a platform does it."""
+@pytest.fixture(scope="module")
+def look(vm: Json, tapwright: Tapwright) -> Iterator[Look]:
+    """The guest's network, as its agent would list it. One program looks all the time: an
+    interpreter would take longer to start than to look."""
+    command = tapwright.command("sandbox", "exec", VM, "--", "python3", "-I", "-S", "-c", LOOK)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as looking:
+        asked, told = looking.stdin, looking.stdout
+        assert asked
+        assert told
+        numbers = itertools.count()
 
-    def __init__(self, vm: Json, tapwright: Tapwright) -> None:
+        def ask() -> Json:
+            mark = f"{next(numbers)}\n"
+            asked.write(mark)
+            asked.flush()
+            while True:  # the answer to a test that did not wait for it may come first
+                marked, listed = json.loads(told.readline())
+                if marked == mark:
+                    return listed
+
+        yield ask
+        asked.close()
+
+
+class Space:
+    """The namespace of a sandbox, changed from outside as a platform does it."""
+
+    def __init__(self, vm: Json) -> None:
         self.path = vm["netns"]
         self.name = Path(self.path).name
-        self._tapwright = tapwright
-        self._vm = vm
 
     def ip(self, command: str) -> str:
         return ip(f"-n {self.name} {command}")
@@ -85,6 +119,16 @@ class Namespace:
         if up:
             self.ip(f"link set {name} up")
 
+
+class Namespace(Space):
+    """That of the VM, and its guest."""
+
+    def __init__(self, vm: Json, tapwright: Tapwright, look: Look) -> None:
+        super().__init__(vm)
+        self._tapwright = tapwright
+        self._look = look
+        self._vm = vm
+
     def state(self) -> State:
         """What the guest should be."""
         with netns.entered(self.path), Netlink() as nl:
@@ -100,13 +144,7 @@ class Namespace:
 
     def guest(self) -> State:
         """What the guest is."""
-        script = (
-            "import sys, json; sys.path.append('/usr/lib/tapwright')\n"
-            "from tapwright.linux.netlink import Netlink\n"
-            "from tapwright.agent.guest.network import list_network\n"
-            "print(json.dumps(list_network(Netlink(), {})))"
-        )
-        listed = json.loads(self._tapwright.exec(VM, "python3", "-c", script))
+        listed = self._look()
         ethernet = [i for i in listed["interfaces"] if i["mac"].strip("0:") and i["up"]]
         return described(
             {
@@ -193,9 +231,9 @@ def ip(command: str) -> str:
 
 
 @pytest.fixture
-def namespace(vm: Json, tapwright: Tapwright, host: Host) -> Iterator[Namespace]:
+def namespace(vm: Json, tapwright: Tapwright, look: Look, host: Host) -> Iterator[Namespace]:
     """Empty before and after, with a guest that has no NIC then, and nothing else on the host."""
-    space = Namespace(vm, tapwright)
+    space = Namespace(vm, tapwright, look)
     before = host.snapshot()
     yield space
     for link in json.loads(ip("-json link show type veth")):
@@ -680,7 +718,7 @@ def test_a_foreign_monitor_drives_our_command(
     assert done.returncode == 0, done.stderr
     sandbox = json.loads(done.stdout)
     try:
-        space = Namespace(sandbox, tapwright)
+        space = Space(sandbox)
         space.add_veth("eth1", "10.77.0.9/24")
         answer = tmp_path / "answer"
         assert eventually(lambda: answer.exists() and answer.read_text().count("\n") == 2)
