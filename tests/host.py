@@ -90,7 +90,8 @@ def _is_ours(namespace: str) -> bool:
 def _mounts() -> Iterable[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         path = line.split(" ")[4]
-        if "tapwright" in path:
+        # One that is covered is the machine's, and goes when its sandbox does.
+        if "tapwright" in path and os.path.lexists(path):
             yield path
 
 
