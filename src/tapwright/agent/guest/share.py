@@ -23,8 +23,7 @@ def mount(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     if os.path.ismount(protocol.SHARE):
         return {}
     os.makedirs(protocol.SHARE, exist_ok=True)
-    if not _is_known(_FILESYSTEM):
-        _load_modules()
+    _load_modules()
     try:
         fd = libc.detached_mount(_FILESYSTEM, source=protocol.SHARE_TAG)
     except OSError as error:
@@ -46,12 +45,9 @@ def _read_ahead(device: int) -> None:
     write(f"/sys/class/bdi/{name}/read_ahead_kb", _READ_AHEAD_KIB)
 
 
-def _is_known(filesystem: str) -> bool:
-    with open("/proc/filesystems") as file:
-        return any(line.split()[-1] == filesystem for line in file)
-
-
 def _load_modules() -> None:
+    """Load those of the list that are not loaded. A kernel has some of them built in, each release
+    others; these are not in the list."""
     from tapwright.linux import libc
 
     with open("/proc/modules") as file:
