@@ -88,12 +88,26 @@ ROWS = {
 }
 
 
+_NEWER = {
+    r'invalid environment variable: ".*"': "invalid environment variable: missing '='",
+    r"environment variable name can't be empty: .*": (
+        "invalid environment variable: name cannot be empty"
+    ),
+    # Go looks before it executes.
+    r'exec (/[^:"]*): permission denied': r'exec: "\1": permission denied',
+}
+"""What runc has said since Debian 13 for what it said before."""
+
+
 def _heard(said: str) -> str:
     """Without what the runtimes call themselves, and where runc was at the time."""
     found = re.sub(r'time=.* msg="(.*)"\n', lambda line: f"{line[1]}\n", said)
     found = found.replace('\\"', '"').replace("tapwright: ", "")
     found = found.replace("runc run failed: unable to start container process: ", "")
-    return found.replace("error during container init: ", "")
+    found = found.replace("error during container init: ", "")
+    for older, newer in _NEWER.items():
+        found = re.sub(older, newer, found)
+    return found
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -194,9 +194,9 @@ def _check_environment(process: "Json") -> None:
     for text in process.get("env", ()):
         name, equals, value = text.partition("=")
         if not equals:
-            raise BundleError(f"invalid environment variable: {json.dumps(text)}")
+            raise BundleError("invalid environment variable: missing '='")
         if not name:
-            raise BundleError(f"environment variable name can't be empty: {json.dumps(text)}")
+            raise BundleError("invalid environment variable: name cannot be empty")
         for what, part in (("name", name), ("value", value)):
             if "\0" in part:
                 raise BundleError(

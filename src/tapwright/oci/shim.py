@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 
 from tapwright.errors import ContainerStateError, TapwrightError
 from tapwright.linux import files
@@ -20,6 +21,11 @@ _SCRIPT = os.path.join(os.path.dirname(__file__), "shim.sh")
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"  # platforms may give none
 _CONNECTION, _TERMINAL = 3, 4
 _SIGNALS = range(1, 32)
+_OF_PROGRAM = re.compile(
+    r"(?:open executable|(?:executable file|the path|open) `(?P<path>[^`]*)`[^`]*)"
+    r": (?P<reason>[^:]+)$"
+)
+_UNFIT = "Operation not permitted"  # what crun says of a directory, and newer ones of a plain file
 _UNREACHABLE = (
     "No such file or directory",
     "Not a directory",
@@ -35,7 +41,7 @@ def begin(
         return supervisor.converse(op, descriptors, **arguments)
     except TapwrightError as error:
         process = arguments.get("process") or arguments["config"]["process"]
-        error.args = (_as_runc(str(error), process["args"][0]),)
+        error.args = (in_runcs_words(str(error), process["args"][0]),)
         raise
 
 
@@ -91,19 +97,21 @@ def start(
         raise ContainerStateError(f"the shim can't be started: {error}") from None
 
 
-def _as_runc(message: str, program: str) -> str:
+def in_runcs_words(message: str, program: str) -> str:
     """Translate crun's error about a program that it can't execute into runc's words: docker
-    derives its exit status from them (daemon/start_unix.go and errors.go, of moby 20.10)."""
-    if "/" not in program and message.endswith("not found in $PATH: No such file or directory"):
+    derives its exit status from them (daemon/start_unix.go and errors.go, of moby 20.10). crun
+    before 1.9 looks for a program in src/libcrun/container.c, later ones do in src/libcrun/utils.c:
+    find_executable."""
+    found = _OF_PROGRAM.search(message)
+    if not found or (found["path"] and not found["path"].endswith(program)):
+        return message
+    reason = found["reason"]
+    if "/" not in program and reason in ("No such file or directory", _UNFIT):
         return f'exec: "{program}": executable file not found in $PATH'
-    if message.endswith("open executable: Operation not permitted"):  # a directory
-        reason = "permission denied" if "/" in program else "executable file not found in $PATH"
-        return f'exec: "{program}": {reason}'
-    if message.endswith("Permission denied") and "executable" in message:
+    if reason in (_UNFIT, "Permission denied"):
         return f'exec: "{program}": permission denied'
-    for reason in _UNREACHABLE:
-        if message.endswith(reason) and "executable" in message:
-            return f'exec: "{program}": stat {program}: {reason.lower()}'
+    if reason in _UNREACHABLE:
+        return f'exec: "{program}": stat {program}: {reason.lower()}'
     return message
 
 

@@ -103,7 +103,7 @@ def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str
         path = found[0]
         if not path.startswith("/"):
             return f'exec: "{program}": cannot run executable found relative to current directory'
-    return "" if os.access(path, os.X_OK) else f"exec {path}: permission denied"
+    return "" if os.access(path, os.X_OK) else f'exec: "{program}": permission denied'
 
 
 def _fault(path: str) -> str:
