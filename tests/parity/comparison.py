@@ -86,7 +86,7 @@ def seen(probe: Json, interfaces: list[str]) -> Side:
             for route in [*probe["routes"], *probe["routes6"], *probe["nexthops"]]
             if not str(route.get("dev")).endswith("_kata")  # Tapwright's own device
         ),
-        "rules": [_line(rule) for rule in [*probe["rules"], *probe["rules6"]]],
+        "rules": [_rule(rule) for rule in [*probe["rules"], *probe["rules6"]]],
         "neighbours": sorted(
             _line({key: entry.get(key) for key in ("dst", "dev", "lladdr", "proxy", "router")})
             for entry in [*probe["neighbours"], *probe["proxies"]]
@@ -120,6 +120,12 @@ def differences(here: Side, there: Side) -> dict[str, list[str]]:
 def reason(difference: str) -> str | None:
     """Why it may be; None where it may not."""
     return next((why for pattern, why in REASONS if re.match(pattern, difference)), None)
+
+
+def _rule(rule: Json) -> str:
+    """Since Linux 6.14 a kernel lists masks of ports, which are full where nobody asked for one."""
+    full = {key for key, value in rule.items() if key.endswith("_mask") and value == "0xffff"}
+    return _line({key: value for key, value in rule.items() if key not in full})
 
 
 def _links(found: list[Json], interfaces: list[str]) -> Iterator[str]:
