@@ -195,7 +195,7 @@ def test_default_routes_of_all_networks(tapwright: Tapwright) -> None:
 def test_frames_of_full_mtu_pass(
     tapwright: Tapwright, wide: Sandbox, gateway: str, payload: int
 ) -> None:
-    assert tapwright.reaches("wide", "-s", str(payload), gateway)
+    assert tapwright.reaches("wide", gateway, "-s", str(payload))
 
 
 def test_dns_of_the_networks_is_the_guests(tapwright: Tapwright, wide: Sandbox) -> None:
