@@ -99,6 +99,20 @@ def test_one_that_is_killed(machine: Machine, daemon: Daemon) -> None:
     with_qemu(machine, daemon, story)
 
 
+def test_one_of_whose_threads_panics(machine: Machine, daemon: Daemon) -> None:
+    """The others go on, and nobody answers the guest any more."""
+
+    async def story(qemu: Qemu) -> None:
+        await qemu.plug_share()
+        assert qemu.share
+        said = "thread 'vring_worker' panicked at src/passthrough/mod.rs:2358:49:"
+        Path(f"/proc/{qemu.share.process.pid}/fd/2").write_text(f"\n{said}\nno UTF-8\n")
+        assert await qemu.wait() == -signal.SIGKILL
+        assert qemu.last_words().endswith(f"had ended: {said} / no UTF-8")
+
+    with_qemu(machine, daemon, story)
+
+
 def test_it_ends_with_its_qemu(machine: Machine, daemon: Daemon) -> None:
     """By itself; so what QEMU says last is not that the daemon had ended."""
 

@@ -65,7 +65,9 @@ def test_a_program_that_opens_too_many_gets_an_error_alone(
 ) -> None:
     program = f"FILES = {FILES}\n{OPEN_ALL}"
     script = f"cd {directory}; ulimit -n 20000; python3 -c '{program}'"
-    assert tapwright.exec(SANDBOX, "sh", "-c", script) == "Too many open files\n"
+    # By virtiofsd in Rust it is the limit of the system.
+    errors = ("Too many open files\n", "Too many open files in system\n")
+    assert tapwright.exec(SANDBOX, "sh", "-c", script) in errors
 
     def can_read() -> bool:
         words = tapwright.command("sandbox", "exec", SANDBOX, "--", "cat", f"{directory}/2999")

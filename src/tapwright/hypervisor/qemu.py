@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tapwright.errors import HypervisorError
@@ -21,6 +23,7 @@ from tapwright.linux.process import ended
 _LINGERING_SECONDS = 2.0
 _PLUG_SECONDS = 10.0  # for a daemon to answer QEMU, which does nothing else meanwhile
 _TAIL_BYTES = 16 * 1024
+_PANIC = re.compile(r"thread '.*' .*panicked at ")
 
 
 @dataclass
@@ -178,7 +181,10 @@ class Qemu:
             raise HypervisorError(f"its jail can't be sealed: {error}") from None
 
     def _watch_share(self, share: Share) -> None:
-        """End QEMU when the daemon has ended; the daemon itself ends with QEMU."""
+        """End QEMU when the daemon has ended; the daemon itself ends with QEMU. End the daemon when
+        one of its threads has panicked: the others go on, and the guest would wait for ever. (A
+        program of the guest can do that to virtiofsd 1.13, by an extended attribute's name that is
+        no UTF-8.)"""
         loop = asyncio.get_running_loop()
 
         def end() -> None:
@@ -189,12 +195,20 @@ class Qemu:
         def look(_: asyncio.Future[None]) -> None:
             loop.call_later(_LINGERING_SECONDS if share.process.returncode == 0 else 0, end)
 
+        def listen(daemon: "Tail") -> None:
+            if any(map(_PANIC.match, daemon.lines())):
+                share.process.kill()
+
         ended(share.process).add_done_callback(look)
+        if self._daemon:
+            self._daemon.heard = listen
 
     def last_words(self) -> str:
         """Return the last output of QEMU, or else of the guest's console, for error messages."""
         if self._share_is_lost:
-            return "it was ended, because the daemon that opens the host's files had ended"
+            said = " / ".join(self._daemon.lines()[-3:]) if self._daemon else ""
+            why = "it was ended, because the daemon that opens the host's files had ended"
+            return f"{why}: {said}" if said else why
         for tail in (self._stderr, self._console):
             tail.read()
             if lines := tail.lines():
@@ -208,6 +222,8 @@ class Tail:
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
+        self.heard: Callable[[Tail], None] | None = None
+        """Called when there is new output."""
         self._fd = fd
         self._kept = bytearray()
         asyncio.get_running_loop().add_reader(fd, self.read)
@@ -217,6 +233,8 @@ class Tail:
             while self._fd >= 0 and (data := os.read(self._fd, 4096)):
                 self._kept += data
                 del self._kept[:-_TAIL_BYTES]
+                if self.heard:
+                    self.heard(self)
         except BlockingIOError:
             return
         except OSError:
