@@ -154,12 +154,9 @@ class Machine:
         return f"{self.memory_mib},slots={self.memory_slots},maxmem={self.most_memory_mib}M"
 
     def _processors(self) -> str:
-        """Return QEMU's `-smp`. Each CPU that can be plugged in is a socket of its own: since Linux
-        6.9 a guest without a known hypervisor, as under emulation, ignores CPUs that are absent
-        from a package with a CPU (arch/x86/kernel/cpu/topology.c: topology_register_apic)."""
-        if self.most_vcpus <= self.vcpus:
-            return str(self.vcpus)
-        return f"{self.vcpus},sockets={self.most_vcpus},cores=1,threads=1,maxcpus={self.most_vcpus}"
+        return str(self.vcpus) + (
+            f",maxcpus={self.most_vcpus}" if self.most_vcpus > self.vcpus else ""
+        )
 
     def _guest(self) -> list[str]:
         """Return the arguments for kernel and initrd. A restored guest has these in its memory, so
