@@ -23,7 +23,7 @@ from tapwright.linux.process import ended
 _LINGERING_SECONDS = 2.0
 _PLUG_SECONDS = 10.0  # for a daemon to answer QEMU, which does nothing else meanwhile
 _TAIL_BYTES = 16 * 1024
-_PANIC = re.compile(r"thread '.*' .*panicked at ")
+_PANIC = re.compile(rb"^thread '[^'\n]*' (?:\(\d+\) )?panicked at ", re.MULTILINE)
 
 
 @dataclass
@@ -123,13 +123,12 @@ class Qemu:
             share.connection.close()
             share.seal()
         except HypervisorError as error:
-            daemon.read()
-            words = " / ".join(daemon.lines()[-3:]) or "it said nothing"
+            words = daemon.last_words() or "it said nothing"
             raise HypervisorError(
                 f"the guest can't have the host's files: {error}. virtiofsd's last words: {words}"
             ) from None
         self._share_is_in_use = True
-        self._watch_share(share)
+        self._watch_share(share, daemon)
 
     async def unplug_share(self) -> None:
         """Remove the device; the daemon then ends. Raises HypervisorError."""
@@ -180,7 +179,7 @@ class Qemu:
         except OSError as error:
             raise HypervisorError(f"its jail can't be sealed: {error}") from None
 
-    def _watch_share(self, share: Share) -> None:
+    def _watch_share(self, share: Share, daemon: "Tail") -> None:
         """End QEMU when the daemon has ended; the daemon itself ends with QEMU. End the daemon when
         one of its threads has panicked: the others go on, and the guest would wait for ever. (A
         program of the guest can do that to virtiofsd 1.13, by an extended attribute's name that is
@@ -195,24 +194,18 @@ class Qemu:
         def look(_: asyncio.Future[None]) -> None:
             loop.call_later(_LINGERING_SECONDS if share.process.returncode == 0 else 0, end)
 
-        def listen(daemon: "Tail") -> None:
-            if any(map(_PANIC.match, daemon.lines())):
-                share.process.kill()
-
         ended(share.process).add_done_callback(look)
-        if self._daemon:
-            self._daemon.heard = listen
+        daemon.watch(_PANIC, share.process.kill)
 
     def last_words(self) -> str:
         """Return the last output of QEMU, or else of the guest's console, for error messages."""
         if self._share_is_lost:
-            said = " / ".join(self._daemon.lines()[-3:]) if self._daemon else ""
+            said = self._daemon.last_words() if self._daemon else ""
             why = "it was ended, because the daemon that opens the host's files had ended"
             return f"{why}: {said}" if said else why
         for tail in (self._stderr, self._console):
-            tail.read()
-            if lines := tail.lines():
-                return " / ".join(lines[-3:])
+            if said := tail.last_words():
+                return said
         return "it said nothing"
 
 
@@ -222,19 +215,27 @@ class Tail:
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
-        self.heard: Callable[[Tail], None] | None = None
-        """Called when there is new output."""
         self._fd = fd
         self._kept = bytearray()
-        asyncio.get_running_loop().add_reader(fd, self.read)
+        self._watched: tuple[re.Pattern[bytes], Callable[[], object]] | None = None
+        asyncio.get_running_loop().add_reader(fd, self._read)
 
-    def read(self) -> None:
+    def watch(self, pattern: re.Pattern[bytes], act: Callable[[], object]) -> None:
+        """Call `act` at each new output while the kept output has the pattern."""
+        self._watched = pattern, act
+
+    def last_words(self) -> str:
+        """Return the last three lines of the output, empty if there is none."""
+        self._read()
+        return " / ".join(self.lines()[-3:])
+
+    def _read(self) -> None:
         try:
             while self._fd >= 0 and (data := os.read(self._fd, 4096)):
                 self._kept += data
                 del self._kept[:-_TAIL_BYTES]
-                if self.heard:
-                    self.heard(self)
+                if self._watched and self._watched[0].search(self._kept):
+                    self._watched[1]()
         except BlockingIOError:
             return
         except OSError:
