@@ -127,10 +127,15 @@ def open_files() -> list[str]:
 def answers_ping(address: str, *options: str) -> bool:
     """Whether a machine answers, sooner or later. One packet may be lost: the kernel drops it when
     a neighbour has not said for three seconds who it is, as a guest that has no processor."""
-    command = ["ping", "-c", "1", "-W", "5", *options, address]
+    command = one_ping(address, *options)
     return eventually(
         lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0
     )
+
+
+def one_ping(address: str, *options: str) -> tuple[str, ...]:
+    """The command that succeeds if one packet is answered; for iputils and busybox."""
+    return ("ping", "-c", "1", "-W", "5", *options, address)
 
 
 def processes() -> Iterable[str]:

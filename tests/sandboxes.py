@@ -14,7 +14,7 @@ from tapwright.linux import mounts, netns
 from tapwright.sandbox import client, lifecycle, planning
 from tapwright.state import registry
 from tapwright.state.registry import Sandbox
-from tests.host import eventually
+from tests.host import eventually, one_ping
 
 PLUGINS = "/usr/lib/cni"
 COMMAND = str(Path(sys.executable).with_name("tapwright"))
@@ -174,7 +174,7 @@ class Tapwright:
 
     def reaches(self, sandbox: str, address: str, *options: str) -> bool:
         """Whether a guest is answered, as `answers_ping`."""
-        command = ("ping", "-c", "1", "-W", "5", *options, address)
+        command = one_ping(address, *options)
         return eventually(lambda: self.exec_with_status(sandbox, *command).returncode == 0)
 
     def exec_with_status(self, sandbox: str, *argv: str, **options: Any) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from tapwright.linux import netns
 from tapwright.oci import life, state
 from tapwright.sandbox import client
-from tests.host import eventually
+from tests.host import eventually, one_ping
 from tests.namespaces import Namespace, namespace
 from tests.oci.bundles import NAMESPACES, configuration
 from tests.oci.runtime import Container, Runtime
@@ -49,8 +49,7 @@ def in_namespace(path: str) -> list[dict[str, str]]:
 
 def reaches(container: Container, address: str) -> bool:
     """As `Tapwright.reaches`."""
-    command = ("ping", "-c", "1", "-W", "5", address)
-    return eventually(lambda: container.exec(*command).returncode == 0)
+    return eventually(lambda: container.exec(*one_ping(address)).returncode == 0)
 
 
 def has_some(path: Path) -> bool:

@@ -3,7 +3,7 @@ ones; a guest has those of one release alone."""
 
 import pytest
 
-from tapwright.oci.shim import in_runcs_words
+from tapwright.oci.shim import program_error_in_runcs_words
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +45,7 @@ REFUSED = 'exec: "/etc": permission denied'
     ],
 )
 def test_of_a_program(program: str, message: str, expected: str) -> None:
-    assert in_runcs_words(message, program) == expected
+    assert program_error_in_runcs_words(message, program) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_of_a_program(program: str, message: str, expected: str) -> None:
     ],
 )
 def test_of_something_else(message: str) -> None:
-    assert in_runcs_words(message, "/bin/true") == message
+    assert program_error_in_runcs_words(message, "/bin/true") == message

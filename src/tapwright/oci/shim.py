@@ -41,7 +41,7 @@ def begin(
         return supervisor.converse(op, descriptors, **arguments)
     except TapwrightError as error:
         process = arguments.get("process") or arguments["config"]["process"]
-        error.args = (in_runcs_words(str(error), process["args"][0]),)
+        error.args = (program_error_in_runcs_words(str(error), process["args"][0]),)
         raise
 
 
@@ -97,7 +97,7 @@ def start(
         raise ContainerStateError(f"the shim can't be started: {error}") from None
 
 
-def in_runcs_words(message: str, program: str) -> str:
+def program_error_in_runcs_words(message: str, program: str) -> str:
     """Translate crun's error about a program that it can't execute into runc's words: docker
     derives its exit status from them (daemon/start_unix.go and errors.go, of moby 20.10). crun
     before 1.9 looks for a program in src/libcrun/container.c, later ones do in src/libcrun/utils.c:
