@@ -6,7 +6,8 @@ Bookworm is the last release whose source package has the whole of Kubernetes (1
 it is that of kubectl alone. The packages are fetched by apt with lists of their own, and unpacked,
 not installed. `KUBERNETES=DIRECTORY` names programs of another version in place of those:
 kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet, kubectl, etcd and
-docker-registry.
+docker-registry. What else is there comes before the machine's own on the nodes: containerd, with
+its shim (containerd-shim-runc-v2) and ctr, or runc.
 """
 
 import fcntl
@@ -60,6 +61,16 @@ def ensure() -> Path:
 def lacking(programs: Path) -> list[str]:
     """The programs that are not there."""
     return [one for one in (*PROGRAMS, SERVER, *_PACKAGED) if not (programs / one).exists()]
+
+
+def environment(programs: Path) -> dict[str, str]:
+    """That of the cluster's programs, which find each other first."""
+    # A kubelet without a network would wait for that cloud's answer.
+    return {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 def version(programs: Path) -> str:

@@ -5,7 +5,6 @@ It lives in the network namespace of the caller, whose address on the bridge is 
 
 import base64
 import json
-import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -170,14 +169,13 @@ class Control:
 
     def _start(self, program: str, *words: str) -> None:
         with (self._home / f"{program}.log").open("ab") as log:
-            environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
             self._running.append(
                 subprocess.Popen(
                     [self.programs / program, *words],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=environment,
+                    env=build.environment(self.programs),
                 )
             )
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tapwright.linux import cgroups
-from tests.kubernetes import networks, registry
+from tests.kubernetes import build, networks, registry
 from tests.kubernetes.control import DNS, Control
 from tests.kubernetes.networks import PODS, PODS6, WIRE
 from tests.kubernetes.waiting import eventually
@@ -35,8 +35,8 @@ path = "{home}/opt"
 sandbox_image = "{pause}"
 restrict_oom_score_adj = true
 disable_apparmor = true
-[plugins."io.containerd.grpc.v1.cri".registry.mirrors."{registry}"]
-endpoint = ["http://{registry}"]
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{home}/registries"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{home}/plugins"
 conf_dir = "{home}/cni"
@@ -220,7 +220,12 @@ class Node:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*words), check=False, capture_output=True, text=True, timeout=120
+            self.command(*words),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=build.environment(self._control.programs),
         )
 
     def output(self, *words: str) -> str:
@@ -260,13 +265,12 @@ class Node:
 
     def _start(self, name: str, *words: str) -> None:
         with (self._home / f"{name}.log").open("ab") as log:
-            environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
             self._running[name] = subprocess.Popen(
                 self.command(*words),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=build.environment(self._control.programs),
             )
 
     def _hold(self) -> None:
@@ -289,7 +293,12 @@ class Node:
             path = self._home / "sysctl" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{value}\n")
-        text = _CONTAINERD.format(home=self._home, pause=PAUSE, registry=registry.ADDRESS)
+        hosts = self._home / "registries" / registry.ADDRESS / "hosts.toml"
+        hosts.parent.mkdir(parents=True)
+        url = f"http://{registry.ADDRESS}"
+        # containerd 1.6 takes no file without a table.
+        hosts.write_text(f'server = "{url}"\n[host."{url}"]\n')
+        text = _CONTAINERD.format(home=self._home, pause=PAUSE)
         text += f'[{_RUNTIMES}.runc]\nruntime_type = "io.containerd.runc.v2"\n'
         text += self._handler("tapwright", self._runtime)
         for network in networks.OTHERS:

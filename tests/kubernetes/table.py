@@ -3,8 +3,9 @@
     scripts/kubernetes [ARGUMENT…]
 
 A row is what a test's description says, with what came of it by runc and by Tapwright, and the day.
-Rows of tests that did not run stay. A run without arguments is one of all tests: the line above the
-table says how long the last such run took, and what came of it.
+Each version of Kubernetes has a table of its own. Rows of tests that did not run stay. A run
+without arguments is one of all tests: the line above the table says how long the last such run
+took, and what came of it.
 """
 
 import ast
@@ -24,7 +25,8 @@ from tests.kubernetes.conftest import WANTED
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs/kubernetes.md"
-BEGIN, END = "<!-- table: scripts/kubernetes writes it -->\n", "<!-- end of the table -->\n"
+BEGIN = "<!-- table of Kubernetes {}: scripts/kubernetes writes it -->\n"
+END = "<!-- end of the table -->\n"
 COLUMNS = "| what | runc | tapwright | day |\n| --- | --- | --- | --- |\n"
 WHOLE = "All of it ran in one go on "
 
@@ -92,21 +94,28 @@ def whole(report: Path, minutes: float) -> str:
 
 def head() -> str:
     """What ran."""
-    containerd = subprocess.check_output(["containerd", "--version"], text=True).split()[2]
-    kubernetes = build.version(build.directory())
+    programs = build.directory()
+    kubernetes = build.version(programs)
+    environment = build.environment(programs)
+    said = subprocess.check_output(["containerd", "--version"], text=True, env=environment)
+    containerd = said.split()[2]
     return (
         f"Kubernetes {kubernetes}, containerd {containerd}, {os.environ[WANTED]} nodes, "
         f"{os.cpu_count()} processors, software emulation.\n"
     )
 
 
-def merged(page: str, head: str, new: Mapping[str, str]) -> str:
-    """The page with these rows in its table, in the order of the tests; those of others stay, and
-    so does what the page says of the last run of all tests, unless `head` does."""
-    before, begin, rest = page.partition(BEGIN)
-    old, end, after = rest.partition(END)
-    assert begin, f"{DOCS} has no {BEGIN}"
-    assert end, f"{DOCS} has no {END}"
+def merged(page: str, begin: str, head: str, new: Mapping[str, str]) -> str:
+    """The page with these rows in the table that `begin` begins, in the order of the tests; those
+    of others stay, and so does what the page says of the last run of all tests, unless `head` does.
+    A new table comes before the others."""
+    if begin not in page:
+        first = BEGIN.partition("{}")[0]
+        above, found, below = page.partition(first)
+        assert found, f"{DOCS} has no {first}"
+        page = f"{above}{begin}{END}\n{found}{below}"
+    before, _, rest = page.partition(begin)
+    old, _, after = rest.partition(END)
     kept = {
         line.split(" | ")[0].removeprefix("| "): line
         for line in old.splitlines()
@@ -116,7 +125,7 @@ def merged(page: str, head: str, new: Mapping[str, str]) -> str:
     table = "".join(f"{whole[said]}\n" for said in descriptions().values() if said in whole)
     if WHOLE not in head:
         head += "".join(line for line in old.splitlines(keepends=True) if line.startswith(WHOLE))
-    return f"{before}{begin}{head}\n{COLUMNS}{table}{end}{after}"
+    return f"{before}{begin}{head}\n{COLUMNS}{table}{END}{after}"
 
 
 def _joined(row: str, old: str) -> str:
@@ -129,7 +138,7 @@ def _joined(row: str, old: str) -> str:
 
 def run() -> int:
     """The command; its status is that of the tests."""
-    begin = time.monotonic()
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.xml")
         options = [f"--junitxml={report}", "--timeout=2400", "-p", "no:cacheprovider"]
@@ -138,12 +147,13 @@ def run() -> int:
         command = [sys.executable, "-m", "pytest", *options, *words]
         status = subprocess.run(command, check=False).returncode
         found = rows(report)
-        minutes = (time.monotonic() - begin) / 60
+        minutes = (time.monotonic() - started) / 60
         # Other statuses are those of a run that was ended.
         ran_whole = not sys.argv[1:] and status in (0, 1)
         first = head() + (whole(report, minutes) if ran_whole else "")
     print("\n".join([first, *found.values()]))
-    DOCS.write_text(merged(DOCS.read_text(), first, found))
+    begin = BEGIN.format(build.version(build.directory()).rpartition(".")[0])
+    DOCS.write_text(merged(DOCS.read_text(), begin, first, found))
     return status
 
 

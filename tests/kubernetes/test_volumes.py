@@ -72,6 +72,17 @@ def test_config_and_secrets(cluster: Cluster, files: str) -> None:
     assert "Read-only" in denied.stderr
 
 
+def test_token(cluster: Cluster, runtime: str) -> None:
+    """A service account's token, by which a pod asks the API server, at the service of that"""
+    name = f"asks-{runtime}"
+    one = container("one", "sleep", "10000")
+    with cluster.running(pod(name, runtime, [one], automountServiceAccountToken=True)):
+        header = "Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)"
+        url = "https://kubernetes.default/apis/authentication.k8s.io"
+        ask = f'wget --no-check-certificate --header "{header}" -qO- {url}'
+        assert eventually(lambda: "APIGroup" in cluster.exec(name, "one", "sh", "-c", ask).stdout)
+
+
 def test_updates(cluster: Cluster, runtime: str, files: str) -> None:
     """Updates of ConfigMap, Secret and labels are seen by running containers"""
     control = cluster.control
