@@ -1,12 +1,13 @@
 """What a process is given that its configuration says nothing of, by runc and by Tapwright: no
 difference."""
 
+import json
 import resource
 from pathlib import Path
 
 import pytest
 
-from tests.oci.conftest import Run
+from tests.oci.conftest import Exec, Run
 from tests.oci.runtime import Runtime
 
 RLIMIT_LOCKS = 10  # include/uapi/asm-generic/resource.h; Python has no name for it
@@ -62,6 +63,38 @@ def test_home_and_limits_of_a_further_process(runtime: Runtime, tmp_path: Path) 
         )
         said = runtime.succeed("exec", "--process", str(path), container.id)
         assert said.split() == ["/", "77", "88"]
+
+
+# The score comes when crun has told of the process, which may be a moment after it began.
+_SCORE = """\
+for i in $(seq 100); do
+    [ $(cat /proc/$$/oom_score_adj) = 222 ] && break; sleep 0.1
+done
+cat /proc/$$/oom_score_adj
+"""
+
+
+def test_a_further_process(exec_by_both: Exec, tmp_path: Path) -> None:
+    """It has its container's score for the OOM killer, whatever it is given. Without variables of
+    its own it has HOME, and nothing of its container's: of a user that the container knows, of one
+    that it does not know, and without a path in which to look for a program."""
+    sheets = list[Path]()
+    for argv, uid in ((["/bin/env"], 1000), (["/bin/env"], 1234), (["env"], 0)):
+        sheets.append(tmp_path / f"{len(sheets)}.json")
+        user = {"uid": uid, "gid": uid}
+        sheet = {"args": argv, "cwd": "/", "user": user, "oomScoreAdj": 5}
+        sheets[-1].write_text(json.dumps(sheet))
+    calls = [*(("--process", str(sheet), "{}") for sheet in sheets), ("{}", "sh", "-c", _SCORE)]
+    process = {"env": ["PATH=/bin", "OF=the container"], "oomScoreAdj": 222}
+    by_runc, by_us = exec_by_both(calls, prepare=_with_a_user, process=process)
+    assert by_runc[0] == "0 HOME=/home/w\n"
+    assert by_runc[1] == "0 HOME=/\n"
+    assert by_runc[3] == "0 222\n"
+    for number in (0, 1, 3):
+        assert by_us[number] == by_runc[number]
+    # Each in its own words.
+    assert by_runc[2].startswith("255 ")
+    assert by_us[2].startswith("255 ")
 
 
 def test_names_of_a_container_that_is_given_none(by_runc: Run, by_us: Run) -> None:

@@ -20,6 +20,10 @@ _FORWARDED = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH),
 )
+# crun gives a process without variables those of its container (libcrun, container.c:
+# libcrun_container_exec_with_options). This one is none: putenv(3) unsets a name without a value.
+# Then crun sets HOME, as runc does.
+_NO_VARIABLE = "HOME"
 
 
 def execute(
@@ -147,16 +151,17 @@ def process_of(
 def _completed(process: "Json", container: state.Container) -> "Json":
     """The process with a HOME, and with the limits of the container's own process if it has none
     (libcontainer: newInitConfig)."""
-    if process.get("rlimits") and not home.lacks(process):
-        return process
-    from tapwright.oci import bundle as bundles
+    if not process.get("rlimits") or home.lacks(process):
+        from tapwright.oci import bundle as bundles
 
-    try:
-        bundle = bundles.load(container.bundle)
-    except BundleError:  # the bundle may be gone by now
-        return process
-    limits = process.get("rlimits") or bundle.process.get("rlimits", [])
-    return {**home.given(process, bundle), "rlimits": limits}
+        try:
+            bundle = bundles.load(container.bundle)
+        except BundleError:  # the bundle may be gone by now
+            pass
+        else:
+            limits = process.get("rlimits") or bundle.process.get("rlimits", [])
+            process = {**home.given(process, bundle), "rlimits": limits}
+    return process if process.get("env") else {**process, "env": [_NO_VARIABLE]}
 
 
 def _number(text: str, option: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tapwright.agent import protocol
-from tapwright.agent.guest import executable, files
+from tapwright.agent.guest import executable, files, oom
 from tapwright.agent.guest.console import Console
 from tapwright.agent.guest.crun import Crun, Done, Stdio
 from tapwright.agent.guest.events import Children, Watcher
@@ -53,10 +53,12 @@ class ContainerProcess(Process):
         sheet: dict[str, Any] | None = None,
         check: Callable[[int], str] = lambda _: "",
         undo: Callable[[Callable[[], None]], None] = lambda then: then(),
+        oom_score: int = oom.AS_OTHERS,
     ) -> None:
         """Make the process with crun, by these words and the container's id. `done` is called with
         "" on success, else with the reason of the failure. `check` is called with the pid of the
-        new process; it returns what is wrong with the process, or "".
+        new process; it returns what is wrong with the process, or "". The process has `oom_score`
+        until crun gives it another one.
 
         On a failure, `undo` is called first; it takes back what was made, and then calls its
         argument. Only then is the failure answered, because the caller may use the id again at
@@ -75,7 +77,7 @@ class ContainerProcess(Process):
             else:
                 theirs = self._make_pipes()
             ended = self._when_launched(pid_file, done, check, undo)
-            self._crun.run([*words, container], ended, sheet, Stdio(*theirs), [held])
+            self._crun.run([*words, container], ended, sheet, Stdio(*theirs), [held], oom_score)
         except BaseException:
             self._drop()
             os.close(self._not_executed)

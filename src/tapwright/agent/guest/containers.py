@@ -24,6 +24,7 @@ from tapwright.agent.guest import (
     files,
     limits,
     network,
+    oom,
     propagation,
 )
 from tapwright.agent.guest.container_process import ContainerProcess
@@ -71,6 +72,7 @@ class Container:
         self.init = init
         self.status = CREATING
         self.directory = f"{DIRECTORY}/{name}"
+        self.oom_score = oom.AS_OTHERS
         self._at_work = 0
         self._when_idle: list[Callable[[], None]] = []
         # Callbacks for the end of a deletion, with "" or the reason of its failure; None before the
@@ -149,6 +151,7 @@ class Containers:
         container.init.on_cancel = lambda: self._delete(container)
         over = container.at_work()
         wanted = limits.taken(config["process"])
+        container.oom_score = config["process"].get("oomScoreAdj", oom.AS_OTHERS)
         linkless = propagation.without_links(config)
 
         def check(pid: int) -> str:
@@ -189,7 +192,8 @@ class Containers:
         return container.init
 
     def execute(self, request: Request, answer: Answer) -> Process:
-        """Run another process, an OCI `process` object, in a container."""
+        """Run another process, an OCI `process` object, in a container. Its score for the kernel's
+        OOM killer is the container's, as by runc."""
         container = self._named(request)
         container.must_be(CREATED, RUNNING)
         if reason := executable.refusal(container.init.pid, request["process"]):
@@ -200,9 +204,17 @@ class Containers:
         process.on_exit = lambda: self._lingers(process)
         words, sheet = ["exec", "--detach", "--process={}"], request["process"]
         over = container.at_work()
+        score = container.oom_score
+
+        def check(pid: int) -> str:
+            # crun may have made the process before it had the score itself.
+            oom.may_be_killed(pid, score)
+            return ""
+
+        terminal = bool(request.get("terminal"))
         try:
             process.launch(
-                words, container.id, bool(request.get("terminal")), lambda _: over(), sheet
+                *(words, container.id, terminal, lambda _: over(), sheet, check), oom_score=score
             )
         except BaseException:
             over()

@@ -47,13 +47,14 @@ class Crun:
         sheet: dict[str, Any] | None = None,
         stdio: Stdio = Stdio(),  # noqa: B008 - it is immutable
         until_executed: Sequence[int] = (),
+        oom_score: int = oom.AS_OTHERS,
     ) -> None:
         """Start crun. When crun has ended, call `done` with "", or with the reason of its failure.
 
         In `words`, `{}` stands for the path of a file that contains `sheet` as JSON. The process
         that crun makes has the descriptors `until_executed` until it executes its program, because
-        crun sets FD_CLOEXEC on all descriptors that are not the program's. Raises OSError when crun
-        can't be started.
+        crun sets FD_CLOEXEC on all descriptors that are not the program's, and has `oom_score`.
+        Raises OSError when crun can't be started.
         """
         log = os.memfd_create("log")
         given = [log, self._program]
@@ -71,7 +72,7 @@ class Crun:
                 cwd="/",
                 pass_fds=[*given, *until_executed],
             )
-            oom.may_be_killed(process.pid)
+            oom.may_be_killed(process.pid, oom_score)
         except OSError:
             os.close(log)
             raise
