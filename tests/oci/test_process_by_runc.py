@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tapwright.supervisor.host_kernel import INHERITED
 from tests.oci.conftest import Exec, Run
 from tests.oci.runtime import Runtime
 
@@ -21,17 +22,18 @@ def _with_a_user(rootfs: Path) -> None:
     (rootfs / "etc/passwd").write_text("root:x:0:0::/root:\nworker:x:1000:1000::/home/w:\n")
 
 
-def test_limits_are_the_callers(by_runc: Run, by_us: Run) -> None:
-    """One that it has, two of those that engines leave out, and one that the guest's kernel would
-    make out of its memory."""
+def test_limits_and_buffers_are_the_callers(by_runc: Run, by_us: Run) -> None:
+    """A limit that it has, two of those that engines leave out, and one that the guest's kernel
+    would make out of its memory; and what a network namespace inherits."""
+    argv = "cat", "/proc/self/limits", *(f"/proc/sys/{path}" for path in INHERITED)
     kinds = resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING, RLIMIT_LOCKS
     before = [resource.getrlimit(kind) for kind in kinds]
     process = {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]}
     try:
         for number, kind in enumerate(kinds):
             resource.setrlimit(kind, (4321 + number, before[number][1]))
-        expected = by_runc("cat", "/proc/self/limits", process=process)
-        assert by_us("cat", "/proc/self/limits", process=process) == expected
+        expected = by_runc(*argv, process=process)
+        assert by_us(*argv, process=process) == expected
     finally:
         for number, kind in enumerate(kinds):
             resource.setrlimit(kind, before[number])

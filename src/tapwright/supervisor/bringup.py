@@ -17,10 +17,11 @@ from tapwright.errors import AgentError, HypervisorError, TapwrightError
 from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.machine import Machine
 from tapwright.nics import named, socket_nics
+from tapwright.nics.guest_settings import tell_refused
 from tapwright.nics.interfaces import Interfaces
 from tapwright.progress import Progress
 from tapwright.state.record import Journal, Place
-from tapwright.supervisor import attachments, starts
+from tapwright.supervisor import attachments, host_kernel, starts
 from tapwright.supervisor.guest import Guest, Starter
 from tapwright.supervisor.prelude import Early
 from tapwright.supervisor.prepared import Prepared
@@ -161,12 +162,15 @@ class Bringup:
         dns = self._record.spec.dns or attachments.dns(results)
         of_dns = [agent.set_dns(dns)] if dns else []
         of_files = [agent.mount_share()] if self._record.spec.machine.share else []
-        asked = agent.batch(*of_the_system, *requests, *of_dns, *of_files)
+        # Before what the namespace has of its own.
+        first = [*of_the_system, host_kernel.inherited()]
+        asked = agent.batch(*first, *requests, *of_dns, *of_files)
         seconds = _SECONDS + _SECONDS_EACH * len(requests)
         answer = await guest.agent.call(asked, seconds)
         if self._record.place is not Place.HOST:
-            replies = _replies(answer, len(of_the_system) + len(requests))
-            found = zip(requests, replies[len(of_the_system) :], strict=False)
+            replies = _replies(answer, len(first) + len(requests))
+            tell_refused(replies[len(first) - 1])
+            found = zip(requests, replies[len(first) :], strict=False)
             await guest.following.fill(
                 reply for request, reply in found if request["op"] == "set_interface"
             )

@@ -159,7 +159,7 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
     from tapwright.hypervisor.template_store import Store
     from tapwright.nics.interfaces import WaitingNic
     from tapwright.nics.request import any_mac
-    from tapwright.supervisor.host_kernel import HostKernel
+    from tapwright.supervisor.host_kernel import HostKernel, inherited
     from tapwright.supervisor.prepared import Prepared
 
     wanted = spec.machine
@@ -188,6 +188,8 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
         await warming.share_ahead(qemu, agent)
         host_kernel = HostKernel(agent)
         await host_kernel.carry()
+        # The sandbox gives it these once more; ahead, they load a module.
+        await agent.call(inherited())
     except BaseException:
         await agent.close()
         await qemu.kill()
