@@ -108,6 +108,7 @@ def test_members_get_room(runtime: Runtime) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left", "none_left")
+@pytest.mark.smoke
 def test_update_is_followed_by_the_vm(runtime: Runtime) -> None:
     """And by its control group on the host. What fails leaves all as it was."""
     content = with_memory(configuration("sleep", "1000"), 100)

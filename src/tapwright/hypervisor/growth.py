@@ -5,6 +5,7 @@ removed memory all the same, because the device's memory is mapped as a whole
 (hw/virtio/virtio-mem.c), and only a control group would keep the guest from using all of it.
 
 CPUs stay: QEMU 7.2 crashes when an emulated CPU is removed. The guest uses fewer of them instead.
+Emulated ones are all there from the start (`Machine.present_vcpus`).
 """
 
 import asyncio
@@ -54,8 +55,8 @@ class Growth:
 
     @property
     def vcpus(self) -> int:
-        """All CPUs that are plugged in."""
-        return self._machine.vcpus + self._cpus
+        """All CPUs that are plugged in, whether the guest uses them or not."""
+        return self._machine.present_vcpus + self._cpus
 
     def for_kernel(self, mib: int) -> int:
         """Return how many of the next `mib` of memory the guest's kernel should use for itself,

@@ -16,6 +16,9 @@ _RESTORED = ("-incoming", "defer", "-global", "migration.announce-rounds=0")
 _TRANSLATED_MIB = 128
 """The memory for translated code of the guest. By default QEMU takes up to 1 GiB
 (accel/tcg/region.c), for which no container's limit has room."""
+_TRANSLATED_MIB_EACH = 2
+"""What an emulated CPU takes of that from its start, so each has as much beside it; memory that no
+code was written to costs nothing (tcg/region.c: tcg_n_regions)."""
 
 _EMULATED = "max,erms=off,la57=off"
 """The emulated processor: everything that QEMU can do, except for two things that only take time.
@@ -56,7 +59,7 @@ class Machine:
     to its console, from the beginning. `share` is the daemon that shows the guest files of the
     host, None for no files. `disk` is the filesystem with modules and programs, None for none. The
     machine can grow (`growth`) to `most_memory_mib`, by at most `memory_slots` DIMMs, and to
-    `most_vcpus`; 0 means no growth.
+    `most_vcpus`, of which it has `present_vcpus` from the start; 0 means no growth.
     """
 
     kernel: Path
@@ -96,6 +99,14 @@ class Machine:
         return self.room_mib > 0
 
     @property
+    def present_vcpus(self) -> int:
+        """How many CPUs QEMU starts with. The kernel of an emulated guest may take a CPU that is
+        absent at its boot for one that never comes, because it knows no hypervisor (6.12.118:
+        arch/x86/kernel/acpi/boot.c, acpi_is_processor_usable). So all are present, and the kernel
+        leaves those offline that it shall not use yet."""
+        return max(self.vcpus, self.most_vcpus) if self.accelerator == "tcg" else self.vcpus
+
+    @property
     def room_mib(self) -> int:
         """How much more memory the machine can get than it starts with."""
         return max(0, self.most_memory_mib - self.memory_mib) if self.memory_slots else 0
@@ -131,7 +142,7 @@ class Machine:
                 "-machine",
                 f"{self.machine_type},smm=off,vmport=off,dump-guest-core=off{backend}",
             ),
-            *("-accel", f"tcg,tb-size={_TRANSLATED_MIB}" if tcg else self.accelerator),
+            *("-accel", f"tcg,tb-size={self._translated_mib()}" if tcg else self.accelerator),
             *memory,
             *("-cpu", _EMULATED if tcg else "host"),
             *("-m", self._memory_size(), "-smp", self._processors()),
@@ -154,9 +165,11 @@ class Machine:
         return f"{self.memory_mib},slots={self.memory_slots},maxmem={self.most_memory_mib}M"
 
     def _processors(self) -> str:
-        return str(self.vcpus) + (
-            f",maxcpus={self.most_vcpus}" if self.most_vcpus > self.vcpus else ""
-        )
+        present = self.present_vcpus
+        return str(present) + (f",maxcpus={self.most_vcpus}" if self.most_vcpus > present else "")
+
+    def _translated_mib(self) -> int:
+        return _TRANSLATED_MIB + _TRANSLATED_MIB_EACH * (self.present_vcpus - 1)
 
     def _guest(self) -> list[str]:
         """Return the arguments for kernel and initrd. A restored guest has these in its memory, so
@@ -188,6 +201,8 @@ class Machine:
             words.append("mitigations=off")
         if self.can_get_memory:
             words.append(_GROWING)
+        if self.present_vcpus > self.vcpus:
+            words.append(f"maxcpus={self.vcpus}")
         return " ".join([*words, self.kernel_params]).strip()
 
 
