@@ -1,10 +1,14 @@
-"""What crun says of a program that it can't execute, in runc's words."""
+"""What crun says of a program that it can't execute, in runc's words. Each release of crun has
+others; a guest has those of one release alone."""
 
 import pytest
 
-from tapwright.agent.guest.executable import in_runcs_words, refused_in_runcs_words
+from tapwright.agent.guest.executable import in_runcs_words, is_a_part, refused_in_runcs_words
 
 pytestmark = pytest.mark.unit
+
+NOT_FOUND = 'exec: "tool": executable file not found in $PATH'
+REFUSED = 'exec: "/etc": permission denied'
 
 _SAID = b'{"msg":"exec container process `/s`: Exec format error","level":"error","time":"now"}'
 
@@ -28,8 +32,65 @@ def test_all_else_stays(output: bytes) -> None:
     assert in_runcs_words(output, "/t") == output
 
 
+def test_a_part_of_a_line() -> None:
+    for size in range(31, len(_SAID)):
+        assert is_a_part(_SAID[:size])
+    assert not is_a_part(_SAID + b"\n")
+    assert not is_a_part(_SAID[:20])  # a program's prompt may be as long
+    assert not is_a_part(_SAID + b"x" * 20_000)
+
+
 def test_a_directory_that_is_not_there() -> None:
-    assert refused_in_runcs_words("chdir `/x y`: No such file or directory") == (
+    assert refused_in_runcs_words("chdir `/x y`: No such file or directory", "/t") == (
         'chdir to cwd ("/x y") set in config.json failed: no such file or directory'
     )
-    assert refused_in_runcs_words("other") == "other"
+
+
+@pytest.mark.parametrize(
+    ("program", "message", "expected"),
+    [
+        # crun 1.8
+        ("tool", "executable file `tool` not found in $PATH: No such file or directory", NOT_FOUND),
+        ("tool", "open executable: Operation not permitted", NOT_FOUND),
+        ("/etc", "open executable: Operation not permitted", REFUSED),
+        ("/etc", "open executable: Permission denied", REFUSED),
+        (
+            "/loop",
+            "open executable: Too many levels of symbolic links",
+            'exec: "/loop": stat /loop: too many levels of symbolic links',
+        ),
+        # crun 1.21, and 1.28
+        (
+            "/no",
+            "executable file `/no` not found: No such file or directory",
+            'exec: "/no": stat /no: no such file or directory',
+        ),
+        ("/etc", "the path `/etc` is not a regular file: Operation not permitted", REFUSED),
+        (
+            "tool",
+            "the path `tool` exists but it is not executable: Operation not permitted",
+            NOT_FOUND,
+        ),
+        ("/etc", "cannot open `/etc`: Permission denied", REFUSED),
+        (
+            "./a/b",
+            "open `//data/./a/b`: Not a directory",
+            'exec: "./a/b": stat ./a/b: not a directory',
+        ),
+    ],
+)
+def test_a_program_that_is_refused(program: str, message: str, expected: str) -> None:
+    assert refused_in_runcs_words(message, program) == expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "open `/proc/sys`: Permission denied",
+        "cannot open cgroup file `x`: Permission denied",
+        "mount `tmpfs` to `/x`: Permission denied",
+        "other",
+    ],
+)
+def test_a_refusal_of_something_else(message: str) -> None:
+    assert refused_in_runcs_words(message, "/bin/true") == message

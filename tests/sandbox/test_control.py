@@ -14,7 +14,6 @@ import pytest
 from tapwright.agent import protocol
 from tapwright.control import server
 from tapwright.errors import AgentError, UnknownRequestError, UsageError
-from tapwright.oci import shim
 from tapwright.oci.log import Log
 from tapwright.sandbox import wire
 from tapwright.sandbox.client import Supervisor
@@ -228,10 +227,7 @@ def test_a_refusal_of_a_conversation_is_understood(
     monkeypatch.setattr(server, "_MOST_DESCRIPTORS", 2)
 
     def client() -> Any:
-        config = {"process": {"args": ["sh"]}}
         with open(os.devnull) as null, pytest.raises(AgentError, match="descriptors"):
-            shim.begin(
-                Supervisor(directory), "create_container", [null.fileno()] * 3, config=config
-            )
+            Supervisor(directory).converse("create_container", [null.fileno()] * 3)
 
     served(directory, client)

@@ -319,8 +319,7 @@ class _Making:
         container = self._container
         if self._filter:
             of_guest["annotations"] = self._filter.annotation()
-        connection, first = shim.begin(
-            self._sandbox,
+        connection, first = self._sandbox.converse(
             "create_container",
             made.descriptors,
             id=container.id,

@@ -45,8 +45,7 @@ def execute(
     process = _completed(process, container)
     made = stdio.of_process(process, console_socket, detached)
     try:
-        connection, _ = shim.begin(
-            client.named(root, container.sandbox),
+        connection, _ = client.named(root, container.sandbox).converse(
             "exec_container",
             made.descriptors,
             id=container_id,

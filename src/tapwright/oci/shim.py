@@ -2,47 +2,22 @@
 
 import contextlib
 import os
-import re
 
-from tapwright.errors import ContainerStateError, TapwrightError
+from tapwright.errors import ContainerStateError
 from tapwright.linux import files
 from tapwright.oci import state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from typing import Any
-
-    from tapwright.sandbox.client import Supervisor
 
 _SHELL = "/bin/sh"
 _SCRIPT = os.path.join(os.path.dirname(__file__), "shim.sh")
 _PATH = "/usr/bin:/bin:/usr/sbin:/sbin"  # platforms may give none
 _CONNECTION, _TERMINAL = 3, 4
 _SIGNALS = range(1, 32)
-_OF_PROGRAM = re.compile(
-    r"(?:open executable|(?:executable file|the path|open) `(?P<path>[^`]*)`[^`]*)"
-    r": (?P<reason>[^:]+)$"
-)
-_UNFIT = "Operation not permitted"  # what crun says of a directory, and newer ones of a plain file
-_UNREACHABLE = (
-    "No such file or directory",
-    "Not a directory",
-    "Too many levels of symbolic links",
-)
-
-
-def begin(
-    supervisor: "Supervisor", op: str, descriptors: "Sequence[int]", **arguments: "Any"
-) -> "tuple[socket.socket, dict[str, Any]]":
-    """Begin a process in a container, as `Supervisor.converse` does; failures get runc's words."""
-    try:
-        return supervisor.converse(op, descriptors, **arguments)
-    except TapwrightError as error:
-        process = arguments.get("process") or arguments["config"]["process"]
-        error.args = (program_error_in_runcs_words(str(error), process["args"][0]),)
-        raise
 
 
 def start(
@@ -53,7 +28,7 @@ def start(
     netns: str = "",
     view: int | None = None,
 ) -> int:
-    """Start a shim on the connection that `begin` returned; return its pid.
+    """Start a shim on the connection that `Supervisor.converse` returned; return its pid.
 
     The shim has only the connection and the `terminal` open. With `own`, the terminal becomes the
     shim's controlling terminal, so that the shim gets SIGWINCH; no other process may have it then.
@@ -95,24 +70,6 @@ def start(
             return mounts.joined(view, spawn)
     except OSError as error:
         raise ContainerStateError(f"the shim can't be started: {error}") from None
-
-
-def program_error_in_runcs_words(message: str, program: str) -> str:
-    """Translate crun's error about a program that it can't execute into runc's words: docker
-    derives its exit status from them (daemon/start_unix.go and errors.go, of moby 20.10). crun
-    before 1.9 looks for a program in src/libcrun/container.c, later ones do in src/libcrun/utils.c:
-    find_executable."""
-    found = _OF_PROGRAM.search(message)
-    if not found or (found["path"] and not found["path"].endswith(program)):
-        return message
-    reason = found["reason"]
-    if "/" not in program and reason in ("No such file or directory", _UNFIT):
-        return f'exec: "{program}": executable file not found in $PATH'
-    if reason in (_UNFIT, "Permission denied"):
-        return f'exec: "{program}": permission denied'
-    if reason in _UNREACHABLE:
-        return f'exec: "{program}": stat {program}: {reason.lower()}'
-    return message
 
 
 def _inherited() -> list[int]:

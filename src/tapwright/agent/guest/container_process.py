@@ -22,15 +22,18 @@ _numbers = itertools.count()
 
 
 class ContainerProcess(Process):
-    """The first process of a container, or another process in it.
+    """The first process of a container, or another process in it, which executes `program`.
 
-    `pid` is 0 until crun has made the process. `program` is the program to execute, if it is known.
-    `on_exit` is called when the process has ended, `on_cancel` when its client has gone.
+    `pid` is 0 until crun has made the process. `on_exit` is called when the process has ended,
+    `on_cancel` when its client has gone.
     """
 
-    def __init__(self, watch: Watcher, children: Children, crun: Crun, answer: Answer) -> None:
+    def __init__(
+        self, watch: Watcher, children: Children, crun: Crun, answer: Answer, program: str
+    ) -> None:
         super().__init__(watch, answer)
         self._children = children
+        self._program = program
         self._crun = crun
         self._console: Console | None = None
         self._pipes: list[int] = []
@@ -38,9 +41,9 @@ class ContainerProcess(Process):
         self._when_executed: list[Callable[[], None]] = []
         self._is_cancelled = False
         self._is_silent = True
+        self._begun: dict[int, bytes] = {}  # by output, the first part of crun's line
         self._ends_as: int | None = None
         self.pid = 0
-        self.program = ""
         self.on_exit = _nothing
         self.on_cancel = _nothing
 
@@ -121,10 +124,16 @@ class ContainerProcess(Process):
         self.on_exit()
         super().exited(status if self._ends_as is None else self._ends_as)
 
-    def _passed_on(self, output: bytes) -> bytes:
-        # The program wrote this output, or crun did in its place.
-        is_first, self._is_silent = self._is_silent, False
-        return executable.in_runcs_words(output, self.program) if is_first else output
+    def _passed_on(self, kind: int, output: bytes) -> bytes:
+        # The program wrote the first output, or crun did in its place.
+        if not self._is_silent and kind not in self._begun:
+            return output
+        begun = self._begun.pop(kind, b"") + output
+        self._is_silent = not begun
+        if output and executable.is_a_part(begun):
+            self._begun[kind] = begun
+            return b""
+        return executable.in_runcs_words(begun, self._program)
 
     def _when_launched(
         self,
@@ -147,7 +156,7 @@ class ContainerProcess(Process):
                 os.unlink(pid_file)
             done(reason)
             if reason:
-                reason = executable.refused_in_runcs_words(reason)
+                reason = executable.refused_in_runcs_words(reason, self._program)
                 if terminal >= 0:
                     os.close(terminal)
                 self._drop()

@@ -143,7 +143,7 @@ class Containers:
             raise RefusedError(f"{name!r} can't be the id of a container", FAILED)
         if name in self._known:
             raise RefusedError(f"there is a container called {name!r} already", EXISTS)
-        container = Container(name, self._process(answer))
+        container = Container(name, self._process(answer, config["process"]))
         config.setdefault("linux", {})["cgroupsPath"] = container.cgroup
         os.makedirs(container.directory)
         self._known[name] = container
@@ -198,8 +198,7 @@ class Containers:
         container.must_be(CREATED, RUNNING)
         if reason := executable.refusal(container.init.pid, request["process"]):
             raise RefusedError(reason, FAILED)
-        process = self._process(answer)
-        process.program = str(request["process"]["args"][0])
+        process = self._process(answer, request["process"])
         process.lingers = True
         process.on_exit = lambda: self._lingers(process)
         words, sheet = ["exec", "--detach", "--process={}"], request["process"]
@@ -385,8 +384,9 @@ class Containers:
             over()
             raise
 
-    def _process(self, answer: Answer) -> ContainerProcess:
-        return ContainerProcess(self._watch, self._children, self._crun, answer)
+    def _process(self, answer: Answer, process: dict[str, Any]) -> ContainerProcess:
+        program = str(process["args"][0])
+        return ContainerProcess(self._watch, self._children, self._crun, answer, program)
 
     def _forget(self, container: Container) -> None:
         if self._known.get(container.id) is container:

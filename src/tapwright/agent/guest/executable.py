@@ -15,7 +15,19 @@ _REFUSALS = (errno.ENOEXEC, errno.ENOENT, errno.EACCES, errno.E2BIG, errno.ELOOP
 _OF_EXEC = re.compile(
     f"exec: ({'|'.join(os.strerror(number) for number in _REFUSALS)})(\r?\n)".encode()
 )
+_LINE = b'{"msg":"exec container process'
+_LINE_BYTES = 16 * 1024  # of a path, each of whose characters may be written as several
 _OF_CWD = re.compile(r"chdir `(.*)`: (.+)")
+_OF_PROGRAM = re.compile(
+    r"(?:open executable|(?:executable file|the path|open) `(?P<path>[^`]*)`[^`]*)"
+    r": (?P<reason>[^:]+)$"
+)
+_UNFIT = "Operation not permitted"  # what crun says of a directory, and newer ones of a plain file
+_UNREACHABLE = (
+    "No such file or directory",
+    "Not a directory",
+    "Too many levels of symbolic links",
+)
 _ANSWER_BYTES = 4096
 _RIGHTS = {"CAP_DAC_OVERRIDE": 1 << 1, "CAP_DAC_READ_SEARCH": 1 << 2}
 """Those that have to do with finding a program (include/uapi/linux/capability.h)."""
@@ -54,11 +66,31 @@ def _effective(process: dict[str, Any]) -> list[str]:
     return found
 
 
-def refused_in_runcs_words(reason: str) -> str:
-    """Why crun could not make a process, by crun; all else stays."""
-    if said := _OF_CWD.fullmatch(reason):
+def refused_in_runcs_words(refusal: str, program: str) -> str:
+    """Reword crun's reason for not making the process of a `program`; other reasons stay. docker
+    derives its exit status from runc's words (daemon/start_unix.go and errors.go, of moby 20.10).
+    crun before 1.9 looks for a program in src/libcrun/container.c, later ones do in
+    src/libcrun/utils.c: find_executable."""
+    if said := _OF_CWD.fullmatch(refusal):
         return f'chdir to cwd ("{said[1]}") set in config.json failed: {_lowered(said[2])}'
-    return reason
+    found = _OF_PROGRAM.search(refusal)
+    if not found or (found["path"] and not found["path"].endswith(program)):
+        return refusal
+    reason = found["reason"]
+    if "/" not in program and reason in ("No such file or directory", _UNFIT):
+        return _not_found(program)
+    if reason in (_UNFIT, "Permission denied"):
+        return f'exec: "{program}": permission denied'
+    if reason in _UNREACHABLE:
+        return f'exec: "{program}": stat {program}: {_lowered(reason)}'
+    return refusal
+
+
+def is_a_part(output: bytes) -> bool:
+    """Whether the first output of a process is the beginning of crun's line, which comes in pieces:
+    it has no buffer, and the C library writes 128 bytes at once then (glibc 2.37,
+    stdio-common/vfprintf-internal.c)."""
+    return output.startswith(_LINE) and b"\n" not in output and len(output) < _LINE_BYTES
 
 
 def in_runcs_words(output: bytes, program: str) -> bytes:
@@ -66,7 +98,7 @@ def in_runcs_words(output: bytes, program: str) -> bytes:
     the program of a process that `crun exec` made, because crun leaves that name out."""
     if of_exec := _OF_EXEC.fullmatch(output):
         return f"exec {program}: {_lowered(of_exec[1].decode())}".encode() + of_exec[2]
-    if not output.startswith(b'{"msg":"exec container process'):
+    if not output.startswith(_LINE):
         return output
     line, ending, rest = output.partition(b"\r\n" if b"\r\n" in output else b"\n")
     try:
@@ -99,11 +131,15 @@ def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str
             each for each in (os.path.join(p or ".", program) for p in places) if not _fault(each)
         ]
         if not program or not found:
-            return f'exec: "{program}": executable file not found in $PATH'
+            return _not_found(program)
         path = found[0]
         if not path.startswith("/"):
             return f'exec: "{program}": cannot run executable found relative to current directory'
     return "" if os.access(path, os.X_OK) else f'exec: "{program}": permission denied'
+
+
+def _not_found(program: str) -> str:
+    return f'exec: "{program}": executable file not found in $PATH'
 
 
 def _fault(path: str) -> str:

@@ -140,6 +140,7 @@ class Process:
             self._owed = {kind: _readable(fd) for kind, fd in held.items()}
         for kind in self._outputs:
             self._drain(kind)
+            self._pass_on(kind, b"")
         self._end_if_done()
         self._report_exit()
 
@@ -149,8 +150,9 @@ class Process:
         self._close()
         self._answer.fail(refusal)
 
-    def _passed_on(self, output: bytes) -> bytes:
-        """Return the part of an output that is passed on; it is never empty."""
+    def _passed_on(self, kind: int, output: bytes) -> bytes:
+        """Return what is passed on of an output, and of what was held back of it before. Nothing
+        may be held back any more when `output` is empty."""
         return output
 
     def _listen(self, kind: int) -> None:
@@ -177,11 +179,9 @@ class Process:
                 data = b""
             if self._owed is not None:
                 self._owed[kind] -= len(data)
-            if data:
-                data = self._passed_on(data)
-            self._answer.send(kind, data)
-            self._window[kind] -= len(data)
+            self._pass_on(kind, data)
             if not data:
+                self._answer.send(kind, b"")
                 self._close_output(kind)
                 self._end_if_done()
             self._report_exit()
@@ -189,6 +189,12 @@ class Process:
                 return
         if fd >= 0:
             self._watch.remove(fd)
+
+    def _pass_on(self, kind: int, data: bytes) -> None:
+        passed = self._passed_on(kind, data)
+        for start in range(0, len(passed), _CHUNK):
+            self._answer.send(kind, passed[start : start + _CHUNK])
+        self._window[kind] -= len(passed)
 
     def _write(self) -> None:
         if self._stdin < 0:
