@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 async def spare(share: Share, agent: AgentClient) -> None:
-    """Make the guest forget files that no process has open whenever half of the descriptors are in
+    """Make the guest forget files that no process has open whenever half of its descriptors are in
     use; return at once where there are enough of them."""
     process = share.process.pid
     try:
-        most = _limit_of(process)
+        most = _limit_of(process) - share.kept_files
         while most < _ENOUGH:
             await asyncio.sleep(most / 2 / _FILES_A_SECOND)
             if _in_use(process) > most // 2:

@@ -47,11 +47,13 @@ class _Shown:
 @dataclass
 class Share:
     """The share of one guest. `connection` is QEMU's end of the daemon's socket. `stderr` is the
-    daemon's; the starter of the daemon reads and closes it."""
+    daemon's; the starter of the daemon reads and closes it. The daemon gives the guest all of its
+    descriptors but for `kept_files`."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
     stderr: int
+    kept_files: int
     _jail: Jail
     _shown: dict[str, _Shown] = field(default_factory=dict)  # by place
     _owned: dict[str, str] = field(default_factory=dict)  # the present name of each directory
@@ -68,6 +70,7 @@ class Share:
                 listening, connection = virtiofsd.connected_pair()
                 undo.callback(connection.close)
                 words = [f"/{_PROGRAM}", *virtiofsd.arguments(program, listening.fileno(), daemon)]
+                kept = virtiofsd.kept_files(program)
                 with listening:
                     process, stderr = virtiofsd.spawn(words, listening, jail.enter, uid)
             except (OSError, subprocess.SubprocessError) as error:
@@ -75,7 +78,7 @@ class Share:
                     f"no files can be shared: {error}; it takes root, and Linux 5.14 or newer"
                 ) from None
             undo.pop_all()
-        return cls(process, connection, stderr, jail)
+        return cls(process, connection, stderr, kept, jail)
 
     def seal(self) -> None:
         """Unmount the directories from which the daemon was loaded, and its /proc, which it has

@@ -50,6 +50,12 @@ _NO_HANDLES = "--inode-file-handles=never"
 _MOST_FILES = 1_000_000
 """Each file that the guest knows is a descriptor of the daemon, until the guest forgets it."""
 
+_KEPT_FILES = 509 + 100 + 1
+"""What the program in Rust (1.13) keeps for itself: for pieces of the guest's memory, for what
+else it may open, and for its thread (src/main.rs: INTERNAL_FD_RESERVE)."""
+# A part of what it says when the rest is used up.
+_KEEPS_FILES = b"file descriptors available to the guest"
+
 _CAPABILITIES = (
     *(capabilities.CHOWN, capabilities.DAC_OVERRIDE, capabilities.FOWNER, capabilities.FSETID),
     *(capabilities.SETGID, capabilities.SETUID, capabilities.MKNOD, capabilities.SETFCAP),
@@ -133,6 +139,12 @@ def find(path: str = "") -> str | None:
 def is_in_c(program: str) -> bool:
     """Whether a program is QEMU's own, and not its successor. Raises OSError."""
     return _mentions(program, _ONLY_IN_C)
+
+
+def kept_files(program: str) -> int:
+    """Return how many of its descriptors the program keeps for itself: it refuses a guest's files
+    (ENFILE) that would take these. Raises OSError."""
+    return _KEPT_FILES if _mentions(program, _KEEPS_FILES) else 0
 
 
 def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
