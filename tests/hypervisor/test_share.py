@@ -411,6 +411,15 @@ def test_names_that_are_none(
     assert (guest.names(ROOT), guest.names(guest.walk("one").node)) == (["one"], ["tree"])
 
 
+def test_a_file_is_opened_as_the_guest_asks(guest: Guest, tree: Path, top: int) -> None:
+    """Its kernel has checked that the program may have it so."""
+    path = tree / "file"
+    os.utime(path, ns=(10**18, 2 * 10**18))
+    file = guest.entry(top, "file").node
+    assert guest.read(file, guest.open(file, os.O_RDONLY | os.O_NOATIME)) == b"shared"
+    assert path.stat().st_atime_ns == 10**18
+
+
 def test_links_are_not_followed(guest: Guest, tree: Path, top: int) -> None:
     """Neither those that the guest plants, nor those that are there, and wherever they point: to
     files of the host, above the share, into /proc, to what the share has itself."""

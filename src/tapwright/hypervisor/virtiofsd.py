@@ -43,6 +43,9 @@ _ON = ("--xattr", "--posix-acl")
 # fuse_fill_super_submount). Without announcements, all files appear to be on one device.
 _ANNOUNCED = "--announce-submounts"
 
+# By default it would open files without O_NOATIME, for which a right may be needed that it has.
+_AS_OPENED = "--preserve-noatime"
+
 # Since 1.14 it would open files by their handles, and end without the capability for that, which it
 # does not get.
 _NO_HANDLES = "--inode-file-handles=never"
@@ -160,8 +163,9 @@ def arguments(program: str, listening: int, daemon: Daemon) -> list[str]:
         words = ["--sandbox=chroot", "--shared-dir=/", f"--cache={cache}", "--log-level=warn", *_ON]
         if _mentions(program, _UNANNOUNCED[2:].encode()):  # it announces by default then
             words.append(_UNANNOUNCED)
-        if _mentions(program, _option(_NO_HANDLES)[2:].encode()):
-            words.append(_NO_HANDLES)
+        for word in (_NO_HANDLES, _AS_OPENED):
+            if _mentions(program, _option(word)[2:].encode()):
+                words.append(word)
     words += [f"--fd={listening}", "--rlimit-nofile=0"]
     ours = {_ANNOUNCED, _UNANNOUNCED, *_ON, *map(_option, words)} - {"-o"}
     return [*words, *(word for word in daemon.extra if _option(word) not in ours)]
