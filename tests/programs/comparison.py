@@ -23,13 +23,22 @@ class Difference(NamedTuple):
         return f"{self.field}: runc {self.runc!r}, Tapwright {self.tapwright!r}"
 
 
+Kernel = tuple[int, int]
+"""A version of Linux: 6.12 is (6, 12)."""
+
+
 class Known(NamedTuple):
     """Fields in which Tapwright has something else (two regular expressions), and what that is
-    about."""
+    about. It is so with guests' kernels that are older than `until`, and hosts' from `since` on."""
 
     fields: str
     tapwright: str
     what: str
+    until: Kernel | None = None
+    since: Kernel = (0, 0)
+
+    def holds(self, host: Kernel, guest: Kernel) -> bool:
+        return host >= self.since and (self.until is None or guest < self.until)
 
     def covers(self, difference: Difference) -> bool:
         return bool(
@@ -51,6 +60,12 @@ def unexpected(found: Sequence[Difference], known: Sequence[Known]) -> list[str]
     lines = [str(each) for each in found if not any(entry.covers(each) for entry in known)]
     gone = [entry for entry in known if not any(entry.covers(each) for each in found)]
     return [*lines, *(f"{entry.what}: does not differ any more" for entry in gone)]
+
+
+def kernel(release: str) -> Kernel:
+    """Of what `uname -r` prints."""
+    major, minor = re.split(r"[.-]", release)[:2]
+    return int(major), int(minor)
 
 
 def _compare(field: str, ours: Any, theirs: Any, found: list[Difference]) -> None:

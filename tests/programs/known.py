@@ -45,11 +45,14 @@ EVERYWHERE = (
         r"directories\.watching: append",
         '.*"1 modify old", "1 open old".*',
         "order of inotify's *modify* and *open* for `O_TRUNC`",
+        until=(6, 11),
+        since=(6, 11),
     ),
     Known(
         r"directories\.watching_by_fanotify: mark with names",
         "ENODEV",
         "fanotify with names (`FAN_REPORT_FID`)",
+        until=(6, 8),
     ),
     Known(
         r"names\.devices: disk( made)?",

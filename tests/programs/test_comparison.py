@@ -5,7 +5,7 @@ import pytest
 from bench.programs import put
 from tests.programs import programs
 from tests.programs.box import Done
-from tests.programs.comparison import ENDED, Difference, Known, differences, unexpected
+from tests.programs.comparison import ENDED, Difference, Known, differences, kernel, unexpected
 
 pytestmark = pytest.mark.unit
 
@@ -53,6 +53,20 @@ def test_what_is_known() -> None:
     assert unexpected([], [known]) == ["opening: does not differ any more"]
     other = known._replace(tapwright="EPERM")
     assert len(unexpected(found, [other])) == 2
+
+
+def test_what_depends_on_kernels() -> None:
+    old, new = kernel("6.1.0-37-amd64\n"), kernel("6.12-rc1")
+    assert (old, new) == ((6, 1), (6, 12))
+    always = Known(".*", ".*", "always")
+    assert always.holds(old, new)
+    of_guests = always._replace(until=(6, 8))
+    assert of_guests.holds(old, old)
+    assert not of_guests.holds(old, new)
+    of_both = of_guests._replace(since=(6, 8))
+    assert of_both.holds(new, old)
+    assert not of_both.holds(old, old)
+    assert not of_both.holds(new, new)
 
 
 def test_programs_differ() -> None:
