@@ -12,7 +12,8 @@ from tapwright.control.containers import Containers
 from tapwright.endpoint import kinds
 from tapwright.errors import NetworkError, NewerRecordError, SandboxStateError
 from tapwright.sandbox import lifecycle
-from tapwright.state import entries, record, registry
+from tapwright.state import entries, joins, record, registry
+from tapwright.state.joins import Join
 from tapwright.state.record import FILE, FORMAT, Journal, Place
 
 pytestmark = pytest.mark.unit
@@ -53,6 +54,7 @@ def test_a_record_of_the_version_before(tmp_path: Path) -> None:
     assert found.interfaces[0].addresses == ["10.0.0.1/24"]
     for entry in found.held:
         assert entries.read(entry) or kinds.of_entry(entry).device == "eth0"
+    assert joins.of_nic(found, found.interfaces[0]) == Join("tcfilter", found.netns, 2)
     record.save(found, directory)
     assert has(json.loads((directory / FILE).read_text()), before() | {"format": FORMAT})
 

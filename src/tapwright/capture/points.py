@@ -3,7 +3,6 @@
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from tapwright.endpoint import kinds
 from tapwright.endpoint.companion import name_of
@@ -11,16 +10,11 @@ from tapwright.errors import NetworkError, UsageError
 from tapwright.linux import links, netns, peers
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
+from tapwright.state import joins
 from tapwright.state.record import Nic, Record
 
 GUEST, TAP, INTERFACE, HOST = PLACES = ("guest", "tap", "interface", "host")
 """In the order in which a frame from the guest passes them."""
-
-_BESIDE = ("tcfilter", "macvtap", "none")
-_IS_ONE = ("tap", "existing_macvtap")
-_CONNECTED = ("veth", "macvlan", "macvtap")
-
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,38 +79,32 @@ def _of_nic(record: Record, nic: Nic) -> Iterator[Point]:
 
     words = f"NIC {nic.name} in the guest of sandbox {record.id}"
     yield Point(GUEST, nic.name, nic.name, nic.mac, words)
-    for entry in _endpoints(record, nic):
-        path, index = entry["netns"], entry["index"]
-        where = "the host" if netns.is_own(path) else f"namespace {path}"
-        with netns.entered(path), Netlink() as nl:
-            joined = links.at(nl, index)
-            tap = links.find(nl, name_of(index)) if entry["kind"] in _BESIDE else joined
-            bridge = links.at(nl, tap.master) if tap and tap.master else None
-        if tap:
-            what = "macvtap" if tap.kind == "macvtap" else "TAP"
-            yield point(TAP, tap, f"{what} of the guest's {nic.name}, in {where}", path)
-        if joined and entry["kind"] in _BESIDE:
-            words = f"interface {joined.name} in {where}, which the guest's {nic.name} stands for"
-            yield point(INTERFACE, joined, words, path)
-        if joined and (end := _on_host(path, joined)):
-            words = f"{end.kind or 'NIC'} {end.name} on the host, other end of {joined.name}"
-            yield point(HOST, end, words, netns.OWN)
-        elif bridge and bridge.kind == "bridge" and netns.is_own(path):
-            yield point(HOST, bridge, f"bridge {bridge.name} on the host", netns.OWN)
-
-
-def _endpoints(record: Record, nic: Nic) -> Iterator[Entry]:
-    for entry in record.held:
-        if entry["kind"] not in (*_BESIDE, *_IS_ONE) or not kinds.is_endpoint(entry):
-            continue
-        if entry.get("follows") == nic.index and (nic.index or entry.get("nic") == nic.name):
-            yield entry
+    join = joins.of_nic(record, nic)
+    if join is None or not join.netns:
+        return
+    path, has_companion = join.netns, kinds.has_companion(join.kind)
+    where = "the host" if netns.is_own(path) else f"namespace {path}"
+    with netns.entered(path), Netlink() as nl:
+        joined = links.at(nl, join.index)
+        tap = links.find(nl, name_of(join.index)) if has_companion else joined
+        bridge = links.at(nl, tap.master) if tap and tap.master else None
+    if tap:
+        what = "macvtap" if tap.kind == "macvtap" else "TAP"
+        yield point(TAP, tap, f"{what} of the guest's {nic.name}, in {where}", path)
+    if joined and has_companion:
+        words = f"interface {joined.name} in {where}, which the guest's {nic.name} stands for"
+        yield point(INTERFACE, joined, words, path)
+    if joined and (end := _on_host(path, joined)):
+        words = f"{end.kind or 'NIC'} {end.name} on the host, other end of {joined.name}"
+        yield point(HOST, end, words, netns.OWN)
+    elif bridge and bridge.kind == "bridge" and netns.is_own(path):
+        yield point(HOST, bridge, f"bridge {bridge.name} on the host", netns.OWN)
 
 
 def _on_host(path: str, link: Link) -> Link | None:
     """Return the interface of this process's namespace to which one of the namespace is
     connected."""
-    if link.kind not in _CONNECTED or netns.is_own(path):
+    if link.kind not in peers.KINDS or netns.is_own(path):
         return None
     fd = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -15,11 +15,13 @@ from tapwright.diagnosis.made import Made
 from tapwright.diagnosis.outward import Outward, count, point_of
 from tapwright.diagnosis.view import View, view
 from tapwright.diagnosis.way import Count, Edge, Filter, Picture, Point, Route, Way
-from tapwright.endpoint import companion, kinds
+from tapwright.endpoint import companion
 from tapwright.errors import TapwrightError
 from tapwright.linux.counted import Counters, Seen
 from tapwright.linux.routes import TABLE_MAIN
 from tapwright.sandbox import client
+from tapwright.state import joins
+from tapwright.state.joins import Join
 from tapwright.state.record import RUNNING, Nic, Record
 from tapwright.state.registry import Sandbox
 
@@ -119,17 +121,8 @@ class _Collecting:
         self._host = host
         self._nic = nic
         self._made = next((one for one in attachments if one.ifname == nic.device), None)
-        self._entry: dict[str, Any] = next(
-            (
-                entry
-                for entry in record.held
-                if kinds.is_endpoint(entry)
-                and entry.get("follows", 0) == nic.index
-                and (nic.index or entry.get("nic") == nic.name)
-            ),
-            {},
-        )
-        self._way = Way(nic.name, nic.mac, nic.network, joined_by=str(self._entry.get("kind", "")))
+        self._join = joins.of_nic(record, nic) or Join("", "", 0)
+        self._way = Way(nic.name, nic.mac, nic.network, joined_by=self._join.kind)
 
     def way(self) -> Way:
         found, nic = self._way, self._nic
@@ -154,7 +147,7 @@ class _Collecting:
     @property
     def _is_inside(self) -> bool:
         """Whether the NIC is joined in the sandbox's namespace, as most NICs are."""
-        return bool(self._entry.get("netns", self._picture.netns) == self._picture.netns)
+        return self._join.netns in ("", self._picture.netns)
 
     def _guest(self) -> None:
         listed = self._picture.guest.get("interfaces", [])
@@ -226,7 +219,7 @@ class _Collecting:
 
     def _joined(self, place: View) -> None:
         """Add the TAP, and the points beyond it."""
-        device = place.interfaces.get(int(self._entry.get("index", 0)))
+        device = place.interfaces.get(self._join.index)
         if device is None:
             device = place.named(self._nic.device)
         kind = self._way.joined_by
@@ -240,8 +233,8 @@ class _Collecting:
             self._tap(device, place, label, "")
             self._outward(place).follow(device, place)
             return
-        tap = place.named(companion.name_of(int(self._entry.get("index", 0))))
-        name = companion.name_of(int(self._entry.get("index", 0)))
+        name = companion.name_of(self._join.index)
+        tap = place.named(name)
         if tap is None:
             self._missing(way.TAP, name, label)
         else:

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from tapwright.hypervisor.backends import Backend
     from tapwright.linux.links import Link
 
-_KINDS = {
+_WITH_COMPANION = {
     # The internetworking models.
     "tcfilter": ("tapwright.endpoint.tcfilter", "TcFilter"),
     "macvtap": ("tapwright.endpoint.macvtap", "Macvtap"),
     "none": ("tapwright.endpoint.bare_tap", "BareTap"),
+}
+_KINDS = {
+    **_WITH_COMPANION,
     # Devices that a VM can use as they are.
     "tap": ("tapwright.endpoint.tap", "ExistingTap"),
     "existing_macvtap": ("tapwright.endpoint.macvtap", "ExistingMacvtap"),
@@ -95,6 +98,12 @@ def entry_of(endpoint: Endpoint) -> tuple[str, dict[str, Any]]:
 def is_endpoint(entry: dict[str, Any]) -> bool:
     """Whether an entry of the journal is that of an endpoint."""
     return entry["kind"] in _KINDS
+
+
+def has_companion(kind: str) -> bool:
+    """Whether an endpoint of this kind has a device beside the interface (`companion`), which the
+    frames pass. Otherwise the VM uses the interface itself."""
+    return kind in _WITH_COMPANION
 
 
 def shape(kind: str) -> dict[str, Any]:

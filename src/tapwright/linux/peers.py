@@ -6,6 +6,9 @@ import struct
 from tapwright.linux.links import IFLA_LINK, IFLA_LINK_NETNSID, RTM_GETLINK
 from tapwright.linux.netlink import Netlink, attribute, attributes, u32
 
+KINDS = ("veth", "macvlan", "macvtap")
+"""The kinds of interfaces of which the other end may be in another namespace."""
+
 _RTM_GETNSID = 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _GENERAL = struct.pack("=Bxxx", 0)  # struct rtgenmsg

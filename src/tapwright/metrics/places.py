@@ -9,10 +9,9 @@ from tapwright.endpoint.companion import name_of
 from tapwright.linux import netns, peers
 from tapwright.linux.counted import Counters, Seen, interfaces
 from tapwright.linux.netlink import Netlink
-from tapwright.state.record import Nic, Record
-
-_BESIDE = ("tcfilter", "macvtap", "none")
-_CONNECTED = ("veth", "macvlan", "macvtap")
+from tapwright.state import joins
+from tapwright.state.joins import Join
+from tapwright.state.record import Record
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,11 @@ class Host:
         found: list[Counted] = []
         looked: dict[str, tuple[dict[int, Seen], int]] = {}
         for nic in record.interfaces:
-            for entry in record.held:
-                if _is_of(entry, nic) and "netns" in entry:
-                    path = entry["netns"]
-                    if path not in looked:
-                        looked[path] = self._inside(path)
-                    found += self._of_entry(nic, entry["kind"], entry["index"], *looked[path])
+            join = joins.of_nic(record, nic)
+            if join and join.netns:
+                if join.netns not in looked:
+                    looked[join.netns] = self._inside(join.netns)
+                found += self._of_join(nic.name, join, *looked[join.netns])
         return found
 
     def _inside(self, path: str) -> tuple[dict[int, Seen], int]:
@@ -59,15 +57,15 @@ class Host:
             by_index = {seen.link.index: seen for seen in interfaces(nl)}
             return by_index, peers.number_of(nl, self._fd)
 
-    def _of_entry(
-        self, nic: Nic, kind: str, index: int, inside: dict[int, Seen], number: int
+    def _of_join(
+        self, nic: str, join: Join, inside: dict[int, Seen], number: int
     ) -> Iterator[Counted]:
         def at(point: str, seen: Seen) -> Counted:
-            return Counted(nic.name, point, seen.link.name, seen.counters)
+            return Counted(nic, point, seen.link.name, seen.counters)
 
-        joined = inside.get(index)
-        if kind in _BESIDE:
-            beside = name_of(index)
+        joined = inside.get(join.index)
+        if kinds.has_companion(join.kind):
+            beside = name_of(join.index)
             tap = next((seen for seen in inside.values() if seen.link.name == beside), None)
             if joined:
                 yield at("interface", joined)
@@ -77,14 +75,8 @@ class Host:
             yield at("tap", tap)
         if (
             joined
-            and joined.link.kind in _CONNECTED
+            and joined.link.kind in peers.KINDS
             and joined.peer_netns == number
             and (end := self._by_index.get(joined.peer))
         ):
             yield at("host", end)
-
-
-def _is_of(entry: dict[str, object], nic: Nic) -> bool:
-    if not kinds.is_endpoint(entry):
-        return False
-    return entry.get("follows") == nic.index and (bool(nic.index) or entry.get("nic") == nic.name)

@@ -35,7 +35,7 @@ from tapwright.linux import links, netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 from tapwright.nics.request import Address, InterfaceRequest, any_mac
-from tapwright.state import ownership, teardown
+from tapwright.state import joins, ownership, teardown
 from tapwright.state.entries import HostTap, Port
 from tapwright.state.record import Journal, Nic, TapRequest
 
@@ -145,7 +145,7 @@ class Interfaces:
         """
         link = found.link
         await self._nics.set_link(nic.slot, found.is_running)
-        for entry in self._held_for(nic):
+        for entry in joins.held_for(self._record, nic):
             entry["nic"] = entry["device"] = link.name
             if link.mtu != nic.mtu:
                 kinds.of_entry(entry).set_mtu(link.mtu)
@@ -157,7 +157,8 @@ class Interfaces:
     def is_joined(self, nic: Nic, link: Link) -> bool:
         """Whether the endpoint of a NIC is as it was made, with the interface as it is now.
         Raises OSError."""
-        return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in self._held_for(nic))
+        held = joins.held_for(self._record, nic)
+        return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in held)
 
     def without_our_flags(self, found: Iterable[discovery.Interface]) -> list[discovery.Interface]:
         """Return the interfaces of the namespace without the flag for all multicast where an
@@ -179,18 +180,19 @@ class Interfaces:
         return {
             entry["index"]
             for nic in self._record.interfaces
-            for entry in self._held_for(nic)
+            for entry in joins.held_for(self._record, nic)
             if not nic.index and entry.get("netns") == self._record.netns
         }
 
     def seen_by_hooks(self) -> frozenset[str]:
         """The names of NICs whose frames pass the ingress and egress hooks of the namespace's
         device: macvtaps and TAPs. With `tcfilter`, traffic control takes the frames away before."""
-        kinds_of = {nic.name: self._held_for(nic) for nic in self._record.interfaces if nic.index}
         return frozenset(
-            name
-            for name, entries in kinds_of.items()
-            if any(entry["kind"] in _SEEN_BY_HOOKS for entry in entries)
+            nic.name
+            for nic in self._record.interfaces
+            if nic.index
+            and (join := joins.of_nic(self._record, nic))
+            and join.kind in _SEEN_BY_HOOKS
         )
 
     async def add(self, request: InterfaceRequest) -> Nic:
@@ -454,15 +456,6 @@ class Interfaces:
             if mac.lower() in (nic.mac.lower(), nic.permanent):
                 raise NetworkError(f"hwAddr: {mac!r} is that of the sandbox's {nic.name}")
 
-    def _held_for(self, nic: Nic) -> list[Entry]:
-        """The entries of the journal that are a NIC's."""
-        return [
-            entry
-            for entry in self._record.held
-            # The interface of one that follows may be about to change its name with another.
-            if entry.get("follows") == nic.index and (nic.index or entry["nic"] == nic.name)
-        ]
-
     @contextlib.contextmanager
     def _given_back_on_failure(self, entry: Entry) -> Iterator[None]:
         try:
@@ -489,7 +482,7 @@ class Interfaces:
 
     def _give_back_all_of(self, interface: Nic) -> None:
         self._record.interfaces.remove(interface)
-        for entry in reversed(self._held_for(interface)):
+        for entry in reversed(joins.held_for(self._record, interface)):
             self._give_back(entry)
         self._journal.save_if_possible()
 
