@@ -58,7 +58,7 @@ def test_what_works_in_the_background_has_left_it_from_its_first_step(
         if not caller:
             with suppress(BaseException):
                 assert cgroups.join(group) == []
-                launching.in_background("spare", {})
+                launching.in_background("spare")
                 assert cgroups.members(group) == {os.getpid()}
                 os._exit(0)
             os._exit(1)

@@ -103,11 +103,11 @@ def others(opened: list[str], allowed: list[str]) -> list[str]:
 def test_the_lock_is_closed_in_what_a_supervisor_starts(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, (tmp_path / "alive").open("w") as lock:
-        socket.send_fds(theirs, [b'{"directory": "/x"}'], [lock.fileno()])
-        told = Caller(ours).sandbox()
-        assert told is not None
-        assert not os.get_inheritable(told[1])
-        os.close(told[1])
+        socket.send_fds(theirs, [b'{"directory": "/x", "log_level": "info"}'], [lock.fileno()])
+        order = Caller(ours).order()
+        assert order is not None
+        assert not os.get_inheritable(order.alive_fd)
+        os.close(order.alive_fd)
 
 
 @pytest.mark.unit

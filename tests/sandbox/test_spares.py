@@ -552,15 +552,15 @@ async def _wait_all(root: str, spec: Spec, asked: Any) -> list[str]:
             qemu=SimpleNamespace(has_ended=False, wait=asyncio.Event().wait),
             agent=SimpleNamespace(has_broken_rules=asyncio.Event()),
         )
-        told = await _Stub(spec, directory, prepared).taker()
-        assert told
+        taker = await _Stub(spec, directory, prepared).taker()
+        assert taker
         spares.leave(directory, alive)
-        caller, message, fd = told
-        # Plugins have the environment of who wants the sandbox.
-        assert os.environ["TAKER"] == Path(message["directory"]).name
-        os.close(fd)
+        caller, order = taker
+        # Plugins have the environment of the process that wants the sandbox.
+        assert os.environ["TAKER"] == order.directory.name
+        os.close(order.alive_fd)
         caller.running()
-        return Path(message["directory"]).name
+        return order.directory.name
 
     waiting = [asyncio.ensure_future(one(*entered)) for entered in found]
     while sum((directory / spares.SOCKET).exists() for directory, _ in found) < COUNT:

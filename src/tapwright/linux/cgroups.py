@@ -174,12 +174,12 @@ def join(path: str, pid: int = 0) -> "list[str]":
     return failures
 
 
-def entrances(path: str) -> "list[int]":
-    """Return descriptors for `enter`, one for every hierarchy in which the group can be joined."""
+def entrances() -> "list[int]":
+    """Return descriptors for `enter` at the top of each hierarchy that can be joined."""
     found = []
     for hierarchy in hierarchies():
         with contextlib.suppress(OSError):
-            name = f"{hierarchy.directory(path)}/cgroup.procs"
+            name = f"{hierarchy.directory('')}/cgroup.procs"
             found.append(os.open(name, os.O_WRONLY | os.O_CLOEXEC))
     return found
 
@@ -195,7 +195,7 @@ def enter(entrances: "Sequence[int]") -> None:
 def leave(path: str) -> bool:
     """Move the calling process out of a group, to the top of each hierarchy; whether it is in none
     of that path any more."""
-    top = entrances("")
+    top = entrances()
     enter(top)
     for fd in top:
         os.close(fd)

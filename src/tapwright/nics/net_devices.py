@@ -15,9 +15,7 @@ from tapwright.linux import netns
 from tapwright.linux.netlink import Netlink
 from tapwright.nics.following import Following
 from tapwright.nics.interfaces import Interfaces
-from tapwright.state.record import Journal, Place
-
-_Entry = dict[str, Any]
+from tapwright.state.record import Journal, Nic, Place
 
 
 class NetDevices:
@@ -42,19 +40,18 @@ class NetDevices:
         found = [
             await look(host_device.look, device, name, path) for device, name in devices.items()
         ]
-        entries: list[_Entry] = []
+        taken: list[tuple[HostDevice, dict[str, Any]]] = []
         try:
             for device in found:
-                entries.append(
-                    self._journal.hold(kinds.HOST_DEVICE, **host_device.entry_of(device))
-                )
+                fields = host_device.entry_of(device)
+                taken.append((device, self._journal.hold(kinds.HOST_DEVICE, **fields)))
                 await self._take(device)
             await self._following.sync(at_once=True)
         except (TapwrightError, OSError):
-            await self._give_back(entries)
+            await self._give_back(taken)
             raise
         if self._record.place is not Place.MADE:
-            for entry in entries:
+            for _, entry in taken:
                 self._journal.release(entry)
 
     async def _take(self, device: HostDevice) -> None:
@@ -65,17 +62,17 @@ class NetDevices:
             raise NetworkError(f"{device.device} has gone from {device.netns}")
         await self._interfaces.carry(scanned[index].with_carrier())
 
-    async def _give_back(self, entries: list[_Entry]) -> None:
-        for nic in [self._nic_of(entry) for entry in entries]:
+    async def _give_back(self, taken: list[tuple[HostDevice, dict[str, Any]]]) -> None:
+        for nic in [self._nic_of(device) for device, _ in taken]:
             if nic:
                 await self._interfaces.remove(nic)
-        for entry in reversed(entries):
-            await asyncio.to_thread(host_device.of_entry(entry).move_back)
+        for device, entry in reversed(taken):
+            await asyncio.to_thread(device.move_back)
             self._journal.release(entry)
 
-    def _nic_of(self, entry: _Entry) -> Any:
+    def _nic_of(self, device: HostDevice) -> Nic | None:
         followers = self._interfaces.followers().values()
-        return next((nic for nic in followers if nic.mac == entry["mac"]), None)
+        return next((nic for nic in followers if nic.mac == device.mac), None)
 
 
 def _are_names(devices: object) -> bool:

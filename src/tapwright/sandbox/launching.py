@@ -24,7 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
-    from typing import Any
 
 SPARES = "spares"
 """The directory of those supervisors that have a guest already (`spares`), below the root."""
@@ -64,9 +63,10 @@ os._exit(0)
 """
 
 
-def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = ()) -> None:
+def in_background(work: str, given: "Sequence[int]" = (), **order: object) -> None:
     """Start a process for some `work` of `background`, which goes on whatever becomes of this
-    process. It gets copies of the descriptors, as 3, 4, … Raises OSError."""
+    process. It gets the order, which JSON can represent, and copies of the `given` descriptors, as
+    3, 4, … Raises OSError."""
     # The process that forks has loaded what the forked one needs.
     import signal
 
@@ -83,7 +83,7 @@ def in_background(work: str, order: "dict[str, Any]", given: "Sequence[int]" = (
         order_fd, null, *others = fds[2:]
         places = [(order_fd, 0), (null, 1), (null, 2), *zip(others, range(3, least), strict=True)]
         command = [sys.executable, "-P", "-S", "-c", _BACKGROUND, str(len(given)), _package_path()]
-        top = cgroups.entrances("")
+        top = cgroups.entrances()
         fds += top
         pid = os.fork()
         if not pid:

@@ -10,7 +10,8 @@ import json
 import select
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from tapwright import errors
 from tapwright.errors import TapwrightError
@@ -67,6 +68,16 @@ def _failure(message: dict[str, Any]) -> TapwrightError:
     return errors.named(message["kind"])(text)
 
 
+class Order(NamedTuple):
+    """The sandbox for a supervisor: its directory, the descriptor of its `alive` lock, and the log
+    level and priority of its caller."""
+
+    directory: Path
+    alive_fd: int
+    log_level: str
+    nice: int
+
+
 class Caller:
     """The process that waits for the sandbox, as the supervisor sees it."""
 
@@ -79,16 +90,16 @@ class Caller:
     def has_spoken(self) -> bool:
         return bool(select.select([self._socket], [], [], 0)[0])
 
-    def sandbox(self) -> tuple[dict[str, Any], int] | None:
-        """Wait for the order: (its message, the descriptor of the sandbox's `alive` lock); None
-        when the caller goes away without one."""
+    def order(self) -> Order | None:
+        """Wait for the order; None when the caller goes away without one."""
         # Not inheritable: a plugin that outlived this process with the lock would look like it.
         data, fds, _ = unixsocket.received(self._socket, _MESSAGE_BYTES, 2)
         if not data or not fds:
             return None
         for fd in fds[1:]:
             environment.take(fd)  # for plugins
-        return json.loads(data), fds[0]
+        said = json.loads(data)
+        return Order(Path(said["directory"]), fds[0], said["log_level"], said.get("nice", 0))
 
     def progress(self, text: str) -> None:
         self._tell(progress=text)

@@ -86,8 +86,8 @@ def refill(journal: Journal) -> None:
 def begin(root: str | Path, spec: Spec, at_once: bool = False) -> None:
     """Start a process that makes a spare for such sandboxes, unless there are enough. It waits
     until the host is idle, except with `at_once`. Raises OSError."""
-    order = {"root": str(root), "spec": written_spec(_plain(spec)), "at_once": at_once}
-    in_background("spare", order)
+    written = written_spec(_plain(spec))
+    in_background("spare", spec=written, root=str(root), at_once=at_once)
 
 
 def listing(root: str | Path) -> list[Spare]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.linux import process
-from tapwright.sandbox.report import Caller
+from tapwright.sandbox.report import Caller, Order
 from tapwright.state import control_group, ownership, supervisors
 from tapwright.state.record import LOG, RUNNING, Journal, load
 from tapwright.supervisor import prelude
@@ -53,12 +53,10 @@ def main(caller_fd: int) -> None:
         if caller.has_spoken():
             break
         importlib.import_module(module)
-    if order := caller.sandbox():
-        message, alive_fd = order
-        supervisors.note(alive_fd)
+    if order := caller.order():
         os.umask(0o022)
         limit_files()
-        supervise(Path(message["directory"]), message["log_level"], caller)
+        supervise(order, caller)
 
 
 def load_rest() -> None:
@@ -72,14 +70,15 @@ def limit_files() -> None:
 
 
 def supervise(
-    directory: Path,
-    log_level: str,
+    order: Order,
     caller: Caller,
     prepared: "Prepared | None" = None,
     runner: "asyncio.Runner | None" = None,
 ) -> None:
     """Run a sandbox from its start to its end. With the guest of a spare (`prepared`), use the
     event loop of `runner`."""
+    directory = order.directory
+    supervisors.note(order.alive_fd)
     try:
         journal = Journal(directory, load(directory))
     except FileNotFoundError:
@@ -99,7 +98,7 @@ def supervise(
     gc.freeze()
     gc.enable()
     life = Life(journal, begun, caller)
-    life.run(log_level, runner)
+    life.run(order.log_level, runner)
     begun.end()
     if life.takes_down:
         from tapwright.supervisor import takedown

@@ -19,7 +19,7 @@ from tapwright.errors import HypervisorError, TapwrightError
 from tapwright.hypervisor import template
 from tapwright.hypervisor.template_store import Store
 from tapwright.sandbox import launching
-from tapwright.state.record import Spec, read_spec, written_spec
+from tapwright.state.record import Spec, written_spec
 
 _ANSWER_FD = 4  # 3 is the lock
 
@@ -31,8 +31,9 @@ def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
         reading, writing = os.pipe()
         try:
             order = {"spec": written_spec(spec), "accelerator": accelerator}
+            begin = launching.in_background
             try:
-                await asyncio.to_thread(launching.in_background, "template", order, (lock, writing))
+                await asyncio.to_thread(begin, "template", (lock, writing), **order)
             finally:
                 os.close(writing)
             answer = await _read(reading)
@@ -49,10 +50,9 @@ def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
     return make
 
 
-def main(order: dict[str, Any]) -> None:
+def main(spec: Spec, accelerator: str) -> None:
     """Make the template, and report the result, if a process still listens."""
-    spec = read_spec(order["spec"])
-    machine = replace(spec.machine, accelerator=order["accelerator"])
+    machine = replace(spec.machine, accelerator=accelerator)
     store = Store(Path(spec.template), spec.template_limit)
     failure: dict[str, Any] = {}
     try:

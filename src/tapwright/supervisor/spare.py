@@ -17,14 +17,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tapwright.errors import ConfigError
 from tapwright.linux import links, netns, unixsocket
 from tapwright.linux.netlink import Netlink
 from tapwright.sandbox import spares
-from tapwright.sandbox.report import Caller
-from tapwright.state.record import Spec, read_spec
+from tapwright.sandbox.report import Caller, Order
+from tapwright.state.record import Spec
 
 if TYPE_CHECKING:
     from tapwright.supervisor.prepared import Prepared
@@ -38,12 +38,11 @@ _LOOK_SECONDS = 5.0
 _IDLE_SECONDS, _IDLE_PAUSE = 60.0, 0.2
 _LEFT_MIB = 256
 
-Taker = tuple[Caller, dict[str, Any], int]
+Taker = tuple[Caller, Order]
 
 
-def main(order: dict[str, Any]) -> None:
+def main(spec: Spec, root: str, at_once: bool) -> None:
     """Prepare a guest, and wait for the sandbox that takes it."""
-    root, spec, at_once = order["root"], read_spec(order["spec"]), order["at_once"]
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     if not at_once:
         _set_priority(_NICE, [os.getpid()], _FIRST_TO_GO)
@@ -58,7 +57,6 @@ def main(order: dict[str, Any]) -> None:
         if not (at_once or _has_room(spec)):
             return
         gc.disable()
-        from tapwright.state import supervisors
         from tapwright.supervisor import main as supervisor
 
         supervisor.limit_files()
@@ -78,12 +76,9 @@ def main(order: dict[str, Any]) -> None:
         taker = runner.run(_Waiting(spec, directory, prepared).taker())
         leaving.close()
         if taker:
-            caller, message, alive_fd = taker
-            _set_priority(int(message.get("nice", 0)), [os.getpid(), *prepared.qemu.pids()])
-            supervisors.note(alive_fd)
-            supervisor.supervise(
-                Path(message["directory"]), message["log_level"], caller, prepared, runner
-            )
+            caller, order = taker
+            _set_priority(order.nice, [os.getpid(), *prepared.qemu.pids()])
+            supervisor.supervise(order, caller, prepared, runner)
 
 
 def _set_priority(nice: int, pids: Sequence[int], oom_score: str = "") -> None:
@@ -293,8 +288,8 @@ async def _read_taker(connection: socket.socket) -> Taker | None:
         return None
     connection.setblocking(True)
     caller = Caller(connection)
-    message = caller.sandbox()
-    return (caller, *message) if message else None
+    order = caller.order()
+    return (caller, order) if order else None
 
 
 def _configuration(path: str) -> list[list[int]]:
