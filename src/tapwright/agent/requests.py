@@ -39,15 +39,17 @@ def set_interface(
     queues: int | None = None,
     up: bool | None = None,
     as_far_as_possible: bool | None = None,
+    ended: int | None = None,
 ) -> Request:
-    """Make the NIC that was plugged in with this MAC (or "lo") what is said here. `address` is the
-    MAC that it is to have instead when it is new; `addresses` are all that it is to have, `looks`
-    alias, altnames, group and flags, `settings` [path below /proc/sys/net, value]."""
+    """Set the NIC that was plugged in with this MAC (or "lo"). A new NIC gets the MAC `address`
+    instead; `addresses` are all its addresses, `looks` its alias, altnames, group and flags,
+    `settings` [path below /proc/sys/net, value], `ended` the flags to clear."""
     sizes = {"index": index, "mtu": mtu, "txqlen": txqlen, "queues": queues}
     how = {
         "address": address,
         "up": up,
         "as_far_as_possible": as_far_as_possible,
+        "ended": ended,
         "settings": settings or None,
     }
     wanted = sizes | how | dict(looks or {})

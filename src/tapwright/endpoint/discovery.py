@@ -1,12 +1,9 @@
-"""Reads what plugins, or a person, left in a network namespace, and turns it into requests to the
-agent."""
+"""Reads what plugins, or a person, left in a network namespace."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from tapwright.agent import requests
-from tapwright.agent.requests import Request
 from tapwright.endpoint import carried
 from tapwright.errors import NetworkError
 from tapwright.linux import addresses, entries, links, netns, routes, settings, tuntap
@@ -221,22 +218,3 @@ def looks(link: Link) -> dict[str, Any]:
     if (flags := link.flags & links.FLAGS_OF_USERS) != links.IFF_MULTICAST:
         looks["flags"] = flags
     return looks
-
-
-def interface_request(interface: Interface, wanted: Sequence[Sequence[str]] = ()) -> Request:
-    """Return the agent's request that makes a NIC of the guest like the interface, with the
-    `wanted` settings, [path below /proc/sys/net, value] each. The guest leaves out what its kernel
-    refuses."""
-    link = interface.link
-    return requests.set_interface(
-        "lo" if link.is_loopback else link.mac,
-        link.name,
-        [address.relative() for address in interface.addresses],
-        looks=looks(link),
-        settings=wanted,
-        index=link.index,
-        mtu=link.mtu,
-        txqlen=link.txqlen,
-        up=link.is_up or link.is_loopback,
-        as_far_as_possible=True,
-    )

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from tapwright.agent import requests
 from tapwright.agent.client import AgentClient
-from tapwright.agent.requests import Request, batch
+from tapwright.agent.requests import Request
 from tapwright.cni import namespaces
 from tapwright.endpoint import discovery
 from tapwright.endpoint.discovery import Interface, Scan
@@ -102,8 +103,8 @@ class Following:
         self._carried[loopback.link.index] = loopback
         self._begun = [interface.link.index for interface in found]
         nics = self._interfaces.followers()
-        requests = [self._request(one, nics.get(one.link.index)) for one in found]
-        return [r | ({} if self._indexed else {"index": 0}) for r in requests]
+        made = [self._request(one, nics.get(one.link.index)) for one in found]
+        return [each | ({} if self._indexed else {"index": 0}) for each in made]
 
     async def fill(self, answers: Iterable[Any]) -> None:
         """Give the guest the table entries (routes, rules, neighbours) of the interfaces that
@@ -310,21 +311,33 @@ class Following:
         if before is None or before.own_mtu != interface.own_mtu:
             _tell_cut(interface)
 
-    def _request(self, interface: Interface, nic: Nic | None) -> Request:
+    def _request(self, interface: Interface, nic: Nic | None, ended: int = 0) -> Request:
         """The agent's request that makes a NIC equal to its interface; `nic` is None for loopback.
-        The host's side of a NIC may have another MAC, where two interfaces share one."""
-        of_it = self._settings.of_interface(interface, interface.link.name)
-        request = discovery.interface_request(interface, of_it)
-        named = {"mac": nic.identity} if nic else {}
-        return request | named | ({"address": nic.mac} if nic and nic.permanent else {})
+        The host's side of a NIC may have another MAC, where two interfaces share one. The guest
+        leaves out what its kernel refuses."""
+        link = interface.link
+        return requests.set_interface(
+            "lo" if link.is_loopback else nic.identity if nic else link.mac,
+            link.name,
+            [address.relative() for address in interface.addresses],
+            address=nic.mac if nic and nic.permanent else None,
+            looks=discovery.looks(link),
+            settings=self._settings.of_interface(interface, link.name),
+            index=link.index,
+            mtu=link.mtu,
+            txqlen=link.txqlen,
+            up=link.is_up or link.is_loopback,
+            as_far_as_possible=True,
+            ended=ended or None,
+        )
 
     async def _set_interface(
-        self, interface: Interface, nic: Nic | None = None, **other: object
+        self, interface: Interface, nic: Nic | None = None, ended: int = 0
     ) -> None:
         own = interface.link.index
-        request = {**self._request(interface, nic), **other}
+        request = self._request(interface, nic, ended)
         try:
-            answer = await self._agent.call(batch(request))
+            answer = await self._agent.call(requests.batch(request))
             replies = answer.get("replies")
             if not isinstance(replies, list) or len(replies) != 1:
                 raise AgentError("the agent's answer to set_interface is none")
