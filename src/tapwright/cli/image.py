@@ -3,9 +3,12 @@
 import argparse
 from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tapwright.cli import output
+
+if TYPE_CHECKING:
+    from tapwright.image.store import Image
 
 
 def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
@@ -148,13 +151,13 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _described(image: Any) -> dict[str, Any]:
-    packages = {entry["name"]: entry["version"] for entry in image.manifest["packages"]}
+def _described(image: "Image") -> dict[str, Any]:
+    packages = image.packages
     kernels = [name for name in packages if name.startswith("linux-image-")]
     return {
         "key": image.key,
         "current": image.current,
-        "release": image.manifest.get("release", ""),
+        "release": image.release,
         "kernel": str(image.kernel),
         "initrd": str(image.initrd),
         "disk": str(image.disk),

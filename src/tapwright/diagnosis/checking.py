@@ -7,7 +7,7 @@ sandbox may have too (a few dropped packets, an extra address in the guest) is n
 import ipaddress
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from tapwright.diagnosis import way
 from tapwright.diagnosis.way import ERROR, WARNING, Complaint, Edge, Picture, Point, Way
@@ -56,12 +56,6 @@ def check_all(pictures: list[Picture]) -> None:
                     "delete one of them, or give it another",
                 )
             )
-
-
-def worst(complaints: Iterable[Complaint]) -> str:
-    """ERROR, WARNING or empty."""
-    found = {complaint.severity for complaint in complaints}
-    return ERROR if ERROR in found else WARNING if found else ""
 
 
 _Found = tuple[str, int, str, str]  # severity, number of the point, what, remedy

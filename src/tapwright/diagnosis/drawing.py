@@ -194,7 +194,7 @@ class _Drawing:
                     self._text(x + 10, start + 15 + 14 * place, line, of_line, 11)
 
     def _box(self, box: _Box) -> None:
-        kind = _worst(box.complaints)
+        kind = way.worst(box.complaints)
         self._parts.append(
             f'<rect class="{kind}" x="{box.x:g}" y="{box.y:g}" width="{box.width:g}" '
             f'height="{box.height:g}" rx="6"/>'
@@ -249,7 +249,7 @@ def _edge_room(columns: Sequence[_Column]) -> int:
 
 def _lines(box: _Box, room: int) -> list[_Line]:
     point = box.point
-    worst = _worst(box.complaints)
+    worst = way.worst(box.complaints)
     mark = {ERROR: "✗", WARNING: "!"}.get(worst, "○" if point.state == way.UNKNOWN else "●")
     of_head = worst or ("faint" if point.state == way.UNKNOWN else "good")
     found: list[_Line] = [(shown(words.place(point.place)), "faint")]
@@ -267,8 +267,3 @@ def _wrapped(text: str, room: int) -> list[str]:
 
 def _cut(text: str) -> str:
     return textwrap.shorten(text, 160, placeholder=" …")
-
-
-def _worst(complaints: Sequence[Complaint]) -> str:
-    severities = {one.severity for one in complaints}
-    return ERROR if ERROR in severities else WARNING if severities else ""

@@ -21,11 +21,11 @@ from tapwright.linux.lookup import Entry
 from tapwright.linux.netlink import Netlink, NetlinkError, attribute, attributes
 
 _SECONDS = 2.0
-_PORT_STATE, _PORT_HAIRPIN, _PORT_LEARNING, _PORT_FLOOD, _PORT_ISOLATED = 1, 4, 8, 9, 33
+_PORT_STATE, _PORT_LEARNING, _PORT_FLOOD, _PORT_ISOLATED = 1, 8, 9, 33
 _BRIDGE_FORWARD_DELAY, _BRIDGE_STP_STATE, _BRIDGE_VLAN_FILTERING = 1, 5, 7
 _AF_BRIDGE, _RTM_GETLINK, _RTM_GETNEIGH = 7, 18, 30
 _EXT_MASK, _AF_SPEC, _VLAN_INFO, _WITH_VLANS = 29, 26, 2, 2
-_PVID, _UNTAGGED = 2, 4
+_PVID = 2
 _TICKS = 100  # a second: USER_HZ
 _IFINFO, _NDMSG = struct.Struct("=BxHiII"), struct.Struct("=BxxxiHBB")
 

@@ -34,7 +34,7 @@ class _Drawing:
         self.lines: list[str] = []
 
     def head(self, picture: Picture) -> None:
-        worst = _worst(picture.complaints)
+        worst = way.worst(picture.complaints)
         self._line(words.title(picture), "bold")
         self._line(words.verdict(picture.complaints), worst or "good")
         for one in picture.complaints:
@@ -60,7 +60,7 @@ class _Drawing:
             self._border("╰", "╯", "", above=goes_on, way_on="┬", first=False)
 
     def _point(self, point: Point, each: Way, complaints: Sequence[Complaint]) -> None:
-        worst = _worst(complaints)
+        worst = way.worst(complaints)
         mark, colour = _MARKS[worst], worst or "good"
         if point.state == way.UNKNOWN and not worst:
             mark, colour = _UNKNOWN, "faint"
@@ -121,11 +121,6 @@ def _boxes(points: Sequence[Point]) -> list[tuple[int, list[Point]]]:
         else:
             found.append((number, [point]))
     return found
-
-
-def _worst(complaints: Sequence[Complaint]) -> str:
-    severities = {one.severity for one in complaints}
-    return ERROR if ERROR in severities else WARNING if severities else ""
 
 
 def _wrapped(text: str, room: int) -> list[str]:

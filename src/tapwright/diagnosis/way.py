@@ -3,6 +3,7 @@
 `dataclasses.asdict` makes JSON of all of it. Fields are added only.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +128,12 @@ class Complaint:
     nic: str = ""
     at: int = -1
     remedy: str = ""
+
+
+def worst(complaints: Iterable[Complaint]) -> str:
+    """ERROR, WARNING or empty."""
+    found = {complaint.severity for complaint in complaints}
+    return ERROR if ERROR in found else WARNING if found else ""
 
 
 @dataclass

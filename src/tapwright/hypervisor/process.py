@@ -25,7 +25,7 @@ from tapwright.hypervisor.machine import Machine, SavedMemory, check_hugepages
 from tapwright.hypervisor.qmp_wire import Command
 from tapwright.linux import capabilities, libc, memfd
 from tapwright.linux.process import alone, die_with_other, set_limits
-from tapwright.linux.seccomp import Check, Filter
+from tapwright.linux.seccomp import CLONE3, Check, Filter
 
 if TYPE_CHECKING:
     from tapwright.hypervisor.share import Share
@@ -45,7 +45,6 @@ _MOST_LINKS = 40  # path_resolution(7)
 _UNIX_ONLY = ((Check(0, (1,)),),)  # AF_UNIX: vhost-user
 _NO_NAMESPACES = ((Check(0, (0,), 0x7E020080),),)  # CLONE_NEW*, CLONE_NEWTIME
 _CHECKED = {41: _UNIX_ONLY, 56: _NO_NAMESPACES}  # socket, clone
-_LACKING = (435,)  # clone3 has its flags in memory; with ENOSYS, the C library uses clone instead
 _UNKNOWN = 449  # system calls of Linux 5.16 and later fail as on an older kernel
 _REFUSED = (
     # ptrace, process_vm_readv, process_vm_writev, kcmp
@@ -309,7 +308,7 @@ def _confinement(made: Jail, uid: int, parent: int, file_bytes: int) -> Callable
     """
     groups = _groups()
     highest = capabilities.last()
-    confined = Filter(_REFUSED, _CHECKED, _LACKING, _UNKNOWN)
+    confined = Filter(_REFUSED, _CHECKED, (CLONE3,), _UNKNOWN)
     limits = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_NPROC: _THREADS}
 
     def confine() -> None:

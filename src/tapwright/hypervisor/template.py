@@ -13,7 +13,6 @@ read-only descriptor.
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -42,7 +41,6 @@ Elsewhere = Callable[[int], Awaitable[None]]
 process the lock, a descriptor that the caller closes. Raises HypervisorError, AgentError,
 OSError."""
 
-_log = logging.getLogger(__name__)
 
 _PAUSE = 0.02
 _SAVE_SECONDS = 30.0

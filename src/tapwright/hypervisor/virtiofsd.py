@@ -21,7 +21,7 @@ from tapwright.errors import HypervisorError
 from tapwright.hypervisor.machine import Daemon
 from tapwright.linux import capabilities, libc, unixsocket
 from tapwright.linux.process import alone
-from tapwright.linux.seccomp import Check, Condition, Filter
+from tapwright.linux.seccomp import CLONE3, Check, Condition, Filter
 
 # On Debian 12 and Ubuntu 22.04, the first path is QEMU's own program; the package virtiofsd, and
 # Fedora, have the successor at the second one.
@@ -94,7 +94,6 @@ _CHECKED = {
     259: _no_device(2),  # mknodat
     272: ((Check(0, (_CLONE_FS,)),),),  # unshare: a working directory for each thread
 }
-_LACKING = (435,)  # clone3 has its flags in memory; with ENOSYS, the C library uses clone instead
 _REFUSED = (
     # socket, connect, bind, listen, fork, vfork, kill, ptrace, syslog, personality
     *(41, 42, 49, 50, 57, 58, 62, 101, 103, 135),
@@ -237,7 +236,7 @@ def _confinement(enter: Callable[[], None], uid: int) -> Callable[[], None]:
     from it (cap_bprm_creds_from_file: security/commoncap.c).
     """
     highest = capabilities.last()
-    confined = Filter(_REFUSED, _CHECKED, _LACKING)
+    confined = Filter(_REFUSED, _CHECKED, (CLONE3,))
     with open("/proc/sys/fs/nr_open") as file:
         most_files = min(_MOST_FILES, int(file.read()))
 

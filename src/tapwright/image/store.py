@@ -31,6 +31,16 @@ class Image(NamedTuple):
     manifest: dict[str, Any]
     current: bool
 
+    @property
+    def release(self) -> str:
+        """The distribution's release, empty for an image of an earlier Tapwright."""
+        return str(self.manifest.get("release", ""))
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """The versions of the packages that the image consists of, by their names."""
+        return {each["name"]: each["version"] for each in self.manifest["packages"]}
+
 
 def listing(store: Path = DIRECTORY) -> list[Image]:
     """The images of a store, the newest first."""

@@ -17,12 +17,12 @@ _OPENAT2, _AT_FDCWD = 437, -100  # the same on all architectures (scripts/syscal
 _NO_MAGICLINKS, _NO_SYMLINKS = 2, 4  # include/uapi/linux/openat2.h
 
 
-def opened(path: "str | os.PathLike[str]", dir_fd: int = _AT_FDCWD) -> int:
+def opened(path: "str | os.PathLike[str]") -> int:
     """Return a descriptor (O_PATH) of a path, of which no part may be a link. Raises OSError; ELOOP
     for a link."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     how = struct.pack("=QQQ", flags, 0, _NO_MAGICLINKS | _NO_SYMLINKS)
-    fd = libc.syscall(_OPENAT2, dir_fd, os.fsencode(path), how, len(how))
+    fd = libc.syscall(_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how))
     if stat.S_ISLNK(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))

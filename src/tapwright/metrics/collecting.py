@@ -24,7 +24,7 @@ from tapwright.state import plugin_runs, registry, supervisors
 from tapwright.state.record import CREATING, RUNNING, Record
 from tapwright.state.registry import DEAD, Remembered, Sandbox
 
-GUEST_SECONDS = 1.0
+_GUEST_SECONDS = 1.0
 """The time for a guest to answer, and for all of them together."""
 
 _MOST = (1 << 64) - 1
@@ -42,7 +42,6 @@ Json = dict[str, Any]
 def collect(
     root: str | Path,
     templates: str | Path = "",
-    guest_seconds: float = GUEST_SECONDS,
     records: Remembered | None = None,
 ) -> list[Family]:
     """Return all families, of the sandboxes in `root`, and of the `templates` in a directory, empty
@@ -53,8 +52,8 @@ def collect(
     began = time.monotonic()
     sandboxes = records.listing(root) if records else registry.listing(root)
     running = [sandbox for sandbox in sandboxes if sandbox.status == RUNNING]
-    asking = Asking(running, {"op": "totals", "seconds": guest_seconds})
-    deadline = time.monotonic() + guest_seconds
+    asking = Asking(running, {"op": "totals", "seconds": _GUEST_SECONDS})
+    deadline = time.monotonic() + _GUEST_SECONDS
     found = _Families()
     text = "The version of Tapwright that answers."
     found.add("tapwright", INFO, text, {"version": __version__})
