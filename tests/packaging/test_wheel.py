@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -10,6 +11,22 @@ from reference import completions, manual
 
 import tapwright
 from tests.packaging.conftest import PIP, PROJECT, run
+
+# A root with a shell, Python and their libraries, and no other program.
+_BARE = """\
+set -e
+root=$1 environment=$2 libraries=$3
+mount -t tmpfs none "$root"
+mkdir -p "$root/usr/bin" "$root/etc" "$root/tmp"
+cp /usr/lib/os-release "$root/etc"
+cp -L /bin/sh "$environment/bin/python3" "$root/usr/bin"
+for name in bin lib lib64; do ln -s usr/$name "$root/$name"; done
+for path in /proc /sys /dev /usr/lib/python3* /usr/lib64 "$libraries" "$environment"; do
+    mkdir -p "$root$path"
+    mount --rbind "$path" "$root$path"
+done
+exec env -i PATH=/usr/bin HOME=/tmp "$(command -v chroot)" "$root" "$environment/bin/tapwright" $4
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +53,31 @@ def test_it_looks_at_the_host(installed: Path) -> None:
         [installed / "bin/tapwright", "check", "--json"], capture_output=True, text=True
     )
     assert json.loads(done.stdout)["ready"] is (done.returncode == 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("--version", 0, "tapwright version"),
+        ("check", 1, "apt install\n                      qemu-system-x86"),
+        ("sandbox list", 0, "ID  STATUS"),
+        ("sandbox run x", 1, "is not installed: install qemu-system-x86"),
+        ("image build", 1, "apt-cache is missing"),
+    ],
+)
+def test_where_no_other_program_is(
+    installed: Path, tmp_path: Path, words: str, status: int, said: str
+) -> None:
+    """The command works, and says what it lacks and how the distribution installs that."""
+    apart = ("unshare", "--mount", "--propagation", "private", "sh", "-c", _BARE, "sh")
+    done = subprocess.run(
+        [*apart, tmp_path, installed, sysconfig.get_config_var("LIBDIR"), words],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_it_brings_man_pages_and_completions(installed: Path) -> None:
