@@ -47,7 +47,7 @@ from tapwright.oci.log import Log
 from tapwright.sandbox import balancing, ipvsadm, lifecycle
 from tapwright.state import record, registry
 from tapwright.state.record import FILE, Record, Spec
-from tapwright.supervisor import bringup, room
+from tapwright.supervisor import bringup, vm_size
 from tapwright.supervisor.host_kernel import HostKernel
 from tests.oci.bundles import configuration
 from tests.torture.mutation import Choose, Make, mutated, one_of
@@ -489,7 +489,7 @@ def guests_answers(content: Json) -> None:
                 await question
 
     asyncio.run(ask())
-    for read in (lambda: bringup._replies(content, 1), lambda: room._count(content, "memory")):
+    for read in (lambda: bringup._replies(content, 1), lambda: vm_size._count(content, "memory")):
         with contextlib.suppress(TapwrightError):
             read()
     guest_settings.tell_refused(content)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tapwright.diagnosis import made, way
-from tapwright.diagnosis.made import Made
+from tapwright.diagnosis import plugins, way
 from tapwright.diagnosis.outward import Outward, count, point_of
+from tapwright.diagnosis.plugins import Made
 from tapwright.diagnosis.view import View, view
 from tapwright.diagnosis.way import Count, Edge, Filter, Picture, Point, Route, Way
 from tapwright.endpoint import companion
@@ -51,7 +51,7 @@ def picture(
         _ask(sandbox, found, guest_seconds)
     else:
         found.guest_failure = found.qemu_failure = f"the sandbox is {sandbox.status}"
-    attachments, problems = made.attachments(record)
+    attachments, problems = plugins.attachments(record)
     found.failures += problems
     with contextlib.ExitStack() as stack:
         own = host or stack.enter_context(view(""))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tapwright.diagnosis import collecting, facts, judging, made, probes, rules, vetting
+from tapwright.diagnosis import collecting, facts, judging, plugins, probes, rules, vetting
 from tapwright.diagnosis import way as ways
 from tapwright.diagnosis.case import (
     BRIDGE,
@@ -229,7 +229,7 @@ def _read(sandbox: Sandbox, case: Case, host: View) -> list[Way]:
     record = sandbox.record
     if record is None:
         return []
-    attachments, _ = made.attachments(record)
+    attachments, _ = plugins.attachments(record)
     case.promised = {
         key: [value for one in attachments for value in one.dns.get(key, [])]
         for key in ("nameservers", "search")

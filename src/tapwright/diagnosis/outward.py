@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 
 from tapwright.diagnosis import way
-from tapwright.diagnosis.made import Made
+from tapwright.diagnosis.plugins import Made
 from tapwright.diagnosis.view import View
 from tapwright.diagnosis.way import Count, Edge, Point, Way
 from tapwright.endpoint import host_tap

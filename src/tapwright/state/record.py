@@ -96,7 +96,7 @@ class Spec:
     `cgroup_limits` (`memory`, `cpu_quota`, `cpu_period`, `pids` of `cgroups.Limits`).
     `oom_score_adj` is that of the processes (proc(5)).
 
-    The VM may grow for containers (`supervisor.room`). `first` is the container for which it
+    The VM may grow for containers (`supervisor.vm_size`). `first` is the container for which it
     starts; with `is_pod` that one stands for a pod, which may use `pod_memory` bytes and
     `pod_cpus`, 0 for any. A container without a limit counts as `default_memory_mib`. With
     `bounds_host` the group `cgroup` gets the limits of all containers, and the overhead

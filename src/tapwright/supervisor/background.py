@@ -27,9 +27,9 @@ def main() -> None:
 
 def _make_template(spec: Spec, **more: Any) -> None:
     process.set_limits(_FILES, _FILES)
-    from tapwright.supervisor import making
+    from tapwright.supervisor import template_making
 
-    making.main(spec, **more)
+    template_making.main(spec, **more)
 
 
 def _wait_as_spare(spec: Spec, **more: Any) -> None:

@@ -16,7 +16,7 @@ from tapwright.agent import requests as agent
 from tapwright.errors import AgentError, HypervisorError, TapwrightError
 from tapwright.hypervisor import accelerator
 from tapwright.hypervisor.machine import Machine
-from tapwright.nics import named, socket_nics
+from tapwright.nics import promised, socket_nics
 from tapwright.nics.guest_settings import tell_refused
 from tapwright.nics.interfaces import Interfaces
 from tapwright.progress import Progress
@@ -121,11 +121,11 @@ class Bringup:
     async def _join(self, guest: Guest, results: list[Result]) -> list[agent.Request]:
         """Plug NICs for interfaces, sockets and TAPs; return the agent's requests."""
         with self._journal.phase("join"):
-            networks = named.interfaces(self._record, results)
+            networks = promised.interfaces(self._record, results)
             has_netns = self._record.place is not Place.HOST
             requests = await guest.following.begin(networks) if has_netns else []
             requests += await self._plug_others(guest.interfaces, results)
-            named.note_missing(self._journal, results)
+            promised.note_missing(self._journal, results)
             return requests
 
     async def _plug_others(

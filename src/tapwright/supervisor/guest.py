@@ -188,7 +188,7 @@ class Starter:
 
     async def _begun(self, machine: Machine) -> Restoring | None:
         from tapwright.hypervisor import template
-        from tapwright.supervisor import making
+        from tapwright.supervisor import template_making
 
         spec = self._spec
         # The journal has the draft of a new template until that is complete.
@@ -201,7 +201,7 @@ class Starter:
                     spec.template_limit,
                     spec.boot_timeout,
                     self._progress,
-                    elsewhere=making.elsewhere(spec, machine.accelerator),
+                    elsewhere=template_making.elsewhere(spec, machine.accelerator),
                 )
             self._journal.release(draft)
         except (TapwrightError, OSError) as error:

@@ -33,7 +33,7 @@ from tapwright.supervisor.bringup import Bringup
 from tapwright.supervisor.guest import Guest
 from tapwright.supervisor.monitor import Monitor
 from tapwright.supervisor.prelude import Early
-from tapwright.supervisor.room import Room
+from tapwright.supervisor.vm_size import Room
 
 _LOG_BYTES = 1 << 20
 _ASKED_WITH = 2

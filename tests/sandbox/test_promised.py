@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tapwright.hypervisor.machine import Machine
-from tapwright.nics import named
+from tapwright.nics import promised
 from tapwright.state.record import Journal, NetworkRequest, Record, Spec
 from tests.namespaces import Namespace, namespace
 from tests.sandboxes import Networks, Tapwright
@@ -130,7 +130,7 @@ def test_leases_that_will_not_be_renewed(scratch_netns: str, tmp_path: Path, mod
     ]
     spec = Spec(Machine(Path("kernel"), Path("initrd")), networks=networks, model=model)
     journal = Journal(tmp_path, Record("x", spec, 0, 0, scratch_netns))
-    named.note_missing(journal, [{"interfaces": [{"name": "lo", "sandbox": "x"}]}] * 2)
+    promised.note_missing(journal, [{"interfaces": [{"name": "lo", "sandbox": "x"}]}] * 2)
     expected = (
         "network 'dhcp': with internetworking_model = \"macvtap\" the plugin dhcp does not get "
         "a server's answer when it renews a lease; use tcfilter"

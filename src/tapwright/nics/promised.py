@@ -1,5 +1,5 @@
-"""Interfaces of the namespace that the guest lacks, or has in part: above all those that the
-results of CNI networks name. For each that is no NIC of the guest, a warning says why."""
+"""Interfaces that the results of CNI networks promise, and what of them the guest lacks: for each
+that became no NIC, a warning says why."""
 
 import json
 import logging
