@@ -237,9 +237,9 @@ def _run_poststart(root: str, container: Container) -> None:
     if "poststart" in container.hooks:
         from tapwright.oci import hooks
 
-        told = state.oci_state(container, state.RUNNING)
+        shown = state.oci_state(container, state.RUNNING)
         try:
-            hooks.run("poststart", container.hooks["poststart"], told)
+            hooks.run("poststart", container.hooks["poststart"], shown)
         except ContainerStateError:
             with contextlib.suppress(ContainerStateError):  # it has ended by itself
                 kill(root, container.id, signal.SIGKILL, False)
@@ -252,8 +252,8 @@ def run_poststop(container: Container, log: Log) -> None:
     if "poststop" in container.hooks:
         from tapwright.oci import hooks
 
-        told = state.oci_state(container, state.STOPPED)
-        hooks.run_poststop(container.hooks["poststop"], told, log)
+        shown = state.oci_state(container, state.STOPPED)
+        hooks.run_poststop(container.hooks["poststop"], shown, log)
 
 
 def _load_or_guess(root: str, container_id: str) -> Container:
