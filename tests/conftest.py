@@ -22,6 +22,7 @@ from tapwright.hypervisor.machine import Machine
 from tapwright.image import store
 from tapwright.linux import libc, links
 from tapwright.linux.netlink import Netlink
+from tests import forked
 from tests.host import Host
 from tests.sandboxes import Networks, Tapwright
 from tests.templates import Templates
@@ -98,6 +99,7 @@ def private_host() -> str:
     libc.unshare(libc.CLONE_NEWNET)
     with Netlink() as nl:
         links.set_up(nl, 1)
+    forked.server()  # in this namespace, and no test's leavings
     return f"/proc/self/fd/{machine}"
 
 

@@ -14,6 +14,7 @@ from tapwright.linux import mounts, netns
 from tapwright.sandbox import client, lifecycle, planning
 from tapwright.state import registry
 from tapwright.state.registry import Sandbox
+from tests import forked
 from tests.host import eventually, one_ping
 
 PLUGINS = "/usr/lib/cni"
@@ -93,8 +94,8 @@ class Networks:
 
 
 class Tapwright:
-    """Runs the installed command as a process of its own. Its guests start from templates in the
-    directory `templates`, by default one of its own."""
+    """Runs the installed command as a process of its own (`forked`). Its guests start from the
+    templates in `templates`, by default a directory of its own."""
 
     def __init__(self, directory: Path, networks: Networks, templates: Path | None = None) -> None:
         self.program = COMMAND
@@ -152,7 +153,7 @@ class Tapwright:
     ) -> subprocess.CompletedProcess[str]:
         """Run to its end; text in and out."""
         options = {"capture_output": True, "text": True, "timeout": 120, **options}
-        return subprocess.run(self.command(*words, config=config), check=False, **options)
+        return forked.run(self.command(*words, config=config), **options)
 
     def start(self, *words: str, config: Path | None = None) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE

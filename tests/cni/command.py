@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests import forked
 from tests.sandboxes import COMMAND
 
 DEFAULT_CACHE = "/var/lib/cni"
@@ -33,11 +34,6 @@ class Commands:
 
     def _run(self, argv: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
-        return subprocess.run(
-            argv,
-            env=inherited | self.environment | variables,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        environment = inherited | self.environment | variables
+        run = forked.run if argv[0] == COMMAND else subprocess.run
+        return run(argv, env=environment, capture_output=True, text=True, timeout=60)

@@ -11,6 +11,7 @@ import pytest
 from tapwright.errors import AgentRefusedError
 from tapwright.sandbox import balancing, ipvsadm
 from tapwright.state import registry
+from tests import forked
 from tests.amounts import amount
 from tests.host import eventually
 from tests.sandboxes import COMMAND, Tapwright
@@ -29,7 +30,7 @@ class Ipvs:
 
     def run(self, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
         command = [str(self._link), "--root", str(self.tapwright.root), "kata-ipvs", *words, VM]
-        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
+        return forked.run(command, input=text, capture_output=True, text=True, timeout=120)
 
     def __call__(self, parameters: str) -> str:
         return self._succeeded(self.run("ipvsadm", "--parameters", parameters))

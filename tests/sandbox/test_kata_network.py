@@ -15,6 +15,7 @@ import pytest
 from tapwright.errors import NetworkError
 from tapwright.sandbox import client
 from tapwright.state import registry
+from tests import forked
 from tests.amounts import amount
 from tests.host import Host, answers_ping, eventually
 from tests.sandboxes import COMMAND, Tapwright, ended, pids_of
@@ -98,12 +99,11 @@ class Kata:
     ) -> subprocess.CompletedProcess[str]:
         text = content if isinstance(content, str) else json.dumps(content)
         has_input = not verb.startswith("list-")
-        return subprocess.run(
+        return forked.run(
             self.command(verb, sandbox or self._sandbox, has_input),
             input=text if has_input else None,
             capture_output=True,
             text=True,
-            check=False,
             timeout=120,
         )
 
