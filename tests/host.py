@@ -23,22 +23,18 @@ class Host:
     def snapshot(self) -> Snapshot:
         """Everything by its kind, each thing a line."""
         qdiscs = _tc("qdisc")
+        links = _links()
+        routes = [line for family in ("-4", "-6") for line in _routes_and_rules(family)]
         return {
-            "links": [_line(link, "ifname", "link_type", "mtu", "master") for link in _ip("link")],
+            "links": [_line(link, "ifname", "link_type", "mtu", "master") for link in links],
             "addresses": [
                 f"{link['ifname']} {address['local']}/{address['prefixlen']}"
-                for link in _ip("address")
+                for link in links
                 for address in link["addr_info"]
                 if address["scope"] != "link"
             ],
             # Those of the kernel follow from links and addresses, and in its own time.
-            "routes": [
-                line
-                for family in ("-4", "-6")
-                for line in _run("ip", family, "route", "show", "table", "all")
-                if "proto kernel" not in line
-            ],
-            "rules": _run("ip", "rule"),
+            "routes": [line for line in routes if "proto kernel" not in line],
             "namespaces": sorted(name for name in os.listdir("/run/netns") if _is_ours(name)),
             "qdiscs": [_line(qdisc, "dev", "kind", "handle") for qdisc in qdiscs],
             "filters": [
@@ -167,9 +163,16 @@ def _rules(command: str) -> list[str]:
     ]
 
 
-def _ip(what: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(_output("ip", "-details", "-json", what))
+def _links() -> list[dict[str, Any]]:
+    """With their addresses."""
+    found: list[dict[str, Any]] = json.loads(_output("ip", "-details", "-json", "address"))
     return [entry for entry in found if entry]
+
+
+def _routes_and_rules(family: str) -> list[str]:
+    asked = "route show table all\nrule show\n"
+    found = _output("ip", family, "-batch", "-", input=asked)
+    return [f"{family} {line}" for line in found.splitlines()]
 
 
 def _tc(what: str) -> list[dict[str, Any]]:
@@ -185,5 +188,6 @@ def _run(*command: str) -> list[str]:
     return _output(*command).splitlines()
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+def _output(*command: str, input: str = "") -> str:  # noqa: A002 - as subprocess has it
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
+    return str(subprocess.run(command, input=input, **options).stdout)
