@@ -14,7 +14,7 @@ from tests.host import answers_ping
 from tests.sandbox.test_template import is_restored
 from tests.sandboxes import Tapwright
 
-COUNT, AT_ONCE = amount(16, 50), 4
+COUNT, AT_ONCE = amount(8, 50), 4
 NETWORK, BRIDGE = "small", "br-small"
 ETH_P_ALL, ETH_P_ARP, ETH_P_RARP = 3, 0x0806, 0x8035
 DISCOVER = b"\x35\x01\x01"  # option 53, DHCP message type
