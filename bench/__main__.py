@@ -83,17 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = QUICK if arguments.quick else FULL
     # Told to end, take everything back.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    data = measure({name: parts[name] for name in arguments.only or parts}, arguments.quick)
+    wanted = {name: parts[name] for name in arguments.only or parts}
+    data = measure(wanted, arguments.quick, arguments.templates)
     write(data, output)
     for aim in report.aims(data):
         say(f"{'met    ' if aim.is_met else 'NOT MET'} {aim.what}: {aim.measured:.2f} {aim.unit}")
     return 0
 
 
-def measure(parts: dict[str, Part], is_quick: bool) -> report.Data:
+def measure(parts: dict[str, Part], is_quick: bool, templates: Path | None) -> report.Data:
     """Run the parts one after another."""
     begun = time.monotonic()
-    with private() as place:
+    with private(templates) as place:
         spec = place.spec()
         chosen, _ = asyncio.run(accelerator.choose(spec.machine, say))
         data: report.Data = {"machine": machine.describe(spec.machine.qemu, chosen)}
@@ -137,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         type=Path,
         help="where to write (default: docs; what is not a whole run, build/bench)",
+    )
+    parser.add_argument(
+        "--templates",
+        metavar="DIR",
+        type=Path,
+        help="start guests from the templates there (default: from new ones)",
     )
     parser.add_argument(
         "--data", metavar="FILE", type=Path, help="write the page of a performance.json; no run"

@@ -31,12 +31,12 @@ _BESIDE = "/var/lib"
 class Place:
     """A directory with a network, configurations, templates, and roots of sandboxes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, templates: Path | None = None) -> None:
         self.directory = directory
         self.networks = directory / "net.d"
         self.leases = directory / "leases"
         self.cache = directory / "cni"
-        self.templates = directory / "templates"
+        self.templates = templates or directory / "templates"
         self.networks.mkdir()
         self._write_network()
         template = {
@@ -101,10 +101,11 @@ class Place:
 
 
 @contextmanager
-def private() -> Iterator[Place]:
-    """A place for the length of the block."""
+def private(templates: Path | None = None) -> Iterator[Place]:
+    """A place for the length of the block; its templates are elsewhere if a directory is given, and
+    stay."""
     with tempfile.TemporaryDirectory(prefix="tapwright-bench-", dir=_BESIDE) as directory:
-        place = Place(Path(directory))
+        place = Place(Path(directory), templates)
         try:
             yield place
         finally:

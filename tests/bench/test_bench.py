@@ -48,10 +48,10 @@ def left_before() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output(tmp_path_factory: pytest.TempPathFactory, session_templates: Path) -> Path:
     """What a quick run of all parts has written."""
     directory = tmp_path_factory.mktemp("bench")
-    command = [*COMMAND, "--output", str(directory)]
+    command = [*COMMAND, "--templates", str(session_templates), "--output", str(directory)]
     done = subprocess.run(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return directory
@@ -146,8 +146,11 @@ def one_runs(left_before: list[str]) -> bool:
     return any('"status": "running"' in path.read_text() for path in records)
 
 
-def test_a_run_that_is_ended_takes_everything_back(tmp_path: Path, left_before: list[str]) -> None:
-    command = [*COMMAND, "--only", "memory", "--output", str(tmp_path)]
+def test_a_run_that_is_ended_takes_everything_back(
+    tmp_path: Path, left_before: list[str], session_templates: Path
+) -> None:
+    templates = "--templates", str(session_templates)
+    command = [*COMMAND, "--only", "memory", *templates, "--output", str(tmp_path)]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as run:
         try:
             assert eventually(lambda: one_runs(left_before))
