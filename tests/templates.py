@@ -19,6 +19,11 @@ class Templates:
         kept.mkdir(mode=0o700, exist_ok=True)
         self.renew()
 
+    def add(self, directory: Path) -> None:
+        """Keep those that a test has made elsewhere, too."""
+        _copy(directory, self.path)
+        self.renew()
+
     def renew(self) -> None:
         """Keep what is new, put back what has gone; what failed may be tried again: it would not be
         for ten minutes, and all guests be booted."""

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,6 +22,7 @@ from tapwright.hypervisor.template_store import MANIFEST, STATE
 from tapwright.oci.state import parent_of
 from tests.host import Host, answers_ping, eventually
 from tests.sandboxes import Networks, Tapwright, ended, pids_of
+from tests.templates import Templates
 
 MAKING = "make the template that guests start from"
 RANDOM = random.SystemRandom()
@@ -43,12 +44,31 @@ def config(tapwright: Tapwright, templates: Path) -> Path:
     return tapwright.configuration(template=templates)
 
 
+class First(NamedTuple):
+    """What the first sandboxes said on stderr and showed, and the inodes of their memory."""
+
+    errors: list[str]
+    sandboxes: list[Sandbox]
+    inodes: list[int]
+
+
 @pytest.fixture(scope="module")
-def template(tapwright: Tapwright, templates: Path, config: Path) -> Path:
-    """The template, made by the first sandbox."""
-    first = tapwright.run("sandbox", "run", "first", config=config)
-    assert first.returncode == 0, first.stderr
-    tapwright.delete("first")
+def first_four(tapwright: Tapwright, templates: Path, templates_of_session: Templates) -> First:
+    """They begin at once, when there is no template yet, and no word of whether there is to be."""
+    config = unsaid(tapwright.configuration(template=templates))
+    names = [f"four{number}" for number in range(4)]
+    started = [tapwright.start("sandbox", "run", name, "--json", config=config) for name in names]
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, said
+    inodes = [memory_of(tapwright, name).st_ino for name in names]
+    for name in names:
+        tapwright.delete(name)
+    templates_of_session.add(templates)
+    return First([errors for _, errors in said], [json.loads(one) for one, _ in said], inodes)
+
+
+@pytest.fixture(scope="module")
+def template(templates: Path, first_four: First) -> Path:
     (found,) = templates.iterdir()
     return found
 
@@ -109,20 +129,12 @@ def unsaid(config: Path) -> Path:
     return config
 
 
-def test_four_at_once_make_it_once(tapwright: Tapwright, tmp_path: Path) -> None:
+def test_four_at_once_make_it_once(first_four: First, template: Path) -> None:
     """Without being asked to."""
-    config = unsaid(tapwright.configuration(template=tmp_path / "template"))
-    names = [f"four{number}" for number in range(4)]
-    started = [tapwright.start("sandbox", "run", name, "--json", config=config) for name in names]
-    said = [process.communicate(timeout=120) for process in started]
-    assert [process.returncode for process in started] == [0] * 4, said
-    assert sum(MAKING in errors for _, errors in said) == 1
-    assert all(is_restored(json.loads(output)) for output, _ in said)
-    assert len({memory_of(tapwright, name).st_ino for name in names}) == 1
-    for name in names:
-        tapwright.delete(name)
-    (made,) = (tmp_path / "template").iterdir()
-    assert {path.name for path in made.iterdir()} == {MANIFEST, STATE, MEMORY, EXTENTS}
+    assert sum(MAKING in errors for errors in first_four.errors) == 1
+    assert all(map(is_restored, first_four.sandboxes))
+    assert len(set(first_four.inodes)) == 1
+    assert {path.name for path in template.iterdir()} == {MANIFEST, STATE, MEMORY, EXTENTS}
 
 
 def test_memory_passes_from_one_to_the_next(tapwright: Tapwright, run: Run, template: Path) -> None:
@@ -206,7 +218,9 @@ def test_clones_are_not_the_same(tapwright: Tapwright, run: Run, template: Path)
 def test_clocks(tapwright: Tapwright, run: Run, template: Path) -> None:
     started = time.time()
     run("clock")
-    shown = float(tapwright.exec("clock", "python3", "-c", "import time; print(time.time())"))
+    shown = float(
+        tapwright.exec("clock", "python3", "-I", "-S", "-c", "import time; print(time.time())")
+    )
     # It is told the host's on its start, and a busy machine takes its time for that.
     assert started < shown < time.time() + 1
     look = "import time\nfor _ in range(50): print(time.monotonic(), time.time())"
