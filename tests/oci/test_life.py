@@ -198,7 +198,7 @@ def test_statistics_of_the_network(runtime: Runtime) -> None:
         assert len(before["tcp"]) == 11
         nothing = {"listen": 0, "dropped": 0, "rx_queued": 0, "tx_queued": 0}
         assert before["udp"] == before["udp6"] == nothing
-        command = ("sandbox", "exec", container.id, "--", "python3", "-c", _SOCKETS)
+        command = ("sandbox", "exec", container.id, "--", "python3", "-I", "-S", "-c", _SOCKETS)
         pipe = subprocess.PIPE
         with subprocess.Popen(
             runtime.tapwright.command(*command), stdin=pipe, stdout=pipe, text=True

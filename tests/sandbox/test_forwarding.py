@@ -97,7 +97,7 @@ class Program:
     """The server that runs in a guest, and what it has reported."""
 
     def __init__(self, tapwright: Tapwright, sandbox: str, *services: str) -> None:
-        argv = ("python3", "-c", SERVER, *services)
+        argv = ("python3", "-I", "-S", "-c", SERVER, *services)
         self._running = tapwright.start("sandbox", "exec", sandbox, "--", *argv)
         assert self._running.stdout
         self.stdout: IO[str] = self._running.stdout

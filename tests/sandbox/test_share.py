@@ -84,7 +84,9 @@ def sh(tapwright: Tapwright, command: str, sandbox: str = SANDBOX) -> str:
 
 
 def python(tapwright: Tapwright, program: str) -> str:
-    return tapwright.exec(SANDBOX, "python3", "-c", f"import os\nos.chdir('{ROOT}')\n{program}")
+    return tapwright.exec(
+        SANDBOX, "python3", "-I", "-S", "-c", f"import os\nos.chdir('{ROOT}')\n{program}"
+    )
 
 
 # --- what is seen -------------------------------------------------------------------------------
