@@ -22,6 +22,7 @@ from bench import (
     memory,
     netmon,
     platforms,
+    pods,
     report,
     scrape,
     soak,
@@ -45,6 +46,7 @@ FULL: dict[str, Part] = {
         place, levels=(0, 1, 10, 50), rounds=4, batch=8, at_once=(1, 2, 4), many=20
     ),
     "platforms": lambda place: platforms.measure(place, rounds=10, mib=256),
+    "pods": lambda place: pods.measure(place, rounds=10),
     "hotplug": lambda place: hotplug.measure(place, rounds=30),
     "netmon": lambda place: netmon.measure(place, rounds=30, changes=1000, idle_seconds=10),
     "carrying": lambda place: carrying.measure(place, changes=1000, many=10_000, too_many=100_000),
@@ -60,6 +62,7 @@ QUICK: dict[str, Part] = {
         place, levels=(0, 1), rounds=1, batch=2, at_once=(2,), many=2, and_back=False
     ),
     "platforms": lambda place: platforms.measure(place, rounds=1, mib=8, is_warm=True),
+    "pods": lambda place: pods.measure(place, rounds=1, is_warm=True),
     "hotplug": lambda place: hotplug.measure(place, rounds=1),
     "netmon": lambda place: netmon.measure(place, rounds=1, changes=100, idle_seconds=0.5),
     "carrying": lambda place: carrying.measure(place, changes=100, many=100, too_many=33_000),

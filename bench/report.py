@@ -203,6 +203,13 @@ column is one more container in the same pod, and so in the same guest.
 {memory}
 """
 
+_PODS = """## Pods
+
+The same containerd makes pods of one container with runc and with Tapwright in turn, by calls of
+the CRI, as a kubelet does.
+
+{table}
+"""
 
 _PARTS = """
 Of `podman exec`, the guest takes {guest:.0f} ms for crun and the process itself, from the request
@@ -269,6 +276,8 @@ def aims(data: Data) -> list[Aim]:
         found += _crowd_aims(data["crowd"])
     if "platforms" in data:
         found += _platform_aims(data["platforms"])
+    if "pods" in data:
+        found += _pod_aims(data["pods"])
     if "memory" in data:
         memory = data["memory"]
         largest = max(memory["share"], key=lambda kind: median(memory["share"][kind]))
@@ -432,6 +441,23 @@ def _platform_aims(platforms: Data) -> list[Aim]:
     ]
 
 
+def _pod_aims(pods: Data) -> list[Aim]:
+    return [
+        Aim(
+            f"{what} with a spare, to runc",
+            3,
+            "times",
+            median(pods[SPARED][key]) / median(pods["runc"][key]),
+            "[the figures](#pods).",
+        )
+        for key, what in (
+            ("sandbox", "`RunPodSandbox`"),
+            ("exec", "`ExecSync` of `true`"),
+            ("removal", "the removal of a pod"),
+        )
+    ]
+
+
 def _aims_section(found: list[Aim]) -> str:
     rows = [
         [
@@ -537,6 +563,7 @@ _SECTIONS: dict[str, Callable[[Any], str]] = {
     "crowd": _crowd,
     "memory": _memory,
     "platforms": _platforms,
+    "pods": lambda data: _PODS.format(table=tables.pods(data)),
     "command_start": lambda data: _COMMAND_START.format(table=tables.command_start(data)),
     "hotplug": lambda data: _HOTPLUG.format(table=tables.hotplug(data)),
     "netmon": lambda data: _NETMON.format(table=tables.netmon(data)),

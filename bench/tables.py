@@ -2,7 +2,8 @@
 is in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bench.carrying import Carrying
 from bench.cni import Cni
@@ -13,6 +14,7 @@ from bench.hotplug import Hotplug
 from bench.memory import Memory
 from bench.netmon import Netmon
 from bench.platforms import HOST, SPARED, Platforms
+from bench.pods import Pods
 from bench.samples import Samples, median, summary
 from bench.soak import Soaked
 from bench.starts import Starts
@@ -285,20 +287,34 @@ def _value_and_ratio(values: Samples, base: Samples) -> tuple[str, str]:
 
 
 def platform_calls(data: Platforms) -> str:
-    calls = data["calls"]
     labels = {
         "true": "`podman run --rm` of `true`, ms",
         "answer": "`podman run` to the first HTTP answer, ms",
         "exec": "`podman exec` of `true`, ms",
     }
+    return _against_runc(data["calls"], labels)
+
+
+def pods(data: Mapping[str, Pods]) -> str:
+    labels = {
+        "sandbox": "`RunPodSandbox`, ms",
+        "container": "`CreateContainer` and `StartContainer`, ms",
+        "exec": "`ExecSync` of `true`, ms",
+        "removal": "`StopPodSandbox` and `RemovePodSandbox`, ms",
+    }
+    return _against_runc(data, labels)
+
+
+def _against_runc(calls: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """A row for each label's key, which each of the runtimes' samples have."""
     rows = [
         [
             label,
-            ms(calls["runc"][key]),  # type: ignore[literal-required]
-            ms(calls["tapwright"][key]),  # type: ignore[literal-required]
-            ratio(calls["tapwright"][key], calls["runc"][key]),  # type: ignore[literal-required]
-            ms(calls[SPARED][key]),  # type: ignore[literal-required]
-            ratio(calls[SPARED][key], calls["runc"][key]),  # type: ignore[literal-required]
+            ms(calls["runc"][key]),
+            ms(calls["tapwright"][key]),
+            ratio(calls["tapwright"][key], calls["runc"][key]),
+            ms(calls[SPARED][key]),
+            ratio(calls[SPARED][key], calls["runc"][key]),
         ]
         for key, label in labels.items()
     ]

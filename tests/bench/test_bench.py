@@ -72,6 +72,7 @@ def test_a_quick_run_measures_everything(output: Path, data: Any, left_before: l
         "Many sandboxes",
         "Memory of a sandbox",
         "Containers",
+        "Pods",
         "The command's own start",
         "Plugging a NIC into a running VM",
         "Following the namespace",
