@@ -9,6 +9,13 @@ from tapwright import shapes
 pytestmark = pytest.mark.unit
 
 
+class Union314:
+    """`int | None` as Python 3.14 has it (Objects/unionobject.c: union_origin)."""
+
+    __args__ = int, type(None)
+    __origin__ = property(type)
+
+
 @pytest.mark.parametrize(
     ("kind", "right", "wrong"),
     [
@@ -23,6 +30,7 @@ pytestmark = pytest.mark.unit
         (dict[str, int], [{}, {"a": 1}], [{"a": "b"}, []]),
         (dict[str, Any] | None, [None, {"a": object()}], [[], 0]),
         (int | str, [1, "a"], [1.5, None]),
+        (Union314(), [1, None], [1.5, "a"]),
         (object, [None, 1, []], []),
         (list[Any], [[None, 1]], [None]),
     ],

@@ -21,8 +21,8 @@ def fits(value: object, kind: "Any") -> bool:
     `dict[str, int]`, `int | None`. A type that JSON lacks fits any value."""
     inner = getattr(kind, "__args__", ())
     origin = getattr(kind, "__origin__", kind)
-    if inner and origin is kind:
-        return any(fits(value, each) for each in inner)  # a union
+    if inner and origin in (kind, type(kind)):  # a union; the second since Python 3.14
+        return any(fits(value, each) for each in inner)
     if kind is None or kind is type(None):
         return value is None
     if origin is list:
@@ -48,6 +48,6 @@ def mistake(content: "Mapping[str, Any]", shape: "Mapping[str, Any]") -> str:
 
 def _name(kind: "Any") -> str:
     origin = getattr(kind, "__origin__", kind)
-    if origin is kind and (inner := getattr(kind, "__args__", ())):
+    if origin in (kind, type(kind)) and (inner := getattr(kind, "__args__", ())):
         return " or ".join(map(_name, inner))
     return NAMES.get(origin, "null")
