@@ -80,7 +80,7 @@ def test_a_quick_run_measures_everything(output: Path, data: Any, left_before: l
         "Running CNI networks",
         "Models and endpoints",
     ]
-    assert len(report.aims(data)) == 17
+    assert len(report.aims(data)) == 20
     assert data["crowd"]["answered"] == data["crowd"]["most"]
     assert data["crowd"]["left"] == []
     assert set(data["memory"]["share"]) == {"QEMU", "supervisor", "monitor"}
