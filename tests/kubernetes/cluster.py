@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.kubernetes.control import Control
 from tests.kubernetes.networks import OTHERS
 from tests.kubernetes.node import IMAGE, Node
@@ -73,6 +75,11 @@ class Cluster:
         for node in self.nodes:
             node.stop()
         self.control.stop()
+
+    def must_be_of(self, minor: int) -> None:
+        """Skip a test of what came with a later version of Kubernetes, 1.`minor`."""
+        if self.control.version < (1, minor):
+            pytest.skip(f"came with Kubernetes 1.{minor}")
 
     # Pods.
 

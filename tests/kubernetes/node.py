@@ -158,7 +158,8 @@ class Node:
             "containerd"
         )
 
-    def start_kubelet(self) -> None:
+    def start_kubelet(self, *gates: str) -> None:
+        """With features that are off by default."""
         socket = "unix:///run/containerd/containerd.sock"
         old = self._control.version < (1, 24)
         self._start(
@@ -171,6 +172,7 @@ class Node:
             f"--cert-dir={self._home}/pki",
             *(["--container-runtime=remote"] if old else []),
             f"--container-runtime-endpoint={socket}",
+            *(f"--feature-gates={gate}=true" for gate in gates),
             "--v=2",
         )
 

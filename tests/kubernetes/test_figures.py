@@ -33,14 +33,35 @@ def test_of_a_pod(cluster: Cluster, busy: str) -> None:
 
 def test_of_a_container(cluster: Cluster, runtime: str, busy: str) -> None:
     """Figures of containers, whose sum `kubectl top pod` and HorizontalPodAutoscaler read"""
-    assert eventually(lambda: is_busy(told(cluster, busy)), SECONDS), told(cluster, busy)
+    counts(cluster, runtime, busy)
 
-    def counted() -> bool:
+
+def test_by_the_cri(cluster: Cluster, runtime: str, busy: str) -> None:
+    """The same two when the kubelet has them from containerd (`PodAndContainerStatsFromCRI`)"""
+    cluster.must_be_of(23)
+    node = cluster.nodes[0]
+    node.kill("kubelet")
+    node.start_kubelet("PodAndContainerStatsFromCRI")
+    try:
+        counts(cluster, runtime, busy)
+    finally:
+        node.kill("kubelet")
+        node.start_kubelet()
+
+
+def counts(cluster: Cluster, runtime: str, busy: str) -> None:
+    """Figures of the pod, and of its container."""
+
+    def of_pod() -> bool:
+        return is_busy(told(cluster, busy))
+
+    def of_container() -> bool:
         return any(map(is_busy, told(cluster, busy)["containers"]))
 
-    if not eventually(counted, 30) and runtime == "tapwright":
+    assert eventually(of_pod, SECONDS), told(cluster, busy)
+    if not eventually(of_container, 30) and runtime == "tapwright":
         pytest.xfail("containers share their pod's virtual machine, which has the figures")
-    assert counted(), told(cluster, busy)
+    assert of_container(), told(cluster, busy)
 
 
 def is_busy(figures: Any) -> bool:
@@ -50,8 +71,9 @@ def is_busy(figures: Any) -> bool:
 
 
 def told(cluster: Cluster, name: str) -> Any:
-    """The part of /stats/summary about a pod."""
+    """The part of /stats/summary about a pod; nothing while the kubelet starts."""
     path = "/api/v1/nodes/node1/proxy/stats/summary"
-    pods = json.loads(cluster.control.output("get", "--raw", path))["pods"]
+    done = cluster.control.kubectl("get", "--raw", path)
+    pods = [] if done.returncode else json.loads(done.stdout)["pods"]
     empty: dict[str, Any] = {"containers": []}
     return next((one for one in pods if one["podRef"]["name"] == name), empty)

@@ -11,7 +11,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.kubernetes.cluster import SECONDS, Cluster, container, pod
+from tests.kubernetes.cluster import SECONDS, Cluster, Object, container, pod
+from tests.kubernetes.node import IMAGE
 from tests.kubernetes.waiting import eventually
 from tests.platforms.images import PAGE, SERVE
 
@@ -109,6 +110,85 @@ def test_containers_of_a_pod(cluster: Cluster, web: str) -> None:
     assert cluster.said(web, "client", "hostname").strip() == web
     address = cluster.address(web)
     assert f"inet {address}/" in cluster.said(web, "client", "ip", "address", "show", "eth0")
+
+
+def test_sidecar(cluster: Cluster, runtime: str) -> None:
+    """Sidecar containers: up before the others, started again, and no hindrance to a Job's end"""
+    cluster.must_be_of(29)
+    name = f"sidecar-{runtime}"
+    shared = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+    # The first one fails when the other container has seen it.
+    fail = "until [ -e /shared/seen ]; do sleep 0.2; done; exit 1"
+    first = "[ $(wc -l </shared/began) = 1 ]"
+    beside = f"date >>/shared/began; httpd -h /www; if {first}; then {fail}; fi; exec sleep 10000"
+    probe = {"tcpSocket": {"port": 80}, "periodSeconds": 1, "failureThreshold": 300}
+    sidecar = container("beside", "sh", "-c", beside, startupProbe=probe, **shared)
+    sidecar["restartPolicy"] = "Always"
+    again = "until [ $(wc -l </shared/began) = 2 ]; do sleep 0.2; done"
+    script = f"wget -qO- http://127.0.0.1/; touch /shared/seen; {again}; echo again"
+    main = container("main", "sh", "-c", script, **shared)
+    volumes = [{"name": "shared", "emptyDir": {}}]
+    spec = pod(name, runtime, [main], initContainers=[sidecar], volumes=volumes)["spec"]
+    cluster.control.apply(job(name, spec))
+    try:
+        ended = eventually(lambda: has_completed(cluster, name), SECONDS)
+        (one,) = cluster.control.get("pod", "-l", f"job-name={name}")["items"]
+        assert ended, cluster.why(one["metadata"]["name"])
+        assert cluster.log(one["metadata"]["name"], "main") == f"{PAGE}again\n"
+        (beside_it,) = one["status"]["initContainerStatuses"]
+        assert beside_it["restartCount"] == 1
+    finally:
+        cluster.delete("job", name)
+
+
+def test_cron_job(cluster: Cluster, runtime: str) -> None:
+    """A CronJob starts its Job, whose pods do the work in turns"""
+    cluster.must_be_of(21)
+    name = f"minutely-{runtime}"
+    spec = pod(name, runtime, [container("one", "echo", "done")])["spec"]
+    work = job(name, spec)["spec"] | {"completions": 2}
+    cron = {"schedule": "* * * * *", "concurrencyPolicy": "Forbid", "jobTemplate": {"spec": work}}
+    meta = {"metadata": {"name": name}, "spec": cron}
+    cluster.control.apply({"apiVersion": "batch/v1", "kind": "CronJob", **meta})
+
+    def worked() -> bool:
+        return "lastSuccessfulTime" in cluster.control.get("cronjob", name)["status"]
+
+    try:
+        assert eventually(worked, SECONDS), cluster.describe("cronjob", name)
+    finally:
+        cluster.delete("cronjob", name)
+
+
+def job(name: str, spec: Object) -> Object:
+    """Whose first failure ends it."""
+    template = {"spec": {**spec, "restartPolicy": "Never"}}
+    wanted = {"backoffLimit": 0, "template": template}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": wanted}
+
+
+def has_completed(cluster: Cluster, name: str) -> bool:
+    conditions = cluster.control.get("job", name)["status"].get("conditions", [])
+    return any(one["type"] == "Complete" and one["status"] == "True" for one in conditions)
+
+
+def test_debug(cluster: Cluster, web: str) -> None:
+    """`kubectl debug`: a container into a running pod, also one that sees another's processes"""
+    cluster.must_be_of(25)
+    control = cluster.control
+    words = "debug", web, f"--image={IMAGE}", "--image-pull-policy=Never", "--attach=false"
+    looks = {"apart": [], "within": ["--target=server"]}
+    for name, target in looks.items():
+        control.output(*words, f"--container={name}", *target, "--", "ps")
+
+    def told() -> bool:
+        found = cluster.status(web).get("ephemeralContainerStatuses", [])
+        ended = {one["name"] for one in found if "terminated" in one["state"]}
+        return ended >= {*looks}
+
+    assert eventually(told, SECONDS), cluster.why(web)
+    assert "httpd" not in cluster.log(web, "apart")
+    assert "httpd" in cluster.log(web, "within")
 
 
 def test_shared_processes(cluster: Cluster, runtime: str) -> None:

@@ -1,5 +1,7 @@
 """Probes, which the kubelet makes, and what it does by them."""
 
+import struct
+
 from tests.kubernetes.cluster import SECONDS, Cluster, Object, container, pod
 from tests.kubernetes.waiting import eventually
 
@@ -45,6 +47,64 @@ def test_readiness(cluster: Cluster, runtime: str) -> None:
         assert not cluster.pod_is_ready(name)
     finally:
         cluster.delete("pod", name)
+
+
+# The service of gRPC's health checks, as far as a shell goes (RFC 9113, RFC 7541): to each frame
+# DATA (type 0), which ends a request, what is in /tmp/health. Before that it reads the preface.
+_GRPC = r"""
+take() { dd bs=1 count=$1 2>/dev/null; }
+printf '\0\0\0\4\0\0\0\0\0'
+take 24 >/dev/null
+while :; do
+    set -- $(take 9 | od -An -v -tu1)
+    [ $# = 9 ] || exit
+    take $(($1 * 65536 + $2 * 256 + $3)) >/dev/null
+    [ $4 != 0 ] || cat /tmp/health
+done
+"""
+
+
+def health(status: int) -> str:
+    """The response to the first request, in the form that `printf` takes."""
+
+    def frame(kind: int, flags: int, content: bytes) -> bytes:
+        # Of stream 1.
+        return struct.pack("!HBBBI", 0, len(content), kind, flags, 1) + content
+
+    # ":status: 200", "content-type", then "grpc-status: 0".
+    head = b"\x88\x0f\x10\x10application/grpc"
+    whole = frame(1, 4, head)
+    whole += frame(0, 0, struct.pack("!BI", 0, 2) + bytes([8, status]))
+    whole += frame(1, 5, b"\x00\x0bgrpc-status\x010")
+    return "".join(f"\\{byte:03o}" for byte in whole)
+
+
+def test_grpc(cluster: Cluster, runtime: str) -> None:
+    """Readiness probes: gRPC"""
+    cluster.must_be_of(24)
+    serves, fails = 1, 2
+    begin = f"cat >/tmp/serve <<'END'\n{_GRPC}END\nexec nc -ll -p 80 -e sh /tmp/serve"
+    probe = {"readinessProbe": {"grpc": {"port": 80}, **_OFTEN}}
+    name = f"grpc-{runtime}"
+    cluster.control.apply(pod(name, runtime, [container("one", "sh", "-c", begin, **probe)]))
+
+    def say(status: int) -> None:
+        cluster.said(name, "one", "sh", "-c", f"printf '{health(status)}' >/tmp/health")
+
+    try:
+        running = eventually(lambda: "running" in state(cluster, name), SECONDS)
+        assert running, cluster.why(name)
+        say(serves)
+        assert eventually(lambda: cluster.pod_is_ready(name), SECONDS), cluster.why(name)
+        say(fails)
+        assert eventually(lambda: not cluster.pod_is_ready(name), SECONDS), cluster.why(name)
+        assert "NOT_SERVING" in cluster.describe("pod", name)
+    finally:
+        cluster.delete("pod", name)
+
+
+def state(cluster: Cluster, name: str) -> Object:
+    return dict(cluster.container(name, "one").get("state", {}))
 
 
 def test_liveness(cluster: Cluster, runtime: str) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from tests.kubernetes.cluster import SECONDS, Cluster, Object, container, pod
+from tests.kubernetes.node import Node
 from tests.kubernetes.waiting import eventually
 from tests.platforms.images import SERVE
 
@@ -63,6 +64,40 @@ def test_cluster_address(cluster: Cluster, served: str) -> None:
     """ClusterIP, by kube-proxy's iptables: reaches each pod behind it"""
     address = cluster.control.get("service", served)["spec"]["clusterIP"]
     assert eventually(lambda: reaches_both(cluster, served, f"http://{address}/"), SECONDS)
+
+
+def test_nftables(cluster: Cluster, served: str) -> None:
+    """ClusterIP, NodePort and `sessionAffinity`, by kube-proxy's nftables"""
+    cluster.must_be_of(33)
+    proxied(cluster, "nftables")
+    try:
+        for node in cluster.nodes:
+            by_it = eventually(partial(has_rules_by, node, "nftables"))
+            assert by_it, node.log("kube-proxy")[-2000:]
+        test_cluster_address(cluster, served)
+        test_session_affinity(cluster, served)
+        test_node_port(cluster, served)
+    finally:
+        proxied(cluster, "iptables")
+    for node in cluster.nodes:
+        by_other = eventually(partial(has_rules_by, node, "iptables"))
+        assert by_other, node.log("kube-proxy")[-2000:]
+
+
+def proxied(cluster: Cluster, mode: str) -> None:
+    """By kube-proxies in another mode, which remove what the other has left."""
+    for node in cluster.nodes:
+        node.kill("kube-proxy")
+        node.start_proxy(mode)
+
+
+def has_rules_by(node: Node, mode: str) -> bool:
+    """By this mode's kube-proxy alone."""
+    found = {
+        "nftables": "kube-proxy" in node.output("nft", "list", "tables"),
+        "iptables": "KUBE-SVC" in node.output("iptables-save"),
+    }
+    return [one for one, there in found.items() if there] == [mode]
 
 
 def test_names(cluster: Cluster, served: str) -> None:

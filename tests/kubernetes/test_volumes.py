@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.cluster import SECONDS, Cluster, Object, config_map, container, pod
+from tests.kubernetes.node import IMAGE
 from tests.kubernetes.waiting import eventually
+from tests.platforms.images import PAGE
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +77,25 @@ def test_config_and_secrets(cluster: Cluster, files: str) -> None:
 def test_token(cluster: Cluster, runtime: str) -> None:
     """A service account's token, by which a pod asks the API server, at the service of that"""
     name = f"asks-{runtime}"
-    one = container("one", "sleep", "10000")
-    with cluster.running(pod(name, runtime, [one], automountServiceAccountToken=True)):
-        header = "Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)"
-        url = "https://kubernetes.default/apis/authentication.k8s.io"
-        ask = f'wget --no-check-certificate --header "{header}" -qO- {url}'
-        assert eventually(lambda: "APIGroup" in cluster.exec(name, "one", "sh", "-c", ask).stdout)
+    # A client of the node's: busybox speaks no TLS that newer servers take.
+    volume = {"name": "programs", "hostPath": {"path": str(cluster.control.programs)}}
+    mounted = {"volumeMounts": [{"name": "programs", "mountPath": "/programs"}]}
+    one = container("one", "sleep", "10000", **mounted)
+    spec: Object = {"automountServiceAccountToken": True, "volumes": [volume]}
+    with cluster.running(pod(name, runtime, [one], **spec)):
+        ask = "/programs/kubectl", "get", "--raw", "/apis/authentication.k8s.io"
+        assert eventually(lambda: "APIGroup" in cluster.exec(name, "one", *ask).stdout)
+
+
+def test_image(cluster: Cluster, runtime: str) -> None:
+    """A volume of an image, which is read-only"""
+    cluster.must_be_of(35)
+    volume = {"name": "image", "image": {"reference": IMAGE, "pullPolicy": "Never"}}
+    mounted = {"volumeMounts": [{"name": "image", "mountPath": "/image"}]}
+    one = container("one", "sleep", "10000", **mounted)
+    with cluster.running(pod(f"image-{runtime}", runtime, [one], volumes=[volume])) as name:
+        assert cluster.said(name, "one", "cat", "/image/www/index.html") == PAGE
+        assert "Read-only" in cluster.exec(name, "one", "touch", "/image/new").stderr
 
 
 def test_updates(cluster: Cluster, runtime: str, files: str) -> None:
