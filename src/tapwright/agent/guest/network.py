@@ -104,9 +104,9 @@ def _set_up(nl: Netlink, link: links.Link) -> None:
         # The kernel does not know yet whether the NIC has a carrier; on the host, the interface is
         # running.
         links.set_running(nl, link.index)
-        # Since Linux 6.8, whoever asks for the carrier makes the kernel look at once (carrier_show in
-        # net/core/net-sysfs.c). Otherwise the kernel would make the link-local address and its route
-        # up to a second later, after the namespace's routes have taken that route away.
+        # Since Linux 6.8, a read of the carrier makes the kernel look at once (carrier_show in
+        # net/core/net-sysfs.c). Otherwise the kernel would make the link-local address and its
+        # route up to a second later, after the namespace's routes have taken that route away.
         with contextlib.suppress(OSError):  # the NIC has gone
             _read(f"{_INTERFACES}/{link.name}/carrier")
 
