@@ -161,5 +161,8 @@ def test_home_where_a_link_leads_to_the_bundle(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     loaded = bundle.load(str(tmp_path / "link"))
     process = {"args": ["true"], "env": ["PATH=/bin"], "user": {"uid": 0}}
-    assert home.given(process, loaded)["env"] == ["PATH=/bin"]
+    assert home.given(process, loaded)["env"] == ["PATH=/bin", "HOME=/root"]
     assert home.given(process | {"user": {"uid": 7}}, loaded)["env"] == ["PATH=/bin", "HOME=/"]
+    (tmp_path / "real/rootfs/etc/passwd").rename(tmp_path / "real/rootfs/etc/users")
+    (tmp_path / "real/rootfs/etc/passwd").symlink_to("users")
+    assert home.given(process, loaded)["env"] == ["PATH=/bin"]

@@ -1,6 +1,8 @@
 """HOME of a process whose environment lacks it. Like runc (libcontainer/init_linux.go), it is the
-user's home in the container's /etc/passwd, or `/` when that file lacks the user. crun in the guest
-does the first; this module does the second.
+user's home in the container's /etc/passwd, or `/` when that file lacks the user.
+
+This reads the file on the host, because a guest may still have what was in it a second ago. Where
+only the container's own process can follow the way to the file, crun looks in the guest.
 """
 
 import os
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 _USERS = "/etc/passwd"
+_OF_OTHERS = "/"
+"""The home of a user that the file lacks."""
 _MOST_BYTES = 4 << 20
 
 
@@ -24,16 +28,16 @@ def lacks(process: "Json") -> bool:
 
 
 def given(process: "Json", bundle: "Bundle") -> "Json":
-    """The process, with HOME=/ where crun would set none."""
+    """The process with a HOME, unless crun is to find it."""
     if not lacks(process):
         return process
     env = [each for each in process.get("env", ()) if not each.startswith("HOME=")]
-    if not _knows(bundle, process.get("user", {}).get("uid", 0)):
-        env.append("HOME=/")
-    return {**process, "env": env}
+    home = _home(bundle, process.get("user", {}).get("uid", 0))
+    return {**process, "env": env if home is None else [*env, f"HOME={home}"]}
 
 
-def _knows(bundle: "Bundle", uid: int) -> bool:
+def _home(bundle: "Bundle", uid: int) -> str | None:
+    """None where only the guest can tell."""
     path = os.path.join(os.path.realpath(bundle.rootfs), _USERS.strip("/"))
     for mount in bundle.config.get("mounts", ()):
         if os.path.normpath(mount["destination"]) == _USERS:
@@ -44,7 +48,13 @@ def _knows(bundle: "Bundle", uid: int) -> bool:
         lines = foreign.read(path, _MOST_BYTES).split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         # The directory may be a link, which crun follows in the container.
-        return os.path.islink(os.path.dirname(path))
+        return None if os.path.islink(os.path.dirname(path)) else _OF_OTHERS
     except OSError:
-        return True  # a link, or no regular file: crun may be able to read it
-    return any(line.split(b":")[2:3] == [b"%d" % uid] for line in lines)
+        return None  # a link, or no regular file: crun may be able to read it
+    of_user = (fields for line in lines if (fields := line.split(b":"))[2:3] == [b"%d" % uid])
+    if not (found := next(of_user, None)):
+        return _OF_OTHERS
+    try:
+        return b"".join(found[5:6]).decode()
+    except UnicodeDecodeError:  # which no JSON can carry
+        return None
