@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import datetime
 import json
 import os
 import signal
@@ -33,6 +34,8 @@ from bench.place import Place, private, say
 from tapwright.hypervisor import accelerator
 
 Part = Callable[[Place], Any]
+
+DATA = "performance.json"
 
 _REPOSITORY = Path(__file__).parents[1]
 
@@ -75,7 +78,7 @@ QUICK: dict[str, Part] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    is_part = arguments.quick or arguments.only
+    is_part = (arguments.quick or arguments.only) and not arguments.replace
     output = arguments.output or _REPOSITORY / ("build/bench" if is_part else "docs")
     if arguments.data:
         write(json.loads(arguments.data.read_text()), output)
@@ -88,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     wanted = {name: parts[name] for name in arguments.only or parts}
     data = measure(wanted, arguments.quick, arguments.templates)
+    if arguments.replace:
+        data = replaced(json.loads((output / DATA).read_text()), data)
     write(data, output)
     for aim in report.aims(data):
         say(f"{'met    ' if aim.is_met else 'NOT MET'} {aim.what}: {aim.measured:.2f} {aim.unit}")
@@ -109,13 +114,24 @@ def measure(parts: dict[str, Part], is_quick: bool, templates: Path | None) -> r
     return data
 
 
+def replaced(older: report.Data, newer: report.Data) -> report.Data:
+    """A run of all parts, of which some come from a newer run; the page names these. Ends the
+    program when the two were not on the same machine."""
+    if older["machine"] != newer["machine"]:
+        sys.exit(f"the older parts are of another machine: {older['machine']}")
+    parts = {name: newer[name] for name in FULL if name in newer}
+    later = older["run"].get("later", {}) | dict.fromkeys(parts, datetime.date.today().isoformat())
+    whole = older | parts | {"run": {**older["run"], "later": later}}
+    return {name: whole[name] for name in ("machine", *FULL, "run") if name in whole}
+
+
 def write(data: report.Data, directory: Path) -> None:
     """performance.json, and performance.md with its pictures."""
     beside = directory / "performance"
     beside.mkdir(parents=True, exist_ok=True)
     # A line for each part, so that what has changed can be seen.
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
-    (directory / "performance.json").write_text(f"{{\n{lines}\n}}\n")
+    (directory / DATA).write_text(f"{{\n{lines}\n}}\n")
     # Of a run of its own, which no run of the others takes away.
     soaked = beside / soak.RESULT
     parts = data | ({"soak": json.loads(soaked.read_text())} if soaked.exists() else {})
@@ -147,6 +163,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         type=Path,
         help="start guests from the templates there (default: from new ones)",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="put the parts of --only in the place of the older ones of a whole run",
     )
     parser.add_argument(
         "--data", metavar="FILE", type=Path, help="write the page of a performance.json; no run"

@@ -3,11 +3,12 @@
 
     scripts/bench --only crowd
 
-With 0, 1, 10 and MOST sandboxes present, and on the way back again: the start of one more, to the
-first ping, by the command, by the command with a spare, and by the library. With MOST of them all
-are pinged; at the end nothing may be left. Then starts per second: BATCH sandboxes by the command,
-some of them at once, until all have answered a ping; and more of them, two at once, with and
-without a spare, of which each start makes the next.
+With 0, 1, 10 and MOST sandboxes present, and on the way back again: how busy the machine is while
+all of them are idle, and the start of one more, to the first ping, by the command, by the command
+with a spare, and by the library. With MOST of them all are pinged; at the end nothing may be left.
+Then starts per second: BATCH sandboxes by the command, some of them at once, until all have
+answered a ping; and more of them, two at once, with and without a spare, of which each start makes
+the next.
 """
 
 import os
@@ -39,12 +40,15 @@ _AT_ONCE = 2
 """How many are started at a time to make the crowd."""
 
 _ANSWER_SECONDS = 5.0
+_IDLE_SECONDS = 3.0
 
 
 class Level(TypedDict):
-    """Milliseconds to the first ping with `present` sandboxes there already."""
+    """Milliseconds to the first ping with `present` sandboxes there already. `busy` is how much of
+    one processor the machine uses before, when all of them are idle: 1.0 is all of it."""
 
     present: int
+    busy: Samples
     command: Samples
     spare: Samples
     library: Samples
@@ -96,7 +100,7 @@ def measure(
         pass  # makes template and bridge
     before = interfaces()
     found: dict[int, Level] = {
-        present: {"present": present, "command": [], "spare": [], "library": []}
+        present: {"present": present, "busy": [], "command": [], "spare": [], "library": []}
         for present in levels
     }
     for present in levels:
@@ -124,6 +128,8 @@ def measure(
 
 
 def _measure(place: Place, root: str, level: Level, rounds: int) -> None:
+    if rounds:
+        level["busy"].append(_busy())
     for number in range(rounds):
         before = interfaces()
         level["command"].append(round(by_command(place, root, "bench-one").pinged, 2))
@@ -135,6 +141,21 @@ def _measure(place: Place, root: str, level: Level, rounds: int) -> None:
         name = f"bench-lib-{number}"
         level["library"].append(round(by_library(place.config(), root, name).pinged, 2))
         delete_by_library(place, root, name, before)
+
+
+def _busy() -> float:
+    """How much of one processor this machine uses, over a while."""
+    used = _used_seconds()
+    time.sleep(_IDLE_SECONDS)
+    return round((_used_seconds() - used) / _IDLE_SECONDS, 3)
+
+
+def _used_seconds() -> float:
+    """Of all processors together, since the boot (proc(5), /proc/stat: user, nice, system, then
+    idle and iowait, then irq, softirq and steal)."""
+    line = Path("/proc/stat").read_text().splitlines()[0]
+    ticks = [int(word) for word in line.split()[1:8]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def _grow(place: Place, root: str, present: int) -> None:

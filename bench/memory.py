@@ -6,7 +6,7 @@
 One sandbox and BESIDE others, each on a CNI network with a network monitor, started from the same
 template, and idle: of every process the proportional share (pages that N processes have mapped
 count for one N-th in each) and what is its own (proc(5), smaps_rollup). So all of them are samples
-of one more beside the others.
+of one more beside the others. Last, the share of two spares beside them.
 """
 
 import os
@@ -17,6 +17,8 @@ from typing import TypedDict
 from bench.place import NETWORK, Place, new_host, output
 from bench.remains import processes
 from bench.samples import Samples, rounded
+from bench.start import have_spares
+from tapwright.sandbox import spares
 from tapwright.state import registry
 from tapwright.state.registry import Sandbox
 
@@ -28,13 +30,14 @@ MiB = float
 
 class Memory(TypedDict):
     """MiB of each sandbox, by kind of process: its share, and what it has alone. `template` is
-    what the template's memory takes, once."""
+    what the template's memory takes, once; `spare` the share of each spare."""
 
     beside: int
     guest: int
     share: dict[str, Samples]
     own: dict[str, Samples]
     template: MiB
+    spare: Samples
 
 
 def measure(place: Place, beside: int) -> Memory:
@@ -52,6 +55,10 @@ def measure(place: Place, beside: int) -> Memory:
     for sandbox in sandboxes:
         _add(sandbox, share, own)
     template = _shared_memory() - before
+    have_spares(root, place.spec(configuration=place.spared))
+    time.sleep(_SETTLE_SECONDS)
+    waiting = [float(spares.held_mib(spare)) for spare in spares.listing(root)]
+    spares.drop(root)
     output(place.command(root, "sandbox", "delete", *names))
     return {
         "beside": beside,
@@ -59,6 +66,7 @@ def measure(place: Place, beside: int) -> Memory:
         "share": {kind: rounded(values) for kind, values in share.items()},
         "own": {kind: rounded(values) for kind, values in own.items()},
         "template": round(template, 1),
+        "spare": rounded(waiting),
     }
 
 

@@ -28,7 +28,8 @@ brackets have the quartiles: half of the values are between them.
 
 {machine}
 
-`scripts/bench --only starts` runs one part alone; the docstring of its module says what it does.
+`scripts/bench --only starts` runs one part alone, and with `--replace` puts its figures into this
+page; the docstring of its module says what it does.
 """
 
 _STARTS = """## Start to first ping
@@ -89,6 +90,8 @@ _CROWD = """## Many sandboxes
 
 The time of one more start, to the first ping, while so many sandboxes run. Each number was measured
 on the way up and on the way down. The first sandbox reads the template's memory from the disk.
+*Idle, processors*: how many of the machine's processors those present keep busy, before the start,
+while nobody uses them.
 
 {table}
 
@@ -117,7 +120,8 @@ processes have mapped as one N-th; all guests share the template's pages to whic
 {table}
 
 The template's memory exists once for all sandboxes: {template:.0f} MiB. The shares above contain
-the part of it that the guests have mapped.
+the part of it that the guests have mapped. A [spare](configuration.md#spares) beside them has no
+monitor, and holds {spare:.1f} MiB.
 """
 
 _COMMAND_START = """## The command's own start
@@ -332,7 +336,7 @@ def _carrying_aims(data: Carrying) -> list[Aim]:
 def _start_aims(starts: Data) -> list[Aim]:
     pinged = {kind: median(found["pinged"]) for kind, found in starts["variants"].items()}
     command, ready, floor = (pinged[kind] for kind in ("command", "ready", "floor"))
-    gone, done = (median(starts["deletes"]["command"][key]) for key in ("gone", "done"))
+    gone, warm = (median(starts["deletes"][kind]["gone"]) for kind in ("command", "library"))
     details = "[where the time goes](#where-the-time-goes) has the steps"
     spared = [
         Aim(
@@ -377,7 +381,9 @@ def _start_aims(starts: Data) -> list[Aim]:
             60,
             "ms",
             gone,
-            f"the command itself takes {done:.0f} ms; the kernel takes the rest.",
+            f"{warm:.0f} ms by the library in a warm process, so the start of the command takes "
+            f"{gone - warm:.0f} ms; the rest is the plugins' DEL, and the end of QEMU and of the "
+            "namespace.",
         ),
     ]
 
@@ -394,7 +400,8 @@ def _crowd_aims(crowd: Data) -> list[Aim]:
                 1.15,
                 "times",
                 median(last[key]) / first,
-                "[the numbers between](#many-sandboxes) show how it grows.",
+                f"the {last['present']} keep {median(last['busy']):.2f} processors busy while "
+                "they are idle; [the numbers between](#many-sandboxes).",
             )
         )
     found.append(
@@ -491,6 +498,9 @@ def _machine(facts: MachineFacts, run: Data) -> str:
         f"{accelerator.get(facts['accelerator'], facts['accelerator'])}, "
         f"containernetworking-plugins {facts['plugins']}; in {run['seconds']:.0f} s."
     )
+    for day in sorted(set((later := run.get("later", {})).values())):
+        parts = ", ".join(f"`{part}`" for part in later if later[part] == day)
+        text += f" Later runs, on {day}, measured these parts again: {parts}."
     if run["quick"]:
         text += " *This was a quick run, to see that it works: its figures are of few samples.*"
     return _filled(text)
@@ -527,7 +537,7 @@ def _crowd(data: Any) -> str:
 
 def _memory(data: Any) -> str:
     numbers = {key: data[key] for key in ("beside", "guest", "template")}
-    return _MEMORY.format(table=tables.memory(data), **numbers)
+    return _MEMORY.format(table=tables.memory(data), spare=median(data["spare"]), **numbers)
 
 
 def _platforms(data: Any) -> str:

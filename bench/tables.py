@@ -132,6 +132,7 @@ def crowd(data: Crowd) -> str:
     rows = [
         [
             str(level["present"]),
+            f"{median(level['busy']):.2f}",
             ratio(level["command"], base["command"]),
             ms(level["command"]),
             ratio(level["spare"], base["spare"]),
@@ -142,7 +143,7 @@ def crowd(data: Crowd) -> str:
         for level in data["levels"]
     ]
     head = (
-        "present",
+        *("present", "idle, processors"),
         *("to 1", "`sandbox run`, ms", "to 1", "with a spare, ms", "to 1", "library, ms"),
     )
     return table(head, rows)

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import drawing, report, samples
+from bench.__main__ import replaced
 from tests.host import eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -115,6 +116,20 @@ def test_the_page_can_be_made_again_of_its_data(output: Path, tmp_path: Path) ->
     subprocess.run(command, cwd=REPOSITORY, check=True)
     for path in filter(Path.is_file, output.rglob("*")):
         assert (tmp_path / path.relative_to(output)).read_text() == path.read_text()
+
+
+def test_a_part_can_be_of_a_later_run(data: Any) -> None:
+    scrape = {**data["scrape"], "sandboxes": 777}
+    newer = {"machine": data["machine"], "scrape": scrape, "run": {"quick": True, "seconds": 1}}
+    whole = replaced(data, newer)
+    assert whole["cni"] == data["cni"]
+    assert [*whole] == [*data]
+    page = report.markdown(whole)
+    assert "777 sandboxes" in page
+    assert re.search(r"Later runs, on \d{4}-\d\d-\d\d, measured\s+these\s+parts", page)
+    assert "Later runs" not in report.markdown(data)
+    with pytest.raises(SystemExit, match="of another machine"):
+        replaced(data, {**newer, "machine": {**data["machine"], "cores": 999}})
 
 
 def test_whether_an_aim_is_met_follows_from_the_data(data: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.supervisor.host_kernel import INHERITED
+from tapwright.agent import inherited
 from tests.oci.conftest import Exec, Run
 from tests.oci.runtime import Runtime
 
@@ -25,7 +25,7 @@ def _with_a_user(rootfs: Path) -> None:
 def test_limits_and_buffers_are_the_callers(by_runc: Run, by_us: Run) -> None:
     """A limit that it has, two of those that engines leave out, and one that the guest's kernel
     would make out of its memory; and what a network namespace inherits."""
-    argv = "cat", "/proc/self/limits", *(f"/proc/sys/{path}" for path in INHERITED)
+    argv = "cat", "/proc/self/limits", *(f"/proc/sys/{path}" for path in inherited.SETTINGS)
     kinds = resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING, RLIMIT_LOCKS
     before = [resource.getrlimit(kind) for kind in kinds]
     process = {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]}

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 
-from tapwright.agent import protocol, requests
+from tapwright.agent import inherited, protocol, requests
 from tapwright.agent.client import AgentClient
 from tapwright.agent.protocol import Frame
 from tapwright.errors import AgentError
@@ -106,6 +106,7 @@ async def share_ahead(qemu: Qemu, agent: AgentClient) -> None:
 
 
 async def _use(qemu: Qemu, agent: AgentClient, netns_path: str) -> None:
+    await agent.call(inherited.request())
     slot = await _plugged(qemu, netns_path, _MAC)
     await _exercise(agent, _MAC)
     await qemu.nics.unplug(slot)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from tapwright.agent import inherited
 from tapwright.agent import requests as agent
 from tapwright.errors import AgentError, HypervisorError, TapwrightError
 from tapwright.hypervisor import accelerator
@@ -21,7 +22,7 @@ from tapwright.nics.guest_settings import tell_refused
 from tapwright.nics.interfaces import Interfaces
 from tapwright.progress import Progress
 from tapwright.state.record import Journal, Place
-from tapwright.supervisor import attachments, host_kernel, starts
+from tapwright.supervisor import attachments, starts
 from tapwright.supervisor.guest import Guest, Starter
 from tapwright.supervisor.prelude import Early
 from tapwright.supervisor.prepared import Prepared
@@ -163,7 +164,7 @@ class Bringup:
         of_dns = [agent.set_dns(dns)] if dns else []
         of_files = [agent.mount_share()] if self._record.spec.machine.share else []
         # Before what the namespace has of its own.
-        first = [*of_the_system, host_kernel.inherited()]
+        first = [*of_the_system, inherited.request()]
         asked = agent.batch(*first, *requests, *of_dns, *of_files)
         seconds = _SECONDS + _SECONDS_EACH * len(requests)
         answer = await guest.agent.call(asked, seconds)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from tapwright.agent import requests
@@ -36,11 +36,6 @@ SETTINGS = (
 """Below /proc/sys. Without settings of hardware that the guest lacks (vm/swappiness, kernel/numa_…)
 and fs/nr_open, which is as high in the guest as any container may want."""
 
-INHERITED = "net/ipv4/tcp_congestion_control", "net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem"
-"""Below /proc/sys, what a new network namespace has from the host's, in place of the kernel's own
-defaults (net/ipv4/tcp_ipv4.c: tcp_sk_init). So they are not among those that make a namespace
-special, and later changes on the host are none of the namespace."""
-
 _SECONDS = 30.0
 _MOST_OFF = 0.1
 """Seconds by which the guest's clock may be off, besides the time that the question takes."""
@@ -49,12 +44,6 @@ _LAST_SECOND = 1 << 62
 _STRICT = "2"  # vm/overcommit_memory: the guest has no memory for what is never used
 
 _log = logging.getLogger(__name__)
-
-
-def inherited(settings: Path = Path("/proc/sys")) -> requests.Request:
-    """The request that gives the guest's network what a namespace of this host begins with."""
-    found = _read(settings, INHERITED)
-    return requests.change_kernel_settings([[path, value] for path, value in found.items()])
 
 
 class HostKernel:
@@ -112,7 +101,10 @@ class HostKernel:
         _log.debug("not for the guest's kernel: %s", answer.get("refused"))
 
     def _read(self) -> dict[str, str]:
-        found = _read(self._settings, SETTINGS)
+        found = {}
+        for path in SETTINGS:
+            with contextlib.suppress(OSError):  # kernels differ, and namespaces
+                found[path] = (self._settings / path).read_text().strip()
         if found.get("kernel/core_pattern", "").startswith("|"):
             del found["kernel/core_pattern"]  # a program of the host
         if found.get("vm/overcommit_memory") == _STRICT:
@@ -129,11 +121,3 @@ class HostKernel:
         if not before - _MOST_OFF <= seconds <= after + _MOST_OFF:
             _log.info("the guest's clock was off by %.1f s", seconds - after)
             await self._agent.call(requests.set_clock(time.time()))
-
-
-def _read(directory: Path, paths: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for path in paths:
-        with contextlib.suppress(OSError):  # kernels differ, and namespaces
-            found[path] = (directory / path).read_text().strip()
-    return found

@@ -147,6 +147,7 @@ async def _prepared_in_time(spec: Spec, directory: Path) -> "Prepared | None":
 
 async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
     """None where there is no template."""
+    from tapwright.agent import inherited
     from tapwright.agent.client import AgentClient
     from tapwright.endpoint.companion import Waiting
     from tapwright.errors import AgentError
@@ -154,7 +155,7 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
     from tapwright.hypervisor.template_store import Store
     from tapwright.nics.interfaces import WaitingNic
     from tapwright.nics.request import any_mac
-    from tapwright.supervisor.host_kernel import HostKernel, inherited
+    from tapwright.supervisor.host_kernel import HostKernel
     from tapwright.supervisor.prepared import Prepared
 
     wanted = spec.machine
@@ -184,7 +185,7 @@ async def _prepared(spec: Spec, directory: Path) -> "Prepared | None":
         host_kernel = HostKernel(agent)
         await host_kernel.carry()
         # The sandbox gives it these once more; ahead, they load a module.
-        await agent.call(inherited())
+        await agent.call(inherited.request())
     except BaseException:
         await agent.close()
         await qemu.kill()

@@ -1,0 +1,22 @@
+"""What a new network namespace has from the host's, for the network of a guest."""
+
+import contextlib
+from pathlib import Path
+
+from tapwright.agent import requests
+
+SETTINGS = "net/ipv4/tcp_congestion_control", "net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem"
+"""Below /proc/sys, in place of the kernel's own defaults (net/ipv4/tcp_ipv4.c: tcp_sk_init). So
+they are not among those that make a namespace special, and later changes on the host are none of
+the namespace."""
+
+
+def request(settings: Path = Path("/proc/sys")) -> requests.Request:
+    """The request that gives the guest's network these. The first time, the guest may have to load
+    a module, which takes it a fifth of a second under emulation; so templates and spares have it
+    loaded."""
+    found = []
+    for path in SETTINGS:
+        with contextlib.suppress(OSError):  # kernels differ, and namespaces
+            found.append([path, (settings / path).read_text().strip()])
+    return requests.change_kernel_settings(found)
