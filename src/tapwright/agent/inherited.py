@@ -11,12 +11,12 @@ they are not among those that make a namespace special, and later changes on the
 the namespace."""
 
 
-def request(settings: Path = Path("/proc/sys")) -> requests.Request:
+def request() -> requests.Request:
     """The request that gives the guest's network these. The first time, the guest may have to load
     a module, which takes it a fifth of a second under emulation; so templates and spares have it
     loaded."""
     found = []
     for path in SETTINGS:
         with contextlib.suppress(OSError):  # kernels differ, and namespaces
-            found.append([path, (settings / path).read_text().strip()])
+            found.append([path, Path("/proc/sys", path).read_text().strip()])
     return requests.change_kernel_settings(found)
