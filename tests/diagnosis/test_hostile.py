@@ -9,6 +9,7 @@ import pytest
 from tapwright.cli.explain import lines
 from tapwright.diagnosis import collecting, explaining, judging, probes, vetting, way
 from tapwright.diagnosis.case import Case, Drop, Explanation, Wish
+from tapwright.diagnosis.verdicts import interfaces, names, remedies
 from tapwright.diagnosis.way import Picture
 from tapwright.errors import AgentError
 from tapwright.linux import probes as sending
@@ -318,17 +319,17 @@ def test_a_host_that_did_not_ask_is_said_to_have_asked_nowhere() -> None:
 
 def test_names_in_commands_are_words_of_the_shell() -> None:
     drop = Drop("ip", "t", "c $(reboot)", 4)
-    assert judging._undo(drop) == "nft delete rule ip t 'c $(reboot)' handle 4"
-    assert judging._at("/run/a b", "ip link") == "nsenter --net='/run/a b' ip link"
+    assert interfaces._undo(drop) == "nft delete rule ip t 'c $(reboot)' handle 4"
+    assert remedies.at_place("/run/a b", "ip link") == "nsenter --net='/run/a b' ip link"
 
 
 def test_what_a_network_promises_is_in_no_command_where_it_is_no_name() -> None:
     case = Case("box", Wish("web"))
     case.promised = {"nameservers": ["10.0.0.1"], "search": ["example.net"]}
-    assert judging._resolv_conf(case)
+    assert names._resolv_conf(case)
     for key, value in (("nameservers", "1.1.1.1'; reboot"), ("search", "$(reboot)")):
         wrong = Case("box", Wish("web"), promised={**case.promised, key: [value]})
-        assert judging._resolv_conf(wrong) == []
+        assert names._resolv_conf(wrong) == []
 
 
 def test_a_server_of_ipv6_is_named_as_an_option_takes_it() -> None:

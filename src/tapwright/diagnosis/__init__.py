@@ -9,5 +9,5 @@ what) and `outward` (from an interface to the wire). `checking` says what is wro
 
 `explaining` sends a packet. It uses `probes` in the guest, `vetting` for their answers, `facts` of
 the host, and the packet `rules` that dropped the packet. `case` holds all that, and `judging` says
-why the packet does not arrive.
+why the packet does not arrive, by the rules in `verdicts`.
 """

@@ -27,6 +27,7 @@ from tapwright.diagnosis.case import (
     Station,
     Wish,
 )
+from tapwright.diagnosis.verdicts import reading, routing
 from tapwright.diagnosis.view import View, view
 from tapwright.diagnosis.way import Way
 from tapwright.errors import AgentError, TapwrightError, UsageError
@@ -344,7 +345,7 @@ def _drops_what_strays(case: Case, host: View, index: int) -> bool:
     return (
         not (case.is_local or case.wish.towards or link.is_loopback)
         and link.is_up
-        and judging.is_strict(case.host.settings, link.name)
+        and routing.is_strict(case.host.settings, link.name)
     )
 
 
@@ -417,7 +418,7 @@ def _take(
 
 
 def _read_after(sandbox: Sandbox, case: Case) -> None:
-    if judging.arrives(case):
+    if reading.arrives(case):
         _forwarding_tables(case)
         return
     case.host.nft = facts.rules()

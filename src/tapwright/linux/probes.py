@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tapwright.linux.netlink import pack_address, pack_mac, unpack_address, unpack_mac
 
 ANSWERED, SILENT, REFUSED, FAILED = "answered", "silent", "refused", "failed"
-_AGAIN_SECONDS = 0.35
+_AGAIN_SECONDS, _ROUTER_SECONDS = 0.35, 1.1
 _OF_ERRORS = socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
 _IP_RECVERR, _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IPV6_RECVERR, _PROBE = 11, 10, 23, 25, 3
 _ERROR = struct.Struct("=IBBBxII")
@@ -87,9 +87,7 @@ class _Probe:
     def take_error(self) -> bool:
         """Whether the kernel has reported an error (ip(7), IP_RECVERR), which ends the probe."""
         try:
-            _, more, _, _ = self.socket.recvmsg(
-                2048, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT
-            )
+            _, more, _, _ = self.socket.recvmsg(2048, 512, _OF_ERRORS)
         except OSError:
             return False
         for _, kind, data in more:
@@ -287,14 +285,14 @@ def refuses_routers(link: dict[str, Any]) -> bool:
     return bool(link["up"] and not link["loopback"] and refuses)
 
 
-def find_router(device: int, seconds: float = 1.1) -> Result:
+def find_router(device: int) -> Result:
     """Ask for a router on the link of an interface, by its index."""
     try:
         probe: _Probe = _Solicitation(device)
     except OSError as error:
         probe = _Probe("router")
         probe.fail(error)
-    _conduct([probe], seconds)
+    _conduct([probe], _ROUTER_SECONDS)
     probe.close()
     return probe.result
 
