@@ -24,8 +24,12 @@ def _with_a_user(rootfs: Path) -> None:
 
 def test_limits_and_buffers_are_the_callers(by_runc: Run, by_us: Run) -> None:
     """A limit that it has, two of those that engines leave out, and one that the guest's kernel
-    would make out of its memory; and what a network namespace inherits."""
-    argv = "cat", "/proc/self/limits", *(f"/proc/sys/{path}" for path in inherited.SETTINGS)
+    would make out of its memory; and what a network namespace inherits, or has by the size of the
+    host."""
+    paths = [*inherited.SETTINGS, *(f"net/{path}" for path in inherited.OF_THE_MEMORY)]
+    if Path("/proc/sys", tracked := "net/netfilter/nf_conntrack_max").exists():
+        paths.append(tracked)
+    argv = "cat", "/proc/self/limits", *(f"/proc/sys/{path}" for path in paths)
     kinds = resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING, RLIMIT_LOCKS
     before = [resource.getrlimit(kind) for kind in kinds]
     process = {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]}

@@ -3,6 +3,9 @@ for, by runc and by Tapwright: the same status, and the same words."""
 
 import os
 import re
+import signal
+import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +122,23 @@ def test_the_same_words(by_runc: Run, by_us: Run, name: str) -> None:
     assert found == expected
 
 
+# time(0) at the address of arch/x86/include/uapi/asm/vsyscall.h; exit(0)
+_TIME_OF_THE_KERNELS_PAGE = bytes.fromhex("31ff 48c7c0000460ff ffd0 b83c000000 31ff 0f05")
+
+
+def _program(code: bytes) -> bytes:
+    """A static program of x86-64 (elf(5)), whose machine code this is."""
+    header, start = 64 + 56, 0x400000
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    size = header + len(code)
+    return (
+        ident
+        + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, start + header, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+        + struct.pack("<IIQQQQQQ", 1, 5, 0, start, start, size, size, 4096)
+        + code
+    )
+
+
 def test_a_further_process(runtime: Runtime) -> None:
     """By `exec`, which says what can't be executed, or has the process say it."""
     bundle_script = "printf 'echo it ran\\n' >/script; chmod +x /script; exec sleep 1000"
@@ -131,3 +151,10 @@ def test_a_further_process(runtime: Runtime) -> None:
         assert (done.returncode, done.stderr) == (1, "exec /script: exec format error\n")
         done = runtime.call("exec", "--user", "1000", container.id, "/root/true")
         assert 'exec: "/root/true": stat /root/true: ' in done.stderr
+        # A C library of before 2011 has the time from a page that the kernel shows each program.
+        old = container.bundle / "rootfs/old"
+        old.write_bytes(_program(_TIME_OF_THE_KERNELS_PAGE))
+        old.chmod(0o755)
+        # Without that page by a host's own kernel, the guest's has it all the same.
+        assert subprocess.run([old], check=False).returncode in (0, -signal.SIGSEGV)
+        assert container.exec("/old").returncode == 0

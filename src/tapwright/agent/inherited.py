@@ -4,11 +4,15 @@ import contextlib
 from pathlib import Path
 
 from tapwright.agent import requests
+from tapwright.linux import settings
 
 SETTINGS = "net/ipv4/tcp_congestion_control", "net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem"
 """Below /proc/sys, in place of the kernel's own defaults (net/ipv4/tcp_ipv4.c: tcp_sk_init). So
 they are not among those that make a namespace special, and later changes on the host are none of
 the namespace."""
+OF_THE_MEMORY = "ipv4/tcp_max_syn_backlog", "ipv4/tcp_max_tw_buckets"
+"""Below /proc/sys/net, what a kernel makes out of the size of its machine for each new namespace: a
+small guest would forget connections early."""
 
 
 def request() -> requests.Request:
@@ -19,4 +23,7 @@ def request() -> requests.Request:
     for path in SETTINGS:
         with contextlib.suppress(OSError):  # kernels differ, and namespaces
             found.append([path, Path("/proc/sys", path).read_text().strip()])
+    with contextlib.suppress(OSError):
+        fresh = settings.defaults().values
+        found += [[f"net/{path}", fresh[path]] for path in OF_THE_MEMORY if path in fresh]
     return requests.change_kernel_settings(found)

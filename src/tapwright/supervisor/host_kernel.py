@@ -28,6 +28,9 @@ SETTINGS = (
     *("kernel/keys/root_maxbytes", "kernel/keys/root_maxkeys"),
     *("kernel/randomize_va_space", "kernel/yama/ptrace_scope", "kernel/perf_event_paranoid"),
     *("net/core/rmem_default", "net/core/rmem_max", "net/core/wmem_default", "net/core/wmem_max"),
+    *("net/core/netdev_max_backlog", "net/core/optmem_max", "net/ipv4/tcp_max_orphans"),
+    *(f"net/{ip}/neigh/default/gc_thresh{n}" for ip in ("ipv4", "ipv6") for n in (1, 2, 3)),
+    "net/netfilter/nf_conntrack_max",
     *(
         f"user/max_{kind}_namespaces"
         for kind in ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
