@@ -24,26 +24,29 @@ def _with_a_user(rootfs: Path) -> None:
 
 def test_limits_and_buffers_are_the_callers(by_runc: Run, by_us: Run) -> None:
     """A limit that it has, two of those that engines leave out, and one that the guest's kernel
-    would make out of its memory; and what a network namespace inherits, or has by the size of the
-    host."""
+    would make out of its memory; what a network namespace inherits, or has by the size of the host;
+    and a domain by sysctl."""
     paths = [*inherited.SETTINGS, *(f"net/{path}" for path in inherited.OF_THE_MEMORY)]
     if Path("/proc/sys", tracked := "net/netfilter/nf_conntrack_max").exists():
         paths.append(tracked)
     argv = "cat", "/proc/self/limits", *(f"/proc/sys/{path}" for path in paths)
+    argv += ("/proc/sys/kernel/domainname",)
+    linux = {"sysctl": {"kernel.domainname": "of.docker"}}  # docker's --domainname
     kinds = resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING, RLIMIT_LOCKS
     before = [resource.getrlimit(kind) for kind in kinds]
     process = {"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]}
     try:
         for number, kind in enumerate(kinds):
             resource.setrlimit(kind, (4321 + number, before[number][1]))
-        expected = by_runc(*argv, process=process)
-        assert by_us(*argv, process=process) == expected
+        expected = by_runc(*argv, process=process, linux=linux)
+        assert by_us(*argv, process=process, linux=linux) == expected
     finally:
         for number, kind in enumerate(kinds):
             resource.setrlimit(kind, before[number])
     assert "4321 " in expected
     assert "4322 " in expected
     assert "4323 " in expected
+    assert expected.endswith("\nof.docker\n")
 
 
 @pytest.mark.parametrize("uid", [1000, 1234])

@@ -43,6 +43,7 @@ versions refuse unknown ones."""
 _UNLIMITED = 2**64 - 1  # RLIM_INFINITY
 _LEAST_MEMORY = 4 << 20
 _MAY_BE_ZERO = ("burst", "idle")
+_DOMAIN = "kernel.domainname"
 
 
 def configuration(
@@ -74,8 +75,7 @@ def configuration(
     linux.update({key: bundle.linux[key] for key in kept if key in bundle.linux})
     if propagation := _propagation(bundle, mounts):
         linux["rootfsPropagation"] = propagation
-    if settings := sysctls.of_runtime(bundle):
-        linux["sysctl"] = settings
+    settings = sysctls.of_runtime(bundle)
     made, mounted, lacking = devices.of_guest(bundle.linux.get("devices", ()), mounts)
     if made:
         linux["devices"] = made
@@ -97,6 +97,11 @@ def configuration(
         # container has them, too.
         config.update(zip(names, (os.uname().nodename, _host_domain()), strict=True))
         config.update({key: bundle.config[key] for key in names if bundle.config.get(key)})
+        # docker's `--domainname`. The guest's runtime takes one of the two alone.
+        if _DOMAIN in settings and not bundle.config.get("domainname"):
+            config["domainname"] = settings.pop(_DOMAIN)
+    if settings:
+        linux["sysctl"] = settings
     if started := bundle.config.get("hooks", {}).get("startContainer"):
         config["hooks"] = {"startContainer": started}
     return config
