@@ -90,7 +90,7 @@ def steps(data: Starts, kind: str) -> str:
     """The steps of one way to start; those beside each other overlap."""
     found = data["variants"][kind]
     rows = [
-        [_step(name), f"{begun:.0f}", f"{length:.0f}"]
+        [_step(name, kind), f"{begun:.0f}", f"{length:.0f}"]
         for name, begun, length in steps_from_fork(data, kind)
     ]
     rows.append(["**answers a ping**", f"{median(found['pinged']):.0f}", ""])
@@ -112,9 +112,11 @@ def steps_from_fork(data: Starts, kind: str) -> list[tuple[str, float, float]]:
     return [*command, *before, *known, *after]
 
 
-def _step(name: str) -> str:
+def _step(name: str, kind: str) -> str:
     if name.startswith("network "):
         return "the CNI chain"
+    if name == "plan" and kind == "spare":
+        return "imports and planning; a spare is taken"
     return STEPS.get(name, name)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,20 @@ def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (directory / name).write_text("")
     monkeypatch.setattr(cgroups, "hierarchies", lambda: [Hierarchy(str(tmp_path), frozenset())])
     return tmp_path
+
+
+def test_a_process_leaves_only_the_group_that_it_is_in(group: str) -> None:
+    pid = os.fork()
+    if not pid:
+        with suppress(BaseException):
+            assert cgroups.join(group) == []
+            assert cgroups.leave(os.path.dirname(group))
+            assert cgroups.members(group) == {os.getpid()}
+            assert cgroups.leave(group)
+            assert cgroups.members(group) == set()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 @pytest.mark.parametrize(

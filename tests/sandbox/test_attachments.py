@@ -15,6 +15,7 @@ import pytest
 from tapwright import cni
 from tapwright.config import Config
 from tapwright.config.sections import Cni
+from tapwright.errors import SandboxStateError
 from tapwright.hypervisor.machine import Machine
 from tapwright.sandbox import planning
 from tapwright.state import ownership, teardown
@@ -50,6 +51,20 @@ def attached(fakes: Fakes, path: str) -> Journal:
     assert len(Attaching(journal).results()) == 1
     # As another process finds it.
     return Journal(journal.directory, load(journal.directory))
+
+
+def test_no_plugin_runs_before_the_first_step_is_done(fakes: Fakes, scratch_netns: str) -> None:
+    def fail() -> None:
+        raise SandboxStateError("the disk is full")
+
+    fakes.plugin("p")
+    config = '{"name": "net", "cniVersion": "1.0.0", "plugins": [{"type": "p"}]}'
+    requests = [NetworkRequest("net", "eth0", config, "x")]
+    journal = journal_of(fakes, requests, scratch_netns)
+    with pytest.raises(SandboxStateError, match="disk is full"):
+        Attaching(journal, fail).results()
+    assert fakes.seen("ADD") == []
+    assert journal.record.held == []
 
 
 def replaced(path: str) -> None:

@@ -192,9 +192,21 @@ def enter(entrances: "Sequence[int]") -> None:
             os.write(fd, b"0")
 
 
+def prepare_moves() -> None:
+    """Make moves that come within the next 10 ms quick: the first one in a while waits so long for
+    the kernel (cgroup_attach_lock() waits for RCU). To be called by a process that is at the top of
+    each hierarchy, and so stays where it is."""
+    top = entrances()
+    enter(top)
+    for fd in top:
+        os.close(fd)
+
+
 def leave(path: str) -> bool:
     """Move the calling process out of a group, to the top of each hierarchy; whether it is in none
     of that path any more."""
+    if os.getpid() not in members(path):
+        return True
     top = entrances()
     enter(top)
     for fd in top:

@@ -58,6 +58,11 @@ def _limits(found: dict[str, int]) -> cgroups.Limits:
     )
 
 
+def leave(record: Record) -> bool:
+    """Take this process out of a group of the sandbox's own; whether it is in none then."""
+    return not record.spec.cgroup_of_its_own or cgroups.leave(record.cgroup)
+
+
 def remove(path: str) -> None:
     """Remove a group of the sandbox's own, and the group above if that is empty then. A process
     that a plugin has left there moves elsewhere. Raises OSError."""

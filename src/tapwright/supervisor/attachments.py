@@ -1,6 +1,7 @@
 """The CNI networks of a sandbox: runs their chains while the rest of the start goes on."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from tapwright import cni
@@ -13,18 +14,20 @@ Result = dict[str, Any]
 
 
 class Attaching:
-    """Runs the chains of a sandbox's networks, one after another, in a thread. Each attachment is
-    in the journal before it is made."""
+    """Runs the chains of a sandbox's networks, one after another, in a thread, after a `first` step
+    of the caller's. Each attachment is in the journal before it is made."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, first: Callable[[], None] = lambda: None) -> None:
         self._journal = journal
+        self._first = first
         self._results: list[Result] = []
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def results(self) -> list[Result]:
-        """The results of all networks, in their order. Waits for them; raises NetworkError."""
+        """The results of all networks, in their order. Waits for them; raises NetworkError, and
+        what the first step raises."""
         self.wait()
         if self._failure:
             raise self._failure
@@ -35,6 +38,7 @@ class Attaching:
 
     def _run(self) -> None:
         try:
+            self._first()
             for request in self._journal.record.spec.networks:
                 self._results.append(self._attach(request))
         except BaseException as error:

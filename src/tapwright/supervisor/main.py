@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tapwright.errors import SandboxStateError, TapwrightError
 from tapwright.linux import process
 from tapwright.sandbox.report import Caller, Order
-from tapwright.state import control_group, ownership, supervisors
+from tapwright.state import ownership, supervisors
 from tapwright.state.record import LOG, RUNNING, Journal, load
 from tapwright.supervisor import prelude
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LATER = (
     "asyncio",
+    "concurrent.futures.thread",  # asyncio.to_thread() loads it
     "tapwright.cni.runtime",
     "tapwright.agent.client",
     "tapwright.hypervisor.template",
@@ -87,9 +88,7 @@ def supervise(
     # Until now: the caller made its plan while this process loaded modules.
     journal.note_phase("plan", journal.record.started)
     try:
-        # Processes that start from here on are in the group, too.
-        control_group.enter(journal, caller.warn, prepared.qemu.pids() if prepared else ())
-        begun = prelude.begin(journal, prepared)
+        begun = prelude.begin(journal, caller.warn, prepared)
     except TapwrightError as error:
         caller.failed(error, _give_up(journal))
         return

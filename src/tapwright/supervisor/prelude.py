@@ -1,4 +1,4 @@
-"""The first steps of a sandbox: its namespace, QEMU on a template, the CNI chains.
+"""The first steps of a sandbox: control group, namespace, QEMU on a template, the CNI chains.
 
 The supervisor takes these steps before it loads its other modules, which takes as long as QEMU's
 start. Slow steps (booting a guest, making a template) are in `bringup`. Everything is in the
@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from tapwright.hypervisor.machine import Machine
 from tapwright.hypervisor.restoring import Restoring
 from tapwright.hypervisor.template_store import Store
 from tapwright.linux import netns
-from tapwright.state import ownership
+from tapwright.progress import Progress
+from tapwright.state import control_group, ownership
 from tapwright.state.entries import Netns
 from tapwright.state.record import Journal, Place
 from tapwright.supervisor import starts
@@ -53,11 +55,14 @@ class Early:
             self.restoring.spawned.kill()
 
 
-def begin(journal: Journal, prepared: "Prepared | None" = None) -> Early:
-    """Begin the steps. Raises NetworkError, SandboxStateError, ConfigError before any has begun."""
+def begin(journal: Journal, warn: Progress, prepared: "Prepared | None" = None) -> Early:
+    """Begin the steps; `warn` gets what is left out. Raises NetworkError, SandboxStateError,
+    ConfigError before any has begun."""
     record = journal.record
     if prepared:
-        return _begin_with(journal, prepared)
+        return _begin_with(journal, warn, prepared)
+    # QEMU and the plugins start in the group.
+    control_group.enter(journal, warn)
     machine = record.spec.machine
     verdict = accelerator.known(machine)
     kept = None
@@ -75,7 +80,7 @@ def begin(journal: Journal, prepared: "Prepared | None" = None) -> Early:
     return Early(machine, begun, Attaching(journal), kept, turn=turn)
 
 
-def _begin_with(journal: Journal, prepared: "Prepared") -> Early:
+def _begin_with(journal: Journal, warn: Progress, prepared: "Prepared") -> Early:
     record = journal.record
     with journal.phase("namespace"):
         _make_netns(journal, prepared.netns_fd)
@@ -84,7 +89,10 @@ def _begin_with(journal: Journal, prepared: "Prepared") -> Early:
     record.accelerator, record.accelerator_reason = machine.accelerator, prepared.accelerator_reason
     if prepared.memory is not None:
         Holders(journal.directory).enter(prepared.memory)
-    return Early(machine, None, Attaching(journal), kept, prepared)
+    # The kernel takes 10 ms to move the first process (cgroup_attach_lock() waits for RCU).
+    # Meanwhile, the guest begins anew. The plugins start in the group.
+    moved = partial(control_group.enter, journal, warn, prepared.qemu.pids())
+    return Early(machine, None, Attaching(journal, moved), kept, prepared)
 
 
 class Holders:

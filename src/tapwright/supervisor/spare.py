@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tapwright.errors import ConfigError
-from tapwright.linux import links, netns, unixsocket
+from tapwright.linux import cgroups, links, netns, unixsocket
 from tapwright.linux.netlink import Netlink
 from tapwright.sandbox import spares
 from tapwright.sandbox.report import Caller, Order
@@ -79,6 +80,8 @@ def main(spec: Spec, root: str, at_once: bool) -> None:
             caller, order = taker
             _set_priority(order.nice, [os.getpid(), *prepared.qemu.pids()])
             supervisor.supervise(order, caller, prepared, runner)
+            if prepared.qemu.has_ended:
+                os._exit(0)  # a deletion waits: closing the event loop would take longer
 
 
 def _set_priority(nice: int, pids: Sequence[int], oom_score: str = "") -> None:
@@ -222,7 +225,11 @@ class _Waiting:
             for task in (taken, ended):
                 task.cancel()
             await asyncio.gather(taken, ended, return_exceptions=True)
-        return await _read_taker(connection) if connection else None
+        if connection is None:
+            return None
+        # While the caller enters its sandbox in the journal.
+        threading.Thread(target=cgroups.prepare_moves).start()
+        return await _read_taker(connection)
 
     async def _taken(self) -> socket.socket | None:
         """The connection of the first caller; None when the guest is of no use any more."""

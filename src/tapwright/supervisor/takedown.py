@@ -10,8 +10,7 @@ from pathlib import Path
 
 from tapwright.errors import SandboxStateError
 from tapwright.hypervisor import orphans
-from tapwright.linux import cgroups
-from tapwright.state import ownership, rebinding, teardown
+from tapwright.state import control_group, ownership, rebinding, teardown
 from tapwright.state.record import Journal, load
 
 
@@ -39,7 +38,7 @@ def _journal(directory: Path) -> Journal | None:
     """What is to be taken back; None where the control group can't be removed before this process
     has ended. Raises SandboxStateError."""
     record = load(directory)
-    if record.spec.cgroup_of_its_own and not cgroups.leave(record.cgroup):
+    if not control_group.leave(record):
         return None
     rebinding.bind_again(directory)
     return Journal(directory, record)
