@@ -35,7 +35,7 @@ ORDER = (
     ),
     "linux",
 )
-EVERYBODYS = ("command", "config", "errors", "progress", "shapes")
+EVERYBODYS = ("command", "config", "dataclass", "errors", "progress", "shapes")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 BENCH = Path(__file__).parents[1] / "bench"
 

@@ -93,8 +93,6 @@ def tapwright_sandbox(
     as for `tapwright_network`.
     """
     _need_root()
-    import dataclasses
-
     from tapwright import config as configuration
     from tapwright.library.sandbox import Sandbox
 
@@ -117,10 +115,9 @@ def tapwright_sandbox(
         if any(networks_dir.iterdir()):
             changes["conf_dir"] = str(networks_dir)
         # The next test has a root of its own, so it could not use a spare of this one.
-        loaded = dataclasses.replace(
-            loaded,
-            cni=dataclasses.replace(loaded.cni, **changes),
-            factory=dataclasses.replace(loaded.factory, vm_cache_number=0),
+        loaded = loaded._replace(
+            cni=loaded.cni._replace(**changes),
+            factory=loaded.factory._replace(vm_cache_number=0),
         )
         sandbox = Sandbox.run(networks=names, config=loaded, root=root, **more)
         made.append(sandbox)

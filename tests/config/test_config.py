@@ -319,7 +319,7 @@ def test_factory_where_kata_s_runtime_in_rust_has_it() -> None:
 
 def test_kata_has_none_of_our_keys_in_its_list() -> None:
     for section, kind in config.sections.SECTIONS.items():
-        ours = set(vars(kind[1]()))
+        ours = set(kind[1]()._asdict())
         assert not ours & kata.KEYS.get(section, frozenset()), section
 
 

@@ -1,7 +1,6 @@
 """What a pod's annotations ask of its sandbox: Kata's, and openEuler's."""
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,10 +19,9 @@ CPUS = len(os.sched_getaffinity(0))
 
 def configured(marks: dict[str, Any], *enabled: str, **runtime: Any) -> Config:
     default = Config()
-    config = replace(
-        default,
-        qemu=replace(default.qemu, enable_annotations=enabled, kernel_params="quiet"),
-        runtime=replace(default.runtime, **runtime),
+    config = default._replace(
+        qemu=default.qemu._replace(enable_annotations=enabled, kernel_params="quiet"),
+        runtime=default.runtime._replace(**runtime),
     )
     return annotations.configured(config, marks, Log("", "text"))
 
@@ -121,7 +119,7 @@ def test_what_is_enabled_and_refused(key: str, text: str, reason: str) -> None:
 def test_what_is_enabled_and_of_no_use(capfd: pytest.CaptureFixture[str]) -> None:
     """A program of the host is not what an annotation may choose."""
     config, log = Config(), Log("", "text")
-    config = replace(config, qemu=replace(config.qemu, enable_annotations=("(", ".*")))
+    config = config._replace(qemu=config.qemu._replace(enable_annotations=("(", ".*")))
     marks = {f"{KATA}hypervisor.path": "/bin/sh"}
     assert annotations.configured(config, marks, log) is config
     log.succeeded()

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def test_what_the_kernel_lacks_matters_where_it_is_needed(
     monkeypatch.setattr(trial, function, fails)
 
     def found(config: Config) -> Finding:
-        return findings(replace(config, qemu=replace(config.qemu, accelerator="tcg")))[name]
+        return findings(config._replace(qemu=config.qemu._replace(accelerator="tcg")))[name]
 
     finding = found(needed_by)
     assert finding.state == PROBLEM
@@ -142,23 +141,23 @@ def test_vhost_net_that_is_not_wanted() -> None:
 
 def test_a_monitor_of_somebody_else(tmp_path: Path) -> None:
     path = tmp_path / "kata-netmon"
-    config = replace(with_qemu(), netmon=Netmon(True, str(path)))
+    config = with_qemu()._replace(netmon=Netmon(True, str(path)))
     assert findings(config)["monitor"].state == PROBLEM
     path.write_text("#!/bin/sh\n")
     assert findings(config)["monitor"].state == PROBLEM
     path.chmod(0o755)
     assert findings(config)["monitor"].state == OK
-    assert "monitor" not in findings(replace(config, netmon=Netmon(False, "/nowhere")))
+    assert "monitor" not in findings(config._replace(netmon=Netmon(False, "/nowhere")))
 
 
 def test_our_own_monitor() -> None:
-    finding = findings(replace(with_qemu(), netmon=Netmon(True)))["monitor"]
+    finding = findings(with_qemu()._replace(netmon=Netmon(True)))["monitor"]
     assert (finding.state, finding.found) == (OK, "our own")
 
 
 def test_no_plugins_and_no_networks(tmp_path: Path) -> None:
     (tmp_path / "bridge").write_text("not executable")
-    found = findings(replace(with_qemu(), cni=Cni(str(tmp_path / "net.d"), (str(tmp_path),))))
+    found = findings(with_qemu()._replace(cni=Cni(str(tmp_path / "net.d"), (str(tmp_path),))))
     assert (found["plugins"].state, found["plugins"].found) == (WARNING, f"none in {tmp_path}")
     assert (found["network"].state, found["network"].found) == (
         WARNING,
@@ -288,7 +287,7 @@ def test_user_ids_that_somebody_has(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_templates(tmp_path: Path) -> None:
     def found(path: Path, wanted: bool = True) -> Finding:
-        return findings(replace(with_qemu(), factory=Factory(wanted, str(path))))["templates"]
+        return findings(with_qemu()._replace(factory=Factory(wanted, str(path))))["templates"]
 
     place = tmp_path / "far" / "away"
     assert (found(place).state, str(place) in found(place).found) == (OK, True)
@@ -443,7 +442,7 @@ def test_plugins_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (tmp_path / "bridge").write_text("#!/bin/sh\n")
     (tmp_path / "bridge").chmod(0o755)
     monkeypatch.setattr(installed, "_PLUGIN_PLACES", (str(tmp_path),))
-    found = findings(replace(with_qemu(), cni=Cni("/nowhere", ("/nowhere",))))["plugins"]
+    found = findings(with_qemu()._replace(cni=Cni("/nowhere", ("/nowhere",))))["plugins"]
     assert (found.state, found.advice) == (
         WARNING,
         f'set bin_dirs = ["{tmp_path}"] in [cni], where plugins are',

@@ -327,8 +327,7 @@ def _delete(arguments: argparse.Namespace) -> int:
 
 
 def _spares(arguments: argparse.Namespace) -> int:
-    import dataclasses
-
+    from tapwright.dataclass import asdict
     from tapwright.sandbox import spares
 
     output.need_root()
@@ -343,7 +342,7 @@ def _spares(arguments: argparse.Namespace) -> int:
     reason = spares.last_failure(arguments.root)
     if arguments.json:
         listed = [
-            {**dataclasses.asdict(spare), "directory": str(spare.directory), "held_mib": held}
+            {**asdict(spare), "directory": str(spare.directory), "held_mib": held}
             for spare, held in found
         ]
         output.print_json({"spares": listed, "last_failure": reason})
@@ -364,8 +363,6 @@ def _spares(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> "Config":
-    import dataclasses
-
     from tapwright import config
 
     loaded = config.load(arguments.config)
@@ -376,14 +373,14 @@ def _config(arguments: argparse.Namespace) -> "Config":
         changes["conf_dir"] = arguments.net_dir
     if arguments.plugin_dir:
         changes["bin_dirs"] = tuple(map(os.path.abspath, arguments.plugin_dir))
-    return dataclasses.replace(loaded, cni=dataclasses.replace(loaded.cni, **changes))
+    return loaded._replace(cni=loaded.cni._replace(**changes))
 
 
 def _described(sandbox: "Sandbox") -> dict[str, Any]:
     """A sandbox as JSON, the same in every command."""
-    import dataclasses
     from datetime import UTC, datetime
 
+    from tapwright.dataclass import asdict
     from tapwright.state import supervisors
 
     described: dict[str, Any] = {"id": sandbox.id, "status": sandbox.status}
@@ -399,14 +396,14 @@ def _described(sandbox: "Sandbox") -> dict[str, Any]:
         "networks": [
             {"name": network.name, "ifname": network.ifname} for network in record.spec.networks
         ],
-        "interfaces": [dataclasses.asdict(interface) for interface in record.interfaces],
+        "interfaces": [asdict(interface) for interface in record.interfaces],
         "warnings": record.warnings,
         "accelerator": record.accelerator,
         "accelerator_reason": record.accelerator_reason,
         "memory_mib": record.memory_mib or record.spec.machine.memory_mib,
         "vcpus": record.vcpus or record.spec.machine.vcpus,
         "supervisor_pid": supervisor,
-        "phases": [dataclasses.asdict(phase) for phase in record.phases],
+        "phases": [asdict(phase) for phase in record.phases],
     }
 
 

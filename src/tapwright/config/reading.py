@@ -5,14 +5,14 @@ import math
 import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tapwright.config import kata
 from tapwright.config.sections import (
     KATAS_MODELS,
     MODEL,
     MOST_BRIDGES,
+    RULES,
     SECTIONS,
     SHARED_FS,
     Config,
@@ -24,6 +24,14 @@ _NAMED = 20
 _SHOWN_CHARACTERS = 80
 
 _NO_RULE = Rule()
+
+
+class _Item(NamedTuple):
+    """A key of a section. Its default also shows its type."""
+
+    name: str
+    default: Any
+    rule: Rule
 
 
 def parse(files: Sequence[tuple[str, bytes]]) -> Config:
@@ -56,7 +64,7 @@ def overridden(config: Config, section: str, values: Mapping[str, tuple[str, Any
         key: _Reading(f"annotation {name}")._checked(section, items[key], value)
         for key, (name, value) in values.items()
     }
-    return replace(config, **{attribute: replace(getattr(config, attribute), **found)})
+    return config._replace(**{attribute: getattr(config, attribute)._replace(**found)})
 
 
 class _Reading:
@@ -162,15 +170,14 @@ class _Reading:
         if len(self._unknown) > _NAMED:
             yield f"{len(self._unknown) - _NAMED} more are not known, and passed over"
 
-    def _checked(self, section: str, item: "Field[Any]", value: Any) -> Any:
+    def _checked(self, section: str, item: _Item, value: Any) -> Any:
         """The effective value. Raises ConfigError."""
-        rule: Rule = item.metadata.get("rule", _NO_RULE)
         if item.name == "default_vcpus" and isinstance(value, float) and math.isfinite(value):
             # Rounded up, as in Kata (hypervisor.go: NumVCPUs).
             value = math.ceil(value) if value >= 0 else math.floor(value)
-        if type(value) is type(item.default) and not value and rule.blank:
+        if type(value) is type(item.default) and not value and item.rule.blank:
             return item.default
-        if expected := _objection(value, item.default, rule):
+        if expected := _objection(value, item.default, item.rule):
             raise ConfigError(
                 f"{self.path}: [{section}] {item.name} = {_written(value)}: must be {expected}"
             )
@@ -229,8 +236,12 @@ def _table(value: Any, name: str, path: str) -> dict[str, Any]:
     return value
 
 
-def _items(section: str) -> "dict[str, Field[Any]]":
-    return {item.name: item for item in fields(SECTIONS[section][1])} if section in SECTIONS else {}
+def _items(section: str) -> dict[str, _Item]:
+    if section not in SECTIONS:
+        return {}
+    defaults: dict[str, Any] = SECTIONS[section][1]._field_defaults
+    rules = RULES.get(section, {})
+    return {key: _Item(key, default, rules.get(key, _NO_RULE)) for key, default in defaults.items()}
 
 
 def _known_sections() -> list[str]:

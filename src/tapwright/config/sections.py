@@ -2,10 +2,13 @@
 
 Sections and keys are those of Kata Containers 1.x where it has them, with their meaning
 (pkg/katautils/config.go in kata-containers/runtime); the rate limits are from its version 2.
+
+The classes are named tuples, because each start of a sandbox defines them: a frozen dataclass takes
+eight times as long.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 LEAST_MEMORY = 128
@@ -30,8 +33,7 @@ _MOST_SPARES = 64
 _LEAST_RATE, _MOST_RATE = 8_000, 10**12
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """The valid values of a key: numbers from `least` to `most`, or one of `choices`, or one of
     `also`, which files for Kata have. With `blank`, an empty value or 0 means the default, as in
     Kata; with `or_none`, an empty value means none at all."""
@@ -44,12 +46,7 @@ class Rule:
     or_none: bool = False
 
 
-def _key(default: Any, **rule: Any) -> Any:
-    return field(default=default, metadata={"rule": Rule(**rule)})
-
-
-@dataclass(frozen=True)
-class Qemu:
+class Qemu(NamedTuple):
     """[hypervisor.qemu]: the virtual machine. Empty `kernel` and `initrd` mean the image we build.
 
     `default_vcpus` and `default_bridges` are what is made of the file's values: at most the host's
@@ -60,29 +57,29 @@ class Qemu:
     `enable_annotations` are regular expressions for the keys that a pod's annotations may change.
     """
 
-    path: str = _key("qemu-system-x86_64", blank=True)
+    path: str = "qemu-system-x86_64"
     kernel: str = ""
     initrd: str = ""
     kernel_params: str = ""
-    machine_type: str = _key("q35", choices=("q35", "pc"), blank=True)
-    accelerator: str = _key("auto", choices=("auto", "kvm", "tcg"))
-    default_vcpus: int = _key(1, least=-_INT32 - 1, most=_INT32, blank=True)
-    default_memory: int = _key(256, least=LEAST_MEMORY, most=_MOST_MEMORY, blank=True)
-    default_maxvcpus: int = _key(0, most=_INT32)
-    default_maxmemory: int = _key(0, most=_MOST_MEMORY)
-    memory_slots: int = _key(16, least=1, most=256, blank=True)
-    default_bridges: int = _key(1, least=1, most=_INT32, blank=True)
-    pcie_root_port: int = _key(8, most=MOST_BRIDGES * _NICS_PER_BRIDGE)
-    boot_timeout: int = _key(60, least=1, most=3600)
+    machine_type: str = "q35"
+    accelerator: str = "auto"
+    default_vcpus: int = 1
+    default_memory: int = 256
+    default_maxvcpus: int = 0
+    default_maxmemory: int = 0
+    memory_slots: int = 16
+    default_bridges: int = 1
+    pcie_root_port: int = 8
+    boot_timeout: int = 60
     file_mem_backend: str = ""
     enable_hugepages: bool = False
     disable_vhost_net: bool = False
-    shared_fs: str = _key(SHARED_FS, choices=SHARED_FILESYSTEMS, blank=True)
+    shared_fs: str = SHARED_FS
     virtio_fs_daemon: str = ""
-    virtio_fs_cache: str = _key("auto", choices=CACHES, blank=True)
+    virtio_fs_cache: str = "auto"
     virtio_fs_extra_args: tuple[str, ...] = ()
-    rx_rate_limiter_max_rate: int = _key(0, least=_LEAST_RATE, most=_MOST_RATE, blank=True)
-    tx_rate_limiter_max_rate: int = _key(0, least=_LEAST_RATE, most=_MOST_RATE, blank=True)
+    rx_rate_limiter_max_rate: int = 0
+    tx_rate_limiter_max_rate: int = 0
     enable_debug: bool = False
     enable_annotations: tuple[str, ...] = ()
 
@@ -94,8 +91,7 @@ class Qemu:
         return _NICS_PER_BRIDGE * self.default_bridges
 
 
-@dataclass(frozen=True)
-class Netmon:
+class Netmon(NamedTuple):
     """[netmon]: the process that watches a sandbox's netns. An empty `path` means Tapwright's
     own."""
 
@@ -104,8 +100,7 @@ class Netmon:
     enable_debug: bool = False
 
 
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(NamedTuple):
     """[runtime]: how interfaces are joined with NICs, whether the sandbox has a netns, whether the
     guest must have the packet rules of the netns, whether containers have no seccomp filters in the
     guest, and whether list-ifaces prints the short form (`enable_compat_old_cni`, a key of
@@ -120,39 +115,35 @@ class Runtime:
     limits and an overhead, in the same units.
     """
 
-    internetworking_model: str = _key(
-        MODEL, choices=MODELS, also=("default", *KATAS_MODELS), blank=True
-    )
+    internetworking_model: str = MODEL
     disable_new_netns: bool = False
-    netns_rulesets: str = _key("required", choices=RULESETS, blank=True)
-    max_concurrent_starts: int = _key(-1, least=-_INT32 - 1, most=_INT32)
-    sandbox_cgroup: str = _key("/tapwright", or_none=True)
-    cpu_max: int = _key(0, most=_MOST_CPU)
-    memory_max: int = _key(0, most=_MOST_MEMORY)
-    pids_max: int = _key(0, most=_MOST_PIDS)
-    overhead_cpu: int = _key(25, most=_MOST_CPU)
-    overhead_memory: int = _key(384, most=_MOST_MEMORY)
-    overhead_pids: int = _key(256, most=_MOST_PIDS)
+    netns_rulesets: str = "required"
+    max_concurrent_starts: int = -1
+    sandbox_cgroup: str = "/tapwright"
+    cpu_max: int = 0
+    memory_max: int = 0
+    pids_max: int = 0
+    overhead_cpu: int = 25
+    overhead_memory: int = 384
+    overhead_pids: int = 256
     disable_guest_seccomp: bool = False
     enable_compat_old_cni: bool = True
     enable_debug: bool = False
 
 
-@dataclass(frozen=True)
-class Factory:
+class Factory(NamedTuple):
     """[factory]: whether sandboxes start from a template, the directory of the templates, and the
     MiB of disk for all of them (0: no limit); the number of spares of each kind, and the seconds
     for which each of them waits."""
 
     enable_template: bool = True
-    template_path: str = _key("/var/lib/tapwright/template", blank=True)
-    template_limit: int = _key(2048, most=_MOST_MEMORY)
-    vm_cache_number: int = _key(1, most=_MOST_SPARES)
-    spare_seconds: int = _key(600, least=1, most=_INT32)
+    template_path: str = "/var/lib/tapwright/template"
+    template_limit: int = 2048
+    vm_cache_number: int = 1
+    spare_seconds: int = 600
 
 
-@dataclass(frozen=True)
-class Cni:
+class Cni(NamedTuple):
     """[cni]: the directories of networks, of plugins, and of remembered attachments."""
 
     conf_dir: str = "/etc/cni/net.d"
@@ -160,8 +151,7 @@ class Cni:
     cache_dir: str = "/var/lib/cni"
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """[image]: the directory of guest images."""
 
     store: str = "/var/lib/tapwright/images"
@@ -177,6 +167,45 @@ SECTIONS: dict[str, tuple[str, type[Any]]] = {
 }
 """The section's name in the file: the attribute of Config, and its class."""
 
+RULES: dict[str, dict[str, Rule]] = {
+    "hypervisor.qemu": {
+        "path": Rule(blank=True),
+        "machine_type": Rule(choices=("q35", "pc"), blank=True),
+        "accelerator": Rule(choices=("auto", "kvm", "tcg")),
+        "default_vcpus": Rule(least=-_INT32 - 1, most=_INT32, blank=True),
+        "default_memory": Rule(least=LEAST_MEMORY, most=_MOST_MEMORY, blank=True),
+        "default_maxvcpus": Rule(most=_INT32),
+        "default_maxmemory": Rule(most=_MOST_MEMORY),
+        "memory_slots": Rule(least=1, most=256, blank=True),
+        "default_bridges": Rule(least=1, most=_INT32, blank=True),
+        "pcie_root_port": Rule(most=MOST_BRIDGES * _NICS_PER_BRIDGE),
+        "boot_timeout": Rule(least=1, most=3600),
+        "shared_fs": Rule(choices=SHARED_FILESYSTEMS, blank=True),
+        "virtio_fs_cache": Rule(choices=CACHES, blank=True),
+        "rx_rate_limiter_max_rate": Rule(least=_LEAST_RATE, most=_MOST_RATE, blank=True),
+        "tx_rate_limiter_max_rate": Rule(least=_LEAST_RATE, most=_MOST_RATE, blank=True),
+    },
+    "runtime": {
+        "internetworking_model": Rule(choices=MODELS, also=("default", *KATAS_MODELS), blank=True),
+        "netns_rulesets": Rule(choices=RULESETS, blank=True),
+        "max_concurrent_starts": Rule(least=-_INT32 - 1, most=_INT32),
+        "sandbox_cgroup": Rule(or_none=True),
+        "cpu_max": Rule(most=_MOST_CPU),
+        "memory_max": Rule(most=_MOST_MEMORY),
+        "pids_max": Rule(most=_MOST_PIDS),
+        "overhead_cpu": Rule(most=_MOST_CPU),
+        "overhead_memory": Rule(most=_MOST_MEMORY),
+        "overhead_pids": Rule(most=_MOST_PIDS),
+    },
+    "factory": {
+        "template_path": Rule(blank=True),
+        "template_limit": Rule(most=_MOST_MEMORY),
+        "vm_cache_number": Rule(most=_MOST_SPARES),
+        "spare_seconds": Rule(least=1, most=_INT32),
+    },
+}
+"""The rules of the keys that have one, by section."""
+
 
 class Setting(NamedTuple):
     """A key, its value, the value's source (a file, or `default`), and its state: `in use` or
@@ -189,8 +218,7 @@ class Setting(NamedTuple):
     state: str
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """A whole configuration. `source` is the file, empty for the defaults.
 
     Keys are written "[section] key". `given` maps Tapwright's keys to the file that sets them,
@@ -198,26 +226,26 @@ class Config:
     sentences, without the file.
     """
 
-    qemu: Qemu = field(default_factory=Qemu)
-    netmon: Netmon = field(default_factory=Netmon)
-    runtime: Runtime = field(default_factory=Runtime)
-    factory: Factory = field(default_factory=Factory)
-    cni: Cni = field(default_factory=Cni)
-    image: Image = field(default_factory=Image)
+    qemu: Qemu = Qemu()
+    netmon: Netmon = Netmon()
+    runtime: Runtime = Runtime()
+    factory: Factory = Factory()
+    cni: Cni = Cni()
+    image: Image = Image()
     source: str = ""
-    given: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str] = MappingProxyType({})
     unused: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def settings(self) -> Iterator[Setting]:
         """All keys with their effective values, in the order of the default file."""
         for section, (attribute, kind) in SECTIONS.items():
-            for item in fields(kind):
-                name = f"[{section}] {item.name}"
+            for key in kind._fields:
+                name = f"[{section}] {key}"
                 yield Setting(
                     section,
-                    item.name,
-                    getattr(getattr(self, attribute), item.name),
+                    key,
+                    getattr(getattr(self, attribute), key),
                     self.given.get(name, "default"),
                     self._state(name),
                 )

@@ -1,8 +1,8 @@
 """A virtual machine to start, and QEMU's command line for it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from tapwright.dataclass import dataclass
 from tapwright.errors import HypervisorError
 
 TYPE_CHECKING = False

@@ -7,8 +7,8 @@ takes the guest longer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from tapwright.dataclass import dataclass
 from tapwright.errors import HypervisorError
 
 # Places on the root bus. On q35: all but the host bridge (0x0), the machine's own devices (SERIAL

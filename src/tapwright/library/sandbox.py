@@ -2,7 +2,6 @@
 
 import functools
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -175,7 +174,7 @@ class Sandbox(Described):
         NetworkError, AgentError, SandboxStateError.
         """
         started = time.monotonic() if started is None else started
-        made = cls(f"box-{secrets.token_hex(4)}" if sandbox_id is None else sandbox_id, root)
+        made = cls(f"box-{os.urandom(4).hex()}" if sandbox_id is None else sandbox_id, root)
         try:
             with launch or ahead(made.root) as supervisor:
                 ids.check(made.id)

@@ -5,13 +5,13 @@ import time
 from tapwright.errors import ContainerNotFoundError, ContainerStateError
 from tapwright.oci import state
 from tapwright.oci.state import Container
-from tapwright.sandbox import client
-from tapwright.sandbox.client import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+    from tapwright.sandbox.client import Supervisor
 
     Json = dict[str, Any]
 
@@ -122,5 +122,7 @@ def features() -> "Json":
     }
 
 
-def _supervisor(root: str, container_id: str) -> Supervisor:
+def _supervisor(root: str, container_id: str) -> "Supervisor":
+    from tapwright.sandbox import client  # `state` and `list` do without
+
     return client.named(root, state.running(root, container_id).sandbox)

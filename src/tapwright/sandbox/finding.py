@@ -1,6 +1,6 @@
 """A result of checking a host."""
 
-from dataclasses import dataclass
+from tapwright.dataclass import dataclass
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

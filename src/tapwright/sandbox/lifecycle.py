@@ -6,9 +6,9 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
+from tapwright.dataclass import replace
 from tapwright.errors import (
     NetworkError,
     NewerRecordError,

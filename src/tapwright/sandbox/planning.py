@@ -6,9 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tapwright import cni, command
 from tapwright.config import Config
@@ -46,8 +45,7 @@ _ADDRESSABLE_MIB = 512 << 10
 """QEMU's own processor reaches 1 TiB (`-cpu max`), of which devices and alignment take some."""
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(NamedTuple):
     """The caller's request. `networks` are (name, ifname), ifname empty for eth0, eth1, …;
     `published` are portMappings entries (CNI conventions, "port mappings"). With `share` the guest
     can see files of the host; `dns` (as in a CNI result) is the guest's. `cgroup` is the control

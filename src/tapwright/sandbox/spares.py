@@ -7,7 +7,6 @@ directory whose lock is free belongs to a killed spare, and the next caller remo
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -16,12 +15,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tapwright
+from tapwright.dataclass import dataclass, replace
 from tapwright.linux import claims, ending, filelock, starving, unixsocket
 from tapwright.sandbox.launching import SPARES, Waiting, in_background
 from tapwright.state import supervisors
@@ -215,7 +214,7 @@ def _is_possible(spec: Spec) -> bool:
 
 def _plain(spec: Spec) -> Spec:
     """The parts of a specification that matter to a spare."""
-    return dataclasses.replace(spec, netns="", networks=[], cgroup="", dns=None, netmon=[])
+    return replace(spec, netns="", networks=[], cgroup="", dns=None, netmon=[])
 
 
 def _described(spec: Spec) -> dict[str, Any]:

@@ -5,17 +5,16 @@ making it, so that `teardown` can undo it after a kill at any moment.
 """
 
 import contextlib
-import dataclasses
 import enum
 import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tapwright import shapes
+from tapwright.dataclass import dataclass, field
 from tapwright.errors import NewerRecordError, SandboxStateError
 from tapwright.hypervisor.machine import Daemon, Machine
 from tapwright.linux import files
@@ -209,6 +208,8 @@ class Record:
         return Place.GIVEN if self.spec.netns == self.netns else Place.BOUND
 
 
+_KINDS = NetworkRequest, TapRequest, Spec, Nic, Phase, Record
+
 # The fields that consist of other records, or of lists of them.
 _INNER: dict[tuple[type, str], Any] = {
     (Spec, "networks"): [NetworkRequest],
@@ -274,19 +275,19 @@ def _made(kind: type[_T], content: Any) -> _T:
     if not isinstance(content, dict):
         raise ValueError(f"{kind.__name__} must be an object")
     known: dict[str, Any] = {"machine": _read_machine(content)} if kind is Spec else {}
-    for each in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if each.name in content:
-            value = content.pop(each.name)
-            inner = _INNER.get((kind, each.name))
+    for name, shape in kind.__annotations__.items():
+        if name in content:
+            value = content.pop(name)
+            inner = _INNER.get((kind, name))
             if isinstance(inner, list):
                 if not isinstance(value, list):
-                    raise ValueError(f"{each.name} must be a list")
+                    raise ValueError(f"{name} must be a list")
                 value = [_made(inner[0], one) for one in value]
             elif inner:
                 value = _made(inner, value)
-            elif mistake := shapes.mistake({each.name: value}, {each.name: each.type}):
+            elif mistake := shapes.mistake({name: value}, {name: shape}):
                 raise ValueError(mistake)
-            known[each.name] = value
+            known[name] = value
     made = kind(**known)
     if content:
         vars(made)[_UNKNOWN] = content
@@ -297,9 +298,9 @@ def _plain(value: Any) -> Any:
     """Return a value that JSON can represent."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
-    if not dataclasses.is_dataclass(value) or isinstance(value, Machine):
+    if not isinstance(value, _KINDS):
         return value
-    plain = {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    plain = {name: _plain(getattr(value, name)) for name in type(value).__annotations__}
     if isinstance(value, Spec):
         plain |= written_machine(plain.pop("machine"))
     return plain | vars(value).get(_UNKNOWN, {})
@@ -307,7 +308,7 @@ def _plain(value: Any) -> Any:
 
 # The fields of a machine are among those of its specification, and so are those of its daemon.
 _MACHINE: dict[str, Any] = {
-    **{each.name: each.type for each in dataclasses.fields(Machine)},
+    **Machine.__annotations__,
     "kernel": str,
     "initrd": str,
     "disk": str,

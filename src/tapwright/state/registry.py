@@ -5,9 +5,9 @@ Every command loads the module, so it imports little.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from tapwright.dataclass import dataclass
 from tapwright.errors import SandboxNotFoundError, SandboxStateError, UsageError
 from tapwright.state import ownership, supervisors
 from tapwright.state.record import CREATING, FILE, RUNNING, Record, load
