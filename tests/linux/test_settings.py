@@ -105,6 +105,19 @@ def test_defaults_are_found_out_once(tmp_path: Path, defaults: Defaults) -> None
     assert kept.stat().st_mtime_ns != stamp
 
 
+def test_a_host_has_more_than_a_new_namespace(
+    tmp_path: Path, defaults: Defaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nf_conntrack_max`, for instance: it is no reason to find them out each time."""
+    rooms = [*defaults.rooms, "of_the_host_alone"]
+    monkeypatch.setattr(settings, "_rooms", lambda: rooms)
+    monkeypatch.setattr(settings, "_read_fresh", lambda: defaults)
+    assert settings.defaults().rooms == sorted(rooms)
+    stamp = (tmp_path / "defaults.json").stat().st_mtime_ns
+    assert settings.defaults().values == defaults.values
+    assert (tmp_path / "defaults.json").stat().st_mtime_ns == stamp
+
+
 def test_defaults_of_a_host_that_has_loaded_more(tmp_path: Path, defaults: Defaults) -> None:
     fewer = defaults._replace(rooms=defaults.rooms[:-1], values={})
     (tmp_path / "defaults.json").write_text(

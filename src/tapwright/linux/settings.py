@@ -222,6 +222,8 @@ def defaults() -> Defaults:
             found = _read_fresh()
     finally:
         os.close(fresh)
+    # A host has some that no new namespace has (`nf_conntrack_max`), and looks for its own.
+    found = found._replace(rooms=sorted({*rooms, *found.rooms}))
     with contextlib.suppress(OSError):  # the next call finds them out again
         _DEFAULTS_FILE.parent.mkdir(mode=0o755, exist_ok=True)
         text = json.dumps(found._asdict())
