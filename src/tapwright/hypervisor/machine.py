@@ -20,11 +20,12 @@ _TRANSLATED_MIB_EACH = 2
 """What an emulated CPU takes of that from its start, so each has as much beside it; memory that no
 code was written to costs nothing (tcg/region.c: tcg_n_regions)."""
 
-_EMULATED = "max,erms=off,la57=off"
-"""The emulated processor: everything that QEMU can do, except for two things that only take time.
-With *erms*, a kernel fills and copies memory byte by byte (arch/x86/lib/memset_64.S), which QEMU
-does as it is told, one byte after the other; without, it does so by eight bytes. With *la57*, each
-walk of the page tables reads a fifth level."""
+_EMULATED = "max,erms=off,fsrm=off,la57=off"
+"""The emulated processor: everything that QEMU can do, except for what only takes time. With *erms*
+or *fsrm*, a kernel fills and copies memory byte by byte (arch/x86/lib/memset_64.S), which QEMU does
+as it is told, one byte after the other; without, it does so by eight bytes. They go together: QEMU
+10 has *fsrm*, too, and with that alone Debian 12's kernel hangs in memmove, which takes it for both
+(arch/x86/lib/memmove_64.S). With *la57*, each walk of the page tables reads a fifth level."""
 
 _GROWING = "swiotlb=noforce"
 """A guest that can get memory above 4 GiB reserves 64 MiB for devices that can't reach it
