@@ -6,8 +6,9 @@ Bookworm is the last release whose source package has the whole of Kubernetes (1
 it is that of kubectl alone. The packages are fetched by apt with lists of their own, and unpacked,
 not installed. `KUBERNETES=DIRECTORY` names programs of another version in place of those:
 kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy, kubelet, kubectl, etcd and
-docker-registry. What else is there comes before the machine's own on the nodes: containerd, with
-its shim (containerd-shim-runc-v2) and ctr, or runc.
+docker-registry. With kubeadm, the test that begins with bare machines runs, too. What else is there
+comes before the machine's own on the nodes: containerd, with its shim (containerd-shim-runc-v2) and
+ctr, or runc.
 """
 
 import fcntl
@@ -39,7 +40,7 @@ Acquire::Languages "none";
 def directory() -> Path:
     """Where the programs are, or will be."""
     given = os.environ.get("KUBERNETES")
-    return Path(given) if given else _cache() / "bin"
+    return Path(given) if given else cache() / "bin"
 
 
 def ensure() -> Path:
@@ -49,12 +50,12 @@ def ensure() -> Path:
         missing = lacking(programs)
         assert not missing, f"{programs} lacks {', '.join(missing)}"
         return programs
-    cache = _cache()
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("w") as lock:
+    kept = cache()
+    kept.mkdir(parents=True, exist_ok=True)
+    with (kept / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if lacking(programs):
-            _Build(cache).run()
+            _Build(kept).run()
     return programs
 
 
@@ -120,7 +121,7 @@ class _Build:
         packages.mkdir(exist_ok=True)
         (home / "status").touch()
         (home / "conf").write_text(_APT.format(home=home))
-        archive = f"[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {_mirror()}"
+        archive = f"[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {mirror()}"
         kinds = ("deb", "deb-src")
         (home / "sources.list").write_text(
             "".join(f"{kind} {archive} {SUITE} main\n" for kind in kinds)
@@ -185,11 +186,12 @@ class _Build:
         _run("nice", "-n", "19", *words, cwd=self.source, **settings)
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """What is kept of one run for later ones."""
     return Path(os.environ.get("XDG_CACHE_HOME", "/var/cache")) / "tapwright/kubernetes"
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Where this machine's apt has Debian from."""
     said = subprocess.check_output(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN)", "Created-By: Packages"],

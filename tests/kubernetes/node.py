@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tapwright.linux import cgroups
-from tests.kubernetes import build, networks, registry
+from tests.kubernetes import build, groups, networks, registry
 from tests.kubernetes.control import DNS, Control
 from tests.kubernetes.networks import PODS, PODS6, WIRE
 from tests.kubernetes.waiting import eventually
@@ -95,7 +95,7 @@ class Node:
         self._runtime = runtime
         self._layer = layer
         self._wire = f"wire{number}"
-        self._group = f"/twkube-{os.urandom(4).hex()}-{number}"
+        self._group = groups.fresh(str(number))
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._holder: subprocess.Popen[str] | None = None
 
@@ -113,7 +113,7 @@ class Node:
         assert self._holder
         for program in [*self._running]:
             self.kill(program)
-        assert eventually(self._remove_groups)
+        assert eventually(lambda: groups.end(self._group))
         mine = os.readlink(f"/proc/{self._holder.pid}/ns/mnt")
         assert eventually(lambda: not _kill_within(mine))
         self._holder.wait()
@@ -248,22 +248,10 @@ class Node:
             process.terminate()
         for process in self._running.values():
             process.wait(30)
-        assert eventually(self._remove_groups)
+        assert eventually(lambda: groups.end(self._group))
         if self._holder:
             self._holder.kill()
             self._holder.wait()
-
-    def _remove_groups(self) -> bool:
-        """End what is in them; whether none is left."""
-        tops = [Path(one.directory(self._group)) for one in cgroups.hierarchies()]
-        for top in tops:
-            for directory, _, _ in os.walk(top, topdown=False):
-                with suppress(OSError):
-                    for pid in Path(directory, "cgroup.procs").read_text().split():
-                        os.kill(int(pid), signal.SIGKILL)
-                with suppress(OSError):
-                    os.rmdir(directory)
-        return not any(top.exists() for top in tops)
 
     def _start(self, name: str, *words: str) -> None:
         with (self._home / f"{name}.log").open("ab") as log:

@@ -1,35 +1,24 @@
 """deploy/kubernetes on the cluster, used as docs/kubernetes.md says."""
 
 import json
-import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
-import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.kubernetes import page
 from tests.kubernetes.cluster import SECONDS, Cluster
 from tests.kubernetes.node import Node
-from tests.kubernetes.registry import ADDRESS, BASE, Registry, executable
+from tests.kubernetes.registry import ADDRESS, Registry, executable
 from tests.platforms.chart import rendered
 from tests.platforms.images import PAGE, SERVE
-from tests.sandboxes import COMMAND
 
 HERE = Path(__file__).parents[2]
 DEPLOY = HERE / "deploy/kubernetes"
-
-
-def blocks(page: Path) -> list[str]:
-    """What the page has people type, in the part about nodes, without what takes Helm."""
-    part = page.read_text().partition("## Onto the nodes")[2].partition("\n## ")[0]
-    found = re.findall(r"^( *)```sh\n(.*?)^ *```", part, re.DOTALL | re.MULTILINE)
-    texts = [textwrap.dedent(text) for _, text in found]
-    return [text for text in texts if not text.startswith("helm ")]
 
 
 @contextmanager
@@ -70,29 +59,28 @@ def test_page(cluster: Cluster, registry: Registry, tmp_path: Path) -> None:
         assert 'value: "1"' in text
         (deploy / name).write_text(text.replace('value: "1"', f'value: "{node.process}"'))
     registry.add("web", f"CMD {json.dumps(SERVE)}")
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    (tmp_path / ".venv/bin/tapwright").symlink_to(COMMAND)
+    environment = page.workplace(tmp_path, registry, page.wheel())
     programs = tmp_path / "programs"
-    programs.mkdir()
-    (programs / "podman").symlink_to(registry.podman)
     kubectl, curl = control.command(), node.command("/usr/bin/curl", "-sS")
     executable(programs / "kubectl", f'exec {shlex.join(kubectl)} "$@"')
     executable(programs / "curl", f'exec {shlex.join(curl)} "$@"')
-    # The script of this run has made it, while the registry of Python's packages could be reached.
-    executable(programs / "pip", f"cp {os.environ['WHEELS']}/tapwright-*.whl {deploy}")
-    words = {"REGISTRY": ADDRESS, "BASE": BASE, "NODE": node.name, "nginx": f"{ADDRESS}/web"}
+    words = {
+        "REGISTRY": ADDRESS,
+        "BASE": registry.base,
+        "NODE": node.name,
+        "nginx": f"{ADDRESS}/web",
+    }
     before = node.without_tapwright()
     config = node.write_containerd(before)
     control.output("delete", "runtimeclass", "tapwright")
 
     def typed(text: str) -> str:
-        for word, own in words.items():
-            text = re.sub(rf"\b{word}\b", own, text)
+        text = page.filled(text, words)
         done = subprocess.run(
             ["sh", "-ec", text],
             check=False,
             cwd=tmp_path,
-            env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=4 * SECONDS,
@@ -102,13 +90,14 @@ def test_page(cluster: Cluster, registry: Registry, tmp_path: Path) -> None:
 
     try:
         with systemd(node):
-            image, install, pod, remove = blocks(HERE / "docs/kubernetes.md")
+            image, install, pod, upgrade, remove = page.blocks("Onto the nodes")
             typed(image)
             ready = typed(install).splitlines()
             assert any(line.startswith(node.name) and line.endswith("ready") for line in ready)
-            *_, kernel, page = typed(pod).splitlines()
+            *_, kernel, served = typed(pod).splitlines()
             assert kernel != platform.release()
-            assert page == PAGE.strip()
+            assert served == PAGE.strip()
+            typed(upgrade)
             typed(remove)
             assert not labelled(cluster, node.name)
             assert config.read_text() == before
