@@ -90,6 +90,7 @@ def test_pc(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hugepages() -> Iterator[int]:
     """So many of 2 MiB, free; for one test at a time, since they are the machine's."""
+    Path("/run/lock").mkdir(exist_ok=True)
     with Path("/run/lock/twtest-hugepages").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before, wanted = int(NR_HUGEPAGES.read_text()), 160

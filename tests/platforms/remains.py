@@ -23,12 +23,14 @@ _OTHERS_CGROUPS = "process_api", "/tapwright", "/twtest"
 class PlatformHost(Host):
     """The machine, with what a platform keeps for a container. `home` is the platform's own
     directory, of which the mounts are seen; `directories` hold state, and the processes are those
-    of the session (`is_ours`). So what else runs on the machine is not seen."""
+    of the session (`is_ours`). Control groups are all but those in which a process of another PID
+    namespace (scripts/apart) has been seen. So what else runs on the machine is not seen."""
 
     def __init__(self, session: Path, home: Path, directories: Iterable[Path]) -> None:
         super().__init__(directories)
         self._session = session
         self._home = home
+        self._others: set[Path] = set()
 
     def snapshot(self) -> Snapshot:
         seen = super().snapshot()
@@ -36,8 +38,18 @@ class PlatformHost(Host):
             "namespaces": sorted(filter(_NAMES.fullmatch, os.listdir(_NETNS))),
             "processes": sorted(self._processes()),
             "mounts": sorted(str(mount) for mount in _mounts() if self._is_platforms(mount)),
-            "cgroups": sorted(map(str, cgroups())),
+            "cgroups": sorted(map(str, self._cgroups())),
         }
+
+    def _cgroups(self) -> set[Path]:
+        # The first part is a hierarchy, where there are several.
+        below = {each: Path(*each.relative_to(_CGROUPS).parts[1:]) for each in cgroups()}
+        for cgroup, path in below.items():
+            with suppress(OSError):  # it may have gone
+                # Version 2 shows a process that is outside of this PID namespace as 0.
+                if "0" in (cgroup / "cgroup.procs").read_text().split():
+                    self._others |= {path, *path.parents}
+        return {cgroup for cgroup, path in below.items() if path not in self._others}
 
     def _processes(self) -> Iterator[str]:
         for pid, command in commands():

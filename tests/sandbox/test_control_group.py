@@ -14,7 +14,9 @@ from tests.host import eventually
 from tests.oci.test_cgroups import limit_of, memory_of
 from tests.sandboxes import Tapwright, ended, pids_of
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+# With `machine` the host knows already whether KVM boots a guest, so commands do not say that they
+# try.
+pytestmark = pytest.mark.usefixtures("machine", "nothing_left")
 
 
 def test_it_bounds_the_sandbox_and_goes_with_it(tapwright: Tapwright) -> None:

@@ -23,6 +23,7 @@ def end(supervisor: int) -> None:
     QEMU dies with its supervisor anyway. This makes sure, also of a QEMU that a guest has taken
     over. A new process may have the supervisor's pid by now; that process's own QEMU stays.
     """
+    ending.await_exit(supervisor, _ORPHAN_SECONDS)  # until then it is QEMU's parent
     uids = users.all_of(supervisor)
     processes = map(int, filter(str.isdecimal, os.listdir("/proc")))
     for pid in [pid for pid in processes if _is_orphan(pid, uids, supervisor)]:

@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_PF_EXITING = 0x4  # include/linux/sched.h
+
 
 def end(
     pid: int,
@@ -46,3 +48,31 @@ def end(
         return was_there
     finally:
         os.close(pidfd)
+
+
+def await_exit(pid: int, seconds: float) -> None:
+    """Wait until a process that is about to end has ended, `seconds` at most; return at once for
+    any other.
+
+    The kernel frees a process's locks before it gives its children a new parent and their signal
+    (kernel/exit.c: do_exit calls exit_files, then exit_notify). In between it closes sockets, which
+    can take long. Raises OSError.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if _is_exiting(pid):
+            select.select([pidfd], [], [], seconds)
+    finally:
+        os.close(pidfd)
+
+
+def _is_exiting(pid: int) -> bool:
+    """Whether the kernel has begun to end the process (proc(5): the flags in `stat`)."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return bool(int(file.read().rpartition(")")[2].split()[6]) & _PF_EXITING)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
