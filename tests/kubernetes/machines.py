@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from tapwright.linux import cgroups
-from tests.kubernetes import build, groups
+from tests.kubernetes import build, groups, sysctls
 from tests.kubernetes.waiting import eventually
 
 SUITE = "trixie"
@@ -21,15 +21,6 @@ PACKAGES = "/srv/packages"
 """Where a machine sees the archive that takes the place of Kubernetes' own."""
 # What Debian's installer puts on a machine beside the packages of the priority "important".
 _INSTALLED = "dbus", "init", "systemd-sysv"
-# What a kubelet insists on, shown to each machine alone: this one has other tenants.
-_SYSCTLS = {
-    "vm/overcommit_memory": "1",
-    "vm/panic_on_oom": "0",
-    "kernel/panic": "10",
-    "kernel/panic_on_oops": "1",
-    "kernel/keys/root_maxkeys": "1000000",
-    "kernel/keys/root_maxbytes": "25000000",
-}
 _DEVICES = "null", "zero", "full", "random", "urandom", "tty", "net/tun", "kvm", "fuse"
 _ROUTER = """\
 set -e
@@ -166,10 +157,7 @@ class Machine:
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
         settings = self._home / f"{self.name}.sysctl"
-        for key, value in _SYSCTLS.items():
-            path = settings / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{value}\n")
+        sysctls.write(settings)
         archives = build.cache() / "archives"
         (archives / "partial").mkdir(parents=True, exist_ok=True)
         failures = cgroups.make(self._group)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tapwright.linux import cgroups
-from tests.kubernetes import build, groups, networks, registry
+from tests.kubernetes import build, groups, networks, registry, sysctls
 from tests.kubernetes.control import DNS, Control
 from tests.kubernetes.networks import PODS, PODS6, WIRE
 from tests.kubernetes.waiting import eventually
@@ -41,15 +41,6 @@ config_path = "{home}/registries"
 bin_dir = "{home}/plugins"
 conf_dir = "{home}/cni"
 """
-# What a kubelet insists on, shown to it alone: the machine has other tenants.
-_SYSCTLS = {
-    "vm/overcommit_memory": "1",
-    "vm/panic_on_oom": "0",
-    "kernel/panic": "10",
-    "kernel/panic_on_oops": "1",
-    "kernel/keys/root_maxkeys": "1000000",
-    "kernel/keys/root_maxbytes": "25000000",
-}
 _HOLDER = """\
 set -e
 mount --make-rshared /
@@ -279,10 +270,7 @@ class Node:
         wait = f"while [ -e {self.asked} ]; do sleep 0.2; done"
         systemctl.write_text(f'#!/bin/sh\necho "$@" >{self.asked}\n{wait}\n')
         systemctl.chmod(0o755)
-        for name, value in _SYSCTLS.items():
-            path = self._home / "sysctl" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{value}\n")
+        sysctls.write(self._home / "sysctl")
         hosts = self._home / "registries" / registry.ADDRESS / "hosts.toml"
         hosts.parent.mkdir(parents=True)
         url = f"http://{registry.ADDRESS}"

@@ -196,10 +196,7 @@ def prepare_moves() -> None:
     """Make moves that come within the next 10 ms quick: the first one in a while waits so long for
     the kernel (cgroup_attach_lock() waits for RCU). To be called by a process that is at the top of
     each hierarchy, and so stays where it is."""
-    top = entrances()
-    enter(top)
-    for fd in top:
-        os.close(fd)
+    _enter_top()
 
 
 def leave(path: str) -> bool:
@@ -207,11 +204,15 @@ def leave(path: str) -> bool:
     of that path any more."""
     if os.getpid() not in members(path):
         return True
+    _enter_top()
+    return os.getpid() not in members(path)
+
+
+def _enter_top() -> None:
     top = entrances()
     enter(top)
     for fd in top:
         os.close(fd)
-    return os.getpid() not in members(path)
 
 
 def limit(path: str, limits: Limits) -> "list[str]":
