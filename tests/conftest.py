@@ -103,6 +103,15 @@ def private_host() -> str:
     return f"/proc/self/fd/{machine}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unchanged(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails when a file's tests leave this process with other limits, groups or namespaces than it
+    had: those of the next file would start their commands with these, and slowly."""
+    yield
+    if "private_host" in request.fixturenames:
+        assert not forked.server().changed(os.environ)
+
+
 @pytest.fixture(scope="session")
 def machine_netns(private_host: str) -> str:
     """The machine's own namespace, for what must reach the package archive."""

@@ -116,6 +116,10 @@ class Server:
                 pass_fds=[theirs.fileno()],
             )
 
+    def changed(self, environment: Mapping[str, str]) -> set[str]:
+        """What a new program would inherit now, and the server has not; and the reverse."""
+        return set(self._inherited).symmetric_difference(inherited(environment))
+
     def start(
         self, command: list[str], stdio: list[File], cwd: str, environment: dict[str, str]
     ) -> "Forked | None":
@@ -125,7 +129,7 @@ class Server:
             self._seen.add(kind)
             return None
         request = json.dumps([command, cwd, environment]).encode()
-        if len(request) > _MOST or inherited(environment) != self._inherited:
+        if len(request) > _MOST or self.changed(environment):
             return None
         with contextlib.ExitStack() as theirs:
             fds: list[int] = []

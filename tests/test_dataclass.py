@@ -1,6 +1,7 @@
 """Our dataclasses beside the original's."""
 
 import dataclasses
+import pprint
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,8 @@ ORIGINAL = made(dataclasses.dataclass, dataclasses.field)
         lambda of: dataclasses.replace(of.frozen(1, [], "c"), text="d"),
         lambda of: dataclasses.asdict(of.frozen(of.inner("a"), [of.inner("b")])),
         lambda of: dataclasses.is_dataclass(of.inner),
+        lambda of: (of.inner.__dataclass_params__, of.frozen.__dataclass_params__),
+        lambda of: pprint.pformat(of.inner("a")),
         lambda of: [(each.name, each.default) for each in dataclasses.fields(of.inner)],
         lambda of: of.inner.__match_args__,
         lambda of: of.inner(),

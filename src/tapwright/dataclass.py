@@ -29,7 +29,8 @@ else:
         for name, default in cls._defaults.items():
             if isinstance(default, _Made):
                 delattr(cls, name)
-        cls.__dataclass_fields__ = _Original()
+        cls.__dataclass_fields__ = _Original("__dataclass_fields__")
+        cls.__dataclass_params__ = _Original("__dataclass_params__")
         cls.__init__, cls.__repr__, cls.__eq__ = _init, _repr, _eq
         cls.__hash__ = _hash if frozen else None
         if frozen:
@@ -49,7 +50,11 @@ else:
         return type(instance)(**({name: getattr(instance, name) for name in names} | changes))
 
     class _Original:
-        """`__dataclass_fields__`, which is made when the original's functions ask for it."""
+        """An attribute that the original sets, made when its functions, or those that show values,
+        ask for it."""
+
+        def __init__(self, name):
+            self._name = name
 
         def __get__(self, instance, owner):
             import dataclasses
@@ -58,9 +63,11 @@ else:
             for name, default in owner._defaults.items():
                 is_made = isinstance(default, _Made)
                 body[name] = dataclasses.field(**vars(default)) if is_made else default
-            twin = dataclasses.dataclass(type(owner.__name__, (), body))
-            owner.__dataclass_fields__ = twin.__dataclass_fields__
-            return twin.__dataclass_fields__
+            is_frozen = owner.__setattr__ is _refuse
+            twin = dataclasses.dataclass(frozen=is_frozen)(type(owner.__name__, (), body))
+            made = getattr(twin, self._name)
+            setattr(owner, self._name, made)
+            return made
 
     def _init(self, /, *given, **named):
         names = self.__match_args__

@@ -505,7 +505,7 @@ def test_the_next_is_made_when_one_is_taken(
     sandbox = run(tapwright, config, "taker")
     assert start_of(sandbox) == "spare"
     assert eventually(lambda: bool(spares.listing(tapwright.root)))
-    spares.begin(tapwright.root, spec)
+    assert spares.enter(tapwright.root, spec) is None
     (second,) = spares.listing(tapwright.root)
     assert second.pid != first.pid
     assert "taker" not in Path(f"/proc/{second.pid}/cgroup").read_text()
