@@ -9,6 +9,7 @@ import pytest
 
 from tapwright.sandbox import client
 from tapwright.state import registry
+from tests.containers import Files, Pod, configuration, process
 from tests.host import eventually
 from tests.sandboxes import Tapwright, show
 
@@ -151,6 +152,27 @@ def test_the_guests_own_change_is_reported_once(volume: Volume, tree: Path) -> N
         heard = watcher.hears_of("modify end")
     assert heard[:3] == ["create mine", "modify mine", "close-write mine"]
     assert not [line for line in heard[3:] if "mine" in line]
+
+
+def test_a_program_finds_what_was_changed_before_its_start(
+    tapwright: Tapwright, volume: Volume, tree: Path
+) -> None:
+    """The guest has just heard of a change, and would hear of the next one later."""
+    config = configuration(process("cat", "/volume/file"))
+    mount = {"type": "bind", "options": ["bind"], "source": volume.guest}
+    config["mounts"].append({"destination": "/volume", **mount})
+    with (
+        Files() as files,
+        Pod(tapwright, SANDBOX).create(config, files.descriptors) as container,
+        volume.watch() as watcher,
+    ):
+        container.created()
+        overwrite(tree / "file", "longer than the old one\n")
+        watcher.hears_of("modify file")
+        overwrite(tree / "file", "much longer than that before it\n")
+        container.call("start_container")
+        assert container.connection.hear() == {"exited": {"status": 0}}
+        assert files.stdout() == b"much longer than that before it\n"
 
 
 def test_times_stay_what_they_are(volume: Volume, tree: Path) -> None:

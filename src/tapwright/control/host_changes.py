@@ -44,6 +44,7 @@ class HostChanges:
         self._changed: dict[str, None] = {}  # in their order
         self._wakeup = asyncio.Event()
         self._marking = asyncio.Lock()
+        self._telling = asyncio.Lock()
         self._mirrored: set[str] = set()
 
     async def follow(self, places: Sequence[str]) -> list[str]:
@@ -75,10 +76,15 @@ class HostChanges:
             self._mirrored -= gone
             await self._agent.call(requests.forget_files(copies), _TELL_SECONDS)
 
+    async def settle(self) -> None:
+        """Report what the host has changed by now, without the usual pauses."""
+        self._take()
+        await self._tell()
+
     @contextlib.asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
         """Report changes to the guest for the length of the block."""
-        telling = asyncio.create_task(self._tell())
+        telling = asyncio.create_task(self._tell_on())
         try:
             yield
         finally:
@@ -117,6 +123,14 @@ class HostChanges:
             return
         loop.remove_reader(marks.fileno())
         loop.call_later(_READ_PAUSE, self._listen)
+        self._take()
+        if self._changed:
+            self._wakeup.set()
+
+    def _take(self) -> None:
+        """Note what the kernel has reported by now."""
+        if (marks := self._marks) is None:
+            return
         reads = (marks.changes() for _ in range(_READS_AT_ONCE))
         for change in itertools.chain.from_iterable(reads):
             if change.process == self._daemon:
@@ -126,13 +140,16 @@ class HostChanges:
             elif change.handle in self._paths:
                 path = self._paths[change.handle]
                 self._changed[f"{path}/{change.name}" if change.name else path] = None
-        if self._changed:
-            self._wakeup.set()
 
-    async def _tell(self) -> None:
+    async def _tell_on(self) -> None:
         while True:
             await self._wakeup.wait()
             self._wakeup.clear()
+            await self._tell()
+            await asyncio.sleep(_TELL_PAUSE)
+
+    async def _tell(self) -> None:
+        async with self._telling:
             changed, self._changed = list(self._changed), {}
             # New directories may have changes of their own.
             async with self._marking:
@@ -143,7 +160,6 @@ class HostChanges:
                     await self._agent.call(requests.change_files(paths), _TELL_SECONDS)
                 except AgentError as error:
                     _log.warning("the guest did not learn of changed files: %s", error)
-            await asyncio.sleep(_TELL_PAUSE)
 
     def _mark_new(self, paths: Sequence[str]) -> None:
         for path in paths:

@@ -5,10 +5,11 @@ Runs in the supervisor. Each container has a directory in the share; its files a
 
 import asyncio
 import contextlib
+import functools
 import logging
 import select
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
@@ -18,6 +19,8 @@ from tapwright.errors import SandboxStateError, UsageError
 from tapwright.hypervisor.share import Share
 
 _log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Shares:
@@ -60,6 +63,18 @@ class Shares:
         """Take back the files of a container. Raises AgentError, too."""
         share, changes = self._there()
         await changes.forget(share.detach(_read_container(container)))
+
+    def settled(self, begin: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
+        """Let the guest know first what the host has changed: a program that `begin` starts must
+        find it. podman 5 writes a container's /etc/resolv.conf right before it starts it."""
+
+        @functools.wraps(begin)
+        async def settling(*arguments: _P.args, **named: _P.kwargs) -> _T:
+            if self._changes:
+                await self._changes.settle()
+            return await begin(*arguments, **named)
+
+        return settling
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

@@ -120,19 +120,25 @@ class Life:
                 self._journal.record.spec,
             )
             totals = Totals(guest.agent, self._restarts)
-            of_network = served.by_name()
+            of_network, of_processes = served.by_name(), processes.by_name()
+            of_containers = Containers(guest.agent, processes.expect_end).by_name()
             operations = {
                 **of_network,
                 "sync": totals.counted(of_network["sync"]),
                 **totals.by_name(),
                 **resolvers.by_name(),
                 **shares.by_name(),
-                **Containers(guest.agent, processes.expect_end).by_name(),
+                **of_containers,
+                "start_container": shares.settled(of_containers["start_container"]),
                 **abandoned.by_name(),
                 **room.by_name(),
                 **Looking(guest.agent, guest.qemu.qmp).by_name(),
             }
-            conversations = {**processes.by_name(), deletion.REQUEST: self._take_down}
+            conversations = {
+                **of_processes,
+                "exec_container": shares.settled(of_processes["exec_container"]),
+                deletion.REQUEST: self._take_down,
+            }
             async with (
                 contextlib.aclosing(resolvers),
                 abandoned.watched(),
