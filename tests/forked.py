@@ -115,6 +115,14 @@ class Server:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
+        self.pid = self._process.pid
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._process.wait()
 
     def changed(self, environment: Mapping[str, str]) -> set[str]:
         """What a new program would inherit now, and the server has not; and the reverse."""

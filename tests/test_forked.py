@@ -18,6 +18,14 @@ from tests.sandboxes import COMMAND
 LISTENING = [COMMAND, "metrics", "--listen", "127.0.0.1:0"]
 
 
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[forked.Server]:
+    """One that has what this process has now, whatever other files' tests have left."""
+    with forked.Server() as server:
+        monkeypatch.setattr(forked, "server", lambda: server)
+        yield server
+
+
 def is_forked(*words: str) -> bool:
     """Whether a command is, the first of its kind not counted."""
     for _ in range(2):
@@ -75,14 +83,9 @@ def test_what_it_would_inherit_is_the_threads(scratch_netns: str) -> None:
     assert is_forked("--version")
 
 
-def test_one_that_takes_too_long() -> None:
-    (pid,) = children(os.getpid(), "forked.py")
+def test_one_that_takes_too_long(server: forked.Server) -> None:
     for _ in range(2):
         with pytest.raises(subprocess.TimeoutExpired):
             forked.run(LISTENING, timeout=0.3, capture_output=True)
-    assert eventually(lambda: not children(pid))
-
-
-def children(pid: int, word: str = "") -> list[int]:
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(one) for one in listed if word in Path(f"/proc/{one}/cmdline").read_text()]
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    assert eventually(lambda: not children.read_text())
