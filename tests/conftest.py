@@ -9,7 +9,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -105,13 +104,14 @@ def private_host() -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def changed(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Warns when this process has other limits, groups or namespaces after a file's tests: those of
-    the next file start their commands with these, and slowly. The machine may have changed them."""
+def unchanged() -> Iterator[None]:
+    """Fails when a file's tests leave this process with other limits, groups or namespaces than it
+    had: those of the next file would start their commands with these, and slowly."""
+    servers = forked.server.cache_info().currsize  # `private_host` makes one in its namespace
     before = forked.inherited(os.environ)
     yield
-    if left := sorted(set(before).symmetric_difference(forked.inherited(os.environ))):
-        warnings.warn(f"after {request.node.nodeid} it is not as before: {left}", stacklevel=1)
+    if servers == forked.server.cache_info().currsize:
+        assert forked.inherited(os.environ) == before
 
 
 @pytest.fixture(scope="session")

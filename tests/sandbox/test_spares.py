@@ -24,7 +24,7 @@ import pytest
 from tapwright import AsyncSandbox, Sandbox
 from tapwright import config as configurations
 from tapwright.hypervisor.machine import Daemon, Machine
-from tapwright.linux import filelock, starving, unixsocket
+from tapwright.linux import cgroups, filelock, starving, unixsocket
 from tapwright.sandbox import launching, planning, spares
 from tapwright.state import supervisors
 from tapwright.state.record import Spec, read_spec, written_spec
@@ -583,6 +583,8 @@ def test_each_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in os.environ:
         monkeypatch.setenv(name, os.environ[name])  # so that all is as it was
     monkeypatch.delenv("TAKER", raising=False)
+    # This process is at the top of no group, and is to stay where it is.
+    monkeypatch.setattr(cgroups, "prepare_moves", lambda: None)
     spec = Spec(Machine(Path("kernel"), Path("initrd")), template="/nowhere", spares=COUNT)
     root = str(tmp_path)
     context = multiprocessing.get_context("forkserver")
