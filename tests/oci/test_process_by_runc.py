@@ -25,12 +25,12 @@ def _with_a_user(rootfs: Path) -> None:
 def test_limits_and_buffers_are_the_callers(by_runc: Run, by_us: Run) -> None:
     """A limit that it has, two of those that engines leave out, and one that the guest's kernel
     would make out of its memory; what a network namespace inherits, or has by the size of the host;
-    and a domain by sysctl."""
+    a domain by sysctl; and random addresses."""
     paths = [*inherited.SETTINGS, *(f"net/{path}" for path in inherited.OF_THE_MEMORY)]
     if Path("/proc/sys", tracked := "net/netfilter/nf_conntrack_max").exists():
         paths.append(tracked)
     argv = "cat", "/proc/self/limits", *(f"/proc/sys/{path}" for path in paths)
-    argv += ("/proc/sys/kernel/domainname",)
+    argv += ("/proc/sys/kernel/domainname", "/proc/self/personality")
     linux = {"sysctl": {"kernel.domainname": "of.docker"}}  # docker's --domainname
     kinds = resource.RLIMIT_MEMLOCK, resource.RLIMIT_SIGPENDING, RLIMIT_LOCKS
     before = [resource.getrlimit(kind) for kind in kinds]
@@ -86,19 +86,21 @@ cat /proc/$$/oom_score_adj
 def test_a_further_process(exec_by_both: Exec, tmp_path: Path) -> None:
     """It has its container's score for the OOM killer, whatever it is given. Without variables of
     its own it has HOME, and nothing of its container's: of a user that the container knows, of one
-    that it does not know, and without a path in which to look for a program."""
+    that it does not know, and without a path in which to look for a program. Its addresses are
+    random, unlike crun's."""
     sheets = list[Path]()
     for argv, uid in ((["/bin/env"], 1000), (["/bin/env"], 1234), (["env"], 0)):
         sheets.append(tmp_path / f"{len(sheets)}.json")
         user = {"uid": uid, "gid": uid}
         sheet = {"args": argv, "cwd": "/", "user": user, "oomScoreAdj": 5}
         sheets[-1].write_text(json.dumps(sheet))
-    calls = [*(("--process", str(sheet), "{}") for sheet in sheets), ("{}", "sh", "-c", _SCORE)]
+    script = f"{_SCORE}cat /proc/self/personality"
+    calls = [*(("--process", str(sheet), "{}") for sheet in sheets), ("{}", "sh", "-c", script)]
     process = {"env": ["PATH=/bin", "OF=the container"], "oomScoreAdj": 222}
     by_runc, by_us = exec_by_both(calls, prepare=_with_a_user, process=process)
     assert by_runc[0] == "0 HOME=/home/w\n"
     assert by_runc[1] == "0 HOME=/\n"
-    assert by_runc[3] == "0 222\n"
+    assert by_runc[3] == "0 222\n00000000\n"
     for number in (0, 1, 3):
         assert by_us[number] == by_runc[number]
     # Each in its own words.

@@ -15,6 +15,7 @@ FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_CHILD_SUBREAPER = 36
+PER_LINUX, ADDR_NO_RANDOMIZE = 0, 0x40000
 
 # The same on all architectures (scripts/syscall.tbl), unlike older calls.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
@@ -70,6 +71,12 @@ def inotify_add_watch(fd: int, path: str, mask: int) -> None:
     """Add a file or directory to those whose changes the descriptor reports
     (inotify_add_watch(2))."""
     _check(min(int(_libc.inotify_add_watch(fd, path.encode(), ctypes.c_uint32(mask))), 0), path)
+
+
+def set_personality(persona: int) -> None:
+    """Set the execution domain of the calling thread, which its children inherit
+    (personality(2))."""
+    _check(min(int(_libc.personality(ctypes.c_ulong(persona))), 0), "personality")
 
 
 def unmount(target: str) -> None:

@@ -145,6 +145,7 @@ class Containers:
             raise RefusedError(f"there is a container called {name!r} already", EXISTS)
         container = Container(name, self._process(answer, config["process"]))
         config.setdefault("linux", {})["cgroupsPath"] = container.cgroup
+        crun.at_random_addresses(config)
         os.makedirs(container.directory)
         self._known[name] = container
         container.init.on_exit = lambda: self._exited(container)

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tapwright.agent.guest import oom
@@ -62,16 +62,17 @@ class Crun:
             if sheet is not None:
                 given.append(_memory_file(sheet))
                 words = [word.replace("{}", f"/proc/self/fd/{given[-1]}") for word in words]
-            process = subprocess.Popen(
-                ["crun", f"--log=/proc/self/fd/{log}", "--log-format=json", *words],
-                executable=f"/proc/self/fd/{self._program}",
-                stdin=stdio.stdin,
-                stdout=stdio.stdout,
-                stderr=stdio.stderr,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-                cwd="/",
-                pass_fds=[*given, *until_executed],
-            )
+            with _at_fixed_addresses():
+                process = subprocess.Popen(
+                    ["crun", f"--log=/proc/self/fd/{log}", "--log-format=json", *words],
+                    executable=f"/proc/self/fd/{self._program}",
+                    stdin=stdio.stdin,
+                    stdout=stdio.stdout,
+                    stderr=stdio.stderr,
+                    env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                    cwd="/",
+                    pass_fds=[*given, *until_executed],
+                )
             oom.may_be_killed(process.pid, oom_score)
         except OSError:
             os.close(log)
@@ -93,6 +94,14 @@ class Crun:
         self._children.expect(process.pid, ended)
 
 
+def at_random_addresses(config: dict[str, Any]) -> None:
+    """Let a container's programs be at random addresses, as everywhere, although crun is not: it
+    sets the execution domain of a configuration before it executes a program
+    (src/libcrun/container.c)."""
+    linux = config.setdefault("linux", {})
+    linux["personality"] = linux.get("personality") or {"domain": "LINUX"}
+
+
 def start(container: str) -> None:
     """Do the work of `crun start`, without the time of another process. The container's first
     process waits for a byte in a FIFO (src/libcrun/status.c: libcrun_status_write_exec_fifo).
@@ -104,6 +113,19 @@ def start(container: str) -> None:
         os.write(fd, b"\0")
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _at_fixed_addresses() -> Iterator[None]:
+    """For the length of the block, have programs executed at the same addresses each time
+    (personality(2), ADDR_NO_RANDOMIZE). QEMU keeps the translation of a program by its addresses
+    (7.2: accel/tcg/cpu-exec.c, tb_htable_lookup), so an emulated guest would translate all of crun
+    again each time, which takes twice as long as crun's work."""
+    libc.set_personality(libc.ADDR_NO_RANDOMIZE)
+    try:
+        yield
+    finally:
+        libc.set_personality(libc.PER_LINUX)
 
 
 def _sealed(program: str) -> int:
