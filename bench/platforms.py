@@ -29,6 +29,7 @@ from bench.samples import Milliseconds, Samples, rounded
 from bench.start import have_spares
 from tapwright.oci import bundle
 from tapwright.oci import state as containers
+from tapwright.oci.state import Container
 from tapwright.sandbox import client, spares
 from tapwright.state import registry
 from tapwright.state.record import Spec
@@ -175,9 +176,8 @@ def _parts(podman: Podman, place: Place, rounds: int) -> Parts:
     podman.output("run", "--detach", "--name", _NAME, "busybox", "sleep", "infinity")
     (sandbox,) = registry.listing(_root(place))
     (container,) = containers.listing(_root(place))
-    process = bundle.load(container.bundle).process | {"args": ["true"]}
     ways: dict[str, Callable[[], None]] = {
-        "guest": lambda: _in_guest(client.of(sandbox), container.id, process),
+        "guest": lambda: in_guest(client.of(sandbox), container, "true"),
         "state": lambda: _run(place.command(_root(place), "state", container.id)),
         "interpreter": lambda: _run([sys.executable, "-I", "-c", "pass"]),
     }
@@ -192,13 +192,14 @@ def _parts(podman: Podman, place: Place, rounds: int) -> Parts:
     return {"guest": guest, "state": state, "interpreter": interpreter}
 
 
-def _in_guest(supervisor: client.Supervisor, container: str, process: dict[str, Any]) -> None:
+def in_guest(supervisor: client.Supervisor, container: Container, *argv: str) -> None:
     """Run a process in a container, without a command of ours and without a shim."""
+    process = bundle.load(container.bundle).process | {"args": list(argv)}
     with open(os.devnull, "r+b") as null:
         connection, _ = supervisor.converse(
             "exec_container",
             [null.fileno()] * 3,
-            id=container,
+            id=container.id,
             exec=os.urandom(8).hex(),
             process=process,
             terminal=False,

@@ -2,6 +2,7 @@
 is in them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from bench.hotplug import Hotplug
 from bench.memory import Memory
 from bench.netmon import Netmon
 from bench.platforms import HOST, SPARED, Platforms
-from bench.pods import Pods
+from bench.pods import Measured, Parts
 from bench.samples import Samples, median, summary
 from bench.soak import Soaked
 from bench.starts import Starts
@@ -298,17 +299,39 @@ def platform_calls(data: Platforms) -> str:
     return _against_runc(data["calls"], labels)
 
 
-def pods(data: Mapping[str, Pods]) -> str:
-    labels = {
-        "sandbox": "`RunPodSandbox`, ms",
-        "container": "`CreateContainer` and `StartContainer`, ms",
-        "exec": "`ExecSync` of `true`, ms",
-        "removal": "`StopPodSandbox` and `RemovePodSandbox`, ms",
-    }
-    return _against_runc(data, labels)
+_POD_CALLS = {
+    "sandbox": "`RunPodSandbox`",
+    "container": "`CreateContainer` and `StartContainer`",
+    "exec": "`ExecSync` of `true`",
+    "removal": "`StopPodSandbox` and `RemovePodSandbox`",
+}
 
 
-def _against_runc(calls: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def pods(data: Measured) -> str:
+    return _against_runc(data, {key: f"{label}, ms" for key, label in _POD_CALLS.items()})
+
+
+def pod_parts(data: Parts) -> str:
+    rows = [
+        [
+            label,
+            ", ".join(
+                f"`{verb}`" if count == 1 else f"`{verb}` {count} times"
+                for verb, count in Counter(data["verbs"][key]).items()
+            ),
+            ms(data["calls"][key]),
+        ]
+        for key, label in _POD_CALLS.items()
+    ]
+    return table(("", "calls of the runtime", "together, ms"), rows)
+
+
+def pod_steps(data: Parts) -> str:
+    rows = [[STEPS[step], ms(values)] for step, values in data["steps"].items()]
+    return table(("", "takes, ms"), rows)
+
+
+def _against_runc(calls: Any, labels: Mapping[str, str]) -> str:
     """A row for each label's key, which each of the runtimes' samples have."""
     rows = [
         [

@@ -81,9 +81,12 @@ def test_a_quick_run_measures_everything(output: Path, data: Any, left_before: l
         "Running CNI networks",
         "Models and endpoints",
     ]
-    assert len(report.aims(data)) == 20
+    assert len(report.aims(data)) == 21
     assert data["crowd"]["answered"] == data["crowd"]["most"]
     assert data["crowd"]["left"] == []
+    assert data["pods"]["parts"]["verbs"]["sandbox"] == ["create", "start"]
+    assert data["pods"]["parts"]["verbs"]["exec"] == ["exec"]
+    assert "### Where the time of a pod goes" in page
     assert set(data["memory"]["share"]) == {"QEMU", "supervisor", "monitor"}
     variants = {"floor", "ready", "library", "command", "alone", "cold", "spare", "spare_library"}
     assert set(data["starts"]["variants"]) == variants

@@ -46,7 +46,7 @@ def test_limits_and_buffers_are_the_callers(by_runc: Run, by_us: Run) -> None:
     assert "4321 " in expected
     assert "4322 " in expected
     assert "4323 " in expected
-    assert expected.endswith("\nof.docker\n")
+    assert expected.endswith("\nof.docker\n00000000\n")
 
 
 @pytest.mark.parametrize("uid", [1000, 1234])

@@ -140,8 +140,7 @@ def _sealed(program: str) -> int:
 
 def _memory_file(content: dict[str, Any]) -> int:
     fd = os.memfd_create("sheet")
-    with open(fd, "w", closefd=False) as file:
-        json.dump(content, file)
+    os.write(fd, json.dumps(content).encode())  # `dump` is written in Python, and takes 3 ms
     return fd
 
 
