@@ -310,6 +310,9 @@ def test_agent_that_dies_ends_connections(guest: Guest) -> None:
         with pytest.raises(ConnectionResetError):
             connection.recv(1)
     program.end()
+    # What is sent before the next agent has begun ends with the one before it.
+    begins = "sandbox", "exec", guest.name, "--", "true"
+    assert eventually(lambda: guest.tapwright.run(*begins).returncode == 0)
     program = Program(guest.tapwright, guest.name, "127.0.0.1,8201,echo")
     assert eventually(lambda: _echoes(guest, 8201))
     program.end()
