@@ -273,11 +273,37 @@ def test_warnings(tmp_path: Path, changes: Json, warning: str) -> None:
     assert told.startswith(warning)
 
 
+def with_users(mapping: Json, uid: int = 0) -> Json:
+    namespaces = [{"type": "user"}]
+    linux = {"namespaces": namespaces, "uidMappings": [mapping], "gidMappings": [mapping]}
+    return {"linux": linux, "process": {"user": {"uid": uid, "gid": 0}}}
+
+
+def test_groups_that_may_ping(tmp_path: Path) -> None:
+    """Those of a container with groups of its own, as the guest's root has to name them."""
+    changes = with_users({"containerID": 0, "hostID": 1000, "size": 9})
+    path = "net.ipv4.ping_group_range"
+    for given, expected in ((None, "1000\t1008"), ("0 3", "1000\t1003"), ("1\t0", "1001\t1000")):
+        changes["linux"]["sysctl"] = {path: given} if given else {}
+        loaded = bundle.load(str(write(tmp_path, configuration(**changes))))
+        found = sysctls.of_network(loaded)
+        assert dict(found)["ipv4/ping_group_range"] == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"linux": {"uidMappings": [{}]}}, "user namespaces are not supported"),
-        ({"linux": {"namespaces": [{"type": "user"}]}}, "user namespaces are not supported"),
+        ({"linux": {"uidMappings": [{}]}}, "user namespace isn't enabled in the config"),
+        ({"linux": {"namespaces": [{"type": "user"}]}}, "but no uid mappings found"),
+        (
+            {"linux": {"namespaces": [{"type": "user", "path": "/proc/1/ns/user"}]}},
+            "/proc/1/ns/user belongs to no container in this VM; give its mappings",
+        ),
+        (with_users({"containerID": 1, "hostID": 1, "size": 9}), "but no user mapping found"),
+        (
+            with_users({"containerID": 0, "hostID": 1, "size": 9}, uid=9),
+            "cannot set uid to unmapped user in user namespace",
+        ),
         ({"linux": {"resources": {"memory": {"limit": 1 << 20}}}}, "memory limit to 1048576: noth"),
         ({"mounts": [{"destination": "/d", "type": "ext4"}]}, "type 'ext4' can't be made"),
         ({"mounts": [{"destination": "/d", "type": "hugetlbfs"}]}, "the VM has no huge pages"),
@@ -287,11 +313,19 @@ def test_warnings(tmp_path: Path, changes: Json, warning: str) -> None:
         ),
         (
             {"mounts": [{"destination": "/d", "source": "/", "options": ["bind", "idmap"]}]},
-            "id-mapped mounts",
+            "needs uidMappings and gidMappings, its own or the container's",
         ),
         (
             {"mounts": [{"destination": "/d", "source": "/", "type": "bind", "uidMappings": [{}]}]},
-            "id-mapped mounts",
+            "has one of uidMappings and gidMappings",
+        ),
+        (
+            {"mounts": [{"destination": "/d", "source": "/", "options": ["bind", "idmap=x"]}]},
+            "idmap=x: give the mappings as the mount's",
+        ),
+        (
+            {"mounts": [{"destination": "/d", "type": "tmpfs", "uidMappings": [{}]}]},
+            "uidMappings: id-mapped mounts are bind mounts alone",
         ),
         *(
             ({"mounts": [{"destination": place, "source": "/", "type": "bind"}]}, "mounted over")

@@ -202,6 +202,25 @@ def test_what_a_process_is_given(podman: Podman, tmp_path: Path) -> None:
     assert (tmp_path / "there" / "out").stat().st_uid == 1000
 
 
+def test_users_of_its_own(podman: Podman, tmp_path: Path) -> None:
+    """The container's root is no user of the host, by runc and by Tapwright. podman makes the
+    network when the container is there."""
+    (tmp_path / "there").mkdir()
+    os.chown(tmp_path / "there", 100_000, 100_000)
+    script = (
+        "id -u; cat /proc/self/uid_map /proc/self/gid_map; stat -c '%n %u %g' / /bin/sh /there "
+        "/etc/hosts /etc/resolv.conf; touch /new /there/new; chown 5 /there/new && "
+        "stat -c %u /new /there/new; nc -l -p 80 -w 1; ip -o -4 address | cut -d' ' -f2"
+    )
+    words = ["run", "--rm", "--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"]
+    words += ["--volume", f"{tmp_path}/there:/there", "busybox", "sh", "-c", script]
+    by_runc, by_us = (podman.run(*words, runtime=runtime) for runtime in ("runc", "tapwright"))
+    assert by_runc.returncode == 0, by_runc.stderr
+    assert "eth0" in by_runc.stdout
+    assert (by_us.stdout, by_us.stderr) == (by_runc.stdout, by_runc.stderr)
+    assert (tmp_path / "there" / "new").stat().st_uid == 100_005
+
+
 def test_terminal(podman: Podman) -> None:
     with podman.terminal("run", "--rm", "-it", "busybox", "sh") as terminal:
         terminal.expect("# ")

@@ -25,6 +25,7 @@ READ_ONLY, NO_SETUID, NO_DEVICES, NO_EXECUTION, NO_SYMLINKS = 1, 2, 4, 8, 0x2000
 NO_ACCESS_TIMES, ALL_ACCESS_TIMES, NO_ACCESS_TIMES_OF_DIRECTORIES = 0x10, 0x20, 0x80
 """The same for when a file was last read (MOUNT_ATTR_NOATIME, …)."""
 _ACCESS_TIMES = 0x70
+_MAPPED_USERS = 0x100000  # MOUNT_ATTR_IDMAP
 
 _WORDS = {
     READ_ONLY: "ro",
@@ -72,6 +73,13 @@ def restrict(place: int | str, attributes: int, *, recursive: bool = True) -> No
         _set(_AT_FDCWD, os.fsencode(place), attributes, recursive=recursive)
 
 
+def map_users(fd: int, users: int, *, recursive: bool = False) -> None:
+    """Show the owners of a detached mount's files as those that they are mapped to by a user
+    namespace, given by its descriptor; files that are made there are mapped back. Raises OSError:
+    EINVAL for a filesystem that can't."""
+    _set(fd, b"", _MAPPED_USERS, recursive=recursive, users=users)
+
+
 def keep_access_times(fd: int, attributes: int) -> None:
     """Set for a detached mount, but not for those below it, which of its access times are kept.
     Raises OSError."""
@@ -109,8 +117,9 @@ def _set(
     without: int = 0,
     propagation: int = 0,
     recursive: bool = True,
+    users: int = 0,
 ) -> None:
-    wanted = struct.pack("=QQQQ", attributes, without, propagation, 0)
+    wanted = struct.pack("=QQQQ", attributes, without, propagation, users)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     libc.syscall(_MOUNT_SETATTR, fd, path, flags, wanted, len(wanted))
 

@@ -34,6 +34,7 @@ HOOKS = (
 )
 
 _TEXTS: "Any" = [str]
+_MAPPINGS = [dict.fromkeys(("containerID", "hostID", "size"), int)]
 _HOOK = {"path": str, "args": _TEXTS, "env": _TEXTS, "timeout": int}
 _PROCESS: "Json" = {
     "args": _TEXTS,
@@ -59,13 +60,16 @@ _CONFIG: "Json" = {
     "process": _PROCESS,
     "hostname": str,
     "domainname": str,
-    "mounts": [{"destination": str, "type": str, "source": str, "options": _TEXTS}],
+    "mounts": [
+        dict.fromkeys(("destination", "type", "source"), str)
+        | {"options": _TEXTS, "uidMappings": _MAPPINGS, "gidMappings": _MAPPINGS}
+    ],
     "annotations": dict,
     "hooks": {kind: [_HOOK] for kind in HOOKS},
     "linux": {
         "namespaces": [{"type": str, "path": str}],
-        "uidMappings": list,
-        "gidMappings": list,
+        "uidMappings": _MAPPINGS,
+        "gidMappings": _MAPPINGS,
         "devices": [
             {"path": str, "type": str}
             | dict.fromkeys(("major", "minor", "fileMode", "uid", "gid"), int)
@@ -127,9 +131,6 @@ def load(directory: str) -> Bundle:
     config = _read(path)
     _check(config, _CONFIG, path, "")
     _check_annotations(config.get("annotations", {}), path)
-    version = config.get("ociVersion", "")
-    if version.partition(".")[0] != "1":
-        raise BundleError(f"{path}: ociVersion is {version!r}, and 1.0.0 to 1.2 can be run")
     if not config.get("root", {}).get("path"):
         raise BundleError(f"{path}: root.path is missing: a container needs a root filesystem")
     check_process(config.get("process"), path)

@@ -81,7 +81,6 @@ def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
         id=wish.id,
         bundle=bundle.directory,
         rootfs=bundle.rootfs,
-        oci_version=bundle.config["ociVersion"],
         annotations=bundle.annotations,
         caller=wish.caller,
         boot=state.boot(),

@@ -34,11 +34,12 @@ _KEPT = ("path", "type", "major", "minor", "fileMode", "uid", "gid")
 
 
 def of_guest(
-    wanted: "Iterable[Json]", mounts: "Sequence[Json]"
+    wanted: "Iterable[Json]", mounts: "Sequence[Json]", can_make: bool = True
 ) -> "tuple[list[Json], list[Json], list[str]]":
     """(devices to make in the guest, mounts of devices, paths of devices that can't be made).
     `mounts` are the guest's. A node is made in a file system of the guest's own only, because the
-    host's would refuse it; at other places the agent mounts one, as `device` of a mount."""
+    host's would refuse it; at other places the agent mounts one, as `device` of a mount. So it does
+    at all places for a container that can't make any, because it has a user namespace."""
     made: list[Json] = []
     mounted: list[Json] = []
     lacking: list[str] = []
@@ -49,7 +50,7 @@ def of_guest(
         node = {key: device[key] for key in _KEPT if device.get(key) is not None}
         if not _is_known(device):
             lacking.append(device["path"])
-        elif _is_in_memory(path, mounts):
+        elif can_make and _is_in_memory(path, mounts):
             made.append(node)
         else:
             mount = {"destination": path, "type": "bind", "options": ["bind"], "device": node}

@@ -8,7 +8,7 @@ import resource
 
 from tapwright.errors import BundleError
 from tapwright.linux import rlimits
-from tapwright.oci import devices, home, size, sysctls
+from tapwright.oci import devices, home, size, sysctls, users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,25 +58,27 @@ def configuration(
     """The guest's configuration. `rootfs`, the sources of `mounts`, and the namespaces in `joined`
     (by type) are paths in the guest; `seccomp` is what `oci.seccomp` adds for crun. Raises
     BundleError."""
-    _refuse(bundle)
+    users.check(bundle, "user" in joined)
     _warn(bundle, log)
     linux: Json = {
         "namespaces": [
             _NETWORK,
             *(
                 {"type": kind, **({"path": joined[kind]} if kind in joined else {})}
-                for kind in _OF_EACH
+                for kind in (*_OF_EACH, *(["user"] if users.are_own(bundle) else []))
             ),
         ],
         "cgroupsPath": f"/{container_id}",
         "resources": resources(bundle.linux.get("resources", {}), log),
     }
-    kept = ("maskedPaths", "readonlyPaths", "personality")
+    kept = ("uidMappings", "gidMappings", "maskedPaths", "readonlyPaths", "personality")
     linux.update({key: bundle.linux[key] for key in kept if key in bundle.linux})
     if propagation := _propagation(bundle, mounts):
         linux["rootfsPropagation"] = propagation
     settings = sysctls.of_runtime(bundle)
-    made, mounted, lacking = devices.of_guest(bundle.linux.get("devices", ()), mounts)
+    made, mounted, lacking = devices.of_guest(
+        bundle.linux.get("devices", ()), mounts, can_make=not users.are_own(bundle)
+    )
     if made:
         linux["devices"] = made
     if lacking:
@@ -175,14 +177,6 @@ def resources(given: "Json", log: "Log") -> "Json":
         if given.get(key):
             log.warn(f"linux.resources.{key} is not applied: the VM has no such device")
     return found
-
-
-def _refuse(bundle: "Bundle") -> None:
-    if bundle.namespace("user") is not None or bundle.linux.get("uidMappings"):
-        raise BundleError(
-            "user namespaces are not supported: the container's users are kept from the host by "
-            "its VM; run it without (podman --userns=host, docker without userns-remap)"
-        )
 
 
 def _warn(bundle: "Bundle", log: "Log") -> None:

@@ -10,7 +10,7 @@ from tapwright.agent.protocol import SHARE
 from tapwright.errors import BundleError
 from tapwright.linux import libc, mount_table
 from tapwright.linux import mounts as trees
-from tapwright.oci import memory
+from tapwright.oci import memory, users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ FOLLOWING = frozenset(("slave", "rslave", "shared", "rshared"))
 _ACCESS_TIMES = {"noatime": trees.NO_ACCESS_TIMES, "strictatime": trees.ALL_ACCESS_TIMES}
 _SHARING = frozenset(("shared", "rshared"))
 
+_MAPPED = frozenset(("idmap", "ridmap"))
+
 _NO_LINKS = {"nosymfollow": "none", "rnosymfollow": "none below"}
 """Options that the guest's runtime does not know, and the field that the agent gets for each."""
 
@@ -62,7 +64,8 @@ class Shared:
     """A file or directory of the host that the guest sees under a name, for a destination in the
     container. `recursive` includes the mounts below it, `following` also those that come later.
     `read_only` applies to the mount itself, `all_read_only` also to mounts below it. With options
-    in `overlay` it is an overlay filesystem, made on the host."""
+    in `overlay` it is an overlay filesystem, made on the host. With `mappings`, of users and of
+    groups, owners of files are mapped by them; with `all_mapped` in mounts below it, too."""
 
     def __init__(
         self, name: str, source: str, destination: str, options: "Sequence[str]" = ()
@@ -75,6 +78,8 @@ class Shared:
         self.recursive = "bind" not in options or "rbind" in options
         self.following = not FOLLOWING.isdisjoint(options)
         self.overlay: list[str] = []
+        self.mappings: tuple[list[Json], list[Json]] | None = None
+        self.all_mapped = "ridmap" in options
         self.access_times = _access_times(options)
         self.is_apart = (
             self.all_read_only or not self.recursive or name == ROOTFS or self.access_times > 0
@@ -95,21 +100,26 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
     for number, mount in enumerate(wanted):
         options = [option for option in mount.get("options", ()) if not _is_label(option)]
         kind = mount.get("type", "")
-        _refuse(mount)
+        is_bound = kind == "bind" or "bind" in options or "rbind" in options
+        _refuse(mount, is_bound)
         place = _in_rootfs(bundle.rootfs, mount["destination"], places)
         places.pop(place, None)
         places[place] = ""
-        if kind == "bind" or "bind" in options or "rbind" in options:
+        if is_bound:
             source = _source(bundle, mount, log)
             places[place] = source
             share = Shared(f"mount-{number}", source, mount["destination"], options)
+            share.mappings = users.of_mount(mount, bundle)
             if not _SHARING.isdisjoint(options):
                 log.warn(f"{mount['destination']}: what the container mounts there stays in the VM")
+            options = [each for each in options if each not in _MAPPED]
             bound = _bound(place, f"{SHARE}/{container_id}/{share.name}", options)
             mounts.append(bound)
             if os.path.realpath(source) in _MODULES:
                 bound["modules"] = True
-            if memory.serves(bound, source):
+            if share.mappings:
+                share.is_apart = True
+            elif memory.serves(bound, source):
                 continue
             shared.append(share)
             if share.read_only and not share.all_read_only and _has_mounts_below(share):
@@ -127,7 +137,8 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
         elif kind in _KERNEL_OWN.split():
             if kind == "tmpfs":
                 options = [*_mode_beneath(bundle.rootfs, place, mounts, shared), *options]
-            mounts.append({**mount, "destination": place, "options": options})
+            own = {**mount, "destination": place, "options": options}
+            mounts.append(_guests_sysfs(own) if _needs_root(kind, bundle) else own)
         else:
             raise BundleError(
                 f"{mount['destination']}: a mount of type {kind!r} can't be made in a VM, which "
@@ -203,6 +214,8 @@ def _cloned(one: Shared) -> int:
             following=one.following,
         )
     try:
+        if one.mappings:
+            _map(fd, one)
         if one.access_times:
             trees.keep_access_times(fd, one.access_times)
         if one.read_only:
@@ -211,6 +224,25 @@ def _cloned(one: Shared) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _map(fd: int, one: Shared) -> None:
+    """Raises OSError, BundleError."""
+    from tapwright.linux import user_namespaces  # few containers have such mounts
+
+    ids = [
+        [tuple(each.get(key, 0) for key in ("containerID", "hostID", "size")) for each in kind]
+        for kind in one.mappings or ()
+    ]
+    namespace = user_namespaces.nameless(*ids)
+    try:
+        trees.map_users(fd, namespace, recursive=one.all_mapped)
+    except OSError as error:
+        raise BundleError(
+            f"{one.destination}: the kernel can't map users of {one.source}: {error.strerror}"
+        ) from None
+    finally:
+        os.close(namespace)
 
 
 def _as_short(name: str, value: str, stack: ExitStack) -> str:
@@ -254,6 +286,16 @@ def _source(bundle: "Bundle", mount: "Json", log: "Log") -> str:
     if os.path.isdir(source) and libc.has_no_sizes(source):
         log.warn(f"{mount['destination']}: files of {source} look empty in a VM: they have no size")
     return source
+
+
+def _needs_root(kind: str, bundle: "Bundle") -> bool:
+    """Whether only the owner of the network can mount a new filesystem of that kind, and that is
+    the guest's root."""
+    return kind == "sysfs" and users.are_own(bundle)
+
+
+def _guests_sysfs(mount: "Json") -> "Json":
+    return {**mount, "type": "bind", "source": "/sys", "options": ["bind", *mount["options"]]}
 
 
 def _bound(place: str, source: str, options: list[str]) -> "Json":
@@ -348,7 +390,7 @@ def _is_of_overlay(option: str) -> bool:
     return option.partition("=")[0] in _OF_OVERLAY.split()
 
 
-def _refuse(mount: "Json") -> None:
+def _refuse(mount: "Json", is_bound: bool) -> None:
     """Raises BundleError for a mount that the guest would make in another way."""
     destination = mount["destination"]
     if os.path.normpath(destination).strip("/") in ("", "."):
@@ -360,11 +402,13 @@ def _refuse(mount: "Json") -> None:
         raise _no_huge_pages(mount)
     mapped = [key for key in ("uidMappings", "gidMappings") if mount.get(key)]
     options = mount.get("options", ())
-    mapped += [each for each in options if each.partition("=")[0] in ("idmap", "ridmap")]
-    if mapped:
+    mapped += [each for each in options if each.partition("=")[0] in _MAPPED]
+    if mapped and not is_bound:
+        raise BundleError(f"{destination}: {mapped[0]}: id-mapped mounts are bind mounts alone")
+    if written := [each for each in mapped if "=" in each]:
         raise BundleError(
-            f"{destination}: id-mapped mounts ({mapped[0]}) are not supported; the container's "
-            "users are the host's"
+            f"{destination}: {written[0]}: give the mappings as the mount's uidMappings and "
+            "gidMappings"
         )
 
 

@@ -23,7 +23,7 @@ _MARKS = (
     ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
 )
 _PROC = re.compile(r"/proc/(\d+)/ns/\w+")
-_JOINED = ("pid", "ipc", "uts")
+_JOINED = ("pid", "ipc", "uts", "user")
 
 
 def owner_of(root: str, bundle: "Bundle") -> "Container | None":
@@ -90,7 +90,8 @@ def joined_namespaces(root: str, bundle: "Bundle", owner: "Container | None") ->
     """The namespaces that the container shares with others: paths in the guest, by type.
 
     A path /proc/PID/ns/… of a shim stands for the namespace of the shim's container; any other path
-    stands for the pod's. Raises BundleError, ContainerNotFoundError.
+    stands for the pod's, but for that of users, which the container makes by its mappings then.
+    Raises BundleError, ContainerNotFoundError.
     """
     found = {}
     for kind in _JOINED:
@@ -109,6 +110,8 @@ def joined_namespaces(root: str, bundle: "Bundle", owner: "Container | None") ->
             continue
         if kind == "pid" and container is None:
             raise BundleError(f"the pid namespace {path} belongs to no container in this VM")
+        if kind == "user" and container is None:
+            continue
         container = container or owner
         if not state.is_running(container):
             raise ContainerNotFoundError(

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 CREATING, CREATED, RUNNING = "creating", "created", "running"
 PAUSED, STOPPED = "paused", "stopped"
 
+OCI_VERSION = "1.2.0"
+"""The specification to which states conform, whichever a bundle names."""
+
 _FILE = "state.json"
 _ID = re.compile(r"[\w+.\-]{1,128}", re.ASCII)
 
@@ -54,7 +57,6 @@ class Container:
         self.id: str = saved["id"]
         self.bundle: str = saved["bundle"]
         self.rootfs: str = saved.get("rootfs", "")
-        self.oci_version: str = saved.get("oci_version", "1.0.0")
         self.annotations: dict[str, str] = saved.get("annotations", {})
         self.created: str = saved.get("created", "")
         self.sandbox: str = saved["sandbox"]
@@ -77,7 +79,7 @@ class Container:
 
 
 _SHAPE: "dict[str, Any]" = {
-    **dict.fromkeys(("id", "bundle", "rootfs", "oci_version", "created", "sandbox"), str),
+    **dict.fromkeys(("id", "bundle", "rootfs", "created", "sandbox"), str),
     **dict.fromkeys(("netns", "boot", "cgroup", "cgroup_kind"), str),
     **dict.fromkeys(("pid", "pid_started", "guest_pid", "caller"), int),
     **dict.fromkeys(("owns", "started", "paused"), bool),
@@ -237,7 +239,7 @@ def status(root: str, container: Container) -> str:
 def oci_state(container: Container, status: str) -> "dict[str, Any]":
     """The state as hooks get it (runtime.md, "State"); `pid` only if the process exists."""
     found: dict[str, Any] = {
-        "ociVersion": container.oci_version,
+        "ociVersion": OCI_VERSION,
         "id": container.id,
         "status": status,
         "pid": container.pid,

@@ -3,6 +3,7 @@ interfaces exist, as runc does; crun in the guest sets the others.
 """
 
 from tapwright.errors import BundleError
+from tapwright.oci import users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ def of_runtime(bundle: "Bundle") -> dict[str, str]:
 
 
 def of_network(bundle: "Bundle") -> list[tuple[str, str]]:
-    """(path below /proc/sys/net, value) of the network's, in their order. Raises BundleError."""
-    return [
+    """(path below /proc/sys/net, value) of the network's, in their order, after those that the
+    container's users need. Raises BundleError."""
+    given = (
         (path.removeprefix("net/"), value)
         for _, path, value in _all(bundle)
         if _is_of_network(path)
-    ]
+    )
+    return users.of_network(bundle, given)
 
 
 def _all(bundle: "Bundle") -> list[tuple[str, str, str]]:

@@ -113,7 +113,11 @@ def in_runcs_words(output: bytes, program: str) -> bytes:
 def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str]) -> str:
     user = process.get("user", {})
     try:
-        os.chroot(f"/proc/{pid}/root")
+        with open(f"/proc/{pid}/ns/user") as users:
+            has_own = not os.path.samestat(os.fstat(users.fileno()), os.stat("/proc/self/ns/user"))
+            os.chroot(f"/proc/{pid}/root")
+            if has_own:
+                libc.setns(users.fileno(), libc.CLONE_NEWUSER)
         os.chdir(process["cwd"])
         os.setgroups(user.get("additionalGids", []))
         os.setgid(user.get("gid", 0))
