@@ -119,6 +119,7 @@ def test_pause(runtime: Runtime) -> None:
         runtime.succeed("pause", container.id)
         assert container.state["status"] == "paused"
         assert "cannot exec in a paused" in runtime.refused("exec", container.id, "true")
+        assert runtime.refused("pause", container.id) == "container not running"
         frozen = (
             f"cat $(find /sys/fs/cgroup -path '*{container.id}*' -name cgroup.freeze | head -1)"
         )
@@ -126,6 +127,7 @@ def test_pause(runtime: Runtime) -> None:
         # What it had said by then may be on its way.
         assert eventually(lambda: stands_still(container))
         runtime.succeed("resume", container.id)
+        assert runtime.refused("resume", container.id) == "container not paused"
         assert container.state["status"] == "running"
         paused = len(container.output())
         assert eventually(lambda: len(container.output()) > paused)

@@ -83,11 +83,19 @@ cat /proc/$$/oom_score_adj
 """
 
 
+_ENV = {"env": ["PATH=/bin"]}
+_STDIN = "ls -l /proc/1/fd/0 | grep -o '0 -> .*'; grep flags /proc/1/fdinfo/0"
+# The limit comes when crun has told of the process, too. Then, whether stdin is a pipe.
+_LIMITED = "until [ $(ulimit -Hn) = 7 ]; do sleep 0.1; done; ulimit -n; [ -p /dev/stdin ]; echo $?"
+_FILES = ["sh", "-c", _LIMITED]
+
+
 def test_a_further_process(exec_by_both: Exec, tmp_path: Path) -> None:
     """It has its container's score for the OOM killer, whatever it is given. Without variables of
     its own it has HOME, and nothing of its container's: of a user that the container knows, of one
     that it does not know, and without a path in which to look for a program. Its addresses are
-    random, unlike crun's."""
+    random, unlike crun's. It may have fewer open files than crun needs itself. Without input it has
+    a pipe, and the container, for which nobody waits, the null device."""
     sheets = list[Path]()
     for argv, uid in ((["/bin/env"], 1000), (["/bin/env"], 1234), (["env"], 0)):
         sheets.append(tmp_path / f"{len(sheets)}.json")
@@ -96,12 +104,19 @@ def test_a_further_process(exec_by_both: Exec, tmp_path: Path) -> None:
         sheets[-1].write_text(json.dumps(sheet))
     script = f"{_SCORE}cat /proc/self/personality"
     calls = [*(("--process", str(sheet), "{}") for sheet in sheets), ("{}", "sh", "-c", script)]
+    few = tmp_path / "few.json"
+    limits = [{"type": "RLIMIT_NOFILE", "soft": 7, "hard": 7}]
+    few.write_text(json.dumps({"args": _FILES, "cwd": "/", "rlimits": limits} | _ENV))
+    calls += [("--process", str(few), "{}"), ("{}", "sh", "-c", _STDIN)]
     process = {"env": ["PATH=/bin", "OF=the container"], "oomScoreAdj": 222}
     by_runc, by_us = exec_by_both(calls, prepare=_with_a_user, process=process)
     assert by_runc[0] == "0 HOME=/home/w\n"
     assert by_runc[1] == "0 HOME=/\n"
     assert by_runc[3] == "0 222\n00000000\n"
-    for number in (0, 1, 3):
+    # runc has the limit too before it executes the program, and fails now and then.
+    assert by_us[4] == "0 7\n0\n"
+    assert by_runc[5].startswith("0 0 -> /dev/null\n")
+    for number in (0, 1, 3, 5):
         assert by_us[number] == by_runc[number]
     # Each in its own words.
     assert by_runc[2].startswith("255 ")

@@ -3,8 +3,8 @@
 `create_container` (`id`, `config`: a whole config.json, `terminal`, `oom`: `OomReports`) makes a
 container with its first process; `exec_container` (`id`, `process`: an OCI process object,
 `terminal`) runs another process in it. Descriptors come with the request: stdin, stdout and stderr,
-or with a `terminal` one for all of them. The supervisor passes the data on between these and the
-guest.
+or with a `terminal` one for all of them; with `null_stdin` the first is the null device. The
+supervisor passes the data on between these and the guest.
 
 Messages on the connection are JSON, one object a line. To the client:
 

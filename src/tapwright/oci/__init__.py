@@ -6,9 +6,9 @@ events), with `limits` and `signals` as the command line writes them. What a pla
 size. `guest` makes the configuration in the guest, with `mounts`, `seccomp`, `sysctls`, `devices`,
 `net_devices`, `memory`, `home`, `users`. On the host: `state` on disk, `cgroup` for what the
 container may use, `oom` for the report of a kill, `statistics`, `hooks`, `log`; `leftovers` takes
-back what a reboot or a kill has left. The shim, for which platforms wait, is `shim` (with `shim.sh`); its
-descriptors are `stdio` and `console`, and `view` shows the container's files to a process that
-joins the shim's mount namespace.
+back what a reboot or a kill has left. The shim, for which platforms wait, is `shim` (with
+`shim.sh`); its descriptors are `stdio` and `console`, and `view` shows the container's files to a
+process that joins the shim's mount namespace.
 
 The short verbs (state, kill, start) import as little as possible: each call is a new process.
 """

@@ -324,6 +324,7 @@ class _Making:
             id=container.id,
             config=of_guest,
             terminal=made.terminal is not None,
+            null_stdin=made.null_stdin,
             oom=oom.of_caller(container.id, self._wish.root, self._bundle.directory, os.getppid()),
         )
         with connection:

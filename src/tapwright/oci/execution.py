@@ -52,6 +52,7 @@ def execute(
             exec=os.urandom(8).hex(),
             process=guest.process(process),
             terminal=made.terminal is not None,
+            null_stdin=made.null_stdin,
         )
         with connection:
             pid = shim.start(connection, container_id, made.terminal, made.own)

@@ -223,9 +223,13 @@ def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
         held.save(container)
         try:
             client.named(root, container.sandbox).call(op, id=container_id)
-        except BaseException:
+        except BaseException as error:
             container.paused = before
             held.save(container)
+            if isinstance(error, ContainerStateError) and before is paused:
+                raise ContainerStateError(
+                    state.NOT_RUNNING if paused else "container not paused"
+                ) from None
             raise
     finally:
         held.release()

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 
 from tapwright.errors import ContainerStateError
 from tapwright.oci import console
@@ -11,17 +12,27 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_NULL = os.makedev(1, 3)  # admin-guide/devices.txt
+
+
 class Stdio:
     """`descriptors` go to the supervisor: stdin, stdout, stderr, or only a terminal. The `terminal`
-    is the container's `own`, or the caller's, whose mode `close` restores."""
+    is the container's `own`, or the caller's, whose mode `close` restores. Without input,
+    `null_stdin`, the process has its own null device: programs look at what stdin is (ripgrep
+    searches a pipe in place of files)."""
 
     def __init__(
-        self, descriptors: list[int], terminal: int | None = None, mode: "list[Any] | None" = None
+        self,
+        descriptors: list[int],
+        terminal: int | None = None,
+        mode: "list[Any] | None" = None,
+        null_stdin: bool = False,
     ) -> None:
         self.descriptors = descriptors
         self.terminal = terminal
         self._mode = mode
         self.own = terminal is not None and mode is None
+        self.null_stdin = null_stdin
 
     def close(self) -> None:
         if self._mode is not None and self.terminal is not None:
@@ -39,7 +50,10 @@ def of_process(process: "dict[str, Any]", console_socket: str, detached: bool) -
             raise ContainerStateError(
                 "cannot use console socket if the container has no terminal (process.terminal)"
             )
-        return Stdio([_usable(0, os.O_RDONLY), _usable(1, os.O_WRONLY), _usable(2, os.O_WRONLY)])
+        stdin = _usable(0, os.O_RDONLY)
+        descriptors = [stdin, _usable(1, os.O_WRONLY), _usable(2, os.O_WRONLY)]
+        # runc makes pipes for a process for which it waits.
+        return Stdio(descriptors, null_stdin=detached and _is_null(os.fstat(stdin)))
     if console_socket:
         slave = console.opened_for(console_socket, process.get("consoleSize"))
         return Stdio([slave], slave)
@@ -49,6 +63,10 @@ def of_process(process: "dict[str, Any]", console_socket: str, detached: bool) -
     size = os.get_terminal_size(tty)
     process["consoleSize"] = {"height": size.lines, "width": size.columns}
     return Stdio([tty], tty, console.make_raw(tty))
+
+
+def _is_null(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
 
 
 def _usable(fd: int, access: int) -> int:

@@ -57,11 +57,12 @@ class ContainerProcess(Process):
         check: Callable[[int], str] = lambda _: "",
         undo: Callable[[Callable[[], None]], None] = lambda then: then(),
         oom_score: int = oom.AS_OTHERS,
+        null_stdin: bool = False,
     ) -> None:
         """Make the process with crun, by these words and the container's id. `done` is called with
         "" on success, else with the reason of the failure. `check` is called with the pid of the
         new process; it returns what is wrong with the process, or "". The process has `oom_score`
-        until crun gives it another one.
+        until crun gives it another one. Its stdin may be the null device.
 
         On a failure, `undo` is called first; it takes back what was made, and then calls its
         argument. Only then is the failure answered, because the caller may use the id again at
@@ -78,7 +79,7 @@ class ContainerProcess(Process):
                 self._console = Console(f"{launch}.sock")
                 words.append(f"--console-socket={launch}.sock")
             else:
-                theirs = self._make_pipes()
+                theirs = self._make_pipes(null_stdin)
             ended = self._when_launched(pid_file, done, check, undo)
             self._crun.run([*words, container], ended, sheet, Stdio(*theirs), [held], oom_score)
         except BaseException:
@@ -182,10 +183,13 @@ class ContainerProcess(Process):
             self.signal(signal.SIGKILL)
             self._close()
 
-    def _make_pipes(self) -> list[int]:
+    def _make_pipes(self, null_stdin: bool) -> list[int]:
         """Keep one end of each of three pipes; return the other ends, for stdin, stdout and
-        stderr."""
-        stdin, ours = os.pipe2(os.O_CLOEXEC)
+        stderr. With `null_stdin` there are two, and the null device."""
+        if null_stdin:
+            stdin, ours = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
+        else:
+            stdin, ours = os.pipe2(os.O_CLOEXEC)
         stdout_read, stdout = os.pipe2(os.O_CLOEXEC)
         stderr_read, stderr = os.pipe2(os.O_CLOEXEC)
         self._pipes = [ours, stdout_read, stderr_read]
@@ -206,7 +210,8 @@ class ContainerProcess(Process):
     def _drop(self) -> None:
         """Close the descriptors of a process that was never made."""
         for fd in self._pipes:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         self._pipes = []
         if self._console:
             self._console.close()

@@ -134,10 +134,11 @@ class Containers:
         }
 
     def create(self, request: Request, answer: Answer) -> Process:
-        """Make a container of the OCI configuration `config`, with a terminal if `terminal`, but do
-        not run its program. The agent chooses the control group. A mount may name `memory` as its
-        source, or say that it is of the kernel's `modules`, or which `device` it is.
-        `links` are not followed in it, if it says so."""
+        """Make a container of the OCI configuration `config`, with a terminal if `terminal`, or
+        with the null device as stdin if `null_stdin`, but do not run its program. The agent chooses
+        the control group. A mount may name `memory` as its source, or say that it is of the
+        kernel's `modules`, or which `device` it is. `links` are not followed in it, if it says
+        so."""
         name, config = request["id"], request["config"]
         if not _ID.fullmatch(name):
             raise RefusedError(f"{name!r} can't be the id of a container", FAILED)
@@ -186,7 +187,12 @@ class Containers:
             disk.give_devices(config, container.directory)
             files.write(f"{container.directory}/config.json", json.dumps(config))
             terminal = bool(request.get("terminal"))
-            container.init.launch(words, name, terminal, created, check=check, undo=undo)
+            container.init.launch(
+                *(words, name, terminal, created),
+                check=check,
+                undo=undo,
+                null_stdin=bool(request.get("null_stdin")),
+            )
         except BaseException:
             self._forget(container)
             raise
@@ -205,16 +211,20 @@ class Containers:
         words, sheet = ["exec", "--detach", "--process={}"], request["process"]
         over = container.at_work()
         score = container.oom_score
+        lowered = limits.too_low(sheet)
 
         def check(pid: int) -> str:
             # crun may have made the process before it had the score itself.
             oom.may_be_killed(pid, score)
+            limits.lower(pid, lowered)
             return ""
 
         terminal = bool(request.get("terminal"))
         try:
             process.launch(
-                *(words, container.id, terminal, lambda _: over(), sheet, check), oom_score=score
+                *(words, container.id, terminal, lambda _: over(), sheet, check),
+                oom_score=score,
+                null_stdin=bool(request.get("null_stdin")),
             )
         except BaseException:
             over()
