@@ -5,14 +5,17 @@ import mmap
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tapwright.agent import protocol
 from tapwright.config import load
 from tapwright.errors import HypervisorError, SandboxStateError, UsageError
 from tapwright.linux import mounts
@@ -108,6 +111,70 @@ def test_what_is_shared_is_seen_as_long_as_it_is(
     client.of(sandbox).unshare("one")
     client.of(sandbox).unshare("one")
     assert tapwright.exec(SANDBOX, "ls", SHARE) == ""
+
+
+ASK_SOCKETS = """
+import os, socket, sys
+for path in sys.argv[1:]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(path)
+        except OSError as error:
+            print(type(error).__name__)
+        else:
+            print(connection.recv(100).decode())
+"""
+
+
+def test_sockets_are_carried_as_long_as_a_container_has_them(
+    tapwright: Tapwright, sandbox: registry.Sandbox, tmp_path: Path
+) -> None:
+    def say(listener: socket.socket, text: str) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(text.encode())
+
+    def ask(*paths: str) -> list[str]:
+        words = ("python3", "-I", "-S", "-c", ASK_SOCKETS, *paths)
+        return tapwright.exec(SANDBOX, *words).splitlines()
+
+    def carry(container: str, *names: str) -> list[str]:
+        fds = [os.open(tmp_path / name, os.O_PATH) for name in names]
+        try:
+            kinds = [protocol.STREAM] * len(fds)
+            found = client.of(sandbox).carry_sockets(container, names, kinds, fds)
+            return [found[name] for name in names]
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def held() -> set[str]:
+        """By the supervisor."""
+        supervisor, _ = pids_of(tapwright.json("sandbox", "inspect", SANDBOX))
+        links = (os.readlink(path) for path in Path(f"/proc/{supervisor}/fd").iterdir())
+        return {Path(link).name for link in links if link.startswith(str(tmp_path))}
+
+    with contextlib.ExitStack() as serving:
+        for name in ("one", "two"):
+            listener = serving.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(tmp_path / name))
+            listener.listen()
+            serving.callback(listener.shutdown, socket.SHUT_RDWR)
+            threading.Thread(target=say, args=(listener, name)).start()
+        one, two = carry("a", "one", "two")
+        assert carry("b", "one") == [one]
+        # The name of a socket does not matter when it is held.
+        (tmp_path / "one").rename(tmp_path / "moved")
+        assert ask(one, two, one) == ["one", "two", "one"]
+        client.of(sandbox).unshare("a")
+        assert ask(one, two) == ["one", "FileNotFoundError"]
+        assert held() == {"moved"}
+    assert ask(one) == [""], "the first one may be taken"
+    assert eventually(lambda: ask(one) == ["FileNotFoundError"])
+    client.of(sandbox).unshare("b")
+    assert held() == set()
 
 
 def test_both_sides_write(tapwright: Tapwright, tree: Path) -> None:

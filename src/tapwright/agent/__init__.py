@@ -2,7 +2,7 @@
 
 `protocol` defines the frames, `requests` makes each request, `inherited` that for what a namespace
 has from its host, `client` is the supervisor's end (asyncio), with `patience` for the guest;
-`guest` is the agent itself.
+`connections` go on in the guest; `guest` is the agent itself.
 
 `protocol` and `guest` are packed into the guest: they use the standard library only, and little of
 it.

@@ -32,6 +32,13 @@ The stream of a resolver carries a question in each STDOUT, an answer in each ST
 connection has a stream with STDIN and STDOUT, of which the agent sends at most FORWARD_WINDOW bytes
 without credit. A follower of the guest's listeners gets all of them, as JSON, in each STDOUT.
 
+A socket of the host has streams for its counterpart in the guest. Each waits for a connection of a
+program in the guest, begins with STARTED, which says who that is (`uid`, `gid`, `groups`), and goes
+on as that of a forwarded connection. An empty STDOUT to the agent says that nobody will read what
+the program writes, an empty STDERR from it that the program reads nothing more. The counterpart of
+a socket for datagrams has one stream, on which each STDOUT message is a datagram with its sender;
+the datagram counts for DATAGRAM_COST bytes more than it has.
+
 *Bounds.* A payload has at most MAX_PAYLOAD bytes; an agent serves at most MAX_STREAMS streams. A
 message has as many frames as it needs (flag MORE), between which frames of other streams may come.
 It has at most MAX_MESSAGE bytes, a REQUEST at most MAX_REQUEST: only the host makes requests, and
@@ -52,6 +59,10 @@ SHARE, SHARE_TAG = "/run/tapwright/share", "tapwright"
 """Where the guest mounts the files of the host, and the name of their device."""
 MIRRORS = "/run/tapwright/mirrors"
 """Where the guest has copies of some of them, each at its place in the share."""
+SOCKETS = "/run/tapwright/sockets"
+"""Where the guest has sockets that stand for those of the host, each by its number."""
+STREAM, DATAGRAM = "stream", "datagram"
+"""The kinds of those sockets."""
 
 
 def place_of(path: str) -> str:
@@ -63,10 +74,12 @@ MAX_PAYLOAD = 32 * 1024
 MAX_MESSAGE = 1024 * 1024
 MAX_REQUEST = 16 * 1024 * 1024
 """The configuration of a container may have 8 MiB; the rest is for what is added to it."""
-MAX_STREAMS = 256
+MAX_STREAMS = 384
 WINDOW = 256 * 1024
 FORWARD_WINDOW = 64 * 1024
 """The window of a connection; there may be many more connections than processes."""
+DATAGRAM_COST = 1024
+"""So that datagrams without content are bounded by the window, too."""
 MAX_LISTENERS = 256
 MAX_LINGERING = 64
 
@@ -83,6 +96,7 @@ _CHECKED = struct.Struct("!4sBBHIII")
 _CREDIT = struct.Struct("!BI")
 _SIZE = struct.Struct("!HH")
 _QUERY = struct.Struct("!H?")
+_SENDER = struct.Struct("!II")
 MAX_QUERY = MAX_PAYLOAD - _QUERY.size
 PREAMBLE = bytes(_HEADER.size + MAX_PAYLOAD)
 
@@ -190,6 +204,19 @@ def read_query(payload: bytes) -> tuple[int, bool, bytes]:
         raise ProtocolError("a question of the wrong length")
     number, by_tcp = _QUERY.unpack_from(payload)
     return number, by_tcp, payload[_QUERY.size :]
+
+
+def datagram(uid: int, gid: int, data: bytes) -> bytes:
+    """Return a datagram with its sender, as a message."""
+    return _SENDER.pack(uid, gid) + data
+
+
+def read_datagram(message: bytes | bytearray) -> tuple[int, int, bytes]:
+    """Return (uid, gid, data) of such a message. Raises ProtocolError."""
+    if len(message) < _SENDER.size:
+        raise ProtocolError("a datagram without a sender")
+    uid, gid = _SENDER.unpack_from(message)
+    return uid, gid, bytes(message[_SENDER.size :])
 
 
 def read_json(data: bytes | bytearray) -> dict[str, Any]:

@@ -121,6 +121,25 @@ def forward(family: int, port: int) -> Request:
     return of("forward", family=family, port=port)
 
 
+# Sockets of the host.
+
+
+def listen_socket(number: int, kind: str, mode: int, uid: int, gid: int) -> Request:
+    """Make the counterpart of a socket of the host, of a `kind` of `protocol`, at
+    `protocol.SOCKETS`/NUMBER, unless it is there."""
+    return of("listen_socket", number=number, kind=kind, mode=mode, uid=uid, gid=gid)
+
+
+def accept_socket(number: int) -> Request:
+    """Wait for the next connection to it, or take its datagrams, on a stream."""
+    return of("accept_socket", number=number)
+
+
+def close_socket(number: int) -> Request:
+    """Close it: who connects is refused. Its connections go on."""
+    return of("close_socket", number=number)
+
+
 # The system.
 
 

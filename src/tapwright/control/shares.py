@@ -9,7 +9,7 @@ import functools
 import logging
 import select
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tapwright.agent import protocol
 from tapwright.agent.client import AgentClient
@@ -17,6 +17,9 @@ from tapwright.control import file_descriptors
 from tapwright.control.host_changes import HostChanges
 from tapwright.errors import SandboxStateError, UsageError
 from tapwright.hypervisor.share import Share
+
+if TYPE_CHECKING:
+    from tapwright.control.sockets import Sockets
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -30,11 +33,16 @@ class Shares:
         self._share = share
         self._agent = agent
         self._changes = HostChanges(share, agent) if share else None
+        self._sockets: Sockets | None = None
 
     def by_name(self) -> dict[str, Callable[..., Coroutine[Any, Any, Any]]]:
         """The operations. Each raises HypervisorError, UsageError for invalid arguments, and
         SandboxStateError where the sandbox was started without a share."""
-        return {"share": self.share, "unshare": self.unshare}
+        return {
+            "share": self.share,
+            "unshare": self.unshare,
+            "carry_sockets": self.carry_sockets,
+        }
 
     async def share(
         self,
@@ -59,10 +67,30 @@ class Shares:
             for name, place in places.items()
         }
 
+    async def carry_sockets(
+        self, container: Any, names: Any, kinds: Any, fds: Sequence[int] = ()
+    ) -> dict[str, str]:
+        """Give the guest counterparts of sockets, a name, a kind and a descriptor each
+        (`control.sockets`); return the path of each in the guest. Raises AgentError, too."""
+        self._there()
+        wanted, of = _read_names("names", names), _read_names("kinds", kinds)
+        if not len(wanted) == len(of) == len(fds) or len(set(wanted)) != len(wanted):
+            raise UsageError(f"{len(wanted)} names, {len(of)} kinds, {len(fds)} descriptors")
+        if self._sockets is None:
+            # Few sandboxes need this module.
+            from tapwright.control.sockets import Sockets
+
+            self._sockets = Sockets(self._agent)
+        paths = await self._sockets.carry(_read_container(container), of, fds)
+        return dict(zip(wanted, paths, strict=True))
+
     async def unshare(self, container: Any) -> None:
-        """Take back the files of a container. Raises AgentError, too."""
+        """Take back the files of a container, and its sockets. Raises AgentError, too."""
         share, changes = self._there()
-        await changes.forget(share.detach(_read_container(container)))
+        gone = share.detach(_read_container(container))
+        if self._sockets:
+            await self._sockets.release(container)
+        await changes.forget(gone)
 
     def settled(self, begin: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
         """Let the guest know first what the host has changed: a program that `begin` starts must
@@ -89,6 +117,8 @@ class Shares:
         finally:
             sparing.cancel()
             await asyncio.gather(sparing, return_exceptions=True)
+            if self._sockets:
+                await self._sockets.aclose()
 
     def _there(self) -> tuple[Share, HostChanges]:
         if self._share is None or self._changes is None:

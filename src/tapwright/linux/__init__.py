@@ -7,11 +7,11 @@ messages as data), `settings` (/proc/sys/net), `tc`, `tuntap`, `macvtap`, `ethto
 `conntrack`. Looking at packets: `counted`, `peers`, `lookup` of routes, `probes`, `sightings`,
 `nftrace`, `drop_reasons`. Processes: `process`, `ending` by pid, `signals`, `starving` for time
 without a processor, `rlimits`, `cgroups`, `capabilities`, `user_namespaces`, `seccomp` with its own
-filters, `libseccomp` for filters of named calls, `trial`, `unixsocket`, `memfd`, `libc`. Files:
-`files` written as a whole, `claims` for directories that are complete or absent, `foreign` for
-files of untrusted processes, `filelock`, `access` for what another user can open or replace,
-`mounts`, `mount_table`, `inotify`, `fanotify`. The system: `boot`, `modules` of the kernel,
-`distribution` and its packages.
+filters, `libseccomp` for filters of named calls, `trial`, `unixsocket` (`credentials` for one in
+another's name), `memfd`, `libc`. Files: `files` written as a whole, `claims` for directories that
+are complete or absent, `foreign` for files of untrusted processes, `filelock`, `access` for what
+another user can open or replace, `mounts`, `mount_table`, `inotify`, `fanotify`. The system:
+`boot`, `modules` of the kernel, `distribution` and its packages.
 
 Modules that are packed into the guest, too (`image/sources.py`), import little, and only the
 standard library.

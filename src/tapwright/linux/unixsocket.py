@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import errno
 import os
 import socket
 
@@ -19,6 +20,41 @@ def address(path: "str | os.PathLike[str]") -> "Iterator[str]":
     fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{name}"
+    finally:
+        os.close(fd)
+
+
+def kind_of(path: "str | os.PathLike[str]") -> socket.SocketKind | None:
+    """Return the kind of the socket that is bound at a path; None where its process has closed it,
+    after which no other can have it. Whoever listens there does not notice. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        found = f"/proc/self/fd/{fd}"
+        # The kernel compares kinds before all else (net/unix/af_unix.c: unix_find_bsd), and looks
+        # last whether the connecting socket is connected already (unix_stream_connect).
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as trial:
+            try:
+                trial.connect(found)
+            except ConnectionRefusedError:
+                return None
+            except OSError as error:
+                if error.errno == errno.EPERM:  # it takes datagrams of another socket only
+                    return socket.SOCK_DGRAM
+                if error.errno != errno.EPROTOTYPE:
+                    raise
+            else:
+                return socket.SOCK_DGRAM
+        connected, other = socket.socketpair()
+        with connected, other:
+            connected.setblocking(False)
+            try:
+                connected.connect(found)
+            except OSError as error:
+                if error.errno == errno.EPROTOTYPE:
+                    return socket.SOCK_SEQPACKET
+                if error.errno not in (errno.EISCONN, errno.EAGAIN, errno.ECONNREFUSED):
+                    raise
+            return socket.SOCK_STREAM
     finally:
         os.close(fd)
 

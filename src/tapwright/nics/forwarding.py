@@ -8,7 +8,7 @@ namespace has stays that program's. The supervisor listens only on loopback addr
 through the NICs.
 
 Runs in the supervisor. The guest is hostile: it has as many ports and connections as the bounds
-say, and no more of a connection is kept than a window in each direction.
+say.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ import select
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
 
 from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient
+from tapwright.agent.connections import Connection, Endings
 from tapwright.agent.protocol import Frame, ProtocolError
 from tapwright.errors import AgentError
 from tapwright.linux import netns
@@ -77,7 +77,7 @@ class Forwarding:
         self._agent = agent
         self._listening: dict[Listener, socket.socket] = {}
         self._connections: set[asyncio.Task[None]] = set()
-        self._resets = _Resets()
+        self._resets = Endings(select.EPOLLERR)
         self._is_paused = False
         self._left_out = 0
 
@@ -236,153 +236,44 @@ class _News:
         return {(version, port) for version, port in found}, length
 
 
-class _Connection:
+class _Connection(Connection):
     """A connection that was accepted in the namespace, and its counterpart in the guest."""
 
     def __init__(self, accepted: socket.socket, place: Listener, agent: AgentClient) -> None:
+        super().__init__(agent)
         accepted.setblocking(False)
         self._socket = accepted
         self._place = place
-        self._agent = agent
-        self._stream = 0
         self._opened = asyncio.Event()
-        self._window = protocol.WINDOW
-        self._window_opens = asyncio.Event()
-        self._waiting = bytearray()
-        self._has_ended = False
-        self._news = asyncio.Event()
-        # True where both sides have closed it, so that all that came must still be written; False
-        # where it is reset.
-        self._over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-    async def run(self, resets: "_Resets") -> None:
+    async def run(self, resets: Endings) -> None:
         """Until it has ended."""
-        tasks: list[asyncio.Task[Any]] = []
-
-        def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            tasks.append(asyncio.create_task(self._breaking(work)))
-            return tasks[-1]
-
         is_whole = False
         try:
             with resets.watched(self._socket, lambda: self._end(False)):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                begin(self._open_and_feed())
-                writing = begin(self._write())
+                self._begin(self._open_and_feed())
+                writing = self._begin(self._write())
                 if await self._over:
                     await writing
                     is_whole = self._over.result()
         except OSError:
             pass
         finally:
-            # The agent ignores the end of what has ended.
-            self._agent.close_stream(self._stream, cancel=True)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._close()
             if not is_whole:
                 with contextlib.suppress(OSError):
                     self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._socket.close()
 
-    def _end(self, is_whole: bool) -> None:
-        if not self._over.done():
-            self._over.set_result(is_whole)
-
-    async def _breaking(self, work: Coroutine[Any, Any, None]) -> None:
-        """When a direction fails, the connection does."""
-        try:
-            await work
-        except (AgentError, OSError):
-            self._end(False)
-        except Exception:
-            _log.exception("unexpected")
-            self._end(False)
-
     async def _open_and_feed(self) -> None:
-        """Pass on what comes from the namespace, as far as the window goes."""
-        version, port = self._place
-        self._stream = await self._agent.open(requests.forward(version, port), self._take)
+        await self._open(requests.forward(*self._place))
         self._opened.set()
-        loop = asyncio.get_running_loop()
-        while True:
-            while self._window <= 0:
-                self._window_opens.clear()
-                await self._window_opens.wait()
-            most = min(protocol.MAX_PAYLOAD, self._window)
-            data = await loop.sock_recv(self._socket, most)
-            self._window -= len(data)
-            await self._agent.send(self._stream, protocol.STDIN, data)
-            if not data:
-                return
-
-    def _take(self, frame: Frame) -> None:
-        """A frame of the guest, which is hostile."""
-        if frame.kind == protocol.STDOUT and not self._has_ended:
-            self._waiting += frame.payload
-            self._has_ended = not frame.payload
-            self._news.set()
-            if len(self._waiting) > protocol.FORWARD_WINDOW:
-                self._end(False)
-        elif frame.kind == protocol.CREDIT:
-            try:
-                _, count = protocol.read_credit(frame.payload)
-            except ProtocolError:
-                self._end(False)
-            else:
-                self._window = min(self._window + count, protocol.WINDOW)
-                self._window_opens.set()
-        elif frame.kind in (protocol.REPLY, protocol.ERROR):
-            self._end(frame.kind == protocol.REPLY and self._has_ended)
+        await self._feed()
 
     async def _write(self) -> None:
-        """Pass on what comes from the guest, until its end."""
         await self._opened.wait()
-        loop = asyncio.get_running_loop()
-        while True:
-            while not self._waiting and not self._has_ended:
-                self._news.clear()
-                await self._news.wait()
-            data = bytes(self._waiting[: protocol.MAX_PAYLOAD])
-            del self._waiting[: len(data)]
-            if not data:
-                self._socket.shutdown(socket.SHUT_WR)
-                return
-            await loop.sock_sendall(self._socket, data)
-            credit = protocol.credit(protocol.STDOUT, len(data))
-            await self._agent.send(self._stream, protocol.CREDIT, credit)
-
-
-class _Resets:
-    """Reports connections that are reset while no task reads or writes them."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._calls: dict[int, Callable[[], None]] = {}
-        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
-
-    @contextlib.contextmanager
-    def watched(self, connection: socket.socket, call: Callable[[], None]) -> Iterator[None]:
-        """Call `call`, at most once, when the connection is reset during the block. Raises
-        OSError."""
-        fd = connection.fileno()
-        # Errors are always reported (epoll_ctl(2)); a hang-up is, too, which is no news here.
-        self._epoll.register(fd, select.EPOLLET)
-        self._calls[fd] = call
-        try:
-            yield
-        finally:
-            del self._calls[fd]
-            self._epoll.unregister(fd)
-
-    def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
-        self._epoll.close()
-
-    def _look(self) -> None:
-        for fd, events in self._epoll.poll(0):
-            if events & select.EPOLLERR:
-                self._calls[fd]()
+        await super()._write()
 
 
 def _bound(place: Listener) -> socket.socket:

@@ -6,7 +6,13 @@ from contextlib import contextmanager
 
 from tapwright.agent.protocol import SHARE
 from tapwright.command import LOG_LEVEL_VARIABLE
-from tapwright.errors import BundleError, ContainerExistsError, ContainerStateError, TapwrightError
+from tapwright.errors import (
+    BundleError,
+    ContainerExistsError,
+    ContainerStateError,
+    TapwrightError,
+    UnknownRequestError,
+)
 from tapwright.oci import (
     annotations,
     cgroup,
@@ -296,9 +302,10 @@ class _Making:
         )
 
     def _share(self, shared: "Sequence[mounts.Shared]", of_guest: "dict[str, Any]") -> None:
-        paths: dict[str, str] = {}
-        for first in range(0, len(shared), _SHARED_AT_ONCE):
-            some = shared[first : first + _SHARED_AT_ONCE]
+        paths = self._carry_sockets([one for one in shared if one.socket])
+        files = [one for one in shared if one.name not in paths]
+        for first in range(0, len(files), _SHARED_AT_ONCE):
+            some = files[first : first + _SHARED_AT_ONCE]
             with mounts.cloned(some) as descriptors:
                 paths |= self._sandbox.share(
                     self._container.id,
@@ -307,6 +314,22 @@ class _Making:
                     followed=[one.name for one in some if one.name != mounts.ROOTFS],
                 )
         mounts.moved(of_guest, self._container.id, paths)
+
+    def _carry_sockets(self, sockets: "Sequence[mounts.Shared]") -> dict[str, str]:
+        if not sockets:
+            return {}
+        with mounts.cloned(sockets) as descriptors:
+            try:
+                return self._sandbox.carry_sockets(
+                    self._container.id,
+                    [one.name for one in sockets],
+                    [one.socket for one in sockets],
+                    descriptors,
+                )
+            except UnknownRequestError as error:
+                # A member of a pod that an older version has started: they are files there.
+                self._log.warn(f"nobody can connect to sockets of the host: {error}")
+                return {}
 
     def _start_process(
         self, of_guest: "dict[str, Any]", shared: "Sequence[mounts.Shared]"

@@ -6,7 +6,7 @@ import re
 import stat
 from contextlib import ExitStack, contextmanager
 
-from tapwright.agent.protocol import SHARE
+from tapwright.agent.protocol import DATAGRAM, SHARE, STREAM
 from tapwright.errors import BundleError
 from tapwright.linux import libc, mount_table
 from tapwright.linux import mounts as trees
@@ -65,7 +65,8 @@ class Shared:
     container. `recursive` includes the mounts below it, `following` also those that come later.
     `read_only` applies to the mount itself, `all_read_only` also to mounts below it. With options
     in `overlay` it is an overlay filesystem, made on the host. With `mappings`, of users and of
-    groups, owners of files are mapped by them; with `all_mapped` in mounts below it, too."""
+    groups, owners of files are mapped by them; with `all_mapped` in mounts below it, too. A
+    `socket` is of a kind of `agent.protocol`: the guest has a counterpart of it."""
 
     def __init__(
         self, name: str, source: str, destination: str, options: "Sequence[str]" = ()
@@ -80,6 +81,7 @@ class Shared:
         self.overlay: list[str] = []
         self.mappings: tuple[list[Json], list[Json]] | None = None
         self.all_mapped = "ridmap" in options
+        self.socket = ""
         self.access_times = _access_times(options)
         self.is_apart = (
             self.all_read_only or not self.recursive or name == ROOTFS or self.access_times > 0
@@ -121,6 +123,7 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
                 share.is_apart = True
             elif memory.serves(bound, source):
                 continue
+            share.socket = _kind_of_socket(share, log)
             shared.append(share)
             if share.read_only and not share.all_read_only and _has_mounts_below(share):
                 # In the guest all is one mount, so the host must make only the first one read-only.
@@ -296,6 +299,29 @@ def _needs_root(kind: str, bundle: "Bundle") -> bool:
 
 def _guests_sysfs(mount: "Json") -> "Json":
     return {**mount, "type": "bind", "source": "/sys", "options": ["bind", *mount["options"]]}
+
+
+def _kind_of_socket(share: Shared, log: "Log") -> str:
+    """Empty for other files, and for a socket that the guest sees as a file: nobody can connect to
+    it."""
+    if not stat.S_ISSOCK(os.stat(share.source).st_mode):
+        return ""
+    import socket
+
+    from tapwright.linux import unixsocket
+
+    try:
+        kind = unixsocket.kind_of(share.source)
+    except OSError as error:
+        raise BundleError(
+            f"{share.destination}: its source {share.source}: {error.strerror}"
+        ) from None
+    if kind == socket.SOCK_SEQPACKET:
+        log.warn(
+            f"{share.destination}: {share.source} is a socket for sequenced packets, to which "
+            "nobody can connect in a VM"
+        )
+    return {socket.SOCK_STREAM: STREAM, socket.SOCK_DGRAM: DATAGRAM}.get(kind, "") if kind else ""
 
 
 def _bound(place: str, source: str, options: list[str]) -> "Json":

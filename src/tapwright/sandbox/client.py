@@ -202,6 +202,18 @@ class Supervisor:
         )
         return paths
 
+    def carry_sockets(
+        self, container: str, names: "Sequence[str]", kinds: "Sequence[str]", fds: "Sequence[int]"
+    ) -> dict[str, str]:
+        """Give the guest counterparts of sockets of the host, for a container: a name, a kind
+        (`protocol.STREAM`, `DATAGRAM`) and a descriptor each, of O_PATH or a detached mount. Return
+        the path of each in the guest. `unshare` takes them back. Raises AgentError, UsageError,
+        too."""
+        paths: dict[str, str] = self.call(
+            "carry_sockets", fds, container=container, names=list(names), kinds=list(kinds)
+        )
+        return paths
+
     def unshare(self, container: str) -> None:
         """Take back the files that were shared for a container, except those that other containers
         use, too."""

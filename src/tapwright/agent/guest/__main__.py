@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tapwright.agent.guest.containers import Containers
     from tapwright.agent.guest.forwarding import Forwarding
     from tapwright.agent.guest.shared_files import SharedFiles
+    from tapwright.agent.guest.sockets import Sockets
 
 _PORTS = "/sys/class/virtio-ports"
 _READ_BYTES = 64 * 1024
@@ -127,6 +128,8 @@ _OF_FILES = frozenset(("mirror_files", "forget_files", "change_files", "forget_u
 
 _OF_FORWARDING = frozenset(("follow_listeners", "forward"))
 
+_OF_SOCKETS = frozenset(("listen_socket", "accept_socket", "close_socket"))
+
 _OF_PROCESSES: dict[int, Callable[[Process, bytes], None]] = {
     protocol.STDIN: lambda process, payload: process.stdin(payload),
     protocol.SIGNAL: lambda process, payload: process.signal(payload[0] if payload else 0),
@@ -152,6 +155,7 @@ class Agent:
         self._containers: Containers | None = None
         self._files: SharedFiles | None = None
         self._forwarding: Forwarding | None = None
+        self._sockets: Sockets | None = None
         self._netlink = Netlink()
         self._events = Netlink(RTMGRP_LINK)
         self._devices = _device_events()
@@ -192,6 +196,8 @@ class Agent:
         self._processes.clear()
         if self._containers:
             self._containers.discard_all()
+        if self._sockets:
+            self._sockets.close_all()
         self._waiting.clear()
         after_whole = not self._out
         self._out.clear()
@@ -237,6 +243,8 @@ class Agent:
             self._ask_files(stream, op, request)
         elif op in _OF_FORWARDING:
             self._ask_forwarding(stream, op, request)
+        elif op in _OF_SOCKETS:
+            self._ask_sockets(stream, op, request)
         elif operation := OPERATIONS.get(op):
             self._try(stream, operation, request)
         else:
@@ -337,6 +345,20 @@ class Agent:
         except FAILURES as error:
             self._message(protocol.ERROR, stream, error_reply(error))
 
+    def _ask_sockets(self, stream: int, op: str, request: Request) -> None:
+        try:
+            if self._sockets is None:
+                # Few guests need this module.
+                from tapwright.agent.guest.sockets import Sockets
+
+                self._sockets = Sockets(self._watch)
+            process = self._sockets.operations[op](request, self._answer(stream))
+        except FAILURES as error:
+            self._message(protocol.ERROR, stream, error_reply(error))
+        else:
+            if process:
+                self._processes[stream] = process
+
     def _answer(self, stream: int) -> Answer:
         """Return the answer to the opener of a stream. It is valid as long as the stream's
         session."""
@@ -344,7 +366,7 @@ class Agent:
 
         def send(kind: int, payload: bytes) -> None:
             if session == self._session:
-                self._write(protocol.encode(protocol.Frame(kind, session, stream, payload)))
+                self._write(b"".join(protocol.frames(kind, session, stream, payload)))
 
         def end(kind: int, content: dict[str, Any]) -> None:
             if session == self._session:

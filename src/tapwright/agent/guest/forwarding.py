@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tapwright.agent import protocol
+from tapwright.agent.guest.connections import Connection
 from tapwright.agent.guest.events import Watcher
 from tapwright.agent.guest.refusal import RefusedError
 from tapwright.agent.guest.streams import Answer, Process
@@ -124,115 +125,40 @@ class _Follower(Process):
         self._over(self)
 
 
-class _Connection(Process):
-    """A connection to a program that listens on loopback. STDIN frames are written to the program,
-    and its output is STDOUT frames. An empty frame is the end of one direction. The stream ends
-    when both directions have ended; a refused or reset connection ends the stream with an error.
-
-    Raises RefusedError.
-    """
+class _Connection(Connection):
+    """A connection to a program that listens on loopback. Raises RefusedError."""
 
     def __init__(self, request: dict[str, Any], watch: Watcher, answer: Answer) -> None:
         super().__init__(watch, answer)
         if request["family"] not in _LOOPBACK:
             raise RefusedError(f"family is {request['family']}, and must be 4 or 6")
         family, address = _LOOPBACK[request["family"]]
-        self._window[protocol.STDOUT] = protocol.FORWARD_WINDOW
-        self._is_connected = False
-        self._reads = self._writes = True
-        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        connecting = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.suppress(BlockingIOError):
-                self._socket.connect((address, request["port"]))
+                connecting.connect((address, request["port"]))
         except (OSError, OverflowError) as error:
-            self._socket.close()
+            connecting.close()
             raise RefusedError(f"no connection to port {request['port']}: {error}") from None
-        events = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-        watch.add(self._socket.fileno(), events, self._ready)
-
-    def stdin(self, data: bytes) -> None:
-        if not self._writes:
-            return
-        if data:
-            self._queued += len(data)
-            if self._queued > protocol.WINDOW:
-                raise protocol.ProtocolError("more data than its window allows")
-            self._queue.append(data)
-        else:
-            self._stdin_ends = True
-        if self._is_connected:
-            self._send()
-
-    def credit(self, channel: int, count: int) -> None:
-        super().credit(channel, count)
-        if self._is_connected:
-            self._receive()
-
-    def unread(self, channel: int) -> None:
-        """Reset, by `cancel`, a connection whose output the client no longer reads."""
-
-    def signal(self, number: int) -> None:
-        """Ignore it: a connection is no process."""
-
-    def cancel(self) -> None:
-        super().cancel()
-        self._reset()
+        self._carry(connecting)
 
     def _ready(self) -> None:
-        # Or refused; a read shows which.
-        self._is_connected = True
-        self._receive()
-        self._send()
-        if self._socket.fileno() >= 0 and self._failed():
+        super()._ready()
+        if self._is_reset():
             self._reset()
 
-    def _failed(self) -> bool:
-        """Whether the connection was reset. A read does not show that while the window is
-        closed."""
-        return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    def _is_reset(self) -> bool:
+        """A read does not show that while the window is closed."""
+        return not self._is_over and bool(
+            self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        )
 
-    def _receive(self) -> None:
-        while self._reads and (window := self._window[protocol.STDOUT]) > 0:
-            try:
-                data = self._socket.recv(min(protocol.MAX_PAYLOAD, window))
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._reset(error)
-                return
-            self._window[protocol.STDOUT] -= len(data)
-            self._answer.send(protocol.STDOUT, data)
-            self._reads = bool(data)
-        self._end_if_over()
+    def _not_read(self, error: OSError) -> None:
+        self._reset(error)
 
-    def _send(self) -> None:
-        sent = 0
-        try:
-            while self._queue:
-                count = self._socket.send(self._queue[0])
-                sent += count
-                if count == len(self._queue[0]):
-                    self._queue.popleft()
-                else:
-                    self._queue[0] = self._queue[0][count:]
-            if self._stdin_ends and self._writes:
-                self._writes = False
-                self._socket.shutdown(socket.SHUT_WR)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._reset(error)
-            return
-        self._queued -= sent
-        if sent:
-            self._answer.send(protocol.CREDIT, protocol.credit(protocol.STDIN, sent))
-        self._end_if_over()
-
-    def _end_if_over(self) -> None:
-        if not self._reads and not self._writes and not self._is_over:
-            self._end()
-            self._answer.finish({})
+    def _not_written(self, error: OSError) -> None:
+        self._reset(error)
 
     def _reset(self, error: OSError | None = None) -> None:
         if self._is_over:
@@ -241,13 +167,6 @@ class _Connection(Process):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._end()
         self._answer.fail({"message": f"the connection has ended: {error or 'reset'}"})
-
-    def _end(self) -> None:
-        self._is_over = True
-        self._reads = self._writes = False
-        self._queue.clear()
-        self._watch.remove(self._socket.fileno())
-        self._socket.close()
 
 
 def _listeners() -> list[tuple[int, int]]:

@@ -9,13 +9,19 @@ Request = dict[str, Any]
 
 _CONTAINER = {"id": str}
 _NEEDED: dict[str, dict[str, Any]] = {
+    "accept_socket": {"number": int},
     "batch": {"requests": list[dict[str, object]]},
     "change_files": {"paths": list[str]},
     "change_kernel_settings": {"settings": list[list[str]]},
     "change_settings": {"settings": list[list[str]]},
+    "close_socket": {"number": int},
     "exec": {"argv": list[str]},
     "forget_files": {"places": list[str]},
     "forward": {"family": int, "port": int},
+    "listen_socket": {
+        "kind": str,
+        **dict.fromkeys(("number", "mode", "uid", "gid"), int),
+    },
     "mirror_files": {"place": str},
     "replay": {"messages": str},
     "resolve": {"address": str},

@@ -17,7 +17,8 @@ _FIONREAD, _TIOCSWINSZ = 0x541B, 0x5414  # include/uapi/asm-generic/ioctls.h
 
 
 class Answer(NamedTuple):
-    """The way back to the client that opened a stream. `finish` and `fail` end the stream."""
+    """The way back to the client that opened a stream. `send` takes a message, which may need
+    several frames; `finish` and `fail` end the stream."""
 
     send: Callable[[int, bytes], None]
     finish: Callable[[dict[str, Any]], None]
