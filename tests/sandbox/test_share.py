@@ -119,10 +119,9 @@ for path in sys.argv[1:]:
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(path)
+            print(connection.recv(100).decode())
         except OSError as error:
             print(type(error).__name__)
-        else:
-            print(connection.recv(100).decode())
 """
 
 
