@@ -48,7 +48,7 @@ Root = "{home}/tapwright"
 # `ctr run --cni` looks in /etc/cni/net.d and /opt/cni/bin, and nowhere else. So does since 1.7 `ctr
 # tasks kill`, which takes the network away.
 _OWN_CNI = """\
-mount --bind "$0" /etc/cni && mount -t tmpfs cni /opt && mkdir /opt/cni &&
+mkdir -p /etc/cni && mount --bind "$0" /etc/cni && mount -t tmpfs cni /opt && mkdir /opt/cni &&
 ln -s {plugins} /opt/cni/bin && exec "$@"
 """
 

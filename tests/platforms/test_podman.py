@@ -53,7 +53,7 @@ def fetch(url: str) -> str:
 def test_published_port(podman: Podman, web: str) -> None:
     assert eventually(lambda: fetch("http://10.98.0.1:8080/") == PAGE)
     assert eventually(lambda: fetch("http://127.0.0.1:8080/") == PAGE)
-    assert eventually(lambda: "url:/" in podman.run("logs", web).stderr)
+    assert eventually(lambda: "response:200" in podman.run("logs", web).stderr)
 
 
 def test_inspect(podman: Podman, web: str) -> None:
