@@ -118,6 +118,11 @@ def test_limits() -> None:
         "cpu": {"quota": -1},
         "pids": {"limit": 7},
     }
+    for text, size in (("1.5g", 3 << 29), ("64 MiB", 64 << 20), ("7b", 7), ("0.5", 0)):
+        assert limits.of_options({"memory": text}) == {"memory": {"limit": size}}
+    for name, text in (("pids-limit", "1.5"), ("pids-limit", "1k"), ("memory", "1x")):
+        with pytest.raises(UsageError, match="is not a number"):
+            limits.of_options({name: text})
     assert [limits.seconds(text) for text in ("5s", "100ms", "2m", "3")] == [5, 0.1, 120, 3]
     with pytest.raises(UsageError, match="--blkio-weight can't be set"):
         limits.of_options({"blkio-weight": "10"})

@@ -25,7 +25,7 @@ _PLACES = {
     "cpuset-mems": ("cpu", "mems"),
 }
 _PASSED_OVER = ("kernel-memory", "kernel-memory-tcp")
-_SIZE = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.IGNORECASE)  # as go-units reads them
 _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -80,6 +80,8 @@ def _number(name: str, text: str) -> int:
     match = _SIZE.fullmatch(text)
     if text == "-1":
         return -1
-    if not match or (match[2] and not name.startswith("memory")):
+    if text.isdecimal():
+        return int(text)
+    if not match or not name.startswith("memory"):
         raise UsageError(f"--{name}: {text!r} is not a number")
-    return int(match[1]) << 10 * " kmgt".index(match[2].lower() or " ")
+    return int(float(match[1]) * 1024 ** " kmgtp".index(match[2].lower() or " "))
