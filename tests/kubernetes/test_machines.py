@@ -171,6 +171,8 @@ def _configuration() -> str:
             "kind": "KubeletConfiguration",
             "failCgroupV1": False,
             "oomScoreAdj": 0,
+            # The disk is this machine's, and full to a degree that is not theirs.
+            "evictionHard": {"memory.available": "100Mi"},
             # As the other tests have it.
             "runtimeRequestTimeout": "10m",
         },
