@@ -151,6 +151,8 @@ class HostChanges:
     async def _tell(self) -> None:
         async with self._telling:
             changed, self._changed = list(self._changed), {}
+            if not changed:
+                return
             # New directories may have changes of their own.
             async with self._marking:
                 await asyncio.to_thread(self._mark_new, changed)
