@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -297,12 +297,129 @@ def served(directory: Path) -> Iterator[dict[str, Any]]:
                 found[name] = server.noted
 
 
-def test_connections_and_datagrams(by_runc: Run, by_us: Run, tmp_path: Path) -> None:
+IN_A_DIRECTORY = """
+import errno, functools, os, socket, stat, time
+
+print = functools.partial(print, flush=True)
+
+def asked(name):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        try:
+            connection.connect(name)
+            connection.sendall(b"?")
+            connection.shutdown(socket.SHUT_WR)
+            return connection.recv(100)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+
+def wait(name, answer):
+    end = time.monotonic() + 60
+    while asked(name) != answer and time.monotonic() < end:
+        time.sleep(0.01)
+    print(name, asked(name))
+
+def tell(name):
+    open(name, "w").close()
+
+for name in ("first", "deep/first", "dead", "read-only/first"):
+    found = os.stat("/srv/" + name)
+    print(name, stat.S_ISSOCK(found.st_mode), oct(found.st_mode), found.st_uid, found.st_gid)
+os.chdir("/srv")
+print(asked("first"), asked("deep/first"), asked("dead"), asked("read-only/first"))
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+    log.sendto(b"datagram", "log")
+if not os.fork():
+    os.setuid(1000)
+    print("another user", asked("secret"), asked("first"))
+    os._exit(0)
+os.wait()
+
+# A container's own sockets are its own, also where another one was.
+os.unlink("dead")
+for name in ("mine", "dead"):
+    own = socket.socket(socket.AF_UNIX)
+    own.bind(name)
+    own.listen()
+    if not os.fork():
+        own.accept()[0].send(b"own")
+        os._exit(0)
+    print(name, asked(name), os.wait()[1])
+
+tell("deep/wanted")
+wait("deep/later", b"later")
+wait("new/later", b"later")
+wait("first", b"second")
+wait("secret", b"secret")
+os.chdir("/")
+print("its mode", oct(os.stat("/srv/secret").st_mode))
+tell("/srv/deep/over")
+wait("/srv/deep/later", "ENOENT")
+print(sorted(os.listdir("/srv/deep")))
+"""
+
+
+def say(word: str) -> Deed:
+    """One word."""
+
+    def deed(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.sendall(word.encode())
+
+    return deed
+
+
+@contextmanager
+def changing(directory: Path) -> Iterator[list[bytes]]:
+    """Sockets in a directory, of which a container at work there gets new ones; the datagrams that
+    have come to one of them."""
+    came: list[bytes] = []
+    with ExitStack() as serving:
+
+        def serve(name: str, word: str, mode: int = 0o666) -> Server:
+            server = Server(directory / name, say(word), mode)
+            serving.callback(server.close)
+            return server
+
+        (directory / "deep").mkdir()
+        (directory / "read-only").mkdir()
+        first = serve("first", "first")
+        serve("deep/first", "deep", 0o640)
+        serve("read-only/first", "read-only")
+        secret = serve("secret", "secret", 0o600)
+        Server(directory / "dead", echo).close()
+        log = serving.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        log.bind(str(directory / "log"))
+        log.settimeout(SECONDS)
+
+        def change() -> None:
+            came.append(log.recv(100))
+            assert eventually((directory / "deep/wanted").exists)
+            (directory / "new").mkdir()
+            later = serve("deep/later", "later")
+            serve("new/later", "later")
+            first.path.unlink()
+            first.listen_no_more()
+            serve("first", "second")
+            secret.path.chmod(0o606)
+            assert eventually((directory / "deep/over").exists)
+            later.path.unlink()
+
+        changes = threading.Thread(target=change)
+        changes.start()
+        try:
+            yield came
+        finally:
+            changes.join()
+
+
+def test_sockets_of_the_host(by_runc: Run, by_us: Run, tmp_path: Path) -> None:
     came = []
     for name, run in (("runc", by_runc), ("us", by_us)):
-        directory = tmp_path / name
+        directory, whole = tmp_path / name, tmp_path / f"{name}-whole"
         directory.mkdir()
-        with served(directory) as found:
+        whole.mkdir()
+        with served(directory) as found, changing(whole) as datagrams:
             mounts = [
                 {
                     "destination": f"/run/{each.name}",
@@ -312,11 +429,22 @@ def test_connections_and_datagrams(by_runc: Run, by_us: Run, tmp_path: Path) -> 
                 }
                 for each in directory.iterdir()
             ]
-            said = run("python3", "-c", CLIENT, mounts=[*PROGRAMS, *mounts])
-        came.append((said, found))
-    (expected, found_by_runc), (said, found_by_us) = came
+            mounts += [
+                {
+                    "destination": f"/srv{below}",
+                    "type": "bind",
+                    "source": f"{whole}{below}",
+                    "options": ["rbind", access],
+                }
+                for below, access in (("", "rw"), ("/read-only", "ro"))
+            ]
+            # What is on its way when a container ends is lost with its VM: the second one waits.
+            said = run("python3", "-c", IN_A_DIRECTORY + CLIENT, mounts=[*PROGRAMS, *mounts])
+        came.append((said, found, datagrams))
+    (expected, found_by_runc, _), (said, found_by_us, datagrams) = came
     assert expected.startswith("0 "), expected
     assert found_by_runc["ask_who"] == [(0, 0), (1000, 1001, 7, 8)]
     assert (10, 1000, 1001) in found_by_runc["log"]
     assert said == expected
     assert found_by_us == found_by_runc
+    assert datagrams == [b"datagram"]

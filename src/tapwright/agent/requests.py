@@ -140,6 +140,12 @@ def close_socket(number: int) -> Request:
     return of("close_socket", number=number)
 
 
+def cover_sockets(shown: Mapping[str, int], hidden: Sequence[str] = ()) -> Request:
+    """Show counterparts, by their numbers, in place of the files at these paths below the share, to
+    all containers, also later ones; and at the paths `hidden` none."""
+    return of("cover_sockets", shown=dict(shown), hidden=list(hidden))
+
+
 # The system.
 
 

@@ -1,4 +1,5 @@
-"""Notices what the host changes in containers' files, and reports it to the guest.
+"""Notices what the host changes in containers' files, and reports it to the guest; also which
+sockets there are among these files.
 
 The guest's kernel does not see such changes: see `agent.guest.shared_files`. The share's daemon
 changes files for the guest, which knows of those. Runs in the supervisor.
@@ -9,7 +10,8 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 from tapwright.agent import protocol, requests
 from tapwright.agent.client import AgentClient
@@ -20,6 +22,8 @@ from tapwright.linux import fanotify
 _MOST_DIRECTORIES = 512
 """Of each place, the least deep directories; the others are not followed."""
 _MOST_PATHS = 4096
+_MOST_SOCKETS = 256
+"""Of each place, the least deep ones."""
 _PATHS_AT_ONCE = 128
 _TELL_SECONDS = 60.0
 # A program that writes to a file all the time, on the host or in the guest, should cost little: the
@@ -32,10 +36,18 @@ _log = logging.getLogger(__name__)
 
 
 class HostChanges:
-    """Follows changes of files in some places of a share."""
+    """Follows changes of files in some places of a share. `look_for_sockets` is called with paths
+    at which a socket is, or may have been."""
 
-    def __init__(self, share: Share, agent: AgentClient) -> None:
-        self._root = f"/proc/{share.process.pid}/root"
+    def __init__(
+        self,
+        share: Share,
+        agent: AgentClient,
+        look_for_sockets: Callable[[Sequence[str]], Awaitable[None]],
+    ) -> None:
+        self._root = share.root
+        self._look_for_sockets = look_for_sockets
+        self._has_sockets = False
         self._daemon = share.process.pid
         self._agent = agent
         self._marks: fanotify.Marks | None = None
@@ -56,7 +68,8 @@ class HostChanges:
             self._begin()
         for place in new:
             async with self._marking:
-                await asyncio.to_thread(self._mark, place)
+                sockets = await asyncio.to_thread(self._mark, place)
+            await self._look(sockets, [])
             if self._is_of_the_kubelet(place):
                 await self._agent.call(requests.mirror_files(place), _TELL_SECONDS)
                 self._mirrored.add(place)
@@ -107,15 +120,24 @@ class HostChanges:
         if self._marks:
             asyncio.get_running_loop().add_reader(self._marks.fileno(), self._read)
 
-    def _mark(self, path: str) -> None:
-        """Watch a file, or a directory and the directories below it."""
-        for each in itertools.islice(_tree(f"{self._root}/{path}"), _MOST_DIRECTORIES):
+    async def _look(self, sockets: Sequence[str], changed: Sequence[str]) -> None:
+        """Look at the files of sockets, and, once there were some, at what has changed."""
+        self._has_sockets = self._has_sockets or bool(sockets)
+        if self._has_sockets and (sockets or changed):
+            await self._look_for_sockets([*sockets, *changed])
+
+    def _mark(self, path: str) -> list[str]:
+        """Watch a file, or a directory and the directories below it; return the sockets there."""
+        sockets: list[str] = []
+        tree = _tree(f"{self._root}/{path}", sockets)
+        for each in itertools.islice(tree, _MOST_DIRECTORIES):
             try:
                 if self._marks:
                     handle = self._marks.add(each)
                     self._paths[handle] = each.removeprefix(f"{self._root}/")
             except OSError as error:
                 _log.info("changes of %s are not followed: %s", each, error.strerror)
+        return [each.removeprefix(f"{self._root}/") for each in sockets[:_MOST_SOCKETS]]
 
     def _read(self) -> None:
         marks, loop = self._marks, asyncio.get_running_loop()
@@ -155,34 +177,61 @@ class HostChanges:
                 return
             # New directories may have changes of their own.
             async with self._marking:
-                await asyncio.to_thread(self._mark_new, changed)
+                sockets = await asyncio.to_thread(self._mark_new, changed)
             for start in range(0, len(changed), _PATHS_AT_ONCE):
                 paths = changed[start : start + _PATHS_AT_ONCE]
                 try:
                     await self._agent.call(requests.change_files(paths), _TELL_SECONDS)
                 except AgentError as error:
                     _log.warning("the guest did not learn of changed files: %s", error)
+            await self._look(sockets, changed)
 
-    def _mark_new(self, paths: Sequence[str]) -> None:
+    def _mark_new(self, paths: Sequence[str]) -> list[str]:
+        """Watch the directories among these paths; return the sockets there, and among the
+        paths."""
+        sockets: list[str] = []
         for path in paths:
-            if os.path.isdir(place := f"{self._root}/{path}") and not os.path.islink(place):
-                self._mark(path)
+            try:
+                mode = os.lstat(f"{self._root}/{path}").st_mode
+            except OSError:  # it has gone
+                continue
+            if stat.S_ISDIR(mode):
+                sockets += self._mark(path)
+            elif stat.S_ISSOCK(mode):
+                sockets.append(path)
+        return sockets
 
     def _is_of_the_kubelet(self, place: str) -> bool:
         return os.path.islink(f"{self._root}/{place}/{_OF_THE_KUBELET}")
 
 
-def _tree(top: str) -> Iterator[str]:
-    """A file; or a directory, and those below it, level by level."""
+def _tree(top: str, sockets: list[str]) -> Iterator[str]:
+    """Yield a file; or a directory, and those below it, level by level. The files of sockets in
+    these are added to `sockets`."""
     level = [top]
     while level:
         yield from level
-        level = [below for path in level for below in _directories_in(path)]
+        level = [below for path in level for below in _directories_in(path, sockets)]
 
 
-def _directories_in(path: str) -> list[str]:
+def _directories_in(path: str, sockets: list[str]) -> list[str]:
+    found = []
     try:
         with os.scandir(path) as entries:
-            return [each.path for each in entries if each.is_dir(follow_symlinks=False)]
+            for each in entries:
+                if each.is_dir(follow_symlinks=False):
+                    found.append(each.path)
+                elif _is_socket(each):
+                    sockets.append(each.path)
     except OSError:  # it is a file, or has gone
-        return []
+        pass
+    return found
+
+
+def _is_socket(entry: "os.DirEntry[str]") -> bool:
+    if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+        return False
+    try:
+        return stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
+    except OSError:  # it has gone
+        return False

@@ -19,6 +19,7 @@ from tapwright.errors import SandboxStateError, UsageError
 from tapwright.hypervisor.share import Share
 
 if TYPE_CHECKING:
+    from tapwright.control.directory_sockets import DirectorySockets
     from tapwright.control.sockets import Sockets
 
 _log = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ class Shares:
     def __init__(self, share: Share | None, agent: AgentClient) -> None:
         self._share = share
         self._agent = agent
-        self._changes = HostChanges(share, agent) if share else None
+        self._changes = HostChanges(share, agent, self._look_for_sockets) if share else None
         self._sockets: Sockets | None = None
+        self._in_directories: DirectorySockets | None = None
 
     def by_name(self) -> dict[str, Callable[..., Coroutine[Any, Any, Any]]]:
         """The operations. Each raises HypervisorError, UsageError for invalid arguments, and
@@ -72,16 +74,12 @@ class Shares:
     ) -> dict[str, str]:
         """Give the guest counterparts of sockets, a name, a kind and a descriptor each
         (`control.sockets`); return the path of each in the guest. Raises AgentError, too."""
-        self._there()
+        share, _ = self._there()
         wanted, of = _read_names("names", names), _read_names("kinds", kinds)
         if not len(wanted) == len(of) == len(fds) or len(set(wanted)) != len(wanted):
             raise UsageError(f"{len(wanted)} names, {len(of)} kinds, {len(fds)} descriptors")
-        if self._sockets is None:
-            # Few sandboxes need this module.
-            from tapwright.control.sockets import Sockets
-
-            self._sockets = Sockets(self._agent)
-        paths = await self._sockets.carry(_read_container(container), of, fds)
+        sockets, _ = self._carriers(share)
+        paths = await sockets.carry(_read_container(container), of, fds)
         return dict(zip(wanted, paths, strict=True))
 
     async def unshare(self, container: Any) -> None:
@@ -90,6 +88,8 @@ class Shares:
         gone = share.detach(_read_container(container))
         if self._sockets:
             await self._sockets.release(container)
+        if self._in_directories:
+            await self._in_directories.forget(gone)
         await changes.forget(gone)
 
     def settled(self, begin: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
@@ -119,6 +119,21 @@ class Shares:
             await asyncio.gather(sparing, return_exceptions=True)
             if self._sockets:
                 await self._sockets.aclose()
+
+    async def _look_for_sockets(self, paths: Sequence[str]) -> None:
+        share, _ = self._there()
+        _, in_directories = self._carriers(share)
+        await in_directories.look(paths)
+
+    def _carriers(self, share: Share) -> "tuple[Sockets, DirectorySockets]":
+        if self._sockets is None or self._in_directories is None:
+            # Few sandboxes need these modules.
+            from tapwright.control.directory_sockets import DirectorySockets
+            from tapwright.control.sockets import Sockets
+
+            self._sockets = Sockets(self._agent)
+            self._in_directories = DirectorySockets(share.root, self._agent, self._sockets)
+        return self._sockets, self._in_directories
 
     def _there(self) -> tuple[Share, HostChanges]:
         if self._share is None or self._changes is None:

@@ -48,7 +48,8 @@ _log = logging.getLogger(__name__)
 
 
 class Sockets:
-    """Those of a sandbox. Each has the containers that use it, and ends with the last of them."""
+    """Those of a sandbox. Each has its users, containers or paths in the share, and ends with the
+    last of them."""
 
     def __init__(self, agent: AgentClient) -> None:
         self._agent = agent
@@ -58,21 +59,21 @@ class Sockets:
         self._hangups = Endings(select.EPOLLHUP)
         self._changing = asyncio.Lock()
 
-    async def carry(self, container: str, kinds: Sequence[str], fds: Sequence[int]) -> list[str]:
+    async def carry(self, user: str, kinds: Sequence[str], fds: Sequence[int]) -> list[str]:
         """Give the guest counterparts of sockets, each a kind of `protocol` and a descriptor (which
-        the caller closes); return their paths in the guest. Containers share the counterpart of
-        one. Raises AgentError, UsageError, and SandboxStateError for too many."""
+        the caller closes); return their paths in the guest. Users share the counterpart of one,
+        which gets the mode that the socket has by now. Raises AgentError, UsageError, and
+        SandboxStateError for too many."""
         async with self._changing:
             return [
-                await self._path_for(container, kind, fd)
-                for kind, fd in zip(kinds, fds, strict=True)
+                await self._path_for(user, kind, fd) for kind, fd in zip(kinds, fds, strict=True)
             ]
 
-    async def release(self, container: str) -> None:
-        """Close the sockets that no other container uses. Raises AgentError."""
+    async def release(self, user: str) -> None:
+        """Close the sockets that nobody else uses. Raises AgentError."""
         async with self._changing:
             for key, carried in list(self._carried.items()):
-                carried.users.discard(container)
+                carried.users.discard(user)
                 if not carried.users:
                     del self._carried[key]
                     await carried.aclose()
@@ -85,7 +86,7 @@ class Sockets:
         self._carried.clear()
         self._hangups.close()
 
-    async def _path_for(self, container: str, kind: str, fd: int) -> str:
+    async def _path_for(self, user: str, kind: str, fd: int) -> str:
         found = os.fstat(fd)
         if not stat.S_ISSOCK(found.st_mode):
             raise UsageError("only a socket can be carried")
@@ -101,7 +102,7 @@ class Sockets:
             number = next(self._numbers)
             carried = _Socket(number, kind, fd, self._agent, self._slots, self._hangups)
             self._carried[key] = carried
-        carried.users.add(container)
+        carried.users.add(user)
         await carried.open(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
         return f"{protocol.SOCKETS}/{carried.number}"
 
@@ -130,7 +131,8 @@ class _Socket:
         self._connections: dict[asyncio.Task[None], _Connection] = {}
 
     async def open(self, mode: int, uid: int, gid: int) -> None:
-        """Serve the counterpart, which is made unless the agent has it. Raises AgentError."""
+        """Serve the counterpart, which is made unless the agent has it, with this mode. Raises
+        AgentError."""
         await self._agent.call(requests.listen_socket(self.number, self._kind, mode, uid, gid))
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())

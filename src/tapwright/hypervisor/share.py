@@ -80,6 +80,11 @@ class Share:
             undo.pop_all()
         return cls(process, connection, stderr, kept, jail)
 
+    @property
+    def root(self) -> str:
+        """Where the host has what the guest sees."""
+        return f"/proc/{self.process.pid}/root"
+
     def seal(self) -> None:
         """Unmount the directories from which the daemon was loaded, and its /proc, which it has
         read. Call this when the daemon has answered QEMU, and before the guest can speak to the

@@ -120,7 +120,7 @@ _CONTAINERS = frozenset(
     (
         *("create_container", "exec_container", "start_container", "signal_container"),
         *("pause_container", "resume_container", "update_container", "delete_container"),
-        *("container_processes", "container_statistics"),
+        *("container_processes", "container_statistics", "cover_sockets"),
     )
 )
 

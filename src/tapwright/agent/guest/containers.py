@@ -18,6 +18,7 @@ from tapwright.agent import protocol
 from tapwright.agent.guest import (
     cgroups,
     counters,
+    covering,
     crun,
     disk,
     executable,
@@ -28,6 +29,7 @@ from tapwright.agent.guest import (
     propagation,
 )
 from tapwright.agent.guest.container_process import ContainerProcess
+from tapwright.agent.guest.covering import Covers
 from tapwright.agent.guest.crun import Crun, Done
 from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.leftovers import DIRECTORY
@@ -43,7 +45,7 @@ from tapwright.agent.guest.refusal import (
     error_reply,
 )
 from tapwright.agent.guest.requests import Request
-from tapwright.agent.guest.streams import Answer, Process
+from tapwright.agent.guest.streams import Answer, Process, in_a_child
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 
@@ -73,6 +75,7 @@ class Container:
         self.status = CREATING
         self.directory = f"{DIRECTORY}/{name}"
         self.oom_score = oom.AS_OTHERS
+        self.binds: covering.Binds = []
         self._at_work = 0
         self._when_idle: list[Callable[[], None]] = []
         # Callbacks for the end of a deletion, with "" or the reason of its failure; None before the
@@ -117,6 +120,7 @@ class Containers:
         self._known: dict[str, Container] = {}
         self._memory = Memory()
         self._propagation = Propagation()
+        self._covers = Covers()
         self._oom_kills = OomKills(watch)
         self._lingering: list[ContainerProcess] = []
         files.write("/proc/sys/fs/nr_open", _MOST_FILES)
@@ -131,6 +135,7 @@ class Containers:
             "container_processes": self.processes,
             "container_statistics": self.statistics,
             "delete_container": self.delete,
+            "cover_sockets": self.cover,
         }
 
     def create(self, request: Request, answer: Answer) -> Process:
@@ -155,12 +160,14 @@ class Containers:
         wanted = limits.taken(config["process"])
         container.oom_score = config["process"].get("oomScoreAdj", oom.AS_OTHERS)
         linkless = propagation.without_links(config)
+        container.binds = covering.binds_of(config)
 
         def check(pid: int) -> str:
             return (
                 executable.refusal(pid, config["process"])
                 or limits.give(pid, wanted)
                 or propagation.forbid_links(pid, linkless)
+                or self._covers.give(pid, container.binds)
             )
 
         def created(reason: str) -> None:
@@ -306,8 +313,27 @@ class Containers:
 
         self._delete(container, deleted)
 
+    def cover(self, request: Request, answer: Answer) -> None:
+        """Show counterparts of the host's sockets, numbers by their paths in the share, and hide
+        others, in all containers. A process of its own does that, because the agent must not wait
+        for files of the host."""
+        shown, hidden = request["shown"], request["hidden"]
+        self._covers.change(shown, hidden)
+        running = [
+            (each.init.pid, each.binds)
+            for each in self._known.values()
+            if each.init.pid and not each.init.has_exited
+        ]
+
+        def cover() -> None:
+            for pid, binds in running:
+                covering.apply(pid, binds, shown, hidden)
+
+        in_a_child(self._children, cover, answer)
+
     def discard_all(self) -> None:
         """Delete all containers, because their creators have gone."""
+        self._covers.clear()
         for container in list(self._known.values()):
             self._delete(container)
 

@@ -15,6 +15,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "change_kernel_settings": {"settings": list[list[str]]},
     "change_settings": {"settings": list[list[str]]},
     "close_socket": {"number": int},
+    "cover_sockets": {"shown": dict[str, int], "hidden": list[str]},
     "exec": {"argv": list[str]},
     "forget_files": {"places": list[str]},
     "forward": {"family": int, "port": int},

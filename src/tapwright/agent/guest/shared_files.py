@@ -24,7 +24,7 @@ from tapwright.agent import protocol
 from tapwright.agent.guest import files
 from tapwright.agent.guest.events import Children
 from tapwright.agent.guest.requests import Request
-from tapwright.agent.guest.streams import Answer
+from tapwright.agent.guest.streams import Answer, in_a_child
 from tapwright.linux import libc
 
 _STATX, _UTIMENSAT = 332, 280  # arch/x86/entry/syscalls/syscall_64.tbl
@@ -52,7 +52,7 @@ class SharedFiles:
     def mirror(self, request: Request, answer: Answer) -> None:
         """Make a copy of the directory `place` of the share, in MIRRORS."""
         place = _checked(request["place"])
-        self._do(lambda: _copy_tree(place), answer)
+        in_a_child(self._children, lambda: _copy_tree(place), answer)
 
     def forget(self, request: Request, answer: Answer) -> None:
         """Remove the copies of `places`. A container that has one mounted keeps it until it
@@ -63,40 +63,22 @@ class SharedFiles:
             for place in places:
                 _remove(_mirror_of(place))
 
-        self._do(forget, answer)
+        in_a_child(self._children, forget, answer)
 
     def change(self, request: Request, answer: Answer) -> None:
         """Look at `paths` in the share, which the host has changed, and notify the programs that
         watch them."""
         paths = [_checked(path) for path in request["paths"]]
-        self._do(lambda: _bring(paths), answer)
+        in_a_child(self._children, lambda: _bring(paths), answer)
 
     def forget_unused(self, request: Request, answer: Answer) -> None:
         """Make the kernel forget files that no program has open: the daemon on the host keeps a
         descriptor for each file that the guest's kernel knows."""
-        self._do(lambda: files.write(_DROP_CACHES, _FILES_AND_DIRECTORIES), answer)
-
-    def _do(self, work: Callable[[], None], answer: Answer) -> None:
-        pid = os.fork()
-        if not pid:
-            status = 0
-            try:
-                work()
-            except OSError as error:
-                status = error.errno or 1
-            except BaseException:
-                status = 1
-            finally:
-                os._exit(status & 0xFF)
-
-        def ended(status: int) -> None:
-            code = os.waitstatus_to_exitcode(status)
-            if code:
-                answer.fail({"message": os.strerror(code) if code > 0 else f"signal {-code}"})
-            else:
-                answer.finish({})
-
-        self._children.expect(pid, ended)
+        in_a_child(
+            self._children,
+            lambda: files.write(_DROP_CACHES, _FILES_AND_DIRECTORIES),
+            answer,
+        )
 
 
 def _bring(paths: list[str]) -> None:

@@ -51,7 +51,9 @@ class Sockets:
         number = request["number"]
         if request["kind"] not in _KINDS:
             raise RefusedError(f"there are no sockets of kind {request['kind']!r}")
-        if number not in self._bound:
+        if bound := self._bound.get(number):
+            bound.belong(request)
+        else:
             self._bound[number] = _Socket(request, self._watch)
         answer.finish({})
 
@@ -86,13 +88,17 @@ class _Socket:
             if self.kind == protocol.DATAGRAM:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self.socket.bind(self._path)
-            os.chown(self._path, request["uid"], request["gid"])
-            os.chmod(self._path, request["mode"])
+            self.belong(request)
             if self.kind == protocol.STREAM:
                 self.socket.listen(socket.SOMAXCONN)
         except BaseException:
             self.close()
             raise
+
+    def belong(self, request: Request) -> None:
+        """Take the owner and mode of the host's socket."""
+        os.chown(self._path, request["uid"], request["gid"])
+        os.chmod(self._path, request["mode"])
 
     def wait(self, connection: "_Accepted") -> None:
         self.waiting.append(connection)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tapwright.agent import protocol
-from tapwright.agent.guest.events import Watcher
+from tapwright.agent.guest.events import Children, Watcher
 
 _CHUNK = protocol.MAX_PAYLOAD
 _FIONREAD, _TIOCSWINSZ = 0x541B, 0x5414  # include/uapi/asm-generic/ioctls.h
@@ -274,3 +274,27 @@ def _outcome(status: int) -> dict[str, Any]:
 
 def _say_nothing(*words: Any) -> None:
     """Do nothing, because the client has gone."""
+
+
+def in_a_child(children: Children, work: Callable[[], None], answer: Answer) -> None:
+    """Do what may take time in a process of its own, and answer when it is done."""
+    pid = os.fork()
+    if not pid:
+        status = 0
+        try:
+            work()
+        except OSError as error:
+            status = error.errno or 1
+        except BaseException:
+            status = 1
+        finally:
+            os._exit(status & 0xFF)
+
+    def ended(status: int) -> None:
+        code = os.waitstatus_to_exitcode(status)
+        if code:
+            answer.fail({"message": os.strerror(code) if code > 0 else f"signal {-code}"})
+        else:
+            answer.finish({})
+
+    children.expect(pid, ended)
