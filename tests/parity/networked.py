@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,13 +55,20 @@ class Networked:
             self._attach(row, ifname, plugins)
         for name in row.interfaces:
             ip(f"link add h-{name} type veth peer name {name} netns {self.name}")
-            ip(f"link set h-{name} master {BRIDGE} up")
+            state = "down" if name in row.without_carrier else "up"
+            ip(f"link set h-{name} master {BRIDGE} {state}")
         for path, value in row.settings.items():
             self.set(path, value)
         for name in row.interfaces:
             ip(f"-n {self.name} link set {name} up")
         for command in row.ip:
             self.run(command)
+        for name in row.lose_carrier:
+            eventually(partial(self._has_link_local, name))
+            ip(f"link set h-{name} down")
+
+    def _has_link_local(self, name: str) -> bool:
+        return "fe80" in ip(f"-n {self.name} address show {name}")
 
     def run(self, command: str) -> None:
         """A command of `ip` in the namespace."""

@@ -10,6 +10,7 @@ Plugins = list[dict[str, Any]]
 class Row:
     """A network. `interfaces` are veths whose other ends are in a bridge of the host's; `settings`
     (below /proc/sys/net) are written before they come up, `ip` are commands in the namespace then;
+    the other ends of those `without_carrier` are down, of those that `lose_carrier` in the end;
     `cni` networks come before, by interface, with their port mappings. `needs` are kinds of links
     that the kernel must have."""
 
@@ -20,6 +21,8 @@ class Row:
     cni: tuple[tuple[str, Plugins], ...] = ()
     needs: tuple[str, ...] = ()
     ports: tuple[dict[str, Any], ...] = ()
+    without_carrier: tuple[str, ...] = ()
+    lose_carrier: tuple[str, ...] = ()
 
 
 def ipam(*subnets: str, routes: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
@@ -314,6 +317,19 @@ ROWS = (
             "route add default via 10.71.0.1",
         ),
         settings={"ipv4/conf/eth0.100/rp_filter": "2", "ipv6/conf/é-1/accept_ra": "0"},
+    ),
+    Row(
+        "interfaces without a carrier, or that lost it",
+        ("eth0", "eth1", "eth2"),
+        ip=(
+            *BOTH,
+            "address add 10.71.0.9/24 dev eth1",
+            "address add fd71::9/64 dev eth1 nodad",
+            "route add default via 10.71.0.1",
+            "address add 10.72.0.9/24 dev eth2",
+        ),
+        without_carrier=("eth1",),
+        lose_carrier=("eth2",),
     ),
     Row("an interface without multicast", ip=("link set eth0 multicast off", *BOTH)),
     Row(

@@ -76,9 +76,14 @@ class Nics:
         self._place.ip(f"link set {peer} addrgenmode none mtu 65535 up")
         nic = record.Nic(link.name, peer, link.mac, link.mtu, [], index=link.index)
         self._nics[link.index] = nic
+        self._set_carrier(nic, found)
 
     async def follow(self, nic: record.Nic, found: Interface) -> None:
         nic.name = found.link.name
+        self._set_carrier(nic, found)
+
+    def _set_carrier(self, nic: record.Nic, found: Interface) -> None:
+        self._place.ip(f"link set {nic.device} {'up' if found.is_running else 'down'}")
 
     async def remove(self, nic: record.Nic) -> None:
         self._place.ip(f"link delete {nic.device}")

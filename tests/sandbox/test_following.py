@@ -7,7 +7,7 @@ import errno
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tapwright.errors import AgentError, AgentRefusedError, HypervisorError
 from tapwright.linux import entries, routes
 from tapwright.linux.entries import Entry
 from tapwright.linux.links import Link
+from tapwright.nics import carriers
 from tapwright.nics.following import Following
 from tapwright.state import record
 from tests.host import eventually
@@ -87,6 +88,7 @@ class Interfaces:
 
     def __init__(self) -> None:
         self.nics: dict[int, record.Nic] = {}
+        self.carriers: list[tuple[str, bool]] = []
         self.has_room = True
 
     def followers(self) -> dict[int, record.Nic]:
@@ -113,6 +115,9 @@ class Interfaces:
 
     async def follow(self, nic: record.Nic, found: Interface) -> None:
         nic.name = found.link.name
+
+    async def set_carrier(self, nic: record.Nic, on: bool) -> None:
+        self.carriers.append((nic.name, on))
 
     async def remove(self, nic: record.Nic) -> None:
         del self.nics[nic.index]
@@ -276,6 +281,53 @@ def test_next_hops_stay_several_and_in_order(scene: Scene) -> None:
     hops = [hop.gateway for hop in routes.decode(route.body)]
     assert hops == ["10.0.0.7", "10.0.0.3"]
     assert {hop.device for hop in routes.decode(route.body)} == {77}, "the guest's index"
+
+
+def test_an_interface_without_a_carrier(scene: Scene) -> None:
+    """What there is when a container starts is there in the guest, too."""
+    scene.ip("link set eth2 down")
+    assert eventually(lambda: not scene.is_up("eth1"))
+    asyncio.run(scene.following.sync(at_once=True))
+    assert [nic.name for nic in scene.interfaces.nics.values()] == ["eth1"]
+    (request,) = (a["requests"][0] for op, a in scene.agent.asked if op == "batch")
+    assert (request["up"], request["running"]) == (True, False)
+
+
+def test_another_mac_while_it_is_down(scene: Scene) -> None:
+    """A container by runc has the interface all the time: so the NIC with the new one comes at
+    once."""
+    scene.sync()
+    scene.ip("link set eth1 down")
+    scene.ip("link set eth1 address 02:00:00:00:00:77")
+    assert scene.sync() is None
+    nics = {nic.name: nic.mac for nic in scene.interfaces.nics.values()}
+    assert nics["eth1"] == "02:00:00:00:00:77"
+    (request,) = (
+        a["requests"][0] for op, a in scene.agent.asked if op == "batch" and "77" in str(a)
+    )
+    assert request["up"] is False
+
+
+def test_carriers_are_followed_without_a_monitor(scene: Scene) -> None:
+    """Also where the interface got or lost its carrier before somebody looked."""
+    asyncio.run(scene.following.sync(at_once=True))
+
+    def carriers_of(name: str) -> list[bool]:
+        return [on for nic, on in scene.interfaces.carriers if nic == name]
+
+    async def follow() -> None:
+        scene.ip("link set eth2 down")
+        async with carriers.followed(scene.path, scene.interfaces):  # type: ignore[arg-type]
+            assert await eventually_there(lambda: carriers_of("eth1")[-1:] == [False])
+            scene.ip("link set eth2 up")
+            assert await eventually_there(lambda: carriers_of("eth1")[-1:] == [True])
+
+    asyncio.run(follow())
+
+
+async def eventually_there(is_true: Callable[[], bool]) -> bool:
+    """As `eventually`, while the event loop runs."""
+    return await asyncio.to_thread(eventually, is_true)
 
 
 def test_another_namespace_is_not_followed(scene: Scene) -> None:

@@ -38,16 +38,19 @@ def set_interface(
     txqlen: int | None = None,
     queues: int | None = None,
     up: bool | None = None,
+    running: bool | None = None,
     as_far_as_possible: bool | None = None,
     ended: int | None = None,
 ) -> Request:
     """Set the NIC that was plugged in with this MAC (or "lo"). A new NIC gets the MAC `address`
     instead; `addresses` are all its addresses, `looks` its alias, altnames, group and flags,
-    `settings` [path below /proc/sys/net, value], `ended` the flags to clear."""
+    `settings` [path below /proc/sys/net, value], `ended` the flags to clear.
+    One that is not `running` has no carrier."""
     sizes = {"index": index, "mtu": mtu, "txqlen": txqlen, "queues": queues}
     how = {
         "address": address,
         "up": up,
+        "running": running,
         "as_far_as_possible": as_far_as_possible,
         "ended": ended,
         "settings": settings or None,

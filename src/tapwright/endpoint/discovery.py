@@ -43,10 +43,15 @@ class Interface(NamedTuple):
         return self.link.is_up and not self.link.is_port and not why_not(self.link)
 
     @property
+    def can_be_named(self) -> bool:
+        """Whether the interface can become a NIC even while it is down, where something says that
+        it shall."""
+        return not why_not(self.link)
+
+    @property
     def is_running(self) -> bool:
-        """Whether the interface has a carrier. A TAP gets its carrier from the process that holds
-        it."""
-        return self.link.is_running or self.link.kind == tuntap.KIND
+        """Whether the interface has a carrier, as far as the kernel has taken note of it."""
+        return self.link.is_running or _gets_a_carrier(self.link)
 
     @property
     def special_settings(self) -> dict[str, str]:
@@ -57,9 +62,21 @@ class Interface(NamedTuple):
         # Otherwise the guest's kernel would make one from the MAC address when the NIC comes up.
         return special | ({settings.ADDRESS_GENERATION: "1"} if self.own_link_local else {})
 
-    def with_carrier(self) -> "Interface":
-        """Return the same interface, as if it had a carrier."""
-        return self._replace(link=self.link._replace(flags=self.link.flags | links.IFF_RUNNING))
+    def settled(self) -> "Interface":
+        """Return the same interface as it is when the kernel has taken note of its carrier."""
+        running = links.IFF_RUNNING if has_carrier(self.link) else 0
+        flags = self.link.flags & ~links.IFF_RUNNING | running
+        return self._replace(link=self.link._replace(flags=flags))
+
+
+def has_carrier(link: Link) -> bool:
+    """Return whether an interface has a carrier at this moment."""
+    return link.has_carrier or _gets_a_carrier(link)
+
+
+def _gets_a_carrier(link: Link) -> bool:
+    """Return whether an interface has its carrier from the process that holds it: a TAP."""
+    return link.kind == tuntap.KIND
 
 
 def why_not(link: Link) -> str:
@@ -162,10 +179,11 @@ def _lacking(
 
 
 def _is_kernels(address: Address, link: Link, of_link: OfInterface) -> bool:
-    """Whether the guest's kernel makes the address by itself."""
+    """Whether the guest's kernel makes the address by itself: a link-local address when the NIC
+    gets its carrier."""
     if link.is_loopback:
         return str(address) in ("127.0.0.1/8", "::1/128")
-    return address.is_made_from(link.mac) and of_link.makes_link_local
+    return address.is_made_from(link.mac) and of_link.makes_link_local and has_carrier(link)
 
 
 def _entries(

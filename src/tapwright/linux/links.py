@@ -26,6 +26,7 @@ MACVTAP_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IFLA_OPERSTATE, IF_OPER_UP = 16, 6
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING, IFF_ALLMULTI = 0x1, 0x8, 0x40, 0x200
 IFF_NOARP, IFF_PROMISC, IFF_MULTICAST = 0x80, 0x100, 0x1000
+IFF_LOWER_UP = 0x10000
 FLAGS_OF_RECEPTION = IFF_PROMISC | IFF_ALLMULTI
 """Flags that say what an interface receives, as the kernel reports them: set on purpose, and not by
 a program that listens or by an interface on top (dev_get_flags in net/core/dev.c)."""
@@ -74,6 +75,12 @@ class Link(NamedTuple):
         """Whether the interface is up and has a carrier (RFC 2863's operational state: up, or
         unknown)."""
         return bool(self.flags & IFF_RUNNING)
+
+    @property
+    def has_carrier(self) -> bool:
+        """Whether the interface is up and has a carrier, at this moment. `is_running` follows up to
+        a second later (net/core/link_watch.c)."""
+        return bool(self.flags & IFF_LOWER_UP)
 
     @property
     def takes_all_multicast(self) -> bool:

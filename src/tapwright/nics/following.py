@@ -73,6 +73,8 @@ class Following:
         self._reading: asyncio.Future[guest_settings.Found] | None = None
         # Their NICs were removed by request: they stay away until they themselves are gone.
         self._dismissed: set[int] = set()
+        # Their NICs were removed because others are to take their places.
+        self._replaced: set[int] = set()
         self._attempts = Attempts()
         self._rulesets = Rulesets(path, agent, rulesets)
 
@@ -85,18 +87,16 @@ class Following:
         """
         self._first = self._scan()
         found = [
-            interface
+            interface.settled()
             for interface in self._first.interfaces
-            if interface.is_ready
-            or (interface.link.name in networks and not discovery.why_not(interface.link))
+            if interface.is_ready or (interface.link.name in networks and interface.can_be_named)
         ]
         names = [interface.link.name for interface in self._first.interfaces]
         self._reading = asyncio.ensure_future(asyncio.to_thread(self._read_settings, names))
         for interface in found:
             await self._interfaces.carry(interface, networks.get(interface.link.name, ""))
             _tell_cut(interface)
-        # A new NIC has its carrier, also where the interface has none.
-        self._carried = {interface.link.index: interface.with_carrier() for interface in found}
+        self._carried = {interface.link.index: interface for interface in found}
         loopback = self._first.loopback
         if loopback.addresses or loopback.special_settings or not loopback.link.is_usual_loopback:
             found.append(loopback)
@@ -149,18 +149,17 @@ class Following:
     async def sync(self, at_once: bool = False) -> float | None:
         """Make the guest's network equal to the namespace's; return the seconds after which to try
         again what failed, None if nothing failed. With `at_once`, interfaces that are up get their
-        NICs even without a carrier, because the kernel may report it later; and it is an error
-        when the guest refuses packet rules that are required.
+        NICs even without a carrier; and it is an error when the guest refuses packet rules that are
+        required.
 
         Raises OSError when the namespace is gone, AgentError when the guest does not answer.
         """
         self.refused.clear()
         scan, own = await asyncio.to_thread(self._look)
         scanned = self._interfaces.without_our_flags(scan.interfaces)
-        if at_once:
-            scanned = [interface.with_carrier() for interface in scanned]
-        found = {interface.link.index: interface for interface in scanned}
+        found = {interface.link.index: interface.settled() for interface in scanned}
         self._dismissed &= found.keys()
+        self._replaced &= found.keys()
         try:
             await self._unplug_gone(found)
             # What is switched off is off before anything comes up.
@@ -168,7 +167,7 @@ class Following:
             await self._carry_loopback(scan.loopback)
             # Those that are there first: one may give up the name of a new one.
             await self._configure_interfaces(found)
-            await self._plug_new(found)
+            await self._plug_new(found, at_once)
             await self._configure_interfaces(found)
             await self._change_settings(own, found, scan.loopback)
             await self._fill_table(scan.entries)
@@ -196,7 +195,7 @@ class Following:
 
     async def _unplug_gone(self, found: dict[int, Interface]) -> None:
         """Unplug NICs whose interface has gone, has been out of the namespace in the meantime, or
-        has another MAC: the last two come as new."""
+        has another MAC: the last two get another NIC at once, whatever their state."""
         leaving = []
         for index, nic in self._interfaces.followers().items():
             if index not in found:
@@ -204,6 +203,7 @@ class Following:
             elif not self._interfaces.is_joined(nic, found[index].link):
                 _log.warning("%s is not joined with its NIC any more; it gets another", nic.name)
                 leaving.append(nic)
+                self._replaced.add(index)
         await asyncio.gather(*map(self._unplug, leaving))
 
     async def _unplug(self, nic: Nic) -> None:
@@ -222,12 +222,16 @@ class Following:
         # Its NIC may have gone by itself.
         self._forget(interface.link.index)
         await self._interfaces.carry(interface)
+        self._replaced.discard(interface.link.index)
 
-    async def _plug_new(self, found: dict[int, Interface]) -> None:
+    async def _plug_new(self, found: dict[int, Interface], at_once: bool) -> None:
         left_alone = self._interfaces.joined_by_request() | self._dismissed
         left_alone |= self._interfaces.followers().keys()
         for index, interface in found.items():
-            if index not in left_alone and interface.is_ready and interface.is_running:
+            if index in left_alone:
+                continue
+            replaced = index in self._replaced and interface.can_be_named
+            if replaced or (interface.is_ready and (at_once or interface.is_running)):
                 plug = partial(self._plug, interface)
                 event = f"{interface.link.name} is new"
                 await self._attempts.make(index, interface, plug, event)
@@ -327,6 +331,7 @@ class Following:
             mtu=link.mtu,
             txqlen=link.txqlen,
             up=link.is_up or link.is_loopback,
+            running=None if link.is_loopback else interface.is_running,
             as_far_as_possible=True,
             ended=ended or None,
         )

@@ -87,6 +87,7 @@ class Interfaces:
         self._agent = agent
         self._nics.on_gone = self._gone
         self._waiting: WaitingNic | None = None
+        self._without_carrier: set[int] = set()  # slots
 
     def expect(self, nic: WaitingNic) -> None:
         """Keep a NIC that is plugged already for the first interface whose endpoint can take it."""
@@ -100,8 +101,8 @@ class Interfaces:
             await self._nics.unplug(waiting.slot)
 
     async def carry(self, found: discovery.Interface, network: str = "") -> None:
-        """Give an interface of the namespace a NIC of the same name, MAC and MTU, which follows it;
-        send nothing to the guest. Raises NetworkError, HypervisorError."""
+        """Give an interface of the namespace a NIC of the same name, MAC, MTU and carrier, which
+        follows it; send nothing to the guest. Raises NetworkError, HypervisorError."""
         link = found.link
         self._check_name(link.name)
         twins = [nic for nic in self._record.interfaces if nic.mac.lower() == link.mac]
@@ -119,6 +120,7 @@ class Interfaces:
             permanent=any_mac() if twins else "",
         )
         await self._join(interface, self._endpoint(link, self._record.netns))
+        await self.set_carrier(interface, found.is_running)
 
     def _check_apart(self, link: Link, nic: Nic) -> None:
         """Two interfaces with one MAC address must have frames of their own. A VLAN has not: its
@@ -144,7 +146,7 @@ class Interfaces:
         Raises HypervisorError, OSError.
         """
         link = found.link
-        await self._nics.set_link(nic.slot, found.is_running)
+        await self.set_carrier(nic, found.is_running)
         for entry in joins.held_for(self._record, nic):
             entry["nic"] = entry["device"] = link.name
             if link.mtu != nic.mtu:
@@ -153,6 +155,12 @@ class Interfaces:
         nic.mtu = link.mtu
         nic.addresses = [str(address) for address in found.addresses]
         self._journal.save_if_possible()
+
+    async def set_carrier(self, nic: Nic, on: bool) -> None:
+        """Give a NIC a carrier, which a new NIC has, or remove it. Raises HypervisorError."""
+        if on == (nic.slot in self._without_carrier):
+            await self._nics.set_link(nic.slot, on)
+            (self._without_carrier.discard if on else self._without_carrier.add)(nic.slot)
 
     def is_joined(self, nic: Nic, link: Link) -> bool:
         """Whether the endpoint of a NIC is as it was made, with the interface as it is now.
@@ -477,6 +485,7 @@ class Interfaces:
 
     def _gone(self, slot: int) -> None:
         """QEMU has given a NIC up."""
+        self._without_carrier.discard(slot)
         for interface in [nic for nic in self._record.interfaces if nic.slot == slot]:
             self._give_back_all_of(interface)
 

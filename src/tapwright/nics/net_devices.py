@@ -60,7 +60,7 @@ class NetDevices:
             scanned = {one.link.index: one for one in discovery.scan(nl).interfaces}
         if index not in scanned:
             raise NetworkError(f"{device.device} has gone from {device.netns}")
-        await self._interfaces.carry(scanned[index].with_carrier())
+        await self._interfaces.carry(scanned[index].settled())
 
     async def _give_back(self, taken: list[tuple[HostDevice, dict[str, Any]]]) -> None:
         for nic in [self._nic_of(device) for device, _ in taken]:

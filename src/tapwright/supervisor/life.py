@@ -23,13 +23,14 @@ from tapwright.control.processes import Processes
 from tapwright.control.shares import Shares
 from tapwright.control.totals import Totals
 from tapwright.errors import SandboxStateError, TapwrightError, printable, shown
+from tapwright.nics import carriers
 from tapwright.nics.forwarding import forwarded
 from tapwright.nics.net_devices import NetDevices
 from tapwright.nics.resolvers import Resolvers
 from tapwright.sandbox import deletion, environment, spares
 from tapwright.sandbox.report import Caller
 from tapwright.state import control_group, ownership
-from tapwright.state.record import LOG, RUNNING, Journal, Record
+from tapwright.state.record import LOG, RUNNING, Journal, Place, Record
 from tapwright.supervisor.bringup import Bringup
 from tapwright.supervisor.guest import Guest
 from tapwright.supervisor.monitor import Monitor
@@ -147,7 +148,7 @@ class Life:
                 forwarded(record.netns, guest.agent),
                 guest.host_kernel.followed(),
                 server.serving(self._journal.directory, guest.agent, operations, conversations),
-                self._monitored(),
+                self._monitored(guest),
             ):
                 control_group.bound(record, self._caller.warn)
                 record.status = RUNNING
@@ -201,11 +202,16 @@ class Life:
         return self._monitor.restarts if self._monitor else 0
 
     @contextlib.asynccontextmanager
-    async def _monitored(self) -> AsyncIterator[None]:
-        """Run the network monitor, if the sandbox has one, for the length of the block."""
+    async def _monitored(self, guest: Guest) -> AsyncIterator[None]:
+        """Run the network monitor for the length of the block. Where the sandbox has none, follow
+        what no later look can make good: carriers."""
         record, directory = self._journal.record, self._journal.directory
         if not record.spec.netmon:
-            yield
+            if record.place is Place.HOST:
+                yield
+                return
+            async with carriers.followed(record.netns, guest.interfaces):
+                yield
             return
         log_level = logging.getLevelName(_log.getEffectiveLevel()).lower()
         command = [*record.spec.netmon, "-s", record.id, "-r", command_path(), "-log", log_level]

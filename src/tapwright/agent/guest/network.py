@@ -39,7 +39,8 @@ def prepare(nl: Netlink) -> None:
 
 def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Set the NIC that was plugged in with `mac` (`lo`: loopback): name, MTU, txqlen, queues,
-    addresses (IPv4 in their order), and up, unless `up` is false. While the NIC has that MAC
+    addresses (IPv4 in their order), and up, unless `up` is false; with a carrier, unless `running`
+    is false. While the NIC has that MAC
     address, it gets `address` instead; a later change belongs to the guest's programs. Its
     `settings`, each [path below /proc/sys/net, value], are set before it comes up. A new NIC gets
     the requested `index` if the index is free. `as_far_as_possible` also sets alias, altnames,
@@ -76,7 +77,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     if request.get("as_far_as_possible") and not link.is_loopback:
         refused += _set_looks(nl, link, request)
     if up and not was_up:
-        _set_up(nl, link)
+        _set_up(nl, link, bool(request.get("running", True)))
     new, failed = _set_addresses(nl, link, list(dict.fromkeys(wanted)))
     if failed and not request.get("as_far_as_possible"):
         raise next(iter(failed.values()))
@@ -98,12 +99,13 @@ def _with_address(nl: Netlink, link: links.Link, permanent: str, address: str) -
     return link._replace(mac=address)
 
 
-def _set_up(nl: Netlink, link: links.Link) -> None:
+def _set_up(nl: Netlink, link: links.Link, running: bool) -> None:
     links.set_up(nl, link.index)
     if not link.is_loopback:
-        # The kernel does not know yet whether the NIC has a carrier; on the host, the interface is
-        # running.
-        links.set_running(nl, link.index)
+        if running:
+            # The kernel does not know yet whether the NIC has a carrier; on the host, the interface
+            # is running.
+            links.set_running(nl, link.index)
         # Since Linux 6.8, a read of the carrier makes the kernel look at once (carrier_show in
         # net/core/net-sysfs.c). Otherwise the kernel would make the link-local address and its
         # route up to a second later, after the namespace's routes have taken that route away.
