@@ -155,6 +155,19 @@ def test_what_is_so_is_left_alone(nl: Netlink, wanted: list[str]) -> None:
     assert sorted(shown("-6")) == [address for address in wanted if ":" in address]
 
 
+def test_what_programs_of_the_guest_have_added_stays(nl: Netlink) -> None:
+    """As it does in a namespace: the address of keepalived, or one of loopback."""
+    set_addresses(nl, "10.1.0.2/24", "10.1.0.3/24", "fd00::2/64")
+    for own in ("10.1.0.77/24", "10.2.0.77/32", "fd00::77/128"):
+        subprocess.run(["ip", "address", "add", own, "dev", "nic0"], check=True)
+    given = {"address": "10.1.0.2", "prefix_length": 24}
+    set_addresses(nl, "10.1.0.4/24", "10.1.0.3/24", "fd00::3/64", unwanted=[given])
+    assert sorted(shown()) == ["10.1.0.3/24*", "10.1.0.4/24*", "10.1.0.77/24", "10.2.0.77/32"]
+    assert sorted(shown("-6")) == ["fd00::2/64", "fd00::3/64", "fd00::77/128"]
+    set_addresses(nl, "10.1.0.3/24")
+    assert shown() + shown("-6") == ["10.1.0.3/24"], "where nothing was given, all others go"
+
+
 def test_other_details_of_an_address(nl: Netlink) -> None:
     same = {"address": "10.1.0.2", "prefix_length": 24}
     for more in ({}, {"broadcast": "10.1.0.255"}, {"peer": "10.1.0.9"}, {"flags": 0x200}, {}):

@@ -16,9 +16,11 @@ import pytest
 
 from tapwright.endpoint.discovery import Interface
 from tapwright.errors import AgentError, AgentRefusedError, HypervisorError
-from tapwright.linux import entries, routes
+from tapwright.linux import addresses, entries, links, netns, routes
+from tapwright.linux.addresses import IFAPROT_KERNEL_RA, Address
 from tapwright.linux.entries import Entry
 from tapwright.linux.links import Link
+from tapwright.linux.netlink import Netlink
 from tapwright.nics import carriers
 from tapwright.nics.following import Following
 from tapwright.state import record
@@ -66,6 +68,11 @@ class Agent:
             if is_new
             for route in routes.decode(entry.body)
         }
+
+    def requested(self, name: str) -> Json:
+        """What it was asked for an interface."""
+        found = [a["requests"][0] for op, a in self.asked if op == "batch"]
+        return next(request for request in found if request["name"] == name)
 
     def configured(self) -> list[str]:
         """The names of interfaces that it was asked to configure."""
@@ -291,6 +298,49 @@ def test_an_interface_without_a_carrier(scene: Scene) -> None:
     assert [nic.name for nic in scene.interfaces.nics.values()] == ["eth1"]
     (request,) = (a["requests"][0] for op, a in scene.agent.asked if op == "batch")
     assert (request["up"], request["running"]) == (True, False)
+
+
+def test_only_what_has_changed_is_sent_again(scene: Scene) -> None:
+    """The rest may be a program's of the guest."""
+    scene.ip("address add 10.0.0.3/24 dev eth1")
+    scene.sync()
+    first = scene.agent.requested("eth1")
+    assert (first["mtu"], first["txqlen"], "unwanted" in first) == (1500, 1000, False)
+    scene.ip("address delete 10.0.0.3/24 dev eth1")
+    scene.ip("link set eth1 mtu 1400")
+    scene.sync()
+    again = scene.agent.requested("eth1")
+    assert (again["mtu"], "txqlen" in again) == (1400, False)
+    assert [address["address"] for address in again["unwanted"]] == ["10.0.0.3"]
+
+
+def test_addresses_that_a_refused_change_has_left(scene: Scene) -> None:
+    scene.sync()
+    scene.agent.refuses = ("batch", "10.0.0.3")
+    scene.ip("address add 10.0.0.3/24 dev eth1")
+    scene.sync()
+    scene.ip("address delete 10.0.0.3/24 dev eth1")
+    scene.sync()
+    assert [one["address"] for one in scene.agent.requested("eth1")["unwanted"]] == ["10.0.0.3"]
+
+
+def test_an_address_of_a_router_advertisement(scene: Scene) -> None:
+    """The guest's kernel hears the further ones, and the namespace none: so the address ends there,
+    and not in the guest."""
+    end = round(time.monotonic()) + 99
+    address = Address("fd99::2", 64, protocol=IFAPROT_KERNEL_RA, valid=end, preferred=end)
+    with netns.entered(scene.path), Netlink() as nl:
+        link = links.find(nl, "eth1")
+        assert link
+        addresses.add(nl, link.index, address)
+        scene.sync()
+        assert "fd99::2" in str(scene.agent.requested("eth1")["addresses"])
+        addresses.remove(nl, link.index, address)
+    scene.sync()
+    assert scene.agent.configured() == []
+    scene.ip("link set eth1 mtu 1400")
+    scene.sync()
+    assert "fd99::2" not in str(scene.agent.requested("eth1"))
 
 
 def test_another_mac_while_it_is_down(scene: Scene) -> None:

@@ -425,6 +425,25 @@ def test_a_mac_address_that_a_program_of_the_guest_has_set(
     assert answers_ping("10.77.0.10")
 
 
+def test_what_programs_of_the_guest_have_set_stays(
+    namespace: Namespace, tapwright: Tapwright
+) -> None:
+    """As in a namespace: the address of keepalived, an MTU."""
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+    for command in ("address add 10.77.0.99/32 dev eth1", "link set eth1 mtu 1400"):
+        tapwright.exec(VM, "ip", *command.split())
+    ip("link set h-eth1 down")
+    namespace.ip("address add 10.77.0.10/24 dev eth1")
+
+    def shown() -> str:
+        return tapwright.exec(VM, "ip", "address", "show", "eth1")
+
+    assert eventually(lambda: "10.77.0.10" in shown()), namespace.log()
+    assert "10.77.0.99" in shown()
+    assert "mtu 1400" in shown()
+
+
 def test_down_and_up_again(namespace: Namespace) -> None:
     namespace.add_veth("eth1", "10.77.0.9/24")
     namespace.ip("route add default via 10.77.0.1")

@@ -41,9 +41,11 @@ def set_interface(
     running: bool | None = None,
     as_far_as_possible: bool | None = None,
     ended: int | None = None,
+    unwanted: Sequence[Record] | None = None,
 ) -> Request:
     """Set the NIC that was plugged in with this MAC (or "lo"). A new NIC gets the MAC `address`
-    instead; `addresses` are all its addresses, `looks` its alias, altnames, group and flags,
+    instead; `addresses` are all its addresses, or those that it shall have while only the
+    `unwanted` ones go; `looks` its alias, altnames, group and flags,
     `settings` [path below /proc/sys/net, value], `ended` the flags to clear.
     One that is not `running` has no carrier."""
     sizes = {"index": index, "mtu": mtu, "txqlen": txqlen, "queues": queues}
@@ -53,6 +55,7 @@ def set_interface(
         "running": running,
         "as_far_as_possible": as_far_as_possible,
         "ended": ended,
+        "unwanted": unwanted,
         "settings": settings or None,
     }
     wanted = sizes | how | dict(looks or {})

@@ -54,6 +54,12 @@ class Interface(NamedTuple):
         return self.link.is_running or _gets_a_carrier(self.link)
 
     @property
+    def lasting(self) -> tuple[Address, ...]:
+        """Return the addresses that the guest has as long as the namespace: without those that the
+        kernel has made from router advertisements, which go to the guest from now on."""
+        return tuple(address for address in self.addresses if not address.is_advertised)
+
+    @property
     def special_settings(self) -> dict[str, str]:
         """Return the settings in `conf` that differ from a new interface's, by PROTOCOL/NAME."""
         special = self.settings.special(self.link.is_loopback)

@@ -22,6 +22,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_BROADCAST, IFA_CACHEINFO = 1, 2, 3, 4, 6
 IFA_FLAGS, IFA_RT_PRIORITY, IFA_PROTO = 8, 9, 11
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_NOPREFIXROUTE = 0x1, 0x2, 0x8, 0x200
 IFA_F_PERMANENT = 0x80
+IFAPROT_KERNEL_RA = 2
 
 _IFADDR = struct.Struct("=BBBBi")
 _CACHEINFO = struct.Struct("=IIII")
@@ -57,6 +58,12 @@ class Address(NamedTuple):
     @property
     def is_ipv4(self) -> bool:
         return ":" not in self.address
+
+    @property
+    def is_advertised(self) -> bool:
+        """Whether the kernel has made the address from a router advertisement, as far as it tells
+        (since Linux 5.18)."""
+        return self.protocol == IFAPROT_KERNEL_RA
 
     def is_made_from(self, mac: str) -> bool:
         """Whether the address is the link-local one that the kernel makes from a MAC address (RFC

@@ -22,6 +22,7 @@ from tapwright.endpoint import discovery
 from tapwright.endpoint.discovery import Interface, Scan
 from tapwright.errors import AgentError
 from tapwright.linux import entries, links, netns, settings
+from tapwright.linux.addresses import Address
 from tapwright.linux.entries import Entry
 from tapwright.linux.netlink import Netlink, pack_address
 from tapwright.nics import guest_settings, rulesets
@@ -63,6 +64,8 @@ class Following:
         # The interfaces as the guest has them, loopback too; and their indexes there.
         self._carried: dict[int, Interface] = {}
         self._indexes: dict[int, int] = {}
+        # Addresses that their NICs were given, whatever else programs of the guest have added.
+        self._given: dict[int, tuple[Address, ...]] = {}
         self.refused: list[str] = []
         """What the guest's kernel refused when this began, in words."""
         self._table = GuestTable(agent)
@@ -145,6 +148,7 @@ class Following:
         """A request has changed the addresses of an interface's NIC: the next `sync` adds the
         routes and neighbours again that went with the old addresses."""
         self._doubt(index, self._carried.get(index))
+        self._given.pop(index, None)
 
     async def sync(self, at_once: bool = False) -> float | None:
         """Make the guest's network equal to the namespace's; return the seconds after which to try
@@ -214,6 +218,7 @@ class Following:
     def _forget(self, index: int) -> None:
         self._carried.pop(index, None)
         self._indexes.pop(index, None)
+        self._given.pop(index, None)
         self._table.forget(index)
         self._settings.forget(index)
         self._rulesets.doubt()
@@ -272,8 +277,9 @@ class Following:
             return
 
         async def carry_over() -> None:
-            self._doubt(index, self._carried.pop(index, None))
-            await self._set_interface(loopback)
+            before = self._carried.pop(index, None)
+            self._doubt(index, before)
+            await self._set_interface(loopback, before=before)
             self._carried[index] = loopback
 
         await self._attempts.make(index, loopback, carry_over, "loopback has changed")
@@ -308,28 +314,38 @@ class Following:
         # Until it is done the guest's state is unknown: it may fail half way.
         before = self._carried.pop(nic.index, None)
         self._doubt(nic.index, before)
-        ended = before.link.flags & ~interface.link.flags if before else 0
-        await self._set_interface(interface, nic, ended=ended & links.FLAGS_OF_RECEPTION)
+        await self._set_interface(interface, nic, before)
         await self._interfaces.follow(nic, interface)
         self._carried[nic.index] = interface
         if before is None or before.own_mtu != interface.own_mtu:
             _tell_cut(interface)
 
-    def _request(self, interface: Interface, nic: Nic | None, ended: int = 0) -> Request:
+    def _request(
+        self, interface: Interface, nic: Nic | None, before: Interface | None = None
+    ) -> Request:
         """The agent's request that makes a NIC equal to its interface; `nic` is None for loopback.
         The host's side of a NIC may have another MAC, where two interfaces share one. The guest
-        leaves out what its kernel refuses."""
+        leaves out what its kernel refuses.
+
+        Of an interface that was carried as it was `before`, only changes of sizes and addresses
+        are sent: otherwise what a program of the guest has set would be lost, which it is not in
+        the namespace."""
         link = interface.link
+        given = self._given.get(link.index, () if link.is_loopback else None)
+        wanted = interface.addresses if given is None else interface.lasting
+        self._given[link.index] = tuple(dict.fromkeys((*(given or ()), *wanted)))
+        ended = before.link.flags & ~link.flags & links.FLAGS_OF_RECEPTION if before else 0
         return requests.set_interface(
             "lo" if link.is_loopback else nic.identity if nic else link.mac,
             link.name,
-            [address.relative() for address in interface.addresses],
+            [address.relative() for address in wanted],
+            unwanted=None if given is None else _without(given, wanted),
             address=nic.mac if nic and nic.permanent else None,
             looks=discovery.looks(link),
             settings=self._settings.of_interface(interface, link.name),
             index=link.index,
-            mtu=link.mtu,
-            txqlen=link.txqlen,
+            mtu=None if before and before.link.mtu == link.mtu else link.mtu,
+            txqlen=None if before and before.link.txqlen == link.txqlen else link.txqlen,
             up=link.is_up or link.is_loopback,
             running=None if link.is_loopback else interface.is_running,
             as_far_as_possible=True,
@@ -337,16 +353,17 @@ class Following:
         )
 
     async def _set_interface(
-        self, interface: Interface, nic: Nic | None = None, ended: int = 0
+        self, interface: Interface, nic: Nic | None = None, before: Interface | None = None
     ) -> None:
         own = interface.link.index
-        request = self._request(interface, nic, ended)
+        request = self._request(interface, nic, before)
         try:
             answer = await self._agent.call(requests.batch(request))
             replies = answer.get("replies")
             if not isinstance(replies, list) or len(replies) != 1:
                 raise AgentError("the agent's answer to set_interface is none")
             self._note_index(own, replies[0])
+            self._given[own] = interface.lasting
         except AgentError:
             self._settings.forget(own)
             raise
@@ -367,6 +384,13 @@ def _tell_cut(interface: Interface) -> None:
         )
 
 
+def _without(given: Iterable[Address], wanted: Iterable[Address]) -> list[dict[str, Any]]:
+    """Return the addresses that were given and are not wanted any more, for the agent."""
+    kept = {one._replace(valid=None, preferred=None) for one in wanted}
+    timeless = dict.fromkeys(one._replace(valid=None, preferred=None) for one in given)
+    return [one.relative() for one in timeless if one not in kept and not one.is_advertised]
+
+
 def _is_carried(before: Interface | None, found: Interface) -> bool:
     """Whether a NIC has all that it takes over from its interface, but for settings and entries in
     tables."""
@@ -374,8 +398,7 @@ def _is_carried(before: Interface | None, found: Interface) -> bool:
         before is not None
         and _taken_over(before) == _taken_over(found)
         and all(
-            one.ends_with(other)
-            for one, other in zip(before.addresses, found.addresses, strict=True)
+            one.ends_with(other) for one, other in zip(before.lasting, found.lasting, strict=True)
         )
     )
 
@@ -383,6 +406,6 @@ def _is_carried(before: Interface | None, found: Interface) -> bool:
 def _taken_over(interface: Interface) -> object:
     link = interface.link
     state = link.is_up, interface.is_running
-    timeless = [one._replace(valid=None, preferred=None) for one in interface.addresses]
+    timeless = [one._replace(valid=None, preferred=None) for one in interface.lasting]
     own = interface.own_link_local, interface.settings.makes_link_local
     return link.name, link.mtu, link.txqlen, state, timeless, own, discovery.looks(link)

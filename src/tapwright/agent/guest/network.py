@@ -48,13 +48,17 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     NIC. IFF_PROMISC and IFF_ALLMULTI are set with `flags`, and cleared if `ended` names them;
     otherwise they belong to the guest's programs.
 
-    Addresses that the request does not name are removed, but for those that the kernel makes. With
+    Addresses that the request does not name are removed, but for those that the kernel makes; with
+    `unwanted` only those go, and what a program of the guest has added stays. With
     `as_far_as_possible`, an address or txqlen that the kernel refuses is left out and reported in
     `refused`; a refused setting always is. A NIC that gets another name, or goes down, loses its
     routes, so the caller adds them again.
     """
     mac = str(request["mac"]).lower()
     wanted = [_from_now(record(Address, item)) for item in request.get("addresses", [])]
+    unwanted = (
+        [record(Address, item) for item in request["unwanted"]] if "unwanted" in request else None
+    )
     link = links.at(nl, LOOPBACK) if mac == "lo" else _find(nl, mac)
     if link is None:
         raise NotThereYetError(f"the NIC {mac}")
@@ -78,7 +82,7 @@ def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
         refused += _set_looks(nl, link, request)
     if up and not was_up:
         _set_up(nl, link, bool(request.get("running", True)))
-    new, failed = _set_addresses(nl, link, list(dict.fromkeys(wanted)))
+    new, failed = _set_addresses(nl, link, list(dict.fromkeys(wanted)), unwanted)
     if failed and not request.get("as_far_as_possible"):
         raise next(iter(failed.values()))
     if up and not link.is_loopback:
@@ -225,10 +229,10 @@ def _set_looks(nl: Netlink, link: links.Link, request: dict[str, Any]) -> list[s
 
 
 def _set_addresses(
-    nl: Netlink, link: links.Link, wanted: list[Address]
+    nl: Netlink, link: links.Link, wanted: list[Address], unwanted: list[Address] | None
 ) -> tuple[list[Address], dict[Address, NetlinkError]]:
-    """Make the wanted addresses the addresses of an interface. Return the new ones, and those that
-    the kernel refused.
+    """Make the wanted addresses the addresses of an interface, or, where it may have others, remove
+    the unwanted ones. Return the new ones, and those that the kernel refused.
 
     An IPv4 address stays only as long as the order before it is right, because a new one is added
     at the end. The kernel lists the newest IPv6 address first, so IPv6 addresses are added from the
@@ -237,11 +241,18 @@ def _set_addresses(
     index = link.index
     present = list(map(_comparable, addresses.of(nl, index)))
     keys = {_comparable(address): address for address in wanted}
-    gone = [a for a in present if a not in keys and not _is_kernels(a, link)]
+    leaving = None if unwanted is None else set(map(_timeless, unwanted))
+    gone = [
+        a
+        for a in present
+        if a not in keys
+        and (leaving is None or _timeless(a) in leaving or a.is_made_from(link.mac))
+        and not _is_kernels(a, link)
+    ]
     if gone:
         _remove(nl, link, gone)
         present = list(map(_comparable, addresses.of(nl, index)))
-    ours = [a for a in present if a.is_ipv4 and not _is_kernels(a, link)]
+    ours = [a for a in present if a.is_ipv4 and a in keys]
     right = _rightly_placed(ours, [a for a in keys if a.is_ipv4])
     if ours[right:]:
         _remove(nl, link, ours[right:])
@@ -362,6 +373,10 @@ def _comparable(address: Address) -> Address:
         valid=None if address.valid is None else 0,
         preferred=None if address.preferred is None else 0,
     )
+
+
+def _timeless(address: Address) -> Address:
+    return _comparable(address)._replace(valid=None, preferred=None)
 
 
 def _from_now(address: Address) -> Address:

@@ -54,7 +54,7 @@ _OPTIONAL: dict[str, dict[str, Any]] = {
         "domain": str | None,
     },
     "set_interface": {
-        "addresses": list[dict[str, object]],
+        **dict.fromkeys(("addresses", "unwanted"), list[dict[str, object]]),
         **dict.fromkeys(("name", "address"), str | None),
         **dict.fromkeys(("mtu", "txqlen", "queues"), int | None),
         "settings": list[list[str]],
