@@ -314,6 +314,18 @@ def test_only_what_has_changed_is_sent_again(scene: Scene) -> None:
     assert [address["address"] for address in again["unwanted"]] == ["10.0.0.3"]
 
 
+def test_of_a_carrier_the_guest_is_sent_nothing(scene: Scene) -> None:
+    """QEMU takes it away. Routes that a program of the guest has deleted stay away, as they do in
+    a namespace."""
+    scene.ip("route add 10.1.0.0/16 dev eth1")
+    scene.sync()
+    scene.ip("link set eth2 down")
+    assert eventually(lambda: not scene.is_up("eth1"))
+    scene.sync()
+    assert scene.agent.configured() == ["eth2"]
+    assert scene.agent.added_routes() == set()
+
+
 def test_addresses_that_a_refused_change_has_left(scene: Scene) -> None:
     scene.sync()
     scene.agent.refuses = ("batch", "10.0.0.3")

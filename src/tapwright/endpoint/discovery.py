@@ -55,9 +55,20 @@ class Interface(NamedTuple):
 
     @property
     def lasting(self) -> tuple[Address, ...]:
-        """Return the addresses that the guest has as long as the namespace: without those that the
-        kernel has made from router advertisements, which go to the guest from now on."""
-        return tuple(address for address in self.addresses if not address.is_advertised)
+        """Return the addresses that the guest has as long as the namespace: without those that a
+        kernel makes, from the MAC address or from router advertisements, which go to the guest from
+        now on."""
+        makes = self.settings.makes_link_local
+        return tuple(
+            address
+            for address in self.addresses
+            if not (address.is_advertised or (makes and address.is_made_from(self.link.mac)))
+        )
+
+    def without_carrier(self) -> "Interface":
+        """Return the same interface, as if it had none."""
+        flags = self.link.flags & ~(links.IFF_RUNNING | links.IFF_LOWER_UP)
+        return self._replace(link=self.link._replace(flags=flags))
 
     @property
     def special_settings(self) -> dict[str, str]:
@@ -212,7 +223,7 @@ def _connected(
     return [
         carried.Connected(interface.link.index, address)
         for interface, own in interfaces
-        if interface.link.is_running and not interface.link.master
+        if interface.link.is_up and not interface.link.master
         for state, address in own
         if carried.makes_a_route(state, address)
     ]

@@ -313,8 +313,9 @@ class Following:
         """Make the guest's NIC, its record and its endpoint what the interface is."""
         # Until it is done the guest's state is unknown: it may fail half way.
         before = self._carried.pop(nic.index, None)
-        self._doubt(nic.index, before)
-        await self._set_interface(interface, nic, before)
+        if not _is_carried(before and before.without_carrier(), interface.without_carrier()):
+            self._doubt(nic.index, before)
+            await self._set_interface(interface, nic, before)
         await self._interfaces.follow(nic, interface)
         self._carried[nic.index] = interface
         if before is None or before.own_mtu != interface.own_mtu:
