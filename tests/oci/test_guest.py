@@ -243,6 +243,36 @@ def test_devices_that_are_the_guests_own(tmp_path: Path) -> None:
     assert told.startswith("/dev/sda, /dev/vda, /dev/kvm and 2 more: the host's devices")
 
 
+@pytest.mark.parametrize(
+    ("place", "option"),
+    [
+        ("/sys/fs/cgroup", "ro"),
+        ("/sys/fs/cgroup", "rw"),
+        # podman's, on a host with version 1 of control groups: one hierarchy.
+        ("/sys/fs/cgroup/systemd", "rw"),
+        ("/sys/fs/cgroup/systemd/", "ro"),
+    ],
+)
+def test_control_groups_that_are_bound_are_the_guests(
+    tmp_path: Path, place: str, option: str
+) -> None:
+    whole = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "c", "options": ["ro"]}
+    bound = {"destination": place, "type": "bind", "source": "/sys/fs/cgroup", "options": [option]}
+    made = Made(tmp_path, configuration(mounts=[whole, bound]))
+    found = [each for each in made.config["mounts"] if "cgroup" in each["destination"]]
+    assert found[-1]["destination"] == "/sys/fs/cgroup"
+    assert found[-1]["type"] == "cgroup"
+    assert ("ro" in found[-1]["options"]) == (option == "ro")
+    assert [each.destination for each in made.shared] == ["/"]
+    assert made.warnings == []
+
+
+def test_control_groups_at_another_place_are_the_hosts(tmp_path: Path) -> None:
+    bound = {"type": "bind", "source": "/sys/fs/cgroup", "options": ["ro"]}
+    made = Made(tmp_path, configuration(mounts=[{"destination": "/host/cgroup", **bound}]))
+    assert [each.destination for each in made.shared] == ["/", "/host/cgroup"]
+
+
 def test_the_hosts_modules_are_asked_of_the_guest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

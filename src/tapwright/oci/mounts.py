@@ -45,6 +45,8 @@ _NO_LINKS = {"nosymfollow": "none", "rnosymfollow": "none below"}
 _MODULES = frozenset(("/lib/modules", "/usr/lib/modules"))
 """Kernel modules of the host. The guest mounts its own kernel's modules instead, if it has any."""
 
+_CONTROL_GROUPS = "/sys/fs/cgroup"
+
 _KERNEL_OWN = """
     bpf cgroup cgroup2 debugfs devpts devtmpfs fusectl mqueue proc pstore ramfs
     securityfs sysfs tmpfs tracefs
@@ -94,7 +96,7 @@ def plan(bundle: "Bundle", container_id: str, log: "Log") -> tuple[list[Shared],
     """(files that the guest shares with the host, mounts of the guest's configuration). Raises
     BundleError."""
     shared = [Shared(ROOTFS, bundle.rootfs, "/")]
-    wanted = bundle.config.get("mounts", ())
+    wanted = _with_own_control_groups(bundle)
     mounts = []
     if not any(os.path.normpath(mount["destination"]) == "/dev" for mount in wanted):
         mounts.append(_DEVICES)
@@ -289,6 +291,31 @@ def _source(bundle: "Bundle", mount: "Json", log: "Log") -> str:
     if os.path.isdir(source) and libc.has_no_sizes(source):
         log.warn(f"{mount['destination']}: files of {source} look empty in a VM: they have no size")
     return source
+
+
+def _with_own_control_groups(bundle: "Bundle") -> "list[Json]":
+    """The bundle's mounts, but for binds of the host's control groups where a program looks for its
+    own: those that it may change are the guest's. A container with systemd has such binds, of the
+    whole tree (docker) or of one hierarchy of version 1 (podman); the guest has version 2, in one
+    mount."""
+    made: list[Json] = []
+    for mount in bundle.config.get("mounts", ()):
+        place, options = os.path.normpath(mount["destination"]), mount.get("options", ())
+        source = os.path.realpath(bundle.path(mount.get("source", "")))
+        is_bound = mount.get("type") == "bind" or "bind" in options or "rbind" in options
+        if not (is_bound and all(_is_below(each, [_CONTROL_GROUPS]) for each in (place, source))):
+            made.append(mount)
+            continue
+        kept = ["nosuid", "noexec", "nodev", "relatime", *(["ro"] if "ro" in options else [])]
+        whole = [each for each in made if os.path.normpath(each["destination"]) == _CONTROL_GROUPS]
+        if place == _CONTROL_GROUPS or not whole:
+            own = {"type": "cgroup", "source": "cgroup", "options": kept}
+            made.append({"destination": _CONTROL_GROUPS, **own})
+        elif "ro" not in options:
+            last = whole[-1]
+            writable = [option for option in last.get("options", ()) if option != "ro"]
+            made[made.index(last)] = {**last, "options": writable}
+    return made
 
 
 def _needs_root(kind: str, bundle: "Bundle") -> bool:
