@@ -34,7 +34,7 @@ def add_sandbox(root: Path, name: str, run: str = "", held: Any = ()) -> int:
 
 def add_container(root: Path, name: str, sandbox: str, **attributes: Any) -> None:
     container = state.Container(id=name, bundle="/b", sandbox=sandbox, **attributes)
-    state.claim(str(root), container).release()
+    state.claim(str(root), container).close()
 
 
 def names(root: Path) -> set[str]:

@@ -34,7 +34,7 @@ def enter(root: Path, container_id: str, **attributes: Any) -> None:
             **attributes,
         }
     )
-    state.claim(str(root), container).release()
+    state.claim(str(root), container).close()
 
 
 def loaded(root: Path, marks: dict[str, str] | None = None, **paths: str) -> bundle.Bundle:

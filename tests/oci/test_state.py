@@ -42,7 +42,7 @@ def of(process: "subprocess.Popen[bytes]", **attributes: Any) -> Container:
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = container(annotations={"a": "b"}, guest_pid=7, hooks={"poststop": [{"path": "/x"}]})
-    state.claim(str(tmp_path), written).release()
+    state.claim(str(tmp_path), written).close()
     assert vars(state.load(str(tmp_path), "c1")) == vars(written)
     assert [found.id for found in state.listing(str(tmp_path))] == ["c1"]
 
@@ -51,7 +51,7 @@ def test_status(tmp_path: Path, process: "subprocess.Popen[bytes]") -> None:
     root = str(tmp_path)
     held = state.claim(root, container())
     assert state.status(root, container()) == "creating"
-    held.release()
+    held.close()
     assert state.status(root, container()) == "stopped", "its creation was killed"
     assert state.status(root, of(process)) == "created"
     assert state.status(root, of(process, started=True)) == "running"
@@ -79,7 +79,7 @@ def test_another_process_of_its_pid(process: "subprocess.Popen[bytes]") -> None:
 
 
 def test_an_id_belongs_to_one(tmp_path: Path) -> None:
-    state.claim(str(tmp_path), container()).release()
+    state.claim(str(tmp_path), container()).close()
     with pytest.raises(ContainerExistsError, match="container with given ID already exists"):
         state.claim(str(tmp_path), container())
     assert os.listdir(tmp_path / "containers") == ["c1"]
@@ -96,10 +96,10 @@ def test_the_lock(tmp_path: Path) -> None:
     held = state.claim(root, container())
     with pytest.raises(ContainerStateError, match="another call works on container 'c1'"):
         state.hold(root, "c1", 0.05)
-    held.release()
+    held.close()
     held = state.hold(root, "c1", 0)
     held.discard()
-    held.release()
+    held.close()
     with pytest.raises(ContainerNotFoundError, match="container does not exist"):
         state.hold(root, "c1", 0)
     assert os.listdir(tmp_path / "containers") == []
@@ -112,12 +112,12 @@ def test_what_a_kill_leaves_is_swept(tmp_path: Path) -> None:
         (tmp_path / "containers" / name).mkdir(parents=True)
         (tmp_path / "containers" / name / "state.json").touch()
     assert state.listing(str(tmp_path)) == []
-    state.claim(str(tmp_path), container()).release()
+    state.claim(str(tmp_path), container()).close()
     assert os.listdir(tmp_path / "containers") == ["c1"]
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
-    state.claim(str(tmp_path), container()).release()
+    state.claim(str(tmp_path), container()).close()
     (tmp_path / "containers/c1/state.json").write_text("{")
     with pytest.raises(ContainerStateError, match="damaged"):
         state.load(str(tmp_path), "c1")

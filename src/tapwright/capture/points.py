@@ -8,6 +8,7 @@ from tapwright.endpoint import kinds
 from tapwright.endpoint.companion import name_of
 from tapwright.errors import NetworkError, UsageError
 from tapwright.linux import links, netns, peers
+from tapwright.linux.files import closing
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 from tapwright.state import joins
@@ -106,12 +107,9 @@ def _on_host(path: str, link: Link) -> Link | None:
     connected."""
     if link.kind not in peers.KINDS or netns.is_own(path):
         return None
-    fd = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with netns.entered(path), Netlink() as nl:
-            index = peers.other_end(nl, link.index, fd)
-    finally:
-        os.close(fd)
+    own = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
+    with closing(own), netns.entered(path), Netlink() as nl:
+        index = peers.other_end(nl, link.index, own)
     if not index:
         return None
     with Netlink() as nl:

@@ -18,6 +18,7 @@ from tapwright.endpoint.discovery import OUR_ALIAS
 from tapwright.errors import NetworkError
 from tapwright.linux import addresses, links, netns, tuntap
 from tapwright.linux.addresses import Address
+from tapwright.linux.files import closing
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, NetlinkError
 from tapwright.linux.routes import SCOPE_UNIVERSE
@@ -50,11 +51,8 @@ class HostDevice:
         try:
             with Netlink() as nl:
                 links.set_down(nl, self.index)
-                fd = os.open(self.netns, os.O_RDONLY | os.O_CLOEXEC)
-                try:
+                with closing(os.open(self.netns, os.O_RDONLY | os.O_CLOEXEC)) as fd:
                     links.move(nl, self.index, fd, self.name)
-                finally:
-                    os.close(fd)
             with netns.entered(self.netns), Netlink() as nl:
                 link = self._find(nl, self.name)
                 if link is None:
@@ -73,13 +71,10 @@ class HostDevice:
         inside = self._is_there()
         if inside:
             own = os.open(netns.OWN, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                with netns.entered(self.netns), Netlink() as nl:
-                    if link := self._find(nl, self.name):
-                        links.set_down(nl, link.index)
-                        _move(nl, link.index, own, self.device)
-            finally:
-                os.close(own)
+            with closing(own), netns.entered(self.netns), Netlink() as nl:
+                if link := self._find(nl, self.name):
+                    links.set_down(nl, link.index)
+                    _move(nl, link.index, own, self.device)
         with Netlink() as nl:
             link = self._find(nl, self.device)
             if link is None or self._is_as_before(nl, link):

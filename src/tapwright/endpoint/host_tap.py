@@ -5,11 +5,11 @@ The VM gets it as any existing TAP (`tap`). Each step says whether it did anythi
 undone by itself.
 """
 
-import os
 import subprocess
 
 from tapwright.errors import NetworkError
 from tapwright.linux import links, tuntap
+from tapwright.linux.files import closing
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 
@@ -52,16 +52,13 @@ def make(name: str, mtu: int, mark: str) -> None:
     Raises NetworkError.
     """
     try:
-        fd = tuntap.create(name)
-        try:
+        with closing(tuntap.create(name)) as fd:
             with Netlink() as nl:
                 link = links.named(nl, name)
                 links.set_alias(nl, link.index, mark)
                 links.set_mtu(nl, link.index, mtu)
             # This comes last, so that no persistent TAP ever lacks its mark.
             tuntap.keep(fd)
-        finally:
-            os.close(fd)
     except OSError as error:
         raise NetworkError(f"the TAP {name} can't be made: {error.strerror}") from None
 

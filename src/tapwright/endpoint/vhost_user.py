@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from tapwright.errors import NetworkError
 from tapwright.hypervisor.backends import VhostUser
+from tapwright.linux.files import closing
 from tapwright.linux.links import Link
 
 
@@ -106,14 +107,11 @@ def _made_workshop(directory: int, name: str, uid: int) -> int:
     _remove_workshop(directory, name)
     os.mkdir(_workshop(name), 0o700, dir_fd=directory)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    made = os.open(_workshop(name), flags, dir_fd=directory)
-    try:
+    with closing(os.open(_workshop(name), flags, dir_fd=directory)) as made:
         if os.fstat(made).st_uid != os.geteuid():
             raise OSError(errno.EPERM, f"another process put another {_workshop(name)} beside it")
         os.fchown(made, uid, uid)
         return os.open(".", os.O_PATH | os.O_CLOEXEC, dir_fd=made)
-    finally:
-        os.close(made)
 
 
 def _publish(workshop: int, path: str) -> None:
@@ -134,11 +132,8 @@ def _publish(workshop: int, path: str) -> None:
 def _place(path: str) -> Iterator[tuple[int, str]]:
     """Yield (descriptor of the directory, name in it) of a socket. Raises OSError."""
     directory, name = os.path.split(path)
-    fd = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         yield fd, name
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -150,7 +145,7 @@ def _opened(directory: int, name: str) -> Iterator[int | None]:
     except FileNotFoundError:
         yield None
         return
-    try:
+    with closing(fd):
         status = os.fstat(fd)
         if stat.S_ISLNK(status.st_mode):
             raise _OtherError(errno.ELOOP, "it is a link; name the socket itself")
@@ -159,8 +154,6 @@ def _opened(directory: int, name: str) -> Iterator[int | None]:
         if status.st_nlink > 1:
             raise _OtherError(errno.EMLINK, "it has another name, too: it may be another program's")
         yield fd
-    finally:
-        os.close(fd)
 
 
 def _path(fd: int) -> str:

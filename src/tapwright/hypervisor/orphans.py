@@ -11,6 +11,7 @@ from functools import partial
 
 from tapwright.hypervisor import users
 from tapwright.linux import ending
+from tapwright.linux.files import closing
 
 _ORPHAN_SECONDS = 2.0
 _PARENT_AND_USER = re.compile(rb"^PPid:\t(\d+)$.*?^Uid:\t(\d+)", re.MULTILINE | re.DOTALL)
@@ -34,11 +35,8 @@ def _is_orphan(pid: int, uids: Collection[int], parent_not: int) -> bool:
     """Whether a process belongs to one of these users, and to another parent."""
     # This looks at all processes of the host, so it does as little as possible with each (proc(5)).
     try:
-        fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with closing(os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)) as fd:
             found = _PARENT_AND_USER.search(os.read(fd, _STATUS_BYTES))
-        finally:
-            os.close(fd)
     except OSError:
         return False  # the process ended in the meantime
     return found is not None and int(found[2]) in uids and int(found[1]) != parent_not

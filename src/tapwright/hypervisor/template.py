@@ -34,6 +34,7 @@ from tapwright.hypervisor.template_store import (
     key_of,
 )
 from tapwright.linux import memfd
+from tapwright.linux.files import closing
 from tapwright.progress import Progress
 
 Elsewhere = Callable[[int], Awaitable[None]]
@@ -133,9 +134,8 @@ def give_up(directory: Path, template: Template, reason: Exception) -> None:
 @contextlib.asynccontextmanager
 async def _only_maker(store: Store, progress: Progress) -> AsyncIterator[int]:
     """Hold the templates' lock; yield its descriptor."""
-    fd = store.lock()
     waits = False
-    try:
+    with closing(store.lock()) as fd:
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,22 +147,17 @@ async def _only_maker(store: Store, progress: Progress) -> AsyncIterator[int]:
                 # Not in a thread, which could not stop waiting when this process must end.
                 await asyncio.sleep(_PAUSE)
         yield fd
-    finally:
-        os.close(fd)
 
 
 async def _make(
     machine: Machine, store: Store, description: dict[str, Any], boot_seconds: float
 ) -> None:
     memory = memfd.create("tapwright-new", machine.memory_mib << 20)
-    try:
-        with store.draft() as draft:
-            async with warming.warmed(machine, SavedMemory(memory, False), boot_seconds) as qemu:
-                await _save(qemu, draft / STATE)
-            # Not in a thread, which would go on when this task is cancelled.
-            store.publish(draft, description, memory)
-    finally:
-        os.close(memory)
+    with closing(memory), store.draft() as draft:
+        async with warming.warmed(machine, SavedMemory(memory, False), boot_seconds) as qemu:
+            await _save(qemu, draft / STATE)
+        # Not in a thread, which would go on when this task is cancelled.
+        store.publish(draft, description, memory)
 
 
 async def _save(qemu: Qemu, path: Path) -> None:
@@ -180,11 +175,9 @@ async def _save(qemu: Qemu, path: Path) -> None:
     # By a pipe: since version 11, QEMU does not write to a file that it gets as a descriptor
     # (migration/fd.c).
     reading, writing = os.pipe()
-    try:
-        try:
+    with closing(reading):
+        with closing(writing):
             await qemu.qmp.execute_with_fd(writing, "getfd", fdname="state")
-        finally:
-            os.close(writing)
         content = asyncio.create_task(_content(reading))
         try:
             await qemu.qmp.execute("migrate", uri="fd:state")
@@ -197,8 +190,6 @@ async def _save(qemu: Qemu, path: Path) -> None:
         finally:
             content.cancel()
             await asyncio.gather(content, return_exceptions=True)
-    finally:
-        os.close(reading)
     if status != "completed":
         raise HypervisorError(f"QEMU could not save it: {qemu.last_words()}")
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

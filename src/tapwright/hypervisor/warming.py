@@ -8,7 +8,7 @@ import asyncio
 import binascii
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from tapwright.agent import inherited, protocol, requests
 from tapwright.agent.client import AgentClient
@@ -20,6 +20,7 @@ from tapwright.hypervisor.qemu import Qemu
 from tapwright.hypervisor.share import Share
 from tapwright.linux import addresses, entries, libc, links, neighbours, netns, routes, tuntap
 from tapwright.linux.addresses import Address
+from tapwright.linux.files import closing
 from tapwright.linux.neighbours import Neighbour
 from tapwright.linux.netlink import Netlink
 from tapwright.linux.routes import Route
@@ -56,7 +57,8 @@ async def warmed(machine: Machine, memory: SavedMemory, boot_seconds: float) -> 
     The warming must not draw what a guest draws once and keeps: its boot id, the secret of its TCP
     sequence numbers. Raises HypervisorError, AgentError, OSError.
     """
-    with _throwaway_netns() as netns_path:
+    with closing(netns.nameless()) as fd:
+        netns_path = f"/proc/self/fd/{fd}"
         qemu = await Qemu.start(machine, memory)
         agent = AgentClient(qemu.agent, is_new=True, process=qemu.pid)
         try:
@@ -115,11 +117,8 @@ async def _use(qemu: Qemu, agent: AgentClient, netns_path: str) -> None:
 
 async def _plugged(qemu: Qemu, netns_path: str, mac: str) -> int:
     """Plug in a NIC on a TAP in a namespace; return its slot."""
-    fd = _tap(netns_path)
-    try:
+    with closing(_tap(netns_path)) as fd:
         return await qemu.nics.plug(Tap([fd]), mac)
-    finally:
-        os.close(fd)
 
 
 async def _exercise(agent: AgentClient, mac: str) -> None:
@@ -140,11 +139,8 @@ async def _exercise(agent: AgentClient, mac: str) -> None:
 
 async def _use_share(qemu: Qemu, shared: Share, agent: AgentClient) -> None:
     """Mount the share and run a program from it. A guest with shared files will have containers."""
-    scratch = libc.detached_mount("tmpfs", size="16m")
-    try:
+    with closing(libc.detached_mount("tmpfs", size="16m")) as scratch:
         shared.attach(_WARM, {_WARM: scratch})
-    finally:
-        os.close(scratch)
     await qemu.plug_share()
     await agent.call(requests.mount_share())
     program = f"{protocol.SHARE}/{_WARM}/{_WARM}/busybox"
@@ -176,15 +172,6 @@ def _entries(indexes: Mapping[int, int]) -> str:
     found = [entry for entry in (entries.neighbour(neighbour), *map(entries.route, ways)) if entry]
     messages = [entries.message(e, n, indexes, remove=False) for n, e in enumerate(found)]
     return binascii.b2a_base64(b"".join(messages), newline=False).decode()
-
-
-@contextlib.contextmanager
-def _throwaway_netns() -> Iterator[str]:
-    fd = netns.nameless()
-    try:
-        yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
 
 
 def _tap(netns_path: str) -> int:

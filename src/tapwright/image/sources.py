@@ -23,6 +23,7 @@ _SOURCES = (
     "agent/protocol.py",
     "agent/guest/*.py",
     "linux/__init__.py",
+    "linux/files.py",
     "linux/libc.py",
     "linux/rlimits.py",
     "linux/mounts.py",

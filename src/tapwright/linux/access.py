@@ -9,6 +9,8 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from tapwright.linux.files import closing
+
 _UNTRIED = 255
 _MOST_LINKS = 40  # include/linux/namei.h: MAXSYMLINKS
 
@@ -34,11 +36,8 @@ def obstacle(path: Path, uid: int, groups: Sequence[int], wanted: int = os.R_OK)
 def may_read(path: Path, uid: int, groups: Sequence[int]) -> bool:
     """Whether a user may read a file once the user can reach it. Only root can call this. Raises
     OSError."""
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
         return not _first_refused([Path(f"/proc/self/fd/{fd}")], [os.R_OK], uid, groups)
-    finally:
-        os.close(fd)
 
 
 def _first_refused(

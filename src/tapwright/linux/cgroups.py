@@ -10,6 +10,8 @@ import os
 import re
 import time
 
+from tapwright.linux.files import closing
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -370,8 +372,5 @@ def _read(path: str, default: "str | None" = None) -> str:
 
 def _write(path: str, text: str) -> None:
     # Without O_CREAT: on any other filesystem, `open` would make a file.
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
         os.write(fd, text.encode())
-    finally:
-        os.close(fd)

@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 from tapwright.linux import libc
+from tapwright.linux.files import closing
 
 # Packets end for these reasons all the time; one is a packet socket that looked at a packet.
 _ROUTINE = frozenset(
@@ -92,15 +93,12 @@ def _online() -> set[int]:
 def _tracepoint() -> tuple[int, int, dict[int, str]]:
     """Return (the tracepoint's number, the offset of the reason in its data, the reasons' names).
     Raises OSError."""
-    root = libc.detached_mount("tracefs")
-    try:
+    with closing(libc.detached_mount("tracefs")) as root:
         place = f"/proc/self/fd/{root}/events/skb/kfree_skb"
         with open(f"{place}/id") as file:
             number = int(file.read())
         with open(f"{place}/format") as file:
             text = file.read()
-    finally:
-        os.close(root)
     field = _FIELD.search(text)
     if not field:
         raise OSError("this kernel reports no reasons")

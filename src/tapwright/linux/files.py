@@ -1,4 +1,5 @@
-"""Writes files so that each one is complete, or as it was before, even after a loss of power."""
+"""Writes files so that each one is complete, or as it was before, even after a loss of power.
+`closing` closes the descriptor of an open one."""
 
 import contextlib
 import errno
@@ -6,6 +7,8 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     Path = str | os.PathLike[str]
 
 _REMEDIES = {
@@ -13,6 +16,15 @@ _REMEDIES = {
     errno.EDQUOT: "make room in its filesystem",
     errno.EROFS: "make its filesystem writable, or choose another --root",
 }
+
+
+@contextlib.contextmanager
+def closing(fd: int) -> "Iterator[int]":
+    """Close a descriptor at the end of the block, as `contextlib.closing` closes an object."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def replace(
@@ -51,11 +63,8 @@ def replace(
 
 def sync(directory: "Path") -> None:
     """Make the names in a directory outlast a loss of power (fsync(2)). Raises OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def remedy(error: OSError) -> str:

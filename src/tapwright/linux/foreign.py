@@ -12,6 +12,7 @@ import stat
 import struct
 
 from tapwright.linux import libc
+from tapwright.linux.files import closing
 
 _OPENAT2, _AT_FDCWD = 437, -100  # the same on all architectures (scripts/syscall.tbl)
 _NO_MAGICLINKS, _NO_SYMLINKS = 2, 4  # include/uapi/linux/openat2.h
@@ -32,8 +33,7 @@ def opened(path: "str | os.PathLike[str]") -> int:
 def read(path: "str | os.PathLike[str]", limit: int) -> bytes:
     """Return the content of a regular file of at most `limit` bytes. Raises OSError: ELOOP if a
     link is part of the path, EINVAL if the file is not regular, EFBIG if it is larger."""
-    fd = opened(path)
-    try:
+    with closing(opened(path)) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
         with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
@@ -43,6 +43,4 @@ def read(path: "str | os.PathLike[str]", limit: int) -> bytes:
                 if not data:
                     return bytes(content)
                 content += data
-    finally:
-        os.close(fd)
     raise OSError(errno.EFBIG, f"it has more than {limit} bytes", os.fspath(path))

@@ -6,6 +6,8 @@ import os
 import struct
 from collections.abc import Iterator
 
+from tapwright.linux.files import closing
+
 CLONE_FS, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x200, 0x20000, 0x20000000, 0x40000000
 CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER = 0x10000000
@@ -90,15 +92,12 @@ def detached_mount(filesystem: str, **options: str) -> int:
     ends with the last descriptor in it (fsopen, fsmount: fs/fsopen.c, fs/namespace.c). An empty
     option is one without a value. Sysfs shows the network devices of the calling thread's
     namespace."""
-    context = syscall(_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC)
-    try:
+    with closing(syscall(_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC)) as context:
         for key, value in options.items():
             command = FSCONFIG_SET_STRING if value else FSCONFIG_SET_FLAG
             syscall(_FSCONFIG, context, command, key.encode(), value.encode() or None, 0)
         syscall(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
         return syscall(_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
-    finally:
-        os.close(context)
 
 
 def is_tmpfs(path: str) -> bool:
@@ -138,11 +137,8 @@ def file_handle(path: str) -> bytes:
 
 def load_module(path: str) -> None:
     """Load a kernel module, without parameters (finit_module(2)). Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         syscall(_FINIT_MODULE, fd, b"", 0)
-    finally:
-        os.close(fd)
 
 
 def getsockopt(fd: int, level: int, option: int, asked: bytes) -> bytes:

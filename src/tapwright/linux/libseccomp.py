@@ -6,6 +6,8 @@ import errno
 import os
 import struct
 
+from tapwright.linux.files import closing
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -101,12 +103,9 @@ class Rules:
         """Return the program in the kernel's format (struct sock_filter). A call whose number is
         above all added names fails as unknown: it is newer than the rules, and the C library then
         uses another call. Raises OSError."""
-        fd = os.memfd_create("filter", os.MFD_CLOEXEC)
-        try:
+        with closing(os.memfd_create("filter", os.MFD_CLOEXEC)) as fd:
             self._done(self._library.seccomp_export_bpf(self._context, fd))
             rules = os.pread(fd, _MOST_BYTES, 0)
-        finally:
-            os.close(fd)
         is_open = self._default & 0xFFFF0000 in (ALLOW, LOG, TRACE)
         return rules if is_open else b"".join([*self._unknown(), rules])
 

@@ -5,6 +5,7 @@ import os
 import stat
 
 from tapwright.linux import libc, links, netlink
+from tapwright.linux.files import closing
 from tapwright.linux.links import Link
 from tapwright.linux.tuntap import several
 
@@ -29,27 +30,19 @@ def open_queues(name: str, count: int) -> list[int]:
     # Not /dev/tapN: N is the interface's index, and every namespace has its own indexes, so the
     # node may belong to another namespace.
     device = _device_number(name)
-    root = libc.detached_mount("tmpfs")
-    try:
+    with closing(libc.detached_mount("tmpfs")) as root:
         os.mknod(name, stat.S_IFCHR | 0o600, device, dir_fd=root)
         flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
         return several(count, lambda: os.open(name, flags, dir_fd=root))
-    finally:
-        os.close(root)
 
 
 def _device_number(name: str) -> int:
     """Return the device number, from sysfs: class/net/NAME/macvtap/tapN/dev."""
-    root = libc.detached_mount("sysfs")
-    try:
+    with closing(libc.detached_mount("sysfs")) as root:
         directory = os.open(f"class/net/{name}/macvtap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=root)
-    finally:
-        os.close(root)
-    try:
+    with closing(directory):
         (tap,) = os.listdir(directory)
         fd = os.open(f"{tap}/dev", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         with open(fd) as file:
             major, minor = file.read().split(":")
-    finally:
-        os.close(directory)
     return os.makedev(int(major), int(minor))

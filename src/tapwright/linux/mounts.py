@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from tapwright.linux import libc
+from tapwright.linux.files import closing
 
 # The same on all architectures (scripts/syscall.tbl); pivot_root is that of x86-64.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR, _PIVOT_ROOT = 428, 429, 442, 155
@@ -181,7 +182,6 @@ def joined(namespace: int, work: Callable[[], T]) -> T:
     """Call `work` as a member of a mount namespace, but with this process's root. So a program that
     it starts finds its files here, and a process that joins the program's namespace by pid
     (setns(2)) gets into the namespace. Raises what `work` raises."""
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def enter() -> T:
         libc.unshare(libc.CLONE_FS)
@@ -190,10 +190,8 @@ def joined(namespace: int, work: Callable[[], T]) -> T:
         os.chroot(".")
         return work()
 
-    try:
+    with closing(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
         return in_thread(enter)
-    finally:
-        os.close(root)
 
 
 def in_thread(work: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from tapwright.linux import libc, links
+from tapwright.linux.files import closing
 from tapwright.linux.netlink import Netlink
 
 DIRECTORY = "/run/netns"
@@ -119,25 +120,18 @@ def entered(path: str) -> Iterator[None]:
 
     Sockets and TAPs that the block opens stay there. Never await inside. Raises OSError.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with _own_netns_kept():
-            libc.setns(fd, libc.CLONE_NEWNET)
-            yield
-    finally:
-        os.close(fd)
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd, _own_netns_kept():
+        libc.setns(fd, libc.CLONE_NEWNET)
+        yield
 
 
 @contextlib.contextmanager
 def _own_netns_kept() -> Iterator[None]:
-    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)) as own:
         try:
             yield
         finally:
             libc.setns(own, libc.CLONE_NEWNET)
-    finally:
-        os.close(own)
 
 
 def _prepare_directory() -> None:

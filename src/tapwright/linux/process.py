@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tapwright.linux import libc
+from tapwright.linux.files import closing
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,15 +36,12 @@ def die_with_other(parent: int) -> None:
 def alone() -> Iterator[None]:
     """Make the next process that the calling thread starts within the block the first of a new pid
     namespace (pid_namespaces(7)). Start one process in the block, and no thread. Raises OSError."""
-    own = os.open("/proc/thread-self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open("/proc/thread-self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)) as own:
         libc.unshare(libc.CLONE_NEWPID)
         try:
             yield
         finally:
             libc.setns(own, libc.CLONE_NEWPID)
-    finally:
-        os.close(own)
 
 
 _STACK_BYTES = 8 << 20  # the kernel's default (include/uapi/linux/resource.h, _STK_LIM)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tapwright.linux import files, netlink, netns
+from tapwright.linux.files import closing
 
 ROOT = "/proc/sys/net"
 _DEFAULTS_FILE = Path("/run/tapwright/network-defaults.json")
@@ -216,12 +217,8 @@ def defaults() -> Defaults:
             return known
     except (OSError, ValueError, TypeError):
         pass
-    fresh = netns.nameless()
-    try:
-        with netns.entered(f"/proc/self/fd/{fresh}"):
-            found = _read_fresh()
-    finally:
-        os.close(fresh)
+    with closing(netns.nameless()) as fresh, netns.entered(f"/proc/self/fd/{fresh}"):
+        found = _read_fresh()
     # A host has some that no new namespace has (`nf_conntrack_max`), and looks for its own.
     found = found._replace(rooms=sorted({*rooms, *found.rooms}))
     with contextlib.suppress(OSError):  # the next call finds them out again

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tapwright.linux import netlink
+from tapwright.linux.files import closing
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import u32
 
@@ -113,11 +114,8 @@ def several(count: int, open_one: Callable[[], int]) -> list[int]:
 def reset(name: str, tap: Tap) -> None:
     """Give a TAP, all of whose queues are free, its settings back, with offloads off as in a new
     TAP."""
-    fd = _open(name, tap.flags)
-    try:
+    with closing(_open(name, tap.flags)) as fd:
         fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
-    finally:
-        os.close(fd)
 
 
 def _open(name: str, flags: int, index: int = 0) -> int:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 
 from tapwright.linux import libc
+from tapwright.linux.files import closing
 
 Mapping = tuple[int, int, int]
 """(first id in the namespace, first id outside of it, how many), as in /proc/PID/uid_map."""
@@ -40,8 +41,5 @@ def nameless(users: Iterable[Mapping], groups: Iterable[Mapping]) -> int:
 def _write(path: str, mappings: Iterable[Mapping]) -> None:
     text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in mappings)
     # All in one call, the only one that the kernel takes.
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
         os.write(fd, text.encode())
-    finally:
-        os.close(fd)

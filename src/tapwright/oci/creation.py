@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from tapwright.agent.protocol import SHARE
 from tapwright.command import LOG_LEVEL_VARIABLE
@@ -13,6 +13,7 @@ from tapwright.errors import (
     TapwrightError,
     UnknownRequestError,
 )
+from tapwright.linux import files
 from tapwright.oci import (
     annotations,
     cgroup,
@@ -100,16 +101,13 @@ def create(wish: Wish, log: Log) -> tuple[Container, stdio.Stdio]:
             if bundle.config.get("hooks", {}).get(kind)
         },
     )
-    held = _claimed(wish.root, container, log)
-    try:
+    with closing(_claimed(wish.root, container, log)) as held:
         making = _Making(wish, bundle, container, owner, held, log)
         try:
             return container, making.run()
         except BaseException:
             making.undo()
             raise
-    finally:
-        held.release()
 
 
 def _claimed(root: str, container: Container, log: Log) -> Held:
@@ -374,11 +372,8 @@ class _Making:
             return
         from tapwright.linux import netns
 
-        fd = netns.nameless()
-        try:
+        with files.closing(netns.nameless()) as fd:
             yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
 
     def _run_hooks(self) -> None:
         wanted = self._bundle.config.get("hooks", {})

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import closing
 
 from tapwright.errors import BundleError, ContainerStateError
 from tapwright.oci import cgroup, guest, home, shim, state, stdio
@@ -43,8 +44,7 @@ def execute(
     if status == state.PAUSED:
         raise ContainerStateError("cannot exec in a paused container; resume it first")
     process = _completed(process, container)
-    made = stdio.of_process(process, console_socket, detached)
-    try:
+    with closing(stdio.of_process(process, console_socket, detached)) as made:
         connection, _ = client.named(root, container.sandbox).converse(
             "exec_container",
             made.descriptors,
@@ -64,8 +64,6 @@ def execute(
                 os.kill(pid, signal.SIGKILL)  # no caller would know of it
                 raise
         return 0 if detached else wait(pid)
-    finally:
-        made.close()
 
 
 def run(wish: "Wish", keep: bool, log: Log) -> int:
@@ -74,7 +72,7 @@ def run(wish: "Wish", keep: bool, log: Log) -> int:
     from tapwright.oci import creation, life
 
     container, made = creation.create(wish, log)
-    try:
+    with closing(made):
         try:
             life.start(wish.root, wish.id, log)
         except BaseException:
@@ -84,8 +82,6 @@ def run(wish: "Wish", keep: bool, log: Log) -> int:
         if wish.detached:
             return 0
         status = wait(container.pid)
-    finally:
-        made.close()
     if not keep:
         life.delete(wish.root, wish.id, True, log)
     return status

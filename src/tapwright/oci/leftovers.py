@@ -77,7 +77,7 @@ def _container(found: Collected, root: str, container_id: str, force: bool) -> N
         held = state.hold(root, container_id, _LOCK_SECONDS)
     except ContainerNotFoundError:
         return
-    try:
+    with contextlib.closing(held):
         container = state.load(root, container_id)
         if not state.is_of_another_boot(container):
             return  # a new container of the same name
@@ -85,8 +85,6 @@ def _container(found: Collected, root: str, container_id: str, force: bool) -> N
             _sandbox(found, root, container.sandbox, force)
         held.discard()
         found.containers.append(container_id)
-    finally:
-        held.release()
 
 
 def _sandbox(found: Collected, root: str, sandbox_id: str, force: bool) -> None:

@@ -13,7 +13,7 @@ from tapwright.errors import (
     SandboxStateError,
     TapwrightError,
 )
-from tapwright.linux import ending
+from tapwright.linux import ending, files
 from tapwright.oci import state
 from tapwright.oci.log import Log
 from tapwright.oci.state import Container
@@ -38,8 +38,7 @@ _UNSTARTABLE = {
 def start(root: str, container_id: str, log: Log) -> None:
     """Execute the container's program. If a hook of `poststart` fails, kill it. Raises
     ContainerStateError, and the guest's refusals."""
-    held = state.hold(root, container_id, _LOCK_SECONDS)
-    try:
+    with contextlib.closing(state.hold(root, container_id, _LOCK_SECONDS)) as held:
         container = state.load(root, container_id)
         status = state.status(root, container)
         if status != state.CREATED:
@@ -59,8 +58,6 @@ def start(root: str, container_id: str, log: Log) -> None:
             held.save(container)
             raise
         _run_poststart(root, container)
-    finally:
-        held.release()
 
 
 def kill(root: str, container_id: str, number: int, all_processes: bool) -> None:
@@ -135,7 +132,7 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
             state.sweep(root)
             return
         raise
-    try:
+    with contextlib.closing(held):
         container = _load_or_guess(root, container_id)
         status = state.status(root, container)
         if status in (state.RUNNING, state.PAUSED) and not force:
@@ -146,8 +143,6 @@ def delete(root: str, container_id: str, force: bool, log: Log) -> None:
             log.warn(f"given up: {left}")
         run_poststop(container, log)
         held.discard()
-    finally:
-        held.release()
 
 
 def take_down(root: str, container: Container, force: bool) -> list[str]:
@@ -216,8 +211,7 @@ def _see_to_its_end(root: str, container: Container, sandbox: Supervisor, log: L
 
 
 def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
-    held = state.hold(root, container_id, _LOCK_SECONDS)
-    try:
+    with contextlib.closing(state.hold(root, container_id, _LOCK_SECONDS)) as held:
         container = state.running(root, container_id)
         before, container.paused = container.paused, paused
         held.save(container)
@@ -231,8 +225,6 @@ def _switch(root: str, container_id: str, op: str, paused: bool) -> None:
                     state.NOT_RUNNING if paused else "container not paused"
                 ) from None
             raise
-    finally:
-        held.release()
 
 
 def _run_poststart(root: str, container: Container) -> None:
@@ -283,11 +275,9 @@ def _ends(container: Container, seconds: float) -> bool:
         pidfd = os.pidfd_open(container.pid)
     except ProcessLookupError:
         return True
-    try:
+    with files.closing(pidfd):
         # Check again: only now, with the pidfd open, can no other process get this pid.
         return not state.is_running(container) or bool(select.select([pidfd], [], [], seconds)[0])
-    finally:
-        os.close(pidfd)
 
 
 def _kill_shim(container: Container) -> None:

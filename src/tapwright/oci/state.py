@@ -90,7 +90,7 @@ _SHAPE: "dict[str, Any]" = {
 
 
 class Held:
-    """A container's directory, locked by this process until `release`, or its end."""
+    """A container's directory, locked by this process until `close`, or its end."""
 
     def __init__(self, directory: str, fd: int) -> None:
         self.directory = directory
@@ -116,7 +116,7 @@ class Held:
                 f"{files.remedy(error)}, and delete it again"
             ) from None
 
-    def release(self) -> None:
+    def close(self) -> None:
         os.close(self._fd)
 
 

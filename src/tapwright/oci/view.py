@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 from tapwright.errors import ContainerStateError
 from tapwright.linux import libc, mounts
+from tapwright.linux.files import closing
 from tapwright.oci.mounts import cloned
 
 TYPE_CHECKING = False
@@ -37,10 +38,8 @@ def of_container(shared: "Sequence[Shared]", memory: "Sequence[str]" = ()) -> "I
             namespace = _namespace(root, places, hidden)
         except OSError as error:
             raise ContainerStateError(f"the container's files can't be shown: {error}") from None
-        try:
+        with closing(namespace):
             yield namespace
-        finally:
-            os.close(namespace)
 
 
 def _namespace(root: int, places: "list[tuple[int, str]]", hidden: "list[str]") -> int:
@@ -59,10 +58,7 @@ def _attach_all(places: "Iterable[tuple[int, str]]", hidden: "Iterable[str]") ->
         with suppress(FileNotFoundError, NotADirectoryError):
             mounts.attach(fd, path)
     for path in hidden:
-        fd = libc.detached_mount("tmpfs")
-        try:
+        with closing(libc.detached_mount("tmpfs")) as fd:
             mounts.restrict(fd, mounts.READ_ONLY)
             with suppress(FileNotFoundError, NotADirectoryError):
                 mounts.attach(fd, path)
-        finally:
-            os.close(fd)

@@ -22,6 +22,7 @@ from typing import Any
 import tapwright
 from tapwright.dataclass import dataclass, replace
 from tapwright.linux import claims, ending, filelock, starving, unixsocket
+from tapwright.linux.files import closing
 from tapwright.sandbox.launching import SPARES, Waiting, in_background
 from tapwright.state import supervisors
 from tapwright.state.record import Journal, Spec, written_machine, written_spec
@@ -175,8 +176,7 @@ def enter(root: str | Path, spec: Spec) -> tuple[Path, int] | None:
     descriptor of its lock. None where there are enough. Raises OSError."""
     directory, key = directory_of(root), key_of(spec)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in claims.names(directory):
             _sweep(directory / name)
@@ -190,8 +190,6 @@ def enter(root: str | Path, spec: Spec) -> tuple[Path, int] | None:
         (draft / FILE).write_text(json.dumps(_described(spec)))
         claims.take(draft, directory / name)
         return directory / name, alive
-    finally:
-        os.close(lock)
 
 
 def leave(directory: Path, alive: int) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from tapwright.cni import namespaces
 from tapwright.errors import NetworkError, SandboxExistsError, SandboxStateError
 from tapwright.linux import claims, filelock, files
+from tapwright.linux.files import closing
 from tapwright.state import supervisors
 from tapwright.state.record import FILE, Journal, Place, Record, held, save
 
@@ -78,14 +79,12 @@ def taking_down(directory: Path, timeout: float) -> Iterator[bool]:
             claims.sweep(directory.parent)  # its deletion may have been killed
         yield False
         return
-    try:
+    with closing(fd):
         if not filelock.locked_within(fd, timeout):
             raise SandboxStateError(
                 f"another process is deleting the sandbox {directory.name!r}; try again later"
             )
         yield filelock.is_still(fd, directory)
-    finally:
-        os.close(fd)
 
 
 def claim_device(journal: Journal, kind: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -181,13 +180,10 @@ def _claiming(sandboxes: Path) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]
     # Before other processes wait for this one: it takes long if there are many.
     for _ in journals.entries():
         pass
-    fd = os.open(sandboxes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(sandboxes, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         if not filelock.locked_within(fd, _CLAIM_SECONDS):
             raise SandboxStateError("another sandbox takes very long to claim a device; try again")
         yield journals.entries()
-    finally:
-        os.close(fd)
 
 
 def _same(one: object, other: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tapwright import cni, shapes
 from tapwright.linux import filelock, files
+from tapwright.linux.files import closing
 
 FILE, _LOCK = "plugin-runs.json", "plugin-runs.lock"
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, math.inf)
@@ -85,8 +86,7 @@ def _is_sound(entry: Any) -> bool:
 
 def _add(root: Path, seen: list[cni.Run]) -> None:
     """Raises OSError."""
-    fd = os.open(root / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with closing(os.open(root / _LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
         if not filelock.locked_within(fd, _LOCK_SECONDS):
             return  # numbers may be lost; no start or end may wait for them
         known = {(runs.plugin, runs.command, runs.result): runs for runs in read(root)}
@@ -99,5 +99,3 @@ def _add(root: Path, seen: list[cni.Run]) -> None:
             runs.seconds += run.seconds
         text = json.dumps([vars(runs) for runs in known.values()])
         files.replace(root / FILE, text, synced=False)
-    finally:
-        os.close(fd)

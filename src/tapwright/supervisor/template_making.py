@@ -18,6 +18,7 @@ from tapwright import errors
 from tapwright.errors import HypervisorError, TapwrightError
 from tapwright.hypervisor import template
 from tapwright.hypervisor.template_store import Store
+from tapwright.linux.files import closing
 from tapwright.sandbox import launching
 from tapwright.state.record import Spec, written_spec
 
@@ -29,16 +30,12 @@ def elsewhere(spec: Spec, accelerator: str) -> Callable[[int], Awaitable[None]]:
 
     async def make(lock: int) -> None:
         reading, writing = os.pipe()
-        try:
-            order = {"spec": written_spec(spec), "accelerator": accelerator}
-            begin = launching.in_background
-            try:
+        with closing(reading):
+            with closing(writing):
+                order = {"spec": written_spec(spec), "accelerator": accelerator}
+                begin = launching.in_background
                 await asyncio.to_thread(begin, "template", (lock, writing), **order)
-            finally:
-                os.close(writing)
             answer = await _read(reading)
-        finally:
-            os.close(reading)
         if not answer:
             raise HypervisorError("the process that made the template was killed")
         failure = json.loads(answer)

@@ -12,6 +12,8 @@ import os
 import struct
 import time
 
+from tapwright.linux.files import closing
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     Path = str | os.PathLike[str]
@@ -52,10 +54,8 @@ def are_wanted(path: "Path") -> bool:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
-    try:
+    with closing(fd):
         return _locked(fd, _END, 1) > 0
-    finally:
-        os.close(fd)
 
 
 def _lock(fd: int, offset: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from tapwright.agent.guest import oom
 from tapwright.agent.guest.events import Children
 from tapwright.linux import libc
+from tapwright.linux.files import closing
 
 PROGRAM = "/usr/bin/crun"
 STATE = "/run/crun"
@@ -107,12 +108,9 @@ def start(container: str) -> None:
     process waits for a byte in a FIFO (src/libcrun/status.c: libcrun_status_write_exec_fifo).
     Raises OSError when no process waits there."""
     path = f"{STATE}/{container}/exec.fifo"
-    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
         os.unlink(path)
         os.write(fd, b"\0")
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from tapwright.agent.guest.events import Watcher
 from tapwright.agent.guest.refusal import RefusedError
 from tapwright.agent.guest.streams import Answer, Process
 from tapwright.linux import libc
+from tapwright.linux.files import closing
 
 _LOOPBACK = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp (include/net/tcp_states.h)
@@ -207,8 +208,7 @@ def _listening() -> Iterator[tuple[bytes, int, int]]:
 def _trace() -> int:
     """Return a descriptor that is readable when a socket starts or stops listening, anywhere in the
     guest (Documentation/trace/events.rst). Raises OSError."""
-    tracing = libc.detached_mount("tracefs")
-    try:
+    with closing(libc.detached_mount("tracefs")) as tracing:
         instance = f"/proc/self/fd/{tracing}/instances/tapwright"
         with contextlib.suppress(FileExistsError):  # an agent that died has left it
             os.mkdir(instance)
@@ -221,5 +221,3 @@ def _trace() -> int:
             with open(path, "w") as file:
                 file.write(text)
         return os.open(f"{instance}/trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(tracing)

@@ -11,6 +11,7 @@ import stat
 from typing import Any
 
 from tapwright.agent.guest.refusal import FAILED, RefusedError
+from tapwright.linux.files import closing
 
 DIRECTORY = "/run/tapwright/memory"
 # The mounts for containers that should see a directory of a tmpfs, and not all of it.
@@ -89,11 +90,8 @@ def _mount(source: str, path: str, size: int, root: Json) -> None:
     if size:
         options["size"] = str(size)
     os.makedirs(path, exist_ok=True)
-    fd = libc.detached_mount("tmpfs", **options)
-    try:
+    with closing(libc.detached_mount("tmpfs", **options)) as fd:
         mounts.attach(fd, path)
-    finally:
-        os.close(fd)
 
 
 def _show(root: str, below: list[Json], place: str) -> None:

@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from tapwright.linux.files import closing
+
 DIRECTORY = "/run/tapwright/propagation"
 
 _OPTIONS = frozenset(("shared", "rshared", "slave", "rslave"))
@@ -52,11 +54,8 @@ class Propagation:
             place = f"{DIRECTORY}/{self._number}"
             self._number += 1
             os.makedirs(place)
-            fd = mounts.clone(source)
-            try:
+            with closing(mounts.clone(source)) as fd:
                 mounts.attach(fd, place)
-            finally:
-                os.close(fd)
             self._places[source] = place
             mounts.share(place)
         return self._places[source]
@@ -89,11 +88,8 @@ def forbid_links(pid: int, places: Sequence[tuple[str, bool]]) -> str:
             mounts.restrict(place, mounts.NO_SYMLINKS, recursive=recursive)
 
     try:
-        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with closing(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
             mounts.within(namespace, restrict)
-        finally:
-            os.close(namespace)
     except OSError as error:
         return f"nosymfollow: {error}"
     return ""

@@ -8,9 +8,9 @@ namespace.
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
 
 from tapwright.linux import addresses, libc, links
+from tapwright.linux.files import closing
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink, NetlinkError
 
@@ -52,14 +52,9 @@ class Passage:
             links.move(self._netlink, there, own, "eth%d", index)
 
 
-@contextlib.contextmanager
-def _own() -> Iterator[int]:
-    """Yield the descriptor of this thread's namespace."""
-    fd = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _own() -> contextlib.AbstractContextManager[int]:
+    """The descriptor of this thread's namespace, for a block."""
+    return closing(os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _is_same(one: Link, link: Link) -> bool:

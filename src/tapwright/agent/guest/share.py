@@ -7,6 +7,7 @@ from typing import Any
 from tapwright.agent import protocol
 from tapwright.agent.guest.files import write
 from tapwright.agent.guest.refusal import NotThereYetError
+from tapwright.linux.files import closing
 from tapwright.linux.netlink import Netlink
 
 _MODULES = "/etc/modules.share"
@@ -30,11 +31,9 @@ def mount(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
         if error.errno == errno.EINVAL:  # no device of that name
             raise NotThereYetError("the device of the host's files") from None
         raise
-    try:
+    with closing(fd):
         mounts.attach(fd, protocol.SHARE)
         _read_ahead(os.fstat(fd).st_dev)
-    finally:
-        os.close(fd)
     return {}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tapwright.agent.guest import disk
 from tapwright.agent.guest.refusal import FAILED, RefusedError
+from tapwright.linux.files import closing
 from tapwright.linux.netlink import Netlink
 
 _NETWORK, _ALL = "/proc/sys/net", "/proc/sys"
@@ -66,8 +67,5 @@ def _write(path: str, value: str, directory: str = _NETWORK) -> None:
     if module and directory == _NETWORK and not os.path.exists(f"{directory}/{path}"):
         disk.load(module)
     # Without O_CREAT and O_TRUNC: with them the error would differ from runc's.
-    fd = os.open(f"{directory}/{path}", os.O_WRONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(f"{directory}/{path}", os.O_WRONLY | os.O_CLOEXEC)) as fd:
         os.write(fd, value.encode() or b"\n")
-    finally:
-        os.close(fd)

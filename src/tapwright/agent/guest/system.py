@@ -8,6 +8,7 @@ import struct
 import time
 from typing import Any
 
+from tapwright.linux.files import closing
 from tapwright.linux.netlink import Netlink
 
 # include/uapi/linux/random.h
@@ -25,13 +26,10 @@ def reseed(entropy: bytes) -> None:
     """
     with contextlib.suppress(OSError), open("/dev/hwrng", "rb", buffering=0) as device:
         entropy += device.read(_AHEAD_BYTES)
-    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)) as fd:
         header = struct.pack("=ii", 8 * len(entropy), len(entropy))
         fcntl.ioctl(fd, RNDADDENTROPY, header + entropy)
         fcntl.ioctl(fd, RNDRESEEDCRNG)
-    finally:
-        os.close(fd)
 
 
 def set_clock(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
