@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tapwright.linux.netlink import (
     Attributes,
@@ -92,6 +92,14 @@ class Change(NamedTuple):
     verb: str
     service: Service
     server: Server | None = None
+
+
+def changes(decoded: Iterable[Sequence[Any]]) -> list[Change]:
+    """Read changes from decoded JSON: [verb, service, server or null] each."""
+    return [
+        Change(verb, Service(*service), Server(*server) if server else None)
+        for verb, service, server in decoded
+    ]
 
 
 _COMMANDS = {

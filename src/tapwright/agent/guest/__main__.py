@@ -50,6 +50,7 @@ _READ_BYTES = 64 * 1024
 _NETLINK_KOBJECT_UEVENT, _OF_THE_KERNEL = 15, 1  # include/uapi/linux/netlink.h
 
 Operation = Callable[[Netlink, Request], dict[str, Any]]
+Opener = Callable[[Request, Answer], Process | None]
 FAILURES = (Exception,)
 """A bug of the agent ends the request, but not the agent: all containers would end with it."""
 
@@ -116,7 +117,7 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-_CONTAINERS = frozenset(
+_OF_CONTAINERS = frozenset(
     (
         *("create_container", "exec_container", "start_container", "signal_container"),
         *("pause_container", "resume_container", "update_container", "delete_container"),
@@ -129,6 +130,10 @@ _OF_FILES = frozenset(("mirror_files", "forget_files", "change_files", "forget_u
 _OF_FORWARDING = frozenset(("follow_listeners", "forward"))
 
 _OF_SOCKETS = frozenset(("listen_socket", "accept_socket", "close_socket"))
+
+_ANSWERED_LATER = frozenset(("exec", "probe", "resolve")).union(
+    _OF_CONTAINERS, _OF_FILES, _OF_FORWARDING, _OF_SOCKETS
+)
 
 _OF_PROCESSES: dict[int, Callable[[Process, bytes], None]] = {
     protocol.STDIN: lambda process, payload: process.stdin(payload),
@@ -231,20 +236,8 @@ class Agent:
             self._error(stream, f"more than {protocol.MAX_STREAMS} requests at once")
         elif mistake := requests.mistake(request):
             self._error(stream, mistake)
-        elif op == "exec":
-            self._execute(stream, request)
-        elif op == "probe":
-            self._probe(stream)
-        elif op == "resolve":
-            self._resolve(stream, request)
-        elif op in _CONTAINERS:
-            self._ask_containers(stream, op, request)
-        elif op in _OF_FILES:
-            self._ask_files(stream, op, request)
-        elif op in _OF_FORWARDING:
-            self._ask_forwarding(stream, op, request)
-        elif op in _OF_SOCKETS:
-            self._ask_sockets(stream, op, request)
+        elif op in _ANSWERED_LATER:
+            self._open(stream, op, request)
         elif operation := OPERATIONS.get(op):
             self._try(stream, operation, request)
         else:
@@ -283,81 +276,53 @@ class Agent:
         for stream, (operation, request, _) in list(self._waiting.items()):
             self._try(stream, operation, request)
 
-    def _execute(self, stream: int, request: Request) -> None:
+    def _open(self, stream: int, op: str, request: Request) -> None:
+        """Begin a request that is answered later. A process lives as long as its stream."""
         try:
-            self._processes[stream] = Command(
-                request, self._watch, self._children, self._answer(stream)
-            )
+            process = self._opener(op)(request, self._answer(stream))
         except FAILURES as error:
-            self._message(protocol.ERROR, stream, start_error_reply(error))
-
-    def _probe(self, stream: int) -> None:
-        # Few guests need this module.
-        from tapwright.agent.guest.probe import Probe
-
-        try:
-            self._processes[stream] = Probe(self._watch, self._children, self._answer(stream))
-        except FAILURES as error:
-            self._message(protocol.ERROR, stream, error_reply(error))
-
-    def _resolve(self, stream: int, request: Request) -> None:
-        # Few guests need this module.
-        from tapwright.agent.guest.resolver import Resolver
-
-        try:
-            self._processes[stream] = Resolver(request, self._watch, self._answer(stream))
-        except FAILURES as error:
-            self._message(protocol.ERROR, stream, error_reply(error))
-
-    def _ask_containers(self, stream: int, op: str, request: Request) -> None:
-        """Start a request to the containers, which is answered when it is done. A process lives as
-        long as its stream."""
-        try:
-            if self._containers is None:
-                # Loaded late, so a guest without containers boots faster.
-                from tapwright.agent.guest.containers import Containers
-
-                self._containers = Containers(self._watch, self._children)
-            process = self._containers.operations[op](request, self._answer(stream))
-        except FAILURES as error:
-            self._message(protocol.ERROR, stream, error_reply(error))
+            reply = start_error_reply(error) if op == "exec" else error_reply(error)
+            self._message(protocol.ERROR, stream, reply)
         else:
             if process:
                 self._processes[stream] = process
 
-    def _ask_files(self, stream: int, op: str, request: Request) -> None:
-        try:
+    def _opener(self, op: str) -> Opener:
+        """Return what begins a request that is answered later. Few guests need all of these
+        modules, and a guest without containers boots faster without them."""
+        if op == "exec":
+            return lambda request, answer: Command(request, self._watch, self._children, answer)
+        if op == "probe":
+            from tapwright.agent.guest.probe import Probe
+
+            return lambda request, answer: Probe(self._watch, self._children, answer)
+        if op == "resolve":
+            from tapwright.agent.guest.resolver import Resolver
+
+            return lambda request, answer: Resolver(request, self._watch, answer)
+        if op in _OF_FILES:
             if self._files is None:
                 from tapwright.agent.guest.shared_files import SharedFiles
 
                 self._files = SharedFiles(self._children)
-            self._files.operations[op](request, self._answer(stream))
-        except FAILURES as error:
-            self._message(protocol.ERROR, stream, error_reply(error))
-
-    def _ask_forwarding(self, stream: int, op: str, request: Request) -> None:
-        try:
+            return self._files.operations[op]
+        if op in _OF_FORWARDING:
             if self._forwarding is None:
                 from tapwright.agent.guest.forwarding import Forwarding
 
                 self._forwarding = Forwarding(self._watch)
-            self._processes[stream] = self._forwarding.operations[op](request, self._answer(stream))
-        except FAILURES as error:
-            self._message(protocol.ERROR, stream, error_reply(error))
-
-    def _ask_sockets(self, stream: int, op: str, request: Request) -> None:
-        try:
+            return self._forwarding.operations[op]
+        if op in _OF_SOCKETS:
             if self._sockets is None:
-                # Few guests need this module.
                 from tapwright.agent.guest.sockets import Sockets
 
                 self._sockets = Sockets(self._watch)
-            process = self._sockets.operations[op](request, self._answer(stream))
-        except FAILURES as error:
-            self._message(protocol.ERROR, stream, error_reply(error))
-        else:
-            if process:
-                self._processes[stream] = process
+            return self._sockets.operations[op]
+        if self._containers is None:
+            from tapwright.agent.guest.containers import Containers
+
+            self._containers = Containers(self._watch, self._children)
+        return self._containers.operations[op]
 
     def _answer(self, stream: int) -> Answer:
         """Return the answer to the opener of a stream. It is valid as long as the stream's

@@ -17,7 +17,7 @@ from typing import Any
 
 from tapwright.agent.guest.files import read
 from tapwright.linux import conntrack, ipvs
-from tapwright.linux.ipvs import Change, Ipvs, Server, Service
+from tapwright.linux.ipvs import Change, Ipvs, Service
 from tapwright.linux.netlink import NetlinkError
 
 _LOCK = "/run/tapwright/ipvs.lock"
@@ -36,10 +36,7 @@ def change(request: IpvsRequest) -> Iterator[Any]:
     """Make `changes`, [verb, service, server or null] each, in their order. With `into_empty`, make
     all changes or none, and only if the table is empty. The table never has more than `most`
     rules."""
-    changes = [
-        Change(verb, Service(*service), Server(*server) if server else None)
-        for verb, service, server in request["changes"]
-    ]
+    changes = ipvs.changes(request["changes"])
     with _locked(), _opened() as table:
         _check_room(changes, int(request["most"]), bool(request["into_empty"]))
         for number, refusal in enumerate(table.change(changes)):

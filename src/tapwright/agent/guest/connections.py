@@ -26,13 +26,7 @@ class Connection(Process):
     def stdin(self, data: bytes) -> None:
         if not self._writes:
             return
-        if data:
-            self._queued += len(data)
-            if self._queued > protocol.WINDOW:
-                raise protocol.ProtocolError("more data than its window allows")
-            self._queue.append(data)
-        else:
-            self._stdin_ends = True
+        self._take_in(data)
         if self._is_connected:
             self._send()
 
@@ -43,9 +37,6 @@ class Connection(Process):
 
     def unread(self, channel: int) -> None:
         """End, by `cancel`, a connection whose output the client no longer reads."""
-
-    def signal(self, number: int) -> None:
-        """Ignore it: a connection is no process."""
 
     def cancel(self) -> None:
         super().cancel()
@@ -95,26 +86,15 @@ class Connection(Process):
         self._end_if_over()
 
     def _send(self) -> None:
-        sent = 0
         try:
-            while self._queue:
-                count = self._socket.send(self._queue[0])
-                sent += count
-                if count == len(self._queue[0]):
-                    self._queue.popleft()
-                else:
-                    self._queue[0] = self._queue[0][count:]
-            if self._stdin_ends and self._writes:
+            sent = self._hand_in(self._socket.send)
+            if self._stdin_ends and self._writes and not self._queue:
                 self._writes = False
                 self._socket.shutdown(socket.SHUT_WR)
-        except BlockingIOError:
-            pass
         except OSError as error:
             self._not_written(error)
             return
-        self._queued -= sent
-        if sent:
-            self._answer.send(protocol.CREDIT, protocol.credit(protocol.STDIN, sent))
+        self._give_credit(sent)
         self._end_if_over()
 
     def _end_if_over(self) -> None:

@@ -118,9 +118,6 @@ class _Follower(Process):
         super().credit(channel, count)
         self.tell(self._found)
 
-    def signal(self, number: int) -> None:
-        """Ignore it: a follower is no process."""
-
     def cancel(self) -> None:
         super().cancel()
         self._over(self)

@@ -40,12 +40,12 @@ class Memory:
     def release(self, container: str) -> None:
         """Release the memory of a container that was deleted."""
         for place in self._places.pop(container, ()):
-            _unmount(place)
+            unmount(place)
         for name, users in list(self._users.items()):
             users.discard(container)
             if not users and name not in self._lasting:
                 del self._users[name]
-                _unmount(f"{DIRECTORY}/{name}")
+                unmount(f"{DIRECTORY}/{name}")
 
     def _given(self, container: str, wanted: Json) -> str:
         path = f"{DIRECTORY}/{wanted['name']}"
@@ -71,7 +71,7 @@ def clear() -> None:
     for directory in (_PLACES, DIRECTORY):
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(directory):
-                _unmount(f"{directory}/{name}")
+                unmount(f"{directory}/{name}")
 
 
 def _mount(source: str, path: str, size: int, root: Json) -> None:
@@ -138,8 +138,8 @@ def _entered(parent: int, directory: Json) -> int:
     return fd
 
 
-def _unmount(path: str) -> None:
-    """Unmount a path. A path that is not mounted is no failure."""
+def unmount(path: str) -> None:
+    """Unmount a path, and remove it. A path that is not mounted is no failure."""
     from tapwright.linux import libc
 
     with contextlib.suppress(OSError):

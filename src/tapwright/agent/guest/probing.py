@@ -14,7 +14,7 @@ address `peer` at the NIC `nic`.
 import json
 import os
 import select
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from tapwright.agent.guest.files import read
@@ -219,27 +219,19 @@ def _router_unheard(facts: Json, target: str, request: Json) -> probes.Result | 
     return probes.find_router(link["index"]) if link else None
 
 
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing: no trace was started."""
-
-
 def _traced(peer: str) -> Any:
     """Trace the packets to and from an address, if there are rules at all: the probe must not load
     nf_tables into the guest's kernel."""
     if peer and os.path.exists("/sys/module/nf_tables"):
         with suppress(OSError):
             return nftrace.Trace(6 if ":" in peer else 4, [("", peer), (peer, "")])
-    return _Nothing()
+    return nullcontext()
 
 
 def _watched(index: int, token: bytes) -> Any:
     with suppress(OSError):
         return sightings.Watch(index, token)
-    return _Nothing()
+    return nullcontext()
 
 
 def _is_default(route: Json) -> bool:

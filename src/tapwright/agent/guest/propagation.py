@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from tapwright.agent.guest import memory
 from tapwright.linux.files import closing
 
 DIRECTORY = "/run/tapwright/propagation"
@@ -45,7 +46,7 @@ class Propagation:
             users.discard(container)
             if not users:
                 del self._users[source]
-                _unmount(self._places.pop(source))
+                memory.unmount(self._places.pop(source))
 
     def _place_of(self, source: str) -> str:
         from tapwright.linux import mounts
@@ -65,7 +66,7 @@ def clear() -> None:
     """Unmount what an agent that died has left."""
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(DIRECTORY):
-            _unmount(f"{DIRECTORY}/{name}")
+            memory.unmount(f"{DIRECTORY}/{name}")
 
 
 def without_links(config: Json) -> list[tuple[str, bool]]:
@@ -93,12 +94,3 @@ def forbid_links(pid: int, places: Sequence[tuple[str, bool]]) -> str:
     except OSError as error:
         return f"nosymfollow: {error}"
     return ""
-
-
-def _unmount(place: str) -> None:
-    from tapwright.linux import libc
-
-    with contextlib.suppress(OSError):
-        libc.unmount(place)
-    with contextlib.suppress(OSError):
-        os.rmdir(place)

@@ -53,9 +53,6 @@ class Resolver(Process):
             with contextlib.suppress(OSError):  # the client has gone
                 reply(message)
 
-    def signal(self, number: int) -> None:
-        """Ignore it: a resolver is no process."""
-
     def cancel(self) -> None:
         for listener in (*self._listeners, *self._connections.values()):
             self._drop(listener)

@@ -156,10 +156,7 @@ def _balance(services: list[Any], refused: Refusals) -> None:
     # Loaded late: the module is not small.
     from tapwright.linux import ipvs
 
-    changes = [
-        ipvs.Change(verb, ipvs.Service(*service), ipvs.Server(*server) if server else None)
-        for verb, service, server in services
-    ]
+    changes = ipvs.changes(services)
     with ipvs.Ipvs() as table:
         refused.extend(
             {"kind": "services", "number": number, "reason": ipvs.reason(changes[number - 1], one)}

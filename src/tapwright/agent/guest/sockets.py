@@ -227,9 +227,6 @@ class _Datagrams(Process):
     def stdin(self, data: bytes) -> None:
         """Ignore it: senders have no address to which an answer could go."""
 
-    def signal(self, number: int) -> None:
-        """Ignore it: this is no process."""
-
     def cancel(self) -> None:
         super().cancel()
         if self._bound.taker is self:

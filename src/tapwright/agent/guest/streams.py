@@ -7,6 +7,7 @@ import select
 import struct
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from tapwright.agent import protocol
@@ -82,19 +83,13 @@ class Process:
         """Take in data for the process. Empty data is the end of its input."""
         if self._is_attached and self._stdin < 0:
             return
-        if data:
-            self._queued += len(data)
-            if self._queued > protocol.WINDOW:
-                raise protocol.ProtocolError("more stdin than its window allows")
-            self._queue.append(data)
-        else:
-            self._stdin_ends = True
+        self._take_in(data)
         if self._is_attached:
             self._write()
 
     def signal(self, number: int) -> None:
-        """Send the process a signal. An ended process, or an invalid number, changes nothing."""
-        raise NotImplementedError
+        """Send the process a signal. An ended process, or an invalid number, changes nothing; what
+        is no process ignores it."""
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the window size of the terminal, if there is one."""
@@ -151,6 +146,35 @@ class Process:
         self._close()
         self._answer.fail(refusal)
 
+    def _take_in(self, data: bytes) -> None:
+        if data:
+            self._queued += len(data)
+            if self._queued > protocol.WINDOW:
+                raise protocol.ProtocolError("more stdin than its window allows")
+            self._queue.append(data)
+        else:
+            self._stdin_ends = True
+
+    def _hand_in(self, write: Callable[[bytes], int]) -> int:
+        """Write what waits; return how many bytes were taken. Raises OSError."""
+        written = 0
+        try:
+            while self._queue:
+                count = write(self._queue[0])
+                written += count
+                if count == len(self._queue[0]):
+                    self._queue.popleft()
+                else:
+                    self._queue[0] = self._queue[0][count:]
+        except BlockingIOError:
+            pass
+        return written
+
+    def _give_credit(self, count: int) -> None:
+        self._queued -= count
+        if count:
+            self._answer.send(protocol.CREDIT, protocol.credit(protocol.STDIN, count))
+
     def _passed_on(self, kind: int, output: bytes) -> bytes:
         """Return what is passed on of an output, and of what was held back of it before. Nothing
         may be held back any more when `output` is empty."""
@@ -200,24 +224,13 @@ class Process:
     def _write(self) -> None:
         if self._stdin < 0:
             return
-        written = 0
         try:
-            while self._queue:
-                count = os.write(self._stdin, self._queue[0])
-                written += count
-                if count == len(self._queue[0]):
-                    self._queue.popleft()
-                else:
-                    self._queue[0] = self._queue[0][count:]
-        except BlockingIOError:
-            pass
+            written = self._hand_in(partial(os.write, self._stdin))
         except OSError:  # no process reads
             written = self._queued
             self._queue.clear()
             self._stdin_ends = True
-        self._queued -= written
-        if written:
-            self._answer.send(protocol.CREDIT, protocol.credit(protocol.STDIN, written))
+        self._give_credit(written)
         if self._queue and not self._stdin_watched:
             self._watch.add(self._stdin, select.EPOLLOUT, self._write)
         elif not self._queue and self._stdin_watched:
