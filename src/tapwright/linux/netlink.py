@@ -87,15 +87,7 @@ class Netlink:
         self._sequence = 0
 
     def _opened(self) -> socket.socket:
-        opened = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self._protocol
-        )
-        for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
-            opened.setsockopt(SOL_NETLINK, option, 1)
-        if self._receive_bytes:
-            opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._receive_bytes)
-        opened.bind((0, self._groups))
-        return opened
+        return opened(self._protocol, self._receive_bytes, self._groups)
 
     def __enter__(self) -> Self:
         return self
@@ -258,6 +250,17 @@ class Netlink:
                         raise InterruptedError(errno.EINTR, operation)
                     return
                 yield kind, body
+
+
+def opened(protocol: int, receive_bytes: int = 0, groups: int = 0) -> socket.socket:
+    """Return a socket as that of a `Netlink`, whose errors have explanations."""
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK, NETLINK_GET_STRICT_CHK):
+        made.setsockopt(SOL_NETLINK, option, 1)
+    if receive_bytes:
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_bytes)
+    made.bind((0, groups))
+    return made
 
 
 def encode(kind: int, payload: bytes, flags: int, number: int) -> bytes:

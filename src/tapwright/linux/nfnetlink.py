@@ -10,16 +10,14 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from tapwright.linux import netlink
 from tapwright.linux.netlink import (
-    NETLINK_CAP_ACK,
-    NETLINK_EXT_ACK,
     NLM_F_REQUEST,
     NLMSG_ERROR,
-    SO_RCVBUFFORCE,
-    SOL_NETLINK,
     Netlink,
     NetlinkError,
     attribute,
+    encode,
     messages,
     refusal,
 )
@@ -31,7 +29,6 @@ NFTABLES, IPSET = 10, 6
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _BATCH_GENERATION = 1
 _SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; not in Python's socket
-_HEADER = struct.Struct("=IHHII")
 _ANSWERS_BYTES = 4 << 20
 _RECEIVE_BYTES = 1 << 17
 # The errors of a kernel without netfilter's netlink, or without the subsystem.
@@ -75,7 +72,7 @@ def header(family: int, resource: int = 0) -> bytes:
 def packed(changes: Iterable[Change], first: int = 1) -> bytes:
     """Return messages one after another, as `commit` takes them, numbered from `first`."""
     return b"".join(
-        _message(number, change.kind, change.flags, change.payload)
+        encode(change.kind, change.payload, change.flags | NLM_F_REQUEST, number)
         for number, change in enumerate(changes, first)
     )
 
@@ -87,28 +84,26 @@ def commit(changes: bytes, generation: int = 0) -> list[Refusal]:
 
     Raises OSError if there is no netfilter, or no room for so many messages.
     """
+    with netlink.opened(NETLINK_NETFILTER, _ANSWERS_BYTES) as connection:
+        return commit_by(connection, changes, generation)
+
+
+def commit_by(connection: socket.socket, changes: bytes, generation: int = 0) -> list[Refusal]:
+    """Do the same by a socket of the caller's (`netlink.opened`), which can own a table."""
     resource = header(socket.AF_UNSPEC, NFTABLES)
     begin = resource
     if generation:
         begin += attribute(_BATCH_GENERATION, generation.to_bytes(4, "big"))
     data = (
-        _message(0, _BATCH_BEGIN, 0, begin)
+        encode(_BATCH_BEGIN, begin, NLM_F_REQUEST, 0)
         + changes
-        + _message(0xFFFFFFFF, _BATCH_END, 0, resource)
+        + encode(_BATCH_END, resource, NLM_F_REQUEST, 0xFFFFFFFF)
     )
-    connection = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-    )
-    with connection:
-        for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK):
-            connection.setsockopt(SOL_NETLINK, option, 1)
-        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data) + (1 << 16))
-        connection.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _ANSWERS_BYTES)
-        connection.bind((0, 0))
-        connection.send(data)
-        # The kernel has done everything when the send returns (net/netlink/af_netlink.c:
-        # netlink_unicast_kernel).
-        return list(_answers(connection))
+    connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, len(data) + (1 << 16))
+    connection.send(data)
+    # The kernel has done everything when the send returns (net/netlink/af_netlink.c:
+    # netlink_unicast_kernel).
+    return list(_answers(connection))
 
 
 def _answers(connection: socket.socket) -> Iterator[Refusal]:
@@ -132,9 +127,3 @@ def _answers(connection: socket.socket) -> Iterator[Refusal]:
 def reason(error: NetlinkError) -> str:
     """Return why the kernel refused a request, without the name of the operation."""
     return str(error.args[-1]).removeprefix(f"{error.operation}: ")
-
-
-def _message(number: int, kind: int, flags: int, payload: bytes) -> bytes:
-    length = _HEADER.size + len(payload)
-    head = _HEADER.pack(length, kind, flags | NLM_F_REQUEST, number, 0)
-    return head + payload + b"\0" * (-length % 4)

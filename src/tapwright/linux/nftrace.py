@@ -11,17 +11,11 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import NamedTuple, Self
 
+from tapwright.linux import netlink
 from tapwright.linux.netlink import (
-    NETLINK_CAP_ACK,
-    NETLINK_EXT_ACK,
-    NLM_F_ACK,
     NLM_F_CREATE,
-    NLMSG_ERROR,
-    SO_RCVBUFFORCE,
-    SOL_NETLINK,
     Attributes,
     attribute,
     attributes,
@@ -29,11 +23,10 @@ from tapwright.linux.netlink import (
     messages,
     nested,
     pack_address,
-    refusal,
     text,
     unpack_address,
 )
-from tapwright.linux.nfnetlink import NETLINK_NETFILTER, NFTABLES, Change, header, packed
+from tapwright.linux.nfnetlink import NETLINK_NETFILTER, NFTABLES, Change, commit_by, header, packed
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 """In the order of their numbers (enum nf_inet_hooks)."""
@@ -41,7 +34,6 @@ DROP, ACCEPT = 0, 1
 FIRST, LAST = -450, 450
 
 _NEW_TABLE, _NEW_CHAIN, _NEW_RULE, _TRACE = 0, 3, 6, 17
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _GROUP, _ADD_MEMBERSHIP = 9, 1  # NFNLGRP_NFTRACE, NETLINK_ADD_MEMBERSHIP
 _OWNER = 2
 _FAMILIES = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
@@ -81,16 +73,12 @@ class Trace:
 
     def __init__(self, version: int, pairs: Iterable[tuple[str, str]]) -> None:
         self._name = f"tapwright-trace-{os.getpid()}"
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-        )
+        self._socket = netlink.opened(NETLINK_NETFILTER, _BUFFER_BYTES)
         try:
-            for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK):
-                self._socket.setsockopt(SOL_NETLINK, option, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
-            self._socket.bind((0, 0))
-            self._commit(_changes(self._name, version, list(pairs)))
-            self._socket.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+            changes = packed(_changes(self._name, version, list(pairs)))
+            for refused in commit_by(self._socket, changes):
+                raise OSError(refused.code, f"trace packets: {refused.reason}")
+            self._socket.setsockopt(netlink.SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
         except BaseException:
             self._socket.close()
             raise
@@ -125,39 +113,17 @@ class Trace:
                     found.append(_step(attributes(body, 4), self._name))
         return found
 
-    def _commit(self, changes: list[Change]) -> None:
-        resource = header(socket.AF_UNSPEC, NFTABLES)
-        all_of_them = [
-            Change(_BATCH_BEGIN, 0, resource),
-            *(
-                change._replace(kind=NFTABLES << 8 | change.kind, flags=NLM_F_CREATE | NLM_F_ACK)
-                for change in changes
-            ),
-            Change(_BATCH_END, 0, resource),
-        ]
-        self._socket.send(packed(all_of_them, 0))
-        # The kernel has done everything when the send returns (netlink_unicast_kernel in
-        # net/netlink).
-        with suppress(BlockingIOError):
-            while True:
-                data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
-                for kind, flags, _, body in messages(data):
-                    refused = refusal("trace packets", flags, body) if kind == NLMSG_ERROR else None
-                    if refused:
-                        raise refused
-
 
 def _changes(name: str, version: int, pairs: list[tuple[str, str]]) -> list[Change]:
     family = header(_FAMILIES[version])
     table = attribute(1, name)
-    changes = [Change(_NEW_TABLE, 0, family + table + attribute(2, _number(_OWNER)))]
+    changes = [_made(_NEW_TABLE, family + table + attribute(2, _number(_OWNER)))]
     for number, hook in enumerate(HOOKS):
         for place, priority in (("first", FIRST), ("last", LAST)):
             parts = [attribute(1, _number(number)), attribute(2, struct.pack("!i", priority))]
             changes.append(
-                Change(
+                _made(
                     _NEW_CHAIN,
-                    0,
                     family
                     + table
                     + attribute(3, f"{hook}-{place}")
@@ -177,8 +143,12 @@ def _changes(name: str, version: int, pairs: list[tuple[str, str]]) -> list[Chan
                 ),
             ]
             rule = family + table + attribute(2, f"{hook}-first") + nested(4, expressions)
-            changes.append(Change(_NEW_RULE, 0, rule))
+            changes.append(_made(_NEW_RULE, rule))
     return changes
+
+
+def _made(kind: int, payload: bytes) -> Change:
+    return Change(NFTABLES << 8 | kind, NLM_F_CREATE, payload)
 
 
 def _equals(version: int, place: int, address: str) -> Iterator[bytes]:
