@@ -127,9 +127,9 @@ def _change(inside: Netlink, index: int, number: int) -> None:
         file = Path("/proc/sys/net", _SETTINGS[number % len(_SETTINGS)])
         file.write_text(str(ten % 2 if "keepalive" not in file.name else 100 + ten))
     elif kind == 9:
-        routes.remove(inside, _route(index, number - 9))
+        routes.remove_many(inside, [_route(index, number - 9)])
     else:
-        routes.add(inside, _route(index, number))
+        routes.add_many(inside, [_route(index, number)])
 
 
 _FRA_FWMARK = 10

@@ -146,7 +146,7 @@ def _burst(sandbox: Sandbox, changes: int) -> Milliseconds:
             addresses.add(inside, link.index, Address(f"10.77.3.{number // 10 + 1}", 16))
         else:
             destination = f"10.{100 + number // 200}.{number % 200}.0/24"
-            routes.add(inside, Route(destination, link.index, "10.77.0.2"))
+            routes.add_many(inside, [Route(destination, link.index, "10.77.0.2")])
         time.sleep(max(start + (number + 1) / changes - time.monotonic(), 0))
     end = time.monotonic()
     while not _has_all(sandbox, changes):

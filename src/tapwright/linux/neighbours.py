@@ -1,12 +1,10 @@
-"""Neighbour entries (ARP and NDP): lists, adds and removes the static ones (RTM_*NEIGH,
-rtnetlink(7))."""
+"""Neighbour entries (ARP and NDP): lists and adds the static ones (RTM_*NEIGH, rtnetlink(7))."""
 
-import errno
 import struct
 from typing import NamedTuple
 
 from tapwright.linux import netlink
-from tapwright.linux.netlink import Netlink, NetlinkError, attribute
+from tapwright.linux.netlink import Netlink, attribute
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NDA_DST, NDA_LLADDR = 1, 2
@@ -64,15 +62,3 @@ def encoded(entry: Neighbour) -> bytes:
         + attribute(NDA_DST, netlink.pack_address(entry.address))
         + attribute(NDA_LLADDR, netlink.pack_mac(entry.mac))
     )
-
-
-def remove(nl: Netlink, entry: Neighbour) -> None:
-    """Remove an entry. It is no error if the entry went away with its interface."""
-    family = netlink.family_of(entry.address)
-    payload = _NDMSG.pack(family, entry.device, 0, entry.flags, 0)
-    payload += attribute(NDA_DST, netlink.pack_address(entry.address))
-    try:
-        nl.request(f"remove neighbour {entry.address}", RTM_DELNEIGH, payload)
-    except NetlinkError as error:
-        if error.errno != errno.ENOENT:
-            raise

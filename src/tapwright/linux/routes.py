@@ -127,19 +127,10 @@ def request_of(family: int) -> bytes:
     return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, RTN_UNICAST, 0)
 
 
-def add(nl: Netlink, route: Route, append: bool = False) -> None:
-    """Add a route; with `append`, after (IPv6: beside) others of the same destination and metric.
-
-    Raises NetlinkError (EEXIST: such a route exists, or with `append` the very same).
-    """
-    (refusal,) = add_many(nl, [route], append)
-    if refusal:
-        raise refusal
-
-
 def add_many(nl: Netlink, some: Iterable[Route], append: bool = False) -> list[NetlinkError | None]:
-    """Add many routes, as far as the kernel accepts them. Return for each None, or the reason of
-    its refusal."""
+    """Add routes, as far as the kernel accepts them; with `append`, after (IPv6: beside) others of
+    the same destination and metric. Return for each None, or the reason of its refusal (EEXIST:
+    such a route exists, or with `append` the very same)."""
     flags = netlink.NLM_F_CREATE | (netlink.NLM_F_APPEND if append else netlink.NLM_F_EXCL)
     return nl.request_many(
         [
@@ -149,15 +140,9 @@ def add_many(nl: Netlink, some: Iterable[Route], append: bool = False) -> list[N
     )
 
 
-def remove(nl: Netlink, route: Route) -> None:
-    """Remove a route. It is no error if the route went away with another change."""
-    (refusal,) = remove_many(nl, [route])
-    if refusal:
-        raise refusal
-
-
 def remove_many(nl: Netlink, some: Iterable[Route]) -> list[NetlinkError | None]:
-    """Remove many routes. Return for each None, or the reason of its refusal."""
+    """Remove routes. Return for each None, or the reason of its refusal; it is none if the route
+    went away with another change."""
     refusals = nl.request_many(
         [NetlinkRequest(f"remove route {route}", RTM_DELROUTE, encoded(route)) for route in some]
     )
