@@ -259,7 +259,7 @@ class _Making:
             self._log.warn(f"with disable_new_netns the namespace {network} is ignored")
         default = configuration.qemu
         shared_memory = memory.asked_for(of_guest["mounts"])
-        is_pod, pod = pods.is_pause(self._bundle), size.claim(self._bundle)
+        dns = annotations.dns(self._bundle.annotations)
         spec = planning.plan(
             configuration,
             planning.Wish(
@@ -267,17 +267,17 @@ class _Making:
                 memory_mib=size.memory_mib(self._bundle, default.default_memory, shared_memory),
                 vcpus=size.vcpus(self._bundle, default.default_vcpus, os.sched_getaffinity(0)),
                 share=True,
-                dns=annotations.dns(self._bundle.annotations),
                 cgroup=self._container.cgroup,
-                oom_score_adj=self._bundle.process.get("oomScoreAdj", 0),
                 first=self._container.id,
-                is_pod=is_pod,
-                pod_memory=pod.memory if is_pod else 0,
-                pod_cpus=pod.cpus if is_pod else 0.0,
-                bounds_host=self._container.cgroup_kind in (cgroup.OWN, cgroup.PLATFORMS),
             ),
             lambda text: None,
         )
+        spec.dns = dns
+        spec.oom_score_adj = self._bundle.process.get("oomScoreAdj", 0)
+        spec.bounds_host = self._container.cgroup_kind in (cgroup.OWN, cgroup.PLATFORMS)
+        if pods.is_pause(self._bundle):
+            pod = size.claim(self._bundle)
+            spec.is_pod, spec.pod_memory, spec.pod_cpus = True, pod.memory, pod.cpus
         cgroup.allow_for(self._container, self._bundle, spec.machine.memory_mib)
         if configuration.runtime.enable_debug:
             os.environ[LOG_LEVEL_VARIABLE] = "debug"

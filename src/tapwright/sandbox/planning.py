@@ -48,9 +48,8 @@ _ADDRESSABLE_MIB = 512 << 10
 class Wish(NamedTuple):
     """The caller's request. `networks` are (name, ifname), ifname empty for eth0, eth1, …;
     `published` are portMappings entries (CNI conventions, "port mappings"). With `share` the guest
-    can see files of the host; `dns` (as in a CNI result) is the guest's. `cgroup` is the control
-    group to join: None for one of the sandbox's own, empty for none. The VM may grow for the
-    container `first` and for others beside it: see `record.Spec`."""
+    can see files of the host. `cgroup` is the control group to join: None for one of the sandbox's
+    own, empty for none. The VM may grow for the container `first` and for others beside it."""
 
     networks: Sequence[tuple[str, str]] = ()
     published: Sequence[dict[str, Any]] = ()
@@ -59,14 +58,8 @@ class Wish(NamedTuple):
     memory_mib: int = 0
     vcpus: int = 0
     share: bool = False
-    dns: dict[str, Any] | None = None
     cgroup: str | None = None
-    oom_score_adj: int = 0
     first: str = ""
-    is_pod: bool = False
-    pod_memory: int = 0
-    pod_cpus: float = 0.0
-    bounds_host: bool = False
 
 
 def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
@@ -98,6 +91,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
             f"QEMU ({qemu.path}) is not installed: install qemu-system-x86, or set path in "
             "[hypervisor.qemu]"
         )
+    daemon = Daemon(qemu.virtio_fs_daemon, qemu.virtio_fs_cache, qemu.virtio_fs_extra_args)
     kernel, initrd, disk = _guest(config, progress)
     machine = Machine(
         kernel=Path(kernel),
@@ -116,7 +110,7 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         hugepages=qemu.enable_hugepages,
         vhost=not qemu.disable_vhost_net,
         debug=qemu.enable_debug,
-        share=_daemon(qemu) if wish.share else None,
+        share=daemon if wish.share else None,
         kernel_params=qemu.kernel_params,
     )
     return Spec(
@@ -138,17 +132,11 @@ def plan(config: Config, wish: Wish, progress: Progress) -> Spec:
         spares=config.factory.vm_cache_number if config.factory.enable_template else 0,
         spare_seconds=config.factory.spare_seconds,
         configuration=os.path.abspath(config.source) if config.source else "",
-        dns=wish.dns,
         cgroup=_group_above(config) if of_its_own else wish.cgroup or "",
         cgroup_of_its_own=of_its_own,
         cgroup_limits=_limits(config.runtime) if of_its_own else {},
-        oom_score_adj=wish.oom_score_adj,
         default_memory_mib=qemu.default_memory,
         first=wish.first,
-        is_pod=wish.is_pod,
-        pod_memory=wish.pod_memory,
-        pod_cpus=wish.pod_cpus,
-        bounds_host=wish.bounds_host,
         overhead_memory=config.runtime.overhead_memory,
         overhead_cpu=config.runtime.overhead_cpu,
         short_listing=config.runtime.enable_compat_old_cni,
@@ -175,10 +163,6 @@ def _interfaces(path: str) -> int:
         found = (one for one in links.listing(nl) if one.is_ethernet and not one.is_loopback)
         return sum(not one.is_port and one.kind != "bridge" for one in found)
     return 0
-
-
-def _daemon(qemu: Qemu) -> Daemon:
-    return Daemon(qemu.virtio_fs_daemon, qemu.virtio_fs_cache, tuple(qemu.virtio_fs_extra_args))
 
 
 def most_memory_mib(qemu: Qemu) -> int:
