@@ -6,6 +6,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    Json = dict[str, Any]
+
 NAMES = {
     str: "a string",
     int: "a whole number",

@@ -80,6 +80,11 @@ FORWARD_WINDOW = 64 * 1024
 """The window of a connection; there may be many more connections than processes."""
 DATAGRAM_COST = 1024
 """So that datagrams without content are bounded by the window, too."""
+TCP_STATES = (
+    *("established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close"),
+    *("close_wait", "last_ack", "listen", "closing"),
+)
+"""Of sockets, in the order of the kernel's numbers from 1 (include/net/tcp_states.h)."""
 MAX_LISTENERS = 256
 MAX_LINGERING = 64
 
@@ -155,7 +160,6 @@ def written(kind: int, content: Any) -> bytes:
 
 
 def frames(kind: int, session: int, stream: int, data: bytes) -> Iterator[bytes]:
-    """Yield the frames of a message."""
     for start in range(0, max(len(data), 1), MAX_PAYLOAD):
         flags = MORE if start + MAX_PAYLOAD < len(data) else 0
         part = data[start : start + MAX_PAYLOAD]

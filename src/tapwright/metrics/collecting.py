@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tapwright import __version__
+from tapwright.agent.protocol import TCP_STATES
 from tapwright.hypervisor.template_store import Store
 from tapwright.linux.counted import Counters
 from tapwright.metrics import labels, processes
@@ -28,10 +29,6 @@ _GUEST_SECONDS = 1.0
 """The time for a guest to answer, and for all of them together."""
 
 _MOST = (1 << 64) - 1
-_TCP_STATES = (
-    *("established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close"),
-    *("close_wait", "last_ack", "listen", "closing"),
-)
 _CPU_MODES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _FAMILIES = {"ipv4": "", "ipv6": "6"}
 
@@ -215,7 +212,7 @@ class _Guest:
             self._add(f"tcp_segments_{key}", COUNTER, text, ("segments", key))
         for family, digit in _FAMILIES.items():
             tcp, udp, more = f"tcp{digit}", f"udp{digit}", {"family": family}
-            for state in _TCP_STATES:
+            for state in TCP_STATES:
                 text = "The guest's TCP sockets, by state."
                 self._add("tcp_sockets", GAUGE, text, (tcp, state), more | {"state": state})
             self._add("udp_sockets", GAUGE, "The guest's UDP sockets.", (udp, "listen"), more)

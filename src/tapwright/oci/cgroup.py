@@ -11,14 +11,11 @@ from tapwright.oci import pods, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from tapwright.config import Config
     from tapwright.oci.bundle import Bundle
     from tapwright.oci.log import Log
     from tapwright.oci.state import Container, Held
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 PLATFORMS, OWN, SHARED = "platform's", "own", "shared"
 """The kind of a group: new at the path that the platform names, or at Tapwright's own path; or one

@@ -11,9 +11,8 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any
 
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _MISC = 10
 # include/linux/miscdevice.h: hw_random, net/tun, cuse, fuse, loop-control, vhost-net, vhost-vsock,

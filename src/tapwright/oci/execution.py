@@ -11,11 +11,8 @@ from tapwright.sandbox import client
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from tapwright.oci.creation import Wish
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _FORWARDED = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),

@@ -13,12 +13,10 @@ from tapwright.oci import devices, home, size, sysctls, users
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
     from tapwright.oci.bundle import Bundle
     from tapwright.oci.log import Log
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _OF_EACH = ("pid", "mount", "ipc", "uts", "cgroup")
 """Namespaces that each container has in the guest: its own, unless it joins those of its pod."""

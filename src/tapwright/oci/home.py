@@ -9,11 +9,8 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from tapwright.oci.bundle import Bundle
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _USERS = "/etc/passwd"
 _OF_OTHERS = "/"

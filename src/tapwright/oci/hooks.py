@@ -10,9 +10,8 @@ from tapwright.oci.log import Log
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _MOST_OUTPUT = 2000
 

@@ -9,9 +9,7 @@ from tapwright.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _PLACES = {
     "memory": ("memory", "limit"),

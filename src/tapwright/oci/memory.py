@@ -19,9 +19,8 @@ from tapwright.linux import libc, mount_table
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any
 
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _SIZE = re.compile(r"(\d+)([kmgt]?)", re.IGNORECASE | re.ASCII)
 _SHM = "/dev/shm"  # noqa: S108 - the container's

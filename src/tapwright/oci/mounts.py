@@ -15,12 +15,10 @@ from tapwright.oci import memory, users
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from typing import Any
 
     from tapwright.oci.bundle import Bundle
     from tapwright.oci.log import Log
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 ROOTFS = "rootfs"
 

@@ -9,11 +9,9 @@ from tapwright.oci.state import Container
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from tapwright.sandbox.client import Supervisor
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _MOUNT_OPTIONS = """
     async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev

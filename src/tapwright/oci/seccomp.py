@@ -16,11 +16,9 @@ from tapwright.linux import libseccomp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Any
 
     from tapwright.oci.bundle import Bundle
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _ANNOTATION = "run.oci.seccomp_bpf_data"
 

@@ -2,21 +2,17 @@
 control group (Documentation/admin-guide/cgroup-v2.rst). openEuler's runtime adds the network of the
 guest, which all containers of a sandbox share."""
 
+from tapwright.agent.protocol import TCP_STATES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 _UNLIMITED = 2**64 - 1
 _NS_PER_US = 1000
 
 _OF_INTERFACE = tuple(
     f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")
-)
-_OF_TCP = (
-    *("established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close"),
-    *("close_wait", "last_ack", "listen", "closing"),
 )
 _OF_UDP = ("listen", "dropped", "rx_queued", "tx_queued")
 
@@ -44,7 +40,7 @@ def _network(numbers: "Json") -> "Json":
             {"name": name, **_counts(found, _OF_INTERFACE)}
             for name, found in _table(numbers.get("interfaces")).items()
         ],
-        **{name: _counts(numbers.get(name), _OF_TCP) for name in ("tcp", "tcp6")},
+        **{name: _counts(numbers.get(name), TCP_STATES) for name in ("tcp", "tcp6")},
         **{name: _counts(numbers.get(name), _OF_UDP) for name in ("udp", "udp6")},
     }
 

@@ -11,11 +11,9 @@ from tapwright.errors import BundleError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
-    from typing import Any
 
     from tapwright.oci.bundle import Bundle
-
-    Json = dict[str, Any]
+    from tapwright.shapes import Json
 
 
 _PORTS, _PING = "ipv4/ip_unprivileged_port_start", "ipv4/ping_group_range"

@@ -5,10 +5,8 @@ import contextlib
 from collections import Counter
 from typing import Any
 
-_STATES = (
-    *("established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close"),
-    *("close_wait", "last_ack", "listen", "closing"),
-)
+from tapwright.agent.protocol import TCP_STATES
+
 _NEW_SYN_RECV = 12
 """The state of a connection request (TCP_NEW_SYN_RECV); the kernel shows it as SYN_RECV."""
 _DIRECTIONS = (("rx", 0), ("tx", 8))
@@ -45,12 +43,12 @@ def _tcp(path: str) -> dict[str, int]:
     with open(path, "rb") as file:
         next(file)
         counts = Counter(line.split(None, 4)[3] for line in file)
-    found = dict.fromkeys(_STATES, 0)
+    found = dict.fromkeys(TCP_STATES, 0)
     for state, count in counts.items():
         number = int(state, 16)
         number = 3 if number == _NEW_SYN_RECV else number
-        if 1 <= number <= len(_STATES):
-            found[_STATES[number - 1]] += count
+        if 1 <= number <= len(TCP_STATES):
+            found[TCP_STATES[number - 1]] += count
     return found
 
 
