@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from tapwright import shapes
 from tapwright.control.stdio import ready
 from tapwright.errors import UsageError
 
@@ -54,7 +55,7 @@ class Abandoned:
         that; so this waits for both. Raises UsageError."""
         if type(process) is not int or type(monitor) is not int:
             raise UsageError("process and monitor must be pids")
-        if not isinstance(bundle, str) or not _is_words(command):
+        if not isinstance(bundle, str) or not shapes.fits(command, list[str]):
             raise UsageError("bundle must be a path, and command a list of words")
         with contextlib.ExitStack() as stack:
             seen, judge = _pidfd(stack, process), _pidfd(stack, monitor)
@@ -123,7 +124,3 @@ def _pidfd(stack: contextlib.ExitStack, pid: int) -> int | None:
         return None
     stack.callback(os.close, fd)
     return fd
-
-
-def _is_words(content: object) -> bool:
-    return isinstance(content, list) and all(isinstance(word, str) for word in content)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from tapwright import shapes
 from tapwright.agent.client import AgentClient
 from tapwright.agent.requests import of
 from tapwright.errors import AgentError
@@ -20,9 +21,9 @@ _PROCESS: dict[str, Any] = {
     "uid": int,
     "gid": int,
     "state": str,
-    "started": float | int,
-    "cpu": float | int,
-    "command": list,
+    "started": float,
+    "cpu": float,
+    "command": list[str],
 }
 
 Operation = Callable[..., Coroutine[Any, Any, Any]]
@@ -85,11 +86,7 @@ class Containers:
 
 
 def _is_process(entry: object) -> bool:
-    return (
-        isinstance(entry, dict)
-        and all(isinstance(entry.get(key), kind) for key, kind in _PROCESS.items())
-        and all(isinstance(word, str) for word in entry["command"])
-    )
+    return isinstance(entry, dict) and not shapes.mistake(entry, _PROCESS)
 
 
 def _is_numbers(content: object, depth: int = 3) -> bool:

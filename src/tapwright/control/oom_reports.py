@@ -16,6 +16,7 @@ import struct
 import time
 from typing import Any
 
+from tapwright import shapes
 from tapwright.errors import UsageError
 
 _log = logging.getLogger(__name__)
@@ -123,10 +124,8 @@ def _is_proper(wanted: Any) -> bool:
     if not isinstance(wanted, dict) or not wanted.keys() <= {"files", "containerd"}:
         return False
     files, containerd = wanted.get("files", []), wanted.get("containerd")
-    if not isinstance(files, list) or not all(isinstance(path, str) for path in files):
-        return False
-    return containerd is None or (
-        isinstance(containerd, dict)
-        and containerd.keys() == {"address", "namespace", "container"}
-        and all(isinstance(text, str) for text in containerd.values())
+    return (
+        shapes.fits(files, list[str])
+        and shapes.fits(containerd, dict[str, str] | None)
+        and (containerd is None or containerd.keys() == {"address", "namespace", "container"})
     )
