@@ -22,18 +22,22 @@ class Option:
 
 
 class Verb:
-    """A verb with `least` to `most` operands. With `command`, all words after the first operand
-    belong to a command, and are not parsed."""
+    """A verb with the operands that its `usage` names: those in brackets may be missing. With
+    `command`, all words after the first operand belong to a command, and are not parsed."""
 
-    def __init__(
-        self, words: str, usage: str, least: int, most: int, *options: Option, command: bool = False
-    ) -> None:
+    def __init__(self, words: str, usage: str, *options: Option, command: bool = False) -> None:
         self.words = words
         self.usage = usage
-        self.least = least
-        self.most = most
         self.options = options
         self.command = command
+
+    def takes(self, operands: "Sequence[str]") -> bool:
+        """Whether so many operands are right."""
+        if self.command:
+            return bool(operands)
+        named = self.usage.split()
+        needed = [word for word in named if word[0] != "["]
+        return len(needed) <= len(operands) <= len(named)
 
 
 class Options:
@@ -107,34 +111,26 @@ VERBS = {
     "create": Verb(
         "create a container from a bundle, without starting its program",
         "ID",
-        1,
-        1,
         _BUNDLE,
         _CONSOLE,
         _PID_FILE,
         *_IGNORED,
     ),
-    "start": Verb("start the program of a container that was created", "ID", 1, 1),
-    "state": Verb("print the state of a container as JSON", "ID", 1, 1),
+    "start": Verb("start the program of a container that was created", "ID"),
+    "state": Verb("print the state of a container as JSON", "ID"),
     "kill": Verb(
         "send a signal to a container's process",
         "ID [SIGNAL]",
-        1,
-        2,
         Option("all", "", "send the signal to all processes of the container", "a"),
     ),
     "delete": Verb(
         "delete a container that has ended, with all resources on the host",
         "ID",
-        1,
-        1,
         Option("force", "", "kill a container that still runs; succeed where none exists", "f"),
     ),
     "exec": Verb(
         "run another process in a running container",
         "ID COMMAND [ARG ...] | --process FILE ID",
-        1,
-        1 << 20,
         _CONSOLE,
         _PID_FILE,
         _DETACH,
@@ -159,8 +155,6 @@ VERBS = {
     "run": Verb(
         "create, start and finally delete a container",
         "ID",
-        1,
-        1,
         _BUNDLE,
         _CONSOLE,
         _PID_FILE,
@@ -170,26 +164,20 @@ VERBS = {
         *_IGNORED,
     ),
     "list": Verb(
-        "list containers", "", 0, 0, _FORMAT, Option("quiet", "", "print nothing but the ids", "q")
+        "list containers", "", _FORMAT, Option("quiet", "", "print nothing but the ids", "q")
     ),
-    "ps": Verb(
-        "list the processes of a container", "ID [PS-OPTION ...]", 1, 1 << 20, _FORMAT, command=True
-    ),
-    "pause": Verb("freeze all processes of a container", "ID", 1, 1),
-    "resume": Verb("thaw all processes of a paused container", "ID", 1, 1),
+    "ps": Verb("list the processes of a container", "ID [PS-OPTION ...]", _FORMAT, command=True),
+    "pause": Verb("freeze all processes of a container", "ID"),
+    "resume": Verb("thaw all processes of a paused container", "ID"),
     "events": Verb(
         "print statistics and events of a container, one JSON object a line",
         "ID",
-        1,
-        1,
         Option("interval", "DURATION", "print statistics this often (default: 5s)"),
         Option("stats", "", "print the statistics once and exit"),
     ),
     "update": Verb(
         "change the limits of a container",
         "ID",
-        1,
-        1,
         Option(
             "resources",
             "FILE|-",
@@ -216,14 +204,12 @@ VERBS = {
                 *("l3-cache-schema", "mem-bw-schema"),
             )
         ),
-        Option(
-            "kernel-memory", "BYTES", "accepted without effect: kernels have dropped this limit"
-        ),
-        Option(
-            "kernel-memory-tcp", "BYTES", "accepted without effect: kernels have dropped this limit"
+        *(
+            Option(name, "BYTES", "accepted without effect: kernels have dropped this limit")
+            for name in ("kernel-memory", "kernel-memory-tcp")
         ),
     ),
-    "features": Verb("print the features of this runtime as JSON", "", 0, 0),
+    "features": Verb("print the features of this runtime as JSON", ""),
 }
 
 
@@ -248,7 +234,7 @@ def read(argv: "Sequence[str]") -> tuple[Options, str, Options]:
     verb = VERBS[name]
     options, operands = _read((*verb.options, *HELP), words[1:], verb.command)
     options.operands = operands
-    if not options.flag("help") and not verb.least <= len(operands) <= verb.most:
+    if not options.flag("help") and not verb.takes(operands):
         raise UsageError(f"usage: tapwright {name} [OPTION ...] {verb.usage}".rstrip())
     return before, name, options
 
