@@ -77,7 +77,7 @@ packets were dropped. FILTER is that of tcpdump (pcap-filter(7)), and needs libp
     command.set_defaults(run=_capture)
 
 
-def _capture(arguments: argparse.Namespace) -> int:
+def _capture(arguments: argparse.Namespace) -> None:
     from tapwright.capture import capturing, filters, points
     from tapwright.state import registry
 
@@ -106,7 +106,6 @@ def _capture(arguments: argparse.Namespace) -> int:
         if fd != 1:
             os.close(fd)
     _tell_end(summary, "stdout" if fd == 1 else name)
-    return 0
 
 
 def _opened(name: str, is_ours: bool) -> int:

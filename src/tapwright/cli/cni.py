@@ -27,7 +27,8 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
             description=f"{help_text[0].upper()}{help_text[1:]}.",
             epilog=environment.DESCRIPTION,
         )
-        add_arguments(command)
+        if add_arguments:
+            add_arguments(command)
         command.add_argument(
             "--cache-dir",
             metavar="DIR",
@@ -100,11 +101,7 @@ def _attachments_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _no_arguments(_: argparse.ArgumentParser) -> None:
-    pass
-
-
-def _add(arguments: argparse.Namespace) -> int:
+def _add(arguments: argparse.Namespace) -> None:
     network, attachment = environment.network(arguments), environment.attachment(arguments)
     if not os.path.exists(attachment.netns):
         from tapwright.cni import CniError
@@ -114,15 +111,13 @@ def _add(arguments: argparse.Namespace) -> int:
         )
     result = _runtime(arguments).add(network, attachment)
     print(json.dumps(result, indent=4))
-    return 0
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> None:
     network = environment.network(arguments)
     checked = _runtime(arguments).check(network, environment.attachment(arguments))
     if arguments.json:
         output.print_json({"network": network.name, "checked": checked})
-    return 0
 
 
 def _delete(arguments: argparse.Namespace) -> int:
@@ -161,15 +156,14 @@ def _valid(arguments: argparse.Namespace) -> "list[tuple[str, str]] | None":
     return [(container_id, ifname) for container_id, ifname in split]
 
 
-def _status(arguments: argparse.Namespace) -> int:
+def _status(arguments: argparse.Namespace) -> None:
     network = environment.network(arguments)
     asked = _runtime(arguments).status(network)
     if arguments.json:
         output.print_json({"network": network.name, "ready": True, "asked": asked})
-    return 0
 
 
-def _version(arguments: argparse.Namespace) -> int:
+def _version(arguments: argparse.Namespace) -> None:
     from tapwright.cni import versions
 
     supported: dict[str, tuple[str, ...]] = {"tapwright": versions.VERSIONS}
@@ -181,10 +175,9 @@ def _version(arguments: argparse.Namespace) -> int:
     else:
         rows = [(kind, ", ".join(known)) for kind, known in supported.items()]
         output.print_table(("NAME", "VERSIONS"), rows)
-    return 0
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _list(arguments: argparse.Namespace) -> None:
     from tapwright.cni import load_networks
 
     networks, problems = load_networks(environment.net_dir(arguments))
@@ -201,13 +194,12 @@ def _list(arguments: argparse.Namespace) -> int:
     ]
     if arguments.json:
         output.print_json(listed)
-        return 0
+        return
     lines = [
         (entry.name, entry.cni_version, ", ".join(p["type"] for p in entry.plugins), entry.source)
         for entry in networks
     ]
     output.print_table(("NETWORK", "VERSION", "PLUGINS", "FILE"), lines)
-    return 0
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -231,14 +223,14 @@ def _validate(arguments: argparse.Namespace) -> int:
     return _complain(problems)
 
 
-def _attachments(arguments: argparse.Namespace) -> int:
+def _attachments(arguments: argparse.Namespace) -> None:
     entries, problems = _runtime(arguments).attachments()
     _complain(problems)
     if arguments.container_id is not None:
         entries = [e for e in entries if e.attachment.container_id == arguments.container_id]
     if arguments.json:
         output.print_json([_described(entry) | {"result": entry.result} for entry in entries])
-        return 0
+        return
     rows = []
     for entry in entries:
         addresses = [ip.get("address", "?") for ip in (entry.result or {}).get("ips") or ()]
@@ -246,7 +238,6 @@ def _attachments(arguments: argparse.Namespace) -> int:
         state = "attached" if entry.result else "half attached"
         rows.append((entry.network, a.container_id, a.ifname, a.netns, state, " ".join(addresses)))
     output.print_table(("NETWORK", "CONTAINER", "INTERFACE", "NETNS", "STATE", "ADDRESSES"), rows)
-    return 0
 
 
 def _described(entry: "Entry") -> dict[str, Any]:
@@ -287,7 +278,7 @@ def _complain(problems: "Iterable[CniError | Exception | str]") -> int:
     return status
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, tuple[Any, Any, str]] = {
     "add": (_add, _attachment_arguments, "attach a namespace to a network and print the result"),
     "check": (_check, _attachment_arguments, "check that an attachment is unchanged"),
     "del": (_delete, _attachment_arguments, "detach a namespace from a network"),
@@ -302,7 +293,7 @@ _COMMANDS = {
         _version_arguments,
         "print the CNI versions that Tapwright and plugins support",
     ),
-    "list": (_list, _no_arguments, "list the networks, and report broken files"),
+    "list": (_list, None, "list the networks, and report broken files"),
     "validate": (
         _validate,
         _validate_arguments,

@@ -88,7 +88,6 @@ def runtime(arguments: argparse.Namespace, trace: "Trace | None" = None) -> "Run
 
 
 def net_dir(arguments: argparse.Namespace) -> str:
-    """The directory of networks."""
     from tapwright.cni.directory import DEFAULT_DIRECTORY
 
     configured = _configured(arguments).get("conf_dir", DEFAULT_DIRECTORY)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     from tapwright.cni.errors import CniError
 
     try:
-        status: int = arguments.run(arguments)
+        status: int | None = arguments.run(arguments)
     except UsageError as error:
         return _complain(error, _WRONG_USAGE)
     except (TapwrightError, CniError) as error:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         return _complain(error, _FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", _INTERRUPTED)
-    return status
+    return status or 0
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

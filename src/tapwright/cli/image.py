@@ -62,7 +62,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
     command.set_defaults(run=_list)
 
 
-def _build(arguments: argparse.Namespace) -> int:
+def _build(arguments: argparse.Namespace) -> None:
     from tapwright import config
     from tapwright.errors import UsageError
     from tapwright.image import store
@@ -84,7 +84,6 @@ def _build(arguments: argparse.Namespace) -> int:
     finally:
         output.end_progress()
     _show(image, arguments.json)
-    return 0
 
 
 def _show(image: Any, as_json: bool) -> None:
@@ -105,39 +104,30 @@ def _make_template(configuration: Any) -> None:
     asyncio.run(make_template(spec, output.show_progress))
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    from tapwright import config
+def _export(arguments: argparse.Namespace) -> None:
     from tapwright.errors import ImageError
     from tapwright.image import store, transfer
 
-    directory = Path(config.load(arguments.config).image.store)
+    directory = _store(arguments)
     image = store.find(directory)
     if image is None:
         raise ImageError(f"there is no image in {directory}: build one (tapwright image build)")
     transfer.export_image(image, arguments.file)
-    return 0
 
 
-def _import(arguments: argparse.Namespace) -> int:
-    from tapwright import config
+def _import(arguments: argparse.Namespace) -> None:
     from tapwright.image import transfer
 
-    directory = Path(config.load(arguments.config).image.store)
-    _show(transfer.import_image(arguments.file, directory), arguments.json)
-    return 0
+    _show(transfer.import_image(arguments.file, _store(arguments)), arguments.json)
 
 
-def _list(arguments: argparse.Namespace) -> int:
-    from tapwright import config
+def _list(arguments: argparse.Namespace) -> None:
     from tapwright.image import store
 
-    images = [
-        _described(image)
-        for image in store.listing(Path(config.load(arguments.config).image.store))
-    ]
+    images = [_described(image) for image in store.listing(_store(arguments))]
     if arguments.json:
         output.print_json(images)
-        return 0
+        return
     rows = [
         (
             image["key"],
@@ -148,7 +138,12 @@ def _list(arguments: argparse.Namespace) -> int:
         for image in images
     ]
     output.print_table(("IMAGE", "RELEASE", "KERNEL", "CURRENT"), rows)
-    return 0
+
+
+def _store(arguments: argparse.Namespace) -> Path:
+    from tapwright import config
+
+    return Path(config.load(arguments.config).image.store)
 
 
 def _described(image: "Image") -> dict[str, Any]:

@@ -3,7 +3,7 @@ parameters of openEuler's `kata-runtime kata-ipvs`."""
 
 import argparse
 import sys
-from collections.abc import Container, Iterable
+from collections.abc import Container
 
 from tapwright.cli import output
 from tapwright.cli.parser import add_id
@@ -59,30 +59,28 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
         add_id(command, of_containers=True)
 
 
-def _ipvsadm(arguments: argparse.Namespace) -> int:
+def _ipvsadm(arguments: argparse.Namespace) -> None:
     from tapwright.oci import pods
     from tapwright.sandbox import balancing, ipvsadm
 
     output.need_root()
     if arguments.restore is None:
         command = ipvsadm.read(arguments.parameters)
-        _print(balancing.run(pods.sandbox_of(arguments.root, arguments.id), command))
-        return 0
+        sys.stdout.writelines(balancing.run(pods.sandbox_of(arguments.root, arguments.id), command))
+        return
     if arguments.restore != "-":
         raise UsageError("rules are read from standard input: --restore - < FILE")
     rules = ipvsadm.read_rules(_read())
     balancing.restore(pods.sandbox_of(arguments.root, arguments.id), rules)
-    return 0
 
 
-def _cleanup(arguments: argparse.Namespace) -> int:
+def _cleanup(arguments: argparse.Namespace) -> None:
     from tapwright.oci import pods
     from tapwright.sandbox import balancing, ipvsadm
 
     output.need_root()
     wanted = ipvsadm.read_cleanup(arguments.parameters)
-    _print(balancing.cleanup(pods.sandbox_of(arguments.root, arguments.id), wanted))
-    return 0
+    sys.stdout.writelines(balancing.cleanup(pods.sandbox_of(arguments.root, arguments.id), wanted))
 
 
 def _read() -> str:
@@ -93,8 +91,3 @@ def _read() -> str:
         return data.decode("ascii")
     except UnicodeDecodeError as error:
         raise TapwrightError(f"standard input is not ASCII text: {error}") from None
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        sys.stdout.write(line)

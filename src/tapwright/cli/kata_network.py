@@ -75,7 +75,7 @@ def add_commands(group: argparse.ArgumentParser, words: Container[str]) -> None:
         command.set_defaults(run=_run, verb=verb)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     from tapwright.oci import pods
     from tapwright.sandbox import client
 
@@ -92,7 +92,6 @@ def _run(arguments: argparse.Namespace) -> int:
         _print((error.result or content) if verb.call == "remove_interface" else None)
         raise
     _print(answer or None)
-    return 0
 
 
 def _read(path: str) -> Json:

@@ -13,7 +13,7 @@ from tapwright.errors import TapwrightError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from tapwright.oci.log import Log
@@ -54,7 +54,7 @@ def main(argv: "Sequence[str]") -> int:
         os.environ[command.LOG_LEVEL_VARIABLE] = before.text("log-level") or (
             "debug" if before.flag("debug") else "warning"
         )
-        status = _VERBS[verb](Call(before, options, log, caller))
+        status = _VERBS[verb](Call(before, options, log, caller)) or 0
     except TapwrightError as error:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         log.failed(f"{error}{notes}")
@@ -83,12 +83,11 @@ def _open_stdio() -> None:
     os.close(fd)
 
 
-def _create(call: Call) -> int:
+def _create(call: Call) -> None:
     from tapwright.oci import creation
 
     _, stdio = creation.create(_wish(call, detached=True, caller=call.caller), call.log)
     stdio.close()
-    return 0
 
 
 def _run(call: Call) -> int:
@@ -120,33 +119,29 @@ def _warn_of_descriptors(call: Call) -> None:
         call.log.warn("the container gets no more descriptors: a VM can't inherit them")
 
 
-def _start(call: Call) -> int:
+def _start(call: Call) -> None:
     from tapwright.oci import life
 
     life.start(call.root, call.id, call.log)
-    return 0
 
 
-def _state(call: Call) -> int:
+def _state(call: Call) -> None:
     from tapwright.oci import reports, state
 
     _print_json(reports.described(call.root, state.load(call.root, call.id)), indent=2)
-    return 0
 
 
-def _kill(call: Call) -> int:
+def _kill(call: Call) -> None:
     from tapwright.oci import life, signals
 
     name = (call.options.operands[1:] or ["SIGTERM"])[0]
     life.kill(call.root, call.id, signals.number(name), call.options.flag("all"))
-    return 0
 
 
-def _delete(call: Call) -> int:
+def _delete(call: Call) -> None:
     from tapwright.oci import life
 
     life.delete(call.root, call.id, call.options.flag("force"), call.log)
-    return 0
 
 
 def _exec(call: Call) -> int:
@@ -183,7 +178,7 @@ def _exec(call: Call) -> int:
     )
 
 
-def _list(call: Call) -> int:
+def _list(call: Call) -> None:
     from tapwright.oci import reports
 
     found = reports.listing(call.root)
@@ -195,52 +190,47 @@ def _list(call: Call) -> int:
         keys = ("id", "pid", "status", "bundle", "created", "owner")
         rows = [[str(entry[key]) for key in keys] for entry in found]
         _print_table([key.upper() for key in keys], rows)
-    return 0
 
 
-def _ps(call: Call) -> int:
+def _ps(call: Call) -> None:
     from tapwright.oci import reports
 
     if _is_json(call):
         _print_json(reports.shims(call.root, call.id))
-        return 0
+        return
     found = reports.processes(call.root, call.id)
     rows = [
         [str(entry["uid"]), str(entry["pid"]), str(entry["ppid"]), " ".join(entry["command"])]
         for entry in found
     ]
     _print_table(["UID", "PID", "PPID", "CMD"], rows)
-    return 0
 
 
-def _pause(call: Call) -> int:
+def _pause(call: Call) -> None:
     from tapwright.oci import life
 
     life.pause(call.root, call.id)
-    return 0
 
 
-def _resume(call: Call) -> int:
+def _resume(call: Call) -> None:
     from tapwright.oci import life
 
     life.resume(call.root, call.id)
-    return 0
 
 
-def _events(call: Call) -> int:
+def _events(call: Call) -> None:
     from tapwright.oci import limits, reports
 
     if call.options.flag("stats"):
         _print_json(reports.statistics(call.root, call.id))
-        return 0
+        return
     interval = limits.seconds(call.options.text("interval", "5s"))
     for event in reports.events(call.root, call.id, interval):
         _print_json(event)
         sys.stdout.flush()
-    return 0
 
 
-def _update(call: Call) -> int:
+def _update(call: Call) -> None:
     from tapwright.oci import life, limits
 
     options = call.options
@@ -248,14 +238,12 @@ def _update(call: Call) -> int:
     given = {name: options.text(name) for name in options.given()}
     resources = limits.read(path) if path else limits.of_options(given)
     life.update(call.root, call.id, resources, call.log)
-    return 0
 
 
-def _features(call: Call) -> int:
+def _features(call: Call) -> None:
     from tapwright.oci import reports
 
     _print_json(reports.features(), indent=4)
-    return 0
 
 
 def _is_json(call: Call) -> bool:
@@ -277,7 +265,7 @@ def _print_table(head: list[str], rows: list[list[str]]) -> None:
     output.print_table(head, rows)
 
 
-_VERBS = {
+_VERBS: "dict[str, Callable[[Call], int | None]]" = {
     "create": _create,
     "start": _start,
     "state": _state,

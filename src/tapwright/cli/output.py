@@ -51,7 +51,6 @@ def show_progress(text: str) -> None:
 
 
 def show_warning(text: str) -> None:
-    """Print a warning on a line of its own."""
     end_progress()
     print(f"tapwright: {text}", file=sys.stderr, flush=True)
 

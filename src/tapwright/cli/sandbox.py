@@ -180,7 +180,7 @@ def _add_exec(commands: Any) -> None:
     command.set_defaults(run=_exec)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     output.need_root()
     from tapwright.sandbox import launching
@@ -197,7 +197,6 @@ def _run(arguments: argparse.Namespace) -> int:
         from tapwright.cli import timing
 
         print(timing.picture(sandbox.record.phases, output.columns()))
-    return 0
 
 
 def _run_with(launch: "Launch | None", arguments: argparse.Namespace, started: float) -> "Sandbox":
@@ -228,24 +227,23 @@ def _run_with(launch: "Launch | None", arguments: argparse.Namespace, started: f
     return registry.find(arguments.root, arguments.id)
 
 
-def _list(arguments: argparse.Namespace) -> int:
+def _list(arguments: argparse.Namespace) -> None:
     from tapwright.state import registry
 
     output.need_root()
     sandboxes = registry.listing(arguments.root)
     if arguments.json:
         output.print_json([_described(sandbox) for sandbox in sandboxes])
-        return 0
+        return
     rows = []
     for sandbox in sandboxes:
         interfaces = sandbox.record.interfaces if sandbox.record else []
         addresses = [address for interface in interfaces for address in interface.addresses]
         rows.append((sandbox.id, sandbox.status, _created(sandbox), ", ".join(addresses)))
     output.print_table(("ID", "STATUS", "CREATED", "ADDRESSES"), rows)
-    return 0
 
 
-def _inspect(arguments: argparse.Namespace) -> int:
+def _inspect(arguments: argparse.Namespace) -> None:
     import json
 
     from tapwright.state import registry
@@ -253,7 +251,6 @@ def _inspect(arguments: argparse.Namespace) -> int:
     output.need_root()
     described = _described(registry.find(arguments.root, arguments.id))
     print(json.dumps(described, indent=None if arguments.json else 2))
-    return 0
 
 
 def _exec(arguments: argparse.Namespace) -> int:
@@ -326,7 +323,7 @@ def _delete(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _spares(arguments: argparse.Namespace) -> int:
+def _spares(arguments: argparse.Namespace) -> None:
     from tapwright.dataclass import asdict
     from tapwright.sandbox import spares
 
@@ -337,7 +334,7 @@ def _spares(arguments: argparse.Namespace) -> int:
             output.print_json(dropped)
         else:
             print("".join(f"{name}\n" for name in dropped), end="")
-        return 0
+        return
     found = [(spare, spares.held_mib(spare)) for spare in spares.listing(arguments.root)]
     reason = spares.last_failure(arguments.root)
     if arguments.json:
@@ -346,7 +343,7 @@ def _spares(arguments: argparse.Namespace) -> int:
             for spare, held in found
         ]
         output.print_json({"spares": listed, "last_failure": reason})
-        return 0
+        return
     head = "NAME", "STATUS", "MEMORY", "VCPUS", "FILES", "HOLDS", "SINCE"
     rows = [
         (
@@ -359,7 +356,6 @@ def _spares(arguments: argparse.Namespace) -> int:
     output.print_table(head, rows)
     if reason:
         print(f"The last spare that failed: {shown(reason)}")
-    return 0
 
 
 def _config(arguments: argparse.Namespace) -> "Config":

@@ -52,14 +52,14 @@ def add_command(commands: Any) -> None:
     command.set_defaults(run=_show)
 
 
-def _show(arguments: argparse.Namespace) -> int:
+def _show(arguments: argparse.Namespace) -> None:
     output.need_root()
     if arguments.watch:
         if arguments.json or arguments.svg:
             raise UsageError("--watch is for the terminal, or for --html")
         with contextlib.suppress(KeyboardInterrupt):
             _watch_page(arguments) if arguments.html else _watch_terminal(arguments)
-        return 0
+        return
     pictures = _pictures(arguments)
     if arguments.svg:
         from tapwright.diagnosis import drawing
@@ -76,7 +76,6 @@ def _show(arguments: argparse.Namespace) -> int:
         output.print_json(found if arguments.all else found[0])
     elif not arguments.svg and not arguments.html:
         print("\n\n".join(_drawn(picture) for picture in pictures) or "There is no sandbox.")
-    return 0
 
 
 def _pictures(arguments: argparse.Namespace) -> "list[Picture]":
