@@ -46,7 +46,6 @@ def at(path: str) -> Namespace | None:
 
 
 def leads_to(path: str, known: Namespace) -> bool:
-    """Whether the path leads to that namespace."""
     found = at(path)
     if found is None or found[:3] != known[:3]:
         return False

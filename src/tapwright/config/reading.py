@@ -108,7 +108,6 @@ class _Reading:
                 self._unknown.append((section, key))
 
     def config(self) -> Config:
-        """The configuration."""
         if self._values["netmon"].pop("disable_new_netns", False):
             self._values["runtime"]["disable_new_netns"] = True
         qemu = self._values["hypervisor.qemu"]

@@ -247,11 +247,8 @@ class Config(NamedTuple):
                     key,
                     getattr(getattr(self, attribute), key),
                     self.given.get(name, "default"),
-                    self._state(name),
+                    "passed over" if name in self.unused else "in use",
                 )
-
-    def _state(self, name: str) -> str:
-        return "passed over" if name in self.unused else "in use"
 
 
 def conflicts(config: Config) -> list[str]:

@@ -44,7 +44,6 @@ class View:
         return next((s for s in self.interfaces.values() if name and s.link.name == name), None)
 
     def with_address(self, address: str) -> Seen | None:
-        """Return the interface that has an address."""
         for index, some in self._addresses.items():
             if any(one.address == address for one in some):
                 return self.interfaces.get(index)

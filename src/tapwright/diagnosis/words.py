@@ -38,7 +38,6 @@ def place(name: str) -> str:
 
 
 def name(point: Point) -> str:
-    """Return the kind and the name of a point."""
     kind = _KINDS.get(point.kind, point.kind)
     if point.kind == way.TAP and point.driver == "macvtap":
         kind = "macvtap"

@@ -19,13 +19,11 @@ class BareTap(WithCompanion):
     """Its limits are the TAP's."""
 
     def check(self) -> None:
-        """Raises NetworkError."""
         with self.inside() as nl:
             self.check_name(nl)
             limits.check_name(nl, self.index)
 
     def attach(self, queues: int, uid: int) -> Tap:
-        """Raises NetworkError; call `detach` all the same."""
         refuse_queues(queues, self.device)
         with self.inside() as nl:
             link = self.link(nl)

@@ -96,7 +96,6 @@ def entry_of(endpoint: Endpoint) -> tuple[str, dict[str, Any]]:
 
 
 def is_endpoint(entry: dict[str, Any]) -> bool:
-    """Whether an entry of the journal is that of an endpoint."""
     return entry["kind"] in _KINDS
 
 

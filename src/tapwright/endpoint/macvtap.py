@@ -34,7 +34,6 @@ class Macvtap(WithCompanion):
     mac: str = ""
 
     def check(self) -> None:
-        """Raises NetworkError."""
         if self.sibling and self.mode in ("", "passthru"):
             raise NetworkError(
                 f"device: {self.device} is a macvlan of mode {self.mode or 'source'}, beside which "
@@ -55,7 +54,6 @@ class Macvtap(WithCompanion):
         return self.sibling or bool(self.rx_limit)
 
     def attach(self, queues: int, uid: int) -> Tap:
-        """Raises NetworkError; call `detach` all the same."""
         refuse_queues(queues, self.device)
         if self.sibling and self.rx_limit:
             raise NetworkError(
@@ -92,7 +90,6 @@ class Macvtap(WithCompanion):
             return link.mac == expected and links.find(nl, self.name) is not None
 
     def detach(self) -> None:
-        """Raises OSError."""
         with self.inside() as nl:
             if made := links.find(nl, self.name):
                 links.remove(nl, made.index)
@@ -110,7 +107,6 @@ class ExistingMacvtap(WithCompanion):
     took_all_multicast: bool = False
 
     def check(self) -> None:
-        """Raises NetworkError."""
         if self.rx_limit:
             raise NetworkError(
                 f"device: {self.device}: what arrives at a macvtap can't be limited; limit it at "
@@ -118,7 +114,6 @@ class ExistingMacvtap(WithCompanion):
             )
 
     def attach(self, queues: int, uid: int) -> Tap:
-        """Raises NetworkError; call `detach` all the same."""
         with self.inside() as nl:
             link = self.link(nl)
             try:
@@ -144,7 +139,6 @@ class ExistingMacvtap(WithCompanion):
         """Do nothing: the VM's MTU comes from this macvtap."""
 
     def detach(self) -> None:
-        """Raises OSError."""
         with self.inside() as nl:
             if links.at(nl, self.index):
                 limits.lift_egress(nl, self.index, self.tx_limit)

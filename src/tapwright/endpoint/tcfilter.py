@@ -37,13 +37,11 @@ class TcFilter(WithCompanion):
     took_all_multicast: bool = False
 
     def check(self) -> None:
-        """Raises NetworkError."""
         with self.inside() as nl:
             self.check_name(nl)
             limits.check_ingress(nl, self.index, self.device)
 
     def attach(self, queues: int, uid: int) -> Tap:
-        """Raises NetworkError; call `detach` all the same."""
         refuse_queues(queues, self.device)
         with self.inside() as nl:
             link = self.link(nl)

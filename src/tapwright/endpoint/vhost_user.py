@@ -40,7 +40,6 @@ class VhostUserSocket:
     owner: int | None
 
     def check(self) -> None:
-        """Raises NetworkError."""
         try:
             with _place(self.socket) as (directory, name), _opened(directory, name):
                 pass

@@ -88,7 +88,6 @@ class Growth:
         return added
 
     async def add_cpu(self) -> None:
-        """Plug in one CPU."""
         places = await self._qmp.execute("query-hotpluggable-cpus")
         free = [place for place in places if "qom-path" not in place]
         if not free:

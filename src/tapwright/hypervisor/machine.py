@@ -93,7 +93,6 @@ class Machine:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files from which the guest starts."""
         return (self.kernel, self.initrd, *([self.disk] if self.disk else []))
 
     @property

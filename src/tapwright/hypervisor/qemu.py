@@ -141,7 +141,6 @@ class Qemu:
 
     @property
     def pid(self) -> int:
-        """That of QEMU."""
         return self._process.pid
 
     def pids(self) -> list[int]:

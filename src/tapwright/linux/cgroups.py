@@ -278,7 +278,6 @@ def summed(failures: "list[str]") -> str:
 
 
 def has(controller: str, path: str) -> bool:
-    """Whether a group has a controller."""
     for hierarchy in hierarchies():
         if controller in hierarchy.controllers:
             return os.path.isdir(hierarchy.directory(path))

@@ -185,7 +185,6 @@ class Ipvs:
         return _service(self._get("find the service", _GET_SERVICE, self._key(wanted)), counted)
 
     def servers(self, service: Service, counted: bool = True) -> list[Server]:
-        """Return the servers of a service."""
         payload = self._payload(_GET_SERVER, self._key(service))
         family = socket.AF_INET6 if ":" in service.address else socket.AF_INET
         return [
@@ -234,7 +233,6 @@ class Ipvs:
 
 
 def reason(change: Change, refusal: NetlinkError) -> str:
-    """Return why a change was refused."""
     key = change.verb, change.server is not None, refusal.errno or 0
     return _REFUSALS.get(key) or str(refusal.args[-1])
 

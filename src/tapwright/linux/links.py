@@ -153,7 +153,6 @@ def listing_with_settings(nl: Netlink) -> list[tuple[Link, bytes]]:
 
 
 def find(nl: Netlink, name: str) -> Link | None:
-    """Return the interface of this name, or None."""
     return _get(nl, f"find interface {name}", 0, attribute(IFLA_IFNAME, name))
 
 
@@ -166,7 +165,6 @@ def named(nl: Netlink, name: str) -> Link:
 
 
 def at(nl: Netlink, index: int) -> Link | None:
-    """Return the interface with this index, or None."""
     return _get(nl, f"find interface {index}", index)
 
 
@@ -239,7 +237,6 @@ def set_group(nl: Netlink, index: int, group: int) -> None:
 
 
 def set_flags(nl: Netlink, index: int, flags: int, mask: int) -> None:
-    """Set the flags (IFF_*) of the mask to their values in `flags`."""
     _set(nl, "set flags", index, flags=flags, mask=mask)
 
 

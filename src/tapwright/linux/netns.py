@@ -17,7 +17,6 @@ _HOSTS = "/proc/1/ns/net"
 
 
 def path_of(name: str) -> str:
-    """Return the path at which the namespace called `name` is bound."""
     return f"{DIRECTORY}/{name}"
 
 

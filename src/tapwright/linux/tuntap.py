@@ -47,7 +47,6 @@ class Tap(NamedTuple):
 
     @property
     def flags(self) -> int:
-        """The flags for TUNSETIFF."""
         return (
             IFF_TAP
             | (0 if self.packet_info else IFF_NO_PI)

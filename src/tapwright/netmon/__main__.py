@@ -55,7 +55,6 @@ class _WrongUsageError(Exception):
 
 
 def run() -> NoReturn:
-    """Run the console script."""
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -127,9 +127,7 @@ class Following:
         await self._fill_table(self._first.entries)
         self.refused += self._attempts.reasons()
         self._first = None
-        followers = self._interfaces.followers()
-        nics = {index: nic.name for index, nic in followers.items()}
-        await self._rulesets.load(Followers(nics, self._interfaces.seen_by_hooks()))
+        await self._rulesets.load(self._nics())
 
     def _note_index(self, own: int, answer: Any) -> None:
         """Learn from an answer to `set_interface` which index the NIC of the interface with the
@@ -175,12 +173,14 @@ class Following:
             await self._configure_interfaces(found)
             await self._change_settings(own, found, scan.loopback)
             await self._fill_table(scan.entries)
-            names = {index: nic.name for index, nic in self._interfaces.followers().items()}
-            nics = Followers(names, self._interfaces.seen_by_hooks())
-            look = await self._rulesets.follow(nics, self._attempts, strictly=at_once)
+            look = await self._rulesets.follow(self._nics(), self._attempts, strictly=at_once)
         finally:
             again = self._attempts.end_round()
         return min((s for s in (again, look) if s is not None), default=None)
+
+    def _nics(self) -> Followers:
+        names = {index: nic.name for index, nic in self._interfaces.followers().items()}
+        return Followers(names, self._interfaces.seen_by_hooks())
 
     def _scan(self) -> Scan:
         if self._namespace and not namespaces.leads_to(self._path, self._namespace):

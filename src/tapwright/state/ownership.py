@@ -206,33 +206,26 @@ class _Journals:
 
     def __init__(self, sandboxes: Path) -> None:
         self._sandboxes = sandboxes
-        self._read: dict[str, tuple[os.stat_result, list[dict[str, Any]]]] = {}
+        self._read: dict[str, tuple[tuple[int, ...], list[dict[str, Any]]]] = {}
 
     def entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in names(self._sandboxes):
             try:
                 status = os.stat(self._sandboxes / name / FILE)
+                version = status.st_ino, status.st_mtime_ns, status.st_size
                 known = self._read.get(name)
-                if known is None or not _is_unchanged(known[0], status):
+                if known is None or known[0] != version:
                     # A file that was written just now can be written again within a tick of the
                     # clock.
                     is_new = time.time() - status.st_mtime < _SETTLED_SECONDS
                     found = held(self._sandboxes / name)
-                    known = status, found
+                    known = version, found
                     if not is_new:
                         self._read[name] = known
             except (FileNotFoundError, SandboxStateError):
                 continue  # just deleted; other calls report a damaged record
             for entry in known[1]:
                 yield name, entry
-
-
-def _is_unchanged(before: os.stat_result, now: os.stat_result) -> bool:
-    return (before.st_ino, before.st_mtime_ns, before.st_size) == (
-        now.st_ino,
-        now.st_mtime_ns,
-        now.st_size,
-    )
 
 
 def discard(directory: Path) -> None:

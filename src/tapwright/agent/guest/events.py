@@ -27,7 +27,6 @@ class Watcher:
             self._epoll.unregister(fd)
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call `call` once, after `seconds`."""
         self._later.append((time.monotonic() + seconds, call))
 
     def run_once(self, timeout: float | None) -> None:
