@@ -90,6 +90,9 @@ def test_exec_with_options(runtime: Runtime, container: Container) -> None:
     script = "pwd; echo $A; id -u; id -g; id -G"
     said = runtime.succeed("exec", *options, container.id, "sh", "-c", script)
     assert said == "/etc\nb\n5\n6\n6 7\n"
+    done = runtime.call("exec", "--cap", "CAP_NO_SUCH", container.id, "true")
+    assert done.returncode == 0
+    assert "ignoring unknown or unavailable capabilities: [CAP_NO_SUCH]" in done.stderr
 
 
 def test_exec_of_a_process_object(runtime: Runtime, container: Container, tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def _exec(call: Call) -> int:
         call.root,
         call.id,
         process,
+        call.log,
         console_socket=options.text("console-socket"),
         pid_file=options.text("pid-file"),
         detached=options.flag("detach"),

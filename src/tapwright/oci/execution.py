@@ -28,6 +28,7 @@ def execute(
     root: str,
     container_id: str,
     process: "Json",
+    log: Log,
     console_socket: str = "",
     pid_file: str = "",
     detached: bool = False,
@@ -47,7 +48,7 @@ def execute(
             made.descriptors,
             id=container_id,
             exec=os.urandom(8).hex(),
-            process=guest.process(process),
+            process=guest.process(process, log),
             terminal=made.terminal is not None,
             null_stdin=made.null_stdin,
         )

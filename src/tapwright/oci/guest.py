@@ -87,7 +87,7 @@ def configuration(
     config: Json = {
         "ociVersion": "1.0.2",
         "root": {"path": rootfs, "readonly": bundle.config["root"].get("readonly", False)},
-        "process": process(home.given(bundle.process, bundle)),
+        "process": process(home.given(bundle.process, bundle), log),
         "mounts": [*mounts, *mounted],
         "linux": linux,
     }
@@ -122,7 +122,7 @@ def _host_domain() -> str:
         return file.read().strip()
 
 
-def process(given: "Json") -> "Json":
+def process(given: "Json", log: "Log") -> "Json":
     """A process object for the guest: without labels of the host's security modules and without
     unknown capabilities, and with all limits. A limit that it lacks is the caller's, which a child
     of runc would inherit."""
@@ -135,6 +135,9 @@ def process(given: "Json") -> "Json":
         # Each once, as runc sets them; docker names some twice.
         kept["user"] = {**kept["user"], "additionalGids": list(dict.fromkeys(groups))}
     if "capabilities" in kept:
+        wanted = {name for names in kept["capabilities"].values() for name in names}
+        if unknown := sorted(wanted - _CAPABILITIES):
+            log.warn(f"ignoring unknown or unavailable capabilities: [{' '.join(unknown)}]")
         kept["capabilities"] = {
             kind: [name for name in names if name in _CAPABILITIES]
             for kind, names in kept["capabilities"].items()
@@ -178,9 +181,6 @@ def resources(given: "Json", log: "Log") -> "Json":
 
 
 def _warn(bundle: "Bundle", log: "Log") -> None:
-    named = {name for names in bundle.process.get("capabilities", {}).values() for name in names}
-    if unknown := sorted(named - _CAPABILITIES):
-        log.warn(f"ignoring unknown or unavailable capabilities: [{' '.join(unknown)}]")
     if bundle.linux.get("rootfsPropagation", "").lstrip("r") == "shared":
         log.warn("rootfsPropagation: mounts of the container do not reach the host")
     for kind, what in (("pid", "processes"), ("ipc", "System V IPC")):
