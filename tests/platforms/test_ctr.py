@@ -33,7 +33,16 @@ def server(containerd: Containerd) -> Iterator[str]:
 @pytest.mark.smoke
 def test_reached_on_the_network(containerd: Containerd, server: str) -> None:
     """What CNI has set up after `create` is in the guest when the program starts."""
-    assert f"inet {server}/24" in execute(containerd, "ip", "address").stdout
+    shown: list[str] = []
+
+    def shows_addresses() -> bool:
+        shown.append(execute(containerd, "ip", "address").stdout)
+        return shown[-1] != ""
+
+    # Of a quick process, ctr may show nothing: its end cancels the opening of its FIFOs by ctr
+    # (client/process.go: Delete; fifo/fifo.go: OpenFifo).
+    assert eventually(shows_addresses)
+    assert f"inet {server}/24" in shown[-1]
     assert eventually(lambda: fetched(server))
 
 
