@@ -65,6 +65,11 @@ class Address(NamedTuple):
         (since Linux 5.18)."""
         return self.protocol == IFAPROT_KERNEL_RA
 
+    @property
+    def timeless(self) -> "Address":
+        """Return the address without the times at which it ends."""
+        return self._replace(valid=None, preferred=None)
+
     def is_made_from(self, mac: str) -> bool:
         """Whether the address is the link-local one that the kernel makes from a MAC address (RFC
         4291, appendix A)."""

@@ -178,6 +178,13 @@ def within(namespace: int, work: Callable[[], T]) -> T:
     return in_thread(enter)
 
 
+def within_that_of(pid: int, work: Callable[[], T]) -> T:
+    """Call `work` in the mount namespace of a process (`within`). Raises OSError if there is no
+    such process, and what `work` raises."""
+    with closing(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
+        return within(namespace, work)
+
+
 def joined(namespace: int, work: Callable[[], T]) -> T:
     """Call `work` as a member of a mount namespace, but with this process's root. So a program that
     it starts finds its files here, and a process that joins the program's namespace by pid

@@ -387,8 +387,8 @@ def _tell_cut(interface: Interface) -> None:
 
 def _without(given: Iterable[Address], wanted: Iterable[Address]) -> list[dict[str, Any]]:
     """Return the addresses that were given and are not wanted any more, for the agent."""
-    kept = {one._replace(valid=None, preferred=None) for one in wanted}
-    timeless = dict.fromkeys(one._replace(valid=None, preferred=None) for one in given)
+    kept = {one.timeless for one in wanted}
+    timeless = dict.fromkeys(one.timeless for one in given)
     return [one.relative() for one in timeless if one not in kept and not one.is_advertised]
 
 
@@ -407,6 +407,6 @@ def _is_carried(before: Interface | None, found: Interface) -> bool:
 def _taken_over(interface: Interface) -> object:
     link = interface.link
     state = link.is_up, interface.is_running
-    timeless = [one._replace(valid=None, preferred=None) for one in interface.lasting]
+    timeless = [one.timeless for one in interface.lasting]
     own = interface.own_link_local, interface.settings.makes_link_local
     return link.name, link.mtu, link.txqlen, state, timeless, own, discovery.looks(link)

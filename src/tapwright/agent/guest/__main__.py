@@ -35,7 +35,7 @@ from tapwright.agent.guest.refusal import (
     start_error_reply,
 )
 from tapwright.agent.guest.requests import Request
-from tapwright.agent.guest.streams import Answer, Process
+from tapwright.agent.guest.streams import Answer, Process, hand_in
 from tapwright.linux.links import RTMGRP_LINK
 from tapwright.linux.netlink import Netlink
 
@@ -352,15 +352,7 @@ class Agent:
             self._flush()
 
     def _flush(self) -> None:
-        try:
-            while self._out:
-                count = os.write(self._port, self._out[0])
-                if count == len(self._out[0]):
-                    self._out.popleft()
-                else:
-                    self._out[0] = self._out[0][count:]
-        except BlockingIOError:
-            pass
+        hand_in(self._out, partial(os.write, self._port))
         if bool(self._out) != self._out_watched:
             self._out_watched = bool(self._out)
             self._watch.remove(self._port)

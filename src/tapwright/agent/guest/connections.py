@@ -9,7 +9,7 @@ import socket
 
 from tapwright.agent import protocol
 from tapwright.agent.guest.events import Watcher
-from tapwright.agent.guest.streams import Answer, Process
+from tapwright.agent.guest.streams import Answer, Process, hand_in
 
 
 class Connection(Process):
@@ -87,7 +87,7 @@ class Connection(Process):
 
     def _send(self) -> None:
         try:
-            sent = self._hand_in(self._socket.send)
+            sent = hand_in(self._queue, self._socket.send)
             if self._stdin_ends and self._writes and not self._queue:
                 self._writes = False
                 self._socket.shutdown(socket.SHUT_WR)

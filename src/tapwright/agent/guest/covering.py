@@ -8,10 +8,11 @@ the directory. When the host removes the file, the kernel removes such mounts.
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tapwright.agent import protocol
+from tapwright.linux.files import closing
 
 Json = dict[str, Any]
 Binds = list[tuple[str, str]]
@@ -70,20 +71,18 @@ def apply(pid: int, binds: Binds, shown: Mapping[str, int], hidden: Iterable[str
 
     gone = [target for path in hidden for target in _targets(path, binds)]
     covers: list[_Cover] = []
-    try:
+    with contextlib.ExitStack() as opened:
         for path, number in shown.items():
             targets = _targets(path, binds)
             if targets and (covered := _socket_at(f"{protocol.SHARE}/{path}")):
-                covers += [
-                    _Cover(mounts.clone(f"{protocol.SOCKETS}/{number}"), target, covered)
-                    for target in targets
-                ]
+                for target in targets:
+                    fd = mounts.clone(f"{protocol.SOCKETS}/{number}")
+                    opened.enter_context(closing(fd))
+                    covers.append(_Cover(fd, target, covered))
         if covers or gone:
             of_counterparts = os.stat(protocol.SOCKETS).st_dev
-            _within(pid, lambda: _apply(covers, gone, of_counterparts))
-    finally:
-        for cover in covers:
-            os.close(cover.fd)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                mounts.within_that_of(pid, lambda: _apply(covers, gone, of_counterparts))
 
 
 def _apply(covers: list[_Cover], gone: list[str], of_counterparts: int) -> None:
@@ -114,15 +113,3 @@ def _socket_at(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
-
-
-def _within(pid: int, work: Callable[[], None]) -> None:
-    """Call `work` among the files of a process, unless that has ended. Raises OSError."""
-    from tapwright.linux import mounts
-
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mounts.within(namespace, work)
-        finally:
-            os.close(namespace)

@@ -241,12 +241,12 @@ def _set_addresses(
     index = link.index
     present = list(map(_comparable, addresses.of(nl, index)))
     keys = {_comparable(address): address for address in wanted}
-    leaving = None if unwanted is None else set(map(_timeless, unwanted))
+    leaving = None if unwanted is None else {_comparable(a).timeless for a in unwanted}
     gone = [
         a
         for a in present
         if a not in keys
-        and (leaving is None or _timeless(a) in leaving or a.is_made_from(link.mac))
+        and (leaving is None or a.timeless in leaving or a.is_made_from(link.mac))
         and not _is_kernels(a, link)
     ]
     if gone:
@@ -373,10 +373,6 @@ def _comparable(address: Address) -> Address:
         valid=None if address.valid is None else 0,
         preferred=None if address.preferred is None else 0,
     )
-
-
-def _timeless(address: Address) -> Address:
-    return _comparable(address)._replace(valid=None, preferred=None)
 
 
 def _from_now(address: Address) -> Address:

@@ -89,8 +89,7 @@ def forbid_links(pid: int, places: Sequence[tuple[str, bool]]) -> str:
             mounts.restrict(place, mounts.NO_SYMLINKS, recursive=recursive)
 
     try:
-        with closing(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
-            mounts.within(namespace, restrict)
+        mounts.within_that_of(pid, restrict)
     except OSError as error:
         return f"nosymfollow: {error}"
     return ""

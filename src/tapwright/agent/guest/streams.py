@@ -155,21 +155,6 @@ class Process:
         else:
             self._stdin_ends = True
 
-    def _hand_in(self, write: Callable[[bytes], int]) -> int:
-        """Write what waits; return how many bytes were taken. Raises OSError."""
-        written = 0
-        try:
-            while self._queue:
-                count = write(self._queue[0])
-                written += count
-                if count == len(self._queue[0]):
-                    self._queue.popleft()
-                else:
-                    self._queue[0] = self._queue[0][count:]
-        except BlockingIOError:
-            pass
-        return written
-
     def _give_credit(self, count: int) -> None:
         self._queued -= count
         if count:
@@ -225,7 +210,7 @@ class Process:
         if self._stdin < 0:
             return
         try:
-            written = self._hand_in(partial(os.write, self._stdin))
+            written = hand_in(self._queue, partial(os.write, self._stdin))
         except OSError:  # no process reads
             written = self._queued
             self._queue.clear()
@@ -272,6 +257,23 @@ class Process:
             self._watch.remove(fd)
             os.close(fd)
             self._outputs[kind] = -1
+
+
+def hand_in(queue: deque[bytes], write: Callable[[bytes], int]) -> int:
+    """Write what waits in a queue, as much as is taken without waiting; return how many bytes that
+    was. Raises OSError."""
+    written = 0
+    try:
+        while queue:
+            count = write(queue[0])
+            written += count
+            if count == len(queue[0]):
+                queue.popleft()
+            else:
+                queue[0] = queue[0][count:]
+    except BlockingIOError:
+        pass
+    return written
 
 
 def _readable(fd: int) -> int:
