@@ -76,6 +76,26 @@ def test_a_result_alone_is_what_oldest_libcni_remembers(fakes: Fakes, version: s
     assert runtime.attachments() == ([], [])
 
 
+def test_gc_says_which_attachment_it_could_not_delete(fakes: Fakes) -> None:
+    fakes.failing("p", "DEL")
+    runtime = fakes.runtime()
+    runtime.add(network("p"), WEB)
+    with pytest.raises(ExceptionGroup) as caught:
+        runtime.gc(network("p"), [])
+    [failure] = caught.value.exceptions
+    assert failure.__notes__ == ["in deleting interface 'eth0' of container 'web'"]
+
+
+def test_a_result_alone_of_the_first_versions(fakes: Fakes) -> None:
+    """It has no version; its keys tell."""
+    fakes.plugin("p")
+    place(fakes, "net-web-eth0", b'{"ip4": {"ip": "10.0.0.2/24"}}')
+    fakes.runtime().delete(network("p", version="1.0.0"), WEB)
+    [run] = fakes.seen("DEL")
+    ips = [{"address": "10.0.0.2/24"}]
+    assert run.config["prevResult"] == {"cniVersion": "1.0.0", "ips": ips}
+
+
 def place(fakes: Fakes, name: str, raw: bytes | None = None, **content: Any) -> None:
     folder = fakes.cache / "results"
     folder.mkdir(parents=True, exist_ok=True)
@@ -252,7 +272,7 @@ def test_a_plugin_that_nobody_watches_and_never_ends(
     killed_in_add(fakes, gate)
     with pytest.raises(CniError, match="still running"):
         fakes.runtime(timeout=0.05).delete(net, WEB)
-    monkeypatch.setattr(locks, "_ORPHANS_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "PLUGIN_SECONDS", 0.1)
     fakes.runtime(timeout=60).delete(net, WEB)
     assert [run.kind for run in fakes.seen("DEL")] == ["b", "a"]
     assert fakes.runtime().attachments() == ([], [])
@@ -264,7 +284,7 @@ def test_a_plugin_that_is_watched_is_let_be(fakes: Fakes, monkeypatch: pytest.Mo
     os.mkfifo(gate)
     fakes.plugin("a", body=f"[ $CNI_COMMAND != ADD ] || cat {gate} >&2")
     net = network("a")
-    monkeypatch.setattr(locks, "_ORPHANS_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "PLUGIN_SECONDS", 0.1)
     with concurrent.futures.ThreadPoolExecutor() as beside:
         adding = beside.submit(fakes.runtime().add, net, WEB)
         assert eventually(lambda: len(seen_whole(fakes)) == 1)

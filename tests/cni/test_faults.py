@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tapwright.cni import Attachment, PluginError, Run
+from tapwright.cni import Attachment, CniError, PluginError, Run, process
 from tapwright.cni.process import OUTPUT_LIMIT
 from tests.cni.fakes import RESULT, Fakes, network
 from tests.host import eventually
@@ -14,6 +14,8 @@ from tests.host import eventually
 pytestmark = pytest.mark.unit
 
 WEB = Attachment("web", "eth0", "/run/netns/web")
+LITTLE = 300_000
+LOTS = "head -c 2000000 /dev/zero | tr '\\0' x; echo the end"
 
 
 def failure(fakes: Fakes, body: str = "", timeout: float = 30.0) -> PluginError:
@@ -38,6 +40,29 @@ def test_capitals_of_an_error_make_no_difference(fakes: Fakes) -> None:
     """As in Go's decoder, and in what plugins that are not written in Go print."""
     error = failure(fakes, """echo '{"Code": 11, "Msg": "later", "Details": "x"}'; exit 1""")
     assert (error.code, error.message, error.details) == (11, "later", "x")
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "message", "details"),
+    [
+        (
+            '{"code": 11, "details": "later"}',
+            11,
+            "exit status 1, with an empty error message",
+            "later",
+        ),
+        ('{"code": 11, "msg": null}', 11, "exit status 1, with an empty error message", ""),
+        ('{"code": "11", "msg": "bad"}', 0, "bad", ""),
+        ('{"code": true, "msg": "bad"}', 0, "bad", ""),
+        ('{"details": "x"}', 0, 'exit status 1: {"details": "x"}', ""),
+    ],
+)
+def test_half_an_error_object(
+    fakes: Fakes, printed: str, code: int, message: str, details: str
+) -> None:
+    """The code is what callers act on, so it counts without a message, too."""
+    error = failure(fakes, f"echo '{printed}'; exit 1")
+    assert (error.code, error.message, error.details) == (code, message, details)
 
 
 def test_text_on_stderr(fakes: Fakes) -> None:
@@ -87,7 +112,82 @@ def test_not_executable(fakes: Fakes) -> None:
 def test_not_a_program(fakes: Fakes) -> None:
     (fakes.bin / "p").write_text("no program, no interpreter\n")
     (fakes.bin / "p").chmod(0o755)
-    assert "Exec format error" in failure(fakes).message
+    assert "another kind of machine" in failure(fakes).message
+
+
+@pytest.mark.parametrize("line", ["#!/no/such", "#!/bin/sh\r"])
+def test_no_interpreter(fakes: Fakes, line: str) -> None:
+    (fakes.bin / "p").write_text(f"{line}\n")
+    (fakes.bin / "p").chmod(0o755)
+    assert "the interpreter after its '#!'" in failure(fakes).message
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_add_again_when_a_plugin_that_did_not_start_is_mended(fakes: Fakes, place: int) -> None:
+    """It holds nothing, so nothing of the first ADD is left once the others are undone."""
+    kinds = ["p", "q"]
+    for kind in kinds:
+        fakes.plugin(kind)
+    good = (fakes.bin / kinds[place]).read_bytes()
+    (fakes.bin / kinds[place]).write_bytes(b"\x7fELF of another machine")
+    with pytest.raises(PluginError, match="another kind of machine") as caught:
+        fakes.runtime().add(network(*kinds), WEB)
+    assert not hasattr(caught.value, "__notes__")
+    assert fakes.runtime().attachments() == ([], [])
+    (fakes.bin / kinds[place]).write_bytes(good)
+    assert fakes.runtime().add(network(*kinds), WEB) == RESULT
+
+
+@pytest.mark.parametrize("kind", ["p", "q"])
+def test_a_plugin_that_starts_no_more_when_add_is_undone(fakes: Fakes, kind: str) -> None:
+    """It may hold something, so the attachment stays remembered."""
+    fakes.plugin("p")
+    words = """echo '{"msg": "q fails"}'"""
+    broken = f"echo no program >{fakes.bin}/{kind}"
+    fakes.plugin("q", body=f"[ $CNI_COMMAND != ADD ] || {{ {words}; {broken}; exit 1; }}")
+    with pytest.raises(PluginError, match="q fails") as caught:
+        fakes.runtime().add(network("p", "q"), WEB)
+    assert "failed to DEL" in caught.value.__notes__[0]
+    assert len(fakes.runtime().attachments()[0]) == 1
+
+
+def test_arguments_that_plugins_refuse_leave_nothing_behind(fakes: Fakes) -> None:
+    """host-local fails for CNI_ARGS that it does not know, at DEL too. So DEL of an ADD that failed
+    is called again without them; that of one that succeeded is not."""
+    told = """echo '{"code": 7, "msg": "unknown args"}'; exit 1"""
+    fakes.plugin("p", body=f'[ -z "$CNI_ARGS" ] || {{ {told}; }}')
+    fakes.plugin("q", body=f"if grep -q runtimeConfig $run/stdin; then {told}; fi")
+    caps = {"type": "q", "capabilities": {"x": True}}
+    for net, odd in (
+        (network("p"), WEB._replace(args=(("FOO", "1"),))),
+        (network(caps), WEB._replace(capability_args={"x": 1})),
+    ):
+        with pytest.raises(PluginError, match="unknown args") as caught:
+            fakes.runtime().add(net, odd)
+        assert not hasattr(caught.value, "__notes__")
+        assert fakes.runtime().attachments() == ([], [])
+        fakes.runtime().add(net, WEB)
+        with pytest.raises(ExceptionGroup):
+            fakes.runtime().delete(net, odd)
+        fakes.runtime().delete(net, WEB)
+
+
+def test_what_a_failed_add_has_left_keeps_no_add_off(fakes: Fakes) -> None:
+    """host-device fails at DEL where it has failed at ADD, and says so for as long as the namespace
+    exists. A later ADD calls DEL first, and then sees for itself."""
+    mended = fakes.directory / "mended"
+    failing = f"[ -e {mended} -a $CNI_COMMAND = ADD ] || {{ echo no such device >&2; exit 1; }}"
+    fakes.plugin("p", body=failing)
+    runtime = fakes.runtime()
+    for _ in range(2):
+        with pytest.raises(PluginError, match="no such device"):
+            runtime.add(network("p"), WEB)
+    mended.touch()
+    assert runtime.add(network("p"), WEB) == RESULT
+    commands = [run.command for run in fakes.seen()]
+    assert commands == ["ADD", "DEL", "DEL", "ADD", "DEL", "DEL", "ADD"]
+    with pytest.raises(CniError, match="is attached"):
+        runtime.add(network("p"), WEB)
 
 
 def test_text_file_busy_is_waited_for(fakes: Fakes) -> None:
@@ -108,10 +208,34 @@ def test_text_file_busy_is_waited_for(fakes: Fakes) -> None:
     assert [run.status for run in busy] == [0]
 
 
-@pytest.mark.parametrize("stream", [1, 2])
-def test_output_without_end_is_bounded(fakes: Fakes, stream: int) -> None:
-    error = failure(fakes, f"exec yes >&{stream}")
+def test_an_answer_without_end_is_bounded(fakes: Fakes) -> None:
+    error = failure(fakes, "[ $CNI_COMMAND != ADD ] || exec yes")
     assert f"more than {OUTPUT_LIMIT} bytes" in error.message
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_words_of_any_length_are_no_failure(
+    fakes: Fakes, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin may log all it does to stderr, and print what it likes at DEL. The end is kept."""
+    monkeypatch.setattr(process, "OUTPUT_LIMIT", LITTLE)
+    stream = "stderr" if command == "ADD" else "stdout"
+    fakes.plugin("p", body=f"[ $CNI_COMMAND != {command} ] || {{ {LOTS}; }} >/dev/{stream}")
+    runs: list[Run] = []
+    runtime = fakes.runtime(trace=runs.append)
+    runtime.add(network("p"), WEB)
+    runtime.delete(network("p"), WEB)
+    [said] = [getattr(run, stream) for run in runs if run.command == command]
+    assert said[-9:] == "xthe end\n"
+    assert LITTLE / 2 < len(said) <= LITTLE
+
+
+def test_an_error_after_many_words_is_read(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "OUTPUT_LIMIT", LITTLE)
+    words = """echo '{"code": 7, "msg": "bad"}'; exit 1"""
+    error = failure(fakes, f"{{ {LOTS}; }} >&2; {words}")
+    assert (error.code, error.message) == (7, "bad")
+    assert len(error.stderr) <= LITTLE
 
 
 def test_no_exit_ends_the_process_group(fakes: Fakes) -> None:

@@ -233,6 +233,40 @@ def test_a_result_without_a_version_has_that_of_the_network(fakes: Fakes, versio
     assert result == {**RESULT, "cniVersion": "1.0.0"}
 
 
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_a_result_that_the_version_cannot_express_goes_on(fakes: Fakes, version: str) -> None:
+    """A network at layer 2, in a file without a version or of an early one, by a plugin that prints
+    what it always prints. The next plugin gets that, and the caller what the last one prints."""
+    told = {"cniVersion": "1.0.0", "interfaces": [{"name": "eth0"}]}
+    fakes.plugin("p", add=told)
+    fakes.plugin("q", add=told | {"ips": [{"address": "10.0.0.2/24"}]})
+    runtime, net = fakes.runtime(), network("p", version=version)
+    assert runtime.add(net, WEB) == told
+    runtime.delete(net, WEB)
+    both = network("p", "q", version=version)
+    assert runtime.add(both, WEB) == {"cniVersion": version, "ip4": {"ip": "10.0.0.2/24"}}
+    runtime.delete(both, WEB)
+    assert fakes.seen("ADD")[2].config["prevResult"] == told
+    assert runtime.attachments() == ([], [])
+
+
+def test_keys_of_the_first_versions_tell_a_result_without_one(fakes: Fakes) -> None:
+    """A script that was written for them, in a network that is newer."""
+    fakes.plugin("p", add={"ip4": {"ip": "10.0.0.2/24", "routes": [{"dst": "0.0.0.0/0"}]}})
+    assert fakes.runtime().add(network("p", version="1.0.0"), WEB) == {
+        "cniVersion": "1.0.0",
+        "ips": [{"address": "10.0.0.2/24"}],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+
+
+def test_an_error_with_exit_status_0_is_a_success_and_reported(fakes: Fakes) -> None:
+    fakes.plugin("p", add={"cniVersion": "1.1.0", "code": 7, "msg": "bad"})
+    runs: list[Run] = []
+    fakes.runtime(trace=runs.append).add(network("p"), WEB)
+    assert "looks like an error (bad)" in runs[0].remarks[0]
+
+
 def test_null_in_a_result_is_as_good_as_nothing(fakes: Fakes) -> None:
     fakes.plugin(
         "p",

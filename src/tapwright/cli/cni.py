@@ -273,7 +273,8 @@ def _complain(problems: "Iterable[CniError | Exception | str]") -> int:
     """Print each problem on stderr; return 1 if there are any."""
     status = 0
     for problem in problems:
-        print(f"tapwright: {shown(problem)}", file=sys.stderr)
+        notes = "".join(f"; {note}" for note in getattr(problem, "__notes__", ()))
+        print(f"tapwright: {shown(problem)}{shown(notes)}", file=sys.stderr)
         status = 1
     return status
 

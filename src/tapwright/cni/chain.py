@@ -1,10 +1,11 @@
 """Runs the plugins of one network, one after the other (section 3)."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tapwright.cni import namespaces, results, versions
-from tapwright.cni.errors import CniError, PluginError
+from tapwright.cni.errors import CniError, NotRunError, PluginError
 from tapwright.cni.invoke import Invocation, Trace
 from tapwright.cni.network import Network, Plugin
 from tapwright.cni.request import Attachment, attachment_variables, derive, runtime_config
@@ -33,13 +34,22 @@ class Chain(NamedTuple):
             if answer is None:
                 raise run.error("it printed no result")
             try:
-                result = results.as_version(answer, self.version)
+                result = results.check(answer, self.version)
             except ValueError as error:
                 raise run.error(f"its result can't be used: {error}") from None
+            # What the network's version can't express goes on as it is, as in libcni.
+            with contextlib.suppress(ValueError):
+                result = results.convert(result, self.version)
             yield result
 
-    def delete(self, attachment: Attachment, result: Result | None) -> list[CniError]:
+    def delete(
+        self, attachment: Attachment, result: Result | None, added: int | None = None
+    ) -> list[CniError]:
         """Run DEL of all plugins in reverse; return the failures.
+
+        `added` is for an ADD that failed: how many plugins it may have run. The others hold
+        nothing, so it is no failure when one of them can't be started (it may be why ADD failed).
+        When DEL fails, too, the arguments may be why; so this calls the plugin again without them.
 
         libcni stops at the first failure, and then nothing releases what the other plugins hold.
         When the namespace is gone and a plugin insists on one (sbr does, and sbr 1.1 on the
@@ -47,15 +57,32 @@ class Chain(NamedTuple):
         interface of that name.
         """
         failures = []
-        for plugin in reversed(self.network.plugins):
+        for number, plugin in reversed(list(enumerate(self.network.plugins))):
             more = runtime_config(plugin, attachment)
             if result is not None and versions.at_least(self.version, versions.DEL_WITH_RESULT):
                 more["prevResult"] = result
             failed = self._attempt(plugin, "DEL", attachment_variables(attachment), more)
             if failed and not attachment.netns:
                 failed = self._delete_in_stand_in(plugin, attachment, more) and failed
+            if failed and added is not None:
+                failed = self._delete_of_failed_add(plugin, attachment, more, failed)
+                if number >= added:
+                    failed = [error for error in failed if not isinstance(error, NotRunError)]
             failures += failed
         return failures
+
+    def _delete_of_failed_add(
+        self,
+        plugin: Plugin,
+        attachment: Attachment,
+        more: dict[str, Any],
+        failed: list[CniError],
+    ) -> list[CniError]:
+        if not attachment.args and "runtimeConfig" not in more:
+            return failed
+        variables = attachment_variables(attachment._replace(args=()))
+        rest = {key: value for key, value in more.items() if key != "runtimeConfig"}
+        return self._attempt(plugin, "DEL", variables, rest) and failed
 
     def _delete_in_stand_in(
         self, plugin: Plugin, attachment: Attachment, more: dict[str, Any]

@@ -64,3 +64,7 @@ class PluginError(CniError):
         super().__init__(
             f"network {network!r}: plugin {plugin!r} failed to {command}: {message}{more}{number}"
         )
+
+
+class NotRunError(PluginError):
+    """A plugin's executable exists, but the kernel does not start it."""

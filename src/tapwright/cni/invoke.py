@@ -2,6 +2,7 @@
 raises PluginError (section 2)."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tapwright.cni import process, results, strictjson
-from tapwright.cni.errors import PluginError
+from tapwright.cni.errors import NotRunError, PluginError
 from tapwright.cni.network import member
 from tapwright.cni.pluginpath import find_plugin
 
@@ -96,11 +97,18 @@ class Invocation(NamedTuple):
         done = None
         try:
             done = process.run(
-                path, _environment(parameters), stdin.encode(), self.timeout, keep_fds
+                path,
+                _environment(parameters),
+                stdin.encode(),
+                self.timeout,
+                keep_fds,
+                answers=self.command in _ANSWERED,
             )
             answer = self._answer(done)
         except OSError as error:
-            failure = self.error(f"{path} can't be run: {error.strerror}")
+            failure = NotRunError(
+                self.network, self.kind, self.command, f"{path} can't be run: {_reason(error)}"
+            )
             self._tell(path, parameters, stdin, done, started, failure.message)
             raise failure from None
         except PluginError as error:
@@ -137,12 +145,12 @@ class Invocation(NamedTuple):
             answer = strictjson.parse(done.stdout)
         except ValueError:
             answer = None
-        if isinstance(answer, dict) and isinstance(message := member(answer, "msg"), str):
-            code = member(answer, "code")
+        if isinstance(answer, dict) and (words := _error_object(answer)):
+            message, code, details = words
             return self.error(
                 message or f"{_end(done)}, with an empty error message",
-                code=code if isinstance(code, int) else 0,
-                details=str(member(answer, "details") or ""),
+                code=code,
+                details=details,
                 stderr=stderr,
             )
         said = _excerpt(done.stdout) or _excerpt(done.stderr) or "it said nothing"
@@ -176,6 +184,26 @@ class Invocation(NamedTuple):
                 remarks,
             )
         )
+
+
+def _error_object(answer: dict[str, Any]) -> tuple[str, int, str] | None:
+    """(message, code, details) of an error (section 5, "Error"); None for an object that is none. A
+    key may be missing, and a value of another type than the specification's counts as missing."""
+    message, code = member(answer, "msg"), member(answer, "code")
+    has_code = isinstance(code, int) and not isinstance(code, bool)
+    if not isinstance(message, str) and not has_code:
+        return None
+    details = str(member(answer, "details") or "")
+    return (message if isinstance(message, str) else ""), (code if has_code else 0), details
+
+
+def _reason(error: OSError) -> str:
+    """Why an executable that exists does not start, in words that lead to what is missing."""
+    if error.errno == errno.ENOENT:
+        return "the interpreter after its '#!', or its dynamic loader, does not exist"
+    if error.errno == errno.ENOEXEC:
+        return f"{error.strerror}: it is for another kind of machine, or a script without '#!'"
+    return str(error.strerror)
 
 
 def _end(done: process.Finished) -> str:

@@ -27,8 +27,11 @@ from tapwright.cni.errors import CniError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 _LOOK_SECONDS = 0.5
-_ORPHANS_SECONDS = 60.0
-"""How long a plugin without a watcher may run: the default `timeout` of `Runtime`."""
+PLUGIN_SECONDS = 240.0
+"""How long a plugin may run: the default `timeout` of `Runtime`, and the limit of a plugin without
+a watcher. The reference plugin dhcp asks for 208 s by default (plugins/ipam/dhcp/lease.go), and
+the kubelet gives a pod's sandbox 240 s."""
+
 
 _TAKER = re.compile(r"(?m)^lock:.*\bFLOCK +ADVISORY +\w+ +(\d+) ")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -86,7 +89,7 @@ class _Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
-        if seconds >= _ORPHANS_SECONDS:
+        if seconds >= PLUGIN_SECONDS:
             # When a runtime is killed now, its plugin may be as old as this wait.
             self._end += 2 * _LOOK_SECONDS
         self._next_look = 0.0
@@ -113,7 +116,7 @@ def _end_overdue(path: str) -> None:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if _age(pid) > _ORPHANS_SECONDS and _takers(pid, lock) == takers:
+                if _age(pid) > PLUGIN_SECONDS and _takers(pid, lock) == takers:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)

@@ -18,7 +18,8 @@ _SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 
 class Finished(NamedTuple):
     """The end of a run. `status` is the exit status, or minus the signal; `failure` says why `run`
-    killed the process, and is empty if the process ended by itself."""
+    killed the process, and is empty if the process ended by itself. Of a long output, only the end
+    is here."""
 
     status: int
     stdout: bytes
@@ -32,11 +33,14 @@ def run(
     stdin: bytes,
     timeout: float,
     keep_fds: Iterable[int] = (),
+    answers: bool = True,
 ) -> Finished:
     """Run an executable to its end, but no longer than `timeout` seconds.
 
-    The process and its children inherit `keep_fds`. When it takes too long or prints too much, this
-    kills it with its process group. Raises OSError when it can't be started.
+    The process and its children inherit `keep_fds`. When it takes too long, or an answer on stdout
+    (`answers`) is longer than OUTPUT_LIMIT, this kills it with its process group. All other output
+    may be of any length, as with libcni, and only its end is kept. Raises OSError when the process
+    can't be started.
 
     This uses posix_spawn(3), because importing `subprocess` would take as long as a small plugin.
     """
@@ -58,7 +62,7 @@ def run(
         for fd in (source, ends[1], ends[3]):
             os.close(fd)
             pipes.remove(fd)
-        return _watch(pid, ends[0], ends[2], timeout)
+        return _watch(pid, ends[0], ends[2], timeout, answers)
     finally:
         for fd in pipes:
             os.close(fd)
@@ -95,7 +99,7 @@ def _spawn(path: str, environment: Mapping[str, str], actions: list[tuple[int, i
             time.sleep(_BUSY_PAUSE)
 
 
-def _watch(pid: int, stdout: int, stderr: int, timeout: float) -> Finished:
+def _watch(pid: int, stdout: int, stderr: int, timeout: float, answers: bool) -> Finished:
     """Collect the output until the process has ended. This does not wait for the end of the pipes,
     because background processes may keep them open."""
     output = {stdout: bytearray(), stderr: bytearray()}
@@ -117,8 +121,11 @@ def _watch(pid: int, stdout: int, stderr: int, timeout: float) -> Finished:
             for fd in ready:
                 if not _read(fd, output[fd]):
                     poll.unregister(fd)
-            if any(len(data) > OUTPUT_LIMIT for data in output.values()):
+            if answers and len(output[stdout]) > OUTPUT_LIMIT:
                 failure = f"it printed more than {OUTPUT_LIMIT} bytes"
+            for data in output.values():
+                if len(data) > OUTPUT_LIMIT:
+                    del data[: len(data) // 2]
     finally:
         os.close(pidfd)
         if status is None:
@@ -136,11 +143,12 @@ def _read(fd: int, data: bytearray) -> bool:
 
 
 def _drain(output: dict[int, bytearray]) -> None:
-    """Read what the process wrote before it ended."""
+    """Read what the process wrote before it ended: a pipe holds 1 MiB at most (pipe(7))."""
     for fd, data in output.items():
         os.set_blocking(fd, False)
+        most = len(data) + OUTPUT_LIMIT
         try:
-            while len(data) <= OUTPUT_LIMIT and _read(fd, data):
+            while len(data) <= most and _read(fd, data):
                 pass
         except BlockingIOError:
             pass  # another process still holds the other end

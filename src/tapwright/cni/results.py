@@ -62,7 +62,7 @@ def check(result: "Any", default_version: str) -> "Result":
     result = _spelled(result, ("cniVersion", "dns", *_KEYS, *(key for key, _ in _FAMILIES)))
     version = result.get("cniVersion")
     if not isinstance(version, str) or not version:
-        version = default_version
+        version = _version_by_keys(result) or default_version
     if version not in VERSIONS:
         raise ValueError(f"key 'cniVersion': {version!r} is not one of {', '.join(VERSIONS)}")
     checked = {**result, "cniVersion": version}
@@ -79,8 +79,19 @@ def check(result: "Any", default_version: str) -> "Result":
     return checked
 
 
+def _version_by_keys(result: "Result") -> str:
+    """The first version for a result with the addresses of only that; else empty."""
+    is_old = any(result.get(key) for key, _ in _FAMILIES) and not result.get("ips")
+    return VERSIONS[0] if is_old else ""
+
+
 def remarks(result: "Result") -> "Iterator[str]":
     """Yield oddities of a result, which all runtimes that use libcni accept."""
+    if isinstance(message := result.get("msg"), str) and not result.get("ips"):
+        yield (
+            f"it looks like an error ({message}), but the plugin's exit status was 0, which is "
+            "success"
+        )
     interfaces = result.get("interfaces")
     count = len(interfaces) if isinstance(interfaces, list) else 0
     ips = result.get("ips")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tapwright.cni import cache, locks, namespaces, results, versions
 from tapwright.cni.chain import Chain, Result
-from tapwright.cni.errors import CniError, ConfigurationError
+from tapwright.cni.errors import CniError, ConfigurationError, NotRunError
 from tapwright.cni.invoke import Trace
 from tapwright.cni.negotiation import Negotiation
 from tapwright.cni.network import Network, parse_network
@@ -34,7 +34,7 @@ class Runtime:
         self,
         plugin_path: Sequence[str] = DEFAULT_PATH,
         cache_directory: str = cache.DEFAULT_DIRECTORY,
-        timeout: float = 60.0,
+        timeout: float = locks.PLUGIN_SECONDS,
         trace: Trace | None = None,
     ) -> None:
         self.plugin_path = tuple(plugin_path)
@@ -63,13 +63,14 @@ class Runtime:
                 network.name, attachment, network.raw, None, namespace, network.whole
             )
             cache.write(path, entry)
-            result = None
+            result, done = None, 0
             try:
                 for result in chain.add(attachment):  # noqa: B007 - the last one counts
-                    pass
+                    done += 1
                 cache.write(path, entry._replace(result=result))
             except BaseException as failure:
-                leftovers = chain.delete(attachment, result)
+                added = done if isinstance(failure, NotRunError) else done + 1
+                leftovers = chain.delete(attachment, result, added)
                 for leftover in leftovers:
                     failure.add_note(f"and then, in undoing it: {leftover}")
                 if not leftovers:
@@ -148,6 +149,8 @@ class Runtime:
             for entry in entries:
                 if _pair(entry) not in keep:
                     failed = self._delete_stale(network, entry, fds)
+                    for failure in failed:
+                        failure.add_note(f"in deleting {_described(entry.attachment)}")
                     failures += failed
                     deleted += [] if failed else [entry]
             if versions.at_least(chain.version, versions.GC):
@@ -215,7 +218,8 @@ class Runtime:
                 # Like libcni, go on without a result that no longer fits the network.
                 with contextlib.suppress(ValueError):
                     result = results.as_version(entry.result, chain.version)
-        failures = chain.delete(attachment, result)
+        is_half = entry is not None and is_ours and entry.result is None
+        failures = chain.delete(attachment, result, len(network.plugins) if is_half else None)
         if failures:
             raise ExceptionGroup(f"network {network.name!r} was not fully taken down", failures)
         if is_ours:
@@ -226,13 +230,17 @@ class Runtime:
     ) -> None:
         """Make sure that an ADD finds nothing of an earlier one. If the remembered attachment's
         namespace is gone, for example after a reboot, and this ADD is not for the same namespace at
-        another path, run DEL for it first. Like libcni's ADD, ignore a file that a loss of power
-        has emptied or cut. Raises CniError."""
+        another path, run DEL for it first. If an earlier ADD failed or was killed, run its DEL
+        first, too; when that fails again, plugins find out whether anything is in their way. Like
+        libcni's ADD, ignore a file that a loss of power has emptied or cut. Raises CniError."""
         try:
             entry = cache.read(path)
         except cache.TornError:
             return
         is_ours = entry is not None and _is_of(entry, network, attachment)
+        if entry and is_ours and entry.result is None:
+            self._delete_stale(network, entry, fds)
+            return
         if (
             entry
             and is_ours
@@ -297,9 +305,9 @@ def _expect_none(
             f"{path} is the file of another attachment, of {_described(entry.attachment)} to "
             f"network {entry.network!r}; choose another container id or interface name"
         )
-    how = "is attached" if entry.result else "was once half attached"
     raise CniError(
-        f"{_described(attachment)} {how} to network {network.name!r}; run DEL before another ADD"
+        f"{_described(attachment)} is attached to network {network.name!r}; run DEL before another "
+        "ADD"
     )
 
 

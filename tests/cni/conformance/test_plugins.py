@@ -186,6 +186,9 @@ def test_gc_gets_the_valid_attachments(fakes: Fakes) -> None:
     valid = {"cni.dev/valid-attachments": [{"containerID": "web", "ifname": "eth0"}]}
     assert plugin.run("GC", CONFIG | valid) == (0, None, "")
     assert plugin.run("GC", CONFIG).status == 1
+    # The specification's first name of the key, which a runtime may know alone.
+    first = {"cni.dev/attachments": valid["cni.dev/valid-attachments"]}
+    assert plugin.run("GC", CONFIG | first) == (0, None, "")
 
 
 def test_own_namespace_is_refused(fakes: Fakes) -> None:

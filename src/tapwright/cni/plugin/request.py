@@ -48,10 +48,9 @@ class Request:
         self.config: dict[str, Any] = _config(stdin)
         self.version: str = self.config.get("cniVersion") or VERSIONS[0]
         self.runtime_config: dict[str, Any] = self.config.get("runtimeConfig") or {}
-        self.valid_attachments = [
-            (entry["containerID"], entry["ifname"])
-            for entry in self.config.get("cni.dev/valid-attachments") or ()
-        ]
+        # The specification had the second key first; a runtime may know only that one.
+        valid = self.config.get("cni.dev/valid-attachments", self.config.get("cni.dev/attachments"))
+        self.valid_attachments = [(entry["containerID"], entry["ifname"]) for entry in valid or ()]
         self.prev_result: Result | None = None
         self._delegated: list[str] = []
 
