@@ -139,3 +139,16 @@ def test_a_write_from_outside_is_reported(scratch_netns: str) -> None:
             subprocess.run([*words, f"{name}=1"], check=True)
             assert writes.drain(), name
             assert not writes.drain()
+
+
+def test_defaults_of_another_kernel(nl: Netlink) -> None:
+    """A guest's kernel may begin with others than the host counts on."""
+    before = settings.changed_defaults()
+    write("ipv6/conf/default/temp_valid_lft", "172800")
+    write("ipv4/conf/all/accept_source_route", "1")
+    found = [setting for setting in settings.changed_defaults() if setting not in before]
+    assert found == [
+        ["ipv4/conf/all/accept_source_route", "0"],
+        ["ipv6/conf/default/temp_valid_lft", "604800"],
+        ["ipv6/conf/lo/temp_valid_lft", "604800"],
+    ]

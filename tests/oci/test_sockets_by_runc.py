@@ -37,7 +37,8 @@ class Server:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.bind(str(path))
         path.chmod(mode)
-        self._socket.listen(1)
+        # With timeouts, a connection to a full queue fails at once.
+        self._socket.listen(16)
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 

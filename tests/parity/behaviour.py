@@ -428,6 +428,13 @@ def groups(trial: Trial) -> None:
             trial.note(
                 "groups", f"{told} without having joined it, IPv{version}", send, silent=True
             )
+    own.ask("listen_for_frames", name="frames", device=own.device)
+
+    def others(seconds: float) -> Json:
+        neighbour.ask("send_frame", device=neighbour.device, to="020000000088")
+        return own.ask("hear_frame", name="frames", seconds=seconds)
+
+    trial.note("groups", "hearing frames for another station", others)
     if 4 not in own.addresses:
         return
     for to in ("255.255.255.255", own.addresses[4].rpartition(".")[0] + ".255"):

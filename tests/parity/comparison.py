@@ -243,7 +243,8 @@ ends see.
   address that is chosen; what is forwarded.
 - *being reached*: the same from each of them; closed ports; ports of the host that portmap
   forwards to it, also from itself.
-- *groups*: multicast and broadcast, sent and heard.
+- *groups*: multicast and broadcast, sent and heard; frames for another station, as a bridge floods
+  them.
 - *sizes*: fragments, the MTU of the path, packets that must not be fragmented, large transfers by
   TCP.
 - *errors*: hops exceeded, closed ports, what a router refuses, absent neighbours, and types of

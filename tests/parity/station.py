@@ -18,6 +18,7 @@ IPV6_MTU_DISCOVER, IPV6_MTU, IPV6_RECVERR = 23, 24, 25
 DO, DONT = 2, 0  # IP_PMTUDISC_*
 MSG_ERRQUEUE = 0x2000
 ETH_P_ARP, ETH_P_IPV6, ETH_P_ALL = 0x0806, 0x86DD, 3
+ETH_P_LOCAL = 0x88B5  # "Local Experimental EtherType 1" (IEEE 802)
 TENTATIVE = 0x40  # IFA_F_TENTATIVE
 ECHO = {4: (8, 0), 6: (128, 129)}  # (request, reply)
 HOPS = (
@@ -320,6 +321,29 @@ def mac_of(device: str) -> bytes:
         return bytes.fromhex(file.read().strip().replace(":", ""))
 
 
+def listen_for_frames(name: str, device: str) -> None:
+    """Open a socket of that name for frames of a type that nobody else sends. The interface is not
+    made promiscuous."""
+    close(name)
+    one = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_LOCAL))
+    one.bind((device, ETH_P_LOCAL))
+    SOCKETS[name] = one
+
+
+def send_frame(device: str, to: str) -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as one:
+        one.bind((device, ETH_P_LOCAL))
+        one.send(bytes.fromhex(to) + mac_of(device) + struct.pack(">H", ETH_P_LOCAL) + bytes(46))
+
+
+def hear_frame(name: str, seconds: float) -> Answer:
+    """The receiver of a frame that came, and its kind (PACKET_*, packet(7)); None for no frame."""
+    if not waited(SOCKETS[name], seconds):
+        return None
+    frame, (_, _, kind, *_) = SOCKETS[name].recvfrom(2048)
+    return {"to": frame[:6].hex(), "kind": kind}
+
+
 def arp(device: str, sender: str, address: str, seconds: float) -> str | None:
     """The MAC address that answers for an IPv4 address, None for none."""
     own, index = mac_of(device), socket.htons(ETH_P_ARP)
@@ -453,6 +477,7 @@ def main() -> None:
     known = (
         *(udp, join, send, receive, close, source, path_mtu, listen, accept, connect, ping),
         connect_to_itself,
+        *(listen_for_frames, send_frame, hear_frame),
         *(arp, solicit, advertise, autoconfigured, settled, discover, offer),
     )
     operations: dict[str, Any] = {one.__name__: one for one in known}

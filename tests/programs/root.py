@@ -3,11 +3,12 @@
 import fcntl
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+from tapwright.image import release
 
 CACHE = Path("/var/cache/tapwright-tests")
 
@@ -51,9 +52,10 @@ def _make(target: Path, packages: Sequence[str], sources: Sequence[str]) -> None
     unfinished = CACHE / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"]
-    codename = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    # A mirror may be a snapshot, whose lists are older than they say that they may be.
+    command.append('--aptopt=Acquire::Check-Valid-Until "false"')
     subprocess.run(
-        [*command, f"--include={','.join(packages)}", codename, unfinished, *sources],
+        [*command, f"--include={','.join(packages)}", release.host(), unfinished, *sources],
         check=True,
         # What tests listen to is not meant for services that are being installed.
         env=os.environ | {"LC_ALL": "C"},

@@ -18,6 +18,10 @@ BACKEND_SECONDS = 10.0
 _PAUSE = 0.02
 
 _VHOST = "/dev/vhost-net"
+# Without filters of its own the NIC gives the guest each frame that its interface has, as a veth
+# does: also those for other stations, which a bridge floods. Guests' kernels since 6.6 set filters
+# some time after a program has joined a group, and would miss what comes until then.
+_HEARS_ALL = {"ctrl_rx": False}
 # The speed that a veth reports (drivers/net/veth.c). Without it ethtool would show "unknown", and a
 # program that adds up speeds would read -1.
 _SPEED = {"speed": 10_000, "duplex": "full"}
@@ -63,6 +67,7 @@ class Nics:
                     netdev=f"net{slot}",
                     mac=mac,
                     romfile="",
+                    **_HEARS_ALL,
                     **_SPEED,
                     **self._ports.place(slot),
                     **self._device_options(backend),

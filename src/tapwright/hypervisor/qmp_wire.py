@@ -22,8 +22,10 @@ class Command:
 
 
 def line(command: Command, ident: int) -> bytes:
-    names = {key.replace("_", "-"): value for key, value in command.arguments.items()}
-    content = {"execute": command.name, "arguments": names, "id": ident}
+    arguments = command.arguments
+    if command.name != "device_add":  # whose arguments are a device's properties, such as `ctrl_rx`
+        arguments = {key.replace("_", "-"): value for key, value in arguments.items()}
+    content = {"execute": command.name, "arguments": arguments, "id": ident}
     return json.dumps(content).encode() + b"\n"
 
 

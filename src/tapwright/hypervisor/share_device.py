@@ -46,7 +46,7 @@ class ShareDevice:
                 id=_DEVICE,
                 chardev=_CHARDEV,
                 tag=SHARE_TAG,
-                queue_size=_QUEUE,
+                **{"queue-size": _QUEUE},
                 **self._place,
             )
         except HypervisorError:

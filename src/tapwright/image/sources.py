@@ -32,6 +32,8 @@ _SOURCES = (
     "linux/addresses.py",
     "linux/routes.py",
     "linux/neighbours.py",
+    "linux/netns.py",
+    "linux/settings.py",
     "linux/counted.py",
     "linux/announcement.py",
     "linux/ethtool.py",

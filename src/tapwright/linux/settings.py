@@ -260,6 +260,22 @@ def default_of(path: str, known: Defaults) -> str | None:
     return None
 
 
+def changed_defaults() -> list[list[str]]:
+    """Return the settings of interfaces, [path below /proc/sys/net, value], that give this thread's
+    new namespace the defaults of this module where its kernel has others: kernels have changed
+    theirs (`temp_valid_lft`)."""
+    found = []
+    for conf in _CONFS:
+        for scope, places in (("all", ("all",)), ("default", ("default", "lo"))):
+            usual = _begins_with(conf, scope)
+            found += [
+                [path.replace(f"/{scope}/", f"/{place}/"), usual[path]]
+                for path, _ in _different(usual)
+                for place in places
+            ]
+    return found
+
+
 def _begins_with(conf: _Conf, scope: str) -> dict[str, str]:
     others = conf.of_all if scope == "all" else {}
     return {

@@ -23,6 +23,7 @@ STATE = "/run/crun"
 Done = Callable[[str], None]
 
 _REASON_BYTES = 4096
+_JSON = json.JSONDecoder()
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -143,10 +144,16 @@ def _memory_file(content: dict[str, Any]) -> int:
 
 
 def _reason(log: int, code: int) -> str:
-    """Return the last error in crun's log."""
+    """Return the last error in crun's log, a sequence of JSON objects: one in each line, or over
+    several lines since crun 1.28."""
     size = os.fstat(log).st_size
-    lines = os.pread(log, _REASON_BYTES, max(0, size - _REASON_BYTES)).splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return str(json.loads(line)["msg"])
-    return f"crun ended with {f'signal {-code}' if code < 0 else f'status {code}'}"
+    text = os.pread(log, _REASON_BYTES, max(0, size - _REASON_BYTES)).decode(errors="replace")
+    reason = f"crun ended with {f'signal {-code}' if code < 0 else f'status {code}'}"
+    start = text.find("{")
+    while start >= 0:
+        end = start + 1
+        with contextlib.suppress(ValueError):  # it is in the middle of one that was cut off
+            found, end = _JSON.raw_decode(text, start)
+            reason = str(found.get("msg", reason))
+        start = text.find("{", end)
+    return reason

@@ -15,7 +15,7 @@ from typing import Any
 from tapwright.agent.guest import renumbering, sysctls
 from tapwright.agent.guest.files import write
 from tapwright.agent.guest.refusal import NotThereYetError, RefusedError
-from tapwright.linux import addresses, ethtool, links, neighbours, routes
+from tapwright.linux import addresses, ethtool, links, neighbours, routes, settings
 from tapwright.linux.addresses import Address
 from tapwright.linux.announcement import announce
 from tapwright.linux.netlink import Netlink, NetlinkError, pack_address, record
@@ -27,9 +27,11 @@ _RUNNING_LOOKS, _RUNNING_PAUSE = 110, 0.01
 
 
 def prepare(nl: Netlink) -> None:
-    """Prepare the network once, at start: set loopback up; switch the wait for duplicate address
-    detection off, because the host's plugins gave the guest's addresses out and checked them; and
-    make the namespace through which NICs pass to get another index."""
+    """Prepare the network once, at start: set loopback up; set the defaults of settings that the
+    host counts on; switch the wait for duplicate address detection off, because the host's plugins
+    gave the guest's addresses out and checked them; and make the namespace through which NICs pass
+    to get another index."""
+    sysctls.try_all(settings.changed_defaults())
     with contextlib.suppress(FileNotFoundError):  # the kernel may run without IPv6 (ipv6.disable=1)
         for scope in ("all", "default"):
             write(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad", "0")
