@@ -59,7 +59,7 @@ def check(result: "Any", default_version: str) -> "Result":
     which names the key."""
     if not isinstance(result, dict):
         raise ValueError("a result is a JSON object")
-    result = _spelled(result, ("cniVersion", "dns", *_KEYS, *(key for key, _ in _FAMILIES)))
+    result = spelled_as(result, ("cniVersion", "dns", *_KEYS, *(key for key, _ in _FAMILIES)))
     version = result.get("cniVersion")
     if not isinstance(version, str) or not version:
         version = _version_by_keys(result) or default_version
@@ -124,7 +124,7 @@ def _checked(
     """The object with its known keys in our spelling, if they have the right types."""
     if not isinstance(value, dict):
         raise ValueError(f"{place} is not an object")
-    spelled = _spelled(value, (*keys, *others))
+    spelled = spelled_as(value, (*keys, *others))
     for key, wanted in keys.items():
         found = spelled.get(key)
         if found is None and key not in _REQUIRED:
@@ -134,8 +134,8 @@ def _checked(
     return spelled
 
 
-def _spelled(value: "Result", keys: tuple[str, ...]) -> "Result":
-    """The object with its known keys in our spelling."""
+def spelled_as(value: "Result", keys: tuple[str, ...]) -> "Result":
+    """The object with its known keys as in `keys`, whatever their capitals were."""
     ours = {key.lower(): key for key in keys}
     return {ours.get(key.lower(), key): entry for key, entry in value.items()}
 

@@ -1,12 +1,15 @@
 """Sections 2, 4 and 5: what plugins owe a runtime, held by those written with our framework."""
 
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cni.fakes import ALL_VERSIONS, RESULT, Fakes
-from tests.cni.written import WrittenPlugin
+from tests.cni.written import SOURCE, WrittenPlugin
 
 pytestmark = pytest.mark.unit
 
@@ -24,6 +27,43 @@ def test_version_success(fakes: Fakes, version: str) -> None:
     """VERSION Success: the version of the input, and the list of the supported ones."""
     answer = written(fakes).run("VERSION", {"cniVersion": version}, CNI_IFNAME="", CNI_NETNS="")
     assert answer == (0, {"cniVersion": version, "supportedVersions": ALL_VERSIONS}, "")
+
+
+@pytest.mark.parametrize("stdin", [b"", b"no JSON", b"[]", b'{"cniVersion": null}'])
+def test_version_is_told_for_any_input(fakes: Fakes, stdin: bytes) -> None:
+    """As by libcni's skel, which does not read it."""
+    answer = written(fakes).run("VERSION", stdin)
+    assert answer == (0, {"cniVersion": "1.1.0", "supportedVersions": ALL_VERSIONS}, "")
+
+
+def test_version_does_not_wait_for_the_end_of_input(fakes: Fakes) -> None:
+    """A script may ask with a stdin that nobody closes."""
+    path = written(fakes).path
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b'{"cniVersion": "0.4.0"}')
+        done = subprocess.run(
+            [str(path)],
+            stdin=reader,
+            env={**os.environ, "PYTHONPATH": SOURCE, "CNI_COMMAND": "VERSION"},
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert json.loads(done.stdout)["cniVersion"] == "0.4.0"
+
+
+def test_keys_of_the_input_are_read_as_by_go(fakes: Fakes) -> None:
+    """Capitals do not matter, and null counts as missing: files are tried with other plugins."""
+    fakes.plugin("ipam", add={"ips": [{"address": "10.1.0.5/16"}]})
+    plugin = WrittenPlugin(fakes.bin / "p", add="return request.ipam()")
+    odd = {"CNIVersion": "1.0.0", "Name": "net", "IPAM": {"Type": "ipam"}, "prevResult": None}
+    assert plugin.run("ADD", odd).output["ips"] == [{"address": "10.1.0.5/16"}]
+    oldest = plugin.run("ADD", {"cniVersion": None, "name": "net", "ipam": {"type": "ipam"}})
+    assert oldest.output == {"cniVersion": "0.1.0", "ip4": {"ip": "10.1.0.5/16"}}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +229,9 @@ def test_gc_gets_the_valid_attachments(fakes: Fakes) -> None:
     # The specification's first name of the key, which a runtime may know alone.
     first = {"cni.dev/attachments": valid["cni.dev/valid-attachments"]}
     assert plugin.run("GC", CONFIG | first) == (0, None, "")
+    for wrong in ("web", [{"containerID": "web"}], [3]):
+        answer = plugin.run("GC", CONFIG | {"cni.dev/valid-attachments": wrong})
+        assert (answer.status, answer.output["code"]) == (1, 7)
 
 
 def test_own_namespace_is_refused(fakes: Fakes) -> None:

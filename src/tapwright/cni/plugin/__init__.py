@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Error", "Request", "main"]
 
+_INPUT_SECONDS = 0.5
+"""How long VERSION waits for input: a runtime has written it before the plugin has started, or
+writes it at once."""
+
 
 def main(
     add: "Handler",
@@ -116,15 +120,28 @@ def _read_stdin() -> bytes:
 
 
 def _asked_version(versions: "Sequence[str]") -> str:
-    """The version on stdin; the newest if stdin is empty or a terminal, as in a run by hand."""
-    if sys.stdin is None or sys.stdin.isatty():
-        return versions[-1]
+    """The version on stdin; the newest one if stdin has none, as in a run by hand. No input makes
+    VERSION fail: libcni's skel does not even read it."""
     try:
-        asked = strictjson.parse(_read_stdin() or b"{}")
-    except ValueError as error:
-        raise Error(f"stdin is not JSON: {error}", errors.DECODING_FAILURE) from None
+        asked = strictjson.parse(_available_stdin())
+    except ValueError:
+        asked = None
     version = asked.get("cniVersion") if isinstance(asked, dict) else None
     return version if isinstance(version, str) and version else versions[-1]
+
+
+def _available_stdin() -> bytes:
+    """What comes on stdin; not its end, because a script may have left it open."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return b""
+    from select import select
+
+    data = b""
+    while select([sys.stdin], [], [], _INPUT_SECONDS)[0]:
+        if not (chunk := os.read(sys.stdin.fileno(), 65536)):
+            break
+        data += chunk
+    return data
 
 
 def _print(answer: "Mapping[str, Any]") -> None:

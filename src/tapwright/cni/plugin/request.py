@@ -25,6 +25,8 @@ _REQUIRED = {
 }
 _SINCE = {"CHECK": CHECK, "GC": GC, "STATUS": STATUS}
 _OWN_NETNS = "/proc/self/ns/net"
+_KEYS = ("cniVersion", "name", "ipam", "runtimeConfig", "prevResult")
+_VALID = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 
 class Request:
@@ -48,9 +50,7 @@ class Request:
         self.config: dict[str, Any] = _config(stdin)
         self.version: str = self.config.get("cniVersion") or VERSIONS[0]
         self.runtime_config: dict[str, Any] = self.config.get("runtimeConfig") or {}
-        # The specification had the second key first; a runtime may know only that one.
-        valid = self.config.get("cni.dev/valid-attachments", self.config.get("cni.dev/attachments"))
-        self.valid_attachments = [(entry["containerID"], entry["ifname"]) for entry in valid or ()]
+        self.valid_attachments = _valid_attachments(self.config) if command == "GC" else []
         self.prev_result: Result | None = None
         self._delegated: list[str] = []
 
@@ -130,7 +130,12 @@ def _config(stdin: bytes) -> "dict[str, Any]":
         raise Error(f"stdin is not JSON: {error}", errors.DECODING_FAILURE) from None
     if not isinstance(config, dict):
         raise Error("stdin is not a JSON object", errors.DECODING_FAILURE)
-    if not isinstance(config.get("cniVersion", ""), str):
+    # As in Go's decoder, which other plugins have: null counts as missing, and capitals do not
+    # matter.
+    config = results.spelled_as(config, _KEYS)
+    if isinstance(config.get("ipam"), dict):
+        config["ipam"] = results.spelled_as(config["ipam"], ("type",))
+    if not isinstance(config.get("cniVersion"), str | None):
         raise Error("key 'cniVersion' is not a string", errors.DECODING_FAILURE)
     name = config.get("name")
     if not isinstance(name, str) or not is_name(name):
@@ -139,6 +144,18 @@ def _config(stdin: bytes) -> "dict[str, Any]":
         if not isinstance(config.get(key) or {}, dict):
             raise Error(f"key '{key}' is not an object", errors.INVALID_CONFIGURATION)
     return config
+
+
+def _valid_attachments(config: "dict[str, Any]") -> list[tuple[str, str]]:
+    # The specification had the second key first; a runtime may know only that one.
+    key = next((key for key in _VALID if key in config), _VALID[0])
+    try:
+        return [(entry["containerID"], entry["ifname"]) for entry in config.get(key) or ()]
+    except (TypeError, KeyError):
+        raise Error(
+            f"key '{key}' is not a list of objects with containerID and ifname",
+            errors.INVALID_CONFIGURATION,
+        ) from None
 
 
 def _check_version(request: Request, versions: "Sequence[str]") -> None:
