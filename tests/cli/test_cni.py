@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cni.command import Commands
+from tests.cni.fakes import Fakes
 from tests.cni.reference import PLUGINS, Reference, addresses, inside
 
 MakeNetns = Callable[[], str]
@@ -74,6 +75,30 @@ def test_list_and_validate(commands: Commands, reference: Reference) -> None:
     assert "'nowhere'" in done.stderr
     problems = json.loads(commands.tapwright("validate", "--json").stdout)["problems"]
     assert len(problems) == 2
+
+
+@pytest.mark.unit
+def test_the_configuration_has_the_defaults(tmp_path: Path) -> None:
+    """Its directories, where neither options nor the environment name others."""
+    fakes = Fakes(tmp_path)
+    fakes.plugin("p")
+    nets, cache = tmp_path / "nets", tmp_path / "remembered"
+    nets.mkdir()
+    (nets / "net.conf").write_text('{"cniVersion": "1.1.0", "name": "net", "type": "p"}')
+    file = tmp_path / "configuration.toml"
+    file.write_text(
+        f'[cni]\nconf_dir = "{nets}"\nbin_dirs = ["{fakes.bin}"]\ncache_dir = "{cache}"\n'
+    )
+    commands = Commands(Path(), "")
+    variables = {"NETCONFPATH": "", "TAPWRIGHT_CONFIG": str(file)}
+    netns = "/proc/self/ns/net"
+    commands.json("add", "net", netns, "--container-id", "web", **variables)
+    assert (cache / "results" / "net-web-eth0").exists()
+    [attached] = commands.json("attachments", "--json", **variables)
+    assert attached["container_id"] == "web"
+    done = commands.tapwright("del", "net", netns, "--container-id", "web", **variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [run.command for run in fakes.seen()] == ["ADD", "DEL"]
 
 
 @pytest.mark.unit

@@ -101,4 +101,4 @@ def _configured(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if config.find(arguments.config) is None:
         return {}
-    return vars(config.load(arguments.config).cni)
+    return config.load(arguments.config).cni._asdict()
