@@ -26,7 +26,7 @@ def test_limits_and_buffers_are_the_callers(by_runc: Run, by_us: Run) -> None:
     """A limit that it has, two of those that engines leave out, and one that the guest's kernel
     would make out of its memory; what a network namespace inherits, or has by the size of the host;
     a domain by sysctl; and random addresses."""
-    paths = [*inherited.SETTINGS, *(f"net/{path}" for path in inherited.OF_THE_MEMORY)]
+    paths = [*inherited.SETTINGS, *(f"net/{path}" for path in inherited.OF_NEW_NAMESPACES)]
     if Path("/proc/sys", tracked := "net/netfilter/nf_conntrack_max").exists():
         paths.append(tracked)
     argv = "cat", "/proc/self/limits", *(f"/proc/sys/{path}" for path in paths)

@@ -6,6 +6,7 @@ guest may lie.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -55,9 +56,9 @@ class Looking:
         return {**guest, **qemu}
 
     async def queues(self) -> dict[str, Any]:
-        """QEMU's filters of its NICs (`filters`: query-rx-filter), and for each virtio-net device
-        (`devices`, by its path) `status` and `queues`, as x-query-virtio-status and
-        x-query-virtio-queue-status return them (QEMU 7.2 or newer; empty for older ones). Raises
+        """QEMU's filters of its NICs (`filters`: query-rx-filter), and the queues of each
+        virtio-net device (`devices`, by its path) as x-query-virtio-queue-status returns them (QEMU
+        7.2 or newer; empty for older ones). Not x-query-virtio-status: it ends QEMU 11.1. Raises
         HypervisorError, also when QEMU does not answer."""
         try:
             return await self._patiently("queues", self._queues)
@@ -65,7 +66,7 @@ class Looking:
             raise HypervisorError(f"QEMU has not answered within {SECONDS:g} s") from None
 
     async def _queues(self) -> dict[str, Any]:
-        devices: dict[str, Any] = {}
+        devices: dict[str, list[Any]] = {}
         found: dict[str, Any] = {"devices": devices}
         found["filters"] = await self._qmp.execute("query-rx-filter")
         try:
@@ -75,15 +76,14 @@ class Looking:
                 raise
             listed = []
         for path in (entry["path"] for entry in listed if entry["name"] == _VIRTIO_NET):
-            status = await self._qmp.execute("x-query-virtio-status", path=path)
-            numbers = range(min(status["num-vqs"], _MOST_QUEUES))
-            devices[path] = {
-                "status": status,
-                "queues": [
-                    await self._qmp.execute("x-query-virtio-queue-status", path=path, queue=number)
-                    for number in numbers
-                ],
-            }
+            queues = devices[path] = []
+            with contextlib.suppress(QmpError):  # there is no further one
+                for number in range(_MOST_QUEUES):
+                    queues.append(
+                        await self._qmp.execute(
+                            "x-query-virtio-queue-status", path=path, queue=number
+                        )
+                    )
         return found
 
     async def _guest(self, seconds: float) -> dict[str, Any]:
