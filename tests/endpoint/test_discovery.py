@@ -32,21 +32,25 @@ def test_ports_and_taps(ns: Namespace) -> None:
         ns.ip(f"link set {name} up")
     ns.ip("link set port0 master br0")
     ns.ip("link set down0 down")
-    for name, more in (("tap0", ""), ("tap1", ""), ("tap2", "multi_queue")):
+    for name, more in (("tap0", ""), ("tap1", ""), ("tap2", "multi_queue"), ("tap3", "")):
         ns.ip(f"tuntap add dev {name} mode tap {more}")
         ns.ip(f"link set {name} up")
-    ns.ip("link set tap1 master br0")
+    for name in ("tap1", "tap3"):
+        ns.ip(f"link set {name} master br0")
     with netns.entered(ns.path):
-        (fd,) = tuntap.attach("tap2", tuntap.Tap(False, False, True, True), 1)
+        (several,) = tuntap.attach("tap2", tuntap.Tap(False, False, True, True), 1)
+        (one,) = tuntap.attach("tap3", tuntap.Tap(False, False, True, False), 1)
     interfaces = found(ns)
-    os.close(fd)
+    os.close(several)
+    os.close(one)
     assert {name: interfaces[name] for name in interfaces if not name.endswith("0p")} == {
         "port0": (False, "it is a port of a bridge, whose frames its are"),
         "alone0": (True, ""),
         "down0": (False, ""),
         "tap0": (True, ""),
         "tap1": (False, ""),
-        "tap2": (False, "it is a TAP that another process holds"),
+        "tap2": (True, ""),
+        "tap3": (False, "it is a TAP that another process holds"),
     }
 
 

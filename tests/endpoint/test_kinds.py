@@ -1,11 +1,17 @@
 """Which endpoint an interface becomes."""
 
+import os
+import subprocess
+from contextlib import ExitStack
+
 import pytest
 
 from tapwright.endpoint import kinds
 from tapwright.endpoint.limits import Limits
+from tapwright.endpoint.tap import ExistingTap
+from tapwright.endpoint.tcfilter import TcFilter
 from tapwright.errors import NetworkError
-from tapwright.linux import ethtool, links, netns
+from tapwright.linux import ethtool, links, netns, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 
@@ -39,3 +45,30 @@ def test_no_ethernet(model: str) -> None:
     assert loopback is not None
     with pytest.raises(NetworkError, match="lo carries no Ethernet frames"):
         kinds.choose(loopback, netns.OWN, model, Limits())
+
+
+def test_taps_that_a_process_holds(scratch_netns: str) -> None:
+    """One that is found in a namespace is joined as any interface; one that is asked for is to be
+    the NIC itself, which it can't be."""
+    persistent = tuntap.Tap(False, False, True, False)
+    several = tuntap.Tap(False, False, True, True)
+    with netns.entered(scratch_netns), Netlink() as nl, ExitStack() as stack:
+        for name, tap in (("tap0", persistent), ("tap1", persistent), ("tap2", several)):
+            more = ["multi_queue"] if tap.multi_queue else []
+            words = ["ip", "tuntap", "add", "dev", name, "mode", "tap", *more]
+            subprocess.run(words, check=True)
+            links.set_up(nl, links.named(nl, name).index)
+        for fd in (
+            *tuntap.attach("tap1", persistent, 1),
+            *tuntap.attach("tap2", several, 1),
+            tuntap.create("tap3"),
+        ):
+            stack.callback(os.close, fd)
+        for name in ("tap0", "tap1", "tap2", "tap3"):
+            link = links.named(nl, name)
+            found, asked = (
+                kinds.choose(link, scratch_netns, "tcfilter", Limits(), whole)
+                for whole in (False, True)
+            )
+            assert isinstance(found, ExistingTap if name == "tap0" else TcFilter), name
+            assert isinstance(asked, ExistingTap), name

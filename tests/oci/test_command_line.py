@@ -54,19 +54,22 @@ def test_global_options() -> None:
 def test_whose_verb_it_is() -> None:
     assert verb_of(["--root", "list", "state", "x"]) == "state"
     assert verb_of(["--debug", "kill", "x"]) == "kill"
+    assert verb_of(["--unknown", "run"]) == "run"
     for line in (
         "sandbox list",
         "--config list cni list",
         "--version",
+        "--help run",
         "",
         "frob",
-        "--unknown run",
+        "--unknown frob",
     ):
         assert verb_of(line.split()) == ""
 
 
 @pytest.mark.parametrize(
-    "line", ["create", "create a b", "kill ID 1 2", "create --frob ID", "list x"]
+    "line",
+    ["create", "create a b", "kill ID 1 2", "create --frob ID", "list x", "--frob create ID"],
 )
 def test_wrong_usage(line: str) -> None:
     with pytest.raises(UsageError):

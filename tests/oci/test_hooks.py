@@ -65,6 +65,13 @@ def test_a_missing_program() -> None:
 
 
 @pytest.mark.unit
+def test_a_null_character() -> None:
+    for hook in (shell("true", env=["A=\0"]), shell("\0")):
+        with pytest.raises(ContainerStateError, match="can't be run: embedded null byte"):
+            hooks.run("prestart", [hook], STATE)
+
+
+@pytest.mark.unit
 def test_those_of_poststop_only_warn(tmp_path: Path) -> None:
     log, made = Log(str(tmp_path / "log"), "text"), tmp_path / "made"
     hooks.run_poststop([shell("exit 1"), shell(f"touch {made}")], STATE, log)

@@ -3,6 +3,7 @@
 A row is a set of options and a script, which both run; whatever they print must be the same.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +106,18 @@ def _by_both(podman: Podman, row: Row, directory: Path) -> list[tuple[int, str]]
 def test_options(podman: Podman, directory: Path, name: str) -> None:
     by_runc, by_us = _by_both(podman, ROWS[name], directory)
     assert by_runc[0] != 125, f"podman itself refuses this: {by_runc[1]}"
+    assert by_us == by_runc
+
+
+@pytest.mark.skipif(not shutil.which("slirp4netns"), reason="slirp4netns is not installed")
+def test_a_program_as_the_network(podman: Podman, directory: Path) -> None:
+    """It holds a TAP in the container's namespace, and answers for its gateway."""
+    script = (
+        "ip -o -4 address | tr -s ' ' | cut -d' ' -f2-4; ip route; cat /etc/resolv.conf; "
+        "ping -c 1 -W 9 $(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p') | grep received"
+    )
+    by_runc, by_us = _by_both(podman, Row("--network slirp4netns", script), directory)
+    assert by_runc[0] == 0, by_runc[1]
     assert by_us == by_runc
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -195,6 +196,38 @@ def tap(ns: Namespace, kind: Kind) -> None:
     ns.join(kind.inside, f"up{kind.number}")
 
 
+_CABLE = """
+import os, select, sys
+from tapwright.linux import netns, tuntap
+path, inside, outside = sys.argv[1:]
+with netns.entered(path):
+    here = tuntap.create(inside)
+there = tuntap.create(outside)
+print(flush=True)
+while True:
+    for fd in select.select([here, there], [], [])[0]:
+        frame = os.read(fd, 1 << 16)
+        try:
+            os.write(there if fd == here else here, frame)
+        except OSError:  # the other one is down
+            pass
+"""
+programs: list[subprocess.Popen[bytes]] = []
+
+
+def program(ns: Namespace, kind: Kind) -> None:
+    """A TAP that a program holds, which is the network behind it, as slirp4netns and pasta are:
+    here one that passes frames on to a TAP on the host."""
+    words = [sys.executable, "-c", _CABLE, ns.path, kind.inside, kind.outside]
+    programs.append(subprocess.Popen(words, stdout=subprocess.PIPE))
+    assert (stdout := programs[-1].stdout)
+    assert stdout.readline() == b"\n"
+    for place, name in ((ns, kind.inside), (host, kind.outside)):
+        place.ip(f"link set {name} mtu {kind.mtu}")
+    address_of_host(kind)
+    address_inside(ns, kind)
+
+
 def bridge_port(ns: Namespace, kind: Kind) -> None:
     uplink(ns, kind, kind.inside)
 
@@ -262,6 +295,7 @@ KINDS = [
     Kind("bond", 12, 1500, bond),
     Kind("ipvlan", 13, 1500, ipvlan),
     Kind("dummy", 14, 1500, dummy),
+    Kind("program", 15, 1400, program),
 ]
 EXISTING = "tap", "macvtap"
 MAYBE_LACKING = {
@@ -436,6 +470,9 @@ def world(
 
 
 def remove_from_host() -> None:
+    while programs:
+        with programs.pop() as ended_with_its_taps:
+            ended_with_its_taps.kill()
     links = {name for kind in KINDS for name in (kind.outside, f"brmod{kind.number}")}
     for name in links:
         subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True)

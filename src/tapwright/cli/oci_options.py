@@ -213,16 +213,20 @@ VERBS = {
 }
 
 
+_OF_COMMANDS = frozenset(("-h", "--help", "-v", "--version"))
+
+
 def verb_of(argv: "Sequence[str]") -> str:
-    """The OCI verb in a command line; empty for other commands."""
+    """The OCI verb in a command line, also behind an option that there is not, of which `read`
+    tells then; empty for other commands."""
     words = iter(argv)
     for word in words:
         if not word.startswith("-"):
             return word if word in VERBS else ""
-        option = _found(GLOBAL, word)
-        if option is None:
+        if word in _OF_COMMANDS:
             return ""
-        if option.metavar and "=" not in word:
+        option = _found(GLOBAL, word)
+        if option and option.metavar and "=" not in word:
             next(words, None)
     return ""
 

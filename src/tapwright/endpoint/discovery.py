@@ -38,9 +38,9 @@ class Interface(NamedTuple):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the interface can become a NIC now: it is up, no port of a bridge (or the like),
-        and no TAP that another process holds."""
-        return self.link.is_up and not self.link.is_port and not why_not(self.link)
+        """Whether the interface can become a NIC now: it is up, and no port of a bridge (or the
+        like)."""
+        return self.link.is_up and not self.link.is_port
 
     @property
     def can_be_named(self) -> bool:
@@ -98,11 +98,12 @@ def _gets_a_carrier(link: Link) -> bool:
 
 def why_not(link: Link) -> str:
     """Return why an interface can't become a NIC, not even by name and while it is down; empty if
-    it can. A TAP can, even as a port of a bridge: the NIC is at its other end."""
-    tap = tuntap.settings(link)
-    if tap and tap.taken:
+    it can. A TAP can, even as a port of a bridge, if its other end is free for the NIC."""
+    if not link.is_port:
+        return ""
+    if tuntap.is_held(link):
         return "it is a TAP that another process holds"
-    if link.is_port and not tap:
+    if not tuntap.settings(link):
         return f"it is a port of a {link.master_kind}, whose frames its are"
     return ""
 

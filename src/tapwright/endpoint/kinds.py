@@ -59,9 +59,12 @@ class Endpoint(Protocol):
         OSError."""
 
 
-def choose(link: "Link", netns_path: str, model: str, limits: "Limits") -> Endpoint:
-    """Return the endpoint of an interface in a namespace. Raises NetworkError if it can't have
-    one."""
+def choose(
+    link: "Link", netns_path: str, model: str, limits: "Limits", whole: bool = True
+) -> Endpoint:
+    """Return the endpoint of an interface in a namespace. A TAP becomes the NIC itself if `whole`,
+    or if no process holds it; otherwise that process stays at its other end, like the peer of a
+    veth. Raises NetworkError if the interface can't have an endpoint."""
     from tapwright.endpoint import physical
     from tapwright.endpoint.macvtap import MACVLAN, ExistingMacvtap, Macvtap
     from tapwright.endpoint.tap import ExistingTap
@@ -71,7 +74,8 @@ def choose(link: "Link", netns_path: str, model: str, limits: "Limits") -> Endpo
     if not link.is_ethernet:
         raise NetworkError(f"device: {link.name} carries no Ethernet frames, as a VM's NIC must")
     place = netns_path, link.name, link.index
-    if settings := tuntap.settings(link):
+    settings = tuntap.settings(link)
+    if settings and (whole or not tuntap.is_held(link)):
         return ExistingTap(*place, link.is_up, settings, *limits)
     if link.kind == macvtap.KIND:
         return ExistingMacvtap(*place, *limits, link.is_up, link.takes_all_multicast)

@@ -73,6 +73,14 @@ def settings(link: Link) -> Tap | None:
     )
 
 
+def is_held(link: Link) -> bool:
+    """Return whether a process holds a TAP. The kernel counts the queues of a TAP that may have
+    several; one that is not persistent lives as long as it is held; and the carrier of another is
+    its holder's."""
+    tap = settings(link)
+    return tap is not None and (tap.taken > 0 or not tap.persistent or link.has_carrier)
+
+
 def create(name: str, index: int = 0) -> int:
     """Make a TAP in the calling thread's namespace and return its descriptor. The TAP gets this
     index, or with 0 the kernel's next one.

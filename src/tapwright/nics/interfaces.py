@@ -114,12 +114,13 @@ class Interfaces:
             mac=link.mac,
             mtu=link.mtu,
             addresses=[str(address) for address in found.addresses],
-            queues=self._queues(link),
+            queues=0 if tuntap.is_held(link) else self._queues(link),
             network=network,
             index=link.index,
             permanent=any_mac() if twins else "",
         )
-        await self._join(interface, self._endpoint(link, self._record.netns))
+        # A program at the other end of a TAP (slirp4netns, pasta) is the network that it gives.
+        await self._join(interface, self._endpoint(link, self._record.netns, whole=False))
         await self.set_carrier(interface, found.is_running)
 
     def _check_apart(self, link: Link, nic: Nic) -> None:
@@ -372,9 +373,9 @@ class Interfaces:
         vcpus = self._record.spec.machine.vcpus
         return min(vcpus, tuntap.MOST_QUEUES) if tap and tap.multi_queue and vcpus > 1 else 0
 
-    def _endpoint(self, link: Link, place: str) -> Endpoint:
+    def _endpoint(self, link: Link, place: str, whole: bool = True) -> Endpoint:
         spec = self._record.spec
-        return kinds.choose(link, place, spec.model, Limits(spec.rx_limit, spec.tx_limit))
+        return kinds.choose(link, place, spec.model, Limits(spec.rx_limit, spec.tx_limit), whole)
 
     def _find(self, device: str, places: Sequence[str]) -> tuple[str, Link]:
         try:

@@ -140,7 +140,6 @@ class _Making:
         self._log = log
         self._sandbox = client.named(wish.root, container.sandbox)
         self._stdio: stdio.Stdio | None = None
-        self._hooks_begun = False
         self._filter: seccomp.Making | None = None
 
     def run(self) -> stdio.Stdio:
@@ -197,8 +196,7 @@ class _Making:
             self._stdio.close()
         try:
             life.take_down(self._wish.root, self._container, force=True)
-            if self._hooks_begun:
-                life.run_poststop(self._container, self._log)
+            life.run_poststop(self._container, self._log)
             self._held.discard()
         except (TapwrightError, OSError) as error:
             self._log.warn(f"not everything could be taken back: {error}")
@@ -378,7 +376,6 @@ class _Making:
     def _run_hooks(self) -> None:
         wanted = self._bundle.config.get("hooks", {})
         oci_state = state.oci_state(self._container, state.CREATING)
-        self._hooks_begun = True
         for kind in _EARLY_HOOKS:
             # Those of the container's namespaces have here its network's alone.
             inside = kind == "createContainer"

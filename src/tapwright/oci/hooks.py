@@ -81,6 +81,8 @@ def _failure(
             return f"it did not end within {timeout} s"
         except OSError as error:
             return f"it can't be run: {error.strerror}"
+        except ValueError as error:  # a null character
+            return f"it can't be run: {error}"
         output.seek(0)
         said = output.read(_MOST_OUTPUT).decode(errors="replace").strip()
     if not done.returncode:
