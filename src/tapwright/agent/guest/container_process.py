@@ -5,6 +5,7 @@ import itertools
 import os
 import select
 import signal
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from tapwright.agent.guest.events import Children, Watcher
 from tapwright.agent.guest.leftovers import LAUNCHES
 from tapwright.agent.guest.refusal import FAILED, RefusedError, error_reply
 from tapwright.agent.guest.streams import Answer, Process
+from tapwright.linux import libc
+from tapwright.linux.files import closing
 
 # Files have a number as their name: an id may be longer than the name of a socket may be (unix(7)).
 _numbers = itertools.count()
@@ -187,7 +190,7 @@ class ContainerProcess(Process):
         """Keep one end of each of three pipes; return the other ends, for stdin, stdout and
         stderr. With `null_stdin` there are two, and the null device."""
         if null_stdin:
-            stdin, ours = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
+            stdin, ours = _null_device(), -1
         else:
             stdin, ours = os.pipe2(os.O_CLOEXEC)
         stdout_read, stdout = os.pipe2(os.O_CLOEXEC)
@@ -215,6 +218,17 @@ class ContainerProcess(Process):
         self._pipes = []
         if self._console:
             self._console.close()
+
+
+def _null_device() -> int:
+    """Open a null device that no other process has: crun 1.8 makes a process's stdin its user's
+    (src/libcrun/container.c: maybe_chown_std_streams), who could then close the guest's to others.
+    In /proc/PID/fd it is called /dev/null all the same."""
+    with closing(libc.detached_mount("tmpfs", mode="755")) as place:
+        os.mkdir("dev", dir_fd=place)
+        os.mknod("dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3), dir_fd=place)
+        os.chmod("dev/null", 0o666, dir_fd=place)
+        return os.open("dev/null", os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)
 
 
 def _nothing() -> None:
