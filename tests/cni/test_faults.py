@@ -342,3 +342,5 @@ def test_no_answer_to_version(fakes: Fakes) -> None:
     fakes.script("p", "exit 0")
     (problem,) = fakes.runtime().validate(network("p"))
     assert problem.endswith("failed to VERSION: it printed no answer")
+    with pytest.raises(PluginError, match=r"^plugin 'p' failed to VERSION: it printed"):
+        fakes.runtime().version("p")

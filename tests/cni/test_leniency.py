@@ -305,6 +305,11 @@ def test_a_plugin_of_0_2_0_need_not_name_its_versions(fakes: Fakes) -> None:
     assert fakes.runtime().version("p") == ("0.1.0", "0.2.0")
 
 
+def test_capitals_of_keys_in_an_answer_to_version(fakes: Fakes) -> None:
+    fakes.script("p", """echo '{"CNIVersion": "1.0.0", "SupportedVersions": ["0.4.0"]}'""")
+    assert fakes.runtime().version("p") == ("0.4.0",)
+
+
 def test_versions_of_two_parts(fakes: Fakes) -> None:
     """Taken for versions, but none of ours: a plugin's answer could not be read."""
     assert network("p", version="1.0", cniVersions=["0.4", "1.0.0"]).versions == ("1.0.0",)

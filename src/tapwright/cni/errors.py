@@ -38,8 +38,9 @@ class ConfigurationError(CniError):
 class PluginError(CniError):
     """A plugin failed.
 
-    `network`, `plugin` and `command` name the run. `code`, `message` and `details` are the plugin's
-    own words (section 5, "Error"), with code 0 if it gave none. `stderr` is its other output.
+    `network` (empty for none), `plugin` and `command` name the run. `code`, `message` and `details`
+    are the plugin's own words (section 5, "Error"), with code 0 if it gave none. `stderr` is its
+    other output.
     """
 
     def __init__(
@@ -61,9 +62,8 @@ class PluginError(CniError):
         self.stderr = stderr
         number = f" (code {code})" if code else ""
         more = f": {details}" if details else ""
-        super().__init__(
-            f"network {network!r}: plugin {plugin!r} failed to {command}: {message}{more}{number}"
-        )
+        of = f"network {network!r}: " if network else ""
+        super().__init__(f"{of}plugin {plugin!r} failed to {command}: {message}{more}{number}")
 
 
 class NotRunError(PluginError):

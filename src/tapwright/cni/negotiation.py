@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tapwright.cni import versions
 from tapwright.cni.errors import PluginError
 from tapwright.cni.invoke import Invocation, Trace
-from tapwright.cni.network import Network, Plugin, ipam_type, is_reserved
+from tapwright.cni.network import Network, Plugin, ipam_type, is_reserved, member
 
 
 class Negotiation:
@@ -80,10 +80,10 @@ def _ask(run: Invocation) -> tuple[str, ...]:
         raise
     if not answer:
         raise run.error("it printed no answer")
-    version = answer.get("cniVersion")
+    version = member(answer, "cniVersion")
     # Plugins of version 0.2.0 may name no versions (libcni, pkg/version/plugin.go, Decode).
     alone = ["0.1.0", "0.2.0"] if version == "0.2.0" else [version]
-    supported = answer.get("supportedVersions") or alone
+    supported = member(answer, "supportedVersions") or alone
     if not isinstance(supported, list) or not all(isinstance(v, str) for v in supported):
         raise run.error(f"key 'supportedVersions' of its answer is not a list: {supported!r}")
     return tuple(supported)
