@@ -190,6 +190,47 @@ def test_what_a_failed_add_has_left_keeps_no_add_off(fakes: Fakes) -> None:
         runtime.add(network("p"), WEB)
 
 
+@pytest.mark.parametrize("broken", ["ADD", "DEL"])
+def test_delete_again_asks_only_plugins_that_have_failed(fakes: Fakes, broken: str) -> None:
+    """host-device fails at a second DEL. libcni would have stopped before its first, so there the
+    attachment goes once the plugin after it is mended."""
+    asked, mended = fakes.directory / "asked", fakes.directory / "mended"
+    twice = f"[ $CNI_COMMAND != DEL ] || mkdir {asked} || exit 1"
+    fakes.plugin("p", body=twice)
+    failing = f"[ -e {mended} ] || [ $CNI_COMMAND != DEL -a $CNI_COMMAND != {broken} ] || exit 1"
+    fakes.plugin("q", body=failing)
+    runtime, net = fakes.runtime(), network("p", "q")
+    if broken == "ADD":
+        with pytest.raises(PluginError, match="failed to ADD"):
+            runtime.add(net, WEB)
+    else:
+        runtime.add(net, WEB)
+    with pytest.raises(ExceptionGroup):
+        runtime.delete(net, WEB)
+    mended.touch()
+    runtime.delete(net, WEB)
+    kinds = [run.kind for run in fakes.seen("DEL")]
+    assert kinds == ["q", "p", "q", *(["q"] if broken == "ADD" else [])]
+    assert runtime.attachments() == ([], [])
+    asked.rmdir()
+    runtime.add(net, WEB)
+    runtime.delete(net, WEB)
+    assert [run.kind for run in fakes.seen("DEL")] == [*kinds, "q", "p"]
+
+
+def test_what_was_deleted_of_another_network_is_asked_again(fakes: Fakes) -> None:
+    """The file was changed between the two DELs."""
+    fakes.plugin("p")
+    fakes.plugin("r")
+    fakes.failing("q", "DEL")
+    runtime = fakes.runtime()
+    runtime.add(network("p", "q"), WEB)
+    with pytest.raises(ExceptionGroup):
+        runtime.delete(network("p", "q"), WEB)
+    runtime.delete(network("r", "p"), WEB)
+    assert [run.kind for run in fakes.seen("DEL")] == ["q", "p", "p", "r"]
+
+
 def test_text_file_busy_is_waited_for(fakes: Fakes) -> None:
     """An installer that is writing the plugin; the kernel refuses to run it until it is done."""
     (fakes.bin / "p").write_bytes(Path("/bin/true").read_bytes())

@@ -7,7 +7,8 @@ the first plugin runs, without a result, so that GC finds a trace after a kill; 
 the result.
 
 A key of our own, which libcni ignores and does not write, has more: the namespace to which the path
-led, and the whole configuration where plugins came from a folder.
+led, the whole configuration where plugins came from a folder, and after a DEL that failed, the
+plugins that it has deleted.
 """
 
 import binascii
@@ -41,7 +42,8 @@ class LegacyError(CniError):
 class Entry(NamedTuple):
     """One file of the cache. `config` is the network's configuration at ADD; `result` is None when
     ADD did not finish. `namespace` is the attachment's, None if unknown; `whole` is the
-    configuration with the plugins from its folder, too."""
+    configuration with the plugins from its folder, too. `deleted` are the plugins whose DEL has
+    succeeded while that of others failed: their number in the network, and their type."""
 
     network: str
     attachment: Attachment
@@ -49,6 +51,7 @@ class Entry(NamedTuple):
     result: dict[str, Any] | None
     namespace: namespaces.Namespace | None = None
     whole: bytes = b""
+    deleted: tuple[tuple[int, str], ...] = ()
 
 
 def path_of(directory: str, network: str, attachment: Attachment) -> str:
@@ -91,6 +94,8 @@ def _ours(entry: Entry) -> dict[str, Any]:
         ours["namespace"] = entry.namespace._asdict()
     if entry.whole != entry.config:
         ours["whole"] = entry.whole.decode(errors="replace")
+    if entry.deleted:
+        ours["deleted"] = entry.deleted
     return ours
 
 
@@ -167,7 +172,8 @@ def _entry(content: Any) -> Entry:
     ours = _object(content, _OURS) or {}
     whole = _text(ours, "whole").encode() if "whole" in ours else config
     namespace = namespaces.from_json(ours.get("namespace"))
-    return Entry(network, attachment, config, _object(content, "result"), namespace, whole)
+    deleted = tuple((int(number), str(kind)) for number, kind in ours.get("deleted") or ())
+    return Entry(network, attachment, config, _object(content, "result"), namespace, whole, deleted)
 
 
 def _text(content: dict[str, Any], key: str) -> str:

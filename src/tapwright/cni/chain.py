@@ -1,7 +1,7 @@
 """Runs the plugins of one network, one after the other (section 3)."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tapwright.cni import namespaces, results, versions
@@ -43,9 +43,14 @@ class Chain(NamedTuple):
             yield result
 
     def delete(
-        self, attachment: Attachment, result: Result | None, added: int | None = None
-    ) -> list[CniError]:
-        """Run DEL of all plugins in reverse; return the failures.
+        self,
+        attachment: Attachment,
+        result: Result | None,
+        added: int | None = None,
+        deleted: Container[int] = (),
+    ) -> dict[int, list[CniError]]:
+        """Run DEL of all plugins but the `deleted` ones in reverse; return the failures by plugin.
+        Plugins are numbers, from 0 in the network's order.
 
         `added` is for an ADD that failed: how many plugins it may have run. The others hold
         nothing, so it is no failure when one of them can't be started (it may be why ADD failed).
@@ -56,8 +61,10 @@ class Chain(NamedTuple):
         interface, too), this calls the plugin again with a new namespace, which contains only an
         interface of that name.
         """
-        failures = []
+        failures = {}
         for number, plugin in reversed(list(enumerate(self.network.plugins))):
+            if number in deleted:
+                continue
             more = runtime_config(plugin, attachment)
             if result is not None and versions.at_least(self.version, versions.DEL_WITH_RESULT):
                 more["prevResult"] = result
@@ -68,7 +75,8 @@ class Chain(NamedTuple):
                 failed = self._delete_of_failed_add(plugin, attachment, more, failed)
                 if number >= added:
                     failed = [error for error in failed if not isinstance(error, NotRunError)]
-            failures += failed
+            if failed:
+                failures[number] = failed
         return failures
 
     def _delete_of_failed_add(

@@ -71,9 +71,11 @@ class Runtime:
             except BaseException as failure:
                 added = done if isinstance(failure, NotRunError) else done + 1
                 leftovers = chain.delete(attachment, result, added)
-                for leftover in leftovers:
+                for leftover in _flat(leftovers):
                     failure.add_note(f"and then, in undoing it: {leftover}")
-                if not leftovers:
+                if leftovers:
+                    _keep(path, entry, network, leftovers)
+                else:
                     cache.remove(path)
                 raise
         assert result is not None  # noqa: S101 - a network has at least one plugin
@@ -86,7 +88,8 @@ class Runtime:
         another namespace than at ADD, or to none, plugins get no namespace, and so leave that one
         alone. When a plugin fails, the others still run. The network's version may be unknown.
         Raises an ExceptionGroup of PluginErrors; then the attachment stays remembered, and DEL can
-        be tried again.
+        be tried again: it runs only the plugins that have failed, because some (host-device) fail
+        when they are asked twice.
         """
         check_attachment(attachment)
         path = self._path(network, attachment)
@@ -219,9 +222,18 @@ class Runtime:
                 with contextlib.suppress(ValueError):
                     result = results.as_version(entry.result, chain.version)
         is_half = entry is not None and is_ours and entry.result is None
-        failures = chain.delete(attachment, result, len(network.plugins) if is_half else None)
+        failures = chain.delete(
+            attachment,
+            result,
+            len(network.plugins) if is_half else None,
+            _deleted(network, entry) if entry is not None and is_ours else (),
+        )
         if failures:
-            raise ExceptionGroup(f"network {network.name!r} was not fully taken down", failures)
+            if entry is not None and is_ours:
+                _keep(self._path(network, attachment), entry, network, failures)
+            raise ExceptionGroup(
+                f"network {network.name!r} was not fully taken down", _flat(failures)
+            )
         if is_ours:
             cache.remove(self._path(network, attachment))
 
@@ -274,6 +286,29 @@ def _read(path: str, network: Network, attachment: Attachment) -> cache.Entry | 
         return cache.read(path)
     except cache.LegacyError as legacy:
         return cache.Entry(network.name, attachment, network.raw, legacy.result)
+
+
+def _flat(failures: dict[int, list[CniError]]) -> list[CniError]:
+    return [failure for failed in failures.values() for failure in failed]
+
+
+def _deleted(network: Network, entry: cache.Entry) -> set[int]:
+    """The plugins that an earlier DEL has deleted, if they are still the network's."""
+    kinds = dict(enumerate(plugin["type"] for plugin in network.plugins))
+    return {number for number, kind in entry.deleted if kinds.get(number) == kind}
+
+
+def _keep(
+    path: str, entry: cache.Entry, network: Network, failures: dict[int, list[CniError]]
+) -> None:
+    """Remember which plugins DEL has deleted. On a full disk each is asked again."""
+    deleted = tuple(
+        (number, plugin["type"])
+        for number, plugin in enumerate(network.plugins)
+        if number not in failures
+    )
+    with contextlib.suppress(CniError):
+        cache.write(path, entry._replace(deleted=deleted))
 
 
 def _pair(entry: cache.Entry) -> tuple[str, str]:
