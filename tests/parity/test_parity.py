@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tapwright.image import release
 from tapwright.linux import links
 from tapwright.sandbox import client
 from tapwright.state import registry
@@ -206,7 +207,9 @@ def test_behaviour(
 
 
 def test_document(results: dict[str, Result], behaviours: dict[str, Result]) -> None:
-    """docs/parity.md says what was found; a row that was not tried here may have been elsewhere."""
+    """docs/parity.md says what was found on Debian 12. A row that was not tried here may have been
+    elsewhere, and parts of other releases may differ in less: newer plugins make interfaces with
+    queues."""
     if len(results) < len(ROWS) or len(behaviours) < len(CASES):
         pytest.skip("only some of the rows were compared")
     found = comparison.written(
@@ -219,5 +222,13 @@ def test_document(results: dict[str, Result], behaviours: dict[str, Result]) -> 
     told = DOCUMENT.read_text().splitlines()
     for line in found.splitlines():
         if line.startswith("| ") and "not tried" not in line and line not in told:
-            name = line.partition(" | ")[0]
-            assert any(one.startswith(f"{name} | not tried") for one in told), line
+            name, *cells = line.split(" | ")
+            (written,) = (one for one in told if one.startswith(f"{name} | "))
+            documented = written.split(" | ")[1:]
+            assert documented[0].startswith("not tried") or (
+                release.host() != "bookworm"
+                and all(
+                    here == there or (here.startswith("same") and there.startswith("differs"))
+                    for here, there in zip(cells, documented, strict=True)
+                )
+            ), line
