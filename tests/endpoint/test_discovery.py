@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,23 @@ def test_a_parent_is_of_the_same_namespace(ns: Namespace) -> None:
             assert links.named(nl, "mv1").parent == 0
     with netns.entered(ns.path), Netlink() as nl:
         assert links.named(nl, "mv0").parent == links.named(nl, "low0").index
+
+
+def test_a_link_local_address_made_by_a_secret(ns: Namespace) -> None:
+    """It goes to the guest as any other, whose kernel must make none by a secret of its own."""
+    ns.ip("link add eth0 type veth peer name peer0")
+    secret = Path("/proc/sys/net/ipv6/conf/eth0/stable_secret")
+    with netns.entered(ns.path), Netlink() as nl:
+
+        def mode() -> str | None:
+            found = discovery.scan(nl).interfaces
+            (own,) = (one for one in found if one.link.name == "eth0")
+            return own.special_settings.get("ipv6/addr_gen_mode")
+
+        assert mode() is None
+        ns.ip("link set eth0 addrgenmode random")
+        assert mode() == "1"
+        secret.write_text("2001:db8::1")
+        assert mode() == "1"
+        ns.ip("link set eth0 addrgenmode eui64")
+        assert mode() is None

@@ -1,4 +1,4 @@
-"""Which endpoint an interface becomes."""
+"""Which endpoint an interface becomes, and how that follows the interface's MAC address."""
 
 import os
 import subprocess
@@ -6,12 +6,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from tapwright.endpoint import kinds
+from tapwright.endpoint import heard, kinds
 from tapwright.endpoint.limits import Limits
 from tapwright.endpoint.tap import ExistingTap
 from tapwright.endpoint.tcfilter import TcFilter
 from tapwright.errors import NetworkError
-from tapwright.linux import ethtool, links, netns, tuntap
+from tapwright.hypervisor.backends import Tap
+from tapwright.linux import ethtool, links, netns, tc, tuntap
 from tapwright.linux.links import Link
 from tapwright.linux.netlink import Netlink
 
@@ -72,3 +73,55 @@ def test_taps_that_a_process_holds(scratch_netns: str) -> None:
             )
             assert isinstance(found, ExistingTap if name == "tap0" else TcFilter), name
             assert isinstance(asked, ExistingTap), name
+
+
+FIRST, LATER = "02:00:00:00:00:21", "02:00:00:00:00:22"
+
+
+@pytest.mark.parametrize("model", ["tcfilter", "macvtap"])
+@pytest.mark.parametrize("kind", ["macvlan", "veth"])
+def test_another_mac_address(
+    scratch_netns: str, monkeypatch: pytest.MonkeyPatch, model: str, kind: str
+) -> None:
+    """The NIC gets it, and frames for it reach the device that the VM has."""
+    shared = []
+    share = tc.share_ingress
+    with netns.entered(scratch_netns), Netlink() as nl:
+
+        def run(command: str) -> None:
+            subprocess.run(["ip", *command.split()], check=True)
+
+        run(f"link add in0 address {FIRST} type veth peer name far0")
+        if kind == "macvlan":
+            run("link set in0 name on0")
+            run(f"link add in0 link on0 address {FIRST} type macvlan mode bridge")
+            run("link set on0 address 02:00:00:00:00:20 up")
+        run("link set in0 up")
+        link = links.named(nl, "in0")
+        endpoint = kinds.choose(link, scratch_netns, model, Limits())
+        several = [endpoint]
+        if kind == "macvlan" and model == "tcfilter":
+            several.insert(0, kinds.choose(links.named(nl, "on0"), scratch_netns, model, Limits()))
+        backends = [each.attach(0, 0) for each in several]
+        assert endpoint.is_joined(links.named(nl, "in0"))
+        assert endpoint.mac_for(links.named(nl, "in0"), FIRST) == FIRST
+        run(f"link set in0 address {LATER}")
+        assert endpoint.is_joined(links.named(nl, "in0"))
+        assert endpoint.mac_for(links.named(nl, "in0"), FIRST) == LATER
+
+        def note(socket: Netlink, source: int, target: int, program: tc.Program) -> None:
+            shared.append((source, program))
+            share(socket, source, target, program)
+
+        monkeypatch.setattr(tc, "share_ingress", note)
+        endpoint.set_mac(LATER)
+        assert endpoint.mac_for(links.named(nl, "in0"), LATER) == LATER
+        beside = links.named(nl, f"tap{link.index}_kata")
+        if model == "macvtap":
+            assert beside.mac == LATER
+        elif kind == "macvlan":
+            assert shared == [(link.parent, heard.of_one_on_it(LATER))]
+        for backend in backends:
+            assert isinstance(backend, Tap)
+            os.close(backend.fds[0])
+        endpoint.detach()

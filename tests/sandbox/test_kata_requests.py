@@ -1,12 +1,15 @@
 """The JSON of `kata-network`, as Kata's own runtime and monitor read and write it."""
 
+import io
 import ipaddress
+import sys
 from typing import Any
 
 import pytest
 
+from tapwright.cli import kata_network
 from tapwright.control import kata
-from tapwright.errors import UsageError
+from tapwright.errors import TapwrightError, UsageError
 
 pytestmark = pytest.mark.unit
 
@@ -92,3 +95,62 @@ def test_a_destination_is_not_left_out_by_people() -> None:
             kata.read_routes([route], as_patterns=as_patterns)
     (pattern,) = kata.read_routes([{**route, "dest": "default"}], as_patterns=True)
     assert pattern.dest == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"name":"a"}{"name":"b"}', {"name": "a"}),
+        (' \n[] {"name":', []),
+        ("null\n#", None),
+        ('{"name":"a","name":"b"}', {"name": "b"}),
+    ],
+)
+def test_the_first_value_counts(text: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kata's runtime decodes a stream, and reads one value (cli/network.go)."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert kata_network._read("-") == value
+
+
+@pytest.mark.parametrize("text", ["", "\ufeff{}", "{'name': 1}", '{"name"'])
+def test_what_is_no_json(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    with pytest.raises(TapwrightError, match="standard input is not JSON"):
+        kata_network._read("-")
+
+
+def test_keys_and_null_as_go_has_them() -> None:
+    request = kata.read_interface(
+        {
+            "DEVICE": "tap0",
+            "device": None,
+            "Name": "eth0",
+            "HWAddr": MAC,
+            "ipaddre\u017f\u017fes": [],
+        }
+    )
+    assert (request.device, request.name, request.mac) == ("tap0", "eth0", MAC)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"vhostUserSocket": "/run/\ud800"},
+        {"vhostUserSocket": "/run/\0"},
+        {"linkType": "tap\0"},
+        {"IPAddresses": [{"address": "fe80::1%eth0", "mask": "64"}]},
+        {"IPAddresses": [{"address": "10.0.0.1/24", "mask": "24"}]},
+        {"IPAddresses": [{"address": "10.0.0.1", "mask": "255.255.255.0"}]},
+        {"IPAddresses": [{"address": "10.0.0.1", "mask": "9" * 5000}]},
+        {"IPAddresses": [None]},
+    ],
+)
+def test_what_no_kernel_takes(fields: Any) -> None:
+    with pytest.raises(UsageError):
+        kata.read_interface({"device": "tap0", "name": "eth0", "hwAddr": MAC, **fields})
+
+
+@pytest.mark.parametrize("key", ["dest", "gateway", "source"])
+def test_an_address_with_an_interface_is_no_address(key: str) -> None:
+    with pytest.raises(UsageError, match=f"{key}: 'fe80::1%eth0' is refused"):
+        kata.read_routes([{"dest": "fd00::/64", "device": "eth0", key: "fe80::1%eth0"}])

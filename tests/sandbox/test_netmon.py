@@ -35,6 +35,12 @@ with Netlink() as nl:
     for line in sys.stdin:
         print(json.dumps([line, list_network(nl, {})]), flush=True)
 """
+JOIN = """
+import fcntl, socket, struct
+request = struct.pack("16sH14s8x", b"eth1", 0, bytes.fromhex("01005e000077"))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+    fcntl.ioctl(opened, 0x8931, request)  # SIOCADDMULTI
+"""
 
 Json = Any
 State = dict[str, Any]
@@ -422,6 +428,33 @@ def test_a_mac_address_that_a_program_of_the_guest_has_set(
 
     assert eventually(lambda: "10.77.0.10" in shown("wan1")), namespace.log()
     assert changed in shown("wan1")
+    assert answers_ping("10.77.0.10")
+
+
+def test_another_mac_address_from_outside(namespace: Namespace, tapwright: Tapwright) -> None:
+    """The NIC stays, with all that is bound to it, and frames find it."""
+    namespace.add_veth("eth1", "10.77.0.9/24")
+    namespace.settles()
+
+    def guest(command: str) -> str:
+        return tapwright.exec(VM, "sh", "-c", command)
+
+    tapwright.exec(VM, "python3", "-I", "-S", "-c", JOIN)
+    guest("echo 1 >/proc/sys/net/ipv4/conf/eth1/arp_ignore")
+    index = guest("cat /sys/class/net/eth1/ifindex")
+    first = namespace.ip("-o link show eth1").split("link/ether ")[1].split()[0]
+    for mac in ("02:00:00:00:77:41", "02:00:00:00:77:42"):
+        namespace.ip(f"link set eth1 address {mac}")
+        namespace.settles()
+        ip(f"neigh flush dev {BRIDGE}")
+        assert answers_ping("10.77.0.9")
+    assert guest("cat /sys/class/net/eth1/ifindex") == index
+    assert "01005e000077" in guest("cat /proc/net/dev_mcast")
+    assert guest("cat /proc/sys/net/ipv4/conf/eth1/arp_ignore").strip() == "1"
+    # Another interface with the address by which the NIC is still known.
+    namespace.add_veth("eth2", "10.77.0.10/24", up=False)
+    namespace.batch(f"link set eth2 address {first}", "link set eth2 up")
+    namespace.settles()
     assert answers_ping("10.77.0.10")
 
 

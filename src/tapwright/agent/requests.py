@@ -27,9 +27,10 @@ def batch(*requests: Request) -> Request:
 
 def set_interface(
     mac: str,
-    name: str,
-    addresses: Sequence[Record],
+    name: str | None,
+    addresses: Sequence[Record] | None,
     *,
+    change: bool | None = None,
     looks: Mapping[str, Any] | None = None,
     settings: Sequence[Sequence[str]] = (),
     address: str | None = None,
@@ -40,27 +41,33 @@ def set_interface(
     up: bool | None = None,
     running: bool | None = None,
     as_far_as_possible: bool | None = None,
-    ended: int | None = None,
     unwanted: Sequence[Record] | None = None,
+    kept: Sequence[Record] | None = None,
 ) -> Request:
-    """Set the NIC that was plugged in with this MAC (or "lo"). A new NIC gets the MAC `address`
-    instead; `addresses` are all its addresses, or those that it shall have while only the
-    `unwanted` ones go; `looks` its alias, altnames, group and flags,
-    `settings` [path below /proc/sys/net, value], `ended` the flags to clear.
-    One that is not `running` has no carrier."""
-    sizes = {"index": index, "mtu": mtu, "txqlen": txqlen, "queues": queues}
-    how = {
+    """Set the NIC that was plugged in with this MAC (or "lo"); as a `change`, leave alone what is
+    not given. It gets the MAC `address` instead; `addresses` are all its addresses, or those that
+    it shall have while only the `unwanted` ones go, and the `kept` ones stay as they are there.
+    `looks` are alias, group, altnames, unwanted_altnames, and the flags that are in a mask;
+    `settings` [path below /proc/sys/net, value]. One that is not `running` has no carrier."""
+    wanted = {
+        "name": name,
+        "addresses": None if addresses is None else list(addresses),
+        "change": change,
+        "index": index,
+        "mtu": mtu,
+        "txqlen": txqlen,
+        "queues": queues,
         "address": address,
         "up": up,
         "running": running,
         "as_far_as_possible": as_far_as_possible,
-        "ended": ended,
         "unwanted": unwanted,
+        "kept": kept,
         "settings": settings or None,
+        **(looks or {}),
     }
-    wanted = sizes | how | dict(looks or {})
     given = {key: value for key, value in wanted.items() if value is not None}
-    return of("set_interface", mac=mac, name=name, addresses=list(addresses), **given)
+    return of("set_interface", mac=mac, **given)
 
 
 def change_routes(*, remove: Sequence[Record] = (), add: Sequence[Record] = ()) -> Request:

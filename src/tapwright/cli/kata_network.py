@@ -37,6 +37,8 @@ _VERBS = {
     "list-routes": Verb("list_routes", "list the routes of the guest"),
 }
 
+_BLANKS = " \t\n\r"
+
 _EPILOG = """\
 An interface:
   {"device":"tap-test","name":"eth-test","IPAddresses":[{"address":"172.16.0.3","mask":"16"}],
@@ -95,18 +97,20 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _read(path: str) -> Json:
+    """The first JSON value; as for Kata's runtime, which decodes a stream, it does not matter what
+    comes after it."""
     try:
         if path == "-":
             text = sys.stdin.read()
         else:
-            with open(path) as file:
+            with open(path, encoding="utf-8") as file:
                 text = file.read()
     except OSError as error:
         raise TapwrightError(f"{path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise TapwrightError(f"{path} is not text: {error}") from None
     try:
-        return json.loads(text)
+        return json.JSONDecoder().raw_decode(text.lstrip(_BLANKS))[0]
     except (ValueError, RecursionError) as error:
         name = "standard input" if path == "-" else path
         raise TapwrightError(f"{name} is not JSON: {error}") from None

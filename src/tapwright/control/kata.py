@@ -1,6 +1,7 @@
 """The JSON of `kata-network`: interfaces and routes read, checked, and written.
 
-As in Kata's runtime, keys match without regard to case, and unknown keys are ignored. A refusal is
+As in Kata's runtime, keys match without regard to case, unknown keys are ignored, and null is no
+value. A refusal is
 a UsageError that names field, value and rule.
 """
 
@@ -199,7 +200,7 @@ def _destination(fields: dict[str, Any], gateway: str, as_pattern: bool) -> str:
         # One that leads to a link has no gateway; Kata's agent, too, takes it for IPv4.
         return "::/0" if ":" in (gateway or _ip(fields, "source")) else "0.0.0.0/0"
     try:
-        return str(ipaddress.ip_network(dest, strict=False))
+        return str(ipaddress.ip_network(_without_zone(dest), strict=False))
     except ValueError:
         raise _refusal("dest", dest, "ADDRESS/PREFIX, ADDRESS, or default") from None
 
@@ -212,7 +213,7 @@ def _address(content: Any) -> Address:
     if not isinstance(mask, str) or not mask.isascii() or not mask.isdecimal():
         raise _refusal("IPAddresses mask", mask, "a prefix length")
     try:
-        found = ipaddress.ip_interface(f"{address}/{int(mask)}")
+        found = ipaddress.ip_interface(_without_zone(f"{address}/{int(mask)}"))
     except ValueError:
         raise _refusal(
             "IPAddresses", f"{address}/{mask}", "an IPv4 or IPv6 address and its prefix length"
@@ -236,9 +237,17 @@ def _mac(fields: dict[str, Any]) -> str:
 def _ip(fields: dict[str, Any], key: str) -> str:
     text = _text(fields, key)
     try:
-        return str(ipaddress.ip_address(text)) if text else ""
+        return str(ipaddress.ip_address(_without_zone(text))) if text else ""
     except ValueError:
         raise _refusal(key, text, "an IP address") from None
+
+
+def _without_zone(text: str) -> str:
+    """Raises ValueError for an address with an interface (fe80::1%eth0), which Python would take,
+    and no kernel."""
+    if "%" in text:
+        raise ValueError(text)
+    return text
 
 
 def _name(fields: dict[str, Any], key: str) -> str:
@@ -263,6 +272,8 @@ def _text(fields: dict[str, Any], key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise _refusal(key, value, "a string")
+    if "\0" in value or any("\ud800" <= each <= "\udfff" for each in value):
+        raise _refusal(key, value, "text without NUL, and without halves of characters")
     return value
 
 
@@ -278,7 +289,7 @@ def _list(fields: dict[str, Any], key: str) -> list[Any]:
 def _fields(content: Any, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{what} is a JSON object, not {_shown(content)}")
-    return {key.lower(): value for key, value in content.items()}
+    return {key.casefold(): value for key, value in content.items() if value is not None}
 
 
 def _refusal(field: str, value: Any, rule: str) -> UsageError:

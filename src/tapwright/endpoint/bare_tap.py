@@ -36,9 +36,12 @@ class BareTap(WithCompanion):
                 raise NetworkError(f"{self.name} can't be limited: {error}") from None
         return Tap([fd])
 
-    def is_joined(self, link: Link, mac: str) -> bool:
-        # The user who connects the TAP may have to change the interface's MAC address.
+    def is_joined(self, link: Link) -> bool:
         return True
+
+    def mac_for(self, link: Link, mac: str) -> str:
+        # The user who connects the TAP may have to change the interface's.
+        return mac
 
     def detach(self) -> None:
         """Remove the ifb of the limit; the TAP goes with its descriptor. Raises OSError."""

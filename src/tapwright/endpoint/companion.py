@@ -44,6 +44,12 @@ class WithCompanion:
         """The name of the device beside the interface."""
         return name_of(self.index)
 
+    def mac_for(self, link: Link, mac: str) -> str:
+        return link.mac
+
+    def set_mac(self, mac: str) -> None:
+        """Do nothing: frames pass whatever their addresses are."""
+
     def set_mtu(self, mtu: int) -> None:
         """Give the device the interface's MTU. Raises OSError."""
         with self.inside() as nl:

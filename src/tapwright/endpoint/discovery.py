@@ -76,8 +76,11 @@ class Interface(NamedTuple):
         special = self.settings.special(self.link.is_loopback)
         if self.link.mtu < _LEAST_IPV6:
             special.pop(settings.IPV6_OFF, None)  # no kernel has IPv6 on such an interface
-        # Otherwise the guest's kernel would make one from the MAC address when the NIC comes up.
-        return special | ({settings.ADDRESS_GENERATION: "1"} if self.own_link_local else {})
+        # Otherwise the guest's kernel would make one from the MAC address when the NIC comes up, or
+        # from a secret of its own.
+        makes_others = special.get(settings.ADDRESS_GENERATION) in settings.BY_SECRET
+        is_own = self.own_link_local or makes_others
+        return special | ({settings.ADDRESS_GENERATION: settings.NO_ADDRESS} if is_own else {})
 
     def settled(self) -> "Interface":
         """Return the same interface as it is when the kernel has taken note of its carrier."""

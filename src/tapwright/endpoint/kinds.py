@@ -47,9 +47,16 @@ class Endpoint(Protocol):
         """Make the join, with that many queues (0: one), for a QEMU of that user id; return what
         the hypervisor gets. Raises NetworkError; call `detach` all the same."""
 
-    def is_joined(self, link: "Link", mac: str) -> bool:
-        """Whether the join is still what `attach` made for a NIC with this MAC, with the
-        interface's present state. Raises OSError."""
+    def is_joined(self, link: "Link") -> bool:
+        """Whether the join is still what `attach` made, with the interface's present state. Raises
+        OSError."""
+
+    def mac_for(self, link: "Link", mac: str) -> str:
+        """The MAC address that the NIC shall have, which has `mac`, by the interface's present
+        state."""
+
+    def set_mac(self, mac: str) -> None:
+        """Follow the interface, whose NIC has another MAC address. Raises OSError."""
 
     def set_mtu(self, mtu: int) -> None:
         """Follow the interface's MTU. Raises OSError."""

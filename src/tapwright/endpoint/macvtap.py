@@ -83,11 +83,21 @@ class Macvtap(WithCompanion):
         limits.limit_ingress(nl, link.index, self.rx_limit, self.index)
         return Tap(macvtap.open_queues(self.name, 1))
 
-    def is_joined(self, link: Link, mac: str) -> bool:
+    def is_joined(self, link: Link) -> bool:
         """The macvtap goes when the interface leaves its namespace."""
-        expected = _another(mac) if self.sibling else mac
         with self.inside() as nl:
-            return link.mac == expected and links.find(nl, self.name) is not None
+            return links.find(nl, self.name) is not None
+
+    def mac_for(self, link: Link, mac: str) -> str:
+        return mac if self.sibling and link.mac == _another(mac) else link.mac
+
+    def set_mac(self, mac: str) -> None:
+        """Of two macvlans, only one can have it. In mode `passthru` the macvtap has it already.
+        Raises OSError."""
+        if self.sibling:
+            with self.inside() as nl:
+                _change_mac(nl, self.index, _another(mac))
+                links.set_mac(nl, links.named(nl, self.name).index, mac)
 
     def detach(self) -> None:
         with self.inside() as nl:
@@ -132,8 +142,8 @@ class ExistingMacvtap(WithCompanion):
                 raise NetworkError(f"device: {link.name} can't be brought up: {error}") from None
         return Tap(fds)
 
-    def is_joined(self, link: Link, mac: str) -> bool:
-        return link.mac == mac
+    def is_joined(self, link: Link) -> bool:
+        return True
 
     def set_mtu(self, mtu: int) -> None:
         """Do nothing: the VM's MTU comes from this macvtap."""

@@ -65,8 +65,14 @@ class ExistingTap:
             raise NetworkError(f"device: {self.device}: {_reason(self.device, error)}") from None
         return Tap(fds)
 
-    def is_joined(self, link: Link, mac: str) -> bool:
-        return link.mac == mac
+    def is_joined(self, link: Link) -> bool:
+        return True
+
+    def mac_for(self, link: Link, mac: str) -> str:
+        return link.mac
+
+    def set_mac(self, mac: str) -> None:
+        """Do nothing: the VM's MAC address comes from this TAP."""
 
     def set_mtu(self, mtu: int) -> None:
         """Do nothing: the VM's MTU comes from this TAP."""

@@ -78,10 +78,16 @@ class TcFilter(WithCompanion):
         except NetlinkError as error:
             raise NetworkError(f"{link.name} can't be joined with a TAP: {error}") from None
 
-    def is_joined(self, link: Link, mac: str) -> bool:
+    def is_joined(self, link: Link) -> bool:
         """Filters go away when the interface leaves its namespace."""
         with self.inside() as nl:
-            return link.mac == mac and tc.has_ingress(nl, self.index)
+            return tc.has_ingress(nl, self.index)
+
+    def set_mac(self, mac: str) -> None:
+        """A macvlan's frames pass the NIC of its parent, if that has one. Raises OSError."""
+        with self.inside() as nl:
+            if link := links.at(nl, self.index):
+                _share_of_parent(nl, link)
 
     def detach(self) -> None:
         """Remove the filters from the interface; the TAP goes with its descriptor. Raises
@@ -101,11 +107,7 @@ def _share(nl: Netlink, link: Link, tap: int) -> None:
         for one in links.listing(nl):
             if one.kind in ON_ANOTHER and one.parent == link.index and one.mac != link.mac:
                 tc.share_ingress(nl, link.index, tap, heard.of_one_on_it(one.mac))
-        if link.kind in ON_ANOTHER and link.parent:
-            below = links.find(nl, name_of(link.parent))
-            # This macvlan came later than the NIC of its parent.
-            if below and below.alias == OUR_ALIAS and tc.has_ingress(nl, link.parent):
-                tc.share_ingress(nl, link.parent, below.index, heard.of_one_on_it(link.mac))
+        _share_of_parent(nl, link)
     except NetlinkError as error:
         if error.errno != errno.ENOENT:
             raise
@@ -115,3 +117,12 @@ def _share(nl: Netlink, link: Link, tap: int) -> None:
             "on %s",
             link.name,
         )
+
+
+def _share_of_parent(nl: Netlink, link: Link) -> None:
+    """Where a macvlan came, or got its MAC address, later than the NIC of its parent, mirror its
+    frames to it. Raises NetlinkError."""
+    if link.kind in ON_ANOTHER and link.parent:
+        below = links.find(nl, name_of(link.parent))
+        if below and below.alias == OUR_ALIAS and tc.has_ingress(nl, link.parent):
+            tc.share_ingress(nl, link.parent, below.index, heard.of_one_on_it(link.mac))

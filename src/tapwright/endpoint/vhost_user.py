@@ -56,8 +56,14 @@ class VhostUserSocket:
         except OSError as error:
             raise self._unusable(error) from None
 
-    def is_joined(self, link: Link, mac: str) -> bool:
+    def is_joined(self, link: Link) -> bool:
         return True
+
+    def mac_for(self, link: Link, mac: str) -> str:
+        return mac
+
+    def set_mac(self, mac: str) -> None:
+        """Do nothing: the backend learns of it from the frames."""
 
     def set_mtu(self, mtu: int) -> None:
         """Do nothing: the backend decides its MTU."""

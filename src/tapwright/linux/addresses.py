@@ -21,8 +21,9 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_BROADCAST, IFA_CACHEINFO = 1, 2, 3, 4, 6
 IFA_FLAGS, IFA_RT_PRIORITY, IFA_PROTO = 8, 9, 11
 IFA_F_SECONDARY, IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_NOPREFIXROUTE = 0x1, 0x2, 0x8, 0x200
-IFA_F_PERMANENT = 0x80
-IFAPROT_KERNEL_RA = 2
+IFA_F_PERMANENT, _IFA_F_DEPRECATED = 0x80, 0x20
+IFAPROT_KERNEL_RA, _IFAPROT_KERNEL_LL = 2, 3
+_SCOPE_LINK = 253
 
 _IFADDR = struct.Struct("=BBBBi")
 _CACHEINFO = struct.Struct("=IIII")
@@ -75,9 +76,7 @@ class Address(NamedTuple):
         4291, appendix A)."""
         if self.is_ipv4 or self.prefix_length != 64:
             return False
-        mac_bytes = netlink.pack_mac(mac)
-        identifier = bytes([mac_bytes[0] ^ 2]) + mac_bytes[1:3] + b"\xff\xfe" + mac_bytes[3:]
-        return netlink.pack_address(self.address) == b"\xfe\x80" + bytes(6) + identifier
+        return netlink.pack_address(self.address) == _link_local(mac)
 
     def ends_with(self, other: "Address") -> bool:
         """Whether both addresses end at the same time, within two seconds."""
@@ -102,6 +101,17 @@ class Address(NamedTuple):
         return fields
 
 
+def made_from(mac: str) -> Address:
+    """Return the link-local address that the kernel makes from a MAC address."""
+    made = unpack_address(_link_local(mac))
+    return Address(made, 64, scope=_SCOPE_LINK, protocol=_IFAPROT_KERNEL_LL)
+
+
+def _link_local(mac: str) -> bytes:
+    packed = netlink.pack_mac(mac)
+    return b"\xfe\x80" + bytes(6) + bytes([packed[0] ^ 2]) + packed[1:3] + b"\xff\xfe" + packed[3:]
+
+
 def decode(body: bytes) -> tuple[int, Address]:
     """Read the body of an RTM_NEWADDR or RTM_DELADDR message: (interface index, address)."""
     index, _, address = decode_with_state(body)
@@ -118,6 +128,8 @@ def decode_with_state(body: bytes) -> tuple[int, int, Address]:
     broadcast = found.get(IFA_BROADCAST)
     flags = u32(found, IFA_FLAGS, flags)
     preferred, valid = _ends(found.get(IFA_CACHEINFO, b""))
+    if flags & _IFA_F_DEPRECATED:
+        preferred = 0  # long ago; the kernel does not tell when, nor of a permanent one that it was
     return (
         index,
         flags,

@@ -33,6 +33,8 @@ a program that listens or by an interface on top (dev_get_flags in net/core/dev.
 FLAGS_OF_USERS = IFF_NOARP | IFF_MULTICAST | FLAGS_OF_RECEPTION
 """Flags that are set on purpose, and that say what a program can do with an interface."""
 ARPHRD_ETHER = 1
+USUAL_LOOPBACK = 65536, 1000
+"""MTU and queue length of a new loopback (drivers/net/loopback.c)."""
 
 _IFINFO = struct.Struct("=BxHiII")
 
@@ -99,8 +101,7 @@ class Link(NamedTuple):
 
     @property
     def is_usual_loopback(self) -> bool:
-        """Whether the MTU and the queue length are loopback's defaults (drivers/net/loopback.c)."""
-        return self.is_loopback and (self.mtu, self.txqlen) == (65536, 1000)
+        return self.is_loopback and (self.mtu, self.txqlen) == USUAL_LOOPBACK
 
 
 def decode(body: bytes) -> Link:

@@ -133,6 +133,8 @@ _IPV6 = _Conf(
 )
 _CONFS = _IPV4, _IPV6
 IPV6_OFF, ADDRESS_GENERATION = "ipv6/disable_ipv6", "ipv6/addr_gen_mode"
+NO_ADDRESS, BY_SECRET = "1", ("2", "3")
+"""enum in6_addr_gen_mode, include/uapi/linux/if_link.h."""
 
 # Settings that the kernel makes itself, or that follow from another one.
 _PASSED_OVER = frozenset(("ipv4/ip_forward", "ipv4/tcp_fastopen_key"))

@@ -10,7 +10,7 @@ Runs in the supervisor; the caller makes one call at a time.
 import asyncio
 import errno
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ from tapwright.endpoint import discovery
 from tapwright.endpoint.discovery import Interface, Scan
 from tapwright.errors import AgentError
 from tapwright.linux import entries, links, netns, settings
-from tapwright.linux.addresses import Address
 from tapwright.linux.entries import Entry
 from tapwright.linux.netlink import Netlink, pack_address
 from tapwright.nics import guest_settings, rulesets
@@ -31,7 +30,11 @@ from tapwright.nics.guest_settings import GuestSettings
 from tapwright.nics.guest_table import GuestTable
 from tapwright.nics.interfaces import Followers, Interfaces
 from tapwright.nics.rulesets import Rulesets
+from tapwright.nics.taken_over import change_request, first_request, is_taken_over
 from tapwright.state.record import Nic
+
+_MOST_STATES = 8
+"""How many failed changes in a row are remembered."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +67,10 @@ class Following:
         # The interfaces as the guest has them, loopback too; and their indexes there.
         self._carried: dict[int, Interface] = {}
         self._indexes: dict[int, int] = {}
-        # Addresses that their NICs were given, whatever else programs of the guest have added.
-        self._given: dict[int, tuple[Address, ...]] = {}
+        # Those that may be another state in the guest, because a change failed.
+        self._unsure: dict[int, tuple[Interface, ...]] = {}
+        # A request has replaced the addresses of their NICs.
+        self._readdressed: set[int] = set()
         self.refused: list[str] = []
         """What the guest's kernel refused when this began, in words."""
         self._table = GuestTable(agent)
@@ -106,7 +111,7 @@ class Following:
         self._carried[loopback.link.index] = loopback
         self._begun = [interface.link.index for interface in found]
         nics = self._interfaces.followers()
-        made = [self._request(one, nics.get(one.link.index)) for one in found]
+        made = [self._request(one, nics.get(one.link.index), ()) for one in found]
         return [each | ({} if self._indexed else {"index": 0}) for each in made]
 
     async def fill(self, answers: Iterable[Any]) -> None:
@@ -145,8 +150,8 @@ class Following:
     def doubt(self, index: int) -> None:
         """A request has changed the addresses of an interface's NIC: the next `sync` adds the
         routes and neighbours again that went with the old addresses."""
-        self._doubt(index, self._carried.get(index))
-        self._given.pop(index, None)
+        self._doubt(index, self._befores(index))
+        self._readdressed.add(index)
 
     async def sync(self, at_once: bool = False) -> float | None:
         """Make the guest's network equal to the namespace's; return the seconds after which to try
@@ -158,7 +163,7 @@ class Following:
         """
         self.refused.clear()
         scan, own = await asyncio.to_thread(self._look)
-        scanned = self._interfaces.without_our_flags(scan.interfaces)
+        scanned = self._interfaces.as_carried(scan.interfaces)
         found = {interface.link.index: interface.settled() for interface in scanned}
         self._dismissed &= found.keys()
         self._replaced &= found.keys()
@@ -198,8 +203,8 @@ class Following:
         return Look(scan, self._read_settings([one.link.name for one in scan.interfaces]))
 
     async def _unplug_gone(self, found: dict[int, Interface]) -> None:
-        """Unplug NICs whose interface has gone, has been out of the namespace in the meantime, or
-        has another MAC: the last two get another NIC at once, whatever their state."""
+        """Unplug NICs whose interface has gone, or has been out of the namespace in the meantime:
+        the latter gets another NIC at once, whatever its state."""
         leaving = []
         for index, nic in self._interfaces.followers().items():
             if index not in found:
@@ -218,7 +223,8 @@ class Following:
     def _forget(self, index: int) -> None:
         self._carried.pop(index, None)
         self._indexes.pop(index, None)
-        self._given.pop(index, None)
+        self._unsure.pop(index, None)
+        self._readdressed.discard(index)
         self._table.forget(index)
         self._settings.forget(index)
         self._rulesets.doubt()
@@ -242,7 +248,7 @@ class Following:
                 await self._attempts.make(index, interface, plug, event)
 
     async def _fill_table(self, wanted: list[Entry]) -> None:
-        indexes = {own: index for own, index in self._indexes.items() if own in self._carried}
+        indexes = {own: index for own, index in self._indexes.items() if self._befores(own)}
         own = entries.of_devices(wanted, indexes)
         change = partial(self._table.change, own, indexes, self._has_source)
         event = "routes, rules or neighbours have changed"
@@ -253,8 +259,8 @@ class Following:
         return any(
             source == pack_address(address.address)
             for index in route.devices
-            if index in self._carried
-            for address in self._carried[index].addresses
+            for before in self._befores(index)
+            for address in before.addresses
         )
 
     async def _change_settings(
@@ -272,15 +278,13 @@ class Following:
     async def _carry_loopback(self, loopback: Interface) -> None:
         index = loopback.link.index
         before = self._carried.get(index)
-        if _is_carried(before, loopback) or not (before or loopback.addresses):
+        if is_taken_over(before, loopback) or not (self._befores(index) or loopback.addresses):
             self._carried[index] = loopback
             return
 
         async def carry_over() -> None:
-            before = self._carried.pop(index, None)
-            self._doubt(index, before)
-            await self._set_interface(loopback, before=before)
-            self._carried[index] = loopback
+            await self._set_interface(loopback)
+            self._has_become(loopback)
 
         await self._attempts.make(index, loopback, carry_over, "loopback has changed")
 
@@ -289,7 +293,7 @@ class Following:
         changed = {
             index: found[index]
             for index in followers
-            if index in found and not _is_carried(self._carried.get(index), found[index])
+            if index in found and not is_taken_over(self._carried.get(index), found[index])
         }
         await self._make_way(changed, followers)
         for index, interface in changed.items():
@@ -311,70 +315,69 @@ class Following:
 
     async def _carry_over(self, nic: Nic, interface: Interface) -> None:
         """Make the guest's NIC, its record and its endpoint what the interface is."""
-        # Until it is done the guest's state is unknown: it may fail half way.
-        before = self._carried.pop(nic.index, None)
-        if not _is_carried(before and before.without_carrier(), interface.without_carrier()):
-            self._doubt(nic.index, before)
-            await self._set_interface(interface, nic, before)
+        befores = self._befores(nic.index)
+        without = interface.without_carrier()
+        if not befores or not all(is_taken_over(b.without_carrier(), without) for b in befores):
+            await self._set_interface(interface, nic)
         await self._interfaces.follow(nic, interface)
-        self._carried[nic.index] = interface
-        if before is None or before.own_mtu != interface.own_mtu:
+        if not befores or befores[0].own_mtu != interface.own_mtu:
             _tell_cut(interface)
+        self._has_become(interface)
+
+    def _befores(self, index: int) -> Sequence[Interface]:
+        """The states of which the guest has one; none where it has not been set yet."""
+        carried = self._carried.get(index)
+        return self._unsure.get(index) or ((carried,) if carried else ())
+
+    def _has_become(self, interface: Interface) -> None:
+        """All of the interface has been carried over."""
+        self._carried[interface.link.index] = interface
+        self._unsure.pop(interface.link.index, None)
 
     def _request(
-        self, interface: Interface, nic: Nic | None, before: Interface | None = None
+        self, interface: Interface, nic: Nic | None, befores: Sequence[Interface]
     ) -> Request:
         """The agent's request that makes a NIC equal to its interface; `nic` is None for loopback.
-        The host's side of a NIC may have another MAC, where two interfaces share one. The guest
-        leaves out what its kernel refuses.
-
-        Of an interface that was carried as it was `before`, only changes of sizes and addresses
-        are sent: otherwise what a program of the guest has set would be lost, which it is not in
-        the namespace."""
+        The host's side of a NIC may have another MAC, where two interfaces share one."""
         link = interface.link
-        given = self._given.get(link.index, () if link.is_loopback else None)
-        wanted = interface.addresses if given is None else interface.lasting
-        self._given[link.index] = tuple(dict.fromkeys((*(given or ()), *wanted)))
-        ended = before.link.flags & ~link.flags & links.FLAGS_OF_RECEPTION if before else 0
-        return requests.set_interface(
-            "lo" if link.is_loopback else nic.identity if nic else link.mac,
-            link.name,
-            [address.relative() for address in wanted],
-            unwanted=None if given is None else _without(given, wanted),
-            address=nic.mac if nic and nic.permanent else None,
-            looks=discovery.looks(link),
-            settings=self._settings.of_interface(interface, link.name),
-            index=link.index,
-            mtu=None if before and before.link.mtu == link.mtu else link.mtu,
-            txqlen=None if before and before.link.txqlen == link.txqlen else link.txqlen,
-            up=link.is_up or link.is_loopback,
-            running=None if link.is_loopback else interface.is_running,
-            as_far_as_possible=True,
-            ended=ended or None,
-        )
+        own = self._settings.of_interface(interface, link.name)
+        identity = "lo" if link.is_loopback else nic.identity if nic else link.mac
+        if befores or link.is_loopback:
+            befores = befores or (_fresh(interface),)
+            is_readdressed = link.index in self._readdressed
+            return change_request(identity, interface, befores, own, is_readdressed)
+        address = nic.mac if nic and nic.permanent else None
+        return first_request(identity, interface, address, own)
 
-    async def _set_interface(
-        self, interface: Interface, nic: Nic | None = None, before: Interface | None = None
-    ) -> None:
+    async def _set_interface(self, interface: Interface, nic: Nic | None = None) -> None:
         own = interface.link.index
-        request = self._request(interface, nic, before)
+        befores = self._befores(own)
+        request = self._request(interface, nic, befores)
+        # Until it is done the guest's state is not known: it may fail half way.
+        self._carried.pop(own, None)
+        if befores:
+            self._unsure[own] = (*befores[-_MOST_STATES:], interface)
         try:
             answer = await self._agent.call(requests.batch(request))
             replies = answer.get("replies")
             if not isinstance(replies, list) or len(replies) != 1:
                 raise AgentError("the agent's answer to set_interface is none")
             self._note_index(own, replies[0])
-            self._given[own] = interface.lasting
         except AgentError:
             self._settings.forget(own)
+            self._doubt(own, befores)
             raise
+        if replies[0].get("lost"):
+            self._doubt(own, befores)
+        self._readdressed.discard(own)
+        self._unsure[own] = (interface,)
 
-    def _doubt(self, index: int, before: Interface | None) -> None:
+    def _doubt(self, index: int, befores: Iterable[Interface]) -> None:
         """The guest's kernel drops entries when their interface is renamed, goes down, or loses an
         address; with an address, also routes of other interfaces that have it as their source."""
         self._table.doubt(index)
-        if before:
-            self._table.doubt_source({pack_address(one.address) for one in before.addresses})
+        lost = {pack_address(one.address) for before in befores for one in before.addresses}
+        self._table.doubt_source(lost)
 
 
 def _tell_cut(interface: Interface) -> None:
@@ -385,28 +388,7 @@ def _tell_cut(interface: Interface) -> None:
         )
 
 
-def _without(given: Iterable[Address], wanted: Iterable[Address]) -> list[dict[str, Any]]:
-    """Return the addresses that were given and are not wanted any more, for the agent."""
-    kept = {one.timeless for one in wanted}
-    timeless = dict.fromkeys(one.timeless for one in given)
-    return [one.relative() for one in timeless if one not in kept and not one.is_advertised]
-
-
-def _is_carried(before: Interface | None, found: Interface) -> bool:
-    """Whether a NIC has all that it takes over from its interface, but for settings and entries in
-    tables."""
-    return (
-        before is not None
-        and _taken_over(before) == _taken_over(found)
-        and all(
-            one.ends_with(other) for one, other in zip(before.lasting, found.lasting, strict=True)
-        )
-    )
-
-
-def _taken_over(interface: Interface) -> object:
-    link = interface.link
-    state = link.is_up, interface.is_running
-    timeless = [one.timeless for one in interface.lasting]
-    own = interface.own_link_local, interface.settings.makes_link_local
-    return link.name, link.mtu, link.txqlen, state, timeless, own, discovery.looks(link)
+def _fresh(loopback: Interface) -> Interface:
+    """Loopback as it is in a guest where nothing has been set yet."""
+    mtu, txqlen = links.USUAL_LOOPBACK
+    return loopback._replace(link=loopback.link._replace(mtu=mtu, txqlen=txqlen), addresses=())

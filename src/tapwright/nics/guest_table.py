@@ -35,11 +35,14 @@ class GuestTable:
         self.present: dict[Entry, None] = {}
         """What the guest got from here, in the order of its coming."""
         self._doubtful: set[int] = set()
+        # Of `present`, those that the guest refused to take again: it may have them.
+        self._uncertain: set[Entry] = set()
 
     def forget(self, index: int) -> None:
         """The interface of that index has gone from the guest, its entries with it."""
         self.present = {entry: None for entry in self.present if index not in entry.devices}
         self._doubtful.discard(index)
+        self._uncertain.intersection_update(self.present)
 
     def doubt(self, index: int) -> None:
         """The guest's kernel may have dropped entries of that interface: add them all again."""
@@ -84,7 +87,7 @@ class GuestTable:
         )
         remove = [e for e in self.present if e not in shall and entries.identity(e) not in taken]
         replaced = [e for e in self.present if e not in shall and entries.identity(e) in taken]
-        unsure = set(filter(self._is_doubtful, self.present))
+        unsure = set(filter(self._is_doubtful, self.present)) | self._uncertain
         add = [e for e in shall if e not in self.present or e in unsure]
         remove.sort(key=entries.rank, reverse=True)
         refused = await self._ask([(e, True) for e in remove] + [(e, False) for e in add], indexes)
@@ -123,6 +126,7 @@ class GuestTable:
     def _removed(self, some: Iterable[Entry]) -> None:
         for entry in some:
             self.present.pop(entry, None)
+            self._uncertain.discard(entry)
 
     async def _ask(self, steps: Steps, indexes: Indexes) -> list[str]:
         """Remove (with True) or add each of the entries; return what was refused, in words."""
@@ -143,10 +147,14 @@ class GuestTable:
             ]
             await self._reach(part, unreachable, known, failed)
             for number, (entry, remove) in enumerate(part):
-                if remove or number in failed:
-                    self.present.pop(entry, None)
-                else:
-                    self.present.pop(entry, None)
+                # A route with several hops stays while one of their interfaces is down, but could
+                # not be added then.
+                is_uncertain = number in failed and not remove and entry in self.present
+                self._uncertain.discard(entry)
+                self.present.pop(entry, None)
+                if is_uncertain:
+                    self._uncertain.add(entry)
+                if is_uncertain or not (remove or number in failed):
                     self.present[entry] = None
             refused += failed.values()
         return refused

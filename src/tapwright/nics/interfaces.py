@@ -108,6 +108,8 @@ class Interfaces:
         twins = [nic for nic in self._record.interfaces if nic.mac.lower() == link.mac]
         for nic in twins:
             self._check_apart(link, nic)
+        # A NIC that has had the address before is still known by it.
+        is_taken = any(link.mac == nic.identity.lower() for nic in self._record.interfaces)
         interface = Nic(
             name=link.name,
             device=link.name,
@@ -117,7 +119,7 @@ class Interfaces:
             queues=0 if tuntap.is_held(link) else self._queues(link),
             network=network,
             index=link.index,
-            permanent=any_mac() if twins else "",
+            permanent=any_mac() if twins or is_taken else "",
         )
         # A program at the other end of a TAP (slirp4netns, pasta) is the network that it gives.
         await self._join(interface, self._endpoint(link, self._record.netns, whole=False))
@@ -148,6 +150,8 @@ class Interfaces:
         """
         link = found.link
         await self.set_carrier(nic, found.is_running)
+        if link.mac != nic.mac:
+            self._follow_mac(nic, link.mac)
         for entry in joins.held_for(self._record, nic):
             entry["nic"] = entry["device"] = link.name
             if link.mtu != nic.mtu:
@@ -157,6 +161,17 @@ class Interfaces:
         nic.addresses = [str(address) for address in found.addresses]
         self._journal.save_if_possible()
 
+    def _follow_mac(self, nic: Nic, mac: str) -> None:
+        """Raises OSError."""
+        held = joins.held_for(self._record, nic)
+        for entry in held:
+            if entry.get("mac"):
+                entry["mac"] = mac  # which the interface gets back
+        nic.permanent, nic.mac = nic.identity, mac
+        self._journal.save()
+        for entry in held:
+            kinds.of_entry(entry).set_mac(mac)
+
     async def set_carrier(self, nic: Nic, on: bool) -> None:
         """Give a NIC a carrier, which a new NIC has, or remove it. Raises HypervisorError."""
         if on == (nic.slot in self._without_carrier):
@@ -164,25 +179,46 @@ class Interfaces:
             (self._without_carrier.discard if on else self._without_carrier.add)(nic.slot)
 
     def is_joined(self, nic: Nic, link: Link) -> bool:
-        """Whether the endpoint of a NIC is as it was made, with the interface as it is now.
-        Raises OSError."""
+        """Whether the endpoint of a NIC is as it was made, with the interface as it is now, and can
+        be kept with the interface's MAC address. Raises OSError."""
         held = joins.held_for(self._record, nic)
-        return all(kinds.of_entry(entry).is_joined(link, nic.mac) for entry in held)
+        return all(kinds.of_entry(entry).is_joined(link) for entry in held) and (
+            link.mac == nic.mac or self._can_have(nic, link)
+        )
 
-    def without_our_flags(self, found: Iterable[discovery.Interface]) -> list[discovery.Interface]:
+    def _can_have(self, nic: Nic, link: Link) -> bool:
+        try:
+            for other in self._record.interfaces:
+                if other is not nic and other.mac.lower() == link.mac:
+                    self._check_apart(link, other)
+        except NetworkError:
+            return False
+        return True
+
+    def as_carried(self, found: Iterable[discovery.Interface]) -> list[discovery.Interface]:
         """Return the interfaces of the namespace without the flag for all multicast where an
-        endpoint has set it."""
-        given = {
-            entry["index"]
-            for entry in self._record.held
-            if entry.get("took_all_multicast") is False and entry.get("netns") == self._record.netns
-        }
+        endpoint has set it, and with the MAC addresses that their NICs shall have."""
+        own = [entry for entry in self._record.held if entry.get("netns") == self._record.netns]
+        given = {entry["index"] for entry in own if entry.get("took_all_multicast") is False}
+        macs = self._macs({one.link.index: one.link for one in found})
         return [
-            one._replace(link=one.link._replace(flags=one.link.flags & ~links.IFF_ALLMULTI))
-            if one.link.index in given
-            else one
+            one._replace(
+                link=one.link._replace(
+                    flags=one.link.flags & ~(links.IFF_ALLMULTI if one.link.index in given else 0),
+                    mac=macs.get(one.link.index, one.link.mac),
+                )
+            )
             for one in found
         ]
+
+    def _macs(self, found: Mapping[int, Link]) -> dict[int, str]:
+        return {
+            nic.index: kinds.of_entry(entry).mac_for(found[nic.index], nic.mac)
+            for nic in self._record.interfaces
+            if nic.index in found
+            for entry in joins.held_for(self._record, nic)
+            if kinds.is_endpoint(entry)
+        }
 
     def joined_by_request(self) -> set[int]:
         """The indices of the namespace's interfaces that NICs were plugged for by request."""

@@ -8,9 +8,9 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tapwright.agent.guest import renumbering, sysctls
 from tapwright.agent.guest.files import write
@@ -41,68 +41,97 @@ def prepare(nl: Netlink) -> None:
 
 def set_interface(nl: Netlink, request: dict[str, Any]) -> dict[str, Any]:
     """Set the NIC that was plugged in with `mac` (`lo`: loopback): name, MTU, txqlen, queues,
-    addresses (IPv4 in their order), and up, unless `up` is false; with a carrier, unless `running`
-    is false. While the NIC has that MAC
-    address, it gets `address` instead; a later change belongs to the guest's programs. Its
-    `settings`, each [path below /proc/sys/net, value], are set before it comes up. A new NIC gets
-    the requested `index` if the index is free. `as_far_as_possible` also sets alias, altnames,
-    group and flags (IFF_NOARP, IFF_MULTICAST); a value that the request lacks becomes that of a new
-    NIC. IFF_PROMISC and IFF_ALLMULTI are set with `flags`, and cleared if `ended` names them;
-    otherwise they belong to the guest's programs.
+    alias, group, altnames, the `flags` that are in `mask`, addresses (IPv4 in their order), and up,
+    unless `up` is false; with a carrier, unless `running` is false. While the NIC has that MAC
+    address, it gets `address` instead. Its `settings`, each [path below /proc/sys/net, value], are
+    set before it comes up. A new NIC gets the requested `index` if the index is free.
+
+    With `change` an earlier request has set the NIC. What the request lacks is then left alone, as
+    it may be a program's of the guest; a NIC that is missing is a refusal, because a program has
+    moved it to another namespace. Altnames that are in `unwanted_altnames` go.
 
     Addresses that the request does not name are removed, but for those that the kernel makes; with
-    `unwanted` only those go, and what a program of the guest has added stays. With
+    `unwanted` only those go, and what a program of the guest has added stays. Those that are `kept`
+    were set before: if one of them is missing, a program has removed it. With
     `as_far_as_possible`, an address or txqlen that the kernel refuses is left out and reported in
-    `refused`; a refused setting always is. A NIC that gets another name, or goes down, loses its
-    routes, so the caller adds them again.
+    `refused`; a refused setting always is. The answer has `lost` if the kernel may have dropped
+    routes or neighbours, so that the caller adds them again.
     """
-    mac = str(request["mac"]).lower()
-    wanted = [_from_now(record(Address, item)) for item in request.get("addresses", [])]
-    unwanted = (
-        [record(Address, item) for item in request["unwanted"]] if "unwanted" in request else None
-    )
-    link = links.at(nl, LOOPBACK) if mac == "lo" else _find(nl, mac)
-    if link is None:
-        raise NotThereYetError(f"the NIC {mac}")
+    is_change = bool(request.get("change"))
+    before = _known(nl, str(request["mac"]).lower(), is_change)
     refused: list[str] = []
-    link = _with_address(nl, link, mac, str(request.get("address") or mac).lower())
-    if not link.is_loopback and request.get("index"):
-        link = renumbering.renumber(nl, link, int(request["index"]), refused)
-    name, up = request.get("name") or link.name, bool(request.get("up", True))
-    was_up = link.is_up
-    if name != link.name:
-        _make_way(nl, name)
-    if was_up and (name != link.name or not up):
+    link = _identified(nl, before, request, refused)
+    up = bool(request.get("up", link.is_up if is_change else True))
+    of_before = addresses.of(nl, link.index) if link.is_up and up else []
+    link = _named(nl, link, request.get("name") or link.name)
+    if link.is_up and not up:
         links.set_down(nl, link.index)
-        was_up = False
-    if name != link.name:
-        _rename(nl, link.index, name)
-    link = link._replace(name=name)
+        link = link._replace(flags=link.flags & ~links.IFF_UP)
     _set_sizes(nl, link, request, refused)
     refused += sysctls.try_all(request.get("settings", []))
-    if request.get("as_far_as_possible") and not link.is_loopback:
+    if not link.is_loopback:
         refused += _set_looks(nl, link, request)
-    if up and not was_up:
+    if up and not link.is_up:
         _set_up(nl, link, bool(request.get("running", True)))
-    new, failed = _set_addresses(nl, link, list(dict.fromkeys(wanted)), unwanted)
-    if failed and not request.get("as_far_as_possible"):
-        raise next(iter(failed.values()))
-    if up and not link.is_loopback:
-        # A NIC that has just come up has announced none of its addresses.
-        for address in new if was_up else wanted:
-            if address not in failed:
-                announce(name, link.mac, address.address)
-    refused += [str(error.args[-1]) for error in failed.values()]
-    answer: dict[str, Any] = {"name": name, "index": link.index}
+        if is_change and of_before:
+            # IPv6 addresses have gone, also those that programs have added.
+            own = [a for a in of_before if not (a.is_ipv4 or _is_kernels(a, link))]
+            _set_addresses(nl, link, own, [])
+    change = _Change([], {})
+    if not is_change or "addresses" in request:
+        change = _change_addresses(nl, link, request, up)
+    refused += [str(error.args[-1]) for error in change.failed.values()]
+    answer: dict[str, Any] = {"name": link.name, "index": link.index}
+    has_changed = change.has_removed or link.mac != before.mac or not link.is_up
+    if has_changed and before.is_up:  # one that a program has set down had lost them before
+        answer["lost"] = True
     return {**answer, "refused": refused} if refused else answer
 
 
-def _with_address(nl: Netlink, link: links.Link, permanent: str, address: str) -> links.Link:
-    """The NIC, when it has the MAC address that it is to have in place of its permanent one."""
-    if link.mac != permanent or address == permanent:
+def _known(nl: Netlink, mac: str, is_change: bool) -> links.Link:
+    link = links.at(nl, LOOPBACK) if mac == "lo" else _find(nl, mac)
+    if link:
         return link
-    links.set_mac(nl, link.index, address)
-    return link._replace(mac=address)
+    if is_change:
+        raise RefusedError(f"the NIC {mac} has left the network namespace of the containers")
+    raise NotThereYetError(f"the NIC {mac}")
+
+
+def _identified(
+    nl: Netlink, link: links.Link, request: dict[str, Any], refused: list[str]
+) -> links.Link:
+    """Give a NIC its MAC address and its index; return its new data."""
+    if link.is_loopback:
+        return link
+    address = str(request.get("address") or link.mac).lower()
+    is_permanent = link.mac == str(request["mac"]).lower()
+    if address != link.mac and (request.get("change") or is_permanent):
+        links.set_mac(nl, link.index, address)
+        link = link._replace(mac=address)
+    if request.get("index"):
+        link = renumbering.renumber(nl, link, int(request["index"]), refused)
+    return link
+
+
+def _change_addresses(
+    nl: Netlink, link: links.Link, request: dict[str, Any], up: bool
+) -> "_Change":
+    """Set the addresses of a NIC that was up before, if `link` says so, and announce them."""
+    wanted = list(dict.fromkeys(_addresses_in(request, "addresses")))
+    unwanted = _addresses_in(request, "unwanted") if "unwanted" in request else None
+    change = _set_addresses(nl, link, wanted, unwanted, _addresses_in(request, "kept"))
+    if change.failed and not request.get("as_far_as_possible"):
+        raise next(iter(change.failed.values()))
+    if up and not link.is_loopback:
+        # A NIC that has just come up has announced none of its addresses.
+        for address in change.new if link.is_up else wanted:
+            if address not in change.failed:
+                announce(link.name, link.mac, address.address)
+    return change
+
+
+def _addresses_in(request: dict[str, Any], key: str) -> list[Address]:
+    return [_from_now(record(Address, item)) for item in request.get(key, [])]
 
 
 def _set_up(nl: Netlink, link: links.Link, running: bool) -> None:
@@ -200,25 +229,20 @@ def _set_sizes(nl: Netlink, link: links.Link, request: dict[str, Any], refused: 
 
 def _set_looks(nl: Netlink, link: links.Link, request: dict[str, Any]) -> list[str]:
     """Return what the kernel refused, in words."""
-    alias, group = str(request.get("alias", "")), int(request.get("group", 0))
-    flags = int(request.get("flags", links.IFF_MULTICAST))
-    wanted = list(map(str, request.get("altnames", ())))
     steps: list[Callable[[], None]] = [
         partial(links.set_altname, nl, link.index, name, on=False)
-        for name in link.altnames
-        if name not in wanted
+        for name in request.get("unwanted_altnames", ())
+        if name in link.altnames
     ]
-    if alias != link.alias:
-        steps.append(partial(links.set_alias, nl, link.index, alias))
-    if group != link.group:
-        steps.append(partial(links.set_group, nl, link.index, group))
-    mask = links.FLAGS_OF_USERS & ~links.FLAGS_OF_RECEPTION
-    mask |= (flags | int(request.get("ended", 0))) & links.FLAGS_OF_RECEPTION
-    if (flags ^ link.flags) & mask:
-        steps.append(partial(links.set_flags, nl, link.index, flags, mask))
+    if "alias" in request:
+        steps.append(partial(links.set_alias, nl, link.index, str(request["alias"])))
+    if "group" in request:
+        steps.append(partial(links.set_group, nl, link.index, int(request["group"])))
+    if mask := int(request.get("mask", 0)) & links.FLAGS_OF_USERS:
+        steps.append(partial(links.set_flags, nl, link.index, int(request["flags"]), mask))
     steps += [
         partial(links.set_altname, nl, link.index, name, on=True)
-        for name in wanted
+        for name in request.get("altnames", ())
         if name not in link.altnames
     ]
     refused = []
@@ -230,25 +254,42 @@ def _set_looks(nl: Netlink, link: links.Link, request: dict[str, Any]) -> list[s
     return refused
 
 
+class _Change(NamedTuple):
+    """What became of an interface's addresses: the new ones, those that the kernel refused, and
+    whether some were removed."""
+
+    new: list[Address]
+    failed: dict[Address, NetlinkError]
+    has_removed: bool = False
+
+
 def _set_addresses(
-    nl: Netlink, link: links.Link, wanted: list[Address], unwanted: list[Address] | None
-) -> tuple[list[Address], dict[Address, NetlinkError]]:
+    nl: Netlink,
+    link: links.Link,
+    wanted: list[Address],
+    unwanted: list[Address] | None,
+    kept: Sequence[Address] = (),
+) -> _Change:
     """Make the wanted addresses the addresses of an interface, or, where it may have others, remove
-    the unwanted ones. Return the new ones, and those that the kernel refused.
+    the unwanted ones. Those that are `kept` and missing stay so.
 
     An IPv4 address stays only as long as the order before it is right, because a new one is added
     at the end. The kernel lists the newest IPv6 address first, so IPv6 addresses are added from the
-    last to the first, and present ones stay in place.
+    last to the first, and present ones stay in place. The times of one that stays are set anew.
     """
     index = link.index
-    present = list(map(_comparable, addresses.of(nl, index)))
-    keys = {_comparable(address): address for address in wanted}
-    leaving = None if unwanted is None else {_comparable(a).timeless for a in unwanted}
+    found = addresses.of(nl, index)
+    limited = {_comparable(a) for a in found if a.valid is not None}
+    present = list(map(_comparable, found))
+    same = set(map(_comparable, kept))
+    missing = same.difference(present)
+    keys = {key: address for address in wanted if (key := _comparable(address)) not in missing}
+    leaving = None if unwanted is None else set(map(_comparable, unwanted))
     gone = [
         a
         for a in present
         if a not in keys
-        and (leaving is None or a.timeless in leaving or a.is_made_from(link.mac))
+        and (leaving is None or a in leaving or a.is_made_from(link.mac))
         and not _is_kernels(a, link)
     ]
     if gone:
@@ -258,13 +299,16 @@ def _set_addresses(
     right = _rightly_placed(ours, [a for a in keys if a.is_ipv4])
     if ours[right:]:
         _remove(nl, link, ours[right:])
-    kept = set(present).difference(ours[right:])
-    new = [address for key, address in keys.items() if key not in kept]
-    # Addresses with a lifetime are set anew, because the lifetime may differ.
-    again = [address for key, address in keys.items() if key in kept and key.valid is not None]
+    stay = set(present).difference(ours[right:])
+    new = [address for key, address in keys.items() if key not in stay]
+    again = [
+        address
+        for key, address in keys.items()
+        if key in stay and key not in same and (address.valid is not None or key in limited)
+    ]
     in_order = [a for a in new if a.is_ipv4] + [a for a in reversed(new) if not a.is_ipv4]
     failed = dict(addresses.add_many(nl, index, in_order + again)) if new or again else {}
-    return [address for address in new if address not in failed], failed
+    return _Change([a for a in new if a not in failed], failed, bool(gone or ours[right:]))
 
 
 def _remove(nl: Netlink, link: links.Link, some: list[Address]) -> None:
@@ -352,28 +396,33 @@ def _make_way(nl: Netlink, name: str) -> None:
     links.rename(nl, holder.index, f"tw{holder.index}")
 
 
-def _rename(nl: Netlink, index: int, name: str) -> None:
-    """Rename a NIC. The kernel may give the name to a NIC that it finds meanwhile; that NIC is
-    renamed, too."""
+def _named(nl: Netlink, link: links.Link, name: str) -> links.Link:
+    """Rename a NIC, and return its new data: kernels before 6.2 need it down. The kernel may give
+    the name to a NIC that it finds meanwhile; that NIC is renamed, too."""
+    if name == link.name:
+        return link
+    _make_way(nl, name)
     while True:
         try:
-            links.rename(nl, index, name)
+            links.rename(nl, link.index, name)
         except NetlinkError as error:
-            if error.errno != errno.EEXIST or links.find(nl, name) is None:
+            if error.errno == errno.EBUSY and link.is_up:
+                links.set_down(nl, link.index)
+                link = link._replace(flags=link.flags & ~links.IFF_UP)
+            elif error.errno == errno.EEXIST and links.find(nl, name):
+                _make_way(nl, name)
+            else:
                 raise
-            _make_way(nl, name)
         else:
-            return
+            return link._replace(name=name)
 
 
 def _comparable(address: Address) -> Address:
-    """Return an address without the fields that the kernel adds, so that a wanted address and an
-    equal present one compare as equal. Of its lifetime, only the fact that it has one is kept."""
-    return address._replace(
+    """Return an address without its times, and the fields that the kernel adds, so that a wanted
+    address and an equal present one compare as equal."""
+    return address.timeless._replace(
         scope=address.scope if address.is_ipv4 else 0,
         flags=address.flags & ~(addresses.IFA_F_NODAD if address.is_ipv4 else 0),
-        valid=None if address.valid is None else 0,
-        preferred=None if address.preferred is None else 0,
     )
 
 

@@ -54,7 +54,8 @@ _OPTIONAL: dict[str, dict[str, Any]] = {
         "domain": str | None,
     },
     "set_interface": {
-        **dict.fromkeys(("addresses", "unwanted"), list[dict[str, object]]),
+        **dict.fromkeys(("addresses", "unwanted", "kept"), list[dict[str, object]]),
+        **dict.fromkeys(("altnames", "unwanted_altnames"), list[str]),
         **dict.fromkeys(("name", "address"), str | None),
         **dict.fromkeys(("mtu", "txqlen", "queues"), int | None),
         "settings": list[list[str]],
