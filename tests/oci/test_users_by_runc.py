@@ -137,7 +137,8 @@ def test_members_of_a_pod(runtime: Runtime, tmp_path: Path) -> None:
             assert two.says("readlink", "/proc/self/ns/user") != of_pod
             assert two.says("cat", "/proc/self/uid_map").split() == ["0", str(2 * FIRST), "10"]
             # Detached, they have the null device for stdin, which crun gives to their users.
-            assert one.says("stat", "-c", "%u %a", "/dev/null") == "65534 666\n"
+            for container in (sandbox, one, two):
+                assert container.says("stat", "-c", "%u %a", "/dev/null") == "65534 666\n"
             assert one.says("cat", "/data/file") == "text\n"
             one.says("sh", "-c", "touch /data/new; chown 7:8 /data/new")
             status = (volume / "new").stat()
