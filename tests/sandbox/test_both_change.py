@@ -247,7 +247,7 @@ ROWS = {
     "all of its addresses": ["in address flush dev eth0", f"out {OTHER}"],
     "an address, gone with it": [
         "in route add 10.6.0.0/16 via 10.0.1.1\naddress add 10.0.0.5/24 dev eth0",
-        "in address delete 10.0.0.3/24 dev eth0",
+        "in address delete 10.0.0.3/24 dev eth0\nneigh delete 10.0.0.77 dev eth0",
         "out address delete 10.0.1.2/24 dev eth0",
     ],
     "tables": [

@@ -368,14 +368,15 @@ class Following:
             self._doubt(own, befores)
             raise
         if replies[0].get("lost"):
-            self._doubt(own, befores)
+            # A change of addresses alone loses no neighbours.
+            self._doubt(own, befores, routes_alone=not request.keys() & {"address", "name", "up"})
         self._readdressed.discard(own)
         self._unsure[own] = (interface,)
 
-    def _doubt(self, index: int, befores: Iterable[Interface]) -> None:
+    def _doubt(self, index: int, befores: Iterable[Interface], routes_alone: bool = False) -> None:
         """The guest's kernel drops entries when their interface is renamed, goes down, or loses an
         address; with an address, also routes of other interfaces that have it as their source."""
-        self._table.doubt(index)
+        self._table.doubt(index, routes_alone)
         lost = {pack_address(one.address) for before in befores for one in before.addresses}
         self._table.doubt_source(lost)
 

@@ -35,6 +35,7 @@ class GuestTable:
         self.present: dict[Entry, None] = {}
         """What the guest got from here, in the order of its coming."""
         self._doubtful: set[int] = set()
+        self._doubtful_routes: set[int] = set()
         # Of `present`, those that the guest refused to take again: it may have them.
         self._uncertain: set[Entry] = set()
 
@@ -42,23 +43,25 @@ class GuestTable:
         """The interface of that index has gone from the guest, its entries with it."""
         self.present = {entry: None for entry in self.present if index not in entry.devices}
         self._doubtful.discard(index)
+        self._doubtful_routes.discard(index)
         self._uncertain.intersection_update(self.present)
 
-    def doubt(self, index: int) -> None:
-        """The guest's kernel may have dropped entries of that interface: add them all again."""
-        self._doubtful.add(index)
+    def doubt(self, index: int, routes_alone: bool = False) -> None:
+        """The guest's kernel may have dropped entries, or routes, of that interface: add them all
+        again."""
+        (self._doubtful_routes if routes_alone else self._doubtful).add(index)
 
     def doubt_source(self, addresses: Set[bytes]) -> None:
         """Doubt the routes whose source is one of the (packed) addresses, which an interface has
         lost."""
         for entry in self.present:
             if entry.kind == entries.ROUTE and entries.route_facts(entry).source in addresses:
-                self._doubtful.update(entry.devices)
+                self._doubtful_routes.update(entry.devices)
 
     def wish(self, wanted: Iterable[Entry]) -> object:
         """The state that `change` would try to reach: when it is equal to that of a failure, the
         same attempt would fail again."""
-        return tuple(wanted), frozenset(self._doubtful)
+        return tuple(wanted), frozenset(self._doubtful), frozenset(self._doubtful_routes)
 
     async def change(
         self,
@@ -96,6 +99,7 @@ class GuestTable:
             steps = [(e, True) for e in late] + [(e, False) for e in late]
             refused += await self._ask(steps, indexes)
         self._doubtful -= indexes.keys()
+        self._doubtful_routes -= indexes.keys()
         if refused:
             raise AgentRefusedError(
                 f"the guest's kernel refused {refused[0]}"
@@ -103,7 +107,10 @@ class GuestTable:
             )
 
     def _is_doubtful(self, entry: Entry) -> bool:
-        return not self._doubtful.isdisjoint(entry.devices)
+        doubtful = self._doubtful
+        if entry.kind == entries.ROUTE:
+            doubtful = doubtful | self._doubtful_routes
+        return not doubtful.isdisjoint(entry.devices)
 
     def _late(self, shall: Iterable[Entry], unsure: Set[Entry]) -> Iterator[Entry]:
         """Entries that stand in the guest before entries that they must follow, in the wanted
