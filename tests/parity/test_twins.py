@@ -51,7 +51,7 @@ class Nics:
     def followers(self) -> dict[int, record.Nic]:
         return dict(self._nics)
 
-    def without_our_flags(self, found: list[Interface]) -> list[Interface]:
+    def as_carried(self, found: list[Interface]) -> list[Interface]:
         return found
 
     def joined_by_request(self) -> set[int]:
