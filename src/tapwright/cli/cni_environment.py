@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 environment, as of cnitool:
   NETCONFPATH  the directory of networks (default: /etc/cni/net.d)
-  CNI_PATH     the directories of plugins, separated by ':' (default: /opt/cni/bin:/usr/lib/cni)
+  CNI_PATH     the directories of plugins, separated by ':'
+               (default: /opt/cni/bin:/usr/lib/cni:/usr/libexec/cni)
   CNI_IFNAME   the interface in the namespace (default: eth0)
   CNI_ARGS     arguments for all plugins: KEY=VALUE;KEY=VALUE
   CAP_ARGS     capability arguments as JSON: {"portMappings": [{"hostPort": 80, …}]}

@@ -6,7 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DEFAULT_PATH = ("/opt/cni/bin", "/usr/lib/cni")
+DEFAULT_PATH = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+"""Where installers, Debian and Fedora put plugins."""
 
 
 def find_plugin(kind: str, directories: "Sequence[str]") -> str | None:

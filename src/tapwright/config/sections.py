@@ -147,7 +147,7 @@ class Cni(NamedTuple):
     """[cni]: the directories of networks, of plugins, and of remembered attachments."""
 
     conf_dir: str = "/etc/cni/net.d"
-    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
     cache_dir: str = "/var/lib/cni"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tapwright import cni
+from tapwright.cni.pluginpath import DEFAULT_PATH
 from tapwright.config import Config
 from tapwright.errors import HypervisorError
 from tapwright.hypervisor import process, users, virtiofsd
@@ -41,9 +42,6 @@ _ROMS = (("bios-256k.bin", "firmware"), ("pvh.bin", "qemu"))
 
 _SERVICES = {"a user's": _has(pwd.getpwuid), "a group's": _has(grp.getgrgid)}
 """Whether an account has a number, by the host's databases (nsswitch.conf(5))."""
-
-_PLUGIN_PLACES = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
-"""Where distributions put the reference plugins."""
 
 
 def qemu(config: Config, system: Distribution) -> Finding:
@@ -235,7 +233,7 @@ def plugins(config: Config, system: Distribution) -> list[Finding]:
             for directory, names in found.items()
         ]
     where = ", ".join(found) or "no directory"
-    elsewhere = [directory for directory in _PLUGIN_PLACES if _executables(directory)]
+    elsewhere = [directory for directory in DEFAULT_PATH if _executables(directory)]
     if elsewhere:
         advice = f'set bin_dirs = ["{elsewhere[0]}"] in [cni], where plugins are'
     else:
