@@ -13,10 +13,10 @@ from tapwright.linux import libc
 _SAID = re.compile(r"exec container process(?: \(missing dynamic library\?\))? `(.*)`: (.+)")
 _REFUSALS = (errno.ENOEXEC, errno.ENOENT, errno.EACCES, errno.E2BIG, errno.ELOOP, errno.ETXTBSY)
 _OF_EXEC = re.compile(
-    f"exec: ({'|'.join(os.strerror(number) for number in _REFUSALS)})(\r?\n)".encode()
+    f"exec(?: `[^`]*`)?: ({'|'.join(os.strerror(number) for number in _REFUSALS)})(\r?\n)".encode()
 )
-_LINE = b'{"msg":"exec container process'
-_LINE_BYTES = 16 * 1024  # of a path, each of whose characters may be written as several
+_ENTRY = re.compile(rb'\{\s*"msg":\s*"exec container process')
+_ENTRY_BYTES = 16 * 1024  # of a path, each of whose characters may be written as several
 _OF_CWD = re.compile(r"chdir `(.*)`: (.+)")
 _OF_PROGRAM = re.compile(
     r"(?:open executable|(?:executable file|the path|open) `(?P<path>[^`]*)`[^`]*)"
@@ -29,6 +29,7 @@ _UNREACHABLE = (
     "Too many levels of symbolic links",
 )
 _ANSWER_BYTES = 4096
+_JSON = json.JSONDecoder()
 _RIGHTS = {"CAP_DAC_OVERRIDE": 1 << 1, "CAP_DAC_READ_SEARCH": 1 << 2}
 """Those that have to do with finding a program (include/uapi/linux/capability.h)."""
 
@@ -87,27 +88,40 @@ def refused_in_runcs_words(refusal: str, program: str) -> str:
 
 
 def is_a_part(output: bytes) -> bool:
-    """Whether the first output of a process is the beginning of crun's line, which comes in pieces:
-    it has no buffer, and the C library writes 128 bytes at once then (glibc 2.37,
-    stdio-common/vfprintf-internal.c)."""
-    return output.startswith(_LINE) and b"\n" not in output and len(output) < _LINE_BYTES
+    """Whether the first output of a process is the beginning of crun's entry, a line, or several
+    since 1.28. It comes in pieces: it has no buffer, and the C library writes 128 bytes at once
+    then (glibc 2.37, stdio-common/vfprintf-internal.c)."""
+    if not _ENTRY.match(output) or len(output) >= _ENTRY_BYTES:
+        return False
+    entry = _entry(output)
+    return entry is None or "\n" not in entry[1]
 
 
 def in_runcs_words(output: bytes, program: str) -> bytes:
     """Reword the first output of a process if it is crun's error; other output stays. `program` is
-    the program of a process that `crun exec` made, because crun leaves that name out."""
+    the program of a process that `crun exec` made, because crun before 1.28 leaves that name
+    out."""
     if of_exec := _OF_EXEC.fullmatch(output):
         return f"exec {program}: {_lowered(of_exec[1].decode())}".encode() + of_exec[2]
-    if not output.startswith(_LINE):
+    entry = _entry(output) if _ENTRY.match(output) else None
+    if entry is None:
         return output
-    line, ending, rest = output.partition(b"\r\n" if b"\r\n" in output else b"\n")
+    message, rest = entry
+    said = _SAID.fullmatch(message)
+    if not said or rest not in ("\n", "\r\n"):
+        return output
+    return f"exec {said[1]}: {_lowered(said[2])}{rest}".encode()
+
+
+def _entry(output: bytes) -> tuple[str, str] | None:
+    """Return the message of the entry with which the output begins, and what follows; None if the
+    entry has no end."""
+    text = output.decode(errors="replace")
     try:
-        said = _SAID.fullmatch(json.loads(line)["msg"])
-    except (ValueError, KeyError, TypeError):
-        return output
-    if not said or rest:
-        return output
-    return f"exec {said[1]}: {_lowered(said[2])}".encode() + ending
+        found, end = _JSON.raw_decode(text)
+    except ValueError:
+        return None
+    return str(found["msg"]), text[end:]
 
 
 def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str]) -> str:
