@@ -57,7 +57,7 @@ def test_any_version_of_the_specification(tmp_path: Path) -> None:
         ({"process": {"args": ["sh", 1]}}, r"process.args\[1\] must be a string"),
         ({"process": {"cwd": "tmp"}}, "process.cwd must be an absolute path"),
         ({"process": {"user": {"uid": True}}}, "process.user.uid must be a whole number"),
-        ({"process": {"user": {"uid": 0, "gid": 2**31}}}, "must be in range 0-2147483647"),
+        ({"process": {"user": {"uid": 0, "gid": 2**32 - 1}}}, "must be in range 0-4294967294"),
         ({"process": {"env": ["A=1", "WORD"]}}, "invalid environment variable: missing '='"),
         ({"process": {"env": ["=x"]}}, "name cannot be empty"),
         ({"process": {"env": ["A=\0"]}}, "value can't contain null"),

@@ -319,6 +319,10 @@ def test_environments_of_hooks(
         assert answer.startswith("0 "), answer
         lines = file.read_text() + (rootfs[0] / "data/said").read_text()
         said[name] = sorted(lines.splitlines())
+    # Since 1.3 without the environment of the container's process.
+    said["runc"] = [
+        "createContainer process" if line == "createContainer" else line for line in said["runc"]
+    ]
     assert said["tapwright"] == said["runc"]
     assert "startContainer process" in said["runc"]
     assert "prestart caller" in said["runc"]

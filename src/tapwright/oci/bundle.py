@@ -23,7 +23,7 @@ _STRING_BYTES = 128 << 10  # MAX_ARG_STRLEN
 _LEAST_BYTES, _MOST_BYTES = 128 << 10, 6 << 20
 _STACK_BYTES = 8 << 20  # _STK_LIM
 _POINTER_BYTES = 8
-_MOST_ID = 2**31 - 1
+_MOST_ID = 2**32 - 2  # the last number stands for no change (setresuid(2))
 
 # As runc 1.1 knows them (libcontainer, specconv, spec_linux.go).
 _NAMESPACES = frozenset(("pid", "network", "mount", "user", "ipc", "uts", "cgroup"))
@@ -183,7 +183,8 @@ def _check_namespaces(namespaces: "Iterable[Json]") -> None:
 
 
 def _check_user(process: "Json") -> None:
-    """Raises BundleError, in runc's words (libcontainer, init_linux.go: setupUser)."""
+    """Raises BundleError, in the words of runc before 1.3 (libcontainer, init_linux.go:
+    setupUser)."""
     user = process.get("user", {})
     if not all(0 <= user.get(kind, 0) <= _MOST_ID for kind in ("uid", "gid")):
         raise BundleError(f"unable to setup user: uids and gids must be in range 0-{_MOST_ID}")
