@@ -99,10 +99,11 @@ _NEWER = {
     # Go looks before it executes.
     r'exec (/[^:"]*): permission denied': r'exec: "\1": permission denied',
     r"1 unable to setup user: uids and gids must be in range 0-2147483647\n": "0 ",
+    r"255 exec /script: ": "1 exec /script: ",
     # It needs more itself.
     r"1 unable to setup user: .* clone root fd: .* too many open files\n": "0 10\n20\n",
 }
-"""What runc has said since Debian 13 for what it said before; the last one in sid."""
+"""What runc has said since Debian 13 for what it said before; the last three since 1.3."""
 
 
 def _heard(said: str) -> str:
