@@ -441,7 +441,7 @@ def test_a_kernel_without_any_way_to_join(monkeypatch: pytest.MonkeyPatch) -> No
 def test_plugins_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bridge").write_text("#!/bin/sh\n")
     (tmp_path / "bridge").chmod(0o755)
-    monkeypatch.setattr(installed, "_PLUGIN_PLACES", (str(tmp_path),))
+    monkeypatch.setattr(installed, "DEFAULT_PATH", (str(tmp_path),))
     found = findings(with_qemu()._replace(cni=Cni("/nowhere", ("/nowhere",))))["plugins"]
     assert (found.state, found.advice) == (
         WARNING,
