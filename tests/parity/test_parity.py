@@ -223,12 +223,16 @@ def test_document(results: dict[str, Result], behaviours: dict[str, Result]) -> 
     for line in found.splitlines():
         if line.startswith("| ") and "not tried" not in line and line not in told:
             name, *cells = line.split(" | ")
-            (written,) = (one for one in told if one.startswith(f"{name} | "))
-            documented = written.split(" | ")[1:]
-            assert documented[0].startswith("not tried") or (
-                release.host() != "bookworm"
-                and all(
-                    here == there or (here.startswith("same") and there.startswith("differs"))
-                    for here, there in zip(cells, documented, strict=True)
-                )
+            written = [one.split(" | ")[1:] for one in told if one.startswith(f"{name} | ")]
+            assert any(
+                documented[0].startswith("not tried")
+                or (release.host() != "bookworm" and _differs_in_less(cells, documented))
+                for documented in written
             ), line
+
+
+def _differs_in_less(cells: list[str], documented: list[str]) -> bool:
+    return len(cells) == len(documented) and all(
+        here == there or (here.startswith("same") and there.startswith("differs"))
+        for here, there in zip(cells, documented, strict=True)
+    )

@@ -106,6 +106,8 @@ def _by_both(podman: Podman, row: Row, directory: Path) -> list[tuple[int, str]]
 def test_options(podman: Podman, directory: Path, name: str) -> None:
     by_runc, by_us = _by_both(podman, ROWS[name], directory)
     assert by_runc[0] != 125, f"podman itself refuses this: {by_runc[1]}"
+    if name == "a script without an interpreter" and by_runc[0] == 255:
+        by_runc = 1, ""  # runc's before 1.3, and crun's
     assert by_us == by_runc
 
 
