@@ -18,6 +18,14 @@ def test_execution_domain_of_a_container(given: Any, domain: str) -> None:
     assert config["linux"]["personality"] == {"domain": domain}
 
 
+def test_a_mount_of_control_groups_without_options() -> None:
+    given = [{"type": "cgroup"}, {"type": "cgroup", "options": ["ro"]}, {"type": "proc"}]
+    config: dict[str, Any] = {"mounts": given}
+    crun.without_options_of_version_1(config)
+    assert [mount.get("options") for mount in config["mounts"]] == [["rw"], ["ro"], None]
+    crun.without_options_of_version_1({})
+
+
 @pytest.mark.parametrize(
     ("log", "reason"),
     [

@@ -152,6 +152,7 @@ class Containers:
         container = Container(name, self._process(answer, config["process"]))
         config.setdefault("linux", {})["cgroupsPath"] = container.cgroup
         crun.at_random_addresses(config)
+        crun.without_options_of_version_1(config)
         os.makedirs(container.directory)
         self._known[name] = container
         container.init.on_exit = lambda: self._exited(container)

@@ -104,6 +104,14 @@ def at_random_addresses(config: dict[str, Any]) -> None:
     linux["personality"] = linux.get("personality") or {"domain": "LINUX"}
 
 
+def without_options_of_version_1(config: dict[str, Any]) -> None:
+    """Let a mount of control groups that has no options have none. crun has options of version 1
+    for it (src/libcrun/linux.c: get_default_flags), which kernels of today refuse for version 2."""
+    for mount in config.get("mounts", ()):
+        if mount.get("type") in ("cgroup", "cgroup2") and not mount.get("options"):
+            mount["options"] = ["rw"]
+
+
 def start(container: str) -> None:
     """Do the work of `crun start`, without the time of another process. The container's first
     process waits for a byte in a FIFO (src/libcrun/status.c: libcrun_status_write_exec_fifo).
