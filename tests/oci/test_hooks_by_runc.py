@@ -78,6 +78,8 @@ def test_what_runs(runtime: Runtime, sandbox: Container, tmp_path: Path, name: s
             (runtime.tapwright.command(), member(sandbox)),
         )
     )
+    if row.kind == "startContainer" and by_runc[0] == 255:
+        by_runc = 1, *by_runc[1:]  # runc's before 1.3
     assert by_runc[0] == 1
     assert by_runc[1][-1] == "poststop"
     assert by_us == by_runc

@@ -48,9 +48,9 @@ def test_members_share_the_vm_and_its_network(runtime: Runtime) -> None:
             assert client.says("hostname") == sandbox.says("hostname")
             assert "httpd" not in client.says("ps")
             # openEuler's commands name a sandbox by any of its containers.
-            listed = "IP Virtual Server version 1.2.1 (size=4096)"
+            listed = "IP Virtual Server version 1.2.1 (size="
             words = "kata-ipvs", "ipvsadm", "--parameters", "--list"
-            assert runtime.succeed(*words, client.id).splitlines()[0] == listed
+            assert runtime.succeed(*words, client.id).startswith(listed)
             assert runtime.succeed("kata-network", "list-routes", client.id) == "null\n"
             event = json.loads(runtime.succeed("events", "--stats", client.id))
             assert event["id"] == client.id
