@@ -5,8 +5,8 @@ If a backend listens on the socket (Open vSwitch's port type dpdkvhostuser), QEM
 Otherwise QEMU listens, and the backend connects (dpdkvhostuserclient), again after each restart.
 
 QEMU 7.2 takes no connected or listening descriptor for vhost-user, and its user may not use the
-backend's directory. So QEMU gets, behind a descriptor that opens nothing, the right to one socket
-or to one directory of its own, until it has opened the socket.
+backend's directory. So QEMU gets a directory of its own, until it has opened the socket: with
+another name of the backend's socket, or for the socket that it makes.
 
 Directory and socket belong to a switch or to QEMU, either of which can replace them by a link to
 any file at any moment. So this module works with descriptors, and only on sockets.
@@ -99,24 +99,40 @@ def _attach(path: str, queues: int, uid: int) -> VhostUser:
         with _opened(directory, name) as there:
             if there is not None and _somebody_listens(there):
                 owner = os.fstat(there).st_uid
+                fd = _made_workshop(directory, name, uid)
+                os.link(_path(there), name, dst_dir_fd=fd, follow_symlinks=True)
                 os.chown(_path(there), uid, -1)
-                fd = os.dup(there)
-                return VhostUser(fd, "", queues, opened=lambda: os.chown(_path(fd), owner, -1))
+                return VhostUser(fd, name, False, queues, opened=lambda: _give_back(path, owner))
             if there is not None:
                 os.unlink(name, dir_fd=directory)
         fd = _made_workshop(directory, name, uid)
-        return VhostUser(fd, name, queues, opened=lambda: _publish(fd, path))
+        return VhostUser(fd, name, True, queues, opened=lambda: _publish(fd, path))
 
 
 def _made_workshop(directory: int, name: str, uid: int) -> int:
     _remove_workshop(directory, name)
     os.mkdir(_workshop(name), 0o700, dir_fd=directory)
+    # Not O_PATH: QEMU since 10.2 closes its monitor when it gets such a descriptor.
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with closing(os.open(_workshop(name), flags, dir_fd=directory)) as made:
+    made = os.open(_workshop(name), flags, dir_fd=directory)
+    try:
         if os.fstat(made).st_uid != os.geteuid():
             raise OSError(errno.EPERM, f"another process put another {_workshop(name)} beside it")
         os.fchown(made, uid, uid)
-        return os.open(".", os.O_PATH | os.O_CLOEXEC, dir_fd=made)
+    except OSError:
+        os.close(made)
+        raise
+    return made
+
+
+def _give_back(path: str, owner: int) -> None:
+    """Let a backend's socket belong to its owner again, and have one name. What the backend has put
+    in its place meanwhile stays as it is. Raises OSError."""
+    with _place(path) as (directory, name):
+        _remove_workshop(directory, name)
+        with contextlib.suppress(_OtherError), _opened(directory, name) as there:
+            if there is not None:
+                os.chown(_path(there), owner, -1)
 
 
 def _publish(workshop: int, path: str) -> None:
@@ -167,7 +183,7 @@ def _path(fd: int) -> str:
 
 
 def _workshop(name: str) -> str:
-    """Return the directory in which QEMU may make its socket, beside the socket's place."""
+    """Return the directory in which QEMU may open its socket, beside the socket's place."""
     return f".{name}.tapwright"
 
 

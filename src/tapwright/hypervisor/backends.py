@@ -23,14 +23,14 @@ class Tap:
 class VhostUser:
     """A unix socket to a vhost-user backend as the host's side of a NIC.
 
-    `fd` (O_PATH; the caller closes it) is the backend's socket, to which QEMU must be allowed to
-    connect. With a `name`, `fd` is the directory in which QEMU must be allowed to make a socket of
-    that name, to listen on; `opened` is called when QEMU has done so. QEMU must have been started
-    with a `memory_directory`.
+    `fd` (the caller closes it) is a directory that QEMU may use. If QEMU `listens`, it makes a
+    socket of that name there; otherwise it connects to the one that is there. `opened` is called
+    when QEMU has done so. QEMU must have been started with a `memory_directory`.
     """
 
     fd: int
     name: str
+    listens: bool
     queues: int
     opened: Callable[[], None]
 

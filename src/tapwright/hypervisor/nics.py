@@ -151,7 +151,7 @@ class Nics:
         chardev = f"char{slot}"
         await self._open_socket(chardev, backend)
         try:
-            if backend.name:
+            if backend.listens:
                 await self._connected(chardev)
             # This comes last, because QEMU stands still until the backend has answered.
             await self._qmp.execute(
@@ -169,12 +169,9 @@ class Nics:
 
     async def _open_socket(self, chardev: str, backend: VhostUser) -> None:
         passed = await self._qmp.execute_with_fd(backend.fd, "add-fd")
-        path = f"/proc/self/fd/{passed['fd']}"
-        if backend.name:
-            address = {"type": "unix", "data": {"path": f"{path}/{backend.name}"}}
-            data = {"addr": address, "server": True, "wait": False}
-        else:
-            data = {"addr": {"type": "unix", "data": {"path": path}}, "server": False}
+        path = f"/proc/self/fd/{passed['fd']}/{backend.name}"
+        data: dict[str, Any] = {"addr": {"type": "unix", "data": {"path": path}}}
+        data |= {"server": True, "wait": False} if backend.listens else {"server": False}
         try:
             await self._qmp.execute(
                 "chardev-add", id=chardev, backend={"type": "socket", "data": data}
