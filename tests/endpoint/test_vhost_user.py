@@ -1,5 +1,6 @@
 """vhost-user sockets in directories of other users, who put something else in their place."""
 
+import errno
 import os
 import socket
 import stat
@@ -63,6 +64,26 @@ def test_a_socket_that_somebody_listens_on(directory: Path) -> None:
         os.close(backend.fd)
         vhost_user.of("vhost0", str(path)).detach()
         assert path.exists()
+
+
+def test_a_directory_that_takes_no_second_name(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = directory / "s"
+    with listening(path):
+        os.chown(path, SWITCH, SWITCH)
+
+        def refused(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EPERM, "refused")
+
+        before = open_files()
+        monkeypatch.setattr(os, "link", refused)
+        with pytest.raises(NetworkError, match="refused"):
+            attached(path)
+        assert open_files() == before
+        vhost_user.VhostUserSocket("vhost0", str(path), SWITCH).detach()
+        assert owner(path) == SWITCH
+        assert os.listdir(directory) == ["s"]
 
 
 def test_a_socket_that_qemu_makes(directory: Path) -> None:

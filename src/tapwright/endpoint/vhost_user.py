@@ -99,9 +99,8 @@ def _attach(path: str, queues: int, uid: int) -> VhostUser:
         with _opened(directory, name) as there:
             if there is not None and _somebody_listens(there):
                 owner = os.fstat(there).st_uid
-                fd = _made_workshop(directory, name, uid)
-                os.link(_path(there), name, dst_dir_fd=fd, follow_symlinks=True)
                 os.chown(_path(there), uid, -1)
+                fd = _made_workshop(directory, name, uid, there)
                 return VhostUser(fd, name, False, queues, opened=lambda: _give_back(path, owner))
             if there is not None:
                 os.unlink(name, dir_fd=directory)
@@ -109,7 +108,9 @@ def _attach(path: str, queues: int, uid: int) -> VhostUser:
         return VhostUser(fd, name, True, queues, opened=lambda: _publish(fd, path))
 
 
-def _made_workshop(directory: int, name: str, uid: int) -> int:
+def _made_workshop(directory: int, name: str, uid: int, there: int | None = None) -> int:
+    """Return a descriptor of a new directory for QEMU, in which the socket `there`, if it is given,
+    has another name."""
     _remove_workshop(directory, name)
     os.mkdir(_workshop(name), 0o700, dir_fd=directory)
     # Not O_PATH: QEMU since 10.2 closes its monitor when it gets such a descriptor.
@@ -118,6 +119,8 @@ def _made_workshop(directory: int, name: str, uid: int) -> int:
     try:
         if os.fstat(made).st_uid != os.geteuid():
             raise OSError(errno.EPERM, f"another process put another {_workshop(name)} beside it")
+        if there is not None:
+            os.link(_path(there), name, dst_dir_fd=made, follow_symlinks=True)
         os.fchown(made, uid, uid)
     except OSError:
         os.close(made)
