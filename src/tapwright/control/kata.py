@@ -1,8 +1,7 @@
 """The JSON of `kata-network`: interfaces and routes read, checked, and written.
 
 As in Kata's runtime, keys match without regard to case, unknown keys are ignored, and null is no
-value. A refusal is
-a UsageError that names field, value and rule.
+value. A refusal is a UsageError that names field, value and rule.
 """
 
 import ipaddress

@@ -19,8 +19,8 @@ _PAUSE = 0.02
 
 _VHOST = "/dev/vhost-net"
 # Without filters of its own the NIC gives the guest each frame that its interface has, as a veth
-# does: also those for other stations, which a bridge floods. Guests' kernels since 6.6 set filters
-# some time after a program has joined a group, and would miss what comes until then.
+# does: also those for other stations, which a bridge floods. Newer guests' kernels set filters some
+# time after a program has joined a group, and would miss what comes until then.
 _HEARS_ALL = {"ctrl_rx": False}
 # The speed that a veth reports (drivers/net/veth.c). Without it ethtool would show "unknown", and a
 # program that adds up speeds would read -1.
@@ -170,8 +170,10 @@ class Nics:
     async def _open_socket(self, chardev: str, backend: VhostUser) -> None:
         passed = await self._qmp.execute_with_fd(backend.fd, "add-fd")
         path = f"/proc/self/fd/{passed['fd']}/{backend.name}"
-        data: dict[str, Any] = {"addr": {"type": "unix", "data": {"path": path}}}
-        data |= {"server": True, "wait": False} if backend.listens else {"server": False}
+        address = {"type": "unix", "data": {"path": path}}
+        data: dict[str, Any] = {"addr": address, "server": backend.listens}
+        if backend.listens:
+            data["wait"] = False
         try:
             await self._qmp.execute(
                 "chardev-add", id=chardev, backend={"type": "socket", "data": data}

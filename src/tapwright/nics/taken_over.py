@@ -5,6 +5,7 @@ program of the guest has set stays until then, as it does in a namespace.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from tapwright.agent import requests
@@ -15,6 +16,10 @@ from tapwright.linux.addresses import Address, made_from
 from tapwright.nics.guest_settings import Setting
 
 Property = Callable[[Interface], Any]
+
+_name, _mac = attrgetter("link.name"), attrgetter("link.mac")
+_mtu, _txqlen = attrgetter("link.mtu"), attrgetter("link.txqlen")
+_is_running = attrgetter("is_running")
 
 
 def first_request(
@@ -92,28 +97,8 @@ def is_taken_over(before: Interface | None, found: Interface) -> bool:
     )
 
 
-def _name(interface: Interface) -> str:
-    return interface.link.name
-
-
-def _mac(interface: Interface) -> str:
-    return interface.link.mac
-
-
-def _mtu(interface: Interface) -> int:
-    return interface.link.mtu
-
-
-def _txqlen(interface: Interface) -> int:
-    return interface.link.txqlen
-
-
 def _is_up(interface: Interface) -> bool:
     return interface.link.is_up or interface.link.is_loopback
-
-
-def _is_running(interface: Interface) -> bool:
-    return interface.is_running
 
 
 def _alias(interface: Interface) -> str:

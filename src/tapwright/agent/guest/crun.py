@@ -112,6 +112,16 @@ def without_options_of_version_1(config: dict[str, Any]) -> None:
             mount["options"] = ["rw"]
 
 
+def entry(text: str, start: int = 0) -> tuple[str, int] | None:
+    """Return (message, end) of the entry of crun's log that begins there with a brace, a JSON
+    object: a line, or several since crun 1.28. None if there is no whole one."""
+    try:
+        found, end = _JSON.raw_decode(text, start)
+    except ValueError:
+        return None
+    return str(found.get("msg", "")), end
+
+
 def start(container: str) -> None:
     """Do the work of `crun start`, without the time of another process. The container's first
     process waits for a byte in a FIFO (src/libcrun/status.c: libcrun_status_write_exec_fifo).
@@ -152,16 +162,14 @@ def _memory_file(content: dict[str, Any]) -> int:
 
 
 def _reason(log: int, code: int) -> str:
-    """Return the last error in crun's log, a sequence of JSON objects: one in each line, or over
-    several lines since crun 1.28."""
+    """Return the last error in crun's log."""
     size = os.fstat(log).st_size
     text = os.pread(log, _REASON_BYTES, max(0, size - _REASON_BYTES)).decode(errors="replace")
     reason = f"crun ended with {f'signal {-code}' if code < 0 else f'status {code}'}"
     start = text.find("{")
     while start >= 0:
-        end = start + 1
-        with contextlib.suppress(ValueError):  # it is in the middle of one that was cut off
-            found, end = _JSON.raw_decode(text, start)
-            reason = str(found.get("msg", reason))
+        # There is none in the middle of one that was cut off.
+        message, end = entry(text, start) or ("", start + 1)
+        reason = message or reason
         start = text.find("{", end)
     return reason

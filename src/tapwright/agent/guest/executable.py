@@ -2,12 +2,12 @@
 does: platforms' exit statuses and people's searches know runc's words, and not crun's."""
 
 import errno
-import json
 import os
 import re
 import stat
 from typing import Any
 
+from tapwright.agent.guest import crun
 from tapwright.linux import libc
 
 _SAID = re.compile(r"exec container process(?: \(missing dynamic library\?\))? `(.*)`: (.+)")
@@ -29,7 +29,6 @@ _UNREACHABLE = (
     "Too many levels of symbolic links",
 )
 _ANSWER_BYTES = 4096
-_JSON = json.JSONDecoder()
 _RIGHTS = {"CAP_DAC_OVERRIDE": 1 << 1, "CAP_DAC_READ_SEARCH": 1 << 2}
 """Those that have to do with finding a program (include/uapi/linux/capability.h)."""
 
@@ -93,8 +92,9 @@ def is_a_part(output: bytes) -> bool:
     then (glibc 2.37, stdio-common/vfprintf-internal.c)."""
     if not _ENTRY.match(output) or len(output) >= _ENTRY_BYTES:
         return False
-    entry = _entry(output)
-    return entry is None or "\n" not in entry[1]
+    text = output.decode(errors="replace")
+    entry = crun.entry(text)
+    return entry is None or "\n" not in text[entry[1] :]
 
 
 def in_runcs_words(output: bytes, program: str) -> bytes:
@@ -103,25 +103,15 @@ def in_runcs_words(output: bytes, program: str) -> bytes:
     out."""
     if of_exec := _OF_EXEC.fullmatch(output):
         return f"exec {program}: {_lowered(of_exec[1].decode())}".encode() + of_exec[2]
-    entry = _entry(output) if _ENTRY.match(output) else None
+    text = output.decode(errors="replace")
+    entry = crun.entry(text) if _ENTRY.match(output) else None
     if entry is None:
         return output
-    message, rest = entry
-    said = _SAID.fullmatch(message)
+    message, end = entry
+    said, rest = _SAID.fullmatch(message), text[end:]
     if not said or rest not in ("\n", "\r\n"):
         return output
     return f"exec {said[1]}: {_lowered(said[2])}{rest}".encode()
-
-
-def _entry(output: bytes) -> tuple[str, str] | None:
-    """Return the message of the entry with which the output begins, and what follows; None if the
-    entry has no end."""
-    text = output.decode(errors="replace")
-    try:
-        found, end = _JSON.raw_decode(text)
-    except ValueError:
-        return None
-    return str(found["msg"]), text[end:]
 
 
 def _looked_up(pid: int, process: dict[str, Any], program: str, places: list[str]) -> str:
